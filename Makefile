@@ -1,0 +1,44 @@
+.PHONY: help venv demo test test-fast check format wheel clean ci
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+STAMP := .venv/.complete
+
+help:       ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+venv: $(STAMP)  ## create .venv with the pinned packages, if it is not there or the pins changed
+	@:
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt weights.txt .ci/venv
+	@PYTHON="$(PYTHON)" .ci/venv
+
+demo: venv  ## make documents, train the embedded default through its stages, score it
+	@$(BIN)/python cli.py demo
+
+test: venv  ## all tests
+	@$(BIN)/python -m pytest
+
+test-fast: venv  ## the tests that take less than two seconds each
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: venv  ## style, types and import rules
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: venv  ## put the code in shape
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+wheel: venv  ## build dist/*.whl
+	@$(BIN)/python -m build --wheel --no-isolation
+
+ci:         ## what .ci/run does
+	@.ci/run
+
+clean:      ## remove what builds and checks leave behind; keeps .venv and runs
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@rm -rf *.egg-info

@@ -1,0 +1,39 @@
+"""AlignVLM in PyTorch Lightning: document vision-language models with the ALIGN connector.
+
+Importing this package costs nothing: torch and transformers are loaded with the first model class that is
+asked for, so that `prepare` and `score` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+    from .module import AlignVLMModule
+
+__version__ = "0.1.0"
+__all__ = [
+    "AlignVLMConfig",
+    "AlignVLMForConditionalGeneration",
+    "AlignVLMModule",
+    "AlignVLMProcessor",
+    "__version__",
+]
+
+# CONTRACT: alignvlm_pl/models/__init__.py exports the three Hugging Face classes under these names.
+_HOME = {
+    "AlignVLMConfig": ".models",
+    "AlignVLMForConditionalGeneration": ".models",
+    "AlignVLMProcessor": ".models",
+    "AlignVLMModule": ".module",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,44 @@
+"""What every test gets: fixed seeds, one thread, no network, and the working directory it started with."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+# Two cores: more threads than that in small operations only wait for each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Hugging Face loaders fail at once instead of asking a server.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> Iterator[None]:
+    """Seed the generators; torch and numpy only where a test module has imported them already."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    folder = os.getcwd()
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        dtype = torch.get_default_dtype()
+        yield
+        torch.set_default_dtype(dtype)
+    else:
+        yield
+    os.chdir(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

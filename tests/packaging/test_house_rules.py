@@ -1,0 +1,88 @@
+"""Rules of the house that no linter knows: sizes, the test tree, imports that stay light."""
+
+import ast
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("alignvlm_pl", "callbacks", "datamodules")
+HEAVY = ("lightning", "torch", "transformers")
+
+
+def _sources() -> list[Path]:
+    return [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+def test_files_stay_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in _sources()}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+    assert statistics.median(lengths.values()) <= 150
+
+
+def test_functions_stay_short() -> None:
+    long = {}
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80:
+                long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = (
+                    node.end_lineno - node.lineno + 1
+                )
+    assert long == {}
+
+
+def test_test_tree_shadows_no_package() -> None:
+    # With an __init__.py in tests/callbacks pytest would import that folder as `callbacks`.
+    assert [str(path) for path in (ROOT / "tests").rglob("__init__.py")] == []
+    assert [name for name in PACKAGES if (ROOT / "tests" / name).exists()] == []
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "alignvlm_pl",
+        "alignvlm_pl.errors",
+        "alignvlm_pl.imaging",
+        "alignvlm_pl.metrics",
+        "alignvlm_pl.ownership",
+        "alignvlm_pl.paths",
+        "alignvlm_pl.tiling",
+        "callbacks",
+        "datamodules",
+        "datamodules.prepare",
+    ],
+)
+def test_import_stays_light(module: str) -> None:
+    program = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_lazy_names_exist() -> None:
+    for package in PACKAGES:
+        program = f"import {package} as p; [getattr(p, name) for name in p.__all__]; p.no_such_name"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        last = done.stderr.strip().splitlines()[-1]
+        assert last == f"AttributeError: module '{package}' has no attribute 'no_such_name'", done.stderr
+
+
+@pytest.mark.slow
+def test_import_rules_are_kept() -> None:
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
