@@ -1,0 +1,210 @@
+"""Pixels: read an image file safely, and cut it into the tiles that the vision encoder takes.
+
+Pillow and numpy only. Files come from the web and from scanners, so nothing is trusted: the size is checked
+before anything is decoded, and whatever a decoder says about a bad file becomes one DataError naming it.
+"""
+
+import io
+import os
+import warnings
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from .errors import DataError
+from .tiling import Tiling, choose_grid, plan_tiles
+
+MAX_PIXELS = 100_000_000
+
+# Named, because Pillow would otherwise also hand bytes to formats that run other programs (EPS: Ghostscript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(
+    source: bytes | str | os.PathLike[str], *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read an image as RGB: upright, on white where transparent, the first frame of an animation.
+
+    Args:
+        source: The file's bytes, or its path.
+        name: What error messages call it (shard and member, say); the path by default.
+        max_pixels: Largest width times height that is decoded. Pillow's own limit (twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, 179 million) stays in force above it.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        DataError: No such file, not an image of a known format, too large, truncated or damaged.
+    """
+    if name is None:
+        name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
+    content = source if isinstance(source, bytes) else _read(source, name)
+    if not content:
+        raise DataError(f"{name}: the image file is empty; write it again or leave the sample out")
+    with warnings.catch_warnings():
+        # Pillow warns of large images, where our limit decides, and of damaged metadata, which nobody needs here;
+        # what it cannot decode it raises.
+        warnings.simplefilter("ignore")
+        with _open(content, name) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(
+                    f"{name}: image of {width}x{height} pixels, expected at most {max_pixels} in all "
+                    "(max_pixels); scale the image down or raise max_pixels"
+                )
+            return _decode(image, name)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes resolved.
+
+    Images of 32-bit integers or floats have no agreed white: their smallest value becomes black, the largest
+    white.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _deep_to_gray(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode == "La":  # premultiplied grey has no direct way to RGBA
+            image = image.convert("LA")
+        colours = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """Cut an image into tiles, in the order and number of `tiling.plan_tiles`.
+
+    Pixels are resampled bicubically, as by both rules' authors, and normalised with mean and deviation 0.5;
+    padding is 0 after normalisation, a mid grey.
+
+    Args:
+        image: An image of any mode.
+        tiling: The settings.
+
+    Returns:
+        float32 (tiles, 3, tile_height, tile_width), RGB in [-1, 1].
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    image = to_rgb(image)
+    plan = plan_tiles(*image.size, tiling)
+    out = np.zeros((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.float32)
+    pieces = _fitted_pieces(image, tiling) if tiling.rule == "ovis" else _stretched_pieces(image, tiling)
+    for tile, box, piece in zip(out, plan, pieces, strict=True):
+        x, y = box.offset_x, box.offset_y
+        tile[:, y : y + box.resized_height, x : x + box.resized_width] = _normalise(piece)
+    return out
+
+
+def _fitted_pieces(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+    pieces = []
+    for box in plan_tiles(*image.size, tiling):
+        # Cropped before resizing: with resize(box=...) the filter would see pixels across the tile's border.
+        source = image.crop((box.left, box.top, box.right, box.bottom))
+        pieces.append(source.resize((box.resized_width, box.resized_height), Image.Resampling.BICUBIC))
+    return pieces
+
+
+def _stretched_pieces(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+    # Resized as one and then cut, as InternVL does: the filter does see across the borders.
+    rows, cols = choose_grid(*image.size, tiling)
+    width, height = tiling.tile_width, tiling.tile_height
+    canvas = image.resize((width * cols, height * rows), Image.Resampling.BICUBIC)
+    corners = iter([(col * width, row * height) for row in range(rows) for col in range(cols)])
+    pieces = []
+    for box in plan_tiles(*image.size, tiling):
+        if box.is_thumbnail:
+            pieces.append(image.resize((width, height), Image.Resampling.BICUBIC))
+        else:
+            x, y = next(corners)
+            pieces.append(canvas.crop((x, y, x + width, y + height)))
+    return pieces
+
+
+def _normalise(image: Image.Image) -> np.ndarray:
+    """(3, height, width) float32 in [-1, 1]."""
+    pixels = np.asarray(image, dtype=np.float32)
+    return (pixels / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1)
+
+
+def _read(path: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
+
+
+@lru_cache(maxsize=1)
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(known for known in _FORMATS if known in Image.OPEN)
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """Read the header only."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_known_formats())
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: too large to decode ({error}); scale it down") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what a decoder raises on hostile bytes is not documented
+        raise DataError(
+            f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}); "
+            f"known formats: {', '.join(_known_formats())}"
+        ) from error
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        orientation = _orientation(image)
+        rgb = to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _open
+        raise DataError(
+            f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
+            f"({error}); the file is truncated or damaged"
+        ) from error
+    turned = rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
+    # A copy where nothing was converted: the caller's image must outlive the file that is closed here.
+    return turned.copy() if turned is image else turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation (1 = upright); a damaged EXIF block does not make the pixels unusable."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # as in _open
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _deep_to_gray(image: Image.Image) -> Image.Image:
+    """16-bit and 32-bit greys as 8-bit grey; Pillow's own conversion clips everything above 255 to white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    # Older Pillow opens 16-bit PNG and PGM as mode "I"; these formats know no deeper grey.
+    if image.mode.startswith("I;16") or getattr(image, "format", None) in ("PNG", "PPM"):
+        low, high = 0.0, 65535.0
+    else:
+        low, high = float(values.min()), float(values.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))
