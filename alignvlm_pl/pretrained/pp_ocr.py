@@ -1,0 +1,107 @@
+"""The PP-OCRv6 recogniser trunk from the PyPI package `rapidocr`, as a Hugging Face folder.
+
+The package carries the recogniser as an ONNX graph. Only the initialisers of its convolutions up to the last
+pooling are read, each by its name, and written under the names of
+`alignvlm_pl.models.pp_ocr.PPOCRVisionModel`. Needs onnx, numpy and safetensors, not torch. The weights are
+(c) Baidu/PaddleOCR under Apache-2.0 (MODEL_LICENSES.md in the package).
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignvlm_pl.errors import ConfigError
+
+from .cache import WeightSource, ensure_folder, write_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PP_OCR = WeightSource(
+    name="pp-ocrv6-rec-small-trunk",
+    package="rapidocr",
+    version="3.10.0",
+    module="rapidocr",
+    path="models/PP-OCRv6_rec_small.onnx",
+    num_bytes=21_234_383,
+    sha256="6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+    converted_bytes=10_700_000,
+)
+
+_STEM = {
+    "entry": "conv2d_68",
+    "branch_in": "conv2d_69",
+    "branch_out": "conv2d_70",
+    "merge": "conv2d_71",
+    "exit": "conv2d_72",
+}
+# Per block: depthwise, (squeeze-excite reduce, expand) or None, expand, project.
+_BLOCKS: tuple[tuple[int, tuple[int, int] | None, int, int], ...] = (
+    (74, (7, 8), 75, 76),
+    (78, None, 79, 80),
+    (82, None, 83, 84),
+    (85, None, 86, 87),
+    (89, (24, 25), 90, 91),
+    (93, None, 94, 95),
+    (97, (34, 35), 98, 99),
+    (101, None, 102, 103),
+    (105, (44, 45), 106, 107),
+    (109, None, 110, 111),
+    (112, None, 113, 114),
+    (116, (57, 58), 117, 118),
+    (120, None, 121, 122),
+)
+
+
+def ensure_pp_ocr_trunk() -> Path:
+    """Return a Hugging Face folder with the trunk, converting it once.
+
+    Load it with `AutoModel.from_pretrained` after importing `alignvlm_pl.models.pp_ocr`.
+
+    Raises:
+        ConfigError: The package is missing or another version, there is no space, or `onnx` is not installed.
+    """
+    return ensure_folder(PP_OCR, build=_convert)
+
+
+def initialiser_names() -> dict[str, str]:
+    """Map each parameter of the torch trunk to the initialiser of the ONNX graph that holds it."""
+    convolutions = {f"stem.{part}": name for part, name in _STEM.items()}
+    for index, (depthwise, squeeze_excite, expand, project) in enumerate(_BLOCKS):
+        block = f"blocks.{index}"
+        convolutions[f"{block}.depthwise"] = f"conv2d_{depthwise}"
+        if squeeze_excite is not None:
+            convolutions[f"{block}.squeeze_excite.reduce"] = f"conv2d_{squeeze_excite[0]}"
+            convolutions[f"{block}.squeeze_excite.expand"] = f"conv2d_{squeeze_excite[1]}"
+        convolutions[f"{block}.expand"] = f"conv2d_{expand}"
+        convolutions[f"{block}.project"] = f"conv2d_{project}"
+    names = {}
+    for position, (module, name) in enumerate(convolutions.items()):
+        names[f"{module}.weight"] = f"{name}.w_0"
+        # The exporter numbered the biases in the order of the graph, which is the order above.
+        names[f"{module}.bias"] = f"p2o.pd_op.reshape.{position}.0"
+    return names
+
+
+def _convert(source_file: Path, folder: Path) -> None:
+    """Write config.json and model.safetensors of the ONNX file's trunk into `folder`."""
+    write_safetensors(_trunk_weights(source_file), folder / "model.safetensors")
+    # CONTRACT: the defaults of alignvlm_pl/models/pp_ocr.py::PPOCRVisionConfig describe this very trunk.
+    config = {"architectures": ["PPOCRVisionModel"], "model_type": "pp_ocr_vision", "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _trunk_weights(source_file: Path) -> "dict[str, np.ndarray]":
+    """Read the trunk's weights; biases, stored as (1, C, 1, 1), come back as (C,)."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise ConfigError("converting the PP-OCR trunk needs the package onnx: pip install onnx") from error
+    graph = onnx.load(str(source_file)).graph
+    initialisers = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {}
+    for parameter, name in initialiser_names().items():
+        value = numpy_helper.to_array(initialisers[name])
+        weights[parameter] = (value.reshape(-1) if parameter.endswith(".bias") else value).copy()
+    return weights

