@@ -1,0 +1,42 @@
+"""Shards in, batches out: the DataModules, and the writer that makes shards. Loaded on first use.
+
+Importing this package, its writer, its manifest reader or `datamodules.prepare` never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import WebDataModule
+    from .benchmarks import BenchmarkDataModule
+    from .captions import CC12MDataModule
+    from .documents import BigDocsDataModule
+    from .instructions import DocDownstreamDataModule
+
+# CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
+__distribution__ = "alignvlm_pl"
+__all__ = [
+    "BenchmarkDataModule",
+    "BigDocsDataModule",
+    "CC12MDataModule",
+    "DocDownstreamDataModule",
+    "WebDataModule",
+]
+
+_HOME = {
+    "BenchmarkDataModule": ".benchmarks",
+    "BigDocsDataModule": ".documents",
+    "CC12MDataModule": ".captions",
+    "DocDownstreamDataModule": ".instructions",
+    "WebDataModule": ".base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

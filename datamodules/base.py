@@ -1,0 +1,279 @@
+"""WebDataModule: shards of the normal form as Lightning data; the base of every DataModule here.
+
+Three kinds of sets: `train` (endless, shuffled, concatenated), `val` (loss, each sample once) and
+`benchmarks` (generation, each sample once). The subclasses say how the members of a tar become a sample.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from alignvlm_pl.errors import ConfigError, DataError, nearest
+
+from .collate import Collator, Processor
+from .decode import Decoder
+from .loader import EvaluationBatches, ShardLoader, TrainBatches
+from .manifest import Manifest, load_manifest
+from .normal_form import Adapter, read_normal
+from .shards import TrainStream, check_enough_shards, plan_evaluation, total_samples
+
+
+class WebDataModule(pl.LightningDataModule):
+    """Documents in WebDataset shards of the normal form (docs/data.md); a set is a folder with a manifest.
+
+    Args:
+        train: Folders of the training sets; several are concatenated.
+        val: Name -> folder of the sets whose loss is watched.
+        benchmarks: Name -> folder of the sets that are answered and scored.
+        batch_size: Training samples per device and step.
+        eval_batch_size: Samples per device in a batch of `val` and `benchmarks`.
+        num_workers: Worker processes per device; 0 loads in the training process.
+        seed: Seed of the order of the training samples.
+        shuffle_buffer: Training samples read ahead and permuted together; 0 keeps the order within a shard.
+        max_text_length: Largest number of text tokens of a sample, without vision tokens; null: the stage's.
+        max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops.
+        strict: Stop at the first bad training sample.
+        sources: Train only on samples of these sources; null takes all.
+    """
+
+    def __init__(
+        self,
+        train: list[Path] | None = None,
+        val: dict[str, Path] | None = None,
+        benchmarks: dict[str, Path] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        num_workers: int = 2,
+        seed: int = 0,
+        shuffle_buffer: int = 512,
+        max_text_length: int | None = None,
+        max_skipped_share: float = 0.01,
+        strict: bool = False,
+        sources: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1 or num_workers < 0:
+            raise ConfigError(
+                "data.init_args: batch_size and eval_batch_size must be at least 1, num_workers at least 0, "
+                f"found {batch_size}, {eval_batch_size}, {num_workers}"
+            )
+        if not 0 <= max_skipped_share <= 1:
+            raise ConfigError(
+                f"data.init_args.max_skipped_share={max_skipped_share}: expected a share in [0, 1]"
+            )
+        self.train = list(train or [])
+        self.val = dict(val or {})
+        self.benchmarks = dict(benchmarks or {})
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.max_text_length = max_text_length
+        self.max_skipped_share = max_skipped_share
+        self.strict = strict
+        self.sources = None if sources is None else frozenset(sources)
+        self._manifests: dict[Path, Manifest] = {}
+        self._attached: tuple[Processor, int, int] | None = None
+        self._train_loader: ShardLoader | None = None
+
+    def adapter(self) -> Adapter:
+        """Return how the members of a tar become the normal form; subclasses add their source's format."""
+        return read_normal
+
+    def attach(self, processor: Processor, *, rank: int = 0, world: int = 1) -> "WebDataModule":
+        """Use a processor and a place among the ranks without a trainer."""
+        self._attached = (processor, rank, world)
+        return self
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and verify all manifests the stage needs, before any weights are loaded.
+
+        Raises:
+            DataError: A set is missing, cut or too small for the ranks and workers.
+        """
+        folders = [*self.val.values(), *self.benchmarks.values()]
+        for folder in [*self.train, *folders] if stage in (None, "fit") else folders:
+            self._manifest(folder)
+        if self.train and stage in (None, "fit"):
+            manifests = self._train_manifests()
+            _, world = self._place()
+            check_enough_shards(
+                sum(len(m.shards) for m in manifests), world=world, num_workers=self.num_workers
+            )
+            self._check_sources(manifests)
+            self.steps_per_epoch()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the training workers."""
+        if self._train_loader is not None:
+            self._train_loader.close()
+            self._train_loader = None
+
+    def steps_per_epoch(self, batch_size: int | None = None, world: int | None = None) -> int:
+        """Batches each rank takes per epoch: samples // (batch size x ranks), the same on all ranks.
+
+        Args:
+            batch_size: Samples per device; None for this module's.
+            world: Number of ranks; None for the trainer's.
+
+        Raises:
+            ConfigError: The batches of one step hold more samples than the sets.
+        """
+        size, ranks = batch_size or self.batch_size, world or self._place()[1]
+        total = total_samples(self._train_manifests(), self.sources)
+        if total < size * ranks:
+            raise ConfigError(
+                f"data.init_args.batch_size={size} on {ranks} ranks needs {size * ranks} samples per step, "
+                f"but the training sets have {total}; use a smaller batch or more data"
+            )
+        return total // (size * ranks)
+
+    def train_dataloader(self) -> ShardLoader:
+        """Endless training batches; an epoch is `steps_per_epoch()` of them."""
+        rank, world = self._place()
+        stream = TrainStream(
+            manifests=self._train_manifests(),
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer,
+            rank=rank,
+            world=world,
+        )
+        check_enough_shards(stream.num_shards, world=world, num_workers=self.num_workers)
+        dataset = TrainBatches(
+            stream,
+            decoder=Decoder(adapter=self.adapter(), sources=self.sources),
+            collator=self._collator(),
+            batch_size=self.batch_size,
+            max_skipped_share=None if self.strict else self.max_skipped_share,
+        )
+        self.teardown()
+        self._train_loader = ShardLoader(
+            dataset, num_batches=self.steps_per_epoch(), num_workers=self.num_workers
+        )
+        return self._train_loader
+
+    def val_dataloader(self) -> list[ShardLoader]:
+        """One loader of loss batches for each set of `val`, in the order of `val_names`."""
+        validating = self.trainer is not None and self.trainer.state.fn == "validate"
+        return self.test_dataloader() if validating else self._loss_loaders(self.val)
+
+    def test_dataloader(self) -> list[ShardLoader]:
+        """One loader of loss batches for each set of `val`, or for each benchmark where there is none.
+
+        Lightning skips `validate` and `test` with all their hooks where there is nothing to loop over, and then
+        no benchmark would be answered (CONTRACT: callbacks/benchmark_evaluation.py works in these hooks).
+        """
+        return self._loss_loaders(self.val or self.benchmarks)
+
+    def predict_dataloader(self) -> list[ShardLoader]:
+        """One loader of generation batches for each benchmark, in the order of `benchmark_names`."""
+        return [self.benchmark_dataloader(name) for name in self.benchmark_names]
+
+    def benchmark_dataloader(self, name: str, *, limit: int | None = None) -> ShardLoader:
+        """Generation batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
+
+        Args:
+            name: One of `benchmark_names`.
+            limit: Only the first samples; None for all.
+
+        Raises:
+            ConfigError: An unknown name, with the known ones.
+        """
+        return self._evaluation(self._benchmark(name), generation=True, limit=limit)
+
+    def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
+        """Samples of one benchmark over all ranks: what the number of scored answers must equal."""
+        size = self._manifest(self._benchmark(name)).num_samples
+        return size if limit is None else min(size, limit)
+
+    @property
+    def benchmark_names(self) -> list[str]:
+        """Names of the benchmarks."""
+        return list(self.benchmarks)
+
+    @property
+    def val_names(self) -> list[str]:
+        """Names of the sets whose loss is watched."""
+        return list(self.val)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Training samples left out on this rank so far, by reason."""
+        return {} if self._train_loader is None else dict(self._train_loader.skipped)
+
+    def _loss_loaders(self, sets: dict[str, Path]) -> list[ShardLoader]:
+        return [self._evaluation(folder) for folder in sets.values()]
+
+    def _evaluation(self, folder: Path, *, generation: bool = False, limit: int | None = None) -> ShardLoader:
+        manifest = self._manifest(folder)
+        rank, world = self._place()
+        size = manifest.num_samples if limit is None else min(limit, manifest.num_samples)
+        plan = plan_evaluation(size, batch_size=self.eval_batch_size, rank=rank, world=world)
+        dataset = EvaluationBatches(
+            manifest,
+            plan=plan,
+            decoder=Decoder(adapter=self.adapter()),
+            collator=self._collator(generation=generation),
+        )
+        return ShardLoader(dataset, num_batches=len(plan), num_workers=min(self.num_workers, len(plan)))
+
+    def _collator(self, *, generation: bool = False) -> Collator:
+        return Collator(processor=self.processor, max_text_length=self._text_limit(), generation=generation)
+
+    @property
+    def processor(self) -> Processor:
+        """The attached processor, else the one of the trainer's module.
+
+        Raises:
+            ConfigError: Neither is there.
+        """
+        if self._attached is not None:
+            return self._attached[0]
+        module = getattr(self.trainer, "lightning_module", None)
+        if module is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no processor: give it to a Trainer or call attach()"
+            )
+        processor: Processor = module.processor  # CONTRACT: alignvlm_pl/module.py
+        return processor
+
+    def _text_limit(self) -> int | None:
+        if self.max_text_length is not None or self.trainer is None:
+            return self.max_text_length
+        stage: Any = getattr(self.trainer.lightning_module, "stage", None)
+        return None if stage is None else int(stage.max_text_length)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of ranks; from the trainer, never from the environment."""
+        if self._attached is not None:
+            return self._attached[1:]
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _manifest(self, folder: Path) -> Manifest:
+        if folder not in self._manifests:
+            self._manifests[folder] = load_manifest(folder)
+        return self._manifests[folder]
+
+    def _train_manifests(self) -> tuple[Manifest, ...]:
+        if not self.train:
+            raise ConfigError(
+                "data.init_args.train names no folder; give at least one set of shards to train on"
+            )
+        return tuple(self._manifest(folder) for folder in self.train)
+
+    def _check_sources(self, manifests: tuple[Manifest, ...]) -> None:
+        known = {source for manifest in manifests for source in manifest.sources}
+        for source in sorted((self.sources or frozenset()) - known) if known else ():
+            raise DataError(
+                f"data.init_args.sources: no sample of source '{source}'; {nearest(source, known)}"
+            )
+
+    def _benchmark(self, name: str) -> Path:
+        if name not in self.benchmarks:
+            raise ConfigError(
+                f"benchmark '{name}' has no folder in data.init_args.benchmarks; "
+                f"{nearest(name, self.benchmarks)}"
+            )
+        return self.benchmarks[name]

@@ -1,0 +1,47 @@
+"""Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import WebDataModule
+from .normal_form import Adapter, NormalSample, RawSample, describe, read_docdownstream
+from .sample import SampleError
+
+
+class BenchmarkDataModule(WebDataModule):
+    """Sets in normal form that are answered and scored; nothing is trained.
+
+    Args:
+        benchmarks: Name -> folder of the sets.
+        eval_batch_size: Samples per device in a batch.
+        num_workers: Worker processes per device; 0 loads in the main process.
+    """
+
+    def __init__(self, benchmarks: dict[str, Path], eval_batch_size: int = 8, num_workers: int = 2) -> None:
+        super().__init__(benchmarks=benchmarks, eval_batch_size=eval_batch_size, num_workers=num_workers)
+
+    def adapter(self) -> Adapter:
+        """Read samples and refuse those without an accepted answer."""
+        return AnswerRequired(read=read_docdownstream)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRequired:
+    """Adapter that refuses samples which cannot be scored.
+
+    Attributes:
+        read: The adapter underneath.
+    """
+
+    read: Callable[[RawSample], NormalSample]
+
+    def __call__(self, raw: RawSample) -> NormalSample:
+        """Raise SampleError where there are neither references nor a last assistant turn."""
+        record, images, files = self.read(raw)
+        messages = record.get("messages") or [{}]
+        if not record.get("references") and messages[-1].get("role") != "assistant":
+            raise SampleError(
+                f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer"
+            )
+        return record, images, files

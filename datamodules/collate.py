@@ -1,0 +1,147 @@
+"""`Sample` -> encoded conversation -> batch, a plain dict that Lightning can move to a device.
+
+Padding is the processor's (right for training, left for generation); here are the choice of turns, the
+fields beside the tensors, and the refusal of a batch that could teach nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from alignvlm_pl.errors import DataError
+
+from .sample import Message, Sample, SampleError, message_text
+
+IGNORE_INDEX = -100
+Batch = dict[str, Any]
+
+
+class Encoded(Protocol):
+    """What `processor.encode` gives: ids and labels of one conversation and its tiles."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+    @property
+    def labels(self) -> list[int]: ...
+    @property
+    def pixel_values(self) -> np.ndarray: ...
+    @property
+    def num_tiles(self) -> int: ...
+
+
+class Processor(Protocol):
+    """What batches need of the model's processor (CONTRACT: alignvlm_pl/models/processing.py)."""
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Any],
+        *,
+        max_text_length: int | None = None,
+        generation: bool = False,
+    ) -> Any:
+        """Give an `Encoded`; raise DataError for a conversation that cannot be encoded."""
+
+    def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
+        """Pad to input_ids, attention_mask, labels (B, L), pixel_values (N, 3, H, W), num_tiles (B,)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """A sample with its encoding; the unit that is batched."""
+
+    sample: Sample
+    encoded: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collator:
+    """Encode samples and put them into batches.
+
+    Attributes:
+        processor: The model's processor.
+        max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
+        generation: Make prompts, left padded, without the last assistant turn.
+    """
+
+    processor: Processor
+    max_text_length: int | None = None
+    generation: bool = False
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Encode one conversation.
+
+        Raises:
+            SampleError: The processor refuses it, for example because no supervised token fits.
+        """
+        messages = prompt_messages(sample) if self.generation else answered_messages(sample)
+        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+        images = [sample.images[part["index"]] for part in parts]
+        try:
+            encoded = self.processor.encode(
+                messages, images, max_text_length=self.max_text_length, generation=self.generation
+            )
+        except DataError as error:
+            raise SampleError(
+                f"sample '{sample.key}' of {sample.source}: {error}", "not_encodable"
+            ) from error
+        return EncodedSample(sample=sample, encoded=encoded)
+
+    def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:
+        """Pad encoded samples to one batch; docs/data.md lists its fields.
+
+        Args:
+            items: At least one encoded sample.
+            filler: The batch only evens out the ranks: it has no supervised token.
+
+        Raises:
+            DataError: A batch for a loss without any supervised token, naming its keys.
+        """
+        samples = [item.sample for item in items]
+        batch: Batch = dict(
+            self.processor.collate([item.encoded for item in items], pad_left=self.generation)
+        )
+        batch |= {
+            "keys": [sample.key for sample in samples],
+            "sources": [sample.source for sample in samples],
+            # Per sample, per image: only image 0 has lines.
+            "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
+            "sizes": [sample.sizes for sample in samples],
+            "filler": filler,
+        }
+        if self.generation:
+            batch["references"] = [sample.references for sample in samples]
+            batch["questions"] = [question(sample) for sample in samples]
+        elif filler:
+            batch["labels"].fill_(IGNORE_INDEX)
+        # The first label has no position before it that could predict it.
+        elif not (batch["labels"][:, 1:] != IGNORE_INDEX).any():
+            raise DataError(
+                f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
+                f"the answers are empty or cut by max_text_length={self.max_text_length}"
+            )
+        return batch
+
+
+def prompt_messages(sample: Sample) -> list[Message]:
+    """Return the turns before the answer that is asked for."""
+    return sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
+
+
+def answered_messages(sample: Sample) -> list[Message]:
+    """Return all turns; the first reference is the answer of a sample that ends with a question."""
+    if sample.messages[-1]["role"] == "assistant" or not sample.references:
+        return sample.messages
+    return [
+        *sample.messages,
+        {"role": "assistant", "content": [{"type": "text", "text": sample.references[0]}]},
+    ]
+
+
+def question(sample: Sample) -> str:
+    """Return the text of the last user turn."""
+    turns = [turn for turn in prompt_messages(sample) if turn["role"] == "user"]
+    return message_text(turns[-1]) if turns else ""

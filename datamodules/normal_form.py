@@ -1,0 +1,222 @@
+"""Turn what a shard or a jsonl file holds into the normal form of one sample (no torch here).
+
+One reader per source format; each takes the members of a tar sample (or one parsed record) and gives the
+JSON of `sample.check_record` with the bytes of its images. docs/data.md shows one example of each format.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alignvlm_pl.errors import DataError, nearest
+
+from .sample import Message, SampleError
+
+IMAGE_PLACEHOLDER = "<|image|>"
+RawSample = Mapping[str, Any]
+# What an adapter gives: the record in normal form, the encoded images, and their file names for messages.
+NormalSample = tuple[dict[str, Any], list[bytes], list[str]]
+Adapter = Callable[[RawSample], NormalSample]
+
+_NUMBERED = re.compile(r"(\d+)\.(png|jpg|jpeg|webp)")
+_SINGLE = ("jpg", "jpeg", "png", "webp")
+# BigDocs names its columns differently from config to config; see docs/data.md.
+_BIGDOCS_ALIASES = {
+    "id": ("sample_id", "identifier"),
+    "queries": ("query", "queries"),
+    "answers": ("annotations", "annotation"),
+}
+
+
+def describe(raw: RawSample) -> str:
+    """Name a tar sample in errors: its key and its shard."""
+    return f"sample '{raw['__key__']}' in {raw['__url__']}"
+
+
+def read_json(raw: RawSample) -> dict[str, Any]:
+    """Parse the `json` member of a tar sample.
+
+    Raises:
+        DataError: There is none: the shard is damaged or of another format.
+        SampleError: It is not a JSON object.
+    """
+    if "json" not in raw:
+        members = ", ".join(sorted(name for name in raw if not name.startswith("__")))
+        raise DataError(
+            f"{describe(raw)} has no json member (found: {members or 'nothing'}); "
+            "the shard is damaged or made for another DataModule"
+        )
+    try:
+        record = json.loads(raw["json"])
+    except ValueError as error:
+        raise SampleError(f"{describe(raw)}: its json does not parse ({error})", "bad_json") from error
+    if not isinstance(record, dict):
+        raise SampleError(
+            f"{describe(raw)}: its json is a {type(record).__name__}, expected an object", "bad_json"
+        )
+    return record
+
+
+def read_normal(raw: RawSample) -> NormalSample:
+    """Read a sample that is in normal form already."""
+    return _with_images(read_json(raw), raw)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionReader:
+    """Read img2dataset members (`jpg`, `txt`, `json`) as one question and its caption, or the normal form.
+
+    Attributes:
+        prompt: Text of the user's turn after the image; may be empty.
+        source: Value of the sample's ``source``.
+    """
+
+    prompt: str
+    source: str = "cc12m"
+
+    def __call__(self, raw: RawSample) -> NormalSample:
+        """Raise SampleError for a pair without image or caption: downloads of links are never complete."""
+        record = read_json(raw) if "json" in raw else {}
+        if "messages" in record:
+            return _with_images(record, raw)
+        name = next((name for name in _SINGLE if name in raw), None)
+        if name is None:
+            raise SampleError(f"{describe(raw)} has no image member ({', '.join(_SINGLE)})", "missing_image")
+        caption = raw["txt"].decode("utf-8", "replace") if "txt" in raw else record.get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            raise SampleError(f"{describe(raw)} has no caption in its txt or json member", "empty_caption")
+        normal = {
+            "id": f"{self.source}/{raw['__key__']}",
+            "source": self.source,
+            "task": "caption",
+            "messages": conversation([(self.prompt, caption.strip())], num_images=1),
+        }
+        return normal, [raw[name]], [name]
+
+
+def read_bigdocs(raw: RawSample) -> NormalSample:
+    """Read the normal form, or a BigDocs row stored as json beside its images.
+
+    Raises:
+        DataError: The columns are of no known BigDocs schema: the whole shard would be misread.
+    """
+    record = read_json(raw)
+    if "messages" in record:
+        return _with_images(record, raw)
+    where = describe(raw)
+    columns = {field: _alias(record, field, where) for field in _BIGDOCS_ALIASES}
+    queries, answers = (_as_list(columns[field]) for field in ("queries", "answers"))
+    if not queries or len(queries) != len(answers) or not all(isinstance(x, str) for x in queries + answers):
+        raise SampleError(
+            f"{where}: {len(queries)} queries but {len(answers)} annotations (as text)", "query_count"
+        )
+    files = _image_members(raw)
+    normal = {
+        "id": str(columns["id"]),
+        "source": str(record.get("dataset_name") or record.get("source") or "bigdocs"),
+        "task": str(record.get("task_name") or record.get("task") or "document"),
+        "messages": conversation(list(zip(queries, answers, strict=True)), num_images=len(files)),
+    }
+    return normal, [raw[file] for file in files], files
+
+
+def read_docdownstream(raw: RawSample) -> NormalSample:
+    """Read the normal form, or a DocDownstream line stored as json beside its images."""
+    record = read_json(raw)
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not any(_is_plain(turn) for turn in messages):
+        return _with_images(record, raw)
+    files = _image_members(raw)
+    return convert_docdownstream(record, where=describe(raw)), [raw[file] for file in files], files
+
+
+def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Turn one DocDownstream record into the normal form; its placeholders become image parts in order.
+
+    Args:
+        record: ``messages`` with plain strings holding ``<|image|>``, ``dataset_name``, ``task_name``, and
+            optionally ``id``, ``references`` and ``lines``. Several user and assistant turns are kept.
+        where: How errors name the record.
+
+    Raises:
+        SampleError: No messages, or a turn without role and text.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise SampleError(
+            f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}"
+        )
+    turns: list[Message] = []
+    index = 0
+    for turn in messages:
+        if not _is_plain(turn):
+            raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
+        content: list[dict[str, Any]] = []
+        for number, text in enumerate(turn["content"].split(IMAGE_PLACEHOLDER)):
+            if number:
+                content.append({"type": "image", "index": index})
+                index += 1
+            if text:
+                content.append({"type": "text", "text": text})
+        turns.append({"role": turn.get("role"), "content": content})
+    normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
+    normal |= {name: record[name] for name in ("id", "license", "references", "lines") if name in record}
+    return {name: value for name, value in normal.items() if value is not None}
+
+
+def conversation(pairs: list[tuple[str, str]], *, num_images: int) -> list[Message]:
+    """Build the turns of question and answer pairs; all images stand before the first question."""
+    turns: list[Message] = []
+    for number, (question, answer) in enumerate(pairs):
+        images = [{"type": "image", "index": index} for index in range(num_images if number == 0 else 0)]
+        text = [{"type": "text", "text": question}] if question else []
+        turns.append({"role": "user", "content": [*images, *text]})
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
+def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
+    """Collect the images a normal-form record names.
+
+    Raises:
+        DataError: One is not in the tar: the sample is partial, so the shard is damaged.
+    """
+    named = record.get("images")
+    try:
+        files = [image["file"].lower() for image in named] if isinstance(named, list) else _image_members(raw)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise SampleError(
+            f"{describe(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
+        ) from error
+    missing = [file for file in files if file not in raw]
+    if missing:
+        raise DataError(
+            f"{describe(raw)} is partial: its json names {len(files)} images but {', '.join(missing)} is not "
+            "in the shard; copy the shard again or rebuild the set"
+        )
+    return record, [raw[file] for file in files], files
+
+
+def _image_members(raw: RawSample) -> list[str]:
+    """Names of the image members: numbered ones in the order of their number, else a single one."""
+    numbered = sorted((int(match[1]), name) for name in raw if (match := _NUMBERED.fullmatch(name)))
+    return [name for _, name in numbered] or [name for name in _SINGLE if name in raw][:1]
+
+
+def _alias(record: Mapping[str, Any], field: str, where: str) -> Any:
+    for name in _BIGDOCS_ALIASES[field]:
+        if name in record:
+            return record[name]
+    wanted = " or ".join(_BIGDOCS_ALIASES[field])
+    hint = nearest(_BIGDOCS_ALIASES[field][0], record)
+    raise DataError(f"{where}: no column {wanted}; this is no known BigDocs schema ({hint})")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_plain(turn: object) -> bool:
+    return isinstance(turn, Mapping) and isinstance(turn.get("content"), str)

@@ -1,0 +1,42 @@
+"""`python cli.py prepare <kind> …`: make shards from something else, without importing torch.
+
+CONTRACT: alignvlm_pl/cli.py calls `main(argv)`. A kind is loaded when it is asked for.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from alignvlm_pl.errors import ConfigError, nearest
+
+_KINDS = {
+    "jsonl": ("datamodules.prepare.jsonl", "DocDownstream-style jsonl and images -> shards and manifest"),
+    "index": ("datamodules.prepare.index", "manifest for shards made elsewhere (img2dataset, pixparse)"),
+    "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
+    "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
+    "embedded": ("datamodules.prepare.embedded", "the embedded default weights -> cache folder"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one kind of preparation.
+
+    Args:
+        argv: Name of the kind and its own arguments; empty or ``--help`` lists the kinds.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: An unknown kind, with the nearest known one.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write("usage: prepare <kind> [options], `prepare <kind> --help` for its options\n\n")
+        for kind, (_, summary) in _KINDS.items():
+            sys.stdout.write(f"  {kind:10s} {summary}\n")
+        return 0
+    kind, *rest = argv
+    if kind not in _KINDS:
+        raise ConfigError(f"prepare: unknown kind '{kind}'; {nearest(kind, _KINDS)}")
+    # CONTRACT: every module named above has main(argv), which may return an exit code.
+    return int(import_module(_KINDS[kind][0]).main(rest) or 0)

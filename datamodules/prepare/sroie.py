@@ -1,0 +1,141 @@
+"""`prepare sroie`: real receipts of the SROIE competition (ICDAR 2019) as question pages and as crops of their lines.
+
+Expects a folder of `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines": [{"quad": [x0, y0, ... x3, y3], "text"}]}`,
+quads clockwise from the upper left in pixels. Writes
+
+- `pages-train.jsonl`, `pages-test.jsonl`: every field as a question, ready for `prepare jsonl`;
+- `lines/`: shards of line crops, set on their paper's colour at the size that the embedded default reads best.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.imaging import load_image
+
+from ..writer import ShardWriter
+
+LICENSE = "ICDAR 2019 SROIE competition"
+TEXT_HEIGHT_PX = 22
+"""Height of a line's box after scaling: with capitals, 16 to 20 px of ink."""
+TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX = 256, 128, 32, 6
+MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=Path, help="folder with NNN.jpg and NNN.json")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)")
+    parser.add_argument("--max-lines", type=int, default=400, help="line crops (default: %(default)s)")
+    options = parser.parse_args(list(argv))
+    counts = prepare_sroie(
+        options.root, options.out, train_pages=options.train_pages, max_lines=options.max_lines
+    )
+    sys.stdout.write(json.dumps(counts) + "\n")
+    return 0
+
+
+def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: int = 400) -> dict[str, int]:
+    """Write questions about pages and shards of line crops.
+
+    Args:
+        root: Folder of receipts.
+        out: Output folder.
+        train_pages: Receipts, in name order, whose questions are for training; the others are for testing.
+        max_lines: Line crops, spread evenly over all receipts.
+
+    Returns:
+        Number of train pages, test questions and line crops.
+
+    Raises:
+        DataError: If the folder holds no receipts or an annotation has another form.
+    """
+    names = sorted(path.stem for path in root.glob("*.jpg") if path.with_suffix(".json").is_file())
+    if not names:
+        raise DataError(f"{root} holds no receipts: expected NNN.jpg with NNN.json")
+    notes = {name: _annotation(root / f"{name}.json") for name in names}
+    train = [_page(name, list(notes[name]["fields"].items())) for name in names[:train_pages]]
+    test = [_page(name, [field]) for name in names[train_pages:] for field in notes[name]["fields"].items()]
+    out.mkdir(parents=True, exist_ok=True)
+    for part, rows in (("train", train), ("test", test)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (out / f"pages-{part}.jsonl").write_text(text, encoding="utf-8")
+    return {"train_pages": len(train), "test_questions": len(test), "lines": _write_lines(root, out, notes, max_lines)}
+
+
+def _annotation(path: Path) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(note.get("fields"), dict) or not isinstance(note.get("lines"), list):
+        raise DataError(f"{path}: expected an object with `fields` and `lines`, found keys {sorted(note)}")
+    return note
+
+
+def _page(name: str, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    messages = []
+    for index, (field, value) in enumerate(fields):
+        image = "<|image|>" if index == 0 else ""
+        messages.append({"role": "user", "content": f"{image}What is the {field}?"})
+        messages.append({"role": "assistant", "content": value})
+    return {"image": [f"{name}.jpg"], "messages": messages, "task_name": "qa_sft", "dataset_name": "SROIE"}
+
+
+def _write_lines(root: Path, out: Path, notes: dict[str, dict[str, Any]], max_lines: int) -> int:
+    boxes = [(name, line) for name, note in notes.items() for line in note["lines"] if line["text"].strip()]
+    chosen = boxes[:: max(len(boxes) // max_lines, 1)][:max_lines]
+    folder = out / "lines"
+    with ShardWriter(folder, name="sroie-lines", source="sroie", license=LICENSE, overwrite=True) as writer:
+        for name, crop, text in _crops(root, chosen):
+            buffer = io.BytesIO()
+            crop.save(buffer, "PNG")
+            writer.add(_line_record(name, crop, text), [buffer.getvalue()], ["png"])
+    return writer.num_samples
+
+
+def _crops(root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Image.Image, str]]:
+    page_name, page = "", Image.new("RGB", (1, 1))
+    for name, line in chosen:
+        if name != page_name:
+            page_name, page = name, load_image(root / f"{name}.jpg", name=f"{name}.jpg")
+        yield name, line_crop(page, line["quad"]), " ".join(line["text"].split())
+
+
+def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
+    """Cut one line out of a page and centre it on the second row of a blank canvas of whole tiles."""
+    left, right = min(quad[0::2]), max(quad[0::2])
+    top, bottom = min(quad[1::2]), max(quad[1::2])
+    scale = TEXT_HEIGHT_PX / max(bottom - top, 1)
+    scale = min(scale, (MAX_WIDTH_PX - 2 * MARGIN_PX) / max(right - left, 1))
+    pad = 3 / scale
+    box = tuple(round(v) for v in (left - pad, top - pad, right + pad, bottom + pad))
+    crop = page.convert("L").crop(box)
+    crop = crop.resize((max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)), Image.Resampling.BICUBIC)
+    tiles = -(-(crop.width + 2 * MARGIN_PX) // TILE_WIDTH_PX)
+    paper = int(statistics.median(crop.getdata()))
+    canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), paper)
+    canvas.paste(crop, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - crop.height) // 2))
+    return canvas
+
+
+def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
+    question = [{"type": "image", "index": 0}, {"type": "text", "text": "Read the line."}]
+    return {
+        "id": f"sroie/{name}",
+        "source": "sroie",
+        "task": "line",
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": [{"type": "text", "text": text}]},
+        ],
+        "references": [text],
+        "lines": [{"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}],
+    }

@@ -1,0 +1,131 @@
+"""The normal form of one sample: its dataclass and the rules every shard must keep (no torch here).
+
+A sample is `{key}.json` with its images `{key}.0.png`, `{key}.1.jpg`, …; docs/data.md describes the fields.
+The writer refuses what the reader would refuse, so both call `check_record`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignvlm_pl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ROLES = ("system", "user", "assistant")
+Message = dict[str, Any]
+Line = dict[str, Any]
+
+
+class SampleError(DataError):
+    """One sample is bad. Training may skip and count it; evaluation and strict mode stop.
+
+    Attributes:
+        reason: Short name under which it is counted, for example ``undecodable_image``.
+    """
+
+    def __init__(self, message: str, reason: str = "invalid_sample") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One decoded document with its conversation.
+
+    Attributes:
+        key: Name of the sample in its shard, unique over all shards of a set.
+        source: Data set it comes from.
+        task: Kind of question, for example ``vqa``.
+        messages: Turns; content is a list of ``{"type": "image", "index"}`` and ``{"type": "text", "text"}``.
+        images: RGB images, in the order of their index.
+        references: All accepted answers of the last assistant turn; empty where none is known.
+        lines: Text lines of image 0, ``{"text", "box": [x0, y0, x1, y1]}`` in pixels of the stored image.
+        sizes: (width, height) in pixels of each stored image.
+    """
+
+    key: str
+    source: str
+    task: str
+    messages: list[Message]
+    images: "list[Image]"
+    references: list[str]
+    lines: list[Line]
+    sizes: list[tuple[int, int]]
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Join the text parts of one turn."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> None:
+    """Check the JSON of one sample against the images that lie beside it.
+
+    Args:
+        record: Parsed ``{key}.json``.
+        num_images: Number of image members stored with it.
+        where: How an error names the sample (key and shard, or file and line).
+
+    Raises:
+        SampleError: Naming `where`, what was expected and what was found.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r}")
+    indices = [index for number, turn in enumerate(messages) for index in _check_turn(turn, number, where)]
+    if len(indices) != num_images:
+        raise SampleError(
+            f"{where}: {len(indices)} image placeholders in the messages but {num_images} images are stored; "
+            "each image needs exactly one placeholder",
+            "placeholder_count",
+        )
+    if sorted(indices) != list(range(num_images)):
+        raise SampleError(
+            f"{where}: image placeholders have indices {indices}, expected each of 0..{num_images - 1} once",
+            "placeholder_count",
+        )
+    _check_references(record.get("references", []), where)
+    _check_lines(record.get("lines", []), where)
+
+
+def _check_turn(turn: object, number: int, where: str) -> list[int]:
+    """Check one turn and return the image indices it mentions."""
+    if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
+        raise SampleError(f"{where}: turn {number} needs a role of {', '.join(ROLES)}, found {turn!r:.120}")
+    content = turn.get("content")
+    if not isinstance(content, list):
+        raise SampleError(
+            f"{where}: turn {number}: 'content' must be a list of parts, found {content!r:.120}"
+        )
+    indices = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and isinstance(part.get("index"), int):
+            indices.append(part["index"])
+        elif not (kind == "text" and isinstance(part.get("text"), str)):
+            raise SampleError(
+                f"{where}: turn {number}: a part is {{type: text, text}} or {{type: image, index}}, "
+                f"found {part!r:.120}"
+            )
+    return indices
+
+
+def _check_references(references: object, where: str) -> None:
+    if not isinstance(references, list) or not all(isinstance(item, str) for item in references):
+        raise SampleError(f"{where}: 'references' must be a list of strings, found {references!r:.120}")
+
+
+def _check_lines(lines: object, where: str) -> None:
+    if not isinstance(lines, list):
+        raise SampleError(f"{where}: 'lines' must be a list, found {lines!r:.120}")
+    for line in lines:
+        box = line.get("box") if isinstance(line, Mapping) else None
+        good = (
+            isinstance(box, Sequence) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+        )
+        if not good or not isinstance(line.get("text"), str):
+            raise SampleError(
+                f"{where}: a line is {{text, box: [x0, y0, x1, y1]}}, found {line!r:.120}", "lines"
+            )
