@@ -1,0 +1,104 @@
+"""`prepare synthetic`: the training sets and the held-out benchmark sets of the embedded default."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .write import DOCUMENT_KINDS, write_split
+
+HELDOUT_KINDS = {"forms": "form", "receipts": "receipt", "tables": "table", "charts": "chart"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write all sets into one folder; sets that are already there with the same arguments are kept.
+
+    Args:
+        argv: Arguments after ``prepare synthetic``.
+
+    Returns:
+        Exit status, 0.
+
+    Raises:
+        ConfigError: A bad argument, a missing package, or a folder that holds something else.
+    """
+    args = _parser().parse_args(argv)
+    for folder, settings in _sets(args):
+        manifest = write_split(
+            args.out / folder,
+            seed=args.seed,
+            processes=args.processes,
+            width=args.width,
+            height=args.height,
+            fault_share=args.faults,
+            **settings,
+        )
+        sys.stdout.write(f"{manifest.folder}: {manifest.num_samples} samples\n")
+    return 0
+
+
+def _sets(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Name each set with its settings; sets of size 0 are left out."""
+    asked = {"questions_per_document": args.questions, "transcription_share": args.transcriptions}
+    evaluation = {"split": "heldout", "num_documents": args.heldout, "one_question_per_sample": True}
+    sets: list[tuple[str, dict[str, Any]]] = [
+        ("lines", {"split": "train", "num_documents": args.lines, "kinds": ["lines"]}),
+        ("documents", {"split": "train", "num_documents": args.train, "kinds": args.kinds, **asked}),
+    ]
+    for name, kind in HELDOUT_KINDS.items():
+        # One question per page, so that the questions are independent of each other.
+        settings = {"kinds": [kind], "questions_per_document": 1, "transcription_share": 0.0}
+        sets.append((f"heldout-{name}", {**evaluation, **settings}))
+    sets.append(
+        ("heldout-lines", {**evaluation, "kinds": ["lines"], "fonts": "heldout", "questions_per_document": 1})
+    )
+    return [(name, settings) for name, settings in sets if settings["num_documents"] > 0]
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Read ``form=1,table=0.5``; a kind without a number weighs 1."""
+    pairs = [entry.partition("=") for entry in text.split(",") if entry]
+    return {kind.strip(): float(weight or 1) for kind, _, weight in pairs}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prepare synthetic",
+        description="Render synthetic receipts, forms, tables, charts and lines of text into WebDataset shards.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder; each set gets a folder in it")
+    parser.add_argument(
+        "--train", type=int, default=4000, help="training documents with questions (default: 4000)"
+    )
+    parser.add_argument(
+        "--lines", type=int, default=4000, help="training pages of plain lines (default: 4000)"
+    )
+    parser.add_argument(
+        "--heldout", type=int, default=100, help="documents in each held-out set (default: 100)"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=4, help="most questions per training document (default: 4)"
+    )
+    parser.add_argument(
+        "--transcriptions",
+        type=float,
+        default=0.1,
+        help="share of training documents to be transcribed (default: 0.1)",
+    )
+    parser.add_argument(
+        "--kinds",
+        type=_weights,
+        default=DOCUMENT_KINDS,
+        help="weights of training documents: form=1,receipt=1,table=1",
+    )
+    parser.add_argument(
+        "--faults", type=float, default=0.67, help="share of pages with noise, blur, … (default: 0.67)"
+    )
+    parser.add_argument("--width", type=int, default=256, help="width of a page in px (default: 256)")
+    parser.add_argument(
+        "--height", type=int, default=128, help="height of a page in px, 32 per row (default: 128)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other documents (default: 0)")
+    parser.add_argument("--processes", type=int, default=2, help="processes that render (default: 2)")
+    return parser

@@ -1,0 +1,209 @@
+"""Words for documents, and the one rule that keeps training and held-out documents apart.
+
+A word belongs to the held-out part if the checksum of its lower-case letters says so: no list to keep, no
+seed, and the same answer for every source of words. Values (amounts, dates, codes, …) follow the same rule
+as whole strings, so a held-out page shows no word and no value that any training page can show.
+
+CONTRACT: everything a layout draws passes `belongs`; tests/unit/test_synthetic_splits.py reads it back.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from typing import Any
+from zlib import crc32
+
+from alignvlm_pl.errors import ConfigError, nearest
+
+from .resources import package_files, package_folder
+
+SPLITS = ("train", "heldout")
+HELDOUT_PARTS = 8
+"""One word or value in this many is held out."""
+
+SHARED_RUNS = frozenset({"com", "net", "org", "www"})
+"""Letters that both splits need inside e-mail addresses and links."""
+
+MAX_WORD_LETTERS = 12
+
+# Source kinds: which attributes of which Faker modules feed which part of the lexicon.
+_FAKER_SOURCES = {
+    "common": ("lorem.en_US", "job.en_US", "company.en_US", "color.en_US", "automotive.en_US"),
+    "names": tuple(
+        f"person.{code}" for code in "en_US en_GB de_DE fr_FR es_ES it_IT nl_NL en_IN id_ID".split()
+    ),
+    "places": tuple(f"address.{code}" for code in "en_US en_GB de_DE fr_FR nl_NL pl_PL en_IN id_ID".split()),
+    "foreign": tuple(f"lorem.{code}" for code in "fr_FR it_IT nl_NL pl_PL de_DE es_ES".split()),
+}
+_VEGA_COMMON = (
+    "cars.json",
+    "barley.json",
+    "burtin.json",
+    "us-employment.csv",
+    "iris.json",
+    "seattle-weather.csv",
+)
+_VEGA_PLACES = ("airports.csv", "la-riots.csv")
+_LETTERS = re.compile(r"[A-Za-z]+")
+_RUNS = re.compile(r"[a-z]{3,}")
+
+
+def fingerprint(token: str) -> str:
+    """Return the lower-case letters and digits of a token: what decides its split."""
+    return "".join(character for character in token.lower() if character.isalnum())
+
+
+@cache
+def is_heldout(print_: str) -> bool:
+    """Say whether a fingerprint falls into the held-out part."""
+    return crc32(print_.encode()) % HELDOUT_PARTS == 0
+
+
+def belongs(text: str, split: str) -> bool:
+    """Say whether a page of `split` may show `text`.
+
+    Every token (between blanks) of two or more letters and digits, and every run of three or more letters
+    within a token, must be on the side of `split`. Single characters are free.
+    """
+    heldout = split == "heldout"
+    for token in text.split():
+        whole = fingerprint(token)
+        if len(whole) >= 2 and is_heldout(whole) != heldout:
+            return False
+        for run in _RUNS.findall(token.lower()):
+            if run not in SHARED_RUNS and is_heldout(run) != heldout:
+                return False
+    return True
+
+
+def check_split(split: str) -> None:
+    """Raise a ConfigError for a split that does not exist."""
+    if split not in SPLITS:
+        raise ConfigError(f"split of a synthetic set: unknown {split!r}; {nearest(split, SPLITS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lexicon:
+    """Lower-case words of one split, by origin.
+
+    Attributes:
+        common: English words.
+        names: First and last names of several countries.
+        places: Cities, streets, countries, airports.
+        foreign: Words of other languages in plain Latin letters.
+    """
+
+    common: tuple[str, ...]
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def num_words(self) -> int:
+        """Number of words, those of two origins counted twice."""
+        return sum(len(getattr(self, part.name)) for part in fields(self))
+
+    def word(self, rng: Random, *, origin: str | None = None, max_letters: int = MAX_WORD_LETTERS) -> str:
+        """Draw one lower-case word.
+
+        Args:
+            rng: Source of randomness.
+            origin: ``common``, ``names``, ``places``, ``foreign``; any of them where None.
+            max_letters: Longest word allowed, at least 4.
+        """
+        if origin is None:
+            origin = rng.choices(("common", "names", "places", "foreign"), (60, 16, 14, 10))[0]
+        words: tuple[str, ...] = getattr(self, origin)
+        while True:
+            word = words[int(rng.random() * len(words))]
+            # Words of two letters are kept for variety, but say little and make poor labels.
+            if len(word) <= max_letters and (len(word) > 2 or rng.random() < 0.15):
+                return word
+
+
+@cache
+def load_lexicon(split: str) -> Lexicon:
+    """Read the words of one split from Faker, wonderwords and vega_datasets.
+
+    Raises:
+        ConfigError: An unknown split, or a package that is not installed.
+    """
+    check_split(split)
+    parts = {
+        origin: tuple(word for word in words if belongs(word, split))
+        for origin, words in _all_words().items()
+    }
+    return Lexicon(**parts)
+
+
+def lexicon_digest() -> str:
+    """Return a checksum of all words: other package versions give another one, and other documents."""
+    text = "\n".join(f"{origin} {' '.join(words)}" for origin, words in sorted(_all_words().items()))
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _all_words() -> dict[str, tuple[str, ...]]:
+    package_folder("faker")
+    texts: dict[str, set[str]] = {
+        origin: {text for module in modules for text in _faker_texts(module)}
+        for origin, modules in _FAKER_SOURCES.items()
+    }
+    lists = {
+        path.stem: path.read_text(encoding="utf-8").split()
+        for path in package_files("wonderwords", "assets/*.txt")
+    }
+    profane = {word.lower() for word in lists.pop("profanitylist")}
+    texts["common"].update(word for words in lists.values() for word in words)
+    data = package_folder("vega_datasets") / "_data"
+    texts["common"].update(text for name in _VEGA_COMMON for text in _table_texts(data / name))
+    texts["places"].update(text for name in _VEGA_PLACES for text in _table_texts(data / name))
+    return {origin: _words(found, exclude=profane) for origin, found in texts.items()}
+
+
+def _words(texts: Iterable[str], *, exclude: set[str]) -> tuple[str, ...]:
+    """Cut texts into lower-case words of plain letters, sorted so that the order never varies."""
+    found = {run.lower() for text in texts if text.isascii() for run in _LETTERS.findall(text)}
+    return tuple(sorted(word for word in found if 2 <= len(word) <= MAX_WORD_LETTERS and word not in exclude))
+
+
+def _faker_texts(module: str) -> Iterable[str]:
+    """Yield the strings in the public tables of one Faker provider, format strings left out."""
+    provider: Any = import_module(f"faker.providers.{module}").Provider
+    for name in dir(provider):
+        table = getattr(provider, name)
+        if name.startswith("_") or "format" in name or not isinstance(table, tuple | list | Mapping):
+            continue
+        for entry in table:
+            yield from (str(part) for part in entry) if isinstance(entry, tuple | list) else (str(entry),)
+
+
+def _table_texts(path: Path) -> Iterable[str]:
+    """Yield headers and cells of one data file."""
+    for row in read_table(path):
+        yield from row
+        yield from (cell for cell in row.values() if isinstance(cell, str))
+
+
+@cache
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Read a CSV or JSON table of vega_datasets as records.
+
+    Raises:
+        ConfigError: The file is missing from the installed package.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; install vega_datasets again") from error
+    rows: list[dict[str, Any]] = (
+        json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
+    )
+    return rows

@@ -1,0 +1,55 @@
+"""Phrasings of questions. The label is quoted as printed most of the time, as users copy what they see."""
+
+from random import Random
+
+from .sheet import Sheet
+
+FIELD = (
+    "What is the {0}?", "What is the value of {0}?", "What does {0} say?", "Find {0}.", "{0}?", "Read the {0}.",
+    "Which value stands next to {0}?", "What is written for {0}?", "Give the {0}.",
+)  # fmt: skip
+PRICE = (
+    "What is the price of {0}?", "How much is {0}?", "What does {0} cost?", "Price of {0}?",
+    "How much was paid for {0}?",
+)  # fmt: skip
+ITEM = ("Which item costs {0}?", "What was bought for {0}?", "Which line has the amount {0}?")
+COMPANY = (
+    "Which company issued the receipt?", "What is the name of the shop?", "Who issued this receipt?",
+    "What is written at the top?",
+)  # fmt: skip
+KEY = ("Which label has the value {0}?", "What does {0} belong to?", "Which field says {0}?")
+TITLE = ("What is the title?", "What is the heading?", "What is written at the top?")
+CELL = (
+    "What is the {0} of {1}?", "What is {0} for {1}?", "{1}: what is the {0}?", "Which {0} does {1} have?",
+    "Find {0} in row {1}.",
+)  # fmt: skip
+ROW = ("Which {0} has {1} {2}?", "Which row has {2} under {1}?", "In which row is {1} {2}?")
+BAR = (
+    "What is the value of {0}?", "How large is {0}?", "What number does the bar {0} show?", "{0}?",
+    "What is the value for {0}?",
+)  # fmt: skip
+BAR_OF = ("Which bar has the value {0}?", "What shows {0}?", "Which label has {0}?")
+LARGEST = ("Which bar is the longest?", "What has the largest value?", "Which is the highest?")
+SMALLEST = ("Which bar is the shortest?", "What has the smallest value?", "Which is the lowest?")
+LINE = ("What does line {0} say?", "Read line {0}.", "What is written in line {0}?")
+TRANSCRIBE = ("Read all text.", "Transcribe the page.", "What text is on the page?", "Write down all lines.")
+
+_OTHER_CASE_SHARE = 0.05
+
+
+def ask(sheet: Sheet, templates: tuple[str, ...], *labels: str, answer: str) -> None:
+    """Note a question on a sheet.
+
+    Args:
+        sheet: The page.
+        templates: Phrasings with places ``{0}``, ``{1}``, … for the labels.
+        labels: What the question quotes from the page; rarely in another letter case.
+        answer: Text on the page that answers it, verbatim.
+    """
+    rng = sheet.rng
+    quoted = [_other_case(label, rng) if rng.random() < _OTHER_CASE_SHARE else label for label in labels]
+    sheet.ask(rng.choice(templates).format(*quoted), answer)
+
+
+def _other_case(label: str, rng: Random) -> str:
+    return rng.choice((label.lower(), label.upper(), label.title()))

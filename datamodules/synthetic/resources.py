@@ -1,0 +1,50 @@
+"""Files inside installed packages, found without importing the packages (and so without what they import).
+
+Words, real tables and typefaces come from small packages of PyPI; nothing is downloaded and nothing is
+copied into this repository.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from alignvlm_pl.errors import ConfigError
+
+DISTRIBUTIONS = {
+    "faker": "Faker",
+    "matplotlib": "matplotlib",
+    "vega_datasets": "vega_datasets",
+    "wonderwords": "wonderwords",
+}
+"""Import name to the name pip knows; font packages only change ``_`` to ``-``."""
+
+
+@cache
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package.
+
+    Raises:
+        ConfigError: The package is not installed; names the pip command.
+    """
+    spec = find_spec(package)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        distribution = DISTRIBUTIONS.get(package, package.replace("_", "-"))
+        raise ConfigError(
+            f"the document generator needs the package {distribution}, which is not installed; "
+            f"run: pip install {distribution} (or: pip install 'alignvlm_pl[synthetic]')"
+        )
+    return Path(locations[0])
+
+
+def package_files(package: str, pattern: str) -> list[Path]:
+    """Return the files of a package that match a glob pattern, sorted by name.
+
+    Raises:
+        ConfigError: The package is missing, or holds no such file.
+    """
+    folder = package_folder(package)
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise ConfigError(f"package {package} in {folder} has no file {pattern}; install it again")
+    return files

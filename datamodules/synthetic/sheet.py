@@ -1,0 +1,182 @@
+"""A page in the making: what a layout puts where, before anything is drawn.
+
+A layout places pieces of text on rows of 32 px, adds shapes (rules, boxes, bars), and notes questions whose
+answers it has just placed. Content is drawn until it fits, so no text is ever cut.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from .lexicon import fingerprint
+from .makers import Maker, Words, draw, words_of
+from .style import ROW_HEIGHT_PX, Style, apply_case
+
+_TRIES = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A piece of text on one row.
+
+    Attributes:
+        text: What is printed, verbatim.
+        row: Row of the page, 0 at the top.
+        left: Left edge in px.
+        width: Width in px.
+        bold: Set in the heavier cut.
+        knockout: Set in the colour of the paper, on a dark shape.
+        keep_centre: Stand exactly in the middle of the row, where shapes leave no room.
+    """
+
+    text: str
+    row: int
+    left: float
+    width: float
+    bold: bool = False
+    knockout: bool = False
+    keep_centre: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A rule, box or bar: `box` is (x0, y0, x1, y1) in px, `tone` is 0 for paper to 1 for ink."""
+
+    box: tuple[float, float, float, float]
+    tone: float
+    filled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A question about the page, and the text printed on it that answers it."""
+
+    text: str
+    answer: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Sheet:
+    """What one document will show and what can be asked about it.
+
+    Attributes:
+        rng: Source of randomness of the document.
+        split: ``train`` or ``heldout``.
+        style: Look of the document.
+        width: Width in px.
+        num_rows: Rows of 32 px.
+        fault_share: Probability (0-1) that the page gets faults of paper, printer and scanner.
+        segments: Text placed so far.
+        shapes: Shapes placed so far; drawn before text.
+        questions: Questions that the content answers.
+    """
+
+    rng: Random
+    split: str
+    style: Style
+    width: int
+    num_rows: int
+    fault_share: float = 0.67
+    segments: list[Segment] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    _used: set[str] = field(default_factory=set)
+
+    @property
+    def words(self) -> Words:
+        """Words of the split."""
+        return words_of(self.split)
+
+    @property
+    def left(self) -> float:
+        """Left edge of the text area in px."""
+        return float(self.style.margin_px)
+
+    @property
+    def right(self) -> float:
+        """Right edge of the text area in px."""
+        return float(self.width - self.style.margin_px)
+
+    def width_of(self, text: str, *, bold: bool = False) -> float:
+        """Return the width in px of a text in the style of this document."""
+        return self.style.text_width(text, bold=bold)
+
+    def cased(self, text: str) -> str:
+        """Set a text in the letter case of this document."""
+        return apply_case(text, self.style.case, self.rng)
+
+    def make(self, maker: Maker, max_px: float, *, bold: bool = False) -> str:
+        """Make a text that fits into `max_px` and differs from all others made for this page."""
+        return self.fit(lambda: self.value(maker), max_px, bold=bold)
+
+    def fit(self, make: Callable[[], str], max_px: float, *, bold: bool = False) -> str:
+        """Call `make` until its text fits and is new on this page; shorten words if it never does."""
+        for _ in range(_TRIES):
+            text = make()
+            if fingerprint(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
+                self._used.add(fingerprint(text))
+                return text
+        return self._short_word(max_px, bold=bold)
+
+    def value(self, maker: Maker) -> str:
+        """Make one text, without regard to its width: words take the case of the document, values may keep theirs."""
+        text = draw(self.rng, self.split, maker)
+        if self.style.case in ("upper", "lower") or (text.replace(" ", "").isalpha() and text.islower()):
+            return self.cased(text)
+        return text
+
+    def _short_word(self, max_px: float, *, bold: bool) -> str:
+        letters = 7
+        for attempt in range(400):
+            letters = max(4, letters - (attempt % 20 == 19))
+            text = self.cased(self.words.lexicon.word(self.rng, max_letters=letters))
+            if fingerprint(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
+                self._used.add(fingerprint(text))
+                return text
+        raise AssertionError(f"no word of the {self.split} split fits into {max_px:.0f} px")
+
+    def put(
+        self,
+        text: str,
+        row: int,
+        *,
+        left: float | None = None,
+        right: float | None = None,
+        align: str = "left",
+        bold: bool = False,
+        knockout: bool = False,
+        keep_centre: bool = False,
+    ) -> Segment:
+        """Place a text between `left` and `right` (the margins by default), aligned left, right or centre."""
+        left = self.left if left is None else left
+        right = self.right if right is None else right
+        width = self.width_of(text, bold=bold)
+        slack = {"left": 0.0, "right": right - left - width, "centre": (right - left - width) / 2}[align]
+        segment = Segment(
+            text=text,
+            row=row,
+            left=left + slack,
+            width=width,
+            bold=bold,
+            knockout=knockout,
+            keep_centre=keep_centre,
+        )
+        self.segments.append(segment)
+        return segment
+
+    def rule(
+        self, y: float, *, left: float | None = None, right: float | None = None, px: float = 1.0
+    ) -> None:
+        """Add a horizontal line."""
+        left = self.left if left is None else left
+        right = self.right if right is None else right
+        self.shapes.append(Shape(box=(left, y, right, y + px - 1), tone=self.rng.uniform(0.4, 1.0)))
+
+    def band(self, row: int, tone: float) -> None:
+        """Shade a whole row."""
+        top = row * ROW_HEIGHT_PX
+        self.shapes.append(Shape(box=(0, top + 1, self.width, top + ROW_HEIGHT_PX - 2), tone=tone))
+
+    def ask(self, text: str, answer: str) -> None:
+        """Note a question and its answer."""
+        self.questions.append(Question(text=text, answer=answer))
