@@ -166,6 +166,9 @@ class PPOCRVisionModel(PreTrainedModel):
     config_class = PPOCRVisionConfig
     base_model_prefix = "pp_ocr"
     main_input_name = "pixel_values"
+    # There is no attention in it, so an implementation chosen for the whole AlignVLM must not be refused here.
+    _supports_sdpa = True
+    _supports_flash_attn = True
     input_modalities = ("image",)
     _no_split_modules: ClassVar[list[str]] = ["Block"]
 

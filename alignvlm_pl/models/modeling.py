@@ -1,0 +1,211 @@
+"""AlignVLM as a Hugging Face model: vision tower, connector, LLM; the whole forward on one screen."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ..errors import ConfigError, DataError
+from ..losses import supervised_cross_entropy
+from .configuration import AlignVLMConfig
+from .connectors import build_connector
+from .splice import splice
+from .vision import build_vision_tower, encode_tiles
+
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+@dataclass
+class AlignVLMOutput(ModelOutput):
+    """Output of `AlignVLMForConditionalGeneration`.
+
+    Args:
+        loss: Mean cross entropy over supervised positions, if labels were given.
+        logits: (B, L or logits_to_keep, V); None if labels were given (only supervised positions meet the head).
+        past_key_values: Cache of the LLM.
+        readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if asked for.
+        loss_sum: Sum of the cross entropy over supervised positions.
+        num_supervised: Number of supervised positions.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    readout_log_probs: Tensor | None = None
+    loss_sum: Tensor | None = None
+    num_supervised: Tensor | None = None
+
+
+class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Document VLM whose connector turns visual tokens into mixtures of the LLM's text embeddings."""
+
+    config: AlignVLMConfig
+    config_class = AlignVLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules: list[str] = []
+
+    def __init__(self, config: AlignVLMConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        for name in _LOGIT_TRANSFORMS:
+            if getattr(text, name, None) not in (None, 1, 1.0):
+                raise ConfigError(
+                    f"LLMs that transform their logits are not supported: text_config.{name} is set"
+                )
+        self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
+        self.connector: Any = build_connector(
+            config.connector,
+            vision_dim=config.vision_config.hidden_size,
+            text_dim=text.hidden_size,
+            vocab_size=text.vocab_size,
+        )
+        self.language_model = AutoModelForCausalLM.from_config(text)
+        self.post_init()
+        self.initialize_connector()
+
+    def initialize_connector(self) -> None:
+        """Start the connector from the LM head as it is now (CONTRACT: called again after weights are loaded)."""
+        self.connector.initialize(self.language_model.get_output_embeddings().weight.data)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W).
+
+        Raises:
+            DataError: If the tower yields another number of tokens than `config.tokens_per_tile`.
+        """
+        features = encode_tiles(self.vision_tower, pixel_values)
+        if features.shape[1] != self.config.tokens_per_tile:
+            raise DataError(
+                f"the vision tower gave {features.shape[1]} tokens for a tile of {tuple(pixel_values.shape[-2:])} px, "
+                f"config.tokens_per_tile is {self.config.tokens_per_tile}"
+            )
+        return features
+
+    def read(self, pixel_values: Tensor, columns: Tensor) -> Tensor:
+        """Log P_vocab (tiles, tokens, len(columns)) of pixel values (tiles, 3, H, W), without running the LLM.
+
+        Tiles may have any size the vision tower takes.
+
+        Raises:
+            ConfigError: If the connector's weights are not probabilities of text tokens.
+        """
+        if not self.connector.reads_text:
+            raise ConfigError(
+                f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
+            )
+        return self.connector.log_probs(encode_tiles(self.vision_tower, pixel_values), columns)
+
+    def embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, num_tiles: Tensor | None, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings with the visual vectors in place (B, L, D), and log P_vocab of `columns` if asked for."""
+        mask = input_ids == self.config.image_token_id
+        table = self.get_input_embeddings()
+        # The placeholder's id may lie outside the table; its row is replaced below in any case.
+        embeds = table(input_ids.masked_fill(mask, 0))
+        if pixel_values is None or len(pixel_values) == 0:
+            if bool(mask.any()):
+                raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
+            return embeds, None
+        output = self.connector(self.encode_images(pixel_values), table.weight, columns=columns)
+        return splice(embeds, mask, output.embeds, num_tiles), output.log_probs
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        num_tiles: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        readout_columns: Tensor | None = None,
+        **kwargs: Any,
+    ) -> AlignVLMOutput:
+        """Run the model.
+
+        Args:
+            input_ids: (B, L) ids with `config.image_token_id` at visual positions.
+            attention_mask: (B, L), 1 where there is a token.
+            position_ids: (B, L) or None.
+            past_key_values: Cache.
+            inputs_embeds: (B, L, D), instead of `input_ids`.
+            pixel_values: (tiles, 3, H, W) of all samples in order.
+            num_tiles: (B,) tiles of each sample; checked against the placeholders.
+            labels: (B, L), `IGNORE_INDEX` where there is no loss; shifted here.
+            logits_to_keep: As in transformers: the last n positions only, 0 for all.
+            readout_columns: Token ids whose log P_vocab to return.
+            **kwargs: Passed to the LLM's decoder.
+
+        Raises:
+            DataError: If placeholders, tiles and visual tokens disagree, or no position is supervised.
+        """
+        readout = None
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise DataError("the model needs input_ids or inputs_embeds")
+            inputs_embeds, readout = self.embed(input_ids, pixel_values, num_tiles, readout_columns)
+        outputs = self.language_model.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
+        cache = outputs.past_key_values
+        if labels is not None:
+            loss_sum, count = supervised_cross_entropy(hidden, labels, head)
+            return AlignVLMOutput(
+                loss=loss_sum / count,
+                past_key_values=cache,
+                readout_log_probs=readout,
+                loss_sum=loss_sum,
+                num_supervised=count,
+            )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return AlignVLMOutput(logits=head(hidden[:, kept]), past_key_values=cache, readout_log_probs=readout)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of one decoding step: images go in with the prompt and live in the cache from then on."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            inputs["pixel_values"] = inputs["num_tiles"] = None
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat each sample's tiles as a group (beam search, several return sequences)."""
+        pixel_values, num_tiles = kwargs.pop("pixel_values", None), kwargs.get("num_tiles")
+        input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if pixel_values is not None:
+            if expand_size > 1:
+                if num_tiles is None:
+                    raise DataError(
+                        "generation with several sequences a sample needs num_tiles (tiles of each sample)"
+                    )
+                groups = pixel_values.split(num_tiles.tolist())
+                pixel_values = torch.cat([group for group in groups for _ in range(expand_size)])
+            inputs["pixel_values"] = pixel_values
+        return input_ids, inputs

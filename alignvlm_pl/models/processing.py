@@ -1,0 +1,238 @@
+"""Processor of AlignVLM: images to tiles, conversations to ids and labels, and batches of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render, tokenize, truncate_text
+from ..errors import DataError
+from ..imaging import cut_tiles, load_image
+from ..tiling import Tiling, count_visual_tokens
+
+IMAGE_TOKEN = "<image>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One encoded conversation.
+
+    Args:
+        input_ids: L token ids, the image token at visual positions.
+        labels: L labels, `IGNORE_INDEX` without loss.
+        pixel_values: (tiles, 3, H, W) float32 in [-1, 1].
+        num_tiles: Number of tiles.
+        truncated: Whether text was cut at `max_text_length`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    pixel_values: np.ndarray
+    num_tiles: int
+    truncated: bool = False
+
+
+class AlignVLMProcessor(ProcessorMixin):
+    """Tiling, chat template, image placeholders and batching.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer; the image token is added to it (not to the LLM's embeddings).
+        tiling: Fields of `alignvlm_pl.tiling.Tiling`.
+        tokens_per_tile: Visual tokens of one tile.
+        chat_template: See `alignvlm_pl.chat.choose_template`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        tiling: dict[str, Any] | None = None,
+        tokens_per_tile: int = 729,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=choose_template(tokenizer, chat_template))
+        self.tiling = Tiling.from_dict(tiling or {}).to_dict()
+        self.tokens_per_tile = tokens_per_tile
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, False)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.end_of_turn_id = end_of_turn_id(tokenizer, self.chat_template)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id used for padding; the attention mask hides it."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.end_of_turn_id if pad is None else pad)
+
+    @property
+    def geometry(self) -> Tiling:
+        """The tiling as an object."""
+        return Tiling.from_dict(self.tiling)
+
+    def encode(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        *,
+        max_text_length: int | None = None,
+        generation: bool = False,
+    ) -> Encoded:
+        """Encode one conversation.
+
+        Args:
+            messages: See `alignvlm_pl.chat.render`; image parts in the order of `images`.
+            images: RGB images.
+            max_text_length: Limit on text tokens; visual tokens never count and are never cut.
+            generation: Open an assistant turn at the end instead of supervising answers.
+
+        Raises:
+            DataError: If images and placeholders differ in number, or (in training) nothing is supervised.
+        """
+        pieces = render(
+            self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
+        )
+        limit = None if generation else max_text_length
+        encoded = self._encode_pieces(pieces, images, max_text_length=limit)
+        if not generation and all(label == IGNORE_INDEX for label in encoded.labels[1:]):
+            raise DataError(f"no supervised token is left (no answer, or all beyond max_text_length={limit})")
+        return encoded
+
+    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
+        """Pad encoded conversations to one batch.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W); `num_tiles` (B,).
+        """
+        length = max(len(item.input_ids) for item in encoded)
+        ids = torch.full((len(encoded), length), self.pad_token_id)
+        mask = torch.zeros((len(encoded), length), dtype=torch.long)
+        labels = torch.full((len(encoded), length), IGNORE_INDEX)
+        for row, item in enumerate(encoded):
+            size = len(item.input_ids)
+            span = slice(length - size, length) if pad_left else slice(0, size)
+            ids[row, span] = torch.tensor(item.input_ids)
+            labels[row, span] = torch.tensor(item.labels)
+            mask[row, span] = 1
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "pixel_values": torch.from_numpy(np.concatenate([item.pixel_values for item in encoded])),
+            "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
+        }
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """Encode prompts that are already rendered: text with one `<image>` for each image.
+
+        Conversations go through `apply_chat_template`, which keeps content and control tokens apart.
+
+        Args:
+            images: An image, a list of images (one per text), or a list of lists.
+            text: A string or a list of strings.
+            **kwargs: `padding_side` ("left" by default, as generation needs) and `return_tensors` ("pt").
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        groups = _image_groups(images, len(texts))
+        encoded = [self._encode_rendered(line, group) for line, group in zip(texts, groups, strict=True)]
+        return self._features(encoded, **kwargs)
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """Render conversations, and encode them with their images if `tokenize` is set.
+
+        Args:
+            conversation: One list of messages or a list of them. Image parts carry their image under `image`
+                (a PIL image, bytes or a path).
+            chat_template: Another template for this call.
+            **kwargs: `add_generation_prompt`, `tokenize`, `padding_side`, `return_tensors`, `return_dict` (always so).
+        """
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if batched else [conversation]
+        generation = bool(kwargs.pop("add_generation_prompt", False))
+        template = choose_template(self.tokenizer, chat_template or self.chat_template)
+        if not kwargs.pop("tokenize", False):
+            texts = [self._render_text(messages, template, generation) for messages in conversations]
+            return texts if batched else texts[0]
+        encoded = []
+        for messages in conversations:
+            pieces = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+            encoded.append(self._encode_pieces(pieces, _message_images(messages)))
+        return self._features(encoded, **kwargs)
+
+    def post_process_image_text_to_text(self, generated: Any, **kwargs: Any) -> list[str]:
+        """Texts of generated ids (B, L), special tokens removed."""
+        return [
+            text.strip()
+            for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True, **kwargs)
+        ]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Keys of a batch that the model takes."""
+        return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
+
+    def _render_text(self, messages: Sequence[dict[str, Any]], template: str, generation: bool) -> str:
+        pieces = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+        return "".join(IMAGE_TOKEN if piece.kind == "image" else piece.text for piece in pieces)
+
+    def _encode_rendered(self, text: str, images: Sequence[Any]) -> Encoded:
+        pieces: list[Piece] = []
+        for index, part in enumerate(text.split(IMAGE_TOKEN)):
+            pieces += [Piece("image")] if index else []
+            pieces += [Piece("template", part)] if part else []
+        return self._encode_pieces(pieces, images)
+
+    def _encode_pieces(
+        self, pieces: Sequence[Piece], images: Sequence[Any], *, max_text_length: int | None = None
+    ) -> Encoded:
+        loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
+        tiling = self.geometry
+        tiles = [cut_tiles(image, tiling) for image in loaded]
+        lengths = [count_visual_tokens(*image.size, tiling, self.tokens_per_tile) for image in loaded]
+        ids, labels = tokenize(
+            self.tokenizer, pieces, image_token_id=self.image_token_id, image_lengths=lengths
+        )
+        truncated = max_text_length is not None and truncate_text(
+            ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
+        )
+        shape = (0, 3, tiling.tile_height, tiling.tile_width)
+        pixels = np.concatenate(tiles) if tiles else np.zeros(shape, dtype=np.float32)
+        return Encoded(
+            input_ids=ids, labels=labels, pixel_values=pixels, num_tiles=len(pixels), truncated=truncated
+        )
+
+    def _features(self, encoded: Sequence[Encoded], **kwargs: Any) -> BatchFeature:
+        batch = self.collate(encoded, pad_left=kwargs.get("padding_side", "left") == "left")
+        batch.pop("labels")
+        return BatchFeature(batch)
+
+
+def _image_groups(images: Any, count: int) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in range(count)]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if count == 1 and not (images and isinstance(images[0], (list, tuple))):
+        return [list(images)]
+    groups = [list(group) if isinstance(group, (list, tuple)) else [group] for group in images]
+    if len(groups) != count:
+        raise DataError(
+            f"{count} texts came with {len(groups)} image groups; give one list of images per text"
+        )
+    return groups
+
+
+def _message_images(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    parts = [
+        part for message in messages if not isinstance(message["content"], str) for part in message["content"]
+    ]
+    found = [
+        part.get("image", part.get("url", part.get("path"))) for part in parts if part["type"] == "image"
+    ]
+    if any(image is None for image in found):
+        raise DataError(
+            'an image part carries no image: expected {"type": "image", "image": <PIL image, bytes or path>}'
+        )
+    return found

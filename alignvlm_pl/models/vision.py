@@ -1,0 +1,102 @@
+"""Vision tower: any Hugging Face vision model, cut down to the part whose features are read.
+
+A part that is not read would hold parameters without gradient (unused by DDP's reducer, waste under FSDP), so it is
+removed at construction: the pooling head always, the final norm for `last`, the last layer too for `penultimate`.
+"""
+
+import copy
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+from ..errors import ConfigError
+from ..tiling import Tiling
+from .loading import copy_weights, load_pretrained, require_complete
+
+_HEADS = ("head", "pooler")
+_FINAL_NORMS = ("post_layernorm", "layernorm", "layer_norm")
+_NORM_OF_POOLED = ("clip_vision_model",)
+"""Model types whose final norm is applied to the pooled vector only: their `last_hidden_state` is not normed."""
+
+
+def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -> PreTrainedModel:
+    """Instantiate the vision model of `config` without the parts that `feature` leaves unread.
+
+    Args:
+        config: Configuration of the complete vision model.
+        feature: One of `alignvlm_pl.models.configuration.FEATURES`.
+
+    Raises:
+        ConfigError: If the model has no final norm or no layers to leave out.
+    """
+    config = copy.deepcopy(config)
+    for unused in ("vision_use_head", "use_mask_token"):
+        if hasattr(config, unused):
+            setattr(config, unused, False)
+    if feature == "penultimate":
+        if getattr(config, "num_hidden_layers", 0) < 1:
+            raise ConfigError(
+                f"vision_feature 'penultimate' needs a model with num_hidden_layers, {config.model_type} has none; "
+                "use vision_feature: last_normed"
+            )
+        config.num_hidden_layers -= 1
+    model: PreTrainedModel = AutoModel.from_config(config)
+    for module in _levels(model):
+        for name in _HEADS:
+            if isinstance(getattr(module, name, None), nn.Module):
+                setattr(module, name, None)
+        if hasattr(module, "use_head"):  # SigLIP in versions whose config does not have the switch
+            module.use_head = False  # type: ignore[assignment]
+    if feature != "last_normed" or config.model_type in _NORM_OF_POOLED:
+        _drop_final_norm(model)
+    return model
+
+
+def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
+    """Copy pretrained weights into a tower; every parameter of the tower must be found.
+
+    Raises:
+        CheckpointError: If there are none, or a tensor is missing or has another shape.
+    """
+    source, missing = load_pretrained(AutoModel, folder, what="vision")
+    if hasattr(source, "vision_model") and not hasattr(tower, "vision_model"):
+        source = source.vision_model
+        missing = {name.removeprefix("vision_model.") for name in missing}
+    state, wanted = source.state_dict(), tower.state_dict()
+    # What the tower has no part for (pooling head, last layer) is left out; what it has must be in the file.
+    require_complete(
+        {key for key in wanted if key not in state or key in missing}, what="vision", source=folder
+    )
+    copy_weights(tower, {key: state[key] for key in wanted}, what="vision", source=folder)
+
+
+def encode_tiles(tower: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Features (tiles, tokens, d) of pixel values (tiles, 3, H, W) in [-1, 1], in the tower's precision."""
+    pixel_values = pixel_values.to(next(tower.parameters()).dtype)
+    features: Tensor = tower(pixel_values=pixel_values).last_hidden_state
+    return features
+
+
+def token_grid(config: PretrainedConfig, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of visual tokens in one tile, from the patch size of the vision model's configuration."""
+    patch = config.patch_size
+    height, width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    return tiling.tile_height // height, tiling.tile_width // width
+
+
+def _levels(model: nn.Module) -> list[nn.Module]:
+    """The model and its body: transformers nests SigLIP and CLIP one level deeper in some versions."""
+    body = getattr(model, "vision_model", None)
+    return [model, body] if isinstance(body, nn.Module) else [model]
+
+
+def _drop_final_norm(model: PreTrainedModel) -> None:
+    for module in _levels(model):
+        for name in _FINAL_NORMS:
+            if isinstance(getattr(module, name, None), nn.Module):
+                setattr(module, name, nn.Identity())
+                return
+    raise ConfigError(
+        f"{type(model).__name__} has no final norm among {', '.join(_FINAL_NORMS)}; use vision_feature: last_normed"
+    )

@@ -1,0 +1,359 @@
+"""The model against Hugging Face's own parts on random tiny configurations, and its life in their format."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm_pl.models.build import build_model, build_processor
+from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
+
+INPUTS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+FEATURES = ("last_normed", "last", "penultimate")
+
+
+def make(folder, *, sharp=True, **options):
+    """A processor and a model whose answers depend on the image: random weights hardly differ in scores otherwise."""
+    torch.manual_seed(0)
+    spec = tiny_spec(folder, **options)
+    processor = build_processor(spec)
+    model = build_model(spec, processor).eval()
+    if sharp:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and "embed" not in name:
+                    parameter.mul_(8.0 if "language_model" in name else 3.0)
+    return processor, model
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tokenizer"), connector={"type": "align", "gain_init": 3.0})
+
+
+def picture(width, height, seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+SAMPLES = (
+    ("What?", "12", (120, 60)),
+    ("And what is the total of all?", "yes, 7", (40, 50)),
+    ("Why", "no", (60, 130)),
+)
+
+
+def encode(processor, index, *, generation=False):
+    question, answer, size = SAMPLES[index]
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    if not generation:
+        messages.append({"role": "assistant", "content": answer})
+    return processor.encode(messages, [picture(*size, index)], generation=generation)
+
+
+def batch_of(processor, indices, *, generation=False):
+    items = [encode(processor, index, generation=generation) for index in indices]
+    return processor.collate(items, pad_left=generation)
+
+
+def inputs_of(batch):
+    return {key: batch[key] for key in INPUTS}
+
+
+@torch.no_grad()
+def greedy_without_cache(model, batch, steps):
+    """Arg-max of the whole forward, one token longer each time; one sample, no padding."""
+    ids = batch["input_ids"]
+    for _ in range(steps):
+        inputs = {**inputs_of(batch), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        logits = model(**inputs, use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+    return ids[:, batch["input_ids"].shape[1] :]
+
+
+def test_llm_path_equals_llama(parts):
+    processor, model = parts
+    batch = batch_of(processor, [0, 1])
+    with torch.no_grad():
+        embeds, _ = model.embed(batch["input_ids"], batch["pixel_values"], batch["num_tiles"], None)
+        expected = model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+        found = model(**inputs_of(batch)).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        last = model(**inputs_of(batch), logits_to_keep=2).logits
+        torch.testing.assert_close(last, expected[:, -2:], rtol=0, atol=1e-5)
+        given = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
+def test_text_embeddings_are_untouched(parts):
+    processor, model = parts
+    batch = batch_of(processor, [0, 1])
+    embeds, log_probs = model.embed(
+        batch["input_ids"], batch["pixel_values"], batch["num_tiles"], torch.tensor([3, 5])
+    )
+    text = batch["input_ids"] != model.config.image_token_id
+    table = model.get_input_embeddings().weight
+    torch.testing.assert_close(embeds[text], table[batch["input_ids"][text]], rtol=0, atol=0)
+    expected = model.connector(model.encode_images(batch["pixel_values"]), table).embeds
+    torch.testing.assert_close(embeds[~text], expected.flatten(0, 1), rtol=0, atol=0)
+    read = model.read(batch["pixel_values"], torch.tensor([3, 5]))
+    torch.testing.assert_close(log_probs, read, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_batched_generation_equals_uncached_forward_of_each_sample(parts, cached):
+    processor, model = parts
+    steps = 6
+    batch = batch_of(processor, [0, 1, 2], generation=True)
+    assert len({int(n) for n in batch["attention_mask"].sum(1)}) == 3  # padding is at work
+    out = model.generate(
+        **inputs_of(batch),
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        use_cache=cached,
+        eos_token_id=[],
+    )
+    found = out[:, batch["input_ids"].shape[1] :]
+    answers = set()
+    for row in range(3):
+        single = batch_of(processor, [row], generation=True)
+        expected = greedy_without_cache(model, single, steps)[0]
+        assert found[row].tolist() == expected.tolist()
+        answers.add(tuple(expected.tolist()))
+    assert len(answers) == 3
+
+
+def test_the_image_matters(parts):
+    processor, model = parts
+    batch = batch_of(processor, [0], generation=True)
+    with torch.no_grad():
+        logits = model(**inputs_of(batch)).logits[:, -1]
+        other = model(**{**inputs_of(batch), "pixel_values": -batch["pixel_values"]}).logits[:, -1]
+    assert float((logits - other).abs().max()) > 1e-2
+
+
+def test_generation_stops_at_the_end_of_turn(parts):
+    processor, model = parts
+    assert model.generation_config.eos_token_id == processor.end_of_turn_id
+    assert model.generation_config.pad_token_id == processor.pad_token_id
+
+
+def test_a_second_turn_goes_on_from_the_cache(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0], generation=True))
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": []}
+    first = model.generate(**batch, **options, return_dict_in_generate=True)
+    more = torch.tensor([processor.tokenizer("And?")["input_ids"]])
+    ids = torch.cat([first.sequences, more], dim=1)
+    batch = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = model.generate(**batch, **options)
+    found = model.generate(**batch, **options, past_key_values=first.past_key_values)
+    assert found.tolist() == expected.tolist()
+
+
+def test_several_sequences_repeat_each_samples_tiles_as_a_group(parts):
+    _, model = parts
+    tiles = torch.arange(3.0).reshape(3, 1, 1, 1)
+    ids, inputs = model._expand_inputs_for_generation(
+        expand_size=2, input_ids=torch.tensor([[5], [6]]), pixel_values=tiles, num_tiles=torch.tensor([2, 1])
+    )
+    assert ids.flatten().tolist() == [5, 5, 6, 6]
+    assert inputs["num_tiles"].tolist() == [2, 2, 1, 1]
+    assert inputs["pixel_values"].flatten().tolist() == [0, 1, 0, 1, 2, 2]
+
+
+def test_beam_search_repeats_tiles(parts):
+    processor, model = parts
+    options = {
+        "max_new_tokens": 4,
+        "num_beams": 3,
+        "do_sample": False,
+        "eos_token_id": [],
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+    batch = batch_of(processor, [0, 1, 2], generation=True)
+    found = model.generate(**inputs_of(batch), **options)
+    for row in range(3):
+        single = batch_of(processor, [row], generation=True)
+        expected = model.generate(**inputs_of(single), **options)
+        assert found.sequences[row, -4:].tolist() == expected.sequences[0, -4:].tolist()
+        # Scores tell tiles in a wrong order from the right one even where the words are the same.
+        torch.testing.assert_close(
+            found.sequences_scores[row], expected.sequences_scores[0], rtol=0, atol=1e-5
+        )
+    inputs = {**inputs_of(batch)}
+    del inputs["num_tiles"]
+    with pytest.raises(DataError, match="needs num_tiles"):
+        model.generate(**inputs, **options)
+
+
+def test_loss_equals_cross_entropy_of_all_logits(parts):
+    processor, model = parts
+    batch = batch_of(processor, [0, 1, 2])
+    with torch.no_grad():
+        logits = model(**inputs_of(batch)).logits
+        output = model(**inputs_of(batch), labels=batch["labels"])
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    # float32; the head sees the same rows in another batch. Measured worst case 1e-6 relative.
+    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(output.loss_sum / output.num_supervised, output.loss)
+    answers = [SAMPLES[index][1] for index in range(3)]
+    assert int(output.num_supervised) == sum(len(answer) + 1 for answer in answers)
+
+
+def test_padding_side_does_not_change_the_loss(parts):
+    processor, model = parts
+    items = [encode(processor, index) for index in (0, 1)]
+    losses = []
+    for pad_left in (False, True):
+        batch = processor.collate(items, pad_left=pad_left)
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            losses.append(model(**inputs_of(batch), labels=batch["labels"], position_ids=positions).loss)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("connector", ["align", "mlp"])
+def test_save_and_load_bit_exact(tmp_path, tied, connector):
+    options = {"type": connector, **({"gain_init": 3.0, "vocab_rows": 100} if connector == "align" else {})}
+    processor, model = make(tmp_path / "tokenizer", tied=tied, connector=options, vision_feature="last")
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing is left at its start
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert type(config) is AlignVLMConfig
+    assert config.to_dict()["connector"] == options
+    assert (config.vision_feature, config.tokens_per_tile, config.tiling) == ("last", 16, model.config.tiling)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert type(loaded) is AlignVLMForConditionalGeneration
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    shared = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert shared == tied
+    assert loaded.generation_config.eos_token_id == processor.end_of_turn_id
+    second = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert type(second) is AlignVLMProcessor
+    batch = batch_of(second, [0, 1], generation=True)
+    outs = [m.generate(**inputs_of(batch), max_new_tokens=4, do_sample=False) for m in (model, loaded.eval())]
+    assert torch.equal(*outs)
+
+
+def test_a_fresh_model_starts_with_the_configured_gain(tmp_path):
+    _, model = make(tmp_path, connector={"type": "align", "gain_init": 5.0}, sharp=False)
+    assert bool((model.connector.norm2.weight == 5).all())
+    again = AlignVLMForConditionalGeneration(copy.deepcopy(model.config))
+    assert bool((again.connector.norm2.weight == 5).all())
+    assert torch.equal(again.connector.w2.weight, again.get_output_embeddings().weight)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_gets_a_gradient(tmp_path, feature, tied):
+    processor, model = make(tmp_path, vision_feature=feature, tied=tied)
+    batch = batch_of(processor, [0, 1])
+    model(**inputs_of(batch), labels=batch["labels"]).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    # A key's bias shifts all scores of a row alike and has no effect on the softmax: its gradient is rounding at most.
+    assert [name for name in without if not name.endswith("k_proj.bias")] == []
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features_are_hidden_states_of_the_complete_siglip(tmp_path, feature):
+    processor, model = make(tmp_path, vision_feature=feature)
+    full = AutoModel.from_config(model.config.vision_config).eval()
+    mine = dict(model.vision_tower.state_dict())
+    missing = full.load_state_dict(mine, strict=False)
+    assert missing.unexpected_keys == []
+    pixels = batch_of(processor, [0])["pixel_values"]
+    with torch.no_grad():
+        output = full(pixel_values=pixels, output_hidden_states=True)
+        expected = {
+            "last_normed": output.last_hidden_state,
+            "last": output.hidden_states[-1],
+            "penultimate": output.hidden_states[-2],
+        }[feature]
+        torch.testing.assert_close(model.encode_images(pixels), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("model_type", ["clip_vision_model", "vit", "dinov2"])
+def test_other_towers_have_no_idle_parameter(tmp_path, feature, model_type):
+    vision = {"model_type": model_type}
+    processor, model = make(tmp_path, vision=vision, vision_feature=feature)
+    assert processor.tokens_per_tile == 17  # these have a class token
+    batch = batch_of(processor, [0])
+    model(**inputs_of(batch), labels=batch["labels"]).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_num_tiles_mismatch_names_sample_and_counts(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [1, 0]))
+    batch["num_tiles"] = torch.tensor([2, 2])
+    with pytest.raises(
+        DataError, match=r"sample 0 .* has 16 image placeholders but its 2 tiles give 32 visual tokens"
+    ):
+        model(**batch)
+    batch["pixel_values"] = None
+    with pytest.raises(DataError, match="64 image placeholders but no pixel_values"):
+        model(**batch)
+
+
+def test_tokens_per_tile_mismatch(parts):
+    processor, model = parts
+    batch = batch_of(processor, [1])
+    other = copy.deepcopy(model)
+    other.config.tokens_per_tile = 9
+    with pytest.raises(
+        DataError, match=r"gave 16 tokens for a tile of \(56, 56\) px, config.tokens_per_tile is 9"
+    ):
+        other(**inputs_of(batch))
+
+
+def test_text_only_batch(parts):
+    processor, model = parts
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    batch = processor.collate([processor.encode(messages, [])])
+    with torch.no_grad():
+        found = model(**inputs_of(batch)).logits
+        expected = model.language_model(batch["input_ids"]).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'last_norm' is unknown: did you mean 'last_normed'"):
+        AlignVLMConfig(tiny_vision(), tiny_llm(), vision_feature="last_norm")
+    with pytest.raises(
+        ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"
+    ):
+        AlignVLMConfig(tiny_vision(), {**tiny_llm(), "model_type": "lama"})
+    config = AlignVLMConfig(tiny_vision(), tiny_llm(logit_scale=0.1))
+    with pytest.raises(ConfigError, match=r"text_config\.logit_scale is set"):
+        AlignVLMForConditionalGeneration(config)
+    _, model = make(tmp_path, connector={"type": "mlp"})
+    with pytest.raises(ConfigError, match="'mlp' has no P_vocab"):
+        model.read(torch.zeros(1, 3, 56, 56), torch.tensor([1]))
+
+
+def test_bfloat16_takes_float32_pixels(parts):
+    processor, model = parts
+    half = copy.deepcopy(model).bfloat16()
+    batch = batch_of(processor, [0, 1])
+    with torch.no_grad():
+        loss = half(**inputs_of(batch), labels=batch["labels"]).loss
+    assert loss.dtype == torch.float32
+    assert bool(loss.isfinite())
