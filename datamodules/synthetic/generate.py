@@ -89,7 +89,7 @@ def generate_document(
         width: Width in px, a multiple of 8.
         height: Height in px, a multiple of 32: one line of text each.
         num_questions: Most turns of the conversation, at least 1.
-        transcription_share: Share (0-1) of documents whose first turn asks for all text; ``lines`` always do.
+        transcription_share: Share (0-1) of documents whose last turn asks for all text; ``lines`` always do.
         fault_share: Probability (0-1) of faults of paper, printer and scanner (blur, noise, worn strokes).
 
     Raises:
@@ -153,7 +153,8 @@ def _turns(
     chosen = chosen[:num_questions]
     if rng.random() < transcription_share or not chosen:
         text = "\n".join(line["text"] for line in lines)
-        chosen = [Question(text=rng.choice(questions.TRANSCRIBE), answer=text), *chosen][:num_questions]
+        # Last, or the other answers could be copied from it instead of being read off the page.
+        chosen = [*chosen[: num_questions - 1], Question(text=rng.choice(questions.TRANSCRIBE), answer=text)]
     return chosen
 
 
