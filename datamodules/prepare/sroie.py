@@ -4,19 +4,18 @@ Expects a folder of `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines
 quads clockwise from the upper left in pixels. Writes
 
 - `pages-train.jsonl`, `pages-test.jsonl`: every field as a question, ready for `prepare jsonl`;
-- `lines/`: shards of line crops, set on their paper's colour at the size that the embedded default reads best.
+- `lines/`: shards of line crops, set on white paper at the size that the embedded default reads best.
 """
 
 import argparse
 import io
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.imaging import load_image
@@ -26,7 +25,7 @@ from ..writer import ShardWriter
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
 """Height of a line's box after scaling: with capitals, 16 to 20 px of ink."""
-TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX = 256, 128, 32, 6
+TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX, PADDING_PX = 256, 128, 32, 6, 3
 MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 
 
@@ -114,14 +113,14 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
     left, right = min(quad[0::2]), max(quad[0::2])
     top, bottom = min(quad[1::2]), max(quad[1::2])
     scale = TEXT_HEIGHT_PX / max(bottom - top, 1)
-    scale = min(scale, (MAX_WIDTH_PX - 2 * MARGIN_PX) / max(right - left, 1))
-    pad = 3 / scale
+    scale = min(scale, (MAX_WIDTH_PX - 2 * (MARGIN_PX + PADDING_PX) - 1) / max(right - left, 1))
+    pad = PADDING_PX / scale
     box = tuple(round(v) for v in (left - pad, top - pad, right + pad, bottom + pad))
-    crop = page.convert("L").crop(box)
+    # Paper to white and ink to black, so that the crop's edges do not show on the canvas.
+    crop = ImageOps.autocontrast(page.convert("L").crop(box), cutoff=(1, 20))
     crop = crop.resize((max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)), Image.Resampling.BICUBIC)
     tiles = -(-(crop.width + 2 * MARGIN_PX) // TILE_WIDTH_PX)
-    paper = int(statistics.median(crop.getdata()))
-    canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), paper)
+    canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), "white")
     canvas.paste(crop, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - crop.height) // 2))
     return canvas
 
