@@ -1,0 +1,81 @@
+"""Two real processes as two ranks, each with two spawned workers: nothing twice, nothing missing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from datamodules.manifest import load_manifest
+from datamodules.writer import ShardWriter
+
+ROOT = Path(__file__).parents[2]
+
+# Runs as a file, because spawned workers import the main module. Rank and world are arguments only.
+RANK = """
+import json, sys
+from types import SimpleNamespace
+import torch
+from datamodules.collate import Collator
+from datamodules.decode import Decoder
+from datamodules.loader import EvaluationBatches, ShardLoader, TrainBatches
+from datamodules.manifest import load_manifest
+from datamodules.shards import TrainStream, plan_evaluation
+
+
+class Processor:
+    def encode(self, messages, images, *, max_text_length=None, generation=False):
+        return SimpleNamespace()
+
+    def collate(self, encoded, *, pad_left=False):
+        return {"labels": torch.ones(len(encoded), 2)}
+
+
+def main():
+    folder, rank = sys.argv[1], int(sys.argv[2])
+    manifest = load_manifest(folder)
+    parts = {"decoder": Decoder(), "collator": Collator(processor=Processor())}
+    stream = TrainStream(manifests=(manifest,), seed=1, shuffle_buffer=4, rank=rank, world=2)
+    batches = TrainBatches(stream, **parts, batch_size=3, max_skipped_share=0.0)
+    train = ShardLoader(batches, num_batches=4, num_workers=2, start_method="spawn")
+    epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
+    train.close()
+    plan = plan_evaluation(manifest.num_samples, batch_size=4, rank=rank, world=2)
+    held = EvaluationBatches(manifest, plan=plan, **parts)
+    held = ShardLoader(held, num_batches=len(plan), num_workers=0)
+    scored = [key for batch in held if not batch["filler"] for key in batch["keys"]]
+    print(json.dumps({"epochs": epochs, "scored": scored, "num_scored_batches": len(plan)}))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_spawned_workers_share_every_epoch(tmp_path):
+    turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    with ShardWriter(
+        tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3
+    ) as out:
+        for _ in range(24):
+            out.add({"messages": [turn]}, [], [])
+    expected = Counter(f"set-{number:08d}" for number in range(load_manifest(tmp_path / "set").num_samples))
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = [sys.executable, str(script), str(tmp_path / "set")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=env)
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in ranks]
+    results = [json.loads(output) for output in outputs]
+    for epoch in range(2):
+        assert sum((Counter(result["epochs"][epoch]) for result in results), Counter()) == expected
+    assert results[0]["epochs"][0] != results[0]["epochs"][1]
+    assert sum((Counter(result["scored"]) for result in results), Counter()) == expected
+    assert results[0]["num_scored_batches"] == results[1]["num_scored_batches"]

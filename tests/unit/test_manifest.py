@@ -1,0 +1,93 @@
+"""The manifest finds cut, missing and damaged shards before anything is read."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.errors import DataError
+from datamodules.manifest import load_manifest
+from datamodules.prepare.index import count_samples
+from datamodules.writer import ShardWriter
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(buffer, "PNG")
+    turn = {"role": "user", "content": [{"type": "image", "index": 0}]}
+    with ShardWriter(tmp_path, name="set", source="made", license="CC0-1.0", samples_per_shard=3) as out:
+        for _ in range(6):
+            out.add({"messages": [turn]}, [buffer.getvalue()], ["png"])
+    return tmp_path
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "set-00001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard .*set-00001\.tar is missing"):
+        load_manifest(folder)
+
+
+def test_a_cut_shard_is_named_with_both_sizes(folder):
+    path = folder / "set-00001.tar"
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(DataError, match=rf"set-00001\.tar is truncated: expected {whole} bytes, found 1024"):
+        load_manifest(folder)
+
+
+def test_a_changed_byte_is_found_by_the_checksum_only(folder):
+    path = folder / "set-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    assert load_manifest(folder).num_samples == 6
+    with pytest.raises(DataError, match=r"set-00000\.tar is damaged: expected sha256 [0-9a-f]{16}"):
+        load_manifest(folder, verify_sha256=True)
+
+
+def test_a_folder_without_manifest_is_no_set(folder):
+    with pytest.raises(DataError, match="no such folder"):
+        load_manifest(folder / "elsewhere")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"not a finished set of shards: no manifest\.json in it"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 9}, "expected version 1, found 9"),
+        ({"num_samples": 7}, "num_samples is 7, the shards sum to 6"),
+        ({"shards": []}, "the set is empty"),
+        ({"shards": [{"path": "set-00000.tar"}]}, "missing or malformed"),
+    ],
+)
+def test_a_malformed_manifest_is_refused(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(DataError, match=message):
+        load_manifest(folder)
+
+
+def test_a_manifest_that_is_no_json_is_refused(folder):
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        load_manifest(folder)
+
+
+def test_indexing_counts_and_finds_cuts_at_every_place(folder):
+    path = folder / "set-00000.tar"
+    assert count_samples(path) == 3
+    whole = path.read_bytes()
+    # Samples are a json and a png of one block each, with one header block each: the end mark is at 6 * 1024.
+    for cut in (512, 700, 1024, 2048, 4096, 5 * 1024 + 512, 6 * 1024, 6 * 1024 + 512):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"set-00000\.tar is (cut|damaged)"):
+            count_samples(path)

@@ -1,0 +1,179 @@
+"""`prepare jsonl`: same bytes twice, every bad record counted by reason, and errors that name file and line."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.errors import ConfigError, DataError
+from datamodules.decode import Decoder
+from datamodules.manifest import load_manifest
+from datamodules.prepare import main
+from datamodules.prepare.jsonl import prepare_jsonl
+from datamodules.sample import message_text
+from datamodules.shards import read_range
+
+
+def line(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "image": [f"./imgs/{number}.png"],
+        "messages": [
+            {"role": "user", "content": f"<|image|>Question {number}?"},
+            {"role": "assistant", "content": f"answer {number}"},
+        ],
+        "task_name": "qa_sft",
+        "dataset_name": "DocVQA" if number % 2 else "ChartQA",
+    } | changes
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    (tmp_path / "imgs").mkdir()
+    for number in range(12):
+        Image.new("RGB", (number + 2, 3), (number, 0, 0)).save(tmp_path / "imgs" / f"{number}.png")
+    return tmp_path
+
+
+def write(root: Path, *lines: Any) -> Path:
+    path = root / "train.jsonl"
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def prepare(root: Path, out: str, **options: Any) -> Any:
+    return prepare_jsonl(root / "train.jsonl", root, root / out, name="set", license="CC0-1.0", **options)
+
+
+def samples(folder: Path) -> list[Any]:
+    manifest = load_manifest(folder)
+    return [Decoder()(raw) for raw in read_range(manifest, 0, manifest.num_samples)]
+
+
+def test_two_runs_give_the_same_bytes_and_another_seed_does_not(root):
+    write(root, *map(line, range(12)))
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        prepare(root, out, seed=seed, samples_per_shard=5)
+    names = sorted(path.name for path in (root / "a").iterdir())
+    assert names == ["manifest.json", "report.json", *(f"set-0000{i}.tar" for i in range(3))]
+    assert all((root / "a" / name).read_bytes() == (root / "b" / name).read_bytes() for name in names)
+    assert (root / "a" / "set-00000.tar").read_bytes() != (root / "c" / "set-00000.tar").read_bytes()
+
+
+def test_records_become_samples_in_a_global_shuffle(root):
+    lines = [{"text": "TOTAL", "box": [0, 0, 2, 2]}]
+    write(root, *map(line, range(11)), line(11, references=["a", "b"], lines=lines))
+    manifest = prepare(root, "out")
+    found = samples(root / "out")
+    assert manifest.sources == {"ChartQA": 6, "DocVQA": 6}
+    asked = [message_text(sample.messages[0]) for sample in found]
+    assert sorted(asked) == sorted(f"Question {number}?" for number in range(12))
+    assert asked != [f"Question {number}?" for number in range(12)]
+    last = next(sample for sample in found if message_text(sample.messages[0]) == "Question 11?")
+    assert (last.references, last.lines, last.sizes) == (["a", "b"], lines, [(13, 3)])
+    assert (last.source, last.task) == ("DocVQA", "qa_sft")
+
+
+def test_several_turns_and_images_are_kept(root):
+    turns = [
+        {"role": "user", "content": "<|image|><|image|>Same?"},
+        {"role": "assistant", "content": "No"},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Width"},
+    ]
+    write(root, line(0, image=["imgs/3.png", "imgs/1.png"], messages=turns))
+    prepare(root, "out")
+    (sample,) = samples(root / "out")
+    assert [message_text(turn) for turn in sample.messages] == ["Same?", "No", "Why?", "Width"]
+    assert sample.sizes == [(5, 3), (3, 3)]
+
+
+BAD = {
+    "bad_json": '{"image": [',
+    "missing_image": line(1, image=["imgs/none.png"]),
+    "image_format": line(1, image=["train.jsonl"]),
+    "undecodable_image": line(1, image=["imgs/broken.png"]),
+    "placeholder_count": line(1, image=["imgs/1.png", "imgs/2.png"]),
+    "invalid_sample": line(1, messages=[{"role": "user", "content": 7}]),
+}
+
+
+def test_bad_records_are_counted_by_reason_in_manifest_and_report(root):
+    (root / "imgs" / "broken.png").write_bytes((root / "imgs" / "1.png").read_bytes()[:50])
+    write(root, line(0), *BAD.values(), "", line(2))
+    manifest = prepare(root, "out")
+    assert manifest.num_samples == 2
+    assert manifest.extra["skipped"] == dict.fromkeys(sorted(BAD), 1)
+    report = json.loads((root / "out" / "report.json").read_text())
+    assert [(problem["line"], problem["reason"]) for problem in report["problems"]] == list(
+        enumerate(BAD, start=2)
+    )
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_strict_names_file_and_line_and_leaves_nothing(root, reason):
+    (root / "imgs" / "broken.png").write_bytes((root / "imgs" / "1.png").read_bytes()[:50])
+    write(root, line(0), BAD[reason])
+    with pytest.raises(DataError, match=r"train\.jsonl, line 2"):
+        prepare(root, "out", strict=True)
+    assert list((root / "out").iterdir()) == []
+
+
+def test_both_counts_are_named(root):
+    write(root, BAD["placeholder_count"])
+    with pytest.raises(DataError, match="1 image placeholders in the messages but 2 images"):
+        prepare(root, "out", strict=True)
+
+
+def test_a_file_without_any_usable_record_is_an_error(root):
+    write(root, BAD["missing_image"])
+    with pytest.raises(DataError, match=r"none of 1 records is usable \(missing_image: 1\).*imgs/none\.png"):
+        prepare(root, "out")
+    assert not (root / "out" / "manifest.json").exists()
+    with pytest.raises(DataError, match=r"no such jsonl file: .*absent\.jsonl"):
+        prepare_jsonl(root / "absent.jsonl", root, root / "out", name="set", license="none")
+
+
+def test_start_and_limit_split_a_file_without_overlap(root):
+    write(root, *map(line, range(12)))
+    prepare(root, "train", limit=9)
+    prepare(root, "test", start=9)
+    asked = {out: {message_text(s.messages[0]) for s in samples(root / out)} for out in ("train", "test")}
+    assert asked["test"] == {f"Question {number}?" for number in (9, 10, 11)}
+    assert len(asked["train"]) == 9
+    assert not asked["train"] & asked["test"]
+    with pytest.raises(ConfigError, match="start=-1"):
+        prepare(root, "x", start=-1)
+
+
+def test_command_line_writes_and_reports(root, capsys):
+    write(root, line(0), BAD["missing_image"], line(1))
+    assert main(["jsonl", str(root / "train.jsonl"), str(root / "receipts"), "--samples-per-shard", "1"]) == 0
+    assert load_manifest(root / "receipts").name == "receipts"
+    out = capsys.readouterr().out
+    assert "2 samples in 2 shards" in out
+    assert "left out: missing_image: 1" in out
+
+
+def test_foreign_shards_are_indexed(root, capsys):
+    folder = root / "cc12m"
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(3 + shard):
+                tar.add(root / "imgs" / "1.png", f"{shard:05d}{number:04d}.png")
+                tar.add(root / "imgs" / "1.png", f"{shard:05d}{number:04d}.txt")
+    assert main(["index", str(folder), "--license", "other"]) == 0
+    assert "7 samples in 2 shards" in capsys.readouterr().out
+    manifest = load_manifest(folder, verify_sha256=True)
+    assert [shard.num_samples for shard in manifest.shards] == [3, 4]
+    assert len(list(read_range(manifest, 0, 7))) == 7
+
+
+def test_an_unknown_kind_is_answered_with_the_nearest(capsys):
+    with pytest.raises(ConfigError, match=r"unknown kind 'jsnol'; did you mean 'jsonl'"):
+        main(["jsnol"])
+    assert main([]) == 0
+    assert "synthetic" in capsys.readouterr().out
