@@ -1,0 +1,300 @@
+"""Every shipped configuration is true: it parses, its axes do not overlap, it says what the paper's table 6 says."""
+
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import datamodules
+from alignvlm_pl.cli.recipe import plan_runs, read_stages
+from alignvlm_pl.metrics import METRICS
+from alignvlm_pl.stages import Stage, accumulation
+from alignvlm_pl.tiling import Tiling
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Axis -> the key of the command line that takes its files.
+AXES = {"model": "model", "data": "data", "stage": "stage", "benchmark": "benchmark", "cluster": "trainer"}
+PAPER_RECIPES = {"llama3.2-1b": "1b", "llama3.2-3b": "3b", "llama3.1-8b": "8b"}
+DERIVED = {"max_steps", "max_epochs", "gradient_clip_val", "accumulate_grad_batches", "default_root_dir"}
+"""Trainer keys that follow from the stage and the run folder (alignvlm_pl/cli/lightning_cli.py refuses them)."""
+
+# jsonargparse 4.49 renamed what Lightning's CLI calls; the first such warning comes with a note about itself.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
+)
+
+# Paper, table 6: global batch, text length, epochs, learning rate, parts trained.
+TABLE_6 = {
+    "1-1b": (512, 1024, 1, 1e-5, "all"),
+    "2-1b": (512, 2048, 1, 5e-5, "all"),
+    "3-1b": (512, 2048, 5, 5e-5, "no vision"),
+    "1-3b": (512, 1024, 1, 1e-5, "all"),
+    "2-3b": (256, 2048, 1, 5e-5, "all"),
+    "3-3b": (256, 2048, 5, 5e-5, "no vision"),
+    "1-8b": (512, 1024, 1, 1e-5, "all"),
+    "2-8b": (256, 2048, 1, 1e-5, "all"),
+    "3-8b": (256, 2048, 5, 1e-5, "no vision"),
+}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text("utf-8"))
+    assert isinstance(content, dict), f"{path} is no mapping"
+    return content
+
+
+def _files(axis: str) -> list[Path]:
+    return sorted((CONFIGS / axis).glob("*.yaml"))
+
+
+def _flat(content: dict[str, Any], prefix: str) -> set[str]:
+    keys: set[str] = set()
+    for key, value in content.items():
+        name = f"{prefix}.{key}" if prefix else key
+        keys |= _flat(value, name) if isinstance(value, dict) and value else {name}
+    return keys
+
+
+def _ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+# --- every file -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=_ids)
+def test_is_a_mapping_in_a_known_folder(path: Path) -> None:
+    assert _load(path)
+    assert path == CONFIGS / "base.yaml" or path.parent.name in {*AXES, "recipe"}
+
+
+@pytest.mark.parametrize("path", _files("stage"), ids=_ids)
+def test_stage_file_is_a_stage(path: Path) -> None:
+    stage = Stage(**_load(path))
+    # PyYAML reads 1e-5 (without a dot) as text.
+    assert all(rate is None or isinstance(rate, float) for rate in stage.learning_rates.values())
+    assert stage.name == path.stem
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_paper_stage_is_table_6(name: str) -> None:
+    stage = Stage(**_load(CONFIGS / "stage" / f"{name}.yaml"))
+    batch, length, epochs, rate, parts = TABLE_6[name]
+    assert (stage.global_batch_size, stage.max_text_length, stage.epochs) == (batch, length, epochs)
+    assert stage.max_steps is None
+    assert stage.max_minutes is None
+    vision = rate if parts == "all" else None
+    assert stage.learning_rates == {"vision": vision, "connector": rate, "llm": rate}
+    assert (stage.objective, stage.readout_weight) == ("answer", 0.0), "the paper has no read warm start"
+    assert stage.parent == (None if name[0] == "1" else f"{int(name[0]) - 1}-{name[2:]}")
+
+
+@pytest.mark.parametrize("path", _files("data"), ids=_ids)
+def test_data_file_names_a_datamodule_and_its_options(path: Path) -> None:
+    content = _load(path)
+    assert "." not in content["class_path"], "class names are bare, so that packages may move"
+    known = inspect.signature(getattr(datamodules, content["class_path"]).__init__).parameters
+    assert set(content["init_args"]) <= set(known)
+    assert "max_text_length" not in content["init_args"], "the stage owns it"
+    folders = [*content["init_args"]["train"], *content["init_args"].get("benchmarks", {}).values()]
+    assert all(not Path(folder).is_absolute() and ".." not in Path(folder).parts for folder in folders)
+
+
+@pytest.mark.parametrize("path", _files("benchmark"), ids=_ids)
+def test_benchmark_file_names_options_and_metrics(path: Path) -> None:
+    from callbacks.benchmark_evaluation import BenchmarkEvaluation
+
+    content = _load(path)
+    assert set(content) <= set(inspect.signature(BenchmarkEvaluation.__init__).parameters)
+    assert set(content.get("metrics") or []) <= set(METRICS)
+
+
+@pytest.mark.parametrize("path", _files("model"), ids=_ids)
+def test_model_file_describes_parts_that_fit(path: Path) -> None:
+    from alignvlm_pl.models.build import Backbone, ModelSpec
+    from alignvlm_pl.models.connectors import build_connector
+
+    spec = _load(path)["spec"]
+    parts = {key: Backbone(**spec[key]) for key in ("vision", "llm")}
+    built = ModelSpec(**{**spec, **parts})
+    build_connector(built.connector, vision_dim=3, text_dim=2, vocab_size=5000)
+    assert Tiling.from_dict(built.tiling).max_tiles == 9
+    if (llm := parts["llm"].config) is not None:
+        assert llm["hidden_size"] == llm["num_attention_heads"] * llm["head_dim"]
+
+
+def test_embedded_mlp_differs_in_the_connector_only() -> None:
+    align, mlp = (_load(CONFIGS / "model" / f"{name}.yaml")["spec"] for name in ("embedded", "embedded-mlp"))
+    assert align.pop("connector")["type"] == "align"
+    assert mlp.pop("connector")["type"] == "mlp"
+    assert align == mlp
+
+
+# --- the axes -------------------------------------------------------------------------------------
+
+
+def test_one_key_has_one_owner() -> None:
+    owned = {axis: set().union(*(_flat(_load(p), AXES[axis]) for p in _files(axis))) for axis in AXES}
+    owned["base"] = _flat(_load(CONFIGS / "base.yaml"), "")
+    names = list(owned)
+    for index, one in enumerate(names):
+        for other in names[index + 1 :]:
+            assert owned[one] & owned[other] == set(), f"{one} and {other} set the same key"
+
+
+def test_nobody_sets_what_follows_from_other_values() -> None:
+    for path in [CONFIGS / "base.yaml", *_files("cluster")]:
+        content = _load(path)
+        trainer = content.get("trainer", {}) if path.name == "base.yaml" else content
+        assert DERIVED & set(trainer) == set(), path
+
+
+def test_gpu_clusters_set_the_same_keys() -> None:
+    # `--trainer` after a recipe puts one cluster over another; a key that only the first sets would survive.
+    keys = {path.stem: set(_load(path)) for path in _files("cluster") if _load(path)["accelerator"] == "gpu"}
+    assert len(keys) == 3
+    assert len(set(map(frozenset, keys.values()))) == 1, keys
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", _files("recipe"), ids=_ids)
+def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> None:
+    content = _load(path)
+    assert set(content) <= {"stages", *AXES.values()}, "a recipe names files; values belong to the axes"
+    for axis, key in AXES.items():
+        if key in content:
+            file = (path.parent / content[key]).resolve()
+            assert file.is_file()
+            assert file.parent == CONFIGS / axis
+    before = None
+    for entry in read_stages(path):
+        assert all(file.is_file() for file in entry.values())
+        stage = Stage(**_load(entry["stage"]))
+        assert stage.parent == before
+        before = stage.name
+
+
+@pytest.mark.parametrize("cluster", ["gpu1", "node8", "slurm8x8"])
+@pytest.mark.parametrize("recipe", PAPER_RECIPES)
+def test_global_batch_divides_on_every_cluster(recipe: str, cluster: str) -> None:
+    machine = _load(CONFIGS / "cluster" / f"{cluster}.yaml")
+    for entry in read_stages(CONFIGS / "recipe" / f"{recipe}.yaml"):
+        batch_size = _load(entry["data"])["init_args"]["batch_size"]
+        wanted = Stage(**_load(entry["stage"])).global_batch_size
+        num_devices = machine["devices"] * machine["num_nodes"]
+        assert accumulation(wanted, batch_size, num_devices) * batch_size * num_devices == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", _files("recipe"), ids=_ids)
+def test_every_stage_of_a_recipe_parses_as_a_command_line(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignvlm_pl.cli.lightning_cli import AlignCLI
+
+    monkeypatch.setattr(sys, "argv", ["alignvlm"])
+    runs = plan_runs(["--config", str(CONFIGS / "base.yaml"), "--config", str(path)])
+    for run, entry in zip(runs, read_stages(path), strict=True):
+        with pytest.raises(SystemExit) as stopped:
+            AlignCLI.run_command(["fit", *run.options, "--print_config"])
+        assert stopped.value.code == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["stage"]["name"] == entry["stage"].stem
+        assert shown["checkpoint_every_n_steps"] == 500, "base.yaml"
+        assert shown["trainer"]["enable_model_summary"] is False, "base.yaml survives the cluster's file"
+        assert shown["trainer"]["precision"] == "bf16-mixed", "cluster"
+        assert shown["data"]["class_path"].endswith(_load(entry["data"])["class_path"])
+
+
+# --- parameter tables -----------------------------------------------------------------------------
+
+VISION_PARAMETERS = (
+    # patches 14 x 14 x 3 with bias, positions, 27 layers (attention, MLP, two norms), final norm; no pooling head
+    (3 * 14 * 14 * 1152 + 1152)
+    + 27 * 27 * 1152
+    + 27 * (4 * (1152 * 1152 + 1152) + (1152 * 4304 + 4304) + (4304 * 1152 + 1152) + 4 * 1152)
+    + 2 * 1152
+)
+LLM_PARAMETERS = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248}  # Meta's own counts
+WIDTHS = {"1b": 2048, "3b": 3072, "8b": 4096}
+
+
+def _align_parameters(width: int, *, vision: int = 1152, vocabulary: int = 128_256) -> int:
+    """W1 with bias, its norm, W2 without bias, the norm over the vocabulary."""
+    return vision * width + width + 2 * width + vocabulary * width + 2 * vocabulary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "size"), PAPER_RECIPES.items())
+def test_tables_of_the_paper_recipes(recipe: str, size: str) -> None:
+    from alignvlm_pl.cli.params import tables
+
+    parts = {
+        "vision": VISION_PARAMETERS,
+        "connector": _align_parameters(WIDTHS[size]),
+        "llm": LLM_PARAMETERS[size],
+    }
+    found = tables(CONFIGS / "recipe" / f"{recipe}.yaml")
+    assert len(found) == 3
+    for number, table in enumerate(found, start=1):
+        trained = {part: 0 if number == 3 and part == "vision" else count for part, count in parts.items()}
+        rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[3:]}
+        assert table.startswith(f"stage {number}-{size}:")
+        assert {part: int(rows[part][0].replace(",", "")) for part in parts} == parts
+        assert {part: int(rows[part][1].replace(",", "")) for part in parts} == trained
+        assert int(rows["all"][1].replace(",", "")) == sum(trained.values())
+        assert rows["vision"][2] == ("frozen" if number == 3 else f"{TABLE_6[f'{number}-{size}'][3]:g}")
+
+
+# --- the batch script -----------------------------------------------------------------------------
+
+SBATCH = CONFIGS / "cluster" / "submit.sbatch"
+
+
+def test_sbatch_asks_for_what_its_cluster_file_uses() -> None:
+    options = dict(
+        re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", SBATCH.read_text("utf-8"), flags=re.MULTILINE)
+    )
+    cluster = _load(CONFIGS / "cluster" / "slurm8x8.yaml")
+    assert int(options["nodes"]) == cluster["num_nodes"]
+    assert int(options["ntasks-per-node"]) == cluster["devices"]
+    assert int(options["gpus-per-node"]) == cluster["devices"]
+    assert "torchrun" not in re.sub(r"#.*", "", SBATCH.read_text("utf-8"))
+
+
+def _start_script(folder: Path, *, srun: str, arguments: list[str]) -> "subprocess.Popen[str]":
+    """Run submit.sbatch with stand-ins for SLURM's commands that write to `folder/log`."""
+    for name, body in (("srun", srun), ("scontrol", f'echo "scontrol $@" >> {folder}/log')):
+        script = folder / name
+        script.write_text(f"#!/bin/bash\n{body}\n")
+        script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    return subprocess.Popen(["bash", str(SBATCH), *arguments], env=environment, cwd=folder, text=True)
+
+
+def test_sbatch_passes_arguments_and_status_on(tmp_path: Path) -> None:
+    script = _start_script(
+        tmp_path, srun=f'echo "$@" >> {tmp_path}/log; exit 7', arguments=["--config", "a b.yaml"]
+    )
+    assert script.wait(timeout=20) == 7
+    assert (tmp_path / "log").read_text() == "--kill-on-bad-exit=1 alignvlm fit --config a b.yaml\n"
+
+
+def test_sbatch_requeues_on_the_signal_and_waits_for_its_task(tmp_path: Path) -> None:
+    wait = f"touch {tmp_path}/started; while [ ! -s {tmp_path}/log ]; do sleep 0.02; done; exit 3"
+    script = _start_script(tmp_path, srun=wait, arguments=[])
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    script.send_signal(signal.SIGUSR1)
+    assert script.wait(timeout=20) == 3
+    assert (tmp_path / "log").read_text() == "scontrol requeue 17\n"
