@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
+STARTED := $(shell date +%s)
 STAMP := .venv/.complete
 
 help:       ## list the targets
@@ -14,7 +15,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt weights.txt .ci/venv
 	@PYTHON="$(PYTHON)" .ci/venv
 
 demo: venv  ## make documents, train the embedded default through its stages, score it
-	@$(BIN)/python cli.py demo
+	@$(BIN)/python cli.py demo --started $(STARTED)
 
 test: venv  ## all tests
 	@$(BIN)/python -m pytest
