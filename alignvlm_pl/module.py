@@ -1,0 +1,254 @@
+"""The LightningModule: steps, token-normalised loss, optimizers, generation."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from .checkpoint import compare_states
+from .errors import CheckpointError
+from .models.build import ModelSpec, build_model, build_processor, load_weights
+from .models.modeling import AlignVLMForConditionalGeneration
+from .models.processing import AlignVLMProcessor
+from .models.vision import token_grid
+from .optim import freeze, parameter_groups, set_modes, step_schedule
+from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
+from .stages import Stage
+
+MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+
+
+class AlignVLMModule(pl.LightningModule):
+    """Train and run an AlignVLM.
+
+    Args:
+        spec: Vision encoder, LLM, connector, tiling.
+        weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
+            parts of `spec`. A stage's `init_from` takes precedence.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: str | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weights = weights
+        self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
+        self.stage: Stage | None = None
+        self._processor: AlignVLMProcessor | None = None
+        self._alphabet: Alphabet | None = None
+        self._micro_counts: list[Tensor] = []
+        self._started = time.monotonic()
+        self._earlier_seconds = 0.0
+        self.last_loss = float("nan")
+        self.tokens_seen = 0
+        self.max_new_tokens = 64  # of `predict` (CONTRACT: callbacks.benchmark_evaluation sets it)
+
+    @property
+    def processor(self) -> AlignVLMProcessor:
+        """Processor of the model (CONTRACT: datamodules.base takes it in setup)."""
+        if self._processor is None:
+            self._processor = build_processor(self.spec)
+        return self._processor
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """Columns of P_vocab that are read out."""
+        if self._alphabet is None:
+            self._alphabet = Alphabet.from_tokenizer(self.processor.tokenizer)
+        return self._alphabet
+
+    @property
+    def net(self) -> AlignVLMForConditionalGeneration:
+        """The built model."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Set the stage (CONTRACT: callbacks.stage_transition calls this in `setup`, before configure_model)."""
+        self.stage = stage
+
+    def configure_model(self) -> None:
+        """Build the model once, load the stage's start and freeze what it does not train."""
+        if self.model is not None:
+            return
+        self.model = build_model(self.spec, self.processor)
+        folder = (self.stage.init_from if self.stage else None) or self.weights
+        if folder is not None:
+            load_weights(self.model, folder)
+        if self.stage is not None:
+            freeze(self.model, self.stage)
+
+    def on_fit_start(self) -> None:
+        """Start the stage's clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        """Keep frozen towers in eval mode (Lightning puts everything in train mode at each epoch)."""
+        assert self.stage is not None
+        set_modes(self.net, self.stage)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Sum of the loss over supervised tokens; `on_before_optimizer_step` divides by their true number."""
+        assert self.stage is not None
+        loss_sum, count = (
+            self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+        )
+        self._micro_counts.append(count.detach())
+        self.last_loss = float(loss_sum.detach() / count)
+        self.tokens_seen += int(batch["attention_mask"].sum())
+        # Lightning divides by the accumulation; the sums of the micro batches must simply add up.
+        return loss_sum * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide gradients by the supervised tokens of the whole step: all micro batches and all ranks.
+
+        Runs before clipping. DDP has averaged the gradients over ranks, hence the world size.
+        """
+        total = self.trainer.strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
+        factor = self.trainer.world_size / total
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        self._micro_counts.clear()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together.
+
+        Lightning refuses to clip with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use.
+        """
+        if gradient_clip_val is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self.log("train/gradient_norm", norm)
+
+    def _answer_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        assert self.stage is not None
+        weight = self.stage.readout_weight
+        columns = self._columns() if weight else None
+        inputs = {key: batch[key] for key in MODEL_KEYS}
+        output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
+        loss_sum, count = output.loss_sum, output.num_supervised
+        self.log("train/loss", loss_sum / count, batch_size=len(batch["keys"]))
+        if weight:
+            readout_sum, characters = self._ctc(output.readout_log_probs, batch)
+            self.log("train/readout_loss", readout_sum / characters, batch_size=len(batch["keys"]))
+            loss_sum = loss_sum + weight * count * readout_sum / characters
+        return loss_sum, count
+
+    def _read_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        loss_sum, count = self._ctc(self.net.read(batch["pixel_values"], self._columns()), batch)
+        self.log("train/readout_loss", loss_sum / count, batch_size=len(batch["keys"]))
+        return loss_sum, count
+
+    def _ctc(self, log_probs: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        sums, characters = zip(
+            *(
+                ctc_loss(rows, [self.alphabet.encode(text) for text in texts])
+                for rows, texts in self._pages(log_probs, batch)
+            ),
+            strict=True,
+        )
+        return torch.stack(sums).sum(), torch.stack(characters).sum()
+
+    def _pages(self, log_probs: Tensor, batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[str]]]:
+        """Of each sample's first image: rows of log P_vocab (R, T, C) and the R texts that they should read."""
+        tiling = self.processor.geometry
+        cells = token_grid(self.net.config.vision_config, tiling)
+        for tiles, lines, sizes in zip(
+            log_probs.split(batch["num_tiles"].tolist()), batch["lines"], batch["sizes"], strict=True
+        ):
+            grid, texts = row_texts(lines[0], sizes[0], tiling, cells[0])
+            skip = int(tiling.thumbnail == "first" and grid[0] * grid[1] > 1)
+            yield to_rows(tiles[skip : skip + grid[0] * grid[1]], grid, cells), texts
+
+    def _columns(self) -> Tensor:
+        return torch.tensor(self.alphabet.columns, device=self.device)
+
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Loss sum and supervised tokens of one batch (CONTRACT: callbacks.benchmark_evaluation adds them up)."""
+        inputs = {key: batch[key] for key in MODEL_KEYS}
+        if batch[
+            "filler"
+        ]:  # evens out the ranks: the forward must run (FSDP gathers in it) but nothing counts
+            self.net(**inputs, logits_to_keep=1, use_cache=False)
+            nothing = torch.zeros((), device=self.device)
+            return {"loss_sum": nothing, "num_supervised": nothing}
+        output = self.net(**inputs, labels=batch["labels"], use_cache=False)
+        return {"loss_sum": output.loss_sum, "num_supervised": output.num_supervised}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Greedy answers of a generation batch."""
+        return self.generate(batch, max_new_tokens=self.max_new_tokens)
+
+    @torch.inference_mode()
+    def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers of a left-padded generation batch, one string a sample."""
+        inputs = {key: batch[key].to(self.device) for key in MODEL_KEYS}
+        # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
+        with self.trainer.precision_plugin.forward_context():
+            ids = self.net.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        return self.processor.post_process_image_text_to_text(new)
+
+    @torch.inference_mode()
+    def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
+        """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
+        with self.trainer.precision_plugin.forward_context():
+            log_probs = self.net.read(batch["pixel_values"].to(self.device), self._columns())
+        pages = [(read_rows(rows, self.alphabet), texts) for rows, texts in self._pages(log_probs, batch)]
+        return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the trained parts, stepped with a `LambdaLR`."""
+        assert self.stage is not None
+        optimizer = torch.optim.AdamW(parameter_groups(self.net, self.stage), fused=True)
+        factor = step_schedule(self.stage, int(self.trainer.estimated_stepping_batches), self._minutes())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _minutes(self) -> Callable[[], float]:
+        def elapsed() -> float:
+            # All ranks must take the same learning rate, so rank 0's clock counts.
+            return float(self.trainer.strategy.broadcast(self.stage_seconds) / 60)
+
+        return elapsed
+
+    @property
+    def stage_seconds(self) -> float:
+        """Wall time spent in this stage, runs before a resume included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the stage and the time spent in it."""
+        checkpoint["stage"] = {"name": self.stage.name if self.stage else None, "seconds": self.stage_seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
+
+        Raises:
+            CheckpointError: It is not; naming the first difference.
+        """
+        name = checkpoint.get("stage", {}).get("name")
+        if self.stage is not None and name != self.stage.name:
+            raise CheckpointError(
+                f"ckpt_path is of stage {name!r}, this is stage {self.stage.name!r}; a stage starts from the folder of "
+                "another with stage.init_from"
+            )
+        if "state_dict" in checkpoint:
+            compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
+        self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))

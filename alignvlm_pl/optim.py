@@ -1,0 +1,75 @@
+"""Freezing, parameter groups by part, and the learning-rate schedule of a stage."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .stages import PARTS, Stage
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Apply the stage's freeze table. CONTRACT: called before a strategy wraps the model (`module.configure_model`)."""
+    for part, rate in stage.learning_rates.items():
+        getattr(model, PARTS[part]).requires_grad_(bool(rate))
+
+
+def set_modes(model: nn.Module, stage: Stage) -> None:
+    """Put trained parts in train mode and frozen ones in eval mode (no dropout, no running statistics)."""
+    for part, rate in stage.learning_rates.items():
+        getattr(model, PARTS[part]).train(bool(rate))
+
+
+def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Groups `<part>/decay` and `<part>/no_decay` with their learning rates; frozen parameters are in none.
+
+    Norms, biases and embeddings (a head tied to them included) are not decayed.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups = []
+    for part, rate in stage.learning_rates.items():
+        if not rate:
+            continue
+        named: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+        for parameter in getattr(model, PARTS[part]).parameters():
+            if parameter.requires_grad:
+                plain = parameter.ndim < 2 or id(parameter) in embeddings
+                named["no_decay" if plain else "decay"].append(parameter)
+        for kind, parameters in named.items():
+            if parameters:
+                decay = stage.weight_decay if kind == "decay" else 0.0
+                groups.append(
+                    {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"}
+                )
+    return groups
+
+
+def schedule_factor(stage: Stage, progress: float) -> float:
+    """Share of the peak learning rate at `progress` in [0, 1] of the stage."""
+    if progress < stage.warmup_share:
+        return progress / stage.warmup_share
+    if stage.schedule == "constant":
+        return 1.0
+    done = min((progress - stage.warmup_share) / (1 - stage.warmup_share), 1.0)
+    decayed = 1 - done if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return stage.min_lr_share + (1 - stage.min_lr_share) * decayed
+
+
+def step_schedule(
+    stage: Stage, total_steps: int, elapsed_minutes: Callable[[], float]
+) -> Callable[[int], float]:
+    """Factor by optimizer step, for `LambdaLR`.
+
+    With `stage.max_minutes`, progress is that of steps or of time, whichever is further, so that a stage which runs out
+    of time has run its schedule down as well.
+    """
+
+    def factor(step: int) -> float:
+        # Step s is taken with factor(s), so s + 1 keeps the first step of a warm-up from being wasted at rate zero.
+        progress = (step + 1) / (total_steps + 1)
+        if stage.max_minutes is not None:
+            progress = max(progress, elapsed_minutes() / stage.max_minutes)
+        return schedule_factor(stage, min(progress, 1.0))
+
+    return factor

@@ -1,0 +1,113 @@
+"""A stage: what trains, at which rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
+
+from dataclasses import dataclass
+
+from .errors import ConfigError, nearest
+
+PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_model"}
+"""Name of a part in configs, logs and tables -> its attribute of the model."""
+
+OBJECTIVES = ("answer", "read")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training stage.
+
+    Args:
+        name: Name in logs, run folders and hand-over records.
+        objective: `answer` (next-token loss on answers, paper) or `read` (CTC on P_vocab: the read warm start).
+        lr_vision: Learning rate of the vision tower; null freezes it.
+        lr_connector: Learning rate of the connector; null freezes it.
+        lr_llm: Learning rate of the LLM; null freezes it.
+        readout_weight: Weight of the readout loss beside the answer loss (needs `lines` in the samples).
+        global_batch_size: Samples per optimizer step over all devices; accumulation follows from it.
+        max_text_length: Text tokens a sample may have; visual tokens never count.
+        max_steps: Optimizer steps; null: `epochs` decides.
+        epochs: Passes over the data, if `max_steps` is null.
+        max_minutes: Wall time after which the stage ends early, its schedule fully run down; null: none.
+        schedule: Decay after warm-up. The paper gives none: cosine is our choice.
+        warmup_share: Share of the stage spent in linear warm-up (our choice: 0.03).
+        min_lr_share: Learning rate at the end as a share of the peak.
+        weight_decay: Decay of matrices; norms, biases and embeddings have none.
+        gradient_clip_norm: Largest norm of the gradient; null: no clipping.
+        parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any.
+        init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
+    """
+
+    name: str
+    objective: str = "answer"
+    lr_vision: float | None = None
+    lr_connector: float | None = None
+    lr_llm: float | None = None
+    readout_weight: float = 0.0
+    global_batch_size: int = 8
+    max_text_length: int = 2048
+    max_steps: int | None = None
+    epochs: int = 1
+    max_minutes: float | None = None
+    schedule: str = "cosine"
+    warmup_share: float = 0.03
+    min_lr_share: float = 0.0
+    weight_decay: float = 0.0
+    gradient_clip_norm: float | None = 1.0
+    parent: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ConfigError: Naming the field, its value, and what is allowed.
+        """
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"stage.objective={self.objective!r}: {nearest(self.objective, OBJECTIVES)}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"stage.schedule={self.schedule!r}: {nearest(self.schedule, SCHEDULES)}")
+        if not any(self.learning_rates.values()):
+            raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
+        if self.objective == "read" and self.lr_llm:
+            raise ConfigError(
+                f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null"
+            )
+        for field in ("global_batch_size", "max_text_length", "epochs"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"stage.max_steps={self.max_steps}: expected at least 1, or null")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"stage.warmup_share={self.warmup_share}: expected a share in [0, 1)")
+        if not 0 <= self.min_lr_share <= 1:
+            raise ConfigError(f"stage.min_lr_share={self.min_lr_share}: expected a share in [0, 1]")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ConfigError(f"stage.max_minutes={self.max_minutes}: expected more than 0, or null")
+        for part, rate in self.learning_rates.items():
+            if rate is not None and rate < 0:
+                raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
+
+    @property
+    def learning_rates(self) -> dict[str, float | None]:
+        """Learning rate of each part; None or 0 means frozen."""
+        return {"vision": self.lr_vision, "connector": self.lr_connector, "llm": self.lr_llm}
+
+
+def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:
+    """Micro batches per optimizer step.
+
+    Args:
+        global_batch_size: Samples per optimizer step.
+        batch_size: Samples per device and micro batch.
+        num_devices: Devices over all nodes.
+
+    Raises:
+        ConfigError: If it does not divide; the message names the nearest valid global batch sizes.
+    """
+    per_step = batch_size * num_devices
+    if global_batch_size % per_step:
+        below = max(global_batch_size // per_step, 1) * per_step
+        raise ConfigError(
+            f"stage.global_batch_size={global_batch_size} is not a multiple of data batch_size {batch_size} x "
+            f"{num_devices} devices = {per_step}; nearest valid values: {below}, {below + per_step}"
+        )
+    return global_batch_size // per_step

@@ -1,0 +1,111 @@
+"""Stage-end folders: whole or absent, recorded, verified; and states of other models refused."""
+
+import json
+
+import pytest
+import torch
+
+from alignvlm_pl.checkpoint import RECORD, compare_states, export, read_record, verify_parent
+from alignvlm_pl.errors import CheckpointError
+
+TILING = {"rule": "ovis", "max_tiles": 9}
+
+
+class Weights:
+    """Writes one file of weights, as a Hugging Face model does."""
+
+    def __init__(self, content: bytes = b"weights", *, fails: bool = False) -> None:
+        self.content, self.fails = content, fails
+
+    def save_pretrained(self, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(self.content)
+        if self.fails:
+            raise OSError(28, "No space left on device")
+
+
+class Processor:
+    def save_pretrained(self, folder):
+        (folder / "processor_config.json").write_text("{}")
+
+
+def exported(folder, content=b"weights"):
+    return export(Weights(content), Processor(), folder, {"stage": "one", "tiling": TILING})
+
+
+def test_export_and_record(tmp_path):
+    record = exported(tmp_path / "run" / "hf")
+    assert read_record(tmp_path / "run" / "hf") == record
+    assert record["stage"] == "one"
+    # printf weights | sha256sum
+    assert record["weights_sha256"].startswith("9a129038d9a0")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["hf"]
+
+
+def test_a_later_export_replaces_the_folder(tmp_path):
+    first, second = exported(tmp_path / "hf"), exported(tmp_path / "hf", b"other")
+    assert first["weights_sha256"] != second["weights_sha256"]
+    assert read_record(tmp_path / "hf") == second
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_failed_export_keeps_the_earlier_folder_and_leaves_nothing_else(tmp_path):
+    record = exported(tmp_path / "hf")
+    with pytest.raises(
+        CheckpointError, match="No space left on device; free some space or set another run_dir"
+    ):
+        export(Weights(b"new", fails=True), Processor(), tmp_path / "hf", {})
+    assert read_record(tmp_path / "hf") == record
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_folder_without_record_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=f"has no {RECORD}: expected the hf/ folder"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "one"}'])
+def test_a_damaged_record_is_refused(tmp_path, text):
+    exported(tmp_path / "hf")
+    (tmp_path / "hf" / RECORD).write_text(text)
+    with pytest.raises(CheckpointError, match=RECORD):
+        read_record(tmp_path / "hf")
+
+
+def test_changed_weights_are_refused_with_both_sums(tmp_path):
+    exported(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(CheckpointError, match=r"have sha256 \w{12}…, its stage.json says 9a129038d9a0…"):
+        read_record(tmp_path / "hf")
+
+
+def test_parent_must_be_the_named_stage_with_the_models_tiling(tmp_path):
+    record = exported(tmp_path / "hf")
+    assert verify_parent(tmp_path / "hf", parent=None, tiling=TILING) == record
+    assert verify_parent(tmp_path / "hf", parent="one", tiling=TILING) == record
+    with pytest.raises(CheckpointError, match="written by stage 'one', expected 'two'"):
+        verify_parent(tmp_path / "hf", parent="two", tiling=TILING)
+    with pytest.raises(CheckpointError, match=r"trained with tiling .*9.*, the model has .*4"):
+        verify_parent(tmp_path / "hf", parent="one", tiling={**TILING, "max_tiles": 4})
+
+
+def test_the_record_is_readable_json(tmp_path):
+    exported(tmp_path / "hf")
+    assert json.loads((tmp_path / "hf" / RECORD).read_text())["tiling"] == TILING
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": None}, r"x is of another model \(1 differences\): a is missing"),
+        ({"c": torch.zeros(1)}, r"\(1 differences\): c is not in the model"),
+        ({"a": torch.zeros(3)}, r"a has shape \(3,\), expected \(2,\)"),
+        ({"a": None, "b": torch.zeros(9)}, r"\(2 differences\)"),
+    ],
+)
+def test_states_of_other_models_are_refused(change, message):
+    model = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    compare_states(dict(model), model, source="x")
+    found = {name: value for name, value in {**model, **change}.items() if value is not None}
+    with pytest.raises(CheckpointError, match=message):
+        compare_states(found, model, source="x")

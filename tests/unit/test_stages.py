@@ -1,0 +1,47 @@
+"""Stages: what they refuse, and the accumulation that follows from the global batch."""
+
+import pytest
+
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.stages import Stage, accumulation
+
+
+def test_learning_rates_by_part_and_frozen_by_default():
+    stage = Stage(name="x", lr_connector=1e-3)
+    assert stage.learning_rates == {"vision": None, "connector": 1e-3, "llm": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": "reed"}, r"stage.objective='reed': did you mean 'read'\?"),
+        ({"schedule": "cosin"}, r"stage.schedule='cosin': did you mean 'cosine'\?"),
+        ({"lr_llm": None}, "'x' trains nothing: set lr_vision, lr_connector or lr_llm"),
+        ({"lr_llm": 0.0}, "trains nothing"),
+        ({"objective": "read"}, "'read' does not run the LLM; set lr_llm to null"),
+        ({"global_batch_size": 0}, "stage.global_batch_size=0: expected at least 1"),
+        ({"epochs": 0}, "stage.epochs=0"),
+        ({"max_text_length": 0}, "stage.max_text_length=0"),
+        ({"max_steps": 0}, "stage.max_steps=0: expected at least 1, or null"),
+        ({"warmup_share": 1.0}, r"expected a share in \[0, 1\)"),
+        ({"min_lr_share": 1.5}, r"stage.min_lr_share=1.5: expected a share in \[0, 1\]"),
+        ({"max_minutes": 0.0}, "stage.max_minutes=0.0: expected more than 0, or null"),
+        ({"lr_vision": -1e-5}, "stage.lr_vision=-1e-05: expected a positive rate, or null"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Stage(**{"name": "x", "lr_llm": 1e-3} | fields)
+
+
+@pytest.mark.parametrize(("size", "devices", "expected"), [(1, 1, 64), (8, 8, 1), (4, 2, 8)])
+def test_accumulation_makes_up_the_global_batch(size, devices, expected):
+    assert accumulation(64, size, devices) == expected
+
+
+@pytest.mark.parametrize(("batch", "below", "above"), [(30, 24, 32), (5, 8, 16)])
+def test_an_indivisible_global_batch_names_the_nearest_valid_ones(batch, below, above):
+    with pytest.raises(
+        ConfigError, match=rf"={batch} is not a multiple .* = 8; nearest valid values: {below}, {above}"
+    ):
+        accumulation(batch, 4, 2)
