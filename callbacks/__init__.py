@@ -1,0 +1,29 @@
+"""Lightning callbacks: stages, benchmarks, progress. Loaded on first use, so the import stays free of torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .benchmark_evaluation import BenchmarkEvaluation
+    from .progress import TrainingProgress
+    from .stage_transition import StageTransition
+
+# CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
+__distribution__ = "alignvlm_pl"
+__all__ = ["BenchmarkEvaluation", "StageTransition", "TrainingProgress"]
+
+_HOME = {
+    "BenchmarkEvaluation": ".benchmark_evaluation",
+    "StageTransition": ".stage_transition",
+    "TrainingProgress": ".progress",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
