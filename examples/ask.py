@@ -1,6 +1,6 @@
 """Ask a question about a page: the model folder of a finished stage, loaded with transformers alone.
 
-    python examples/ask.py runs/demo/3-instruct/hf page.png "What is the total?"
+python examples/ask.py runs/demo/3-instruct/hf page.png "What is the total?"
 """
 
 import sys
@@ -12,7 +12,10 @@ import alignvlm_pl.models  # noqa: F401  (registers the model with the Auto clas
 
 def ask(folder: str, image: str, question: str) -> str:
     """Answer of the model in `folder`."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True
@@ -25,4 +28,4 @@ def ask(folder: str, image: str, question: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    print(ask(*sys.argv[1:]))
+    sys.stdout.write(ask(*sys.argv[1:]) + "\n")

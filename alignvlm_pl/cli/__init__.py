@@ -1,0 +1,102 @@
+"""The command line: `fit`, `validate`, `test`, `predict`, and helpers that work without torch.
+
+This module only finds the command; each command imports what it needs when it runs, so that `--help` and `prepare`
+start at once.
+"""
+
+import errno
+import logging
+import os
+import select
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ..errors import AlignVLMError, nearest
+from ..ownership import check_top_level_packages
+
+COMMANDS = {
+    "fit": ("alignvlm_pl.cli.training", "train one stage, or the stages of a recipe one after the other"),
+    "validate": ("alignvlm_pl.cli.training", "answer and score the benchmarks of a config"),
+    "test": ("alignvlm_pl.cli.training", "as validate, for the final figures"),
+    "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
+    "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
+    "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
+    "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
+}
+
+_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line.
+    """
+    try:
+        try:
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_closed():
+            raise
+        # The interpreter flushes once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(import_module("alignvlm_pl").__version__)
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        print(f"error: there is no command {command!r}; {nearest(command, COMMANDS)}", file=sys.stderr)
+        return 2
+    check_top_level_packages()
+    _configure_output()
+    run: Callable[[list[str]], int | None] = import_module(COMMANDS[command][0]).run
+    try:
+        return run(arguments) or 0
+    except AlignVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _FULL_OR_FORBIDDEN:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; free some space or set another run_dir", file=sys.stderr)
+        return 1
+
+
+def _output_closed() -> bool:
+    """Whether the reader of our output has gone (`alignvlm --help | head`); other broken pipes are errors."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    usage = "usage: alignvlm COMMAND [options]      (from a checkout: python cli.py COMMAND [options])"
+    return "\n".join(
+        [usage, "", "commands:", *lines, "", "`alignvlm COMMAND --help` lists a command's options."]
+    )
+
+
+def _configure_output() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("alignvlm_pl", "callbacks", "datamodules"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    # Advice on worker counts and sanity checks that this project's loaders answer by design.
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message="Total length of .* is zero")

@@ -1,0 +1,139 @@
+"""`demo`: documents, weights, three stages and both scores, from nothing to `runs/demo/results.json`.
+
+It runs the very commands a user would type, prints each of them, and ends with one line `demo: {json}`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import AlignVLMError, ConfigError
+from ..evaluation import write_results
+from ..paths import configs_dir
+
+DATA = Path("data/demo")
+READOUT = "readout-lines"
+"""CONTRACT: configs/data/demo-*.yaml and configs/benchmark/demo.yaml name this set and `DATA`."""
+
+REAL = "ALIGNVLM_REAL"
+"""Environment variable: folder of real data with `sroie/` in it; default `../shared/real`."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(prog="alignvlm demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--train", type=int, default=5000, help="training documents (default: %(default)s)")
+    parser.add_argument("--lines", type=int, default=6000, help="pages of plain lines (default: %(default)s)")
+    parser.add_argument(
+        "--heldout", type=int, default=60, help="held-out questions of a kind (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--started", type=float, default=time.time(), help="start in seconds since 1970, for `minutes`"
+    )
+    parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="further options of `fit`, last")
+    options = parser.parse_args(argv[1:])
+    _prepare(options)
+    demo, untrained, trained = (options.run_dir / name for name in ("", "untrained", "trained"))
+    model = ("--model", _config("model/embedded"), "--trainer", _config("cluster/cpu"))
+    _test(untrained, *model, "--data", _config("data/demo-documents"))
+    _command("fit", "--config", _config("recipe/demo"), "--run_dir", str(demo), *options.fit)
+    last = max(
+        (path for path in demo.glob("[0-9]*-*") if path.is_dir()),
+        key=lambda path: int(path.name.split("-")[0]),
+    )
+    _test(
+        trained, "--config", str(last / "config.yaml"), "--ckpt_path", str(last / "checkpoints" / "last.ckpt")
+    )
+    minutes = (time.time() - options.started) / 60
+    _report(demo, _results(untrained), _results(trained), minutes)
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    sizes = [("--train", options.train), ("--lines", options.lines), ("--heldout", options.heldout)]
+    words = [str(word) for size in sizes for word in size]
+    _command("prepare", "embedded")
+    _command("prepare", "synthetic", "--out", str(DATA), "--transcriptions", "0.5", *words)
+    real = Path(os.environ.get(REAL, "../shared/real")) / "sroie"
+    source = DATA / "heldout-lines"
+    if real.is_dir():
+        _command("prepare", "sroie", str(real), str(DATA / "sroie"))
+        source = DATA / "sroie" / "lines"
+    link = DATA / READOUT
+    link.unlink(missing_ok=True)
+    link.symlink_to(source.relative_to(DATA))
+
+
+def _test(folder: Path, *words: str) -> None:
+    _command("test", *words, "--benchmark", _config("benchmark/demo"), "--run_dir", str(folder))
+
+
+def _command(*words: str) -> None:
+    """Run one command of this program in this process.
+
+    Raises:
+        AlignVLMError: It did not succeed; what was wrong is printed already.
+    """
+    from . import main
+
+    sys.stdout.write(f"\n$ python cli.py {' '.join(words)}\n")
+    sys.stdout.flush()
+    if status := main(list(words)):
+        raise AlignVLMError(
+            f"`{words[0]}` ended with status {status}; the demo stops here and continues when run again"
+        )
+
+
+def _config(name: str) -> str:
+    path = configs_dir() / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"the demo needs {path}, which is missing: install alignvlm_pl again")
+    return os.path.relpath(path)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], minutes: float) -> None:
+    from ..examples import contact_sheet
+
+    figures = {
+        "exact_match": trained["overall"]["exact_match"],
+        "anls": trained["overall"]["anls"],
+        "untrained_exact_match": untrained["overall"]["exact_match"],
+        "cer": trained["benchmarks"][READOUT]["cer"],
+        "minutes": minutes,
+    }
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    real = (DATA / READOUT).resolve().name == "lines"
+    readout = {
+        "set": "real SROIE line crops" if real else "synthetic lines in held-out fonts",
+        "case": "ignored",
+    }
+    write_results(
+        folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": figures}
+    )
+    contact_sheet(folder / "trained" / "predictions", folder / "examples.png")
+    sys.stdout.write("\n" + _table(untrained, trained) + "\n")
+    sys.stdout.write(f"\nreadout: {readout['set']}, case ignored; examples in {folder / 'examples.png'}\n")
+    sys.stdout.write(f"look: tensorboard --logdir {folder}\n\ndemo: {json.dumps(figures)}\n")
+
+
+def _table(untrained: dict[str, Any], trained: dict[str, Any]) -> str:
+    rows = [("held-out set", "questions", "metric", "untrained", "trained")]
+    before = {**untrained["benchmarks"], "all questions": untrained["overall"]}
+    for name, figures in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
+        for metric in ("cer",) if "cer" in figures else ("anls", "exact_match"):
+            rows.append(
+                (name, str(figures["num"]), metric, f"{before[name][metric]:.3f}", f"{figures[metric]:.3f}")
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,260 @@
+"""LightningCLI for AlignVLM: its groups, what follows from other values, and errors that name the nearest key."""
+
+import inspect
+import logging
+import os
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.benchmark_evaluation import BenchmarkEvaluation
+from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
+from callbacks.predictions import PredictionWriter
+from callbacks.progress import TrainingProgress
+from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
+
+# Imported so that a bare class name in a config resolves.
+from datamodules import (
+    BenchmarkDataModule,
+    BigDocsDataModule,
+    CC12MDataModule,
+    DocDownstreamDataModule,
+    WebDataModule,
+)
+
+from ..checkpoint import RECORD
+from ..errors import AlignVLMError, CheckpointError, ConfigError
+from ..module import AlignVLMModule
+from ..stages import Stage, accumulation
+from .messages import explain
+
+DATA_MODULES = (
+    BenchmarkDataModule,
+    BigDocsDataModule,
+    CC12MDataModule,
+    DocDownstreamDataModule,
+    WebDataModule,
+)
+_DERIVED = {  # setting of the trainer -> its untouched value and the setting it follows from
+    "max_steps": (-1, "stage.max_steps"),
+    "max_epochs": (None, "stage.epochs"),
+    "gradient_clip_val": (None, "stage.gradient_clip_norm"),
+    "accumulate_grad_batches": (1, "stage.global_batch_size"),
+    "default_root_dir": (None, "run_dir"),
+}
+
+# Set to INFO when lightning is imported: seeds, devices and loops, which this project's own lines cover.
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class AlignParser(LightningArgumentParser):
+    """A parser that takes no abbreviations and whose complaints are short and name the nearest known key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage.
+
+        Raises:
+            ConfigError: Always.
+        """
+        if not self.exit_on_error:  # inside another parser, which knows the rest of the key
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise ConfigError(
+            explain(str(message), parser.known_keys(), [c.__name__ for c in DATA_MODULES])
+        ) from ex
+
+    def known_keys(self) -> set[str]:
+        """Dotted names of all settings, those of the subcommands and of the DataModules included."""
+        keys = {action.dest for action in self._actions if action.dest not in ("help", "subcommand")}
+        if self._subcommands_action is not None:
+            for parser in self._subcommands_action._name_parser_map.values():
+                keys |= parser.known_keys()
+        if "data" in keys:
+            options = {name for module in DATA_MODULES for name in inspect.signature(module).parameters}
+            keys |= {"data.class_path", *(f"data.init_args.{name}" for name in options)}
+        return keys
+
+
+class AlignCLI(LightningCLI):
+    """Model x data x stage x benchmark x cluster, composed from files."""
+
+    @classmethod
+    def run_command(cls, args: list[str]) -> "AlignCLI":
+        """Parse and run one subcommand.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+        """
+        command = args[0]
+        return cls(
+            AlignVLMModule,
+            WebDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False, "enable_checkpointing": False},
+            # A requeued job finds the config of its first start in the run folder; `test` keeps that of `fit`.
+            save_config_kwargs={
+                "overwrite": True,
+                "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
+            },
+            parser_class=AlignParser,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Groups beside model, data and trainer."""
+        # Built in _instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
+        parser.add_class_arguments(Stage, "stage", instantiate=False, default={"name": ""})
+        parser.add_argument(
+            "--run_dir", type=str, default="runs/default", help="Folder of everything the run writes."
+        )
+        parser.add_argument(
+            "--stages", type=list[dict[str, str]] | None, default=None, help="Stages of a recipe."
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=500, help="Optimizer steps between checkpoints."
+        )
+        parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
+        parser.add_lightning_class_args(TrainingProgress, "progress")
+
+    def _parse_ckpt_path(self) -> None:
+        """Never merge a checkpoint's hyper-parameters over the user's configuration."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            ConfigError: A value was set where it follows from another, or there is no stage.
+            CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
+        """
+        config = self.config[self.subcommand]
+        for key, (untouched, source) in _DERIVED.items():
+            if config.trainer[key] != untouched:
+                raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        if self.subcommand == "fit":
+            if not config.stage.name:
+                raise ConfigError(
+                    "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"
+                )
+            if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
+                raise CheckpointError(
+                    f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
+                    "again"
+                )
+        _check_writable(Path(config.run_dir))
+        if config.ckpt_path is not None:
+            _check_checkpoint(Path(config.ckpt_path))
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; an error of a class of this project is told in its own words.
+
+        Raises:
+            AlignVLMError: What the class said.
+        """
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, AlignVLMError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
+
+    def after_instantiate_classes(self) -> None:
+        """Go on from the last checkpoint of an unfinished stage."""
+        config = self.config_init[self.subcommand]
+        last = Path(config.run_dir) / CHECKPOINT
+        if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
+            _check_checkpoint(last)
+            config.ckpt_path = str(last)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
+        # Derived values are set here and not in self.config, so that the saved config remains a valid one.
+        root = config["default_root_dir"] = self._get(self.config_init, "run_dir")
+        if config.get("logger") in (None, True):
+            config["logger"] = TensorBoardLogger(root, name="", version="")
+        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        if self.subcommand == "fit":
+            stage = self._stage()
+            config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
+            every = self._get(self.config_init, "checkpoint_every_n_steps")
+            callbacks = [LastCheckpoint(every), *callbacks, StageTransition(stage)]
+        elif self.subcommand == "predict":
+            callbacks = [*callbacks, PredictionWriter()]
+        elif self.subcommand == "validate" and config.get("limit_val_batches") == 0:
+            config["limit_val_batches"] = None  # 0 means none within `fit`; here there would be nothing left
+        if config.get("enable_progress_bar") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingProgress)]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+    def _stage(self) -> Stage:
+        values = self._get(self.config_init, "stage")
+        return Stage(**{field.name: values[field.name] for field in fields(Stage)})
+
+
+def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
+    """Settings of the trainer that follow from the stage."""
+    num_devices = _count(trainer["devices"]) * trainer["num_nodes"]
+    return {
+        "max_steps": stage.max_steps or -1,
+        "max_epochs": -1 if stage.max_steps else stage.epochs,
+        "gradient_clip_val": stage.gradient_clip_norm,
+        "accumulate_grad_batches": accumulation(stage.global_batch_size, batch_size, num_devices),
+    }
+
+
+def _count(devices: Any) -> int:
+    """Number of devices behind a `trainer.devices` setting, "auto" by what the machine has."""
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        import torch
+
+        return max(torch.cuda.device_count(), 1)
+    return int(devices)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"run_dir {folder} cannot be written: {error.strerror}; set another run_dir"
+        ) from error
+
+
+def _check_checkpoint(path: Path) -> None:
+    if path.is_dir():  # written in shards by a strategy, which checks it
+        return
+    if not path.is_file():
+        raise CheckpointError(
+            f"ckpt_path {path}: there is no such file; a run leaves {CHECKPOINT} in its run_dir"
+        )
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes); remove it, the stage then "
+            "starts again from its beginning"
+        )

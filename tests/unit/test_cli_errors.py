@@ -1,0 +1,197 @@
+"""Wrong command lines: exit status, one short line, and the nearest right key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignvlm_pl.cli import main
+from alignvlm_pl.cli.messages import explain, unknown_key
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "trainer.max_steps",
+    "trainer.devices",
+    "data.init_args.batch_size",
+    "stage.lr_llm",
+    "stage.name",
+    "run_dir",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Configs that parse; no weights or shards are looked at before the errors below."""
+    folder = tmp_path_factory.mktemp("configs")
+    contents = {
+        "model": {"spec": {"vision": {"pretrained": "none"}, "llm": {"pretrained": "none"}}},
+        "data": {"class_path": "DocDownstreamDataModule", "init_args": {"train": ["none"], "batch_size": 4}},
+        "stage": {"name": "one", "lr_llm": 1e-3, "global_batch_size": 8},
+        "trainer": {"accelerator": "cpu", "devices": 1},
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def failed(capsys, folder, *options, command="fit"):
+    given = {f"--{name}": f"--{name}={folder / name}.yaml" for name in ("model", "data", "stage", "trainer")}
+    assert main([command, *given.values(), f"--run_dir={folder / 'run'}", *options]) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert len(lines[0]) < 300
+    assert not (folder / "run").exists() or not list((folder / "run").iterdir())
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "near"),
+    [
+        ("--trainer.max_step=3", "trainer.max_step", "trainer.max_steps"),
+        ("--trainr.devices=3", "trainr.devices", "trainer.devices"),
+        ("--stage.max_step=3", "stage.max_step", "stage.max_steps"),
+        ("--stag.max_steps=3", "stag.max_steps", "stage.max_steps"),
+        ("--lr_llm=3", "lr_llm", "stage.lr_llm"),
+        ("--run_dri=x", "run_dri", "run_dir"),
+        ("--data.init_args.batchsize=3", "data.init_args.batchsize", "data.init_args.batch_size"),
+        ("--data.batchsize=3", "data.init_args.batchsize", "data.init_args.batch_size"),
+        ("--trainer.batch_size=3", "trainer.batch_size", "data.init_args.batch_size"),
+        ("--model.weigths=x", "model.weigths", "model.weights"),
+        ("--model.spec.vison.pretrained=x", "model.spec.vison.pretrained", "model.spec.vision.pretrained"),
+        ("--benchmark.metrix=[anls]", "benchmark.metrix", "benchmark.metrics"),
+    ],
+)
+def test_misspelt_option_names_the_nearest_key(capsys, files, option, key, near):
+    assert failed(capsys, files, option) == f"unknown key {key!r}; did you mean {near!r}?"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        (
+            "stage",
+            {"name": "x", "lr_connectr": 1.0},
+            "unknown key 'stage.lr_connectr'; did you mean 'stage.lr_connector'?",
+        ),
+        (
+            "stage",
+            {"name": "x", "trainible": True},
+            "unknown key 'stage.trainible'; the nearest known one is 'stage.",
+        ),
+        (
+            "data",
+            {"class_path": "DocDownstreamDataModule", "init_args": {"evalbatch_size": 2}},
+            "unknown key 'data.init_args.evalbatch_size'; did you mean 'data.init_args.eval_batch_size'?",
+        ),
+        (
+            "data",
+            {"class_path": "DocDownstramDataModule"},
+            "data.class_path 'DocDownstramDataModule' is no known class; did you mean 'DocDownstreamDataModule'?",
+        ),
+        (
+            "config",
+            {"trainr": {"devices": 1}},
+            "unknown key 'trainr.devices'; did you mean 'trainer.devices'?",
+        ),
+        ("config", {"seed_everythin": 1}, "unknown key 'seed_everythin'; did you mean 'seed_everything'?"),
+    ],
+)
+def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, option, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert failed(capsys, files, f"--{option}", str(path)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--data.class_path=torch.nn.Linear",
+            "data.class_path 'torch.nn.Linear' is no known class; known: Bench",
+        ),
+        ("--stage.max_steps=abc", "stage.max_steps: "),
+        ("--stage.schedule=cosin", "stage.schedule='cosin': did you mean 'cosine'?"),
+        ("--stage.name=", "fit needs a stage: --stage configs/stage/NAME.yaml"),
+        (
+            "--stage.global_batch_size=6",
+            "stage.global_batch_size=6 is not a multiple of data batch_size 4 x 1 devices",
+        ),
+        (
+            "--data.init_args.batch_size=0",
+            "data.init_args: batch_size and eval_batch_size must be at least 1",
+        ),
+        (
+            "--trainer.max_steps=4",
+            "trainer.max_steps follows from stage.max_steps; set stage.max_steps instead",
+        ),
+        (
+            "--trainer.accumulate_grad_batches=4",
+            "trainer.accumulate_grad_batches follows from stage.global_batch_size",
+        ),
+        (
+            "--trainer.default_root_dir=x",
+            "trainer.default_root_dir follows from run_dir; set run_dir instead",
+        ),
+        ("--trainer.strategy=dpp", "trainer: "),
+        ("--stage=none.yaml", "stage: "),
+    ],
+)
+def test_values_that_cannot_be_meant(capsys, files, option, message):
+    assert failed(capsys, files, option).startswith(message)
+
+
+def test_unknown_command(capsys):
+    assert main(["fti"]) == 2
+    assert "did you mean 'fit'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_nothing_given_says_what_is_missing(capsys, command):
+    assert main([command]) == 1
+    assert capsys.readouterr().err == "error: missing: data; give --data FILE\n"
+
+
+def test_later_files_and_overrides_win(capsys, files, tmp_path):
+    (tmp_path / "late.yaml").write_text("name: late\nmax_steps: 5\n")
+    given = [f"--{name}={files / name}.yaml" for name in ("model", "data", "stage")]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *given, f"--stage={tmp_path / 'late.yaml'}", "--stage.init_from", "X", "--print_config"])
+    assert ended.value.code == 0
+    stage = yaml.safe_load(capsys.readouterr().out)["stage"]
+    assert (stage["name"], stage["max_steps"], stage["lr_llm"], stage["init_from"]) == ("late", 5, 1e-3, "X")
+
+
+def test_explain_drops_types_and_given_values():
+    message = (
+        'Parser key "stage.max_steps":\n  Does not validate against any of the Union subtypes\n  Subtypes: [x]\n'
+        "  Errors:\n    - Expected a <class 'int'>\n    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'str'>"
+    )
+    assert explain(message, KEYS, []) == "stage.max_steps: Expected a <class 'int'>"
+
+
+def test_the_nearest_key_is_sought_in_its_group_first():
+    assert unknown_key("stage.nam", KEYS).endswith("did you mean 'stage.name'?")
+    assert unknown_key("run_dirr", KEYS).endswith("did you mean 'run_dir'?")
+    assert unknown_key("stage.qqqq", KEYS).endswith(("'stage.lr_llm'", "'stage.name'"))
+
+
+@pytest.mark.parametrize("command", [["--help"], ["prepare", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(command, unbuffered):
+    """As in `alignvlm --help | head -0`."""
+    import os
+
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    program = [sys.executable, str(ROOT / "cli.py"), *command]
+    done = subprocess.run(
+        program, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, timeout=100
+    )
+    os.close(write)
+    assert done.stderr == ""

@@ -1,0 +1,38 @@
+"""The sheet of examples shows every set, and the demo's table has a row for each figure."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from alignvlm_pl.cli.demo import _table
+from alignvlm_pl.examples import CELL_HEIGHT, CELL_WIDTH, COLUMNS, contact_sheet
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    for name in ("forms", "lines"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (256, 128), 90).save(tmp_path / "images" / name / "k0.png")
+        record = {
+            "key": "k0",
+            "question": "What?",
+            "prediction": "a",
+            "references": ["a"],
+            "exact_match": 1.0,
+        }
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps(record) + "\n" + json.dumps({**record, "key": "k1"}) + "\n"
+        )
+    contact_sheet(tmp_path, tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.size == (COLUMNS * CELL_WIDTH, CELL_HEIGHT)
+    grey = [sheet.getpixel((column * CELL_WIDTH + 50, 50)) for column in range(COLUMNS)]
+    assert grey == [(90, 90, 90), (90, 90, 90), (255, 255, 255)]  # two sets, one free cell
+
+
+def test_demo_table_has_a_row_for_each_figure() -> None:
+    answered = {"num": 4, "anls": 0.5, "exact_match": 0.25}
+    results = {"benchmarks": {"forms": answered, "lines": {"num": 3, "cer": 0.2}}, "overall": answered}
+    lines = _table(results, results).splitlines()
+    assert len(lines) == 2 + 2 + 1 + 2
+    assert lines[4].split() == ["lines", "3", "cer", "0.200", "0.200"]

@@ -1,0 +1,95 @@
+"""A recipe with several stages becomes one fit for each."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignvlm_pl.cli.recipe import plan_runs, read_stages
+from alignvlm_pl.errors import ConfigError
+
+STAGES = [
+    {"stage": "stage/one.yaml", "data": "data/a.yaml"},
+    {"stage": "stage/two.yaml", "data": "data/b.yaml", "benchmark": "quick.yaml"},
+]
+
+
+def recipe(folder: Path, stages: object = STAGES) -> Path:
+    path = folder / "paper.yaml"
+    path.write_text(yaml.safe_dump({"model": "model.yaml", "stages": stages}))
+    return path
+
+
+def value(options: list[str], name: str) -> str:
+    """The last value given to an option."""
+    return options[len(options) - 1 - options[::-1].index(name) + 1]
+
+
+def test_options_without_a_recipe_are_one_run_as_they_are(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed_everything: 1\n")
+    options = ["--config", str(tmp_path / "base.yaml"), "--run_dir", "x"]
+    (run,) = plan_runs(options)
+    assert run.options == options
+    assert run.folder is None
+
+
+@pytest.mark.parametrize("form", ["--config {}", "-c {}", "--config={}"])
+def test_each_stage_is_a_run_that_starts_from_its_parent(tmp_path, form):
+    options = form.format(recipe(tmp_path)).split(" ")
+    first, second = plan_runs([*options, "--run_dir", str(tmp_path / "run")])
+    assert first.folder == tmp_path / "run" / "1-one"
+    assert second.folder == tmp_path / "run" / "2-two"
+    assert value(first.options, "--stage") == str(tmp_path / "stage/one.yaml")
+    assert value(second.options, "--data") == str(tmp_path / "data/b.yaml")
+    assert value(second.options, "--benchmark") == str(tmp_path / "quick.yaml")
+    assert "--stage.init_from" not in first.options
+    assert value(second.options, "--stage.init_from") == str(first.folder / "hf")
+    for run in (first, second):
+        assert value(run.options, "--run_dir") == str(run.folder)
+        # Else the saved config of a stage would be a recipe itself.
+        assert run.options[-1] == "--stages=null"
+
+
+@pytest.mark.parametrize("before", [[], ["--run_dir", "elsewhere"], ["--run_dir=elsewhere"]])
+def test_options_behind_the_recipe_win_and_those_before_it_do_not(tmp_path, before):
+    path = recipe(tmp_path)
+    options = ["--stage.epochs=1", *before, "--config", str(path), "--stage.max_steps", "20"]
+    for run in plan_runs(options):
+        words = run.options
+        assert words.index("--stage.epochs=1") < words.index("--config") < words.index("--stage")
+        assert words.index("--stage") < words.index("--stage.max_steps")
+        assert run.folder.parent == Path("elsewhere" if before else "runs/paper")
+        assert sum(word.startswith("--run_dir") for word in words) == 1
+
+
+def test_read_stages_gives_absolute_paths(tmp_path):
+    assert read_stages(recipe(tmp_path))[0]["stage"] == tmp_path / "stage/one.yaml"
+    assert read_stages(recipe(tmp_path, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["stage/one.yaml"], "each entry of `stages` needs a `stage:` file, found 'stage/one.yaml'"),
+        ([{"data": "a.yaml"}], "needs a `stage:` file"),
+        (
+            [{"stage": "a.yaml", "benchmrk": "b.yaml"}],
+            "unknown key 'benchmrk' in `stages`; did you mean 'benchmark'",
+        ),
+        ("stage/one.yaml", "`stages` must be a list"),
+        ([{"stage": {"name": "x"}}], "stage must be the path of a file"),
+    ],
+)
+def test_another_form_of_stages_is_refused(tmp_path, stages, message):
+    path = recipe(tmp_path, stages)
+    for read in (lambda: plan_runs(["--config", str(path)]), lambda: read_stages(path)):
+        with pytest.raises(ConfigError, match=message):
+            read()
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--config none.yaml: there is no such file"):
+        plan_runs(["--config", "none.yaml"])
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"broken.yaml is no valid YAML: .*line 2"):
+        plan_runs([f"--config={tmp_path / 'broken.yaml'}"])
