@@ -160,12 +160,15 @@ class WebDataModule(pl.LightningDataModule):
         return self.test_dataloader() if validating else self._loss_loaders(self.val)
 
     def test_dataloader(self) -> list[ShardLoader]:
-        """One loader of loss batches for each set of `val`, or for each benchmark where there is none.
+        """One loader of loss batches for each set of `val`; where there is none, one sample of the first benchmark.
 
         Lightning skips `validate` and `test` with all their hooks where there is nothing to loop over, and then
-        no benchmark would be answered (CONTRACT: callbacks/benchmark_evaluation.py works in these hooks).
+        no benchmark would be answered (CONTRACT: callbacks/benchmark_evaluation.py works in these hooks). The loss of
+        that sample is not reported: `val_names` does not list it.
         """
-        return self._loss_loaders(self.val or self.benchmarks)
+        if self.val or not self.benchmarks:
+            return self._loss_loaders(self.val)
+        return [self._evaluation(next(iter(self.benchmarks.values())), limit=1)]
 
     def predict_dataloader(self) -> list[ShardLoader]:
         """One loader of generation batches for each benchmark, in the order of `benchmark_names`."""

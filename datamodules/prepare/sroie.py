@@ -1,6 +1,6 @@
 """`prepare sroie`: real receipts of the SROIE competition (ICDAR 2019) as question pages and as crops of their lines.
 
-Expects a folder of `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines": [{"quad": [x0, y0, ... x3, y3], "text"}]}`,
+Expects a folder of `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines": [{"quad": [x0, y0, ...], "text"}]}`,
 quads clockwise from the upper left in pixels. Writes
 
 - `pages-train.jsonl`, `pages-test.jsonl`: every field as a question, ready for `prepare jsonl`;
@@ -34,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder with NNN.jpg and NNN.json")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)")
+    parser.add_argument(
+        "--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)"
+    )
     parser.add_argument("--max-lines", type=int, default=400, help="line crops (default: %(default)s)")
     options = parser.parse_args(list(argv))
     counts = prepare_sroie(
@@ -69,7 +71,11 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
     for part, rows in (("train", train), ("test", test)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"pages-{part}.jsonl").write_text(text, encoding="utf-8")
-    return {"train_pages": len(train), "test_questions": len(test), "lines": _write_lines(root, out, notes, max_lines)}
+    return {
+        "train_pages": len(train),
+        "test_questions": len(test),
+        "lines": _write_lines(root, out, notes, max_lines),
+    }
 
 
 def _annotation(path: Path) -> dict[str, Any]:
@@ -100,7 +106,9 @@ def _write_lines(root: Path, out: Path, notes: dict[str, dict[str, Any]], max_li
     return writer.num_samples
 
 
-def _crops(root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Image.Image, str]]:
+def _crops(
+    root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, Image.Image, str]]:
     page_name, page = "", Image.new("RGB", (1, 1))
     for name, line in chosen:
         if name != page_name:
@@ -118,7 +126,9 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
     box = tuple(round(v) for v in (left - pad, top - pad, right + pad, bottom + pad))
     # Paper to white and ink to black, so that the crop's edges do not show on the canvas.
     crop = ImageOps.autocontrast(page.convert("L").crop(box), cutoff=(1, 20))
-    crop = crop.resize((max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)), Image.Resampling.BICUBIC)
+    crop = crop.resize(
+        (max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)), Image.Resampling.BICUBIC
+    )
     tiles = -(-(crop.width + 2 * MARGIN_PX) // TILE_WIDTH_PX)
     canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), "white")
     canvas.paste(crop, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - crop.height) // 2))
@@ -136,5 +146,7 @@ def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
             {"role": "assistant", "content": [{"type": "text", "text": text}]},
         ],
         "references": [text],
-        "lines": [{"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}],
+        "lines": [
+            {"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}
+        ],
     }

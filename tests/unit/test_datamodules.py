@@ -311,12 +311,12 @@ def test_a_trainer_runs_without_validation_sets(train):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_validate_and_test_loop_over_benchmarks_where_there_is_no_val_set(small, verb):
+def test_validate_and_test_run_their_hooks_where_there_is_no_val_set(small, verb):
     model = CountingModule()
     getattr(trainer(), verb)(
         model, datamodule=BenchmarkDataModule({"quick": small}, num_workers=0), verbose=False
     )
-    assert model.validated == [f"small-{number:08d}" for number in range(7)]
+    assert model.validated == ["small-00000000"]
 
 
 def test_importing_the_package_loads_no_torch():

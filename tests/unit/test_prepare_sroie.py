@@ -9,7 +9,14 @@ from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import DataError
 from datamodules.manifest import load_manifest
-from datamodules.prepare.sroie import ROW_HEIGHT_PX, TILE_HEIGHT_PX, TILE_WIDTH_PX, line_crop, main, prepare_sroie
+from datamodules.prepare.sroie import (
+    ROW_HEIGHT_PX,
+    TILE_HEIGHT_PX,
+    TILE_WIDTH_PX,
+    line_crop,
+    main,
+    prepare_sroie,
+)
 
 REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real")) / "sroie"
 
@@ -57,7 +64,7 @@ def test_empty_folder_and_wrong_annotation_are_named(tmp_path: Path) -> None:
         prepare_sroie(tmp_path, tmp_path / "out")
     _receipt(tmp_path, "000")
     (tmp_path / "000.json").write_text('{"words": []}')
-    with pytest.raises(DataError, match=r"000.json: expected an object with `fields` and `lines`, found keys \['words'\]"):
+    with pytest.raises(DataError, match=r"000.json: expected an object .* found keys \['words'\]"):
         prepare_sroie(tmp_path, tmp_path / "out")
 
 
