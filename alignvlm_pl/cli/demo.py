@@ -46,9 +46,14 @@ def run(argv: list[str]) -> int:
         (path for path in demo.glob("[0-9]*-*") if path.is_dir()),
         key=lambda path: int(path.name.split("-")[0]),
     )
-    _test(
-        trained, "--config", str(last / "config.yaml"), "--ckpt_path", str(last / "checkpoints" / "last.ckpt")
+    checkpoint = (
+        "--config",
+        str(last / "config.yaml"),
+        "--ckpt_path",
+        str(last / "checkpoints" / "last.ckpt"),
     )
+    # fp32, so that the Hugging Face folder gives the same answers wherever it is loaded.
+    _test(trained, *checkpoint, "--trainer.precision", "32-true")
     minutes = (time.time() - options.started) / 60
     _report(demo, _results(untrained), _results(trained), minutes)
     return 0

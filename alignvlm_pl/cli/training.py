@@ -10,6 +10,9 @@ from .recipe import Run, plan_runs
 def run(argv: list[str]) -> int:
     """Run a subcommand of LightningCLI; a recipe with `stages` becomes one fit after the other."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin at barriers make a CPU run several times slower as soon as another process wants a core.
+    # CONTRACT: set before torch loads its OpenMP runtime, which reads it once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from .lightning_cli import AlignCLI

@@ -123,7 +123,7 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
     scale = TEXT_HEIGHT_PX / max(bottom - top, 1)
     scale = min(scale, (MAX_WIDTH_PX - 2 * (MARGIN_PX + PADDING_PX) - 1) / max(right - left, 1))
     pad = PADDING_PX / scale
-    box = tuple(round(v) for v in (left - pad, top - pad, right + pad, bottom + pad))
+    box = (round(left - pad), round(top - pad), round(right + pad), round(bottom + pad))
     # Paper to white and ink to black, so that the crop's edges do not show on the canvas.
     crop = ImageOps.autocontrast(page.convert("L").crop(box), cutoff=(1, 20))
     crop = crop.resize(

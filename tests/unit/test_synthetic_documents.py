@@ -139,7 +139,7 @@ def test_a_record_keeps_the_normal_form() -> None:
 def test_lines_use_every_printable_character() -> None:
     text = "".join(
         line["text"]
-        for seed in range(400)
+        for seed in range(1200)
         for line in generate_document(seed, split="train", kind="lines").lines
     )
     assert set(string.printable[:95]) <= set(text)
