@@ -42,6 +42,7 @@ DATA_MODULES = (
     DocDownstreamDataModule,
     WebDataModule,
 )
+log = logging.getLogger(__name__)
 _DERIVED = {  # setting of the trainer -> its untouched value and the setting it follows from
     "max_steps": (-1, "stage.max_steps"),
     "max_epochs": (None, "stage.epochs"),
@@ -153,6 +154,11 @@ class AlignCLI(LightningCLI):
                     f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
                     "again"
                 )
+        elif config.ckpt_path is None and config.model.weights is None:
+            log.warning(
+                "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained",
+                self.subcommand,
+            )
         _check_writable(Path(config.run_dir))
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path))

@@ -98,6 +98,11 @@ def test_saved_config_scores_the_checkpoint_and_the_exported_weights_alike(train
     )
 
 
+def test_scoring_without_weights_is_said_aloud(world, tmp_path, caplog):
+    assert world.run("test", "--run_dir", tmp_path / "run") == 0
+    assert "neither --ckpt_path nor --model.weights is given, so the model answers untrained" in caplog.text
+
+
 def test_predict_answers_every_sample_as_test_does(world, trained, tmp_path):
     options = ["--model.weights", trained / "hf"]
     assert world.run("predict", *options, "--run_dir", tmp_path / "predict") == 0
