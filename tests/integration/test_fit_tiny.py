@@ -286,3 +286,15 @@ def test_the_read_objective_trains_the_connector_and_reads(world, tmp_path):
     assert [set(json.loads(line)) for line in records] == [
         {"key", "prediction", "references", "edits", "characters"}
     ] * 5
+
+
+def test_example_asks_the_exported_folder(trained, tmp_path):
+    import runpy
+
+    from PIL import Image
+
+    Image.new("L", (56, 56), 128).save(tmp_path / "page.png")
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples/ask.py"))
+    answer = example["ask"](str(trained / "hf"), str(tmp_path / "page.png"), "What is it?")
+    assert isinstance(answer, str)
+    assert answer == example["ask"](str(trained / "hf"), str(tmp_path / "page.png"), "What is it?")
