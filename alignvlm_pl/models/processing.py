@@ -79,6 +79,7 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None = None,
         generation: bool = False,
+        spell_answers: bool = False,
     ) -> Encoded:
         """Encode one conversation.
 
@@ -87,6 +88,7 @@ class AlignVLMProcessor(ProcessorMixin):
             images: RGB images.
             max_text_length: Limit on text tokens; visual tokens never count and are never cut.
             generation: Open an assistant turn at the end instead of supervising answers.
+            spell_answers: See `alignvlm_pl.chat.tokenize`.
 
         Raises:
             DataError: If images and placeholders differ in number, or (in training) nothing is supervised.
@@ -95,7 +97,7 @@ class AlignVLMProcessor(ProcessorMixin):
             self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
         )
         limit = None if generation else max_text_length
-        encoded = self._encode_pieces(pieces, images, max_text_length=limit)
+        encoded = self._encode_pieces(pieces, images, max_text_length=limit, spell_answers=spell_answers)
         if not generation and all(label == IGNORE_INDEX for label in encoded.labels[1:]):
             raise DataError(f"no supervised token is left (no answer, or all beyond max_text_length={limit})")
         return encoded
@@ -185,14 +187,23 @@ class AlignVLMProcessor(ProcessorMixin):
         return self._encode_pieces(pieces, images)
 
     def _encode_pieces(
-        self, pieces: Sequence[Piece], images: Sequence[Any], *, max_text_length: int | None = None
+        self,
+        pieces: Sequence[Piece],
+        images: Sequence[Any],
+        *,
+        max_text_length: int | None = None,
+        spell_answers: bool = False,
     ) -> Encoded:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
         tiling = self.geometry
         tiles = [cut_tiles(image, tiling) for image in loaded]
         lengths = [count_visual_tokens(*image.size, tiling, self.tokens_per_tile) for image in loaded]
         ids, labels = tokenize(
-            self.tokenizer, pieces, image_token_id=self.image_token_id, image_lengths=lengths
+            self.tokenizer,
+            pieces,
+            image_token_id=self.image_token_id,
+            image_lengths=lengths,
+            spell_answers=spell_answers,
         )
         truncated = max_text_length is not None and truncate_text(
             ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length

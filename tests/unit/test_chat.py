@@ -130,6 +130,32 @@ def test_an_answer_always_ends_with_its_token(tokenizer, content, expected):
     assert supervised(tokenizer, ids, labels) == expected
 
 
+def test_spelled_answers_are_one_character_a_token_and_the_rest_is_as_before():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["the", "total", "Total"])  # what merges would make
+    messages = [QUESTION, {"role": "assistant", "content": "the total,\nthe 12.50"}]
+    pieces = render(tokenizer, messages, template=CHATML_TEMPLATE)
+    whole = tokenize(tokenizer, pieces, image_token_id=IMAGE, image_lengths=[])
+    ids, labels = tokenize(tokenizer, pieces, image_token_id=IMAGE, image_lengths=[], spell_answers=True)
+    assert supervised(tokenizer, ids, labels) == supervised(tokenizer, *whole)
+    answer = [tokenizer.decode([label]) for label in labels if label != IGNORE_INDEX]
+    assert answer == [*"the total,\nthe 12.50", "<|im_end|>"]
+    unsupervised = [
+        [t for t, label in zip(*pair, strict=True) if label == IGNORE_INDEX]
+        for pair in (whole, (ids, labels))
+    ]
+    assert unsupervised[0] == unsupervised[1]
+    assert len(ids) > len(whole[0])
+
+
+def test_a_tokenizer_that_cannot_spell_is_refused():
+    core = Tokenizer(models.WordLevel({"ab": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    cannot = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
+    pieces = render(cannot, [{"role": "assistant", "content": "ab"}], template=CHATML_TEMPLATE)
+    with pytest.raises(ConfigError, match=r"does not give back 'ab' .* set stage.spell_answers to false"):
+        tokenize(cannot, pieces, image_token_id=IMAGE, image_lengths=[], spell_answers=True)
+
+
 def test_wrong_number_of_images_names_both(tokenizer):
     message = {"role": "user", "content": [{"type": "image"}, {"type": "image"}]}
     with pytest.raises(DataError, match="2 image placeholders but 1 images"):
