@@ -12,6 +12,7 @@ from torch import Tensor
 from .checkpoint import compare_states
 from .errors import CheckpointError
 from .models.build import ModelSpec, build_model, build_processor, load_weights
+from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.processing import AlignVLMProcessor
 from .models.vision import token_grid
@@ -29,12 +30,15 @@ class AlignVLMModule(pl.LightningModule):
         spec: Vision encoder, LLM, connector, tiling.
         weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
             parts of `spec`. A stage's `init_from` takes precedence.
+        attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
+            null: its choice. Scoring always takes that choice, as whoever loads the trained folder does.
     """
 
-    def __init__(self, spec: ModelSpec, weights: str | None = None) -> None:
+    def __init__(self, spec: ModelSpec, weights: str | None = None, attention: str | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.weights = weights
+        self.attention = attention
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
@@ -82,7 +86,13 @@ class AlignVLMModule(pl.LightningModule):
             freeze(self.model, self.stage)
 
     def on_fit_start(self) -> None:
-        """Start the stage's clock."""
+        """Choose the LLM's attention and start the stage's clock.
+
+        Raises:
+            ConfigError: If there is no such attention, or its package is missing.
+        """
+        if self.attention is not None:
+            choose_attention(self.net.language_model, self.attention)
         self._started = time.monotonic()
 
     def on_train_epoch_start(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 
 
 def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreTrainedModel, set[str]]:
@@ -88,3 +88,15 @@ def require_model_type(folder: str | Path, expected: str) -> None:
         raise CheckpointError(f"{path} is not a JSON object ({error}); write the folder again") from error
     if found != expected:
         raise CheckpointError(f"{folder} holds a model of type {found!r}, expected {expected!r}")
+
+
+def choose_attention(model: PreTrainedModel, name: str) -> None:
+    """Have a model compute its attention by `name`.
+
+    Raises:
+        ConfigError: If there is no such attention, or its package is missing.
+    """
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"model.attention={name!r}: {str(error).splitlines()[0][:200]}") from error

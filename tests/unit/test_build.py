@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
 from alignvlm_pl.models import AlignVLMForConditionalGeneration
@@ -18,6 +18,7 @@ from alignvlm_pl.models.build import (
     load_weights,
     resolve,
 )
+from alignvlm_pl.models.loading import choose_attention
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
 from alignvlm_pl.models.vision import build_vision_tower, encode_tiles, token_grid
 
@@ -206,6 +207,22 @@ def test_pixels_are_cast_to_the_towers_precision():
             return self
 
     assert encode_tiles(Tower(), torch.zeros(1, 3, 4, 4)).dtype == torch.bfloat16
+
+
+def test_attention_is_chosen_by_name_and_gives_the_same_numbers(saved):
+    llm, ids = (
+        AutoModelForCausalLM.from_pretrained(saved[0] / "llm"),
+        torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]]),
+    )
+    mask = (ids > 0).long()
+    found = {}
+    for name in ("eager", "sdpa"):
+        choose_attention(llm, name)
+        assert llm.config._attn_implementation == name
+        found[name] = llm(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(found["eager"], found["sdpa"])
+    with pytest.raises(ConfigError, match=r"model.attention='sdap'.*attn_implementation"):
+        choose_attention(llm, "sdap")
 
 
 def test_token_grid(saved):
