@@ -19,7 +19,8 @@ _REAL_TABLES = (
 )  # fmt: skip
 _REAL_TABLE_SHARE = 0.45
 _COLUMN_MAKERS: tuple[Maker, ...] = (number, price, decimal, percent, word, amount, number, word)
-_GAP_PX = 12
+_GAP_PX = 16
+_MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
 
 
 @cache
@@ -30,7 +31,8 @@ def _records(name: str) -> list[dict[str, Any]]:
 def table(sheet: Sheet) -> None:
     """A header and rows of two or three columns; the first column names the row."""
     rng = sheet.rng
-    num_columns = 2 if rng.random() < 0.55 else 3
+    most = int((sheet.right - sheet.left + _GAP_PX) // (_MIN_COLUMN_PX + _GAP_PX))
+    num_columns = 3 if most > 2 and rng.random() < 0.45 else 2
     edges = _column_edges(sheet, num_columns)
     widths = [right - left for left, right in edges]
     cells = _real_cells(sheet, widths) if rng.random() < _REAL_TABLE_SHARE else _made_cells(sheet, widths)
