@@ -16,6 +16,8 @@ from ..evaluation import write_results
 from ..paths import configs_dir
 
 DATA = Path("data/demo")
+PAGE_HEIGHT_PX = 96
+"""CONTRACT: the tile height of configs/model/embedded.yaml, so that a page is one tile."""
 READOUT = "readout-lines"
 """CONTRACT: configs/data/demo-*.yaml and configs/benchmark/demo.yaml name this set and `DATA`."""
 
@@ -27,8 +29,8 @@ def run(argv: list[str]) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="alignvlm demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--train", type=int, default=5000, help="training documents (default: %(default)s)")
-    parser.add_argument("--lines", type=int, default=6000, help="pages of plain lines (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=3000, help="training documents (default: %(default)s)")
+    parser.add_argument("--lines", type=int, default=8000, help="pages of plain lines (default: %(default)s)")
     parser.add_argument(
         "--heldout", type=int, default=60, help="held-out questions of a kind (default: %(default)s)"
     )
@@ -63,7 +65,8 @@ def _prepare(options: argparse.Namespace) -> None:
     sizes = [("--train", options.train), ("--lines", options.lines), ("--heldout", options.heldout)]
     words = [str(word) for size in sizes for word in size]
     _command("prepare", "embedded")
-    _command("prepare", "synthetic", "--out", str(DATA), "--transcriptions", "0.5", *words)
+    pages = ("--height", str(PAGE_HEIGHT_PX), "--faults", "0.4")
+    _command("prepare", "synthetic", "--out", str(DATA), *pages, *words)
     real = Path(os.environ.get(REAL, "../shared/real")) / "sroie"
     source = DATA / "heldout-lines"
     if real.is_dir():

@@ -33,7 +33,7 @@ images = [str(predictions.parent / "images" / predictions.stem / (r["key"] + ".p
 asked = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": r["question"]}]}]
          for r, image in zip(records, images)]
 inputs = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)
-ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
 answers = processor.post_process_image_text_to_text(ids[:, inputs["input_ids"].shape[1]:])
 print(json.dumps([answers, [r["prediction"] for r in records]]))
 """
