@@ -25,7 +25,8 @@ from ..writer import ShardWriter
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
 """Height of a line's box after scaling: with capitals, 16 to 20 px of ink."""
-TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX, PADDING_PX = 256, 128, 32, 6, 3
+TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX, PADDING_PX = 256, 96, 32, 6, 3
+"""CONTRACT: the tile of configs/model/embedded.yaml, or a crop would be split over two rows of tiles."""
 MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 
 

@@ -14,10 +14,12 @@ import pytest
 import yaml
 
 import datamodules
+from alignvlm_pl.cli import demo
 from alignvlm_pl.cli.recipe import plan_runs, read_stages
 from alignvlm_pl.metrics import METRICS
 from alignvlm_pl.stages import Stage, accumulation
 from alignvlm_pl.tiling import Tiling
+from datamodules.prepare import sroie
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Axis -> the key of the command line that takes its files.
@@ -129,6 +131,12 @@ def test_model_file_describes_parts_that_fit(path: Path) -> None:
     assert Tiling.from_dict(built.tiling).max_tiles == 9
     if (llm := parts["llm"].config) is not None:
         assert llm["hidden_size"] == llm["num_attention_heads"] * llm["head_dim"]
+
+
+def test_what_the_demo_renders_and_crops_is_as_high_as_its_models_tile() -> None:
+    tiling = yaml.safe_load((CONFIGS / "model/embedded.yaml").read_text())["spec"]["tiling"]
+    assert (tiling["tile_height"], tiling["tile_width"]) == (sroie.TILE_HEIGHT_PX, sroie.TILE_WIDTH_PX)
+    assert tiling["tile_height"] == demo.PAGE_HEIGHT_PX
 
 
 def test_embedded_mlp_differs_in_the_connector_only() -> None:
