@@ -50,7 +50,7 @@ def test_line_lies_on_the_second_row_of_white_paper() -> None:
     ink = crop.point(lambda value: 255 if value < 128 else 0).getbbox()
     assert ink is not None
     assert ROW_HEIGHT_PX <= ink[1] < ink[3] <= 2 * ROW_HEIGHT_PX
-    assert crop.getpixel((200, 120)) == 255
+    assert crop.getpixel((200, TILE_HEIGHT_PX - 8)) == 255
 
 
 def test_long_lines_take_more_tiles_and_never_too_many() -> None:
