@@ -237,7 +237,8 @@ def _spelled_ids(tokenizer: Any, text: str) -> list[int]:
     ids = [token for character in text for token in _ids(tokenizer, character, special=False)]
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
         raise ConfigError(
-            f"the tokenizer does not give back {text!r} from its characters' tokens; set stage.spell_answers to false"
+            f"the tokenizer does not give back {text!r} from its characters' tokens; "
+            "set model.spec.spell_answers to false"
         )
     return ids
 

@@ -24,8 +24,6 @@ class Stage:
         readout_weight: Weight of the readout loss beside the answer loss (needs `lines` in the samples).
         global_batch_size: Samples per optimizer step over all devices; accumulation follows from it.
         max_text_length: Text tokens a sample may have; visual tokens never count.
-        spell_answers: Supervise answers one character a token: an LLM that reads characters from ALIGN copies them in
-            far fewer steps than it learns to merge them (docs/training.md).
         max_steps: Optimizer steps; null: `epochs` decides.
         epochs: Passes over the data, if `max_steps` is null.
         max_minutes: Wall time after which the stage ends early, its schedule fully run down; null: none.
@@ -46,7 +44,6 @@ class Stage:
     readout_weight: float = 0.0
     global_batch_size: int = 8
     max_text_length: int = 2048
-    spell_answers: bool = False
     max_steps: int | None = None
     epochs: int = 1
     max_minutes: float | None = None

@@ -223,12 +223,7 @@ class WebDataModule(pl.LightningDataModule):
         return ShardLoader(dataset, num_batches=len(plan), num_workers=min(self.num_workers, len(plan)))
 
     def _collator(self, *, generation: bool = False) -> Collator:
-        return Collator(
-            processor=self.processor,
-            max_text_length=self._text_limit(),
-            generation=generation,
-            spell_answers=self._stage is not None and self._stage.spell_answers,
-        )
+        return Collator(processor=self.processor, max_text_length=self._text_limit(), generation=generation)
 
     @property
     def processor(self) -> Processor:
@@ -248,14 +243,10 @@ class WebDataModule(pl.LightningDataModule):
         return processor
 
     def _text_limit(self) -> int | None:
-        if self.max_text_length is not None or self._stage is None:
+        if self.max_text_length is not None or self.trainer is None:
             return self.max_text_length
-        return int(self._stage.max_text_length)
-
-    @property
-    def _stage(self) -> Any:
-        """The stage of the trainer's module; None without a trainer (CONTRACT: alignvlm_pl/module.py)."""
-        return None if self.trainer is None else getattr(self.trainer.lightning_module, "stage", None)
+        stage: Any = getattr(self.trainer.lightning_module, "stage", None)
+        return None if stage is None else int(stage.max_text_length)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of ranks; from the trainer, never from the environment."""

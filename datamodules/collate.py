@@ -42,7 +42,6 @@ class Processor(Protocol):
         *,
         max_text_length: int | None = None,
         generation: bool = False,
-        spell_answers: bool = False,
     ) -> Any:
         """Give an `Encoded`; raise DataError for a conversation that cannot be encoded."""
 
@@ -66,13 +65,11 @@ class Collator:
         processor: The model's processor.
         max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
         generation: Make prompts, left padded, without the last assistant turn.
-        spell_answers: Supervise answers one character a token.
     """
 
     processor: Processor
     max_text_length: int | None = None
     generation: bool = False
-    spell_answers: bool = False
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode one conversation.
@@ -85,11 +82,7 @@ class Collator:
         images = [sample.images[part["index"]] for part in parts]
         try:
             encoded = self.processor.encode(
-                messages,
-                images,
-                max_text_length=self.max_text_length,
-                generation=self.generation,
-                spell_answers=self.spell_answers,
+                messages, images, max_text_length=self.max_text_length, generation=self.generation
             )
         except DataError as error:
             raise SampleError(

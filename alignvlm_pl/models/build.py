@@ -72,6 +72,8 @@ class ModelSpec:
         tiling: Fields of `Tiling`.
         chat_template: None for the tokenizer's, or `chatml`, `llama3`, or a Jinja template.
         vision_feature: See `AlignVLMConfig`.
+        spell_answers: Supervise answers one character a token: an LLM that reads characters from ALIGN copies them in
+            far fewer steps than it learns to merge them (docs/concepts.md).
     """
 
     vision: Backbone
@@ -80,6 +82,7 @@ class ModelSpec:
     tiling: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     vision_feature: str = "last_normed"
+    spell_answers: bool = False
 
 
 def resolve(name: str | None) -> str | None:
@@ -133,7 +136,11 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
     tiling = Tiling.from_dict(spec.tiling)
     tokens = tokens_per_tile(spec.vision.load_config(), tiling, spec.vision_feature)
     return AlignVLMProcessor(
-        tokenizer, tiling=tiling.to_dict(), tokens_per_tile=tokens, chat_template=spec.chat_template
+        tokenizer,
+        tiling=tiling.to_dict(),
+        tokens_per_tile=tokens,
+        chat_template=spec.chat_template,
+        spell_answers=spec.spell_answers,
     )
 
 

@@ -44,6 +44,8 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling: Fields of `alignvlm_pl.tiling.Tiling`.
         tokens_per_tile: Visual tokens of one tile.
         chat_template: See `alignvlm_pl.chat.choose_template`.
+        spell_answers: See `alignvlm_pl.chat.tokenize`. Kept with the model, because the answers of earlier turns
+            must be written in a prompt as they were in training.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling: dict[str, Any] | None = None,
         tokens_per_tile: int = 729,
         chat_template: str | None = None,
+        spell_answers: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, chat_template=choose_template(tokenizer, chat_template))
         self.tiling = Tiling.from_dict(tiling or {}).to_dict()
         self.tokens_per_tile = tokens_per_tile
+        self.spell_answers = spell_answers
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, False)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_of_turn_id = end_of_turn_id(tokenizer, self.chat_template)
@@ -79,7 +83,6 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None = None,
         generation: bool = False,
-        spell_answers: bool = False,
     ) -> Encoded:
         """Encode one conversation.
 
@@ -88,7 +91,6 @@ class AlignVLMProcessor(ProcessorMixin):
             images: RGB images.
             max_text_length: Limit on text tokens; visual tokens never count and are never cut.
             generation: Open an assistant turn at the end instead of supervising answers.
-            spell_answers: See `alignvlm_pl.chat.tokenize`.
 
         Raises:
             DataError: If images and placeholders differ in number, or (in training) nothing is supervised.
@@ -97,7 +99,7 @@ class AlignVLMProcessor(ProcessorMixin):
             self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
         )
         limit = None if generation else max_text_length
-        encoded = self._encode_pieces(pieces, images, max_text_length=limit, spell_answers=spell_answers)
+        encoded = self._encode_pieces(pieces, images, max_text_length=limit)
         if not generation and all(label == IGNORE_INDEX for label in encoded.labels[1:]):
             raise DataError(f"no supervised token is left (no answer, or all beyond max_text_length={limit})")
         return encoded
@@ -187,12 +189,7 @@ class AlignVLMProcessor(ProcessorMixin):
         return self._encode_pieces(pieces, images)
 
     def _encode_pieces(
-        self,
-        pieces: Sequence[Piece],
-        images: Sequence[Any],
-        *,
-        max_text_length: int | None = None,
-        spell_answers: bool = False,
+        self, pieces: Sequence[Piece], images: Sequence[Any], *, max_text_length: int | None = None
     ) -> Encoded:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
         tiling = self.geometry
@@ -203,7 +200,7 @@ class AlignVLMProcessor(ProcessorMixin):
             pieces,
             image_token_id=self.image_token_id,
             image_lengths=lengths,
-            spell_answers=spell_answers,
+            spell_answers=self.spell_answers,
         )
         truncated = max_text_length is not None and truncate_text(
             ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length

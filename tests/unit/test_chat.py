@@ -152,7 +152,9 @@ def test_a_tokenizer_that_cannot_spell_is_refused():
     core = Tokenizer(models.WordLevel({"ab": 0, "[UNK]": 1}, unk_token="[UNK]"))
     cannot = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
     pieces = render(cannot, [{"role": "assistant", "content": "ab"}], template=CHATML_TEMPLATE)
-    with pytest.raises(ConfigError, match=r"does not give back 'ab' .* set stage.spell_answers to false"):
+    with pytest.raises(
+        ConfigError, match=r"does not give back 'ab' .* set model.spec.spell_answers to false"
+    ):
         tokenize(cannot, pieces, image_token_id=IMAGE, image_lengths=[], spell_answers=True)
 
 

@@ -24,7 +24,7 @@ class Encoded:
 class WordProcessor:
     """Ids are word lengths, labels the words of assistant turns; a tile holds the width of its image."""
 
-    def encode(self, messages, images, *, max_text_length=None, generation=False, spell_answers=False):
+    def encode(self, messages, images, *, max_text_length=None, generation=False):
         words = [(len(word), turn["role"]) for turn in messages for word in message_text(turn).split()]
         words = words[:max_text_length]
         if any(size > 20 for size, _ in words):

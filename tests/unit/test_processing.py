@@ -13,7 +13,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.imaging import cut_tiles
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.processing import AlignVLMProcessor
-from alignvlm_pl.models.tiny import TOKENS_PER_TILE, VOCAB_SIZE, tiny_spec
+from alignvlm_pl.models.tiny import TOKENS_PER_TILE, VOCAB_SIZE, tiny_spec, tiny_tokenizer
 from alignvlm_pl.tiling import count_visual_tokens
 
 
@@ -134,6 +134,26 @@ def test_apply_chat_template_encodes_as_encode_does(processor):
     )
     for key in batch:
         torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=0)
+
+
+def test_answers_are_spelled_in_training_and_in_later_prompts_by_the_loaded_processor_too(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["total"])  # what merges would make
+    merged = tokenizer.convert_tokens_to_ids("total")
+    first = AlignVLMProcessor(tokenizer, tokens_per_tile=TOKENS_PER_TILE, spell_answers=True)
+    first.save_pretrained(tmp_path)
+    second = AutoProcessor.from_pretrained(tmp_path)
+    turns = ask(text="total?", answer="total")
+    for one in (first, second):
+        encoded = one.encode(turns, [])
+        assert encoded.input_ids.count(merged) == 1  # the question's
+        assert [label for label in encoded.labels if label != IGNORE_INDEX][:-1] == [
+            *tokenizer("t o t a l")["input_ids"][::2]
+        ]
+    prompt = second.apply_chat_template(
+        [*turns, *ask(text="sure?")], tokenize=True, add_generation_prompt=True
+    )
+    assert prompt["input_ids"][0].tolist()[: len(encoded.input_ids)] == encoded.input_ids
 
 
 def test_images_of_a_message_may_be_files_or_bytes(processor, tmp_path):
