@@ -227,7 +227,8 @@ class AlignVLMModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trained parts, stepped with a `LambdaLR`."""
         assert self.stage is not None
-        optimizer = torch.optim.AdamW(parameter_groups(self.net, self.stage), fused=True)
+        groups = parameter_groups(self.net, self.stage)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), fused=True)
         factor = step_schedule(self.stage, int(self.trainer.estimated_stepping_batches), self._minutes())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

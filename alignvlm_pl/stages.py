@@ -31,6 +31,7 @@ class Stage:
         warmup_share: Share of the stage spent in linear warm-up (our choice: 0.03).
         min_lr_share: Learning rate at the end as a share of the peak.
         weight_decay: Decay of matrices; norms, biases and embeddings have none.
+        adam_beta2: Decay of AdamW's mean square; a short stage forgets its large first gradients sooner with 0.95.
         gradient_clip_norm: Largest norm of the gradient; null: no clipping.
         parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any.
         init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
@@ -51,6 +52,7 @@ class Stage:
     warmup_share: float = 0.03
     min_lr_share: float = 0.0
     weight_decay: float = 0.0
+    adam_beta2: float = 0.999
     gradient_clip_norm: float | None = 1.0
     parent: str | None = None
     init_from: str | None = None
@@ -80,6 +82,8 @@ class Stage:
             raise ConfigError(f"stage.warmup_share={self.warmup_share}: expected a share in [0, 1)")
         if not 0 <= self.min_lr_share <= 1:
             raise ConfigError(f"stage.min_lr_share={self.min_lr_share}: expected a share in [0, 1]")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ConfigError(f"stage.adam_beta2={self.adam_beta2}: expected a share in [0, 1)")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ConfigError(f"stage.max_minutes={self.max_minutes}: expected more than 0, or null")
         for part, rate in self.learning_rates.items():

@@ -24,6 +24,7 @@ def test_learning_rates_by_part_and_frozen_by_default():
         ({"max_text_length": 0}, "stage.max_text_length=0"),
         ({"max_steps": 0}, "stage.max_steps=0: expected at least 1, or null"),
         ({"warmup_share": 1.0}, r"expected a share in \[0, 1\)"),
+        ({"adam_beta2": 1.0}, r"stage.adam_beta2=1.0: expected a share in \[0, 1\)"),
         ({"min_lr_share": 1.5}, r"stage.min_lr_share=1.5: expected a share in \[0, 1\]"),
         ({"max_minutes": 0.0}, "stage.max_minutes=0.0: expected more than 0, or null"),
         ({"lr_vision": -1e-5}, "stage.lr_vision=-1e-05: expected a positive rate, or null"),
