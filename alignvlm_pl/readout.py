@@ -3,7 +3,8 @@
 ALIGN's weights are a distribution over the LLM's own tokens, so a row of visual tokens can be read like the output of
 a text-line recogniser. A CTC loss (Graves et al. 2006) on each row teaches the connector to put every visual token on
 the character it shows, without running the LLM; blank is the newline token, classes are single-character tokens.
-Greedy CTC decoding of the same columns shows what the LLM is being shown.
+Repeats are not merged, as in the Recurrent Neural Aligner (Sak et al. 2017): a character takes exactly one column, so
+that "11" is two columns and the LLM has only blanks to pass over. Greedy decoding shows what the LLM is being shown.
 """
 
 import string
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .errors import ConfigError
 from .tiling import Tiling, choose_grid, plan_tiles
 
 CHARACTERS = "".join(c for c in string.printable if c.isprintable())
+_IMPOSSIBLE = -1e30
+"""Log-probability of no path; finite, because the gradient of logaddexp at two infinities is not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,8 @@ class Alphabet:
         return [self.characters.index(c) + 1 for c in plain if c in self.characters]
 
     def decode(self, classes: Sequence[int]) -> str:
-        """Greedy CTC decoding: merge repeats, drop blanks."""
-        merged = [c for i, c in enumerate(classes) if c and (i == 0 or classes[i - 1] != c)]
-        return " ".join("".join(self.characters[c - 1] for c in merged).split())
+        """Greedy decoding: drop blanks."""
+        return " ".join("".join(self.characters[c - 1] for c in classes if c).split())
 
 
 def to_rows(values: Tensor, grid: tuple[int, int], token_grid: tuple[int, int]) -> Tensor:
@@ -111,19 +114,18 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
     Returns:
         The sum over rows in float32, and the number of characters (an empty row counts as one). Rows with too few
         columns for their text count as zero loss.
-
-    The C columns need not be all classes that the log-probabilities are normalised over: torch's backward adds
-    exp(rows) to the gradient, which is right (it cancels in log_softmax) only if they are, and is taken off here.
     """
-    rows = rows.float()
-    lengths = torch.tensor([len(target) for target in targets])
-    flat = torch.tensor([c for target in targets for c in target], dtype=torch.long)
-    widths = torch.full((len(targets),), rows.shape[1])
-    losses = F.ctc_loss(
-        rows.transpose(0, 1), flat.to(rows.device), widths, lengths, reduction="none", zero_infinity=True
-    )
-    mass = rows.exp().sum(dim=(1, 2)) * (losses.detach() > 0)
-    return (losses - (mass - mass.detach())).sum(), lengths.clamp(min=1).sum().to(losses)
+    rows, lengths = rows.float(), torch.tensor([len(target) for target in targets], device=rows.device)
+    padded = pad_sequence([torch.tensor(target, dtype=torch.long) for target in targets], batch_first=True)
+    emit = rows.gather(2, padded.to(rows.device)[:, None].expand(-1, rows.shape[1], -1))
+    # paths[r, n]: log-probability of having written the first n characters of row r after the columns so far.
+    paths = rows.new_full((len(targets), padded.shape[1] + 1), _IMPOSSIBLE)
+    paths[:, 0] = 0.0
+    for blank, characters in zip(rows[..., :1].unbind(1), emit.unbind(1), strict=True):
+        written = F.pad(paths[:, :-1] + characters, (1, 0), value=_IMPOSSIBLE)
+        paths = torch.logaddexp(paths + blank, written)
+    losses = -paths.gather(1, lengths[:, None]).squeeze(1)
+    return losses[lengths <= rows.shape[1]].sum(), lengths.clamp(min=1).sum().to(losses)
 
 
 def read_rows(rows: Tensor, alphabet: Alphabet) -> list[str]:

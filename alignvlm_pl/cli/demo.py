@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--train", type=int, default=3000, help="training documents (default: %(default)s)")
     parser.add_argument("--lines", type=int, default=8000, help="pages of plain lines (default: %(default)s)")
     parser.add_argument(
-        "--heldout", type=int, default=60, help="held-out questions of a kind (default: %(default)s)"
+        "--heldout", type=int, default=48, help="held-out questions of a kind (default: %(default)s)"
     )
     parser.add_argument(
         "--started", type=float, default=time.time(), help="start in seconds since 1970, for `minutes`"

@@ -1,8 +1,9 @@
 """The look of one document, and how wide its text stands.
 
 CONTRACT: the encoder of the default model sees tokens of 32 px height and 8 px width, and the read warm start
-decodes each row of tokens by CTC, which needs one column per character and one more per doubled character.
-So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX` high (layouts.py).
+writes each character of a row into a column of its own (alignvlm_pl/readout.py); equal neighbours are told apart
+best with a column between them. So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX`
+high (layouts.py).
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Style:
         return open_font(self.face.bold_path if bold else self.face.path, self.size_px)
 
     def text_width(self, text: str, *, bold: bool = False) -> float:
-        """Return the width in px that `text` takes: its natural width, or what CTC needs if that is more."""
+        """Return the width in px that `text` takes: its natural width, or what columns need if that is more."""
         natural = self.font(bold=bold).getlength(text) * self.squeeze + self.spacing_px * (len(text) - 1)
         return max(natural, min_text_width(text))
 

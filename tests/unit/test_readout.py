@@ -24,6 +24,7 @@ def test_alphabet_of_a_tokenizer():
     assert tokenizer.decode(list(alphabet.columns)) == "\n" + CHARACTERS
     text = "Total: 12.50 EUR"
     assert alphabet.decode(list(itertools.chain(*((c, 0) for c in alphabet.encode(text))))) == text
+    assert alphabet.decode(alphabet.encode("11:00")) == "11:00"
 
 
 def test_alphabet_needs_character_tokens():
@@ -44,7 +45,7 @@ def test_encode_strips_accents_and_drops_the_unknown():
     [
         ([], ""),
         ([0, 0], ""),
-        ([1, 1, 0, 1, 2, 2], "aab"),
+        ([1, 1, 0, 1, 2, 2], "aaabb"),
         ([3, 1, 3, 3, 0, 3, 2, 3], "a b"),
         ([2, 0, 0, 2], "bb"),
     ],
@@ -57,15 +58,14 @@ def test_read_rows_takes_the_best_class():
     rows = torch.full((2, 3, 4), -5.0)
     for row, column, best in ((0, 0, 1), (0, 1, 0), (0, 2, 1), (1, 0, 2), (1, 1, 2), (1, 2, 0)):
         rows[row, column, best] = 0.0
-    assert read_rows(rows, ABC) == ["aa", "b"]
+    assert read_rows(rows, ABC) == ["aa", "bb"]
 
 
 def brute_force_nll(row, target):
-    """-log of the summed probability of all paths that collapse to the target."""
+    """-log of the summed probability of all paths that are the target once blanks are dropped."""
     total = 0.0
     for path in itertools.product(range(row.shape[1]), repeat=row.shape[0]):
-        collapsed = [c for i, c in enumerate(path) if c and (i == 0 or path[i - 1] != c)]
-        if collapsed == target:
+        if [c for c in path if c] == target:
             total += float(torch.exp(sum(row[t, c] for t, c in enumerate(path))))
     return -np.log(total)
 
@@ -73,16 +73,16 @@ def brute_force_nll(row, target):
 def test_ctc_loss_sums_over_rows():
     # 3 of 8 classes are read, as the characters are a part of the vocabulary.
     rows = torch.randn(4, 3, 8).log_softmax(-1)[..., [0, 2, 5]]
-    targets = [[1, 2], [], [1, 1], [2, 2, 1]]  # the last cannot be written in 3 columns
+    targets = [[1, 2], [], [1, 1], [2, 2, 1, 1]]  # the last cannot be written in 3 columns
     loss, characters = ctc_loss(rows, targets)
     expected = sum(brute_force_nll(row, target) for row, target in zip(rows[:3], targets[:3], strict=True))
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(characters) == 2 + 1 + 2 + 3
+    assert float(characters) == 2 + 1 + 2 + 4
 
 
 def test_ctc_gradient_is_right_for_a_part_of_the_classes():
     scores = torch.randn(2, 3, 8)
-    targets = [[1, 2], [2, 2, 1]]
+    targets = [[1, 2], [2, 2, 1, 1]]
 
     def loss(values):
         return ctc_loss(values.log_softmax(-1)[..., [0, 2, 5]], targets)[0]
@@ -94,7 +94,7 @@ def test_ctc_gradient_is_right_for_a_part_of_the_classes():
         bump = torch.zeros_like(scores)
         bump[index] = step
         expected = float(loss(scores + bump) - loss(scores - bump)) / (2 * step)
-        # Differences of a float32 loss of about 5: rounding 1e-4; torch's own gradient is off by up to 0.1.
+        # Differences of a float32 loss of about 5: rounding 1e-4.
         assert float(found[index]) == pytest.approx(expected, abs=1e-3)
     assert bool((found[1] == 0).all())
 

@@ -113,7 +113,7 @@ def test_pieces_of_a_row_stand_apart(kind: str, split: str) -> None:
             )
 
 
-def test_narrow_letters_get_the_width_that_ctc_needs() -> None:
+def test_narrow_letters_get_a_column_each() -> None:
     for seed in range(20):
         style = draw_style(Random(seed), fonts="train")
         assert style.text_width("illili") >= 8 * 8  # six letters, one doubled, one spare
