@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 260, 12
+COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
 
 
 def contact_sheet(predictions: Path, target: Path, *, per_set: int = 2) -> None:
@@ -41,7 +41,7 @@ def _first(path: Path, count: int) -> list[tuple[dict[str, Any], Path]]:
 def _cell(name: str, record: dict[str, Any], image: Path) -> Image.Image:
     cell = Image.new("RGB", (CELL_WIDTH, CELL_HEIGHT), "white")
     page = Image.open(image).convert("RGB")
-    page.thumbnail((CELL_WIDTH - 2 * MARGIN, 170))
+    page.thumbnail((CELL_WIDTH - 2 * MARGIN, CELL_HEIGHT - 80))
     cell.paste(page, (MARGIN, MARGIN))
     draw = ImageDraw.Draw(cell)
     draw.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + page.width, MARGIN + page.height), outline="#999999")
