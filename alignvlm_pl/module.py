@@ -31,8 +31,8 @@ class AlignVLMModule(pl.LightningModule):
         weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
             parts of `spec`. A stage's `init_from` takes precedence.
         attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
-            null: its choice. `validate`, `test` and `predict` always take that choice, as
-            whoever loads the folder does.
+            null: its choice. `validate`, `test` and `predict` always take that choice, as whoever
+            loads the folder does.
     """
 
     def __init__(self, spec: ModelSpec, weights: str | None = None, attention: str | None = None) -> None:

@@ -19,8 +19,6 @@ _REAL_TABLES = (
 )  # fmt: skip
 _REAL_TABLE_SHARE = 0.45
 _COLUMN_MAKERS: tuple[Maker, ...] = (number, price, decimal, percent, word, amount, number, word)
-# Share of charts with the question: comparing numbers is another skill than reading them, and a slower one to learn.
-_LARGEST_SHARE, _SMALLEST_SHARE = 0.15, 0.08
 _GAP_PX = 16
 _MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
 
@@ -162,9 +160,9 @@ def chart(sheet: Sheet) -> None:
         if sheet.rng.random() < 0.3:
             questions.ask(sheet, questions.BAR_OF, text, answer=label)
     ordered = sorted(values, key=lambda entry: entry[2])
-    if sheet.rng.random() < _LARGEST_SHARE:
+    if sheet.rng.random() < 0.5:
         questions.ask(sheet, questions.LARGEST, answer=ordered[-1][0])
-    if sheet.rng.random() < _SMALLEST_SHARE:
+    if sheet.rng.random() < 0.25:
         questions.ask(sheet, questions.SMALLEST, answer=ordered[0][0])
 
 

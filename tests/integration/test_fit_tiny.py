@@ -184,6 +184,12 @@ def test_each_step_divides_by_its_own_tokens(world, tmp_path):
     assert losses(folder)[0] > 1
 
 
+def test_the_stage_s_beta2_reaches_the_optimizer(world, tmp_path):
+    folder = world.fit(tmp_path / "run", "--stage.max_steps=1", "--stage.adam_beta2=0.5")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    assert {group["betas"] for group in state["optimizer_states"][0]["param_groups"]} == {(0.9, 0.5)}
+
+
 def recipe(world: Any, folder: Path, **second: Any) -> Path:
     base = yaml.safe_load((world.root / "stage.yaml").read_text())
     folder.mkdir()
