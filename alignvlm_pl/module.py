@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
 from .models.build import ModelSpec, build_model, build_processor, load_weights
@@ -87,13 +88,15 @@ class AlignVLMModule(pl.LightningModule):
             freeze(self.model, self.stage)
 
     def on_fit_start(self) -> None:
-        """Choose the LLM's attention and start the stage's clock.
+        """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
 
         Raises:
             ConfigError: If there is no such attention, or its package is missing.
         """
         if self.attention is not None:
             choose_attention(self.net.language_model, self.attention)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._started = time.monotonic()
 
     def on_train_epoch_start(self) -> None:

@@ -31,6 +31,7 @@ class WebDataModule(pl.LightningDataModule):
         num_workers: Worker processes per device; 0 loads in the training process.
         seed: Seed of the order of the training samples.
         shuffle_buffer: Training samples read ahead and permuted together; 0 keeps the order within a shard.
+        length_window: Training batches that are sorted by length together, so that they are padded less; 1: none.
         max_text_length: Largest number of text tokens of a sample, without vision tokens; null: the stage's.
         max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops.
         strict: Stop at the first bad training sample.
@@ -47,16 +48,17 @@ class WebDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         shuffle_buffer: int = 512,
+        length_window: int = 1,
         max_text_length: int | None = None,
         max_skipped_share: float = 0.01,
         strict: bool = False,
         sources: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1 or num_workers < 0:
+        if min(batch_size, eval_batch_size, length_window) < 1 or num_workers < 0:
             raise ConfigError(
-                "data.init_args: batch_size and eval_batch_size must be at least 1, num_workers at least 0, "
-                f"found {batch_size}, {eval_batch_size}, {num_workers}"
+                "data.init_args: batch_size, eval_batch_size and length_window must be at least 1, num_workers at "
+                f"least 0, found {batch_size}, {eval_batch_size}, {length_window}, {num_workers}"
             )
         if not 0 <= max_skipped_share <= 1:
             raise ConfigError(
@@ -70,6 +72,7 @@ class WebDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
+        self.length_window = length_window
         self.max_text_length = max_text_length
         self.max_skipped_share = max_skipped_share
         self.strict = strict
@@ -135,7 +138,7 @@ class WebDataModule(pl.LightningDataModule):
         rank, world = self._place()
         stream = TrainStream(
             manifests=self._train_manifests(),
-            seed=self.seed,
+            seed=self._order_seed(),
             shuffle_buffer=self.shuffle_buffer,
             rank=rank,
             world=world,
@@ -146,6 +149,7 @@ class WebDataModule(pl.LightningDataModule):
             decoder=Decoder(adapter=self.adapter(), sources=self.sources),
             collator=self._collator(),
             batch_size=self.batch_size,
+            length_window=self.length_window,
             max_skipped_share=None if self.strict else self.max_skipped_share,
         )
         self.teardown()
@@ -243,10 +247,19 @@ class WebDataModule(pl.LightningDataModule):
         return processor
 
     def _text_limit(self) -> int | None:
-        if self.max_text_length is not None or self.trainer is None:
+        if self.max_text_length is not None:
             return self.max_text_length
-        stage: Any = getattr(self.trainer.lightning_module, "stage", None)
+        stage = self._stage()
         return None if stage is None else int(stage.max_text_length)
+
+    def _order_seed(self) -> str:
+        """Seed of the training order: a stage must not begin with the samples its parent began with."""
+        stage = self._stage()
+        return str(self.seed) if stage is None else f"{self.seed}/{stage.name}"
+
+    def _stage(self) -> Any:
+        """Return the stage of the trainer's module, None outside of a fit (CONTRACT: alignvlm_pl/module.py)."""
+        return None if self.trainer is None else getattr(self.trainer.lightning_module, "stage", None)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of ranks; from the trainer, never from the environment."""

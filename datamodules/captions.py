@@ -23,6 +23,7 @@ class CC12MDataModule(WebDataModule):
         seed: Seed of the order of the training samples.
         shuffle_buffer: Training samples read ahead and permuted together. Larger than elsewhere by default:
             shards made by img2dataset keep the order of their list of links.
+        length_window: Training batches that are sorted by length together; 1: none.
         max_text_length: Largest number of text tokens of a sample; null takes the stage's.
         max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops. Larger than
             elsewhere by default: pictures from the web are often damaged.
@@ -41,6 +42,7 @@ class CC12MDataModule(WebDataModule):
         num_workers: int = 2,
         seed: int = 0,
         shuffle_buffer: int = 2048,
+        length_window: int = 1,
         max_text_length: int | None = None,
         max_skipped_share: float = 0.05,
         strict: bool = False,
@@ -55,6 +57,7 @@ class CC12MDataModule(WebDataModule):
             num_workers=num_workers,
             seed=seed,
             shuffle_buffer=shuffle_buffer,
+            length_window=length_window,
             max_text_length=max_text_length,
             max_skipped_share=max_skipped_share,
             strict=strict,

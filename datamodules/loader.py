@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -21,7 +21,7 @@ from .collate import Batch, Collator, EncodedSample
 from .decode import Decoder, SkipCounter, map_samples
 from .manifest import Manifest
 from .normal_form import RawSample
-from .shards import BatchRange, TrainStream, read_range, total_samples
+from .shards import BatchRange, TrainStream, permutation, read_range, total_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         decoder: Raw sample -> sample.
         collator: Sample -> encoded -> batch.
         batch_size: Samples in each batch.
+        length_window: Batches that are sorted by length together; 1 keeps the order of the stream.
         max_skipped_share: See `SkipCounter`; None raises at the first bad sample.
     """
 
@@ -54,6 +55,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         decoder: Decoder,
         collator: Collator,
         batch_size: int,
+        length_window: int = 1,
         max_skipped_share: float | None,
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         self.decoder = decoder
         self.collator = collator
         self.batch_size = batch_size
+        self.length_window = length_window
         self.max_skipped_share = max_skipped_share
 
     def __iter__(self) -> Iterator[WorkerItem]:
@@ -73,7 +76,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         # Two passes over everything without one usable sample: waiting longer gives nothing.
         patience = 2 * total_samples(self.stream.manifests)
         samples = map_samples(self.stream.samples(worker, num_workers), encode, counter, patience=patience)
-        while items := list(islice(samples, self.batch_size)):
+        for items in _batches(samples, self.batch_size, window=self.length_window, seed=self.stream.seed):
             yield WorkerItem(batch=self.collator.collate(items), skipped=counter.take() if counter else {})
 
 
@@ -185,6 +188,26 @@ class ShardLoader:
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
         self._iterator = None
+
+
+def _batches(
+    samples: Iterator[EncodedSample], size: int, *, window: int, seed: int | str
+) -> Iterator[list[EncodedSample]]:
+    """Cut a stream into batches; those of one window hold samples of like length, and come in random order.
+
+    A batch is padded to its longest sample, so batches of like lengths waste less. The order of the batches is
+    drawn anew, or the loss would swing with their length.
+    """
+    for number in count():
+        block = list(islice(samples, size * window))
+        if not block:
+            return
+        if window > 1:
+            block.sort(
+                key=lambda item: len(item.encoded.input_ids)
+            )  # stable: equal lengths keep the stream's order
+        batches = [block[start : start + size] for start in range(0, len(block), size)]
+        yield from (batches[index] for index in permutation(len(batches), seed, number))
 
 
 def _decode_and_encode(raw: RawSample, *, decoder: Decoder, collator: Collator) -> EncodedSample | None:

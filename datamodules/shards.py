@@ -34,14 +34,14 @@ class TrainStream:
 
     Attributes:
         manifests: The sets, concatenated.
-        seed: Seed of the order.
+        seed: Seed of the order; any text, or a number.
         shuffle_buffer: Samples per shuffled block; below 2 the samples keep the order of their shard.
         rank: This process, 0 to world - 1.
         world: Number of processes.
     """
 
     manifests: tuple[Manifest, ...]
-    seed: int
+    seed: int | str
     shuffle_buffer: int
     rank: int = 0
     world: int = 1

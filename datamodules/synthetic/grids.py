@@ -20,6 +20,8 @@ _REAL_TABLES = (
 _REAL_TABLE_SHARE = 0.45
 _COLUMN_MAKERS: tuple[Maker, ...] = (number, price, decimal, percent, word, amount, number, word)
 _GAP_PX = 16
+_SUPERLATIVE_SHARES = {"train": (0.8, 0.5), "heldout": (0.5, 0.25)}
+"""Charts that ask for the longest and the shortest bar: comparing takes more practice than reading does."""
 _MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
 
 
@@ -160,9 +162,10 @@ def chart(sheet: Sheet) -> None:
         if sheet.rng.random() < 0.3:
             questions.ask(sheet, questions.BAR_OF, text, answer=label)
     ordered = sorted(values, key=lambda entry: entry[2])
-    if sheet.rng.random() < 0.5:
+    largest_share, smallest_share = _SUPERLATIVE_SHARES[sheet.split]
+    if sheet.rng.random() < largest_share:
         questions.ask(sheet, questions.LARGEST, answer=ordered[-1][0])
-    if sheet.rng.random() < 0.25:
+    if sheet.rng.random() < smallest_share:
         questions.ask(sheet, questions.SMALLEST, answer=ordered[0][0])
 
 

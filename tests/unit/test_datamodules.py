@@ -45,6 +45,19 @@ class LetterProcessor:
         }
 
 
+class LongerProcessor(LetterProcessor):
+    """As many ids as the number in the question, padded to the longest of the batch."""
+
+    def encode(self, messages, images, **options):
+        length = int("".join(letter for letter in message_text(messages[0]) if letter.isdigit())) + 2
+        return SimpleNamespace(input_ids=[1] * length, labels=[2] * length, tiles=len(images))
+
+    def collate(self, encoded, *, pad_left=False):
+        longest = max(len(item.input_ids) for item in encoded)
+        ids = torch.tensor([item.input_ids + [0] * (longest - len(item.input_ids)) for item in encoded])
+        return {"input_ids": ids, "labels": ids.clone()}
+
+
 def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
@@ -101,6 +114,25 @@ def test_an_epoch_has_each_sample_once_and_the_next_is_another_order(train):
 def test_same_seed_same_batches(train):
     runs = [keys(module(train, seed=seed).train_dataloader()) for seed in (5, 5, 6)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_length_window_pads_less_and_keeps_the_samples(train):
+    def epoch(window: int) -> list[dict[str, Any]]:
+        data = module(train, shuffle_buffer=24, length_window=window)
+        return list(data.attach(LongerProcessor()).train_dataloader())
+
+    alone, grouped = epoch(1), epoch(12)
+    assert Counter(keys(alone)) == Counter(keys(grouped))
+    padding = [sum(int((batch["input_ids"] == 0).sum()) for batch in batches) for batches in (alone, grouped)]
+    assert padding[1] == 12 < padding[0]  # neighbours differ by one; random pairs by eight on average
+    lengths = [batch["input_ids"].shape[1] for batch in grouped]
+    assert lengths != sorted(lengths)
+    assert keys(grouped) == keys(epoch(12))
+
+
+def test_a_length_window_below_one_is_refused(train):
+    with pytest.raises(ConfigError, match="length_window"):
+        module(train, length_window=0)
 
 
 def test_two_worker_processes_share_an_epoch_and_go_on_in_the_next(train):
@@ -265,7 +297,7 @@ class CountingModule(pl.LightningModule):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.processor = LetterProcessor()
-        self.stage = SimpleNamespace(max_text_length=77)
+        self.stage = SimpleNamespace(name="first", max_text_length=77)
         self.seen: list[list[str]] = []
         self.validated: list[str] = []
 
