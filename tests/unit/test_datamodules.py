@@ -354,3 +354,15 @@ def test_validate_and_test_run_their_hooks_where_there_is_no_val_set(small, verb
 def test_importing_the_package_loads_no_torch():
     code = "import sys, datamodules, datamodules.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+def test_a_stage_has_an_order_of_its_own(train):
+    seen = []
+    for name in ("first", "first", "second"):
+        model = CountingModule()
+        model.stage.name = name
+        data = WebDataModule([train], batch_size=2, num_workers=0, shuffle_buffer=4)
+        trainer(max_epochs=1).fit(model, datamodule=data)
+        seen.append(model.seen)
+    assert seen[0] == seen[1] != seen[2]
+    assert sorted(key for keys in seen[0] for key in keys) == sorted(key for keys in seen[2] for key in keys)
