@@ -356,6 +356,7 @@ def test_importing_the_package_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*train_dataloader.* does not have many workers")
 def test_a_stage_has_an_order_of_its_own(train):
     seen = []
     for name in ("first", "first", "second"):
