@@ -363,7 +363,7 @@ def test_a_stage_has_an_order_of_its_own(train):
         model = CountingModule()
         model.stage.name = name
         data = WebDataModule([train], batch_size=2, num_workers=0, shuffle_buffer=4)
-        trainer(max_epochs=1).fit(model, datamodule=data)
+        trainer(max_epochs=1, limit_val_batches=0).fit(model, datamodule=data)
         seen.append(model.seen)
     assert seen[0] == seen[1] != seen[2]
     assert sorted(key for keys in seen[0] for key in keys) == sorted(key for keys in seen[2] for key in keys)
