@@ -1,6 +1,10 @@
 """Character error rate: how well a line of text was read."""
 
+from collections.abc import Sequence
+
 from rapidfuzz.distance import Levenshtein
+
+from .base import Answer, Metric, Statistics, share
 
 
 def character_error_rate(prediction: str, reference: str, *, ignore_case: bool = False) -> tuple[int, int]:
@@ -20,3 +24,26 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
     if ignore_case:
         prediction, reference = prediction.lower(), reference.lower()
     return Levenshtein.distance(prediction, reference), len(reference)
+
+
+def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+    counts = [
+        character_error_rate(
+            answer.prediction, "".join(answer.references[:1]), ignore_case=rule == "ignore-case"
+        )
+        for answer in answers
+    ]
+    return {"edits": sum(edits for edits, _ in counts), "characters": sum(length for _, length in counts)}
+
+
+def _figures(sums: Statistics) -> dict[str, float]:
+    return {"cer": share(sums.get("edits", 0.0), sums.get("characters", 0.0))}
+
+
+CER = Metric(
+    name="cer",
+    rules=("ignore-case", "exact-case"),
+    statistics=_statistics,
+    figures=_figures,
+    higher_is_better=False,
+)

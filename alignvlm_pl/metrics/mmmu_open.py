@@ -1,0 +1,99 @@
+"""MMMU's open questions: short answers and numbers.
+
+References: `vlmevalkit` = VLMEvalKit e8e78f05, `MMMU_preproc` of `vlmeval/dataset/utils/multiple_choice.py`
+(`-2025-02`: 282a0afc); `official` = MMMU-Benchmark/MMMU bb0b95a9, `mmmu/utils/eval_utils.py`.
+"""
+
+import re
+import string
+from collections.abc import Sequence
+
+from .base import Metric, check_rule, mean_metric
+from .option_letters import chosen_letter
+
+RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official")
+
+# What stands before the answer in a line of the reply; the last line may be an equation too.
+_CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_NO_ANSWERS = frozenset(":,.!?;'")
+_NUMBERS = (
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\.|\d+)(?![eE][+-]?\d+)(?![,\d])"),
+)
+
+Value = float | str
+
+
+def mmmu_open(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit") -> float:
+    """1 where the reply gives an accepted answer, else 0.
+
+    By default a question becomes a choice between the accepted answer and anything else (`open_options`), so that
+    the answer is right wherever it stands in a short reply, be it inside a longer number. `official` looks for it
+    in the phrases that may hold the answer.
+
+    Args:
+        prediction: The model's reply.
+        references: All accepted answers; without any the score is 0.
+        rule: Reference that is reproduced.
+
+    Raises:
+        ConfigError: There is no such rule.
+    """
+    check_rule("mmmu_open", rule, RULES)
+    if not references:
+        return 0.0
+    if rule == "official":
+        accepted = {form for reference in references for form in _forms(reference)}
+        return float(any(_is_accepted(value, accepted) for value in possible_answers(prediction)))
+    gold = references[0]
+    # A gold answer that looks like an option letter is taken for one.
+    right = gold if len(references) == 1 and len(gold) == 1 and gold in string.ascii_uppercase else "A"
+    return float(chosen_letter(prediction, open_options(references), rule=rule) == right)
+
+
+def open_options(references: Sequence[str]) -> dict[str, str]:
+    """Make the two options of an open question; several accepted answers are written as one Python list."""
+    return {"A": references[0] if len(references) == 1 else str(list(references)), "B": "Other Answers"}
+
+
+def possible_answers(reply: str) -> set[Value]:
+    """Find all that the official parser takes for an answer: phrases, and the numbers in them rounded to 0.01."""
+    phrases = _key_phrases(reply)
+    numbers = [number for phrase in phrases for pattern in _NUMBERS for number in pattern.findall(phrase)]
+    return {form for text in [*phrases, *numbers] for form in _forms(text)}
+
+
+def _key_phrases(reply: str) -> list[str]:
+    """The shortest text after a cue, of each line; the whole reply where there is no cue."""
+    reply = reply.strip().strip(".").lower()
+    lines = reply.split("\n")
+    phrases = []
+    for number, line in enumerate(lines, start=1):
+        shortest = ""
+        for cue in (*_CUES, "=") if number == len(lines) else _CUES:
+            tail = line.rsplit(cue, 1)[-1].strip()
+            if cue in line and (not shortest or len(tail) < len(shortest)):
+                shortest = tail
+        if shortest and shortest not in _NO_ANSWERS:
+            phrases.append(shortest)
+    return phrases or [reply]
+
+
+def _forms(text: str) -> list[Value]:
+    """A number, rounded; or a text in lower case, a single character with a blank on either side."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def _is_accepted(value: Value, accepted: set[Value]) -> bool:
+    if isinstance(value, str):
+        return any(isinstance(form, str) and form in value for form in accepted)
+    return value in accepted
+
+
+MMMU_OPEN: Metric = mean_metric("mmmu_open", mmmu_open, RULES)

@@ -1,0 +1,112 @@
+"""TableVQA-Bench: four parts, each with a score of its own, and their unweighted mean.
+
+References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/tablevqabench.py` after the clean-up of
+`TableVQABench.evaluate` (`-2025-02`: 282a0afc, the same); `official` = naver-ai/tablevqabench 87d38e79,
+`src/evaluate_tablevqa_dataset.py`. Neither prints the mean of the four, which the AlignVLM paper does.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from alignvlm_pl.errors import DataError, nearest
+
+from .base import Answer, Metric, Statistics, check_rule, share
+from .wtq import normalize, split_bars, wtq
+
+RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official")
+PARTS = ("vwtq", "vwtq_syn", "vtabfact", "fintabnetqa")
+
+_CUE = "Answer: "
+_SIGNS = str.maketrans("", "", "$(),")
+_MEASURES = "dollar|gallons|square feet|shares|mbtu|mbpd|mbbls|mmbtu|unit|gwh|year|mmcf|mile|mboe"
+_MEASURE = re.compile(rf"\b(?:{_MEASURES})s?\b")
+_SCALES = {r" ?\bthousand\b": "e3", r" ?\bmillion\b": "e6", r" ?\bbillion\b": "e9", r" ?%": "e-2"}
+
+Reading = tuple[float, float] | tuple[str, str]
+"""A text with its units worked in, and without them: two numbers, or two texts."""
+
+
+def tablevqa(
+    prediction: str, references: Sequence[str], *, part: str, exact: bool = False, rule: str = "vlmevalkit"
+) -> float:
+    """1 where the answer is right by the rules of its part, else 0.
+
+    vwtq and vwtq_syn compare denotations (`wtq`); vtabfact wants one of the words true and false; fintabnetqa
+    compares numbers with their units. One leading `Answer: ` is no part of the prediction, except under `official`.
+
+    Args:
+        prediction: The model's answer.
+        references: The right answer as the data has it: items joined by `|`, or `1` and `0` for vtabfact. Any of
+            several is right.
+        part: One of `PARTS`.
+        exact: For fintabnetqa: whether 5 is wrong for 5 million.
+        rule: Reference that is reproduced.
+
+    Raises:
+        ConfigError: There is no such rule.
+        DataError: There is no such part.
+    """
+    check_rule("tablevqa", rule, RULES)
+    if part not in PARTS:
+        raise DataError(f"tablevqa: there is no part {part!r}; {nearest(part, PARTS)}")
+    if rule != "official":
+        prediction = prediction.removeprefix(_CUE)
+    if part == "vtabfact":
+        return float(any(verdict(prediction) == reference for reference in references))
+    if part == "fintabnetqa":
+        return float(any(_equal(read_amount(prediction), read_amount(text), exact) for text in references))
+    return max((wtq(prediction, split_bars(text), rule="vlmevalkit") for text in references), default=0.0)
+
+
+def verdict(prediction: str) -> str | None:
+    """`1` or `0` where the reply contains either true or false, be it inside a word; None where neither or both."""
+    reply = prediction.lower()
+    if ("true" in reply) == ("false" in reply):
+        return None
+    return "1" if "true" in reply else "0"
+
+
+def read_amount(text: str) -> Reading:
+    """Read an answer of fintabnetqa with its units worked in, and with them left out."""
+    text = _MEASURE.sub("", normalize(text).translate(_SIGNS))
+    scaled = unscaled = text
+    for pattern, factor in _SCALES.items():
+        scaled, unscaled = re.sub(pattern, factor, scaled), re.sub(pattern, "", unscaled)
+    try:
+        return float(scaled), float(unscaled)
+    except ValueError:
+        return scaled, unscaled
+
+
+def _equal(found: Reading, gold: Reading, exact: bool) -> bool:
+    if exact:
+        return found[0] == gold[0]
+    return any(one == other for one in found for other in gold)
+
+
+def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+    sums: Counter[str] = Counter()
+    for answer in answers:
+        part = str(answer.meta.get("split", ""))
+        sums[f"right/{part}"] += int(tablevqa(answer.prediction, answer.references, part=part, rule=rule))
+        sums[f"count/{part}"] += 1
+        if part == "fintabnetqa":
+            exact = tablevqa(answer.prediction, answer.references, part=part, exact=True, rule=rule)
+            sums["exact/fintabnetqa"] += int(exact)
+    return {name: float(value) for name, value in sums.items()}
+
+
+def _figures(sums: Statistics) -> dict[str, float]:
+    parts = {
+        part: sums.get(f"right/{part}", 0.0) / sums[f"count/{part}"]
+        for part in PARTS
+        if sums.get(f"count/{part}")
+    }
+    figures = {"mean": share(sum(parts.values()), len(parts)), **parts}
+    if "fintabnetqa" in parts:
+        figures["fintabnetqa_exact"] = sums.get("exact/fintabnetqa", 0.0) / sums["count/fintabnetqa"]
+    return figures
+
+
+TABLEVQA = Metric(name="tablevqa", rules=RULES, statistics=_statistics, figures=_figures)
