@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .scoring.records import page_path
+
 COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
 
 
@@ -33,8 +35,8 @@ def contact_sheet(predictions: Path, target: Path, *, per_set: int = 2) -> None:
 
 def _first(path: Path, count: int) -> list[tuple[dict[str, Any], Path]]:
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    images = path.parent / "images" / path.stem
-    found = [(record, images / f"{record['key']}.png") for record in records]
+    images = path.parent / "images"
+    found = [(record, page_path(images, path.stem, record["key"])) for record in records]
     return [pair for pair in found if pair[1].is_file()][:count]
 
 
@@ -46,7 +48,7 @@ def _cell(name: str, record: dict[str, Any], image: Path) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     draw.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + page.width, MARGIN + page.height), outline="#999999")
     asked = record.get("question", "P_vocab reads:")
-    right = record.get("exact_match", float(record.get("edits", 1) == 0))
+    right = record.get("exact_match", float(record.get("cer", 1) == 0))
     top = MARGIN + page.height + 6
     font = ImageFont.load_default(size=14)
     draw.text((MARGIN, top), f"{asked}"[:48], fill="black", font=font)

@@ -1,47 +1,39 @@
-"""When benchmarks are answered, and where their figures go: TensorBoard, predictions, results.json."""
+"""When benchmarks are answered; what is asked and how it is scored is the benchmark's (alignvlm_pl/benchmarks)."""
 
-import logging
-from collections.abc import Iterable
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from tqdm import tqdm
 
-from alignvlm_pl.evaluation import (
-    Record,
-    answer_records,
-    merge,
-    overall,
-    page_image,
-    readout_records,
-    summarize,
-    write_predictions,
-    write_results,
-)
+from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
+from alignvlm_pl.errors import DataError
 from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.scoring.records import Record, to_answers
+from alignvlm_pl.scoring.run import Scored, score_answers
 
-log = logging.getLogger(__name__)
+from .answering import answer
+from .journal import Journal, weights_identity
+from .outputs import log_figures, show, write_run, write_set
 
 
 class BenchmarkEvaluation(pl.Callback):
     """Answer the benchmarks of the DataModule greedily and score them.
 
-    In `validate` and `test` all samples are answered and `results.json` is written; in `fit` a subset is answered every
-    n steps and at the end of the stage.
+    In `validate` and `test` all samples are answered, and `results.json` and the reports are written; killed half way,
+    they go on where they stopped. In `fit` a subset is answered every n steps and at the end of the stage.
 
     Args:
-        metrics: Names of `alignvlm_pl.metrics.METRICS`.
+        metrics: Names of `alignvlm_pl.metrics.METRICS`, for sets that are no registered benchmark.
         readout_sets: Benchmarks that are not asked questions but read from P_vocab; their figure is `cer`, the
             character error rate with case ignored.
         every_n_steps: Interval in `fit`, in optimizer steps; null: not while training.
         at_stage_end: Whether to answer the subset when a stage has ended.
         subset: Samples of each benchmark answered in `fit`; null: all.
-        max_new_tokens: Longest answer, in tokens.
-        page_images: Page images kept of each benchmark.
+        max_new_tokens: Longest answer in tokens, where the benchmark does not say.
+        page_images: Page images kept of each benchmark: half of them first samples, half the worst answers.
     """
 
     def __init__(
@@ -54,7 +46,7 @@ class BenchmarkEvaluation(pl.Callback):
         max_new_tokens: int = 64,
         page_images: int = 16,
     ) -> None:
-        self.metrics = metrics or ["anls", "exact_match", "relaxed_accuracy"]
+        self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps
         self.at_stage_end = at_stage_end
@@ -119,7 +111,7 @@ class BenchmarkEvaluation(pl.Callback):
             if index in self._loss:
                 loss_sum, count = trainer.strategy.reduce(self._loss[index], reduce_op="sum").tolist()
                 losses[name] = loss_sum / max(count, 1.0)
-        _log(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
+        log_figures(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
         return losses
 
     def _evaluate(
@@ -133,24 +125,37 @@ class BenchmarkEvaluation(pl.Callback):
         assert isinstance(pl_module, AlignVLMModule)
         training = pl_module.training
         pl_module.eval()
-        folder = Path(trainer.default_root_dir)
-        tag = "" if limit is None else f"-step{trainer.global_step:06d}"
-        self.results = {}
+        found: dict[str, Scored] = {}
+        journals: list[Journal] = []
         for name in self._names(trainer, pl_module):
-            records, pages = self._answer(trainer, pl_module, name, limit)
+            if limit is None:
+                journals.append(self._journal(trainer, pl_module, name))
+            records = answer(
+                trainer,
+                pl_module,
+                name,
+                self._benchmark(trainer, name),
+                max_new_tokens=None if name in self.readout_sets else self._longest(trainer, name),
+                limit=limit,
+                journal=journals[-1] if journals else None,
+            )
             if trainer.is_global_zero:
-                records = merge(records, name=name, expected=_data(trainer).benchmark_size(name, limit=limit))
-                self.results[name] = summarize(records)
-                write_predictions(folder / "predictions" / f"{name}{tag}.jsonl", records)
-                _write_pages(folder / "predictions" / "images" / name, pages)
-                self._show(trainer, name, records, pages)
-        if trainer.is_global_zero and limit is None:
-            summary = {"overall": overall(self.results), "benchmarks": self.results, "loss": losses or {}}
-            write_results(folder / "results.json", summary)
+                found[name] = self._score(trainer, name, records, limit)
+                write_set(
+                    trainer, name, records, found[name], page_images=self.page_images, whole=limit is None
+                )
+                show(trainer, name, found[name])
+        if trainer.is_global_zero:
+            self.results = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
+            if limit is None:
+                write_run(trainer, found, losses=losses or {}, readout_sets=self.readout_sets)
+        trainer.strategy.barrier("benchmarks")
+        for journal in journals if trainer.is_global_zero else ():
+            journal.remove()
         pl_module.train(training)
         if training:
             pl_module.on_train_epoch_start()
-        trainer.strategy.barrier("benchmarks")
+        trainer.strategy.barrier("journals removed")
 
     def _names(self, trainer: pl.Trainer, module: AlignVLMModule) -> list[str]:
         names: list[str] = _data(trainer).benchmark_names
@@ -159,76 +164,45 @@ class BenchmarkEvaluation(pl.Callback):
             return [name for name in names if name in self.readout_sets]  # the LLM has learned nothing yet
         return [name for name in names if reads or name not in self.readout_sets]
 
-    def _answer(
-        self, trainer: pl.Trainer, module: AlignVLMModule, name: str, limit: int | None
-    ) -> tuple[list[Record], dict[str, Any]]:
-        """Records of one benchmark, gathered on rank 0, and its first page images."""
-        records: list[Record] = []
-        pages: dict[str, Any] = {}
-        loader = _data(trainer).benchmark_dataloader(name, limit=limit)
-        bar = tqdm(
-            total=_data(trainer).benchmark_size(name, limit=limit),
-            desc=name,
-            unit="sample",
-            leave=False,
-            disable=not trainer.is_global_zero,
-        )
-        for batch in loader:
-            if name in self.readout_sets:
-                new = readout_records(batch, module.read(batch))
-            else:
-                answers = module.generate(batch, max_new_tokens=self.max_new_tokens)
-                new = answer_records(batch, answers, self.metrics)
-            bar.update(len(batch["keys"]) * trainer.world_size)
-            if not batch["filler"]:
-                records += new
-                self._keep_pages(module, batch, pages)
-        bar.close()
-        return _gather(trainer, records), pages
+    def _benchmark(self, trainer: pl.Trainer, name: str) -> Benchmark:
+        if name in self.readout_sets:
+            return plain_benchmark(name, metrics=("cer",))
+        registered: Benchmark | None = _data(trainer).benchmark_set(name).benchmark
+        return registered or plain_benchmark(name, metrics=self.metrics)
 
-    def _keep_pages(self, module: AlignVLMModule, batch: dict[str, Any], pages: dict[str, Any]) -> None:
-        tiles = batch["pixel_values"].split(batch["num_tiles"].tolist())
-        for key, own, sizes in zip(batch["keys"], tiles, batch["sizes"], strict=True):
-            if len(pages) < self.page_images and sizes:
-                pages[key] = page_image(own.cpu().numpy(), sizes[0], module.processor.geometry)
+    def _longest(self, trainer: pl.Trainer, name: str) -> int:
+        return self._benchmark(trainer, name).max_new_tokens or self.max_new_tokens
 
-    def _show(self, trainer: pl.Trainer, name: str, records: list[Record], pages: dict[str, Any]) -> None:
-        _log(trainer, {f"bench/{name}/{metric}": value for metric, value in self.results[name].items()})
-        log.info("%s: %s", name, "  ".join(f"{key} {value:.4g}" for key, value in self.results[name].items()))
-        if not isinstance(trainer.logger, TensorBoardLogger):
-            return
-        writer, step = trainer.logger.experiment, trainer.global_step
-        shown = [record for record in records if record["key"] in pages][:4]
-        for record in shown:
-            writer.add_image(
-                f"{name}/{record['key']}", np.asarray(pages[record["key"]]), step, dataformats="HWC"
-            )
-        lines = [
-            f"- {r.get('question', '')} → **{r['prediction']}** ({' | '.join(r['references'])})"
-            for r in shown
-        ]
-        writer.add_text(f"bench/{name}", "\n".join(lines), step)
+    def _score(self, trainer: pl.Trainer, name: str, records: list[Record], limit: int | None) -> Scored:
+        """Score the gathered records.
+
+        Raises:
+            DataError: There is not one for each sample: a figure over part of a set is not the benchmark's.
+        """
+        size = _data(trainer).benchmark_size(name, limit=limit)
+        if len(records) != size:
+            raise DataError(f"benchmark {name!r}: {len(records)} samples were answered, its set has {size}")
+        benchmark, answers = self._benchmark(trainer, name), to_answers(records)
+        if limit is not None:  # a look while training: a part of the set on purpose
+            return replace(score_answers(benchmark, answers, resamples=0), problems=[])
+        left_out = _data(trainer).benchmark_set(name).manifest.extra.get("skipped") or {}
+        problems = [f"{count} rows left out when it was prepared: {why}" for why, count in left_out.items()]
+        return score_answers(benchmark, answers, problems=problems)
+
+    def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
+        chosen = _data(trainer).benchmark_set(name)
+        benchmark = self._benchmark(trainer, name)
+        identity = {
+            "set": weights_identity(chosen.manifest.folder / "manifest.json"),
+            "weights": weights_identity(trainer.ckpt_path or module.weights),
+            "model": repr(module.spec),
+            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "precision": str(trainer.precision),
+            "prompts": repr((benchmark.prompt, benchmark.prompts)),
+            "max_new_tokens": None if name in self.readout_sets else self._longest(trainer, name),
+        }
+        return Journal(Path(trainer.default_root_dir) / "predictions" / "journal" / name, identity)
 
 
 def _data(trainer: Any) -> Any:
     return trainer.datamodule  # set by Lightning, unknown to its types
-
-
-def _log(trainer: pl.Trainer, values: dict[str, float]) -> None:
-    if trainer.logger is not None and values:
-        trainer.logger.log_metrics(values, step=trainer.global_step)
-
-
-def _write_pages(folder: Path, pages: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, page in pages.items():
-        page.save(folder / f"{key}.png")
-
-
-def _gather(trainer: pl.Trainer, records: list[Record]) -> list[Record]:
-    if trainer.world_size == 1:
-        return records
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, records)
-    flat: Iterable[list[Record]] = parts
-    return [record for part in flat for record in part]

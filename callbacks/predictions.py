@@ -7,7 +7,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from alignvlm_pl.evaluation import write_predictions
+from alignvlm_pl.output_files import write_predictions
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -4,13 +4,16 @@ Three kinds of sets: `train` (endless, shuffled, concatenated), `val` (loss, eac
 `benchmarks` (generation, each sample once). The subclasses say how the members of a tar become a sample.
 """
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
+from .benchmark_set import BenchmarkSet
 from .collate import Collator, Processor
 from .decode import Decoder
 from .loader import EvaluationBatches, ShardLoader, TrainBatches
@@ -36,6 +39,8 @@ class WebDataModule(pl.LightningDataModule):
         max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops.
         strict: Stop at the first bad training sample.
         sources: Train only on samples of these sources; null takes all.
+        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
+            in it stands for the question.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class WebDataModule(pl.LightningDataModule):
         max_skipped_share: float = 0.01,
         strict: bool = False,
         sources: list[str] | None = None,
+        prompts: dict[str, Path] | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size, length_window) < 1 or num_workers < 0:
@@ -77,6 +83,7 @@ class WebDataModule(pl.LightningDataModule):
         self.max_skipped_share = max_skipped_share
         self.strict = strict
         self.sources = None if sources is None else frozenset(sources)
+        self.prompts = dict(prompts or {})
         self._manifests: dict[Path, Manifest] = {}
         self._attached: tuple[Processor, int, int] | None = None
         self._train_loader: ShardLoader | None = None
@@ -99,6 +106,8 @@ class WebDataModule(pl.LightningDataModule):
         folders = [*self.val.values(), *self.benchmarks.values()]
         for folder in [*self.train, *folders] if stage in (None, "fit") else folders:
             self._manifest(folder)
+        for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
+            self.benchmark_set(name)
         if self.train and stage in (None, "fit"):
             manifests = self._train_manifests()
             _, world = self._place()
@@ -172,28 +181,47 @@ class WebDataModule(pl.LightningDataModule):
         """
         if self.val or not self.benchmarks:
             return self._loss_loaders(self.val)
-        return [self._evaluation(next(iter(self.benchmarks.values())), limit=1)]
+        return [self._evaluation(self._manifest(next(iter(self.benchmarks.values()))), [0], self._collator())]
 
     def predict_dataloader(self) -> list[ShardLoader]:
         """One loader of generation batches for each benchmark, in the order of `benchmark_names`."""
         return [self.benchmark_dataloader(name) for name in self.benchmark_names]
 
-    def benchmark_dataloader(self, name: str, *, limit: int | None = None) -> ShardLoader:
+    def benchmark_dataloader(
+        self, name: str, *, limit: int | None = None, done: Collection[int] = ()
+    ) -> ShardLoader:
         """Generation batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
 
         Args:
             name: One of `benchmark_names`.
             limit: Only the first samples; None for all.
+            done: Positions of samples that are answered already, the same on all ranks.
 
         Raises:
             ConfigError: An unknown name, with the known ones.
         """
-        return self._evaluation(self._benchmark(name), generation=True, limit=limit)
+        chosen = self.benchmark_set(name)
+        positions = chosen.positions(limit=limit, done=done)
+        return self._evaluation(
+            chosen.manifest, positions, self._collator(generation=True, of=chosen.benchmark)
+        )
+
+    def benchmark_set(self, name: str) -> BenchmarkSet:
+        """One of the benchmarks, by its name.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        if name not in self.benchmarks:
+            raise ConfigError(
+                f"benchmark '{name}' has no folder in data.init_args.benchmarks; "
+                f"{nearest(name, self.benchmarks)}"
+            )
+        return BenchmarkSet.of(name, self._manifest(self.benchmarks[name]), self.prompts)
 
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
         """Samples of one benchmark over all ranks: what the number of scored answers must equal."""
-        size = self._manifest(self._benchmark(name)).num_samples
-        return size if limit is None else min(size, limit)
+        return len(self.benchmark_set(name).positions(limit=limit))
 
     @property
     def benchmark_names(self) -> list[str]:
@@ -211,23 +239,24 @@ class WebDataModule(pl.LightningDataModule):
         return {} if self._train_loader is None else dict(self._train_loader.skipped)
 
     def _loss_loaders(self, sets: dict[str, Path]) -> list[ShardLoader]:
-        return [self._evaluation(folder) for folder in sets.values()]
+        manifests = [self._manifest(folder) for folder in sets.values()]
+        return [self._evaluation(found, range(found.num_samples), self._collator()) for found in manifests]
 
-    def _evaluation(self, folder: Path, *, generation: bool = False, limit: int | None = None) -> ShardLoader:
-        manifest = self._manifest(folder)
+    def _evaluation(self, manifest: Manifest, positions: Sequence[int], collator: Collator) -> ShardLoader:
         rank, world = self._place()
-        size = manifest.num_samples if limit is None else min(limit, manifest.num_samples)
-        plan = plan_evaluation(size, batch_size=self.eval_batch_size, rank=rank, world=world)
+        plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world=world)
         dataset = EvaluationBatches(
-            manifest,
-            plan=plan,
-            decoder=Decoder(adapter=self.adapter()),
-            collator=self._collator(generation=generation),
+            manifest, plan=plan, decoder=Decoder(adapter=self.adapter()), collator=collator
         )
         return ShardLoader(dataset, num_batches=len(plan), num_workers=min(self.num_workers, len(plan)))
 
-    def _collator(self, *, generation: bool = False) -> Collator:
-        return Collator(processor=self.processor, max_text_length=self._text_limit(), generation=generation)
+    def _collator(self, *, generation: bool = False, of: Benchmark | None = None) -> Collator:
+        return Collator(
+            processor=self.processor,
+            max_text_length=self._text_limit(),
+            generation=generation,
+            benchmark=of,
+        )
 
     @property
     def processor(self) -> Processor:
@@ -285,11 +314,3 @@ class WebDataModule(pl.LightningDataModule):
             raise DataError(
                 f"data.init_args.sources: no sample of source '{source}'; {nearest(source, known)}"
             )
-
-    def _benchmark(self, name: str) -> Path:
-        if name not in self.benchmarks:
-            raise ConfigError(
-                f"benchmark '{name}' has no folder in data.init_args.benchmarks; "
-                f"{nearest(name, self.benchmarks)}"
-            )
-        return self.benchmarks[name]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import DataError
 
 from .sample import Message, Sample, SampleError, message_text
@@ -65,11 +66,13 @@ class Collator:
         processor: The model's processor.
         max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
         generation: Make prompts, left padded, without the last assistant turn.
+        benchmark: Its prompt is put around the questions; None: they are asked as they are.
     """
 
     processor: Processor
     max_text_length: int | None = None
     generation: bool = False
+    benchmark: Benchmark | None = None
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode one conversation.
@@ -77,7 +80,7 @@ class Collator:
         Raises:
             SampleError: The processor refuses it, for example because no supervised token fits.
         """
-        messages = prompt_messages(sample) if self.generation else answered_messages(sample)
+        messages = self._prompt(sample) if self.generation else answered_messages(sample)
         parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
         images = [sample.images[part["index"]] for part in parts]
         try:
@@ -89,6 +92,13 @@ class Collator:
                 f"sample '{sample.key}' of {sample.source}: {error}", "not_encodable"
             ) from error
         return EncodedSample(sample=sample, encoded=encoded)
+
+    def _prompt(self, sample: Sample) -> list[Message]:
+        turns = prompt_messages(sample)
+        if self.benchmark is None:
+            return turns
+        content = self.benchmark.prompt_of(sample.meta).apply(turns[-1]["content"], sample.meta)
+        return [*turns[:-1], {**turns[-1], "content": content}]
 
     def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:
         """Pad encoded samples to one batch; docs/data.md lists its fields.
@@ -115,6 +125,7 @@ class Collator:
         if self.generation:
             batch["references"] = [sample.references for sample in samples]
             batch["questions"] = [question(sample) for sample in samples]
+            batch["meta"] = [sample.meta for sample in samples]
         elif filler:
             batch["labels"].fill_(IGNORE_INDEX)
         # The first label has no position before it that could predict it.

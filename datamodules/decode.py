@@ -67,6 +67,7 @@ class Decoder:
             references=list(record.get("references") or _last_answer(record["messages"])),
             lines=list(record.get("lines", [])),
             sizes=[image.size for image in opened],
+            meta=dict(record.get("meta", {})),
         )
 
 

@@ -7,7 +7,7 @@ worker: an epoch is `steps_per_epoch` batches of it. Evaluation starts afresh ea
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -21,7 +21,7 @@ from .collate import Batch, Collator, EncodedSample
 from .decode import Decoder, SkipCounter, map_samples
 from .manifest import Manifest
 from .normal_form import RawSample
-from .shards import BatchRange, TrainStream, permutation, read_range, total_samples
+from .shards import EvaluationBatch, TrainStream, permutation, read_positions, total_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
     """
 
     def __init__(
-        self, manifest: Manifest, *, plan: list[BatchRange], decoder: Decoder, collator: Collator
+        self, manifest: Manifest, *, plan: list[EvaluationBatch], decoder: Decoder, collator: Collator
     ) -> None:
         super().__init__()
         self.manifest = manifest
@@ -105,23 +105,19 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
     def _items(self) -> Iterator[WorkerItem]:
         worker, num_workers = _worker()
         first, last = (len(self.plan) * part // num_workers for part in (worker, worker + 1))
-        ranges = self.plan[first:last]
-        real = [part for part in ranges if not part.filler]
-        if real:
-            samples = self._samples(real[0].start, real[-1].stop)
-            for part in real:
-                items = list(islice(samples, part.stop - part.start))
-                yield WorkerItem(batch=self.collator.collate(items))
-            # Reads the last shard to its end where it ends here, which compares its count.
-            next(samples, None)
-        for part in ranges[len(real) :]:
-            yield WorkerItem(
-                batch=self.collator.collate(list(self._samples(part.start, part.stop)), filler=True)
-            )
+        own = self.plan[first:last]
+        samples = self._samples([position for part in own if not part.filler for position in part.positions])
+        for part in own:
+            source = self._samples(part.positions) if part.filler else samples
+            items = list(islice(source, len(part.positions)))
+            batch = self.collator.collate(items, filler=part.filler)
+            yield WorkerItem(batch={**batch, "positions": list(part.positions)})
+        # Reads the last shard to its end where it ends here, which compares its count.
+        next(samples, None)
 
-    def _samples(self, start: int, stop: int) -> Iterator[EncodedSample]:
+    def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample]:
         encode = partial(_decode_and_encode, decoder=self.decoder, collator=self.collator)
-        return map_samples(read_range(self.manifest, start, stop), encode, None)
+        return map_samples(read_positions(self.manifest, positions), encode, None)
 
 
 class ShardLoader:

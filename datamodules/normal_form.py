@@ -162,7 +162,9 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
                 content.append({"type": "text", "text": text})
         turns.append({"role": turn.get("role"), "content": content})
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
-    normal |= {name: record[name] for name in ("id", "license", "references", "lines") if name in record}
+    normal |= {
+        name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record
+    }
     return {name: value for name, value in normal.items() if value is not None}
 
 

@@ -5,7 +5,7 @@ The writer refuses what the reader would refuse, so both call `check_record`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from alignvlm_pl.errors import DataError
@@ -43,6 +43,7 @@ class Sample:
         references: All accepted answers of the last assistant turn; empty where none is known.
         lines: Text lines of image 0, ``{"text", "box": [x0, y0, x1, y1]}`` in pixels of the stored image.
         sizes: (width, height) in pixels of each stored image.
+        meta: What a benchmark needs to score the answer: options, split, document, …
     """
 
     key: str
@@ -53,6 +54,7 @@ class Sample:
     references: list[str]
     lines: list[Line]
     sizes: list[tuple[int, int]]
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -88,6 +90,8 @@ def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> N
         )
     _check_references(record.get("references", []), where)
     _check_lines(record.get("lines", []), where)
+    if not isinstance(record.get("meta", {}), Mapping):
+        raise SampleError(f"{where}: 'meta' must be an object, found {record['meta']!r:.120}")
 
 
 def _check_turn(turn: object, number: int, where: str) -> list[int]:

@@ -85,37 +85,55 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BatchRange:
-    """Samples `start` to `stop` (exclusive) of an evaluation set, as one batch.
+class EvaluationBatch:
+    """Which samples of an evaluation set make one batch.
 
     Attributes:
-        start: Index of the first sample in the set.
-        stop: Index after the last.
+        positions: Indices of the samples in the set, ascending.
         filler: Only there so that all ranks take the same number of batches; its result is thrown away.
     """
 
-    start: int
-    stop: int
+    positions: tuple[int, ...]
     filler: bool = False
 
 
-def plan_evaluation(num_samples: int, *, batch_size: int, rank: int = 0, world: int = 1) -> list[BatchRange]:
+def plan_evaluation(
+    positions: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1
+) -> list[EvaluationBatch]:
     """Split an evaluation set into the batches of one rank.
 
     Every sample is in exactly one batch of one rank. All ranks get the same number of batches: a rank that
     would have fewer (down to none) repeats the first sample as a filler, or collectives would hang.
 
     Args:
-        num_samples: Size of the set, at least 1.
+        positions: Indices of the samples that are to be answered, ascending; all of the set, or what a killed run
+            has left.
         batch_size: Largest number of samples in a batch.
         rank: This process.
         world: Number of processes.
     """
-    start, stop = num_samples * rank // world, num_samples * (rank + 1) // world
-    plan = [BatchRange(start=at, stop=min(at + batch_size, stop)) for at in range(start, stop, batch_size)]
-    largest = math.ceil(num_samples / world)
-    most = math.ceil(largest / batch_size)
-    return plan + [BatchRange(start=0, stop=1, filler=True)] * (most - len(plan))
+    own = positions[len(positions) * rank // world : len(positions) * (rank + 1) // world]
+    plan = [
+        EvaluationBatch(positions=tuple(own[at : at + batch_size])) for at in range(0, len(own), batch_size)
+    ]
+    most = math.ceil(math.ceil(len(positions) / world) / batch_size)
+    return plan + [EvaluationBatch(positions=tuple(positions[:1]), filler=True)] * (most - len(plan))
+
+
+def read_positions(manifest: Manifest, positions: Sequence[int]) -> Iterator[RawSample]:
+    """Yield the samples at ascending positions of a set, opening only the shards that lie between them.
+
+    Raises:
+        DataError: A shard is missing, cut or damaged.
+    """
+    if not positions:
+        return
+    wanted = set(positions)
+    for position, sample in enumerate(
+        read_range(manifest, positions[0], positions[-1] + 1), start=positions[0]
+    ):
+        if position in wanted:
+            yield sample
 
 
 def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": ("alignvlm_pl.cli.training", "answer and score the benchmarks of a config"),
     "test": ("alignvlm_pl.cli.training", "as validate, for the final figures"),
     "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
+    "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),

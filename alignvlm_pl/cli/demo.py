@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
-from ..evaluation import write_results
+from ..output_files import write_results
 from ..paths import configs_dir
 
 DATA = Path("data/demo")

@@ -43,7 +43,7 @@ def main():
     train = ShardLoader(batches, num_batches=4, num_workers=2, start_method="spawn")
     epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
     train.close()
-    plan = plan_evaluation(manifest.num_samples, batch_size=4, rank=rank, world=2)
+    plan = plan_evaluation(range(manifest.num_samples), batch_size=4, rank=rank, world=2)
     held = EvaluationBatches(manifest, plan=plan, **parts)
     held = ShardLoader(held, num_batches=len(plan), num_workers=0)
     scored = [key for batch in held if not batch["filler"] for key in batch["keys"]]

@@ -11,10 +11,11 @@ import pytest
 from alignvlm_pl.errors import DataError
 from datamodules.manifest import Manifest, load_manifest
 from datamodules.shards import (
-    BatchRange,
+    EvaluationBatch,
     TrainStream,
     check_enough_shards,
     plan_evaluation,
+    read_positions,
     read_range,
     read_shard,
 )
@@ -114,18 +115,20 @@ def test_too_few_shards_say_what_to_do():
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 12])
 def test_evaluation_has_each_sample_once_and_as_many_batches_on_all_ranks(world, num_samples):
-    plans = [plan_evaluation(num_samples, batch_size=3, rank=rank, world=world) for rank in range(world)]
-    real = [
-        index for plan in plans for part in plan if not part.filler for index in range(part.start, part.stop)
-    ]
-    assert sorted(real) == list(range(num_samples))
+    positions = [3 * index + 1 for index in range(num_samples)]  # with gaps, as a killed run leaves them
+    plans = [plan_evaluation(positions, batch_size=3, rank=rank, world=world) for rank in range(world)]
+    real = [position for plan in plans for part in plan if not part.filler for position in part.positions]
+    assert sorted(real) == positions
     assert len({len(plan) for plan in plans}) == 1
-    assert all(part.stop - part.start <= 3 for plan in plans for part in plan)
+    assert all(1 <= len(part.positions) <= 3 for plan in plans for part in plan)
 
 
 def test_a_rank_without_samples_gets_a_filler():
-    assert plan_evaluation(1, batch_size=4, rank=0, world=2) == [BatchRange(start=0, stop=1, filler=True)]
-    assert plan_evaluation(1, batch_size=4, rank=1, world=2) == [BatchRange(start=0, stop=1)]
+    assert plan_evaluation([5], batch_size=4, rank=0, world=2) == [
+        EvaluationBatch(positions=(5,), filler=True)
+    ]
+    assert plan_evaluation([5], batch_size=4, rank=1, world=2) == [EvaluationBatch(positions=(5,))]
+    assert plan_evaluation([], batch_size=4, rank=1, world=2) == []
 
 
 def test_a_range_opens_only_the_shards_it_needs(tmp_path):
@@ -133,6 +136,13 @@ def test_a_range_opens_only_the_shards_it_needs(tmp_path):
     (tmp_path / "set-00000.tar").unlink()
     keys = [sample["__key__"] for sample in read_range(manifest, 4, 8)]
     assert keys == ["set-00000004", "set-00000005", "set-00000006", "set-00000007"]
+
+
+def test_scattered_positions_are_read_in_order(tmp_path):
+    manifest = make_set(tmp_path, num_samples=9, samples_per_shard=3)
+    keys = [sample["__key__"] for sample in read_positions(manifest, [1, 2, 7])]
+    assert keys == ["set-00000001", "set-00000002", "set-00000007"]
+    assert list(read_positions(manifest, [])) == []
 
 
 def damaged(folder: Path, *, keep_size: bool, at: int) -> Manifest:

@@ -1,0 +1,44 @@
+"""The benchmarks, a file each, and their registry. Nothing here needs torch.
+
+Every `Benchmark` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md).
+"""
+
+import pkgutil
+from importlib import import_module
+
+from alignvlm_pl.errors import ConfigError, nearest
+
+from .base import Benchmark, Prompt, Scoring, Source, plain_benchmark, with_prompt_files
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Prompt",
+    "Scoring",
+    "Source",
+    "get_benchmark",
+    "plain_benchmark",
+    "with_prompt_files",
+]
+
+
+def _defined() -> dict[str, Benchmark]:
+    found: dict[str, Benchmark] = {}
+    for module in pkgutil.iter_modules(__path__):
+        values = vars(import_module(f"{__name__}.{module.name}")).values()
+        found |= {value.name: value for value in values if isinstance(value, Benchmark)}
+    return dict(sorted(found.items()))
+
+
+BENCHMARKS: dict[str, Benchmark] = _defined()
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """Look a benchmark up by its name.
+
+    Raises:
+        ConfigError: There is none of that name; the message lists those there are.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS)}")
+    return BENCHMARKS[name]

@@ -1,0 +1,221 @@
+"""What a benchmark says about itself. Each file beside this one defines one benchmark, or one family."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from alignvlm_pl.errors import ConfigError, DataError, nearest
+from alignvlm_pl.metrics import Metric, get_metric
+from alignvlm_pl.metrics.base import Answer
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""The suffix that VLMEvalKit and LLaVA put after a question that wants a short answer."""
+
+Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file to fetch, from which `prepare` makes the shards.
+
+    Attributes:
+        file: Its name.
+        url: Where it comes from.
+        format: How it is read (CONTRACT: datamodules/prepare/benchmark.py).
+        size: Questions in it; None: as many as the benchmark has.
+    """
+
+    file: str
+    url: str
+    format: Format
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What stands around a question: `prefix`, the question with its images, the options, `suffix`.
+
+    Attributes:
+        prefix: Text before the question.
+        suffix: Text after the question and its options.
+        options: Whether the lettered options of ``meta["choices"]`` follow the question.
+        reference_sha256: First digits of the sha256 of the reference's literal prompt, where that is a longer text
+            of its own, which users bring as a file; empty where ours is the reference's.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    options: bool = False
+    reference_sha256: str = ""
+
+    @classmethod
+    def read(cls, path: Path, known: "Prompt") -> "Prompt":
+        """Take the prompt from a user's file, in which ``{question}`` stands for the question and its options.
+
+        Raises:
+            DataError: The file cannot be read, or names the question not exactly once.
+        """
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"prompt file {path} cannot be read: {error}") from error
+        if text.count("{question}") != 1:
+            raise DataError(
+                f"prompt file {path}: expected {{question}} once, found it {text.count('{question}')} times"
+            )
+        prefix, suffix = text.split("{question}")
+        return cls(
+            prefix=prefix, suffix=suffix, options=known.options, reference_sha256=known.reference_sha256
+        )
+
+    @property
+    def is_reference(self) -> bool | None:
+        """Whether this is the reference's literal prompt; None where the reference has none of its own.
+
+        Reference texts end where the question begins or go on after it: both are hashed as one text, without the
+        question.
+        """
+        if not self.reference_sha256:
+            return None
+        digest = hashlib.sha256((self.prefix + self.suffix).encode()).hexdigest()
+        return digest.startswith(self.reference_sha256)
+
+    def apply(self, content: list[dict[str, Any]], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Put the prompt around the parts of the user's turn; leading images stay in front."""
+        first = next((n for n, part in enumerate(content) if part["type"] == "text"), len(content))
+        choices = meta.get("choices") if self.options else None
+        listing = "".join(f"\n{letter}. {text}" for letter, text in choices.items()) if choices else ""
+        after = (f"\nOptions:{listing}" if listing else "") + self.suffix
+        parts = [*content[:first], _text(self.prefix), *content[first:], _text(after)]
+        return [part for part in parts if part.get("text") != ""]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """One metric of a benchmark with the rules it is reported under; the first is the default.
+
+    Attributes:
+        metric: Name in `alignvlm_pl.metrics.METRICS`.
+        rules: Rules to report; empty: all that the metric has.
+    """
+
+    metric: str
+    rules: tuple[str, ...] = ()
+
+    def load(self) -> tuple[Metric, tuple[str, ...]]:
+        """Return the metric and its rules.
+
+        Raises:
+            ConfigError: There is no such metric or rule.
+        """
+        metric = get_metric(self.metric)
+        return metric, tuple(metric.check_rule(rule) for rule in self.rules) or metric.rules
+
+
+def _one(answer: Answer) -> int:
+    return 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """One benchmark: all that a number from it depends on.
+
+    Attributes:
+        name: Name in configs, results and TensorBoard tags.
+        title: Name in reports, as the paper writes it.
+        split: Split of the data set that is answered.
+        size: Questions of the whole benchmark, counted by `count`; 0: not known, nothing is compared.
+        scorings: Metrics; the first figure of the first is the headline.
+        sources: Files from which it can be made.
+        licence: Licence of the data.
+        prompt: What stands around each question.
+        prompts: Prompts of single parts, by the value of ``meta["split"]``; they replace `prompt`.
+        max_new_tokens: Longest answer in tokens; None: what the evaluation is set to.
+        postprocessing: What the metric does to a prediction before it compares, in words; how it does is its rule's.
+        groups: Key of ``meta`` whose values are also scored apart; empty: none.
+        list_answers: Whether gold text that reads as a Python list is a list of accepted answers, as VLMEvalKit
+            takes it for most of its tables.
+        only: Keys of ``meta`` and the value a question must have to belong to the benchmark.
+        count: Questions that an answer stands for.
+        paper: Model -> figure printed by the paper, in per cent.
+        notes: What else a reader of the figure must know.
+    """
+
+    name: str
+    title: str
+    split: str
+    size: int
+    scorings: tuple[Scoring, ...]
+    sources: tuple[Source, ...] = ()
+    licence: str = "unknown"
+    prompt: Prompt = field(default_factory=Prompt)
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    max_new_tokens: int | None = None
+    postprocessing: str = ""
+    groups: str = ""
+    list_answers: bool = True
+    only: Mapping[str, str] = field(default_factory=dict)
+    count: Callable[[Answer], int] = _one
+    paper: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+    def belongs(self, meta: Mapping[str, Any]) -> bool:
+        """Whether a question with this ``meta`` is part of the benchmark."""
+        return all(meta.get(name) == value for name, value in self.only.items())
+
+    def prompt_of(self, meta: Mapping[str, Any]) -> Prompt:
+        """Return the prompt of a question."""
+        return self.prompts.get(str(meta.get("split")), self.prompt)
+
+    def prompts_are_reference(self) -> dict[str, bool]:
+        """Whether each part's prompt is the reference's literal one, where the reference has one of its own."""
+        found = {part: prompt.is_reference for part, prompt in (self.prompts or {"": self.prompt}).items()}
+        return {part: known for part, known in found.items() if known is not None}
+
+    def sizes(self) -> set[int]:
+        """Sizes that are whole: that of the benchmark, and those of sources which are known to differ."""
+        return {self.size} | {source.size for source in self.sources if source.size is not None}
+
+
+def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:
+    """Make a benchmark of a set that is no registered one: the metrics of the config, each under its default rule."""
+    scorings = tuple(Scoring(metric=metric, rules=get_metric(metric).rules[:1]) for metric in metrics)
+    return Benchmark(name=name, title=name, split="", size=size, scorings=scorings)
+
+
+def with_prompt_files(
+    benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str
+) -> Benchmark | None:
+    """Replace prompts by those of a user's files.
+
+    Args:
+        benchmark: The benchmark; None for a set that is no registered one.
+        files: Part, or an empty text for the whole benchmark -> file.
+        name: How errors name the set.
+
+    Raises:
+        ConfigError: There is no such part, or the set is no registered benchmark.
+        DataError: A file is no prompt.
+    """
+    if not files:
+        return benchmark
+    if benchmark is None:
+        raise ConfigError(
+            f"data.init_args.prompts: {name!r} is no registered benchmark and takes no prompt file"
+        )
+    known = benchmark.prompts or {"": benchmark.prompt}
+    for part in files:
+        if part not in known:
+            raise ConfigError(
+                f"data.init_args.prompts: {name!r} has no part {part!r}; {nearest(part, known)}"
+            )
+    read = {part: Prompt.read(path, known[part]) for part, path in files.items()}
+    if benchmark.prompts:
+        return replace(benchmark, prompts={**benchmark.prompts, **read})
+    return replace(benchmark, prompt=read[""])
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}

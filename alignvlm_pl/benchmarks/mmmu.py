@@ -1,0 +1,34 @@
+"""MMMU, validation: college exams with pictures, options or open answers (Yue et al. 2024)."""
+
+from .base import Benchmark, Prompt, Scoring, Source
+
+MMMU = Benchmark(
+    name="mmmu",
+    title="MMMU",
+    split="validation",
+    size=900,
+    scorings=(Scoring(metric="multiple_choice", rules=("vlmevalkit", "vlmevalkit-2025-02", "official")),),
+    sources=(
+        Source(
+            file="MMMU_DEV_VAL.tsv",
+            url="https://opencompass.openxlab.space/utils/VLMEval/MMMU_DEV_VAL.tsv",
+            format="vlmevalkit-tsv",
+        ),
+    ),
+    licence="Apache-2.0",
+    prompt=Prompt(
+        prefix="Question: ", suffix="\nChoose the right option and answer with its letter only.", options=True
+    ),
+    max_new_tokens=64,
+    postprocessing="the letter or the text of one option is looked for",
+    only={"split": "validation"},
+    notes="scored by rules alone: the reference may ask a judge where its rules do not decide",
+    paper={
+        "low-data 3B, MLP": 33.33,
+        "low-data 3B, Perceiver": 35.22,
+        "low-data 3B, Ovis": 31.89,
+        "low-data 3B, H-Reducer": 35.0,
+        "low-data 3B, HoneyBee": 32.11,
+        "low-data 3B, ALIGN": 35.33,
+    },
+)

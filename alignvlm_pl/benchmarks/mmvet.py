@@ -1,0 +1,30 @@
+"""MM-Vet: open answers graded by a judge model (Yu et al. 2023)."""
+
+from .base import Benchmark, Scoring, Source
+
+MMVET = Benchmark(
+    name="mmvet",
+    title="MM-Vet",
+    split="test",
+    size=218,
+    scorings=(Scoring(metric="mmvet"),),
+    sources=(
+        Source(
+            file="MMVet.tsv",
+            url="https://opencompass.openxlab.space/utils/VLMEval/MMVet.tsv",
+            format="vlmevalkit-tsv",
+        ),
+    ),
+    licence="Apache-2.0",
+    max_new_tokens=512,
+    postprocessing="none: the judge reads the reply",
+    notes="needs a judge; without one there is no figure",
+    paper={
+        "low-data 3B, MLP": 31.14,
+        "low-data 3B, Perceiver": 26.19,
+        "low-data 3B, Ovis": 30.41,
+        "low-data 3B, H-Reducer": 28.39,
+        "low-data 3B, HoneyBee": 34.31,
+        "low-data 3B, ALIGN": 35.32,
+    },
+)

@@ -1,0 +1,40 @@
+"""POPE: is an object in the picture? Random, popular and adversarial questions (Li et al. 2023)."""
+
+from alignvlm_pl.metrics.base import Answer
+
+from .base import Benchmark, Prompt, Scoring, Source
+
+
+def categories(answer: Answer) -> int:
+    """Return the questions an answer stands for: a question of several categories is stored once."""
+    return len(str(answer.meta.get("category", "")).split(","))
+
+
+POPE = Benchmark(
+    name="pope",
+    title="POPE",
+    split="test",
+    size=9000,
+    scorings=(Scoring(metric="pope"),),
+    sources=(
+        Source(
+            file="POPE.tsv",
+            url="https://opencompass.openxlab.space/utils/VLMEval/POPE.tsv",
+            format="vlmevalkit-tsv",
+        ),
+    ),
+    licence="MIT",
+    prompt=Prompt(suffix="\nAnswer with yes or no."),
+    max_new_tokens=64,
+    postprocessing="punctuation left out; the words yes and no are looked for",
+    count=categories,
+    notes="headline: F1 over all 9,000 questions; a reply with neither or both words is never right",
+    paper={
+        "low-data 3B, MLP": 87.35,
+        "low-data 3B, Perceiver": 84.92,
+        "low-data 3B, Ovis": 88.26,
+        "low-data 3B, H-Reducer": 87.48,
+        "low-data 3B, HoneyBee": 89.28,
+        "low-data 3B, ALIGN": 88.85,
+    },
+)

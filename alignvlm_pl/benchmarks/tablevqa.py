@@ -1,0 +1,41 @@
+"""TableVQA-Bench: questions and statements about pictures of tables, four parts (Kim et al. 2024)."""
+
+from .base import Benchmark, Prompt, Scoring, Source
+
+_ANSWERS = "\nAnswer with a single word or number. Join several answers with ||."
+_WTQ = Prompt(suffix=_ANSWERS, reference_sha256="a68a688b5950f988")
+_FACT = Prompt(suffix="\nIs this statement true or false?", reference_sha256="b5e7a743b3466ac2")
+_FIN = Prompt(suffix="\nAnswer in few words and give the unit.", reference_sha256="44830a745df459a7")
+
+TABLEVQA = Benchmark(
+    name="tablevqa",
+    title="TableVQA",
+    split="test",
+    size=1500,
+    scorings=(Scoring(metric="tablevqa"),),
+    sources=(
+        Source(
+            file="TableVQABench.tsv",
+            url="https://opencompass.openxlab.space/utils/VLMEval/TableVQABench.tsv",
+            format="vlmevalkit-tsv",
+        ),
+    ),
+    licence="MIT; parts keep those of their sources",
+    prompts={"vwtq": _WTQ, "vwtq_syn": _WTQ, "vtabfact": _FACT, "fintabnetqa": _FIN},
+    max_new_tokens=64,
+    postprocessing="one leading `Answer: ` is left out; then by part",
+    list_answers=False,
+    notes="unweighted mean of four parts, the relieved figure of fintabnetqa",
+    paper={
+        "Qwen2-VL-2B (base+)": 47.53,
+        "AlignVLM-Llama-3.2-1B": 50.29,
+        "AlignVLM-Llama-3.2-3B": 60.1,
+        "DocOwl1.5-8B (base+)": 49.03,
+        "Llama3.2-11B (base+)": 56.73,
+        "AlignVLM-Llama-3.1-8B": 64.33,
+        "3B, MLP connector": 50.96,
+        "3B, Perceiver Resampler": 47.76,
+        "3B, Ovis": 53.93,
+        "3B ALIGN, 3.4K embeddings kept": 59.8,
+    },
+)

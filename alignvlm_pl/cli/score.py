@@ -1,0 +1,104 @@
+"""`score`: the figures of a prediction file made anywhere; loads no model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..scoring.run import Scored
+
+
+def run(argv: list[str]) -> int:
+    """Score a prediction file and print its figures; those of part of a benchmark are marked as incomplete."""
+    parser = argparse.ArgumentParser(prog="alignvlm score", description=__doc__)
+    parser.add_argument("--benchmark", required=True, help="name of a benchmark, for example docvqa")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="our jsonl, or an xlsx, json or tsv table of VLMEvalKit's results",
+    )
+    parser.add_argument(
+        "--rule", help="score under this rule alone; default: under all that the benchmark reports"
+    )
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        help="folder of the set's shards, for files without references, and to find missing keys",
+    )
+    parser.add_argument(
+        "--judge", help="module:function that grades answers, for benchmarks that need a judge"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for results.json, report.md, report.html and scored predictions"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse_args(argv[1:])
+
+    from ..benchmarks import get_benchmark
+    from ..scoring.files import join_gold, read_predictions
+    from ..scoring.run import score_answers
+
+    benchmark = get_benchmark(options.benchmark)
+    found = read_predictions(options.predictions, benchmark)
+    if options.answers:
+        from datamodules.answers import read_answers
+
+        found = join_gold(found, read_answers(options.answers))
+    without = [answer.key for answer in found.answers if not answer.references]
+    if without:
+        raise ConfigError(
+            f"{options.predictions}: {len(without)} predictions have no references (first: {without[0]}); give the set "
+            "that was answered with --answers FOLDER"
+        )
+    scored = score_answers(benchmark, found.answers, rule=options.rule, problems=found.problems)
+    _print(scored, found.notes)
+    if options.out:
+        _write(options.out, scored)
+    if options.json:
+        figures = {"num": scored.num, "complete": not scored.problems, **scored.figures}
+        sys.stdout.write(json.dumps(figures) + "\n")
+    return 0
+
+
+def _print(scored: "Scored", notes: list[str]) -> None:
+    from ..scoring.report import percent
+
+    write = sys.stdout.write
+    mark = ", INCOMPLETE" if scored.problems else ""
+    write(f"{scored.benchmark.title} {scored.benchmark.split}: {scored.num:,} questions{mark}\n")
+    for problem in scored.problems:
+        write(f"  incomplete: {problem}\n")
+    for note in notes:
+        write(f"  note: {note}\n")
+    for figure, value in scored.figures.items():
+        ends = scored.intervals.get(figure)
+        interval = f"  [{percent(ends[0])}, {percent(ends[1])}]" if ends else ""
+        write(f"  {figure:<40} {percent(value):>7}{interval}{mark}\n")
+    for model, printed in scored.benchmark.paper.items():
+        write(f"  printed in the paper: {model:<34} {printed:.2f}\n")
+
+
+def _write(folder: Path, scored: "Scored") -> None:
+    from ..output_files import write_predictions, write_results
+    from ..scoring.records import scored_records, to_records
+    from ..scoring.report import write_reports
+
+    name = scored.benchmark.name
+    write_predictions(
+        folder / "predictions" / f"{name}.jsonl", scored_records(to_records(scored.answers), scored)
+    )
+    write_results(
+        folder / "results.json",
+        {
+            "benchmarks": {name: {"num": scored.num, **scored.figures}},
+            "intervals": {name: scored.intervals},
+            "incomplete": {name: scored.problems} if scored.problems else {},
+        },
+    )
+    write_reports(folder, {name: scored}, images=folder / "predictions" / "images")
+    sys.stdout.write(f"report: {folder / 'report.html'}\n")

@@ -1,0 +1,1 @@
+"""Answers -> figures, intervals and reports of benchmarks; only metric.py needs torch."""

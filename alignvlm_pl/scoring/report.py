@@ -1,0 +1,94 @@
+"""Reports of scored benchmarks: figures beside the paper's, both rule sets, disagreements, examples worst first."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from alignvlm_pl.output_files import write_atomically
+
+from .records import page_path
+from .run import Scored
+
+TABLE_1 = ("docvqa", "infovqa", "deepform", "klc", "wtq", "tabfact", "chartqa", "textvqa", "tablevqa")
+"""The columns of the paper's table 1, whose plain mean is its average score."""
+MAX_LISTED = 50
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~&"} | {"\n": " ", "\r": " "})
+
+
+def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path) -> None:
+    """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
+
+    Args:
+        folder: Where they go.
+        found: Name of the set -> what came out.
+        images: Folder of ``<benchmark>/<key>.png``; examples without a picture there are shown without.
+    """
+    content = {
+        "benchmarks": [_section(name, scored, images, folder) for name, scored in found.items()],
+        "average": _average(found),
+        "columns": TABLE_1,
+        "max_listed": MAX_LISTED,
+    }
+    loader = PackageLoader("alignvlm_pl.scoring", ".")
+    for name, escape in (("report.html", True), ("report.md", False)):
+        environment = Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["plain"] = lambda text: str(text).translate(_MARKDOWN)
+        environment.filters["percent"] = percent
+        write_atomically(folder / name, environment.get_template(f"{name}.j2").render(content))
+
+
+def percent(value: float) -> str:
+    """Print a fraction of 1 in per cent, as the paper does."""
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
+    benchmark = scored.benchmark
+    name, value = scored.headline
+    disagreements = scored.disagreements()
+
+    def row(index: int) -> dict[str, Any]:
+        return _row(scored, index, page_path(images, set_name, scored.answers[index].key), folder)
+
+    rows = map(row, scored.worst_first())
+    return {
+        "name": set_name,
+        "title": benchmark.title,
+        "split": benchmark.split,
+        "notes": benchmark.notes,
+        "licence": benchmark.licence,
+        "num": scored.num,
+        "problems": scored.problems,
+        "headline": (name, value, scored.intervals.get(name)),
+        "paper": [(model, figure / 100) for model, figure in benchmark.paper.items()],
+        "figures": [
+            (figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()
+        ],
+        "prompts": benchmark.prompts_are_reference(),
+        "num_disagreements": len(disagreements),
+        "disagreements": [row(index) for index in disagreements[:MAX_LISTED]],
+        "examples": [shown for shown in rows if shown["image"]],
+    }
+
+
+def _row(scored: Scored, index: int, page: Path, folder: Path) -> dict[str, Any]:
+    answer = scored.answers[index]
+    return {
+        "key": answer.key,
+        "question": answer.question,
+        "prediction": answer.prediction,
+        "references": answer.references,
+        "scores": scored.scores[index],
+        "image": page.relative_to(folder).as_posix() if page.is_file() else "",
+    }
+
+
+def _average(found: Mapping[str, Scored]) -> float | None:
+    """Mean of the nine headline figures; None unless all nine are there and whole."""
+    whole = {scored.benchmark.name: scored.headline[1] for scored in found.values() if not scored.problems}
+    if not set(TABLE_1) <= set(whole):
+        return None
+    return sum(whole[name] for name in TABLE_1) / len(TABLE_1)

@@ -1,0 +1,98 @@
+"""Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from alignvlm_pl.scoring.records import Record
+
+log = logging.getLogger(__name__)
+Identity = dict[str, Any]
+
+
+class Journal:
+    """The answers of one benchmark while it is evaluated: a file a rank, a line an answer.
+
+    Each file begins with the identity of the evaluation: weights, set, settings. Answers of another one are thrown
+    away.
+
+    Args:
+        folder: Where the files lie; all ranks may share it or have their own.
+        identity: What the answers depend on; JSON values.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.folder = folder
+        # As JSON gives it back: tuples are lists there.
+        self.identity: Identity = json.loads(json.dumps(identity))
+        self._stream: IO[str] | None = None
+
+    def read(self) -> dict[int, Record]:
+        """Return the answers so far by position; to be called on rank 0 before any rank writes."""
+        found: dict[int, Record] = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            lines = _whole_lines(path)
+            if not lines or lines[0] != self.identity:
+                log.warning("%s holds answers of other weights or settings; they are thrown away", path)
+                path.unlink()
+                continue
+            found |= {line["position"]: line["record"] for line in lines[1:]}
+        return found
+
+    def open(self, rank: int) -> None:
+        """Begin to write, after what a killed run of the same rank has left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"rank{rank}.jsonl"
+        whole = _whole_lines(path) if path.is_file() else []
+        lines = whole if whole and whole[0] == self.identity else [self.identity]
+        # Written anew: the last line of a killed run may be half a line.
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        partial.replace(path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def append(self, positions: Sequence[int], records: Sequence[Record]) -> None:
+        """Keep the answers of one batch; they survive the process from here on."""
+        assert self._stream is not None, "open() has not run"
+        for position, record in zip(positions, records, strict=True):
+            self._stream.write(json.dumps({"position": position, "record": record}) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Stop writing; the answers stay."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def remove(self) -> None:
+        """Forget the answers: the results are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def weights_identity(path: str | Path | None) -> Any:
+    """Name weights by files, sizes and times: cheap, and different whenever they were written again.
+
+    Args:
+        path: A checkpoint, a folder of weights, a name on a hub, or None for none.
+    """
+    if path is None or not Path(path).exists():
+        return None if path is None else str(path)
+    given = Path(path).resolve()
+    files = sorted(file for file in given.rglob("*") if file.is_file()) if given.is_dir() else [given]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """Parse the lines of a file up to the first that is cut."""
+    lines = []
+    for text in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+        if not text.endswith("\n"):
+            lines.pop()
+    return lines

@@ -1,0 +1,100 @@
+"""Where answers and figures go: predictions, page images, TensorBoard, results.json and the reports."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from alignvlm_pl.evaluation import overall
+from alignvlm_pl.output_files import write_predictions, write_results
+from alignvlm_pl.scoring.records import Record, page_path, scored_records
+from alignvlm_pl.scoring.report import write_reports
+from alignvlm_pl.scoring.run import Scored
+
+log = logging.getLogger(__name__)
+PAGE_PX = 1600  # longest side of a page image: legible, and a report of them still opens at once
+_SHOWN = 4
+
+
+def write_set(
+    trainer: pl.Trainer,
+    name: str,
+    records: Sequence[Record],
+    scored: Scored,
+    *,
+    page_images: int,
+    whole: bool,
+) -> None:
+    """Write the predictions of one set, and the pages of its first samples and its worst answers."""
+    folder = Path(trainer.default_root_dir) / "predictions"
+    tag = "" if whole else f"-step{trainer.global_step:06d}"
+    write_predictions(folder / f"{name}{tag}.jsonl", scored_records(records, scored))
+    worst = scored.worst_first()[: page_images // 2]
+    keys = [answer.key for answer in scored.answers[: page_images - len(worst)]]
+    _write_pages(trainer, name, {*keys, *(scored.answers[index].key for index in worst)})
+
+
+def write_run(
+    trainer: pl.Trainer,
+    found: Mapping[str, Scored],
+    *,
+    losses: Mapping[str, float],
+    readout_sets: Sequence[str],
+) -> None:
+    """Write `results.json`, `report.md` and `report.html` of all sets."""
+    folder = Path(trainer.default_root_dir)
+    results = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
+    own = {name: results[name] for name, scored in found.items() if not scored.benchmark.size}
+    prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
+    summary = {
+        "overall": overall({name: own[name] for name in own if name not in readout_sets}),
+        "benchmarks": results,
+        "loss": dict(losses),
+        "intervals": {name: scored.intervals for name, scored in found.items()},
+        "incomplete": {name: scored.problems for name, scored in found.items() if scored.problems},
+        "reference_prompts": {name: parts for name, parts in prompts.items() if parts},
+    }
+    write_results(folder / "results.json", summary)
+    write_reports(folder, found, images=folder / "predictions" / "images")
+
+
+def show(trainer: pl.Trainer, name: str, scored: Scored) -> None:
+    """Log the figures of one set, and its first pages with what was answered."""
+    log_figures(trainer, {f"bench/{name}/{figure}": value for figure, value in scored.figures.items()})
+    log_figures(trainer, {f"bench/{name}/num": scored.num})
+    shown = {"num": scored.num, **scored.figures}
+    log.info("%s: %s", name, "  ".join(f"{figure} {value:.4g}" for figure, value in shown.items()))
+    for problem in scored.problems:
+        log.warning("%s is incomplete: %s", name, problem)
+    if not isinstance(trainer.logger, TensorBoardLogger):
+        return
+    writer, step = trainer.logger.experiment, trainer.global_step
+    images = Path(trainer.default_root_dir) / "predictions" / "images"
+    first = [a for a in scored.answers if page_path(images, name, a.key).is_file()][:_SHOWN]
+    for answer in first:
+        page = np.asarray(Image.open(page_path(images, name, answer.key)))
+        writer.add_image(f"{name}/{answer.key}", page, step, dataformats="HWC")
+    lines = [f"- {a.question} → **{a.prediction}** ({' | '.join(a.references)})" for a in first]
+    writer.add_text(f"bench/{name}", "\n".join(lines), step)
+
+
+def log_figures(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+    """Log figures under their tags, where there is a logger."""
+    if trainer.logger is not None and values:
+        trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+
+
+def _write_pages(trainer: Any, name: str, keys: set[str]) -> None:
+    """Store the first image of the samples with these keys."""
+    images = Path(trainer.default_root_dir) / "predictions" / "images"
+    chosen = trainer.datamodule.benchmark_set(name)
+    for key, page in chosen.pages(keys, trainer.datamodule.adapter()):
+        page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
+        path = page_path(images, name, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.save(path)

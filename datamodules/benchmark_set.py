@@ -1,0 +1,80 @@
+"""One set of shards that is answered and scored: which benchmark it is, and its pages."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, with_prompt_files
+from alignvlm_pl.imaging import load_image
+
+from .manifest import Manifest
+from .normal_form import Adapter, describe
+from .shards import read_range
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkSet:
+    """A set and the benchmark it belongs to.
+
+    Attributes:
+        name: Its name in the config.
+        manifest: Its shards.
+        benchmark: The registered benchmark, with the user's prompts; None: a set of one's own.
+    """
+
+    name: str
+    manifest: Manifest
+    benchmark: Benchmark | None
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, prompts: Mapping[str, Path]) -> "BenchmarkSet":
+        """Find the benchmark of a set: what the manifest says, else what it is called.
+
+        Args:
+            name: Name in the config.
+            manifest: Manifest of the set; `prepare` writes the benchmark's name into it.
+            prompts: ``name`` or ``name/part`` -> the user's prompt file.
+
+        Raises:
+            ConfigError: The manifest names an unknown benchmark, or a prompt file an unknown part.
+            DataError: A prompt file is not one.
+        """
+        known = manifest.extra.get("benchmark")
+        benchmark = get_benchmark(known) if known else BENCHMARKS.get(name)
+        own = {part: path for part, path in prompts.items() if part.split("/")[0] == name}
+        return cls(
+            name=name,
+            manifest=manifest,
+            benchmark=with_prompt_files(
+                benchmark, {part[len(name) + 1 :]: own[part] for part in own}, name=name
+            ),
+        )
+
+    def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
+        """Positions of the samples to be answered.
+
+        Args:
+            limit: Only the first samples; None for all.
+            done: Positions that are answered already.
+        """
+        size = self.manifest.num_samples if limit is None else min(limit, self.manifest.num_samples)
+        return [position for position in range(size) if position not in done]
+
+    def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
+        """Yield key and first image of the samples with these keys; those without an image are passed over.
+
+        Args:
+            keys: Keys of samples.
+            adapter: Reads the members of the source's format.
+        """
+        left = set(keys)
+        for raw in read_range(self.manifest, 0, self.manifest.num_samples if left else 0):
+            if raw["__key__"] in left:
+                _, images, files = adapter(raw)
+                if images:
+                    yield raw["__key__"], load_image(images[0], name=f"{describe(raw)}, {files[0]}")
+                left.remove(raw["__key__"])
+                if not left:
+                    return

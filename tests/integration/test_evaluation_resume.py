@@ -1,0 +1,103 @@
+"""`validate` killed half way goes on where it stopped, on one and on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import write_set
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = 30
+RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
+
+
+def start(*options: Any) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, options)]
+    # A group of its own, so that the ranks it starts are killed with it.
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(*options: Any) -> str:
+    _, told = start(*options).communicate(timeout=200)
+    return told
+
+
+def answers(run: Path) -> dict[str, dict[str, Any]]:
+    lines = (run / "predictions/many.jsonl").read_text().splitlines()
+    return {record["key"]: record for record in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_killed_evaluation_goes_on(world, tmp_path, devices):
+    write_set(tmp_path / "many", SAMPLES, samples_per_shard=8)
+    sets = json.dumps({"many": str(tmp_path / "many")})
+    options = [
+        *world.options("--data.init_args.benchmarks", sets, "--data.init_args.val", "{}"),
+        "--data.init_args.eval_batch_size=1",
+        "--trainer.devices=1",
+    ]
+    finish("validate", *options, "--run_dir", tmp_path / "whole")
+    expected = answers(tmp_path / "whole")
+    assert len(expected) == SAMPLES
+
+    run = tmp_path / "killed"
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"] if devices == 2 else []
+    process = start("validate", *options, *two, "--run_dir", run)
+    journal = run / "predictions/journal/many"
+    kept = wait_for_lines(process, journal, 1 + 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (run / "results.json").exists()
+    # A mark in an answer that is on disk, and half a line as a kill may leave it.
+    first, header = json.loads(kept[1]), kept[0]
+    first["record"]["prediction"] = "answered before the kill"
+    path = journal / "rank0.jsonl"
+    path.write_text(
+        "".join(
+            [header, json.dumps(first) + "\n", *kept[2:], '{"position": 2'],
+        )
+    )
+
+    finish("validate", *options, *two, "--run_dir", run)
+    found = answers(run)
+    assert found.keys() == expected.keys()
+    different = [key for key in found if found[key]["prediction"] != expected[key]["prediction"]]
+    assert different == [first["record"]["key"]]
+    assert json.loads((run / "results.json").read_text())["benchmarks"]["many"]["num"] == SAMPLES
+    assert not (run / "predictions/journal").exists() or not list((run / "predictions/journal").iterdir())
+
+
+@pytest.mark.slow
+def test_answers_of_other_settings_are_not_taken(world, tmp_path):
+    run = tmp_path / "run"
+    journal = run / "predictions/journal/held"
+    journal.mkdir(parents=True)
+    record = {"key": "held-00000000", "question": "", "prediction": "stale", "references": ["0"], "meta": {}}
+    lines = [{"weights": "others"}, {"position": 0, "record": record}]
+    (journal / "rank0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert world.run("validate", "--run_dir", run) == 0
+    assert "stale" not in (run / "predictions/held.jsonl").read_text()
+
+
+def wait_for_lines(process: subprocess.Popen, journal: Path, count: int) -> list[str]:
+    """Whole lines of rank 0's journal, as soon as there are so many."""
+    for _ in range(6000):
+        path = journal / "rank0.jsonl"
+        lines = list(path.read_text().splitlines(keepends=True)) if path.is_file() else []
+        if len(lines) > count:
+            return lines[:count]
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    raise AssertionError("no answers came")

@@ -1,0 +1,67 @@
+"""Reports: what they hold, and that nothing from data or models gets through unescaped."""
+
+import re
+
+from PIL import Image
+
+from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark
+from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.scoring.records import page_path
+from alignvlm_pl.scoring.report import TABLE_1, percent, write_reports
+from alignvlm_pl.scoring.run import score_answers
+
+EVIL = "<img src=x onerror=alert(1)>|`*_[link](javascript:x)\n# heading"
+
+
+def scored_docvqa():
+    rows = [
+        Answer(key="good", prediction="Lund", references=("Lund",), question="where?"),
+        Answer(key="half", prediction="abcd", references=("abef",), question=EVIL),
+        Answer(key="../evil", prediction=EVIL, references=(EVIL + "!", "x"), question="what?"),
+    ]
+    return score_answers(get_benchmark("docvqa"), rows)
+
+
+def test_html_escapes_everything(tmp_path):
+    images = tmp_path / "predictions" / "images"
+    for key in ("good", "half", "../evil"):
+        path = page_path(images, "docvqa", key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    assert sorted(path.name for path in (images / "docvqa").iterdir()) == [
+        "..%2Fevil.png",
+        "good.png",
+        "half.png",
+    ]
+    write_reports(tmp_path, {"docvqa": scored_docvqa()}, images=images)
+    page = (tmp_path / "report.html").read_text()
+    assert "onerror" in page
+    assert "<img src=x" not in page
+    sources = re.findall(r'<img src="([^"]*)"', page)
+    # Worst first; of equal scores in the order of the set.
+    assert [source.rsplit("/", 1)[1] for source in sources] == ["half.png", "..%252Fevil.png", "good.png"]
+
+
+def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
+    scored = scored_docvqa()
+    write_reports(tmp_path, {"mine": scored}, images=tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "AlignVLM-Llama-3.2-3B (printed in the paper)" in text.replace("\\", "")
+        assert percent(scored.figures["anls"]) in text
+        assert "anls@due" in text
+        assert "3 of 5,349 questions" in text
+        assert "ncomplete" in text
+        assert "rules disagree: 2" in text
+    rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| half")]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 5
+
+
+def test_the_average_needs_all_nine_columns_whole(tmp_path):
+    one = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
+    assert not one.problems
+    found = dict.fromkeys(TABLE_1, one)
+    write_reports(tmp_path, found, images=tmp_path)
+    assert "Mean of the nine columns" not in (tmp_path / "report.md").read_text()
+    assert set(TABLE_1) <= set(BENCHMARKS)

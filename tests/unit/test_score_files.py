@@ -1,0 +1,180 @@
+"""Prediction files made elsewhere, good and bad, and the `score` command over them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignvlm_pl.benchmarks import get_benchmark
+from alignvlm_pl.cli import main
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.scoring.files import join_gold, read_predictions
+
+DOCVQA = get_benchmark("docvqa")
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(key: str, prediction: str = "Lund", references: tuple[str, ...] = ("Lund",)) -> dict:
+    return {"key": key, "question": "where?", "prediction": prediction, "references": list(references)}
+
+
+def test_our_own_file(tmp_path):
+    found = read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("b", "")), DOCVQA)
+    assert found.answers[0] == Answer(key="a", prediction="Lund", references=("Lund",), question="where?")
+    assert found.problems == []
+
+
+def test_bad_lines_are_named_and_counted(tmp_path):
+    rows = [row("a"), "{broken", row("twice"), {"key": "b"}, row("twice"), {**row("c"), "prediction": 3}]
+    found = read_predictions(jsonl(tmp_path / "p.jsonl", *rows), DOCVQA)
+    assert [answer.key for answer in found.answers] == ["a"]
+    assert found.problems == [
+        "3 lines without key and prediction: line 2, line 4, line 6",
+        "1 keys repeated, none of their rows counts: twice",
+    ]
+
+
+TABLE = [
+    {"index": 1, "question": "q1", "answer": "['Lund', 'Malmö']", "prediction": "Malmö", "split": "val"},
+    {"index": 2, "question": "q2", "answer": "12", "prediction": None},
+    {"index": 3, "question": "q3", "answer": "nan", "prediction": "N/A"},
+    {"index": 4, "question": "q4", "answer": None, "prediction": "x"},
+]
+
+
+def xlsx(path: Path, rows: list[dict]) -> Path:
+    from openpyxl import Workbook
+
+    book = Workbook()
+    names = list(rows[0])
+    book.active.append(names)
+    for values in rows:
+        book.active.append([values.get(name) for name in names])
+    book.save(path)
+    return path
+
+
+def as_json(path: Path, rows: list[dict]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def as_columns(path: Path, rows: list[dict]) -> Path:
+    columns = {name: {str(n): values.get(name) for n, values in enumerate(rows)} for name in rows[0]}
+    path.write_text(json.dumps(columns))
+    return path
+
+
+def tsv(path: Path, rows: list[dict]) -> Path:
+    names = list(rows[0])
+    lines = ["\t".join(names), *("\t".join(str(r.get(n) or "") for n in names) for r in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(xlsx, "r.xlsx"), (as_json, "r.json"), (as_columns, "r.json"), (tsv, "r.tsv")]
+)
+def test_result_tables_are_read_as_their_toolkit_reads_them(tmp_path, write, name):
+    found = read_predictions(write(tmp_path / name, TABLE), DOCVQA)
+    assert [(a.key, a.prediction, a.references) for a in found.answers] == [
+        ("1", "Malmö", ("Lund", "Malmö")),
+        ("2", "nan", ("12",)),
+        ("3", "nan", ("nan",)),
+    ]
+    assert found.answers[0].meta == {"split": "val", "index": "1"}
+    assert found.problems == ["1 rows without an accepted answer: row 5"]
+    assert found.notes[0].startswith("2 predictions change")
+
+
+def test_options_become_choices(tmp_path):
+    table = [{"index": 7, "question": "q", "A": "dog", "B": "cat", "answer": "B", "prediction": "B"}]
+    found = read_predictions(xlsx(tmp_path / "r.xlsx", table), get_benchmark("seed"))
+    assert found.answers[0].meta["choices"] == {"A": "dog", "B": "cat"}
+
+
+def test_files_that_are_none(tmp_path):
+    for name, content, message in [
+        ("p.csv", "", r"\.jsonl, \.xlsx"),
+        ("p.xlsx", "text", "no xlsx file"),
+        ("p.json", '{"a": 1}', "does not read as a table"),
+        ("p.json", '[{"index": 1}]', "no column 'prediction'"),
+        ("p.jsonl", "", "no usable prediction"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_predictions(tmp_path / name, DOCVQA)
+    with pytest.raises(DataError, match="no prediction file"):
+        read_predictions(tmp_path / "none.jsonl", DOCVQA)
+
+
+def test_the_set_names_missing_and_unknown_keys(tmp_path):
+    gold = [Answer(key=key, prediction="", references=("Lund",)) for key in ("a", "b")]
+    found = join_gold(read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("z")), DOCVQA), gold)
+    assert [(answer.key, answer.prediction) for answer in found.answers] == [("a", "Lund")]
+    assert found.problems == ["1 predictions missing: b", "1 keys that the set does not have: z"]
+
+
+def test_a_table_is_joined_by_its_index(tmp_path):
+    gold = [Answer(key="docvqa-00000000", prediction="", references=("12",), meta={"index": "2"})]
+    found = join_gold(read_predictions(xlsx(tmp_path / "r.xlsx", TABLE[:2]), DOCVQA), gold)
+    assert [(a.key, a.prediction) for a in found.answers] == [("docvqa-00000000", "nan")]
+
+
+def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
+    path = jsonl(tmp_path / "p.jsonl", row("a"), row("b", "Lun"), row("<c>", "<script>", ("x",)))
+    assert (
+        main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    figures = json.loads(told.splitlines()[-1])
+    assert figures["num"] == 3
+    assert figures["complete"] is False
+    assert figures["anls"] == pytest.approx(1.75 / 3)
+    assert "INCOMPLETE" in told
+    assert "3 of 5,349 questions" in told
+    assert "AlignVLM-Llama-3.2-1B" in told
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["incomplete"] == {"docvqa": ["3 of 5,349 questions"]}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<script>" not in page
+    assert "Incomplete" in page
+    again = (tmp_path / "out/predictions/docvqa.jsonl").read_text().splitlines()
+    assert json.loads(again[0])["anls@due"] == 1.0
+
+
+def test_score_refuses_what_it_cannot_score(tmp_path, capsys):
+    path = jsonl(tmp_path / "p.jsonl", {"key": "a", "prediction": "x"})
+    for words, message in [
+        (["--benchmark=docvqs"], "did you mean 'docvqa'"),
+        (["--benchmark=docvqa"], "--answers"),
+        (["--benchmark=docvqa", "--rule=duo"], "--answers"),
+        (["--benchmark=mmvet", "--predictions=" + str(jsonl(tmp_path / "q.jsonl", row("a")))], "judge"),
+    ]:
+        given = [f"--predictions={path}", *words] if len(words) == 1 or "rule" in words[-1] else words
+        assert main(["score", *given]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_score_loads_no_torch(tmp_path):
+    import subprocess
+    import sys
+
+    path = jsonl(tmp_path / "p.jsonl", row("a"))
+    program = (
+        "import sys; from alignvlm_pl.cli import main; "
+        f"main(['score', '--benchmark=docvqa', '--predictions={path}']); "
+        "print([m for m in ('torch', 'lightning', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

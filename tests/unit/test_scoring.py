@@ -1,0 +1,135 @@
+"""Scoring a set: exact under any order, groups, intervals, and what is incomplete."""
+
+import random
+
+import pytest
+
+from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.scoring.records import merge_records, scored_records, to_answers, to_records
+from alignvlm_pl.scoring.run import score_answers
+
+
+def answers(count: int = 60) -> list[Answer]:
+    rng = random.Random(3)
+    texts = ["Lund", "12.5", "Harbour Street", "7 May", "Lunt", "12.50", "harbour street 4"]
+    return [
+        Answer(
+            key=f"k{index:03d}",
+            prediction=rng.choice(texts),
+            references=(rng.choice(texts), "7"),
+            meta={"split": rng.choice(["human", "augmented"])},
+        )
+        for index in range(count)
+    ]
+
+
+def test_the_order_of_the_answers_changes_nothing():
+    plain = plain_benchmark("set", metrics=("anls", "exact_match"))
+    first = score_answers(plain, answers())
+    shuffled = answers()
+    random.Random(1).shuffle(shuffled)
+    assert score_answers(plain, shuffled).figures == first.figures
+    assert 0 < first.figures["anls"] < 1
+
+
+def test_intervals_hold_the_figure_and_come_out_the_same_again():
+    plain = plain_benchmark("set", metrics=("exact_match",))
+    first, again = score_answers(plain, answers()), score_answers(plain, answers())
+    assert first.intervals == again.intervals
+    low, high = first.intervals["exact_match"]
+    assert low < first.figures["exact_match"] < high
+    # A share of 20 % among 60: the normal approximation gives half a width of about 0.1.
+    assert 0.1 < high - low < 0.4
+    assert score_answers(plain, answers(), resamples=0).intervals == {}
+
+
+def test_groups_and_rules_are_figures_of_their_own():
+    scored = score_answers(get_benchmark("chartqa"), answers())
+    name = "relaxed_accuracy"
+    assert {name, f"{name}/human", f"{name}/augmented", f"{name}@vlmevalkit-2025-02"} <= set(scored.figures)
+    sizes = {group: sum(a.meta["split"] == group for a in answers()) for group in ("human", "augmented")}
+    mean = sum(scored.figures[f"{name}/{group}"] * size for group, size in sizes.items()) / 60
+    assert scored.figures[name] == pytest.approx(mean)
+    assert scored.headline == (name, scored.figures[name])
+
+
+def test_part_of_a_benchmark_is_marked():
+    scored = score_answers(get_benchmark("docvqa"), answers(), problems=["2 rows lost"])
+    assert scored.problems == ["2 rows lost", "60 of 5,349 questions"]
+    assert score_answers(plain_benchmark("own", metrics=("anls",)), answers()).problems == []
+    assert score_answers(get_benchmark("docvqa"), answers(), expected=60).problems == []
+    nothing = score_answers(get_benchmark("docvqa"), [])
+    assert nothing.num == 0
+    assert nothing.figures == {}
+    assert nothing.problems == ["0 of 5,349 questions"]
+
+
+def test_one_rule_alone_and_an_unknown_one():
+    scored = score_answers(get_benchmark("docvqa"), answers(), rule="due")
+    assert list(scored.figures) == ["anls"]
+    with pytest.raises(ConfigError, match="vlmevalkit-2025-02"):
+        score_answers(get_benchmark("docvqa"), answers(), rule="vlmeval")
+
+
+def test_rules_disagree_on_the_border():
+    half = Answer(key="a", prediction="abcd", references=("abef",))  # similarity exactly 0.5
+    scored = score_answers(
+        get_benchmark("docvqa"), [half, Answer(key="b", prediction="x", references=("x",))]
+    )
+    assert scored.disagreements() == [0]
+    assert scored.scores[0]["anls"] == 0.5
+    assert scored.scores[0]["anls@due"] == 0.0
+    assert scored.worst_first() == [0, 1]
+
+
+def test_only_the_split_of_the_benchmark_counts():
+    rows = [
+        Answer(
+            key=split,
+            prediction="A",
+            references=("A",),
+            meta={"split": split, "choices": {"A": "x", "B": "y"}},
+        )
+        for split in ("dev", "validation")
+    ]
+    assert score_answers(get_benchmark("mmmu"), rows).num == 1
+
+
+def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():
+    row = Answer(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
+    scored = score_answers(get_benchmark("tablevqa"), [row])
+    assert scored.figures["vwtq"] == 1.0
+    assert scored.figures["vwtq@official"] == 0.0
+
+
+def test_records_keep_everything_and_empty_answers():
+    given = [Answer(key="b", prediction="", references=("x",), meta={"split": "human"}), *answers(2)]
+    records = merge_records(to_records(given))
+    assert [record["key"] for record in records] == ["b", "k000", "k001"]
+    assert to_answers(records)[0] == given[0]
+    written = scored_records(
+        records, score_answers(plain_benchmark("set", metrics=("anls",)), to_answers(records))
+    )
+    assert written[0] == {
+        "key": "b",
+        "prediction": "",
+        "references": ["x"],
+        "meta": {"split": "human"},
+        "anls": 0.0,
+    }
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_everything(name):
+    benchmark = get_benchmark(name)
+    assert benchmark.name == name
+    assert benchmark.size > 0
+    assert benchmark.paper
+    assert benchmark.licence != "unknown"
+    assert all(source.file and source.url.startswith("https://") for source in benchmark.sources)
+    assert benchmark.sources
+    for scoring in benchmark.scorings:
+        metric, rules = scoring.load()
+        assert rules[0] == metric.rules[0]
