@@ -290,7 +290,7 @@ def test_the_read_objective_trains_the_connector_and_reads(world, tmp_path):
     assert all(value > 0 for value in losses(tmp_path / "run", "train/readout_loss"))
     records = (tmp_path / "run/predictions/held-step000003.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in records] == [
-        {"key", "prediction", "references", "edits", "characters"}
+        {"key", "prediction", "references", "cer"}
     ] * 5
 
 
