@@ -1,4 +1,8 @@
-"""Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered."""
+"""Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered.
+
+Sets are shards in normal form. `datamodules/sources/` reads the files that benchmarks are published in, of which
+`prepare benchmark` makes such shards.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +20,19 @@ class BenchmarkDataModule(WebDataModule):
         benchmarks: Name -> folder of the sets.
         eval_batch_size: Samples per device in a batch.
         num_workers: Worker processes per device; 0 loads in the main process.
+        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own.
     """
 
-    def __init__(self, benchmarks: dict[str, Path], eval_batch_size: int = 8, num_workers: int = 2) -> None:
-        super().__init__(benchmarks=benchmarks, eval_batch_size=eval_batch_size, num_workers=num_workers)
+    def __init__(
+        self,
+        benchmarks: dict[str, Path],
+        eval_batch_size: int = 8,
+        num_workers: int = 2,
+        prompts: dict[str, Path] | None = None,
+    ) -> None:
+        super().__init__(
+            benchmarks=benchmarks, eval_batch_size=eval_batch_size, num_workers=num_workers, prompts=prompts
+        )
 
     def adapter(self) -> Adapter:
         """Read samples and refuse those without an accepted answer."""

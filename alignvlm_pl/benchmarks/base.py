@@ -1,6 +1,7 @@
 """What a benchmark says about itself. Each file beside this one defines one benchmark, or one family."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from alignvlm_pl.metrics.base import Answer
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """The suffix that VLMEvalKit and LLaVA put after a question that wants a short answer."""
 
+_IMAGE = re.compile(r"<image (\d+)>")
 Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
 
 
@@ -41,6 +43,7 @@ class Prompt:
         prefix: Text before the question.
         suffix: Text after the question and its options.
         options: Whether the lettered options of ``meta["choices"]`` follow the question.
+        place_images: Whether images go to where ``<image n>`` stands for them, in the question or an option.
         reference_sha256: First digits of the sha256 of the reference's literal prompt, where that is a longer text
             of its own, which users bring as a file; empty where ours is the reference's.
     """
@@ -48,6 +51,7 @@ class Prompt:
     prefix: str = ""
     suffix: str = ""
     options: bool = False
+    place_images: bool = False
     reference_sha256: str = ""
 
     @classmethod
@@ -66,9 +70,7 @@ class Prompt:
                 f"prompt file {path}: expected {{question}} once, found it {text.count('{question}')} times"
             )
         prefix, suffix = text.split("{question}")
-        return cls(
-            prefix=prefix, suffix=suffix, options=known.options, reference_sha256=known.reference_sha256
-        )
+        return replace(known, prefix=prefix, suffix=suffix)
 
     @property
     def is_reference(self) -> bool | None:
@@ -87,9 +89,11 @@ class Prompt:
         first = next((n for n, part in enumerate(content) if part["type"] == "text"), len(content))
         choices = meta.get("choices") if self.options else None
         listing = "".join(f"\n{letter}. {text}" for letter, text in choices.items()) if choices else ""
-        after = (f"\nOptions:{listing}" if listing else "") + self.suffix
+        # Open questions among multiple choice ones are not told to choose.
+        after = f"\nOptions:{listing}{self.suffix}" if listing else "" if self.options else self.suffix
         parts = [*content[:first], _text(self.prefix), *content[first:], _text(after)]
-        return [part for part in parts if part.get("text") != ""]
+        parts = [part for part in parts if part.get("text") != ""]
+        return _placed(parts) if self.place_images else parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +219,19 @@ def with_prompt_files(
     if benchmark.prompts:
         return replace(benchmark, prompts={**benchmark.prompts, **read})
     return replace(benchmark, prompt=read[""])
+
+
+def _placed(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put images where the text first names them; those that it does not name stay in front."""
+    images = {part["index"]: part for part in parts if part["type"] == "image"}
+    placed: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] != "text":
+            continue
+        for number, piece in enumerate(_IMAGE.split(part["text"])):
+            named = images.pop(int(piece) - 1, None) if number % 2 else _text(piece)
+            placed += [named] if named and named != _text("") else []
+    return [*images.values(), *placed]
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -17,7 +17,10 @@ MMMU = Benchmark(
     ),
     licence="Apache-2.0",
     prompt=Prompt(
-        prefix="Question: ", suffix="\nChoose the right option and answer with its letter only.", options=True
+        prefix="Question: ",
+        suffix="\nChoose the right option and answer with its letter only.",
+        options=True,
+        place_images=True,
     ),
     max_new_tokens=64,
     postprocessing="the letter or the text of one option is looked for",

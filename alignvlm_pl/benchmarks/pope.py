@@ -2,7 +2,7 @@
 
 from alignvlm_pl.metrics.base import Answer
 
-from .base import Benchmark, Prompt, Scoring, Source
+from .base import Benchmark, Scoring, Source
 
 
 def categories(answer: Answer) -> int:
@@ -24,7 +24,6 @@ POPE = Benchmark(
         ),
     ),
     licence="MIT",
-    prompt=Prompt(suffix="\nAnswer with yes or no."),
     max_new_tokens=64,
     postprocessing="punctuation left out; the words yes and no are looked for",
     count=categories,

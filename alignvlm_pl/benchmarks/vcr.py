@@ -1,8 +1,6 @@
 """VCR-wiki, English: text of which only a thin strip shows is to be restored (Zhang et al. 2024)."""
 
-from .base import Benchmark, Prompt, Scoring, Source
-
-_PROMPT = Prompt(suffix="Which text is covered in the picture? Give the covered text only.")
+from .base import Benchmark, Scoring, Source
 
 VCR_EASY = Benchmark(
     name="vcr_easy",
@@ -18,7 +16,6 @@ VCR_EASY = Benchmark(
         ),
     ),
     licence="CC BY-SA 4.0",
-    prompt=_PROMPT,
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
     notes="means over all covered texts, not over pictures; the paper does not name its subset",
@@ -42,7 +39,6 @@ VCR_HARD = Benchmark(
         ),
     ),
     licence="CC BY-SA 4.0",
-    prompt=_PROMPT,
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
     notes="means over all covered texts, not over pictures; the paper does not name its subset",

@@ -14,6 +14,7 @@ _KINDS = {
     "index": ("datamodules.prepare.index", "manifest for shards made elsewhere (img2dataset, pixparse)"),
     "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
+    "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
     "embedded": ("datamodules.prepare.embedded", "the embedded default weights -> cache folder"),
 }
 

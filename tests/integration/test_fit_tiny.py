@@ -289,9 +289,7 @@ def test_the_read_objective_trains_the_connector_and_reads(world, tmp_path):
     assert world.run("fit", "--run_dir", tmp_path / "run", *options) == 0
     assert all(value > 0 for value in losses(tmp_path / "run", "train/readout_loss"))
     records = (tmp_path / "run/predictions/held-step000003.jsonl").read_text().splitlines()
-    assert [set(json.loads(line)) for line in records] == [
-        {"key", "prediction", "references", "cer"}
-    ] * 5
+    assert [set(json.loads(line)) for line in records] == [{"key", "prediction", "references", "cer"}] * 5
 
 
 def test_example_asks_the_exported_folder(trained, tmp_path):

@@ -1,0 +1,1 @@
+"""Files that benchmarks are published in -> samples in normal form (no torch here)."""

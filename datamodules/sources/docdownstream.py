@@ -1,0 +1,164 @@
+"""DocDownstream's test files, with the gold annotations of DUE.
+
+Format: mPLUG/DocDownstream-1.0, `test/<Dataset>_test.jsonl` and `meta/<Dataset>/test/{document,metadata}.jsonl`. Gold
+values come from `document.jsonl`: the question file holds one spelling of each answer only.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvlm_pl.benchmarks import Benchmark
+from alignvlm_pl.errors import DataError
+
+from ..normal_form import convert_docdownstream
+from ..sample import SampleError, message_text
+from .source import SourceSample, checked_image
+
+_NAMES = ("name", "document", "doc_id", "file_name", "image")
+"""Fields of `metadata.jsonl` that may name the document."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocDownstreamTest:
+    """The questions of a test file.
+
+    Attributes:
+        path: ``<Dataset>_test.jsonl``.
+        benchmark: Whose questions they are.
+        image_root: Folder that image paths are relative to.
+        meta: Folder of ``document.jsonl`` and ``metadata.jsonl``; None: the answers of the question file.
+    """
+
+    path: Path
+    benchmark: Benchmark
+    image_root: Path
+    meta: Path | None = None
+
+    def __iter__(self) -> Iterator[SourceSample | SampleError]:
+        """Yield the questions in the order of the file, and the errors of bad ones.
+
+        Raises:
+            DataError: A file is missing, or the metadata are not parallel to the questions.
+        """
+        if self.meta is None and self._corpus:
+            raise DataError(
+                f"{self.benchmark.name} is scored against DUE's annotations: name the folder of document.jsonl and "
+                "metadata.jsonl with --meta (meta/<Dataset>/test of DocDownstream)"
+            )
+        gold = _Gold(self.meta) if self.meta else None
+        with self.path.open(encoding="utf-8") as stream:
+            questions = [(number, text) for number, text in enumerate(stream, start=1) if text.strip()]
+        if gold and len(gold.names) != len(questions):
+            raise DataError(
+                f"{gold.folder / 'metadata.jsonl'} has {len(gold.names)} lines, {self.path} has {len(questions)} "
+                "questions; they must be parallel"
+            )
+        for index, (number, text) in enumerate(questions):
+            try:
+                yield self._sample(text, gold, index, f"{self.path}, line {number}")
+            except SampleError as error:
+                yield error
+
+    @property
+    def _corpus(self) -> bool:
+        return any(scoring.metric == "document_f1" for scoring in self.benchmark.scorings)
+
+    def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+        record = convert_docdownstream(given, where=where)
+        if gold:
+            question = message_text(record["messages"][0])
+            if self._corpus:
+                record["meta"] = gold.document(index, where)
+            else:
+                record["references"] = gold.answers(
+                    index, question, where, items=self.benchmark.name == "wtq"
+                )
+        paths = given.get("image", [])
+        images = [self._image(path, where) for path in ([paths] if isinstance(paths, str) else paths)]
+        return SourceSample(record=record, images=images)
+
+    def _image(self, name: str, where: str) -> tuple[bytes, str]:
+        path = self.image_root / name
+        try:
+            return checked_image(path.read_bytes(), f"{where}: {path}")
+        except OSError as error:
+            raise SampleError(f"{where}: image {path}: {error.strerror}", "missing_image") from error
+
+
+class _Gold:
+    """The annotations of a folder, and the document that each question is about."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._annotations = {
+            entry["name"]: _annotation(entry) for entry in _lines(folder / "document.jsonl", "name")
+        }
+        self.names = [self._name(line) for line in _lines(folder / "metadata.jsonl")]
+
+    def document(self, index: int, where: str) -> dict[str, Any]:
+        """Return name and annotation of the document of a question."""
+        name = self.names[index]
+        if name not in self._annotations:
+            raise SampleError(
+                f"{where}: document {name!r} is not in {self.folder / 'document.jsonl'}", "no_gold"
+            )
+        return {"document": name, "gold": self._annotations[name]}
+
+    def answers(self, index: int, question: str, where: str, *, items: bool) -> list[str]:
+        """Return the accepted answers of a question: all variants of its values, or with `items` its values."""
+        annotation = self.document(index, where)["gold"]
+        values = [value for entry in annotation if entry["key"] in question for value in entry["values"]]
+        found = [
+            [value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values
+        ]
+        if not found:
+            raise SampleError(f"{where}: no gold answer to {question!r:.80} in its document", "no_answer")
+        return [text for variants in found for text in variants]
+
+    def _name(self, line: Mapping[str, Any]) -> str:
+        """Return the document of a line: what it names, or the one whose name its file's name holds."""
+        for field in _NAMES:
+            given = line.get(field)
+            text = given[0] if isinstance(given, list) and given else given
+            if isinstance(text, str):
+                stem = Path(text).stem
+                if text in self._annotations or stem in self._annotations:
+                    return text if text in self._annotations else stem
+                # Pages are called <document>_<page>.png.
+                if (parent := stem.rpartition("_")[0]) in self._annotations:
+                    return parent
+        return str(next((line[field] for field in _NAMES if field in line), "?"))
+
+
+def _annotation(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": item["key"],
+            "values": [
+                {name: value[name] for name in ("value", "value_variants") if value.get(name) is not None}
+                for value in item["values"]
+            ],
+        }
+        for item in entry["annotations"]
+    ]
+
+
+def _lines(path: Path, *required: str) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test")
+    found = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            found.append(json.loads(text))
+            for name in required:
+                found[-1][name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: {error!r}") from error
+    return found

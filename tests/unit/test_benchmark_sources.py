@@ -1,0 +1,249 @@
+"""Published benchmark files -> shards: rows, pointers, bad rows; DUE's gold; prompts at evaluation."""
+
+import base64
+import csv
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.benchmarks import Prompt, get_benchmark
+from alignvlm_pl.cli import main
+from alignvlm_pl.errors import DataError
+from datamodules.answers import read_answers
+from datamodules.collate import Collator
+from datamodules.decode import Decoder
+from datamodules.manifest import load_manifest
+from datamodules.normal_form import read_docdownstream
+from datamodules.sample import SampleError
+from datamodules.shards import read_range
+from datamodules.sources.vlmevalkit import VLMEvalKitTable
+
+DOCVQA = get_benchmark("docvqa")
+
+
+def picture(shade: int, format: str = "PNG", size: int = 24) -> str:
+    buffer = io.BytesIO()
+    Image.effect_noise((size, size), 60).point(lambda v: (v + shade) % 256).convert("RGB").save(
+        buffer, format
+    )
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def table(path: Path, rows: list[dict], columns: str = "index image question answer") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns.split(), delimiter="\t", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def samples(folder: Path) -> list:
+    manifest = load_manifest(folder)
+    decode = Decoder(adapter=read_docdownstream)
+    return [decode(raw) for raw in read_range(manifest, 0, manifest.num_samples)]
+
+
+def test_rows_lists_and_pointers_become_samples(tmp_path):
+    rows = [
+        {"index": 5, "image": "7", "question": "forward?", "answer": "a"},
+        {"index": 7, "image": picture(1), "question": "two\nlines?", "answer": "['12 May', 'May 12']"},
+        {"index": 8, "image": "7", "question": "again?", "answer": "[Pink, Blue]"},
+        {"index": 9, "image": picture(9, "BMP"), "question": "q", "answer": "nan"},
+    ]
+    path = table(tmp_path / "DocVQA_VAL.tsv", rows)
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    found = samples(tmp_path / "set")
+    assert [sample.references for sample in found] == [["a"], ["12 May", "May 12"], ["[Pink, Blue]"], ["nan"]]
+    assert found[1].messages[0]["content"] == [
+        {"type": "image", "index": 0},
+        {"type": "text", "text": "two\nlines?"},
+    ]
+    pixels = [sample.images[0].tobytes() for sample in found]
+    assert pixels[0] == pixels[1] == pixels[2] != pixels[3]
+    assert [sample.meta["index"] for sample in found] == ["5", "7", "8", "9"]
+    manifest = load_manifest(tmp_path / "set")
+    assert manifest.extra["benchmark"] == "docvqa"
+    assert manifest.extra["origin"] == "DocVQA_VAL.tsv"
+    assert [answer.references for answer in read_answers(tmp_path / "set")] == [
+        tuple(s.references) for s in found
+    ]
+
+
+def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
+    rows = [
+        {"index": 1, "image": picture(1), "question": "good?", "answer": "a"},
+        {"index": 2, "image": "!" * 80, "question": "q", "answer": "a"},
+        {"index": 3, "image": base64.b64encode(b"x" * 90).decode(), "question": "q", "answer": "a"},
+        {"index": 4, "image": "99", "question": "q", "answer": "a"},
+        {"index": 5, "image": "1", "question": "q", "answer": ""},
+        {"index": 6, "image": "", "question": "q", "answer": "a"},
+    ]
+    path = table(tmp_path / "t.tsv", rows)
+    path.write_text(path.read_text() + "7\tcut\n")
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    reasons = ["bad_base64", "bad_pointer", "broken_row", "missing_image", "no_answer", "undecodable_image"]
+    assert load_manifest(tmp_path / "set").extra["skipped"] == dict.fromkeys(reasons, 1)
+    assert f"{path}, row 3: the image is no base64" in caplog.text
+    assert f"{path}, row 8: expected 4 columns, found 2" in caplog.text
+    assert "marked as incomplete" in capsys.readouterr().out
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "strict"), "--strict"]) == 1
+    assert "row 3" in capsys.readouterr().err
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+
+
+def test_one_row_at_a_time_is_in_memory(tmp_path):
+    large = picture(3, size=600)
+    rows = [{"index": n, "image": large, "question": "q", "answer": "a"} for n in range(40)]
+    path = table(tmp_path / "t.tsv", rows)
+    assert path.stat().st_size > 30 * len(large)
+    tracemalloc.start()
+    count = sum(
+        not isinstance(sample, SampleError) for sample in VLMEvalKitTable(path=path, benchmark=DOCVQA)
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 40
+    assert peak < 12 * len(large)  # a few copies of one row, not forty
+
+
+def test_options_images_by_path_and_their_places(tmp_path):
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).write_bytes(base64.b64decode(picture(len(name))))
+    rows = [
+        {
+            "index": 1,
+            "image_path": "['one.png', 'two.png']",
+            "question": "Which, <image 2> or another?",
+            "A": "this <image 1>",
+            "B": "that",
+            "answer": "A",
+            "split": "validation",
+        },
+        {"index": 2, "image_path": "one.png", "question": "How many?", "answer": "3", "split": "validation"},
+        {"index": 3, "image_path": "one.png", "question": "q", "answer": "3", "split": "dev"},
+    ]
+    path = table(tmp_path / "t.tsv", rows, "index image_path question A B answer split")
+    assert main(["prepare", "benchmark", "mmmu", str(path), str(tmp_path / "set")]) == 0
+    first, second = samples(tmp_path / "set")  # the one of the other split is left out
+    mmmu = get_benchmark("mmmu")
+    parts = mmmu.prompt_of(first.meta).apply(first.messages[0]["content"], first.meta)
+    shown = [part.get("text", f"#{part.get('index')}") for part in parts]
+    assert shown[:5] == ["Question: ", "Which, ", "#1", " or another?", "\nOptions:\nA. this "]
+    assert shown[5] == "#0"
+    assert shown[6].startswith("\nB. that\nChoose")
+    parts = mmmu.prompt_of(second.meta).apply(second.messages[0]["content"], second.meta)
+    assert [part.get("text", "#") for part in parts] == ["#", "Question: ", "How many?"]
+
+
+def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
+    for name, message in [
+        ("none.tsv", "DocVQA_VAL.tsv (5,349 questions), to be fetched from https://"),
+        ("file.parquet", "expected a .tsv or .jsonl file"),
+    ]:
+        assert main(["prepare", "benchmark", "docvqa", str(tmp_path / name), str(tmp_path / "set")]) == 1
+        assert message in capsys.readouterr().err
+    (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
+    assert main(["prepare", "benchmark", "docvqa", str(tmp_path / "other.tsv"), str(tmp_path / "set")]) == 1
+    assert "is no table of VLMEvalKit" in capsys.readouterr().err
+    assert main(["prepare", "benchmark", "wtq", str(tmp_path / "x.tsv"), str(tmp_path / "set")]) == 1
+    assert "`prepare wtq`" in capsys.readouterr().err
+
+
+def due(folder: Path) -> Path:
+    folder.mkdir()
+    documents = [
+        {"name": "contract-1", "annotations": [{"key": "advertiser", "values": [{"value": "Acme"}]}]},
+        {
+            "name": "contract-2",
+            "annotations": [
+                {"key": "advertiser", "values": [{"value": "B", "value_variants": ["B", "Bee"]}]},
+                {"key": "contract_num", "values": [{"value": "17"}]},
+            ],
+        },
+    ]
+    lines = [{"file_name": f"pngs/{name}_0.png"} for name in ("contract-1", "contract-2", "contract-2")]
+    for name, rows in [("document", documents), ("metadata", lines)]:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def questions(path: Path) -> Path:
+    (path.parent / "page.png").write_bytes(base64.b64decode(picture(1)))
+    asked = ["advertiser", "advertiser", "contract_num"]
+    rows = [
+        {
+            "image": ["page.png"],
+            "messages": [
+                {"role": "user", "content": f"<|image|>What is the value for the {field}?"},
+                {"role": "assistant", "content": "x"},
+            ],
+            "task_name": "qa_sft",
+            "dataset_name": "DeepForm",
+        }
+        for field in asked
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_gold_of_documents_comes_from_due(tmp_path):
+    path, meta = questions(tmp_path / "DeepForm_test.jsonl"), due(tmp_path / "meta")
+    words = ["prepare", "benchmark", "deepform", str(path), str(tmp_path / "set")]
+    assert main([*words, "--meta", str(meta)]) == 0
+    found = samples(tmp_path / "set")
+    assert [sample.meta["document"] for sample in found] == ["contract-1", "contract-2", "contract-2"]
+    assert found[0].meta["gold"] == [{"key": "advertiser", "values": [{"value": "Acme"}]}]
+
+    from dataclasses import replace
+
+    from alignvlm_pl.scoring.run import score_answers
+
+    answers = [
+        replace(a, prediction=p)
+        for a, p in zip(read_answers(tmp_path / "set"), ["acme", "bee", "18"], strict=True)
+    ]
+    scored = score_answers(get_benchmark("deepform"), answers)
+    assert scored.figures["precision"] == scored.figures["recall"] == pytest.approx(2 / 3)
+    assert scored.problems == ["3 of 1,500 questions"]
+
+
+def test_due_refuses_what_is_not_parallel_or_missing(tmp_path, capsys):
+    path, meta = questions(tmp_path / "DeepForm_test.jsonl"), due(tmp_path / "meta")
+    words = ["prepare", "benchmark", "deepform", str(path), str(tmp_path / "set")]
+    assert main(words) == 1
+    assert "--meta" in capsys.readouterr().err
+    (meta / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+    assert main([*words, "--meta", str(meta)]) == 1
+    assert "must be parallel" in capsys.readouterr().err
+    (meta / "document.jsonl").unlink()
+    assert main([*words, "--meta", str(meta)]) == 1
+    assert "there is no" in capsys.readouterr().err
+
+
+def test_a_prompt_file_replaces_ours_and_says_whether_it_is_the_references(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Read the table.\n{question}\nAnswer:")
+    known = get_benchmark("tablevqa").prompts["vwtq"]
+    assert known.is_reference is False
+    prompt = Prompt.read(path, known)
+    assert (prompt.prefix, prompt.suffix) == ("Read the table.\n", "\nAnswer:")
+    assert prompt.is_reference is False
+    path.write_text("no question")
+    with pytest.raises(DataError, match="once, found it 0 times"):
+        Prompt.read(path, known)
+
+
+def test_the_benchmarks_prompt_is_what_the_model_is_asked(tmp_path):
+    class Processor:
+        def encode(self, messages, images, **options):
+            return [part.get("text", "#") for part in messages[-1]["content"]]
+
+    path = table(tmp_path / "t.tsv", [{"index": 1, "image": picture(1), "question": "who?", "answer": "a"}])
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    (sample,) = samples(tmp_path / "set")
+    collator = Collator(processor=Processor(), generation=True, benchmark=DOCVQA)
+    assert collator.encode(sample).encoded == ["#", "who?", DOCVQA.prompt.suffix]
