@@ -15,6 +15,8 @@ _KINDS = {
     "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
+    "wtq": ("datamodules.prepare.wtq", "tables of WikiTableQuestions -> pages, questions"),
+    "tabfact": ("datamodules.prepare.tabfact", "tables of TabFact -> pages, statements"),
     "embedded": ("datamodules.prepare.embedded", "the embedded default weights -> cache folder"),
 }
 
