@@ -19,6 +19,7 @@ from .models.processing import AlignVLMProcessor
 from .models.vision import token_grid
 from .optim import freeze, parameter_groups, set_modes, step_schedule
 from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
+from .sharding import is_sharded, root_parameters
 from .stages import Stage
 
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
@@ -214,15 +215,19 @@ class AlignVLMModule(pl.LightningModule):
         """Greedy answers of a left-padded generation batch, one string a sample."""
         inputs = {key: batch[key].to(self.device) for key in MODEL_KEYS}
         # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
-        with self.trainer.precision_plugin.forward_context():
-            ids = self.net.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        root = self.trainer.strategy.model
+        with self.trainer.precision_plugin.forward_context(), root_parameters(root):
+            # Sharded ranks go on together until the longest answer is through, or they would wait for each other.
+            ids = self.net.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, synced_gpus=is_sharded(root)
+            )
         new = ids[:, inputs["input_ids"].shape[1] :]
         return self.processor.post_process_image_text_to_text(new)
 
     @torch.inference_mode()
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), root_parameters(self.trainer.strategy.model):
             log_probs = self.net.read(batch["pixel_values"].to(self.device), self._columns())
         pages = [(read_rows(rows, self.alphabet), texts) for rows, texts in self._pages(log_probs, batch)]
         return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]

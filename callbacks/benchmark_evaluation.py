@@ -11,8 +11,9 @@ import torch
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, to_answers
-from alignvlm_pl.scoring.run import Scored, score_answers
+from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 
 from .answering import answer
 from .journal import Journal, weights_identity
@@ -34,6 +35,7 @@ class BenchmarkEvaluation(pl.Callback):
         subset: Samples of each benchmark answered in `fit`; null: all.
         max_new_tokens: Longest answer in tokens, where the benchmark does not say.
         page_images: Page images kept of each benchmark: half of them first samples, half the worst answers.
+        judge: ``module:function`` that grades open answers (MM-Vet); null: such answers are kept, but not scored.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class BenchmarkEvaluation(pl.Callback):
         subset: int | None = 32,
         max_new_tokens: int = 64,
         page_images: int = 16,
+        judge: str | None = None,
     ) -> None:
         self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
         self.readout_sets = readout_sets or []
@@ -53,6 +56,7 @@ class BenchmarkEvaluation(pl.Callback):
         self.subset = subset
         self.max_new_tokens = max_new_tokens
         self.page_images = page_images
+        self.judge = None if judge is None else load_judge(judge)
         self.results: dict[str, dict[str, float]] = {}
         self._loss: dict[int, torch.Tensor] = {}
 
@@ -183,6 +187,12 @@ class BenchmarkEvaluation(pl.Callback):
         if len(records) != size:
             raise DataError(f"benchmark {name!r}: {len(records)} samples were answered, its set has {size}")
         benchmark, answers = self._benchmark(trainer, name), to_answers(records)
+        if needs_judge(benchmark):
+            answers = grade(answers, self.judge) if self.judge else answers
+            if missing := ungraded(answers):
+                return without_figures(
+                    benchmark, answers, f"{missing} answers have no grade: set benchmark.judge"
+                )
         if limit is not None:  # a look while training: a part of the set on purpose
             return replace(score_answers(benchmark, answers, resamples=0), problems=[])
         left_out = _data(trainer).benchmark_set(name).manifest.extra.get("skipped") or {}

@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
 
     from ..benchmarks import get_benchmark
     from ..scoring.files import join_gold, read_predictions
+    from ..scoring.judge import grade, load_judge
     from ..scoring.run import score_answers
 
     benchmark = get_benchmark(options.benchmark)
@@ -55,7 +56,8 @@ def run(argv: list[str]) -> int:
             f"{options.predictions}: {len(without)} predictions have no references (first: {without[0]}); give the set "
             "that was answered with --answers FOLDER"
         )
-    scored = score_answers(benchmark, found.answers, rule=options.rule, problems=found.problems)
+    answers = grade(found.answers, load_judge(options.judge)) if options.judge else found.answers
+    scored = score_answers(benchmark, answers, rule=options.rule, problems=found.problems)
     _print(scored, found.notes)
     if options.out:
         _write(options.out, scored)

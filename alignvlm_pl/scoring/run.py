@@ -47,7 +47,9 @@ class Scored:
         """Positions of the answers, those with the worst score of the first metric first."""
         metric = get_metric(self.benchmark.scorings[0].metric)
         sign = 1 if metric.higher_is_better else -1
-        return sorted(range(len(self.answers)), key=lambda index: sign * self.scores[index][metric.name])
+        return sorted(
+            range(len(self.answers)), key=lambda index: sign * self.scores[index].get(metric.name, 0.0)
+        )
 
     def disagreements(self) -> list[int]:
         """Positions of the answers that rules of one metric score differently."""
@@ -105,6 +107,19 @@ def score_answers(
         intervals=intervals,
         num=num,
         problems=[*problems, *_size_problem(benchmark, num, expected)],
+    )
+
+
+def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problem: str) -> Scored:
+    """Make the result of answers that cannot be scored: they are kept, and no figure is guessed."""
+    return Scored(
+        benchmark=benchmark,
+        answers=list(answers),
+        scores=[{} for _ in answers],
+        figures={},
+        intervals={},
+        num=len(answers),
+        problems=[problem],
     )
 
 

@@ -121,7 +121,7 @@ def _layout(table: Table, width: int) -> bytes:
     font, bold = _font_files()
     style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
 
-    class OnlyFonts(weasyprint.urls.URLFetcher):
+    class OnlyFonts(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]  # the package has no types
         """Fetches nothing that a published table refers to: no pictures, no style sheets."""
 
         def fetch(self, url: str, headers: Any = None) -> Any:

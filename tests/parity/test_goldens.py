@@ -418,6 +418,8 @@ CHECKS = {
 
 
 def read_files():
+    if "ALIGNVLM_GOLDENS" in os.environ and not GOLDENS.is_dir():
+        raise FileNotFoundError(f"ALIGNVLM_GOLDENS names {GOLDENS}, which is no folder")
     if not GOLDENS.is_dir():
         with tarfile.open(COPY) as archive:
             return {

@@ -178,3 +178,26 @@ def test_score_loads_no_torch(tmp_path):
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+JUDGE = """
+def grade(row, temperature):
+    question, gold, prediction, _ = row.split(" | ")
+    return "not a number" if temperature == 0 else str(float(gold == prediction))
+"""
+
+
+def test_a_judge_grades_open_answers(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [
+        {**row("a"), "meta": {"category": "ocr"}},
+        {**row("b", "Malmö"), "meta": {"category": "ocr,math"}},
+    ]
+    path = jsonl(tmp_path / "p.jsonl", *rows)
+    words = ["score", "--benchmark=mmvet", f"--predictions={path}", "--json"]
+    assert main([*words, "--judge=my_judge:grade"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["score"], figures["math"]) == (0.5, 0.0)
+    assert main([*words, "--judge=my_judge:none"]) == 1
+    assert "expected module:function" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""Grades of a judge model for benchmarks of open answers; the judge is the user's own function."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib import import_module
+
+from alignvlm_pl.benchmarks import Benchmark
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.metrics import judged_score
+from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.mmvet import Judge
+
+
+def needs_judge(benchmark: Benchmark) -> bool:
+    """Whether a benchmark has no figure without a judge."""
+    return any(scoring.metric == "mmvet" for scoring in benchmark.scorings)
+
+
+def load_judge(name: str) -> Judge:
+    """Import a judge.
+
+    Args:
+        name: ``module:function``. The function takes the row to be graded, question | gold answer | prediction, and a
+            temperature, and returns the model's reply, which must read as a number from 0 to 1.
+
+    Raises:
+        ConfigError: There is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        judge: Judge = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"judge {name!r}: expected module:function that can be imported ({error})"
+        ) from error
+    return judge
+
+
+def grade(answers: Iterable[Answer], judge: Judge) -> list[Answer]:
+    """Ask the judge about every answer that has no grade yet; grades go into ``meta["judged"]``."""
+    return [answer if "judged" in answer.meta else _graded(answer, judge) for answer in answers]
+
+
+def ungraded(answers: Sequence[Answer]) -> int:
+    """Number of answers that have no grade."""
+    return sum("judged" not in answer.meta for answer in answers)
+
+
+def _graded(answer: Answer, judge: Judge) -> Answer:
+    score = judged_score(answer.question, answer.references[0], answer.prediction, judge=judge)
+    return replace(answer, meta={**answer.meta, "judged": score})

@@ -1,0 +1,25 @@
+"""Calling parts of a model whose parameters are sharded over ranks (FSDP)."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+
+def is_sharded(root: nn.Module | None) -> bool:
+    """Whether a module's parameters are sharded, so that all ranks must call it equally often."""
+    return isinstance(root, FullyShardedDataParallel)
+
+
+def root_parameters(root: nn.Module | None) -> AbstractContextManager[None]:
+    """Gather the parameters that belong to the outermost module alone, while one of its parts is called directly.
+
+    The wrapped layers inside gather their own when they run. `generate` calls a part, and would find the embedding and
+    the connector in pieces. Nothing is to be done for a module that is not sharded.
+    """
+    if root is None or not is_sharded(root):
+        return nullcontext()
+    context: AbstractContextManager[None] = FullyShardedDataParallel.summon_full_params(
+        root, writeback=False, recurse=False
+    )
+    return context
