@@ -1,5 +1,6 @@
 """Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -70,6 +71,8 @@ class Journal:
     def remove(self) -> None:
         """Forget the answers: the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the last benchmark's; other folders are not empty
+            self.folder.parent.rmdir()
 
 
 def weights_identity(path: str | Path | None) -> Any:

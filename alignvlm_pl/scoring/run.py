@@ -147,9 +147,10 @@ def _groups(
 ) -> dict[str, list[int]]:
     """Units of the whole set, under the empty name, and of each group by its name."""
     groups = {"": list(range(len(units)))}
-    if benchmark.groups:
-        for position, unit in enumerate(units):
-            groups.setdefault(str(answers[unit[0]].meta.get(benchmark.groups, "?")), []).append(position)
+    for position, unit in enumerate(units):
+        group = answers[unit[0]].meta.get(benchmark.groups)
+        if group:
+            groups.setdefault(str(group), []).append(position)
     return groups
 
 

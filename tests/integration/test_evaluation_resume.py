@@ -76,7 +76,7 @@ def test_a_killed_evaluation_goes_on(world, tmp_path, devices):
     different = [key for key in found if found[key]["prediction"] != expected[key]["prediction"]]
     assert different == [first["record"]["key"]]
     assert json.loads((run / "results.json").read_text())["benchmarks"]["many"]["num"] == SAMPLES
-    assert not (run / "predictions/journal").exists() or not list((run / "predictions/journal").iterdir())
+    assert not (run / "predictions/journal").exists()
 
 
 @pytest.mark.slow
