@@ -106,7 +106,7 @@ def test_data_file_names_a_datamodule_and_its_options(path: Path) -> None:
     known = inspect.signature(getattr(datamodules, content["class_path"]).__init__).parameters
     assert set(content["init_args"]) <= set(known)
     assert "max_text_length" not in content["init_args"], "the stage owns it"
-    folders = [*content["init_args"]["train"], *content["init_args"].get("benchmarks", {}).values()]
+    folders = [*content["init_args"].get("train", []), *content["init_args"].get("benchmarks", {}).values()]
     assert all(not Path(folder).is_absolute() and ".." not in Path(folder).parts for folder in folders)
 
 
