@@ -15,6 +15,8 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """The suffix that VLMEvalKit and LLaVA put after a question that wants a short answer."""
 
 _IMAGE = re.compile(r"<image (\d+)>")
+QUESTION = "{question}"
+"""What stands for the question in a prompt file."""
 Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
 
 
@@ -65,24 +67,25 @@ class Prompt:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"prompt file {path} cannot be read: {error}") from error
-        if text.count("{question}") != 1:
+        if text.count(QUESTION) != 1:
             raise DataError(
-                f"prompt file {path}: expected {{question}} once, found it {text.count('{question}')} times"
+                f"prompt file {path}: expected {{question}} once, found it {text.count(QUESTION)} times"
             )
-        prefix, suffix = text.split("{question}")
+        prefix, suffix = text.split(QUESTION)
         return replace(known, prefix=prefix, suffix=suffix)
 
     @property
     def is_reference(self) -> bool | None:
         """Whether this is the reference's literal prompt; None where the reference has none of its own.
 
-        Reference texts end where the question begins or go on after it: both are hashed as one text, without the
-        question.
+        Which part of it a published checksum is of, nobody says: the text up to the question, the text around it, and
+        the text with its placeholder are tried.
         """
         if not self.reference_sha256:
             return None
-        digest = hashlib.sha256((self.prefix + self.suffix).encode()).hexdigest()
-        return digest.startswith(self.reference_sha256)
+        texts = (self.prefix, self.prefix + self.suffix, f"{self.prefix}{QUESTION}{self.suffix}")
+        digests = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
+        return any(digest.startswith(self.reference_sha256) for digest in digests)
 
     def apply(self, content: list[dict[str, Any]], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Put the prompt around the parts of the user's turn; leading images stay in front."""

@@ -2,9 +2,11 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,8 +200,6 @@ def test_gold_of_documents_comes_from_due(tmp_path):
     assert [sample.meta["document"] for sample in found] == ["contract-1", "contract-2", "contract-2"]
     assert found[0].meta["gold"] == [{"key": "advertiser", "values": [{"value": "Acme"}]}]
 
-    from dataclasses import replace
-
     from alignvlm_pl.scoring.run import score_answers
 
     answers = [
@@ -232,6 +232,8 @@ def test_a_prompt_file_replaces_ours_and_says_whether_it_is_the_references(tmp_p
     prompt = Prompt.read(path, known)
     assert (prompt.prefix, prompt.suffix) == ("Read the table.\n", "\nAnswer:")
     assert prompt.is_reference is False
+    digest = hashlib.sha256(b"Read the table.\n").hexdigest()[:16]
+    assert Prompt.read(path, replace(known, reference_sha256=digest)).is_reference is True
     path.write_text("no question")
     with pytest.raises(DataError, match="once, found it 0 times"):
         Prompt.read(path, known)
