@@ -116,7 +116,12 @@ def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> No
 
 def file_sha256(path: Path) -> str:
     """Return the checksum of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return a checksum of a file by one of `hashlib`'s algorithms, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)

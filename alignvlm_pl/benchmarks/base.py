@@ -29,12 +29,14 @@ class Source:
         url: Where it comes from.
         format: How it is read (CONTRACT: datamodules/prepare/benchmark.py).
         size: Questions in it; None: as many as the benchmark has.
+        md5: Checksums of the published file, as its publisher gives them; empty where none are known.
     """
 
     file: str
     url: str
     format: Format
     size: int | None = None
+    md5: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +186,12 @@ class Benchmark:
     def sizes(self) -> set[int]:
         """Sizes that are whole: that of the benchmark, and those of sources which are known to differ."""
         return {self.size} | {source.size for source in self.sources if source.size is not None}
+
+
+def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval") -> Source:
+    """Return the table that VLMEvalKit publishes under a name, with the checksums in its source."""
+    url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
+    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5)
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:

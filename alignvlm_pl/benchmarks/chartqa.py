@@ -1,6 +1,6 @@
 """ChartQA, test: human and augmented questions about charts (Masry et al. 2022)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 
 CHARTQA = Benchmark(
     name="chartqa",
@@ -8,13 +8,7 @@ CHARTQA = Benchmark(
     split="test",
     size=2500,
     scorings=(Scoring(metric="relaxed_accuracy"),),
-    sources=(
-        Source(
-            file="ChartQA_TEST.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/ChartQA_TEST.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("ChartQA_TEST", "c902e0aa9be5582a7aad6dcf52734b42"),),
     licence="GPL-3.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,

@@ -1,6 +1,6 @@
 """DocVQA, validation: questions about scanned business documents (Mathew et al. 2021)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 
 DOCVQA = Benchmark(
     name="docvqa",
@@ -8,13 +8,7 @@ DOCVQA = Benchmark(
     split="val",
     size=5349,
     scorings=(Scoring(metric="anls"),),
-    sources=(
-        Source(
-            file="DocVQA_VAL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/DocVQA_VAL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("DocVQA_VAL", "d5ee77e1926ff10690d469c56b73eabf"),),
     licence="research only, rrc.cvc.uab.es",
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,

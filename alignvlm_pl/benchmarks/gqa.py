@@ -1,6 +1,6 @@
 """GQA, testdev-balanced: compositional questions about photographs (Hudson and Manning 2019)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 
 GQA = Benchmark(
     name="gqa",
@@ -9,10 +9,8 @@ GQA = Benchmark(
     size=12578,
     scorings=(Scoring(metric="gqa"),),
     sources=(
-        Source(
-            file="GQA_TestDev_Balanced.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/GQA_TestDev_Balanced.tsv",
-            format="vlmevalkit-tsv",
+        vlmevalkit_table(
+            "GQA_TestDev_Balanced", "99b62f22e224d9b2f32dcbe41359d1c9", "fead7df22befc1ed3ca2b62ea26fa17b"
         ),
     ),
     licence="CC BY 4.0",

@@ -1,6 +1,6 @@
 """InfographicVQA, validation: questions about infographics (Mathew et al. 2022)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 
 INFOVQA = Benchmark(
     name="infovqa",
@@ -8,13 +8,7 @@ INFOVQA = Benchmark(
     split="val",
     size=2801,
     scorings=(Scoring(metric="anls"),),
-    sources=(
-        Source(
-            file="InfoVQA_VAL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/InfoVQA_VAL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("InfoVQA_VAL", "2342e9c225222f0ef4dec545ebb126fe"),),
     licence="research only, rrc.cvc.uab.es",
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,

@@ -1,6 +1,6 @@
 """MMMU, validation: college exams with pictures, options or open answers (Yue et al. 2024)."""
 
-from .base import Benchmark, Prompt, Scoring, Source
+from .base import Benchmark, Prompt, Scoring, vlmevalkit_table
 
 MMMU = Benchmark(
     name="mmmu",
@@ -8,13 +8,7 @@ MMMU = Benchmark(
     split="validation",
     size=900,
     scorings=(Scoring(metric="multiple_choice", rules=("vlmevalkit", "vlmevalkit-2025-02", "official")),),
-    sources=(
-        Source(
-            file="MMMU_DEV_VAL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/MMMU_DEV_VAL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("MMMU_DEV_VAL"),),
     licence="Apache-2.0",
     prompt=Prompt(
         prefix="Question: ",

@@ -1,6 +1,6 @@
 """MM-Vet: open answers graded by a judge model (Yu et al. 2023)."""
 
-from .base import Benchmark, Scoring, Source
+from .base import Benchmark, Scoring, vlmevalkit_table
 
 MMVET = Benchmark(
     name="mmvet",
@@ -8,13 +8,7 @@ MMVET = Benchmark(
     split="test",
     size=218,
     scorings=(Scoring(metric="mmvet"),),
-    sources=(
-        Source(
-            file="MMVet.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/MMVet.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("MMVet"),),
     licence="Apache-2.0",
     max_new_tokens=512,
     postprocessing="none: the judge reads the reply",

@@ -2,7 +2,7 @@
 
 from alignvlm_pl.metrics.base import Answer
 
-from .base import Benchmark, Scoring, Source
+from .base import Benchmark, Scoring, vlmevalkit_table
 
 
 def categories(answer: Answer) -> int:
@@ -16,13 +16,7 @@ POPE = Benchmark(
     split="test",
     size=9000,
     scorings=(Scoring(metric="pope"),),
-    sources=(
-        Source(
-            file="POPE.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/POPE.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("POPE"),),
     licence="MIT",
     max_new_tokens=64,
     postprocessing="punctuation left out; the words yes and no are looked for",

@@ -1,6 +1,6 @@
 """SEED-Bench, its image questions: four options each (Li et al. 2023)."""
 
-from .base import Benchmark, Prompt, Scoring, Source
+from .base import Benchmark, Prompt, Scoring, vlmevalkit_table
 
 SEED = Benchmark(
     name="seed",
@@ -8,13 +8,7 @@ SEED = Benchmark(
     split="test",
     size=14232,
     scorings=(Scoring(metric="multiple_choice"),),
-    sources=(
-        Source(
-            file="SEEDBench_IMG.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/SEEDBench_IMG.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("SEEDBench_IMG", folder="benchmarks/SEEDBench"),),
     licence="CC BY-NC 4.0",
     prompt=Prompt(
         prefix="Question: ", suffix="\nChoose the right option and answer with its letter only.", options=True

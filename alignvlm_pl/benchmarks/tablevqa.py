@@ -16,7 +16,7 @@ TABLEVQA = Benchmark(
     sources=(
         Source(
             file="TableVQABench.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/TableVQABench.tsv",
+            url="https://github.com/open-compass/VLMEvalKit (data set TableVQABench)",
             format="vlmevalkit-tsv",
         ),
     ),

@@ -1,6 +1,6 @@
 """TextVQA, validation: questions about text in photographs, ten answers each (Singh et al. 2019)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 
 TEXTVQA = Benchmark(
     name="textvqa",
@@ -8,13 +8,7 @@ TEXTVQA = Benchmark(
     split="val",
     size=5000,
     scorings=(Scoring(metric="vqa_accuracy"),),
-    sources=(
-        Source(
-            file="TextVQA_VAL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/TextVQA_VAL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(vlmevalkit_table("TextVQA_VAL", "b233b31f551bbf4056f2f955da3a92cd"),),
     licence="CC BY 4.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,

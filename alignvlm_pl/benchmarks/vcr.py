@@ -2,19 +2,19 @@
 
 from .base import Benchmark, Scoring, Source
 
+
+def _table(name: str) -> Source:
+    url = f"https://huggingface.co/datasets/vcr-org/{name}/resolve/main/{name}.tsv"
+    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv")
+
+
 VCR_EASY = Benchmark(
     name="vcr_easy",
     title="VCR en easy",
     split="test",
     size=5000,
     scorings=(Scoring(metric="vcr"),),
-    sources=(
-        Source(
-            file="VCR_EN_EASY_ALL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/VCR_EN_EASY_ALL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(_table("VCR-wiki-en-easy-test"),),
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
@@ -31,13 +31,7 @@ VCR_HARD = Benchmark(
     split="test",
     size=5000,
     scorings=(Scoring(metric="vcr"),),
-    sources=(
-        Source(
-            file="VCR_EN_HARD_ALL.tsv",
-            url="https://opencompass.openxlab.space/utils/VLMEval/VCR_EN_HARD_ALL.tsv",
-            format="vlmevalkit-tsv",
-        ),
-    ),
+    sources=(_table("VCR-wiki-en-hard-test"),),
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",

@@ -59,6 +59,7 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
         "title": benchmark.title,
         "split": benchmark.split,
         "notes": benchmark.notes,
+        "postprocessing": benchmark.postprocessing,
         "licence": benchmark.licence,
         "num": scored.num,
         "problems": scored.problems,

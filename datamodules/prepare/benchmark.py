@@ -10,7 +10,7 @@ from pathlib import Path
 from alignvlm_pl.benchmarks import Benchmark, Source, get_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..manifest import Manifest, file_sha256, load_manifest
+from ..manifest import Manifest, file_digest, file_sha256, load_manifest
 from ..sample import SampleError
 from ..sources.docdownstream import DocDownstreamTest
 from ..sources.source import SourceSample
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
     options = parser.parse_args(argv)
     benchmark = get_benchmark(options.benchmark)
+    _check_published(benchmark, options.file)
     samples = open_source(benchmark, options.file, image_root=options.image_root, meta=options.meta)
     manifest = write_benchmark(
         benchmark, samples, options.file, options.out, strict=options.strict, overwrite=options.overwrite
@@ -106,6 +107,15 @@ def write_benchmark(
             "skipped": dict(sorted(skipped.items())),
         }
     return load_manifest(out)
+
+
+def _check_published(benchmark: Benchmark, path: Path) -> None:
+    """Warn about a file that is not the one its publisher describes: its scores are of another benchmark."""
+    known = [md5 for source in benchmark.sources if source.file == path.name for md5 in source.md5]
+    if known and path.is_file() and (found := file_digest(path, "md5")) not in known:
+        logger.warning(
+            "%s is not the published file: expected md5 %s, found %s", path, " or ".join(known), found
+        )
 
 
 def _wanted(benchmark: Benchmark) -> str:

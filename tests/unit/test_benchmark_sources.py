@@ -75,6 +75,13 @@ def test_rows_lists_and_pointers_become_samples(tmp_path):
     ]
 
 
+def test_another_file_of_the_published_name_is_noticed(tmp_path, caplog):
+    rows = [{"index": 1, "image": picture(1), "question": "q", "answer": "a"}]
+    path = table(tmp_path / "DocVQA_VAL.tsv", rows)
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    assert "is not the published file: expected md5 d5ee77e1926ff10690d469c56b73eabf, found" in caplog.text
+
+
 def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
     rows = [
         {"index": 1, "image": picture(1), "question": "good?", "answer": "a"},
@@ -91,6 +98,7 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
     assert load_manifest(tmp_path / "set").extra["skipped"] == dict.fromkeys(reasons, 1)
     assert f"{path}, row 3: the image is no base64" in caplog.text
     assert f"{path}, row 8: expected 4 columns, found 2" in caplog.text
+    assert "is not the published file" not in caplog.text  # it does not bear the published name
     assert "marked as incomplete" in capsys.readouterr().out
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "strict"), "--strict"]) == 1
     assert "row 3" in capsys.readouterr().err
