@@ -45,8 +45,7 @@ class Metric:
     """One metric under all its rules.
 
     A corpus is scored as `figures(sum of statistics(unit, rule) over all units)`, so the statistics must be
-    sufficient: any split of the units over processes gives the same figures. Sums are made with `math.fsum`,
-    for then their order does not matter either.
+    sufficient: any split of the units over processes gives the same figures, see `summed`.
 
     Attributes:
         name: Name used in configs, results and TensorBoard tags.
@@ -90,21 +89,34 @@ class Metric:
         figures = self.figures(statistics)
         return figures[self.unit_figure or next(iter(figures))]
 
+    def units(self, answers: Sequence[Answer]) -> list[list[int]]:
+        """Positions of the answers that are scored together, in order of first appearance."""
+        units: dict[object, list[int]] = {}
+        for position, answer in enumerate(answers):
+            units.setdefault(self.unit(answer) if self.unit else position, []).append(position)
+        return list(units.values())
+
     def evaluate(self, answers: Iterable[Answer], rule: str | None = None) -> dict[str, float]:
         """Score a corpus held in memory.
 
         Raises:
             ConfigError: There is no such rule, or the answers lack what the metric needs.
         """
-        rule = self.check_rule(rule)
-        units: dict[object, list[Answer]] = {}
-        for number, answer in enumerate(answers):
-            units.setdefault(self.unit(answer) if self.unit else number, []).append(answer)
-        addends: dict[str, list[float]] = {}
-        for unit in units.values():
-            for name, value in self.statistics(unit, rule).items():
-                addends.setdefault(name, []).append(value)
-        return self.figures({name: math.fsum(values) for name, values in addends.items()})
+        rule, held = self.check_rule(rule), list(answers)
+        rows = [self.statistics([held[index] for index in unit], rule) for unit in self.units(held)]
+        return self.figures(summed(rows))
+
+
+def summed(rows: Sequence[Statistics]) -> dict[str, float]:
+    """Sum the statistics of units.
+
+    Each sum is rounded once, so that the order of the units, and with it the number of processes, changes nothing.
+    """
+    addends: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            addends.setdefault(name, []).append(value)
+    return {name: math.fsum(values) for name, values in addends.items()}
 
 
 def check_rule(metric: str, rule: str, rules: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.metrics import get_metric
-from alignvlm_pl.metrics.base import Answer, Metric, Statistics
+from alignvlm_pl.metrics.base import Answer, Metric, Statistics, summed
 
 RESAMPLES = 1000
 _CHUNK = 100  # resamples drawn at once: 100 x 15,000 units are 12 MB
@@ -83,7 +83,7 @@ def score_answers(
     figures: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for metric, rules in _load(benchmark, rule) if kept else ():
-        units = _units(metric, kept)
+        units = metric.units(kept)
         for name in rules:
             tail = "" if name == rules[0] else f"@{name}"
             table = [metric.statistics([kept[index] for index in unit], name) for unit in units]
@@ -94,7 +94,7 @@ def score_answers(
             for group, members in _groups(benchmark, kept, units).items():
                 rows = [table[index] for index in members]
                 ending = (f"/{group}" if group else "") + tail
-                figures |= {figure + ending: value for figure, value in metric.figures(_sums(rows)).items()}
+                figures |= {figure + ending: value for figure, value in metric.figures(summed(rows)).items()}
                 if not tail and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {figure + ending: ends for figure, ends in found.items()}
@@ -132,16 +132,6 @@ def _load(benchmark: Benchmark, rule: str | None) -> list[tuple[Metric, tuple[st
     return [(metric, (rule,)) for metric, rules in loaded if rule in rules]
 
 
-def _units(metric: Metric, answers: Sequence[Answer]) -> list[list[int]]:
-    """Positions of the answers that are scored together, in order of first appearance."""
-    if metric.unit is None:
-        return [[index] for index in range(len(answers))]
-    units: dict[str, list[int]] = {}
-    for index, answer in enumerate(answers):
-        units.setdefault(metric.unit(answer), []).append(index)
-    return list(units.values())
-
-
 def _groups(
     benchmark: Benchmark, answers: Sequence[Answer], units: Sequence[list[int]]
 ) -> dict[str, list[int]]:
@@ -154,18 +144,9 @@ def _groups(
     return groups
 
 
-def _sums(rows: Sequence[Statistics]) -> dict[str, float]:
-    # fsum rounds once, so that the order of the rows, and with it the number of processes, changes nothing.
-    return {name: math.fsum(row.get(name, 0.0) for row in rows) for name in _names(rows)}
-
-
-def _names(rows: Sequence[Statistics]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
 def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> dict[str, tuple[float, float]]:
     """Percentile intervals over resampled units, always from the same seed."""
-    names = _names(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
     table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     chance = np.full(len(rows), 1 / len(rows))
     rng = np.random.default_rng(_SEED)

@@ -43,9 +43,6 @@ class TableQuestion:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-Loaded = Table | SampleError
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSet:
     """Where questions and tables come from.
