@@ -156,7 +156,7 @@ def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> di
         for sums in counts @ table:
             for figure, value in metric.figures(dict(zip(names, sums.tolist(), strict=True))).items():
                 drawn.setdefault(figure, []).append(value)
-    ends = {figure: np.nanpercentile(values, [2.5, 97.5]) for figure, values in drawn.items()}
+    ends = {figure: np.percentile(values, [2.5, 97.5]) for figure, values in drawn.items()}
     return {figure: (float(low), float(high)) for figure, (low, high) in ends.items()}
 
 
