@@ -11,6 +11,10 @@ from pathlib import Path
 from .base import WebDataModule
 from .normal_form import Adapter, NormalSample, RawSample, describe, read_docdownstream
 from .sample import SampleError
+from .sources.docdownstream import DocDownstreamTest
+from .sources.vlmevalkit import VLMEvalKitTable
+
+__all__ = ["AnswerRequired", "BenchmarkDataModule", "DocDownstreamTest", "VLMEvalKitTable"]
 
 
 class BenchmarkDataModule(WebDataModule):

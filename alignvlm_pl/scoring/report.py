@@ -27,9 +27,9 @@ def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path) ->
         images: Folder of ``<benchmark>/<key>.png``; examples without a picture there are shown without.
     """
     content = {
-        "benchmarks": [_section(name, scored, images, folder) for name, scored in found.items()],
+        "overview": _overview(found),
+        "benchmarks": [_section(name, scored, images, folder) for name, scored in _in_order(found)],
         "average": _average(found),
-        "columns": TABLE_1,
         "max_listed": MAX_LISTED,
     }
     loader = PackageLoader("alignvlm_pl.scoring", ".")
@@ -40,9 +40,34 @@ def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path) ->
         write_atomically(folder / name, environment.get_template(f"{name}.j2").render(content))
 
 
-def percent(value: float) -> str:
-    """Print a fraction of 1 in per cent, as the paper does."""
-    return "–" if math.isnan(value) else f"{100 * value:.2f}"
+def percent(value: float | None) -> str:
+    """Print a fraction of 1 in per cent, as the paper does; a dash where there is no figure."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
+    """Headlines of this run above the rows that the paper prints for the same columns; None where it prints none."""
+    columns = [
+        scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size
+    ]
+    models = dict.fromkeys(model for scored in columns for model in scored.benchmark.paper)
+    return {
+        "titles": [scored.benchmark.title for scored in columns],
+        "ours": [(scored.headline[1], bool(scored.problems)) for scored in columns],
+        "paper": [
+            (model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models
+        ],
+    }
+
+
+def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
+    """Benchmarks of the paper's table 1 in its order, then the others."""
+    places = {name: place for place, name in enumerate(TABLE_1)}
+    return sorted(found.items(), key=lambda item: places.get(item[1].benchmark.name, len(places)))
+
+
+def _share(figure: float | None) -> float | None:
+    return None if figure is None else figure / 100
 
 
 def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
@@ -64,7 +89,6 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
         "num": scored.num,
         "problems": scored.problems,
         "headline": (name, value, scored.intervals.get(name)),
-        "paper": [(model, figure / 100) for model, figure in benchmark.paper.items()],
         "figures": [
             (figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()
         ],

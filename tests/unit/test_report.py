@@ -4,7 +4,7 @@ import re
 
 from PIL import Image
 
-from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark
+from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.scoring.records import page_path
 from alignvlm_pl.scoring.report import TABLE_1, percent, write_reports
@@ -65,3 +65,16 @@ def test_the_average_needs_all_nine_columns_whole(tmp_path):
     write_reports(tmp_path, found, images=tmp_path)
     assert "Mean of the nine columns" not in (tmp_path / "report.md").read_text()
     assert set(TABLE_1) <= set(BENCHMARKS)
+
+
+def test_the_overview_has_the_columns_of_table_1_in_its_order(tmp_path):
+    answers = scored_docvqa().answers
+    found = {name: score_answers(get_benchmark(name), answers) for name in ("gqa", "wtq", "docvqa")}
+    found["own"] = score_answers(plain_benchmark("own", metrics=("anls",)), answers)
+    write_reports(tmp_path, found, images=tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    header, _, ours, *rest = [line for line in lines if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["DocVQA", "WTQ", "GQA", "own"]
+    assert [cell.strip().endswith("\\*") for cell in ours.split("|")[2:-1]] == [True, True, True, False]
+    paper = next(line for line in rest if "Llama-3.2-1B" in line)
+    assert [cell.strip() for cell in paper.split("|")[2:-1]] == ["72.42", "28.66", "–", "–"]
