@@ -64,6 +64,16 @@ class Manifest:
         return self.folder / shard.path
 
 
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read the manifest of a set without looking at its shards.
+
+    Raises:
+        DataError: No manifest, or a malformed one.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    return _parse(_read_json(path), path)
+
+
 def load_manifest(folder: Path | str, *, verify_sha256: bool = False) -> Manifest:
     """Read and verify the manifest of a set.
 
@@ -77,9 +87,8 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False) -> Manifes
     Raises:
         DataError: No manifest, a malformed one, or a shard that is missing or not as described.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST_NAME
-    manifest = _parse(_read_json(path), path)
+    path = Path(folder) / MANIFEST_NAME
+    manifest = read_manifest(folder)
     for shard in manifest.shards:
         verify_shard(manifest.shard_path(shard), shard, verify_sha256=verify_sha256)
     found = sum(shard.num_samples for shard in manifest.shards)

@@ -1,0 +1,143 @@
+"""A tar read header by header, so that every damage is found and has an offset (no torch here).
+
+tarfile and webdataset take a broken header after the first member for the end of the archive and stop without an error.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_BLOCK = tarfile.BLOCKSIZE
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One file of a tar.
+
+    Attributes:
+        name: Its path.
+        offset: Byte at which its header begins.
+        data_offset: Byte at which its content begins.
+        size: Bytes of its content.
+    """
+
+    name: str
+    offset: int
+    data_offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """Something wrong with a shard.
+
+    Attributes:
+        shard: File name of the shard.
+        kind: Short name, for example ``cut_in_header``.
+        message: What is wrong.
+        member: Member at or before it; empty where there is none.
+        offset: Byte of the shard; -1 where the damage has no place.
+    """
+
+    shard: str
+    kind: str
+    message: str
+    member: str = ""
+    offset: int = -1
+
+    def __str__(self) -> str:
+        place = f" at byte {self.offset}" if self.offset >= 0 else ""
+        member = f", member {self.member}" if self.member else ""
+        return f"{self.shard}{place}{member}: {self.message} ({self.kind})"
+
+
+def walk(path: Path) -> Iterator[Member | Damage]:
+    """Yield the members of a tar in order, and at the end what is wrong with its structure, if anything is."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        offset, before, long_name = 0, "", ""
+        while True:
+            header = _read_at(stream, offset, _BLOCK)
+            if header == bytes(_BLOCK):
+                yield from _end(stream, path.name, before, offset)
+                return
+            try:
+                info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            except tarfile.HeaderError as error:
+                yield _broken(path.name, before, offset, size, error)
+                return
+            after = (
+                offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK
+                if info.isreg() or _has_data(info)
+                else offset + _BLOCK
+            )
+            if offset + _BLOCK + info.size > size and after > offset + _BLOCK:
+                message = f"the file ends inside this member, which has {info.size} bytes"
+                yield Damage(
+                    shard=path.name,
+                    kind="cut_in_data",
+                    message=message,
+                    member=long_name or info.name,
+                    offset=size,
+                )
+                return
+            if info.type in _LONG_NAMES:
+                long_name = _long_name(info, _read_at(stream, offset + _BLOCK, info.size)) or long_name
+            elif info.isreg():
+                before, long_name = long_name or info.name, ""
+                yield Member(name=before, offset=offset, data_offset=offset + _BLOCK, size=info.size)
+            offset = after
+
+
+def _has_data(info: tarfile.TarInfo) -> bool:
+    return info.type in (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+
+
+def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:
+    if offset >= size:
+        message = "the file ends after this member without an end-of-archive mark"
+        return Damage(shard=shard, kind="cut_at_member", message=message, member=before, offset=offset)
+    if offset + _BLOCK > size:
+        message = "the file ends inside the header after this member"
+        return Damage(shard=shard, kind="cut_in_header", message=message, member=before, offset=offset)
+    where = "after this member" if before else "at its begin: it is no tar"
+    return Damage(
+        shard=shard,
+        kind="bad_header",
+        message=f"broken header {where} ({error})",
+        member=before,
+        offset=offset,
+    )
+
+
+def _end(stream: BinaryIO, shard: str, before: str, offset: int) -> Iterator[Damage]:
+    """Look behind the first block of zeros: an archive ends with two, and has nothing but zeros after them."""
+    stream.seek(offset)
+    rest_offset, zeros = offset, 0
+    while block := stream.read(_BLOCK):
+        if block.strip(b"\0"):
+            message = "a header of zeros in the middle: readers stop here, and the rest is lost"
+            yield Damage(shard=shard, kind="zeroed_header", message=message, member=before, offset=offset)
+            return
+        rest_offset, zeros = rest_offset + len(block), zeros + len(block) // _BLOCK
+    if zeros < 2:
+        message = "the end-of-archive mark after this member is cut"
+        yield Damage(shard=shard, kind="cut_at_end", message=message, member=before, offset=rest_offset)
+
+
+def _read_at(stream: BinaryIO, offset: int, size: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(size)
+
+
+def _long_name(info: tarfile.TarInfo, data: bytes) -> str:
+    """Return the name that a header of its own gives to the next member."""
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    records = (line.partition(b" ")[2] for line in data.split(b"\n"))
+    return next(
+        (line[5:].decode("utf-8", "surrogateescape") for line in records if line.startswith(b"path=")), ""
+    )
