@@ -49,7 +49,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from alignvlm_pl.cli import main as command
+    from alignvlm_pl.cli.params import load_part
+    from alignvlm_pl.models.build import ModelSpec
     from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.paths import configs_dir
     from callbacks.benchmark_evaluation import BenchmarkEvaluation
     from datamodules import BenchmarkDataModule
 
@@ -68,7 +71,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         benchmarks={"forms": folder / "heldout-forms"}, eval_batch_size=options.batch, num_workers=1
     )
     callback = Timed(max_new_tokens=options.tokens)
-    module = AlignVLMModule(spec=embedded_spec())
+    module = AlignVLMModule(spec=load_part(ModelSpec, configs_dir() / "model" / "embedded.yaml", key="spec"))
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -95,21 +98,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     }
     ratio = rates["evaluation_samples_per_s"] / rates["bare_samples_per_s"]
     return {name: round(value, 3) for name, value in {**rates, "evaluation_over_bare": ratio}.items()}
-
-
-def embedded_spec() -> Any:
-    """Return the model of configs/model/embedded.yaml."""
-    from jsonargparse import ArgumentParser
-
-    from alignvlm_pl.models.build import ModelSpec
-    from alignvlm_pl.paths import configs_dir
-
-    parser = ArgumentParser()
-    parser.add_class_arguments(ModelSpec, "spec")
-    import yaml
-
-    given = yaml.safe_load((configs_dir() / "model" / "embedded.yaml").read_text())
-    return parser.instantiate(parser.parse_object({"spec": given["spec"]})).spec
 
 
 if __name__ == "__main__":

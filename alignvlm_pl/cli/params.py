@@ -37,14 +37,14 @@ def tables(recipe: Path) -> list[str]:
     stages = read_stages(recipe)
     if not stages:
         raise ConfigError(f"{recipe} lists no stages; see configs/recipe/ for examples")
-    spec: ModelSpec = _load(ModelSpec, _model_file(recipe), key="spec")
+    spec: ModelSpec = load_part(ModelSpec, _model_file(recipe), key="spec")
     # Any id will do: the placeholder's is only compared with input ids.
     config = build_config(spec, image_token_id=0)
     with torch.device("meta"):
         model = AlignVLMForConditionalGeneration(config)
     found = []
     for entry in stages:
-        stage: Stage = _load(Stage, entry["stage"])
+        stage: Stage = load_part(Stage, entry["stage"])
         freeze(model, stage)
         found.append(part_table(model, stage))
     return found
@@ -61,7 +61,7 @@ def _model_file(recipe: Path) -> Path:
     return (recipe.parent / content["model"]).resolve()
 
 
-def _load(kind: type, path: Path, *, key: str | None = None) -> Any:
+def load_part(kind: type, path: Path, *, key: str | None = None) -> Any:
     """Parse one YAML file as a dataclass, with the checks of the full command line."""
     import yaml
 

@@ -1,16 +1,22 @@
-"""`shards verify`: is a set of shards whole? See `datamodules.verify`."""
+"""`shards verify|info`: are sets of shards whole, and what do they hold? See `datamodules`: verify.py, info.py."""
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, nearest
 
-KINDS = {"verify": "find every damage of sets of shards, with shard, member and offset"}
+if TYPE_CHECKING:
+    from datamodules.info import Model
+
+KINDS = {
+    "verify": "find every damage of sets of shards, with shard, member and offset",
+    "info": "count samples by source; sizes, lengths and, for a model, tokens",
+}
 
 
 def run(argv: list[str]) -> int:
-    """Pass the options on; nothing here loads torch."""
-    from datamodules.verify import main
-
+    """Pass the options on; torch is loaded only where a model counts tokens."""
     kind = argv[1] if len(argv) > 1 else "--help"
     if kind in ("-h", "--help"):
         sys.stdout.write("usage: shards <kind> [options], `shards <kind> --help` for its options\n\n")
@@ -19,4 +25,33 @@ def run(argv: list[str]) -> int:
         return 0
     if kind not in KINDS:
         raise ConfigError(f"shards: unknown kind {kind!r}; {nearest(kind, KINDS)}")
-    return main(argv[2:])
+    if kind == "info":
+        from datamodules.info import main as info
+
+        return info(argv[2:], load_model)
+    from datamodules.verify import main as verify
+
+    return verify(argv[2:])
+
+
+def load_model(path: Path) -> "Model":
+    """Make the counters of a model out of its config, without its weights.
+
+    Raises:
+        ConfigError: There is no such file, or it describes no model.
+    """
+    from datamodules.info import Model
+
+    from ..models.build import ModelSpec, build_processor
+    from .params import load_part
+
+    if not path.is_file():
+        raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
+    processor = build_processor(load_part(ModelSpec, path, key="spec"))
+
+    def count_tokens(text: str) -> int:
+        return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return Model(
+        count_tokens=count_tokens, tiling=processor.geometry, tokens_per_tile=processor.tokens_per_tile
+    )

@@ -1,0 +1,100 @@
+"""`shards info`: counts, quantiles and histograms by source, with and without a model."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.cli import main
+from alignvlm_pl.cli.shards import load_model
+from alignvlm_pl.tiling import Tiling
+from datamodules.info import Model, collect, histogram
+from datamodules.writer import ShardWriter
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with ShardWriter(
+        tmp_path / "set", name="set", source="forms", license="CC0-1.0", samples_per_shard=2
+    ) as out:
+        for number in range(1, 6):
+            content = [{"type": "image", "index": 0}, {"type": "text", "text": "x" * 10 * number}]
+            record = {"messages": [{"role": "user", "content": content}], "references": ["yes"]}
+            out.add(
+                {**record, "source": "forms" if number < 4 else "charts"}, [png(100 * number, 50)], ["png"]
+            )
+    return tmp_path / "set"
+
+
+def test_quantities_by_source(folder):
+    found = collect(folder)
+    assert {source: info.samples for source, info in found.items()} == {"forms": 3, "charts": 2}
+    assert found["forms"].measures == {
+        "turns": [1, 1, 1],
+        "pictures": [1, 1, 1],
+        "prompt characters": [10, 20, 30],
+        "answer characters": [3, 3, 3],
+        "width px": [100, 200, 300],
+        "height px": [50, 50, 50],
+    }
+
+
+def test_a_model_counts_tokens(folder):
+    tiling = Tiling(tile_height=50, tile_width=100, max_tiles=9, thumbnail="none")
+    found = collect(folder, Model(count_tokens=lambda text: len(text) // 5, tiling=tiling, tokens_per_tile=7))
+    assert found["forms"].measures["prompt tokens"] == [2, 4, 6]
+    assert found["forms"].measures["visual tokens"] == [7, 14, 21]
+
+
+def test_histogram_heights():
+    assert histogram([0, 1, 1, 23]) == "▄█" + " " * 21 + "▄"
+    assert len(histogram([0, 0])) == 24
+
+
+def test_the_command_prints_a_table_a_source(folder, capsys):
+    assert main(["shards", "info", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "5 samples, 3 shards" in told
+    assert "  charts: 2 samples" in told
+    row = next(line for line in told.splitlines() if "prompt characters" in line and "50" in line)
+    assert row.split()[2:7] == ["40", "41", "45", "49", "50"]
+
+
+def test_what_cannot_be_read_is_named(folder, tmp_path, capsys):
+    assert main(["shards", "info", str(folder), "--model", str(tmp_path / "no.yaml")]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+    path = folder / "set-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"messages"') + 1] = ord("M")
+    path.write_bytes(data)
+    assert main(["shards", "info", str(folder)]) == 1
+    assert "is not in normal form" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
+)
+def test_a_config_counts_as_its_processor_does(tmp_path):
+    import dataclasses
+
+    import yaml
+
+    from alignvlm_pl.models.build import build_processor
+    from alignvlm_pl.models.tiny import tiny_spec
+
+    spec = tiny_spec(tmp_path / "tokenizer")
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump({"spec": json.loads(json.dumps(dataclasses.asdict(spec)))}))
+    model, processor = load_model(path), build_processor(spec)
+    assert model.count_tokens("two words") == len(
+        processor.tokenizer("two words", add_special_tokens=False).input_ids
+    )
+    assert (model.tiling, model.tokens_per_tile) == (processor.geometry, processor.tokens_per_tile)
