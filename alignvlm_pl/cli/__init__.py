@@ -23,7 +23,7 @@ COMMANDS = {
     "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
-    "shards": ("alignvlm_pl.cli.shards", "verify sets of shards"),
+    "shards": ("alignvlm_pl.cli.shards", "verify sets of shards, count and show what they hold"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }

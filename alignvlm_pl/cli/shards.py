@@ -1,4 +1,4 @@
-"""`shards verify|info`: are sets of shards whole, and what do they hold? See `datamodules`: verify.py, info.py."""
+"""`shards verify|info|preview`: are sets of shards whole, and what do they hold? See verify.py and info.py of datamodules."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 KINDS = {
     "verify": "find every damage of sets of shards, with shard, member and offset",
     "info": "count samples by source; sizes, lengths and, for a model, tokens",
+    "preview": "a page of samples as a model is trained on them",
 }
 
 
@@ -29,6 +30,10 @@ def run(argv: list[str]) -> int:
         from datamodules.info import main as info
 
         return info(argv[2:], load_model)
+    if kind == "preview":
+        from .preview import main as preview
+
+        return preview(argv[2:])
     from datamodules.verify import main as verify
 
     return verify(argv[2:])

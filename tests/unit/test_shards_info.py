@@ -98,3 +98,47 @@ def test_a_config_counts_as_its_processor_does(tmp_path):
         processor.tokenizer("two words", add_special_tokens=False).input_ids
     )
     assert (model.tiling, model.tokens_per_tile) == (processor.geometry, processor.tokens_per_tile)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
+)
+def test_preview_shows_prompt_and_supervised_tokens(tmp_path, capsys):
+    import dataclasses
+    import re
+
+    import yaml
+
+    from alignvlm_pl.models.tiny import tiny_spec
+
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"spec": json.loads(json.dumps(dataclasses.asdict(tiny_spec(tmp_path / "tokenizer"))))}
+        )
+    )
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0") as out:
+        for answer in ("12", "<b>34"):
+            asked = [{"type": "image", "index": 0}, {"type": "text", "text": "how <i>many?"}]
+            answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+            out.add({"messages": [{"role": "user", "content": asked}, answered]}, [png(56, 56)], ["png"])
+    words = [
+        "shards",
+        "preview",
+        str(tmp_path / "set"),
+        "--model",
+        str(path),
+        "--out",
+        str(tmp_path / "p.html"),
+    ]
+    assert main([*words, "--start", "1"]) == 0
+    page = (tmp_path / "p.html").read_text()
+    assert "<b>34" not in page
+    assert "<i>many" not in page
+    assert page.count("<section>") == page.count("data:image/png;base64,") == 1
+    (supervised,) = re.findall(r'<pre>.*<span class="supervised">(.*?)</span>', page, re.DOTALL)
+    assert "34" in supervised
+    assert re.search(r'<span class="image">\[\d+ visual tokens\]</span>', page)
+    assert main([*words, "--count", "0"]) == 1
+    assert "expected start >= 0" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""`shards preview`: a page of samples as a model is trained on them, supervised tokens coloured."""
+
+import argparse
+import base64
+import io
+import sys
+from collections.abc import Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..output_files import write_atomically
+
+_IMAGE_PX = 900
+IGNORED = -100
+"""CONTRACT: datamodules/collate.py and alignvlm_pl/chat.py; the label of tokens without loss."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `shards preview`."""
+    from datamodules.verify import FORMATS
+
+    parser = argparse.ArgumentParser(prog="shards preview", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of a set")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="configs/model/NAME.yaml: template, tokenizer, tiling"
+    )
+    parser.add_argument("--out", type=Path, default=Path("preview.html"), help="default: %(default)s")
+    parser.add_argument("--start", type=int, default=0, help="first sample; default: %(default)s")
+    parser.add_argument("--count", type=int, default=20, help="samples; default: %(default)s")
+    parser.add_argument("--max-text-length", type=int, help="cut as a stage with this setting does")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    if options.start < 0 or options.count < 1:
+        raise ConfigError(
+            f"--start {options.start} --count {options.count}: expected start >= 0 and count >= 1"
+        )
+    samples = list(_samples(options))
+    write_atomically(options.out, _page(options, samples))
+    sys.stdout.write(f"{len(samples)} samples: {options.out}\n")
+    return 0
+
+
+def _samples(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from datamodules.collate import answered_messages
+    from datamodules.decode import Decoder
+    from datamodules.manifest import load_manifest
+    from datamodules.shards import read_range
+    from datamodules.verify import FORMATS
+
+    from ..models.build import ModelSpec, build_processor
+    from .params import load_part
+
+    if not options.model.is_file():
+        raise ConfigError(f"--model {options.model}: there is no such file; see configs/model/")
+    processor = build_processor(load_part(ModelSpec, options.model, key="spec"))
+    decode = Decoder(adapter=FORMATS[options.format])
+    manifest = load_manifest(options.folder)
+    stop = min(options.start + options.count, manifest.num_samples)
+    for raw in islice(read_range(manifest, options.start, stop), options.count):
+        sample = decode(raw)
+        assert sample is not None, "no source was asked for"
+        messages = answered_messages(sample)
+        encoded = processor.encode(messages, sample.images, max_text_length=options.max_text_length)
+        yield {
+            "key": sample.key,
+            "source": sample.source,
+            "images": [_data_address(image) for image in sample.images],
+            "spans": list(spans(processor, encoded.input_ids, encoded.labels)),
+            "tiles": encoded.num_tiles,
+            "length": len(encoded.input_ids),
+            "supervised": sum(label != IGNORED for label in encoded.labels[1:]),
+            "truncated": encoded.truncated,
+        }
+
+
+def spans(processor: Any, ids: list[int], labels: list[int]) -> Iterator[tuple[str, str]]:
+    """Cut a sequence into runs of one kind.
+
+    Yields:
+        ``image``, ``supervised`` or ``context``, and the text of the run; an image's is its number of tokens.
+    """
+
+    def kind(pair: tuple[int, int]) -> str:
+        token, label = pair
+        if token == processor.image_token_id:
+            return "image"
+        return "context" if label == IGNORED else "supervised"
+
+    for name, run in groupby(zip(ids, labels, strict=True), key=kind):
+        tokens = [token for token, _ in run]
+        yield name, f"{len(tokens)} visual tokens" if name == "image" else processor.tokenizer.decode(tokens)
+
+
+def _data_address(image: Any) -> str:
+    """Return a picture as an address that holds it, so that the page is a single file."""
+    small = image.copy()
+    small.thumbnail((_IMAGE_PX, _IMAGE_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _page(options: argparse.Namespace, samples: list[dict[str, Any]]) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("alignvlm_pl.cli", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("preview.html.j2")
+    return template.render(folder=options.folder, model=options.model, start=options.start, samples=samples)
