@@ -1,4 +1,4 @@
-"""`shards verify|info|preview`: are sets of shards whole, and what do they hold? See verify.py and info.py of datamodules."""
+"""`shards verify|info|preview`: are sets of shards whole, what do they hold, and what is a model taught with them?"""
 
 import sys
 from pathlib import Path
