@@ -8,7 +8,11 @@ MMMU = Benchmark(
     split="validation",
     size=900,
     scorings=(Scoring(metric="multiple_choice", rules=("vlmevalkit", "vlmevalkit-2025-02", "official")),),
-    sources=(vlmevalkit_table("MMMU_DEV_VAL"),),
+    sources=(
+        vlmevalkit_table(
+            "MMMU_DEV_VAL", "585e8ad75e73f75dcad265dfd0417d64", "521afc0f3bf341e6654327792781644d"
+        ),
+    ),
     licence="Apache-2.0",
     prompt=Prompt(
         prefix="Question: ",

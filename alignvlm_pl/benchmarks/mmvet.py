@@ -8,7 +8,7 @@ MMVET = Benchmark(
     split="test",
     size=218,
     scorings=(Scoring(metric="mmvet"),),
-    sources=(vlmevalkit_table("MMVet"),),
+    sources=(vlmevalkit_table("MMVet", "748aa6d4aa9d4de798306a63718455e3"),),
     licence="Apache-2.0",
     max_new_tokens=512,
     postprocessing="none: the judge reads the reply",

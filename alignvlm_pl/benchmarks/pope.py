@@ -16,7 +16,7 @@ POPE = Benchmark(
     split="test",
     size=9000,
     scorings=(Scoring(metric="pope"),),
-    sources=(vlmevalkit_table("POPE"),),
+    sources=(vlmevalkit_table("POPE", "c12f5acb142f2ef1f85a26ba2fbe41d5"),),
     licence="MIT",
     max_new_tokens=64,
     postprocessing="punctuation left out; the words yes and no are looked for",

@@ -15,9 +15,10 @@ TABLEVQA = Benchmark(
     scorings=(Scoring(metric="tablevqa"),),
     sources=(
         Source(
-            file="TableVQABench.tsv",
-            url="https://github.com/open-compass/VLMEvalKit (data set TableVQABench)",
+            file="tablevqa-bench.tsv",
+            url="https://pai-aigc-photog.oss-cn-hangzhou.aliyuncs.com/mentor-vil/datasets/tablevqa-bench.tsv",
             format="vlmevalkit-tsv",
+            md5=("2550adc61bdc82d8e62f3b003de7c62d",),
         ),
     ),
     licence="MIT; parts keep those of their sources",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ..scoring.run import Scored
@@ -50,13 +50,19 @@ def run(argv: list[str]) -> int:
         from datamodules.answers import read_answers
 
         found = join_gold(found, read_answers(options.answers))
-    without = [answer.key for answer in found.answers if not answer.references]
-    if without:
+    answers = [answer for answer in found.answers if answer.references or "gold" in answer.meta]
+    if not answers:
         raise ConfigError(
-            f"{options.predictions}: {len(without)} predictions have no references (first: {without[0]}); give the set "
-            "that was answered with --answers FOLDER"
+            f"{options.predictions}: none of {len(found.answers)} predictions has references; give the set that was "
+            "answered with --answers FOLDER"
         )
-    answers = grade(found.answers, load_judge(options.judge)) if options.judge else found.answers
+    if not any(benchmark.belongs(answer.meta) for answer in answers):
+        wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
+        raise DataError(f"{options.predictions}: no row has {wanted}, so none belongs to {benchmark.name}")
+    without = [answer.key for answer in found.answers if not answer.references and "gold" not in answer.meta]
+    if without:
+        found.problems.append(f"{len(without)} predictions without references: {', '.join(without[:5])}")
+    answers = grade(answers, load_judge(options.judge)) if options.judge else answers
     scored = score_answers(benchmark, answers, rule=options.rule, problems=found.problems)
     _print(scored, found.notes)
     if options.out:

@@ -85,7 +85,7 @@ def score_answers(
     for metric, rules in _load(benchmark, rule) if kept else ():
         units = metric.units(kept)
         for name in rules:
-            tail = "" if name == rules[0] else f"@{name}"
+            tail = "" if name == metric.rules[0] else f"@{name}"
             table = [metric.statistics([kept[index] for index in unit], name) for unit in units]
             for unit, statistics in zip(units, table, strict=True):
                 score = metric.unit_score(statistics)
@@ -95,7 +95,7 @@ def score_answers(
                 rows = [table[index] for index in members]
                 ending = (f"/{group}" if group else "") + tail
                 figures |= {figure + ending: value for figure, value in metric.figures(summed(rows)).items()}
-                if not tail and resamples:
+                if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {figure + ending: ends for figure, ends in found.items()}
     num = sum(benchmark.count(answer) for answer in kept)

@@ -114,7 +114,9 @@ class _Gold:
     def answers(self, index: int, question: str, where: str, *, items: bool) -> list[str]:
         """Return the accepted answers of a question: all variants of its values, or with `items` its values."""
         annotation = self.document(index, where)["gold"]
-        values = [value for entry in annotation if entry["key"] in question for value in entry["values"]]
+        keys = [entry["key"] for entry in annotation if entry["key"] in question]
+        key = question.strip() if question.strip() in keys else max(keys, key=len, default=None)
+        values = [value for entry in annotation if entry["key"] == key for value in entry["values"]]
         found = [
             [value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values
         ]

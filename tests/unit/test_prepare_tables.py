@@ -63,6 +63,13 @@ def test_wide_tables_get_a_wider_page():
 
 
 @needs_renderer
+def test_a_table_that_outgrows_every_page_is_refused():
+    markup = '<table style="width:150%"><tr><td>a</td><td>b</td></tr></table>'
+    with pytest.raises(SampleError, match="is wider than its page"):
+        render(Table(name="t", rows=[["a", "b"]], markup=markup))
+
+
+@needs_renderer
 def test_text_is_escaped_and_pages_are_the_same_again():
     rows = [
         ["<b>head", "a & b"],
@@ -82,6 +89,8 @@ def test_what_is_not_drawn_is_noticed():
     with pytest.raises(SampleError, match="is empty"):
         render(Table(name="t", rows=[["", " "]]))
     assert missing_cells(Table(name="t", rows=[["Foo bar", "–", "x9"]]), "FOO\n BAR") == ["x9"]
+    assert missing_cells(Table(name="t", rows=[["n"], ["12"], ["2"]]), "n 12") == ["2"]
+    assert missing_cells(Table(name="t", rows=[["n"], ["+"]]), "n") == ["+"]
 
 
 @needs_renderer

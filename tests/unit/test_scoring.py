@@ -68,7 +68,8 @@ def test_part_of_a_benchmark_is_marked():
 
 def test_one_rule_alone_and_an_unknown_one():
     scored = score_answers(get_benchmark("docvqa"), answers(), rule="due")
-    assert list(scored.figures) == ["anls"]
+    assert list(scored.figures) == list(scored.intervals) == ["anls@due"]
+    assert set(scored.scores[0]) == {"anls@due"}
     with pytest.raises(ConfigError, match="vlmevalkit-2025-02"):
         score_answers(get_benchmark("docvqa"), answers(), rule="vlmeval")
 
