@@ -1,4 +1,4 @@
-"""Prediction records of a batch, and means over sets (no torch here)."""
+"""Prediction records of a batch (no torch here)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,17 +33,3 @@ def readout_records(batch: Mapping[str, Any], readings: Sequence[tuple[str, str]
         {"key": key, "question": "", "prediction": found, "references": [truth], "meta": {}}
         for key, (found, truth) in zip(batch["keys"], readings, strict=True)
     ]
-
-
-def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Means over the questions of several sets of the same metrics: those the first of them has.
-
-    Args:
-        results: Name -> `num` and figures.
-    """
-    total = sum(figures["num"] for figures in results.values())
-    if not total:
-        return {}
-    names = [name for name in next(iter(results.values())) if name != "num"]
-    means = {name: sum(f[name] * f["num"] for f in results.values() if f["num"]) / total for name in names}
-    return {"num": total, **means}

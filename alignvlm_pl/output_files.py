@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,4 +24,17 @@ def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write `results.json`."""
-    write_atomically(path, json.dumps(results, indent=2) + "\n")
+    write_atomically(path, to_json(results, indent=2) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON as its standard has it: numbers that are none, such as nan, are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -195,9 +195,8 @@ class BenchmarkEvaluation(pl.Callback):
                 )
         if limit is not None:  # a look while training: a part of the set on purpose
             return replace(score_answers(benchmark, answers, resamples=0), problems=[])
-        left_out = _data(trainer).benchmark_set(name).manifest.extra.get("skipped") or {}
-        problems = [f"{count} rows left out when it was prepared: {why}" for why, count in left_out.items()]
-        return score_answers(benchmark, answers, problems=problems)
+        answered = _data(trainer).benchmark_set(name)
+        return score_answers(benchmark, answers, expected=answered.expected, problems=answered.problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
         chosen = _data(trainer).benchmark_set(name)

@@ -10,10 +10,10 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from alignvlm_pl.evaluation import overall
 from alignvlm_pl.output_files import write_predictions, write_results
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import write_reports
+from alignvlm_pl.scoring.results import results
 from alignvlm_pl.scoring.run import Scored
 
 log = logging.getLogger(__name__)
@@ -48,18 +48,7 @@ def write_run(
 ) -> None:
     """Write `results.json`, `report.md` and `report.html` of all sets."""
     folder = Path(trainer.default_root_dir)
-    results = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
-    own = {name: results[name] for name, scored in found.items() if not scored.benchmark.size}
-    prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
-    summary = {
-        "overall": overall({name: own[name] for name in own if name not in readout_sets}),
-        "benchmarks": results,
-        "loss": dict(losses),
-        "intervals": {name: scored.intervals for name, scored in found.items()},
-        "incomplete": {name: scored.problems for name, scored in found.items() if scored.problems},
-        "reference_prompts": {name: parts for name, parts in prompts.items() if parts},
-    }
-    write_results(folder / "results.json", summary)
+    write_results(folder / "results.json", results(found, losses=losses, readout_sets=readout_sets))
     write_reports(folder, found, images=folder / "predictions" / "images")
 
 

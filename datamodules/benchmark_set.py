@@ -52,6 +52,23 @@ class BenchmarkSet:
             ),
         )
 
+    @property
+    def expected(self) -> int | None:
+        """Questions a whole set has, counted as the benchmark counts; None: not known."""
+        origin = str(self.manifest.extra.get("origin", ""))
+        return self.benchmark.size_from(origin) or None if self.benchmark else None
+
+    @property
+    def problems(self) -> list[str]:
+        """What was left out when the set was prepared (CONTRACT: datamodules/prepare/left_out.py)."""
+        made = self.manifest.extra
+        first = made.get("skipped_first") or {}
+        return [
+            f"{count} rows left out when it was prepared: {reason}"
+            + (f" ({'; '.join(first[reason])})" if reason in first else "")
+            for reason, count in (made.get("skipped") or {}).items()
+        ]
+
     def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
         """Positions of the samples to be answered.
 

@@ -28,7 +28,8 @@ class Source:
         file: Its name.
         url: Where it comes from.
         format: How it is read (CONTRACT: datamodules/prepare/benchmark.py).
-        size: Questions in it; None: as many as the benchmark has.
+        size: Questions in it, counted by the benchmark's `count`; None: as many as the benchmark has.
+        contents: What the file holds where that is not `size` rows, in words.
         md5: Checksums of the published file, as its publisher gives them; empty where none are known.
     """
 
@@ -36,6 +37,7 @@ class Source:
     url: str
     format: Format
     size: int | None = None
+    contents: str = ""
     md5: tuple[str, ...] = ()
 
 
@@ -183,15 +185,20 @@ class Benchmark:
         found = {part: prompt.is_reference for part, prompt in (self.prompts or {"": self.prompt}).items()}
         return {part: known for part, known in found.items() if known is not None}
 
-    def sizes(self) -> set[int]:
-        """Sizes that are whole: that of the benchmark, and those of sources which are known to differ."""
-        return {self.size} | {source.size for source in self.sources if source.size is not None}
+    def size_from(self, origin: str) -> int:
+        """Questions of a whole set that was made from a file; 0: not known.
+
+        Args:
+            origin: Name of the file, as `prepare benchmark` keeps it in the manifest; empty: not known.
+        """
+        sizes = {source.file: source.size for source in self.sources}
+        return sizes.get(origin) or self.size
 
 
-def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval") -> Source:
+def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: str = "") -> Source:
     """Return the table that VLMEvalKit publishes under a name, with the checksums in its source."""
     url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
-    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5)
+    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:

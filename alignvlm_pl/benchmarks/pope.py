@@ -1,13 +1,14 @@
 """POPE: is an object in the picture? Random, popular and adversarial questions (Li et al. 2023)."""
 
 from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.pope import split_categories
 
 from .base import Benchmark, Scoring, vlmevalkit_table
 
 
 def categories(answer: Answer) -> int:
     """Return the questions an answer stands for: a question of several categories is stored once."""
-    return len(str(answer.meta.get("category", "")).split(","))
+    return len(split_categories(answer)) or 1
 
 
 POPE = Benchmark(
@@ -16,7 +17,13 @@ POPE = Benchmark(
     split="test",
     size=9000,
     scorings=(Scoring(metric="pope"),),
-    sources=(vlmevalkit_table("POPE", "c12f5acb142f2ef1f85a26ba2fbe41d5"),),
+    sources=(
+        vlmevalkit_table(
+            "POPE",
+            "c12f5acb142f2ef1f85a26ba2fbe41d5",
+            contents="a row for each distinct question, which stand for 9,000",
+        ),
+    ),
     licence="MIT",
     max_new_tokens=64,
     postprocessing="punctuation left out; the words yes and no are looked for",

@@ -20,7 +20,8 @@ def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[st
 
     Returns:
         The question, its accepted answers, empty where the row has none, and the ``meta`` of the sample: ``index``,
-        ``choices`` (letter -> text) and the columns ``split``, ``category``, ``l2-category``, ``hint``.
+        ``choices`` (letter -> text) and the columns ``split``, ``category``, ``l2-category``, ``hint``,
+        ``image_source``.
     """
     meta: dict[str, Any] = {name: row[name] for name in _KEPT if row.get(name)}
     if row.get("index"):

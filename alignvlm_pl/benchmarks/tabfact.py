@@ -18,6 +18,7 @@ TABFACT = Benchmark(
             file="TabFact_test.jsonl",
             url="https://huggingface.co/datasets/mPLUG/DocDownstream-1.0",
             format="docdownstream",
+            contents="the statements whose table has an image; their number is not published",
         ),
     ),
     licence="CC BY 4.0",

@@ -3,9 +3,9 @@
 from .base import Benchmark, Scoring, Source
 
 
-def _table(name: str) -> Source:
+def _table(name: str, md5: str) -> Source:
     url = f"https://huggingface.co/datasets/vcr-org/{name}/resolve/main/{name}.tsv"
-    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv")
+    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=(md5,))
 
 
 VCR_EASY = Benchmark(
@@ -14,7 +14,7 @@ VCR_EASY = Benchmark(
     split="test",
     size=5000,
     scorings=(Scoring(metric="vcr"),),
-    sources=(_table("VCR-wiki-en-easy-test"),),
+    sources=(_table("VCR-wiki-en-easy-test", "8a9b96885f251d1c85f42f84073327f1"),),
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
@@ -31,7 +31,7 @@ VCR_HARD = Benchmark(
     split="test",
     size=5000,
     scorings=(Scoring(metric="vcr"),),
-    sources=(_table("VCR-wiki-en-hard-test"),),
+    sources=(_table("VCR-wiki-en-hard-test", "2d8b8b1ee0eba0e0b618fd3aa7d9710e"),),
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",

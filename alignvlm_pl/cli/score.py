@@ -1,14 +1,17 @@
 """`score`: the figures of a prediction file made anywhere; loads no model."""
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from ..benchmarks import Benchmark
+    from ..metrics.base import Answer
+    from ..scoring.files import PredictionFile
     from ..scoring.run import Scored
 
 
@@ -39,38 +42,58 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(argv[1:])
 
-    from ..benchmarks import get_benchmark
+    from ..benchmarks import Prompt, get_benchmark
     from ..scoring.files import join_gold, read_predictions
     from ..scoring.judge import grade, load_judge
     from ..scoring.run import score_answers
 
-    benchmark = get_benchmark(options.benchmark)
-    found = read_predictions(options.predictions, benchmark)
+    # What was asked of a model that answered elsewhere is not known.
+    benchmark = replace(get_benchmark(options.benchmark), prompt=Prompt(), prompts={})
+    found, expected = read_predictions(options.predictions, benchmark), None
     if options.answers:
         from datamodules.answers import read_answers
+        from datamodules.manifest import load_manifest
 
         found = join_gold(found, read_answers(options.answers))
-    answers = [answer for answer in found.answers if answer.references or "gold" in answer.meta]
-    if not answers:
-        raise ConfigError(
-            f"{options.predictions}: none of {len(found.answers)} predictions has references; give the set that was "
-            "answered with --answers FOLDER"
-        )
-    if not any(benchmark.belongs(answer.meta) for answer in answers):
-        wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
-        raise DataError(f"{options.predictions}: no row has {wanted}, so none belongs to {benchmark.name}")
-    without = [answer.key for answer in found.answers if not answer.references and "gold" not in answer.meta]
-    if without:
-        found.problems.append(f"{len(without)} predictions without references: {', '.join(without[:5])}")
+        expected = benchmark.size_from(load_manifest(options.answers).extra.get("origin", ""))
+    answers = _scorable(found, benchmark, options.predictions)
     answers = grade(answers, load_judge(options.judge)) if options.judge else answers
-    scored = score_answers(benchmark, answers, rule=options.rule, problems=found.problems)
+    scored = score_answers(benchmark, answers, rule=options.rule, expected=expected, problems=found.problems)
     _print(scored, found.notes)
     if options.out:
         _write(options.out, scored)
     if options.json:
+        from ..output_files import to_json
+
         figures = {"num": scored.num, "complete": not scored.problems, **scored.figures}
-        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.write(to_json(figures) + "\n")
     return 0
+
+
+def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[Answer]":
+    """Return the answers that have references; the others become a problem of the file.
+
+    Raises:
+        ConfigError: None has any.
+        DataError: None belongs to the benchmark.
+    """
+    answers = [answer for answer in found.answers if answer.references or "gold" in answer.meta]
+    if not answers:
+        raise ConfigError(
+            f"{path}: none of {len(found.answers)} predictions has references; give the set that was answered with "
+            "--answers FOLDER"
+        )
+    if not any(benchmark.belongs(answer.meta) for answer in answers):
+        wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
+        raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
+    from ..scoring.faults import Faults
+
+    faults = Faults()
+    for answer in found.answers:
+        if not answer.references and "gold" not in answer.meta:
+            faults.add("predictions without references", answer.key)
+    found.problems += faults.lines()
+    return answers
 
 
 def _print(scored: "Scored", notes: list[str]) -> None:
@@ -95,18 +118,12 @@ def _write(folder: Path, scored: "Scored") -> None:
     from ..output_files import write_predictions, write_results
     from ..scoring.records import scored_records, to_records
     from ..scoring.report import write_reports
+    from ..scoring.results import results
 
     name = scored.benchmark.name
     write_predictions(
         folder / "predictions" / f"{name}.jsonl", scored_records(to_records(scored.answers), scored)
     )
-    write_results(
-        folder / "results.json",
-        {
-            "benchmarks": {name: {"num": scored.num, **scored.figures}},
-            "intervals": {name: scored.intervals},
-            "incomplete": {name: scored.problems} if scored.problems else {},
-        },
-    )
+    write_results(folder / "results.json", results({name: scored}))
     write_reports(folder, {name: scored}, images=folder / "predictions" / "images")
     sys.stdout.write(f"report: {folder / 'report.html'}\n")

@@ -57,6 +57,9 @@ class Metric:
             each alone.
         higher_is_better: Whether larger figures are better ones.
         unit_figure: Figure that scores one unit alone; empty: the headline.
+        equal_rules: Rule -> an earlier one that gives the same statistics, so that they are computed once.
+        needs: Rule -> key of `meta` without which it cannot be applied.
+        needs_judge: Whether answers must be graded first (``meta["judged"]``).
     """
 
     name: str
@@ -66,6 +69,9 @@ class Metric:
     unit: Callable[[Answer], str] | None = None
     higher_is_better: bool = True
     unit_figure: str = ""
+    equal_rules: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    needs_judge: bool = False
 
     def __call__(self, prediction: str, references: Sequence[str], rule: str | None = None) -> float:
         """Score a single answer of which nothing but its references is known.

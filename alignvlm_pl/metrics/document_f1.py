@@ -120,9 +120,12 @@ def annotate(
 
 
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
-    gold = answers[0].meta.get("gold")
+    key, meta = answers[0].key, answers[0].meta
+    if "document" not in meta:
+        raise DataError(f"document_f1: {key!r} names no document; expected a text in meta['document']")
+    gold = meta.get("gold")
     if gold is None:
-        raise DataError(f"document_f1: {answers[0].key!r} has no annotation; expected a list in meta['gold']")
+        raise DataError(f"document_f1: {key!r} has no annotation; expected a list in meta['gold']")
     pairs = [(answer.question, answer.prediction) for answer in answers]
     predicted = annotate(pairs, DEEPFORM_FIELDS + KLC_FIELDS, rule=rule)
     return count_fields(predicted, gold, ignore_case=rule != "due-case-sensitive")
@@ -147,10 +150,7 @@ def _scores(sums: Statistics, ending: str) -> tuple[float, float, float]:
 
 
 def _document(answer: Answer) -> str:
-    name = answer.meta.get("document")
-    if name is None:
-        raise DataError(f"document_f1: {answer.key!r} names no document; expected a text in meta['document']")
-    return str(name)
+    return str(answer.meta.get("document", answer.key))
 
 
 DOCUMENT_F1 = Metric(

@@ -87,4 +87,11 @@ def _figures(sums: Statistics) -> dict[str, float]:
     }
 
 
-MMVET = Metric(name="mmvet", rules=RULES, statistics=_statistics, figures=_figures)
+MMVET = Metric(
+    name="mmvet",
+    rules=RULES,
+    statistics=_statistics,
+    figures=_figures,
+    equal_rules={RULES[1]: RULES[0]},
+    needs_judge=True,
+)

@@ -33,15 +33,18 @@ def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
     return "Yes" if "yes" in words else "No"
 
 
+def split_categories(answer: Answer) -> list[str]:
+    """Categories of a question, which is stored once and asked in each of them."""
+    return [name.strip() for name in str(answer.meta.get("category", "")).split(",") if name.strip()]
+
+
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     counts: Counter[str] = Counter()
     for answer in answers:
         found = yes_no(answer.prediction, rule=rule)
         gold = answer.references[0].strip().capitalize() if answer.references else ""
         outcome = _outcome(found, gold, rule)
-        categories = [
-            name.strip() for name in str(answer.meta.get("category", "")).split(",") if name.strip()
-        ]
+        categories = split_categories(answer)
         # A question stands once in the data but counts in each of its categories; lmms-eval has it several times.
         weight = len(categories) or 1
         for ending, times in [("", weight), *((f"/{name}", 1) for name in categories)]:

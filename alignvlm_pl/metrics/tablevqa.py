@@ -109,4 +109,10 @@ def _figures(sums: Statistics) -> dict[str, float]:
     return figures
 
 
-TABLEVQA = Metric(name="tablevqa", rules=RULES, statistics=_statistics, figures=_figures)
+TABLEVQA = Metric(
+    name="tablevqa",
+    rules=RULES,
+    statistics=_statistics,
+    figures=_figures,
+    equal_rules={"vlmevalkit-2025-02": "vlmevalkit"},
+)

@@ -120,4 +120,10 @@ def _figures(sums: Statistics) -> dict[str, float]:
     return {name: share(sums.get(name, 0.0), sums.get("blanks", 0.0)) for name in ("exact_match", "jaccard")}
 
 
-VCR = Metric(name="vcr", rules=RULES, statistics=_statistics, figures=_figures)
+VCR = Metric(
+    name="vcr",
+    rules=RULES,
+    statistics=_statistics,
+    figures=_figures,
+    equal_rules=dict.fromkeys(RULES[1:], RULES[0]),
+)

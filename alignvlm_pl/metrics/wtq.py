@@ -208,4 +208,10 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     return {"total": sum(scores), "count": len(scores)}
 
 
-WTQ = Metric(name="wtq", rules=RULES, statistics=_statistics, figures=mean_figures("wtq"))
+WTQ = Metric(
+    name="wtq",
+    rules=RULES,
+    statistics=_statistics,
+    figures=mean_figures("wtq"),
+    needs={"official-canonical": "canonical"},
+)

@@ -1,21 +1,20 @@
 """Prediction files made elsewhere -> answers: our jsonl, and the result tables of VLMEvalKit."""
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.benchmarks.rows import read_row
-from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics import reload_predictions
 from alignvlm_pl.metrics.base import Answer
 
-MAX_NAMED = 5
-_MAX_FIELD = 2**31 - 1
+from .faults import Faults
+from .records import to_answer
+from .tables import table_rows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,7 +49,7 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
         )
     if not path.is_file():
         raise DataError(f"there is no prediction file {path}")
-    found, faults = PredictionFile(), _Faults()
+    found, faults = PredictionFile(), Faults()
     readers[path.suffix](path, benchmark, found, faults)
     counts = Counter(answer.key for answer in found.answers)
     for key in (key for key, count in counts.items() if count > 1):
@@ -77,7 +76,7 @@ def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
     by_key = {answer.key: answer for answer in found.answers}
     # Tables made elsewhere know the row's index, not our keys.
     by_index = {str(answer.meta.get("index")): answer for answer in found.answers if "index" in answer.meta}
-    faults, answers, used = _Faults(), [], set()
+    faults, answers, used = Faults(), [], set()
     for sample in gold:
         match = by_key.get(sample.key) or by_index.get(str(sample.meta.get("index")))
         if match is None:
@@ -90,36 +89,20 @@ def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
     return PredictionFile(answers=answers, problems=[*found.problems, *faults.lines()], notes=found.notes)
 
 
-def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults: "_Faults") -> None:
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, text in enumerate(stream, start=1):
-            if not text.strip():
+def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
                 continue
             try:
-                record = json.loads(text)
-                found.answers.append(_answer(record))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                faults.add("lines without key and prediction", f"line {number}")
+                found.answers.append(to_answer(json.loads(line.decode("utf-8-sig"))))
+            except ValueError as error:
+                faults.add("lines that are no prediction record", f"line {number}", str(error))
 
 
-def _answer(record: Mapping[str, Any]) -> Answer:
-    references = record.get("references", [])
-    texts = (record["key"], record["prediction"], *references)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(references, list):
-        raise TypeError("key, prediction and references are text")
-    return Answer(
-        key=record["key"],
-        prediction=record["prediction"],
-        references=tuple(references),
-        question=record.get("question", ""),
-        meta=dict(record.get("meta", {})),
-    )
-
-
-def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults: "_Faults") -> None:
-    """Read a result table as VLMEvalKit itself would: some predictions do not survive its file."""
-    for number, row in enumerate(_rows(path), start=2):
-        if row.get("prediction") is None and "prediction" not in row:
+def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
+    for number, row in table_rows(path, faults):
+        if "prediction" not in row:
             raise DataError(
                 f"{path} has no column 'prediction' (found: {', '.join(row)}): is it a result table?"
             )
@@ -128,9 +111,6 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
             faults.add("rows without index", f"row {number}")
             continue
         question, references, meta = read_row({name: text or "" for name, text in row.items()}, benchmark)
-        if not references:
-            faults.add("rows without an accepted answer", f"row {number}")
-            continue
         found.answers.append(
             Answer(
                 key=index,
@@ -140,6 +120,12 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
                 meta=meta,
             )
         )
+    if path.suffix != ".json":
+        _reload(found)
+
+
+def _reload(found: PredictionFile) -> None:
+    """Take the predictions as VLMEvalKit itself reads them: some do not survive its xlsx and tsv files."""
     given = [answer.prediction for answer in found.answers]
     reloaded = reload_predictions(given)
     found.answers = [
@@ -149,76 +135,3 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
         found.notes.append(
             f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them"
         )
-
-
-def _rows(path: Path) -> Iterator[dict[str, str | None]]:
-    """Yield the rows of a table as texts; empty cells are None."""
-    try:
-        if path.suffix == ".xlsx":
-            yield from _xlsx_rows(path)
-        elif path.suffix == ".tsv":
-            csv.field_size_limit(_MAX_FIELD)
-            with path.open(encoding="utf-8", newline="") as stream:
-                yield from csv.DictReader(stream, delimiter="\t")
-        else:
-            yield from _json_rows(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError, OSError, csv.Error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} does not read as a table: {error}") from error
-
-
-def _xlsx_rows(path: Path) -> Iterator[dict[str, str | None]]:
-    import zipfile
-
-    try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        raise ConfigError(
-            f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'"
-        ) from error
-    try:
-        sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no xlsx file: {error}") from error
-    rows = sheet.iter_rows(values_only=True)
-    header = [str(cell) for cell in next(rows, ())]
-    for row in rows:
-        yield {name: _text(cell) for name, cell in zip(header, row, strict=False)}
-
-
-def _json_rows(content: Any) -> Iterator[dict[str, str | None]]:
-    """Rows of a list of records, or of columns: name -> row number -> cell."""
-    if isinstance(content, Mapping):
-        columns = {
-            name: list(cells.values() if isinstance(cells, Mapping) else cells)
-            for name, cells in content.items()
-        }
-        content = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
-        raise ValueError("expected a list of rows")
-    for row in content:
-        yield {str(name): _text(cell) for name, cell in row.items()}
-
-
-def _text(cell: object) -> str | None:
-    """Return a cell as text; whole numbers without a point, as tables show them."""
-    if cell is None:
-        return None
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
-
-
-class _Faults:
-    """Counts what is wrong by reason, and names the first of each."""
-
-    def __init__(self) -> None:
-        self._named: dict[str, list[str]] = {}
-
-    def add(self, reason: str, name: str) -> None:
-        self._named.setdefault(reason, []).append(name)
-
-    def lines(self) -> list[str]:
-        return [
-            f"{len(names)} {reason}: {', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''}"
-            for reason, names in self._named.items()
-        ]

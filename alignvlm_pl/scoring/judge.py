@@ -13,7 +13,7 @@ from alignvlm_pl.metrics.mmvet import Judge
 
 def needs_judge(benchmark: Benchmark) -> bool:
     """Whether a benchmark has no figure without a judge."""
-    return any(scoring.metric == "mmvet" for scoring in benchmark.scorings)
+    return any(scoring.load()[0].needs_judge for scoring in benchmark.scorings)
 
 
 def load_judge(name: str) -> Judge:

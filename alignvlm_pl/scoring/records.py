@@ -1,6 +1,6 @@
 """Prediction records: the JSON objects of `predictions/<benchmark>.jsonl`, and answers made of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,9 @@ Record = dict[str, Any]
 FIELDS = ("key", "question", "prediction", "references", "meta")
 """Fields of a record that are not scores."""
 _ALWAYS = ("key", "prediction", "references")
+_NEEDED = ("key", "prediction")
+_TYPES: dict[str, type] = {"key": str, "prediction": str, "references": list, "question": str, "meta": dict}
+_KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def page_path(images: Path, name: str, key: str) -> Path:
@@ -20,18 +23,32 @@ def page_path(images: Path, name: str, key: str) -> Path:
     return images / name / f"{quote(key, safe='')}.png"
 
 
+def to_answer(record: Record) -> Answer:
+    """Make an answer of a record.
+
+    Raises:
+        ValueError: A field is missing or of another type; the message names it.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"expected an object, found {record!r:.60}")
+    for name, kind in _TYPES.items():
+        if not isinstance(record.get(name, None if name in _NEEDED else kind()), kind):
+            raise ValueError(f"{name!r} must be {_KINDS[kind]}, found {record.get(name)!r:.60}")
+    references = record.get("references", [])
+    if not all(isinstance(text, str) for text in references):
+        raise ValueError(f"'references' must be texts, found {references!r:.60}")
+    return Answer(
+        key=record["key"],
+        prediction=record["prediction"],
+        references=tuple(references),
+        question=record.get("question", ""),
+        meta=dict(record.get("meta", {})),
+    )
+
+
 def to_answers(records: Iterable[Record]) -> list[Answer]:
-    """Make the answers that metrics see."""
-    return [
-        Answer(
-            key=record["key"],
-            prediction=record["prediction"],
-            references=tuple(record["references"]),
-            question=record.get("question", ""),
-            meta=record.get("meta", {}),
-        )
-        for record in records
-    ]
+    """Make answers of records; ValueError as `to_answer`."""
+    return [to_answer(record) for record in records]
 
 
 def to_records(answers: Iterable[Answer]) -> list[Record]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alignvlm_pl.benchmarks import Benchmark
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.metrics.base import Answer, Metric, Statistics, summed
+
+from .faults import Faults
 
 RESAMPLES = 1000
 _CHUNK = 100  # resamples drawn at once: 100 x 15,000 units are 12 MB
@@ -65,34 +68,42 @@ def score_answers(
     resamples: int = RESAMPLES,
     problems: Sequence[str] = (),
 ) -> Scored:
-    """Score a benchmark.
+    """Score a benchmark. Answers that a metric cannot score are left out of its figures, and named as a problem.
 
     Args:
         benchmark: What to score.
         answers: One for each question; those that do not belong to the benchmark's split are left out.
-        expected: Questions the set must have; None: the benchmark's own sizes.
+        expected: Questions the set must have, see `Benchmark.size_from`; None: the benchmark's size.
         rule: Score under this rule alone; None: under all that the benchmark reports.
         resamples: Bootstrap resamples of the intervals; 0: no intervals.
         problems: What is known to be missing already.
 
     Raises:
-        ConfigError: No metric of the benchmark has the rule, or it needs a judge.
+        ConfigError: No metric of the benchmark has the rule, the answers lack what it needs, or they need a judge.
     """
     kept = [answer for answer in answers if benchmark.belongs(answer.meta)]
     scores: list[dict[str, float]] = [{} for _ in kept]
     figures: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for metric, rules in _load(benchmark, rule) if kept else ():
+    faults = Faults()
+    for metric, rules in _load(benchmark, rule, kept) if kept else ():
         units = metric.units(kept)
+        groups = _groups(benchmark, kept, units)
+        tables: dict[str, list[Statistics | None]] = {}
         for name in rules:
             tail = "" if name == metric.rules[0] else f"@{name}"
-            table = [metric.statistics([kept[index] for index in unit], name) for unit in units]
+            computed = metric.equal_rules.get(name, name)
+            if computed not in tables:
+                tables[computed] = [_statistics(metric, kept, unit, computed, faults) for unit in units]
+            table = tables[computed]
             for unit, statistics in zip(units, table, strict=True):
-                score = metric.unit_score(statistics)
-                for index in unit:
-                    scores[index][metric.name + tail] = score
-            for group, members in _groups(benchmark, kept, units).items():
-                rows = [table[index] for index in members]
+                if statistics is not None:
+                    for index in unit:
+                        scores[index][metric.name + tail] = metric.unit_score(statistics)
+            for group, members in groups.items():
+                rows = [row for row in map(table.__getitem__, members) if row is not None]
+                if not rows:
+                    continue
                 ending = (f"/{group}" if group else "") + tail
                 figures |= {figure + ending: value for figure, value in metric.figures(summed(rows)).items()}
                 if name == rules[0] and resamples:
@@ -106,7 +117,7 @@ def score_answers(
         figures=figures,
         intervals=intervals,
         num=num,
-        problems=[*problems, *_size_problem(benchmark, num, expected)],
+        problems=[*problems, *faults.lines(), *_size_problem(benchmark, num, expected)],
     )
 
 
@@ -123,13 +134,47 @@ def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problem: st
     )
 
 
-def _load(benchmark: Benchmark, rule: str | None) -> list[tuple[Metric, tuple[str, ...]]]:
+def _load(
+    benchmark: Benchmark, rule: str | None, answers: Sequence[Answer]
+) -> list[tuple[Metric, tuple[str, ...]]]:
+    """Metrics with the rules that are asked for and that some answer has what it takes for."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
-    if rule is None:
-        return loaded
-    if not any(rule in rules for _, rules in loaded):
+    if rule is not None and not any(rule in rules for _, rules in loaded):
         loaded[0][0].check_rule(rule)
-    return [(metric, (rule,)) for metric, rules in loaded if rule in rules]
+    chosen = []
+    for metric, rules in loaded:
+        wanted = [name for name in rules if rule in (None, name)]
+        usable = tuple(name for name in wanted if _has_needs(metric, name, answers))
+        if wanted and not usable:
+            raise ConfigError(
+                f"rule {rule!r} of {metric.name} needs meta[{metric.needs[wanted[0]]!r}], which no answer has"
+            )
+        chosen += [(metric, usable)] if usable else []
+    return chosen
+
+
+def _has_needs(metric: Metric, rule: str, answers: Sequence[Answer]) -> bool:
+    need = metric.needs.get(rule)
+    return need is None or any(need in answer.meta for answer in answers)
+
+
+def _statistics(
+    metric: Metric, answers: Sequence[Answer], unit: Sequence[int], rule: str, faults: Faults
+) -> Statistics | None:
+    """Statistics of one unit; None where its answers are not what the metric takes."""
+    rows = [answers[index] for index in unit]
+    try:
+        need = metric.needs.get(rule)
+        if need and any(need not in row.meta for row in rows):
+            raise DataError(f"rule {rule} needs meta[{need!r}]")
+        return metric.statistics(rows, rule)
+    except ConfigError:
+        raise
+    # What an answer's meta holds comes from files: its shape is known only here.
+    except (DataError, KeyError, TypeError, AttributeError, IndexError) as error:
+        detail = str(error) if isinstance(error, DataError) else repr(error)
+        faults.add("answers cannot be scored", rows[0].key, detail)
+        return None
 
 
 def _groups(
@@ -168,7 +213,5 @@ def _differ(scores: dict[str, float]) -> bool:
 
 
 def _size_problem(benchmark: Benchmark, num: int, expected: int | None) -> list[str]:
-    sizes = {expected} if expected is not None else benchmark.sizes() if benchmark.size else {num}
-    if num in sizes:
-        return []
-    return [f"{num:,} of {' or '.join(f'{size:,}' for size in sorted(sizes))} questions"]
+    size = expected or benchmark.size
+    return [f"{num:,} of {size:,} questions"] if size and num != size else []

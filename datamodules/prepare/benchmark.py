@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from ..sources.docdownstream import DocDownstreamTest
 from ..sources.source import SourceSample
 from ..sources.vlmevalkit import VLMEvalKitTable
 from ..writer import ShardWriter
+from .left_out import LeftOut, print_left_out
 
 logger = logging.getLogger(__name__)
-_LOGGED = 10
 _READERS = {".tsv": "vlmevalkit-tsv", ".jsonl": "docdownstream"}
 
 
@@ -46,8 +45,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write(
         f"{manifest.num_samples} questions in {len(manifest.shards)} shards: {manifest.folder}\n"
     )
-    for reason, count in manifest.extra["skipped"].items():
-        sys.stdout.write(f"left out: {count} ({reason}); figures over this set are marked as incomplete\n")
+    print_left_out(manifest.extra)
     return 0
 
 
@@ -84,7 +82,7 @@ def write_benchmark(
         SampleError: A bad sample, with `strict`.
         DataError: The folder holds a finished set, or there is no usable sample.
     """
-    skipped: Counter[str] = Counter()
+    left_out = LeftOut()
     with ShardWriter(
         out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=overwrite
     ) as writer:
@@ -97,15 +95,12 @@ def write_benchmark(
             except SampleError as error:
                 if strict:
                     raise
-                skipped[error.reason] += 1
-                if skipped.total() <= _LOGGED:
-                    logger.warning("left out (%s): %s", error.reason, error)
+                left_out.add(error)
         writer.extra |= {
             "benchmark": benchmark.name,
             "origin": origin.name,
             "origin_sha256": file_sha256(origin),
-            "skipped": dict(sorted(skipped.items())),
-        }
+        } | left_out.extra()
     return load_manifest(out)
 
 
@@ -126,4 +121,5 @@ def _wanted(benchmark: Benchmark) -> str:
 
 def _described(source: Source, benchmark: Benchmark) -> str:
     command = f" by `prepare {source.format}`" if source.format in ("wtq", "tabfact") else ""
-    return f"{source.file}{command} ({source.size or benchmark.size:,} questions), to be fetched from {source.url}"
+    held = source.contents or f"{source.size or benchmark.size:,} questions"
+    return f"{source.file}{command} ({held}), to be fetched from {source.url}"

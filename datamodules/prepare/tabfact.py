@@ -13,6 +13,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
+from ..lines import numbered_lines
 from ..sample import SampleError
 from .table_questions import LoadTable, TableQuestion, TableSet, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
@@ -28,11 +29,15 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser)
     options = parser.parse_args(argv)
     captions: dict[str, str] = {}
-    questions = list(read_statements(options.folder, options.split, captions))
     if options.bigdocs:
-        questions = read_bigdocs_rows(
-            options.bigdocs, (path.name for path in _csv_folder(options.folder).glob("*.csv"))
-        )
+        # Its rows may be about the tables of any split.
+        for split in _SPLITS:
+            if _statements(options.folder, split).is_file():
+                list(read_statements(options.folder, split, captions))
+        names = (path.name for path in _csv_folder(options.folder).glob("*.csv"))
+        questions = read_bigdocs_rows(options.bigdocs, names)
+    else:
+        questions = list(read_statements(options.folder, options.split, captions))
     chosen = TableSet(
         name="tabfact",
         benchmark="tabfact" if options.split == "test" and not options.bigdocs else "",
@@ -51,12 +56,11 @@ def read_statements(
     Raises:
         DataError: The file of the split is missing or no JSON.
     """
-    listed = folder / "statements.jsonl"
-    path = listed if listed.is_file() else folder / "tokenized_data" / f"{_SPLITS[split]}_examples.json"
+    path = _statements(folder, split)
     if not path.is_file():
         raise DataError(f"there is no {path}; fetch the repository from {_ORIGIN}")
     try:
-        rows = list(_listed(path) if path == listed else _examples(path))
+        rows = list(_listed(path) if path.suffix == ".jsonl" else _examples(path))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{path} does not read as statements of TabFact: {error!r}") from error
     counts: dict[str, int] = {}
@@ -72,8 +76,14 @@ def read_statements(
         yield TableQuestion(name=name, table=table, text=statement, answers=(_LABELS[label],))
 
 
+def _statements(folder: Path, split: str) -> Path:
+    """Return the file of a split: the release's, or the one list of an extract."""
+    listed = folder / "statements.jsonl"
+    return listed if listed.is_file() else folder / "tokenized_data" / f"{_SPLITS[split]}_examples.json"
+
+
 def _listed(path: Path) -> Iterator[tuple[str, str, Any, str]]:
-    for text in path.read_text("utf-8").splitlines():
+    for _, text in numbered_lines(path):
         row = json.loads(text)
         yield row["table"], row["statement"], row["label"], row.get("caption", "")
 
@@ -106,7 +116,7 @@ class FactTable(LoadTable):
         """Read a table, for example ``2-17406982-2.html.csv``."""
         path = self.folder / name
         try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = [text for _, text in numbered_lines(path)]
+        except (OSError, DataError) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=[line.split("#") for line in lines], caption=self.captions.get(name, ""))

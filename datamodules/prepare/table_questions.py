@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +12,14 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
+from ..lines import numbered_lines
 from ..manifest import Manifest, load_manifest
 from ..normal_form import conversation
 from ..sample import SampleError
 from ..writer import ShardWriter
+from .left_out import LeftOut, print_left_out
 from .tables import Table, render, to_png
 
-logger = logging.getLogger(__name__)
-_LOGGED = 10
 _AHEAD = 4  # tables a worker draws ahead of the writer
 
 
@@ -91,17 +90,11 @@ def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespac
     Raises:
         DataError: Nothing could be written.
     """
-    skipped: Counter[str] = Counter()
-
-    def skip(error: SampleError, count: int = 1) -> None:
-        skipped[error.reason] += count
-        if skipped.total() <= _LOGGED:
-            logger.warning("left out (%s): %s", error.reason, error)
-
+    left_out = LeftOut()
     by_table: dict[str, list[TableQuestion]] = {}
     for question in chosen.questions:
         if isinstance(question, SampleError):
-            skip(question)
+            left_out.add(question)
         else:
             by_table.setdefault(question.table, []).append(question)
     names = list(by_table)[: options.limit]
@@ -110,18 +103,17 @@ def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespac
     ) as writer:
         for name, pages in zip(names, _drawn(names, load, options.workers), strict=True):
             if isinstance(pages, SampleError):
-                skip(pages, len(by_table[name]))
+                left_out.add(pages, len(by_table[name]))
                 continue
             for record in _records(by_table[name], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
-        writer.extra |= {"skipped": dict(sorted(skipped.items())), "split": options.split}
+        writer.extra |= {"split": options.split} | left_out.extra()
         writer.extra |= (
             {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
         )
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
-    for reason, count in manifest.extra["skipped"].items():
-        sys.stdout.write(f"left out: {count} questions ({reason})\n")
+    print_left_out(manifest.extra)
     return manifest
 
 
@@ -154,7 +146,7 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
         name.rpartition("/")[2]: full for name, full in whole.items() if counts[name.rpartition("/")[2]] == 1
     }
     found: list[TableQuestion | SampleError] = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, text in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
             row = json.loads(text)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from alignvlm_pl.errors import DataError
 
+from ..lines import numbered_lines
 from ..sample import SampleError
 from .table_questions import LoadTable, TableQuestion, TableSet, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
@@ -59,7 +60,7 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
     if not path.is_file():
         raise DataError(f"there is no {path}; fetch the release from {_ORIGIN}")
     canonical = _canonical(folder / "tagged" / "data" / f"{_FILES[split]}.tagged")
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, text in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
             name, question, context, answers = _json_line(text) if path == listed else _tsv_line(text)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import ConfigError, DataError
 
+from ..lines import numbered_lines
 from ..normal_form import convert_docdownstream
 from ..sample import SampleError, message_text
 from .source import SourceSample, checked_image
@@ -41,16 +42,19 @@ class DocDownstreamTest:
         """Yield the questions in the order of the file, and the errors of bad ones.
 
         Raises:
+            ConfigError: The benchmark needs annotations and has none, or has them and must not.
             DataError: A file is missing, or the metadata are not parallel to the questions.
         """
         if self.meta is None and self._corpus:
-            raise DataError(
+            raise ConfigError(
                 f"{self.benchmark.name} is scored against DUE's annotations: name the folder of document.jsonl and "
                 "metadata.jsonl with --meta (meta/<Dataset>/test of DocDownstream)"
             )
+        if self.meta and self.benchmark.name == "tabfact":
+            # DUE writes 1 and 0 for True and False, and the reference does not read them (docs/benchmarks.md).
+            raise ConfigError("tabfact is scored against the answers of its question file: leave out --meta")
         gold = _Gold(self.meta) if self.meta else None
-        with self.path.open(encoding="utf-8") as stream:
-            questions = [(number, text) for number, text in enumerate(stream, start=1) if text.strip()]
+        questions = list(numbered_lines(self.path))
         if gold and len(gold.names) != len(questions):
             raise DataError(
                 f"{gold.folder / 'metadata.jsonl'} has {len(gold.names)} lines, {self.path} has {len(questions)} "
@@ -156,7 +160,7 @@ def _lines(path: Path, *required: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test")
     found = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, text in numbered_lines(path):
         try:
             found.append(json.loads(text))
             for name in required:

@@ -7,22 +7,20 @@ read row by row: one row is in memory at a time.
 import ast
 import base64
 import binascii
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.tsv import TableRow, TabTable
 
 from ..sample import SampleError
 from .source import SourceSample, checked_image
 
 POINTER_LENGTH = 64
 """A shorter text in the image column is the index of the row that holds the picture."""
-_MAX_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,33 +43,37 @@ class VLMEvalKitTable:
         Raises:
             DataError: The file is no such table.
         """
-        rows = _Table(self.path)
-        offsets = rows.image_offsets()
-        with self.path.open("rb") as stream:
-            for number, row in rows.records(stream):
-                where = f"{self.path}, row {number}"
-                try:
-                    if isinstance(row, SampleError):
-                        raise row
-                    sample = self._sample(row, rows, offsets, where)
-                except SampleError as error:
-                    yield error
-                    continue
-                if sample is not None:
-                    yield sample
+        table = _open(self.path)
+        offsets, seen = _image_offsets(table), set()
+        for row in table.rows():
+            where = f"{self.path}, row {row.number}"
+            index = row.cells.get("index", "")
+            try:
+                if row.problem:
+                    raise SampleError(f"{where}: {row.problem}", "broken_row")
+                if index and index in seen:
+                    raise SampleError(f"{where}: index {index!r} is that of an earlier row", "repeated_index")
+                seen.add(index)
+                sample = self._sample(row, table, offsets, where)
+            except SampleError as error:
+                yield error
+                continue
+            if sample is not None:
+                yield sample
 
     def _sample(
-        self, row: Mapping[str, str], rows: "_Table", offsets: Mapping[str, int], where: str
+        self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str
     ) -> SourceSample | None:
-        question, references, meta = read_row(row, self.benchmark)
+        question, references, meta = read_row(row.cells, self.benchmark)
         if not self.benchmark.belongs(meta):
             return None
         if not references:
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
-        images = [checked_image(data, f"{where}: image") for data in self._images(row, rows, offsets, where)]
+        pictures = self._images(row.cells, table, offsets, where)
+        images = [checked_image(data, f"{where}: image") for data in pictures]
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
-            "id": f"{self.path.stem}/{row.get('index', '')}",
+            "id": f"{self.path.stem}/{meta.get('index', '')}",
             "task": "vqa",
             "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
             "references": references,
@@ -80,14 +82,14 @@ class VLMEvalKitTable:
         return SourceSample(record=record, images=images)
 
     def _images(
-        self, row: Mapping[str, str], rows: "_Table", offsets: Mapping[str, int], where: str
+        self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
     ) -> list[bytes]:
         cells = _listed(row.get("image") or "")
         if not cells and (paths := _listed(row.get("image_path") or "")):
             return [self._file(path, where) for path in paths]
         if not cells:
             raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
-        return [image for cell in cells for image in _decoded(cell, rows, offsets, where)]
+        return [image for cell in cells for image in _decoded(cell, table, offsets, where)]
 
     def _file(self, name: str, where: str) -> bytes:
         path = (self.image_root or self.path.parent) / name
@@ -99,82 +101,22 @@ class VLMEvalKitTable:
             ) from error
 
 
-class _Table:
-    """Rows of a tab-separated file, by the byte where they begin."""
-
-    def __init__(self, path: Path) -> None:
-        csv.field_size_limit(_MAX_FIELD)
-        self.path = path
-        with path.open("rb") as stream:
-            self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
-        if "question" not in self.header or not {"image", "image_path"} & set(self.header):
-            raise DataError(
-                f"{path} is no table of VLMEvalKit: expected columns index, image or image_path, question, answer, "
-                f"found {', '.join(self.header)[:200] or 'an empty file'}"
-            )
-
-    def records(self, stream: IO[bytes]) -> Iterator[tuple[int, dict[str, str] | SampleError]]:
-        """Yield number and cells of each row, the first after the header being row 2."""
-        for number, _, cells in self._cells(stream):
-            yield number, self._row(cells, f"{self.path}, row {number}")
-
-    def image_offsets(self) -> dict[str, int]:
-        """Index of each row that holds a picture itself -> the byte where it begins."""
-        if not {"index", "image"} <= set(self.header):
-            return {}
-        index, image = self.header.index("index"), self.header.index("image")
-        with self.path.open("rb") as stream:
-            return {
-                cells[index]: offset
-                for _, offset, cells in self._cells(stream)
-                if len(cells) == len(self.header) and len(cells[image]) > POINTER_LENGTH
-            }
-
-    def image_at(self, offset: int) -> str:
-        """Return the image cell of the row that begins at a byte."""
-        with self.path.open("rb") as stream:
-            stream.seek(offset)
-            cells: list[str] = next(csv.reader(_Lines(stream), delimiter="\t"))
-        return cells[self.header.index("image")]
-
-    def _cells(self, stream: IO[bytes]) -> Iterator[tuple[int, int, list[str]]]:
-        lines = _Lines(stream)
-        reader, number, offset = csv.reader(lines, delimiter="\t"), 1, 0
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(f"{self.path}, row {number}: does not read as text ({error})") from error
-            if number > 1 and cells:
-                yield number, offset, cells
-            number, offset = number + 1, lines.offset
-
-    def _row(self, cells: list[str], where: str) -> dict[str, str] | SampleError:
-        if len(cells) != len(self.header):
-            return SampleError(
-                f"{where}: expected {len(self.header)} columns, found {len(cells)}", "broken_row"
-            )
-        return dict(zip(self.header, cells, strict=True))
+def _open(path: Path) -> TabTable:
+    table = TabTable(path)
+    if "question" not in table.header or not {"image", "image_path"} & set(table.header):
+        raise DataError(
+            f"{path} is no table of VLMEvalKit: expected columns index, image or image_path, question, answer, "
+            f"found {', '.join(table.header)[:200] or 'an empty file'}"
+        )
+    return table
 
 
-class _Lines:
-    """Lines of a file as text; knows the byte after the last one taken, which csv's own reading does not tell."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.offset = stream.tell()
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
-        self.offset += len(line)
-        return line.decode("utf-8-sig" if self.offset == len(line) else "utf-8")
+def _image_offsets(table: TabTable) -> dict[str, int]:
+    """Index of each row that holds a picture itself -> the byte where it begins."""
+    if not {"index", "image"} <= set(table.header):
+        return {}
+    held = (row for row in table.rows() if len(row.cells.get("image", "")) > POINTER_LENGTH)
+    return {row.cells["index"]: row.offset for row in held}
 
 
 def _listed(cell: str) -> list[str]:
@@ -188,7 +130,7 @@ def _listed(cell: str) -> list[str]:
     return [str(item) for item in found] if isinstance(found, list) else [cell]
 
 
-def _decoded(cell: str, rows: _Table, offsets: Mapping[str, int], where: str) -> list[bytes]:
+def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
     """Decode a picture, or those of the row that a short text points to."""
     if len(cell) > POINTER_LENGTH:
         try:
@@ -201,6 +143,6 @@ def _decoded(cell: str, rows: _Table, offsets: Mapping[str, int], where: str) ->
         )
     return [
         image
-        for own in _listed(rows.image_at(offsets[cell]))
-        for image in _decoded(own, rows, offsets, where)
+        for own in _listed(next(table.rows(offsets[cell])).cells["image"])
+        for image in _decoded(own, table, offsets, where)
     ]

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from alignvlm_pl.evaluation import batch_records, overall, readout_records
+from alignvlm_pl.evaluation import batch_records, readout_records
 from alignvlm_pl.output_files import write_predictions, write_results
 from alignvlm_pl.scoring.records import to_answers
+from alignvlm_pl.scoring.results import overall
 
 
 def batch(*references):

@@ -33,10 +33,22 @@ def test_bad_lines_are_named_and_counted(tmp_path):
     rows = [row("a"), "{broken", row("twice"), {"key": "b"}, row("twice"), {**row("c"), "prediction": 3}]
     found = read_predictions(jsonl(tmp_path / "p.jsonl", *rows), DOCVQA)
     assert [answer.key for answer in found.answers] == ["a"]
-    assert found.problems == [
-        "3 lines without key and prediction: line 2, line 4, line 6",
-        "1 keys repeated, none of their rows counts: twice",
-    ]
+    broken, repeated = found.problems
+    assert broken.startswith("3 lines that are no prediction record: line 2 (")
+    assert (
+        "line 4 ('prediction' must be text, found None), line 6 ('prediction' must be text, found 3)"
+        in broken
+    )
+    assert repeated == "1 keys repeated, none of their rows counts: twice"
+
+
+def test_a_line_that_is_no_utf8_is_named_and_the_mark_of_its_order_is_passed_over(tmp_path):
+    path = tmp_path / "p.jsonl"
+    good = json.dumps(row("a")).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + good + b"\n" + good.replace(b"Lund", b"L\xfcnd") + b"\n")
+    found = read_predictions(path, DOCVQA)
+    assert [answer.key for answer in found.answers] == ["a"]
+    assert found.problems[0].startswith("1 lines that are no prediction record: line 2 ('utf-8'")
 
 
 TABLE = [
@@ -84,12 +96,45 @@ def test_result_tables_are_read_as_their_toolkit_reads_them(tmp_path, write, nam
     found = read_predictions(write(tmp_path / name, TABLE), DOCVQA)
     assert [(a.key, a.prediction, a.references) for a in found.answers] == [
         ("1", "Malmö", ("Lund", "Malmö")),
-        ("2", "nan", ("12",)),
-        ("3", "nan", ("nan",)),
+        # JSON keeps texts apart from missing values; the others are read by pandas.
+        *(
+            [("2", "", ("12",)), ("3", "N/A", ("nan",))]
+            if name == "r.json"
+            else [("2", "nan", ("12",)), ("3", "nan", ("nan",))]
+        ),
+        ("4", "x", ()),
     ]
     assert found.answers[0].meta == {"split": "val", "index": "1"}
-    assert found.problems == ["1 rows without an accepted answer: row 5"]
-    assert found.notes[0].startswith("2 predictions change")
+    assert found.problems == []
+    assert [note[:21] for note in found.notes] == ([] if name == "r.json" else ["2 predictions change "])
+
+
+def test_rows_of_a_table_that_do_not_read_are_named(tmp_path):
+    path = tmp_path / "r.tsv"
+    path.write_text("index\tanswer\tprediction\n1\ta\ta\n2\ta\n3\ta\ta\tb\n\ta\ta\n", "utf-8-sig")
+    found = read_predictions(path, DOCVQA)
+    assert [answer.key for answer in found.answers] == ["1"]
+    assert found.problems == [
+        "2 broken rows: row 3 (expected 3 columns, found 2), row 4 (expected 3 columns, found 4)",
+        "1 rows without index: row 5",
+    ]
+
+
+def test_a_workbook_whose_rows_end_early_keeps_its_columns(tmp_path):
+    import zipfile
+
+    path = xlsx(
+        tmp_path / "r.xlsx", [{"index": 1, "prediction": "x", "answer": "x"}, {"index": 2, "prediction": "x"}]
+    )
+    stripped = tmp_path / "s.xlsx"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(stripped, "w") as target:
+        for item in source.namelist():
+            text = source.read(item)
+            target.writestr(
+                item, text.replace(b'<dimension ref="A1:C3"/>', b"") if "sheet1" in item else text
+            )
+    found = read_predictions(stripped, DOCVQA)
+    assert [(answer.key, answer.references) for answer in found.answers] == [("1", ("x",)), ("2", ())]
 
 
 def test_options_become_choices(tmp_path):
@@ -102,6 +147,7 @@ def test_files_that_are_none(tmp_path):
     for name, content, message in [
         ("p.csv", "", r"\.jsonl, \.xlsx"),
         ("p.xlsx", "text", "no xlsx file"),
+        ("p.tsv", "", "no column 'prediction'|no usable prediction"),
         ("p.json", '{"a": 1}', "does not read as a table"),
         ("p.json", '[{"index": 1}]', "no column 'prediction'"),
         ("p.jsonl", "", "no usable prediction"),
@@ -147,6 +193,29 @@ def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
     assert "Incomplete" in page
     again = (tmp_path / "out/predictions/docvqa.jsonl").read_text().splitlines()
     assert json.loads(again[0])["anls@due"] == 1.0
+
+
+def test_score_counts_answers_without_references_and_odd_ones(tmp_path, capsys):
+    odd = [{**row("odd", "A"), "meta": {"choices": ["dog", "cat"]}}, {"key": "bare", "prediction": "A"}]
+    good = {**row("a", "A", ("A",)), "meta": {"choices": {"A": "dog", "B": "cat"}}}
+    path = jsonl(tmp_path / "p.jsonl", good, *odd)
+    assert main(["score", "--benchmark=seed", f"--predictions={path}", f"--out={tmp_path}", "--json"]) == 0
+    told = capsys.readouterr().out
+    assert "1 predictions without references: bare" in told
+    assert "1 answers cannot be scored: odd" in told
+    figures = json.loads(told.splitlines()[-1])
+    assert (figures["num"], figures["complete"]) == (2, False)
+    whole = json.loads((tmp_path / "results.json").read_text())
+    assert set(whole) == {"overall", "benchmarks", "loss", "intervals", "incomplete", "reference_prompts"}
+
+
+def test_a_zip_that_is_no_workbook_is_no_xlsx_file(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "r.xlsx", "w") as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(DataError, match="no xlsx file"):
+        read_predictions(tmp_path / "r.xlsx", DOCVQA)
 
 
 def test_score_refuses_what_it_cannot_score(tmp_path, capsys):
