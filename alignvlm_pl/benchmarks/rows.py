@@ -5,6 +5,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from alignvlm_pl.metrics import read_references
+from alignvlm_pl.metrics.vlmevalkit_tables import MISSING
 
 from .base import Benchmark
 
@@ -26,7 +27,8 @@ def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[st
     meta: dict[str, Any] = {name: row[name] for name in _KEPT if row.get(name)}
     if row.get("index"):
         meta["index"] = row["index"]
-    choices = {letter: row[letter] for letter in ascii_uppercase if row.get(letter)}
+    # An option called None or NA does not exist for VLMEvalKit: pandas reads it as an empty cell.
+    choices = {letter: row[letter] for letter in ascii_uppercase if row.get(letter, "") not in MISSING}
     if choices:
         meta["choices"] = choices
     answer = row.get("answer") or ""

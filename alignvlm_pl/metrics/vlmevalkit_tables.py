@@ -10,12 +10,12 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 
-# Texts that pandas reads as a missing value.
-_MISSING = frozenset(
+MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null|".split(
         "|"
     )
 )
+"""Texts that pandas reads as a missing value."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?)\s*", re.ASCII)
 _ARITHMETIC: dict[type[ast.AST], Callable[..., object]] = {
     ast.Add: operator.add,
@@ -61,9 +61,9 @@ def reload_predictions(predictions: Sequence[str]) -> list[str]:
     Missing values come back as the text ``nan``; where all predictions are numbers, the column becomes one of
     numbers and their spelling is lost: ``007`` is scored as ``7``, and ``12.50`` as ``12.5``.
     """
-    present = [text for text in predictions if text not in _MISSING]
+    present = [text for text in predictions if text not in MISSING]
     if not present or not all(_NUMBER.fullmatch(text) for text in present):
-        return ["nan" if text in _MISSING else text for text in predictions]
+        return ["nan" if text in MISSING else text for text in predictions]
     whole = len(present) == len(predictions) and all(text.strip().lstrip("+-").isdigit() for text in present)
     read: Callable[[str], object] = int if whole else float
-    return ["nan" if text in _MISSING else str(read(text)) for text in predictions]
+    return ["nan" if text in MISSING else str(read(text)) for text in predictions]

@@ -11,6 +11,7 @@ from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics import reload_predictions
 from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.vlmevalkit_tables import MISSING
 
 from .faults import Faults
 from .records import to_answer
@@ -110,7 +111,10 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
         if not index:
             faults.add("rows without index", f"row {number}")
             continue
-        question, references, meta = read_row({name: text or "" for name, text in row.items()}, benchmark)
+        cells = {name: text or "" for name, text in row.items()}
+        if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
+            cells["answer"] = "nan"  # as pandas reads it: see `_reload`
+        question, references, meta = read_row(cells, benchmark)
         found.answers.append(
             Answer(
                 key=index,

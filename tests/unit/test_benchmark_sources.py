@@ -16,6 +16,7 @@ from alignvlm_pl.benchmarks import Prompt, get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
 from datamodules.answers import read_answers
+from datamodules.benchmark_set import BenchmarkSet
 from datamodules.collate import Collator
 from datamodules.decode import Decoder
 from datamodules.manifest import load_manifest
@@ -103,6 +104,27 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "strict"), "--strict"]) == 1
     assert "row 3" in capsys.readouterr().err
     assert not (tmp_path / "strict" / "manifest.json").exists()
+
+
+def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
+    rows = [{"index": n, "image": picture(n), "question": f"q{n}", "answer": "a"} for n in (1, 2, 3, 4, 2)]
+    path = table(tmp_path / "t.tsv", rows)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"\tq3", b"\tq\xe9")
+    lines[4] = lines[4].replace(b"\tq4", b'\t"q4')
+    path.write_bytes(b"".join(lines))
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    made = load_manifest(tmp_path / "set")
+    assert made.num_samples == 2
+    assert made.extra["skipped"] == {"broken_row": 2, "repeated_index": 1}
+    assert made.extra["skipped_first"]["broken_row"] == [
+        f"{path}, row 4: not UTF-8",
+        f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
+    ]
+    told = BenchmarkSet.of("docvqa", made, {}).problems
+    assert told[1] == (
+        f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
+    )
 
 
 def test_one_row_at_a_time_is_in_memory(tmp_path):
@@ -230,6 +252,27 @@ def test_due_refuses_what_is_not_parallel_or_missing(tmp_path, capsys):
     (meta / "document.jsonl").unlink()
     assert main([*words, "--meta", str(meta)]) == 1
     assert "there is no" in capsys.readouterr().err
+
+
+def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):
+    path, meta = questions(tmp_path / "TabFact_test.jsonl"), due(tmp_path / "meta")
+    words = ["prepare", "benchmark", "tabfact", str(path), str(tmp_path / "set")]
+    assert main([*words, "--meta", str(meta)]) == 1
+    assert "leave out --meta" in capsys.readouterr().err
+    assert main(words) == 0
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    path = questions(tmp_path / "WikiTableQuestions_test.jsonl")
+    text = path.read_text().replace("What is", "What\u2028is\x85")
+    path.write_text(text, encoding="utf-8")
+    assert len(text.splitlines()) > 3
+    assert main(["prepare", "benchmark", "wtq", str(path), str(tmp_path / "set")]) == 0
+    made = load_manifest(tmp_path / "set")
+    assert made.num_samples == 3
+    # DocDownstream's copy lacks a question, the release does not.
+    assert BenchmarkSet.of("wtq", made, {}).expected == 4343
+    assert get_benchmark("wtq").size_from("") == 4344
 
 
 def test_a_prompt_file_replaces_ours_and_says_whether_it_is_the_references(tmp_path):

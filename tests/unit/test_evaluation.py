@@ -59,3 +59,8 @@ def test_files_are_whole_or_absent(tmp_path):
         write_results(tmp_path / "results.json", {"bad": object()})
     assert (tmp_path / "results.json").read_text() == earlier
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["p", "results.json", "set.jsonl"]
+
+
+def test_numbers_that_are_none_are_null_in_json(tmp_path):
+    write_results(tmp_path / "results.json", {"a": float("nan"), "b": [(float("inf"), 0.5)]})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": None, "b": [[None, 0.5]]}

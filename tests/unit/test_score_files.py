@@ -138,9 +138,18 @@ def test_a_workbook_whose_rows_end_early_keeps_its_columns(tmp_path):
 
 
 def test_options_become_choices(tmp_path):
-    table = [{"index": 7, "question": "q", "A": "dog", "B": "cat", "answer": "B", "prediction": "B"}]
+    table = [
+        {"index": 7, "question": "q", "A": "dog", "B": "cat", "C": "None", "answer": "B", "prediction": "B"}
+    ]
     found = read_predictions(xlsx(tmp_path / "r.xlsx", table), get_benchmark("seed"))
-    assert found.answers[0].meta["choices"] == {"A": "dog", "B": "cat"}
+    assert found.answers[0].meta["choices"] == {"A": "dog", "B": "cat"}  # pandas reads None as an empty cell
+
+
+@pytest.mark.parametrize("write", [xlsx, tsv])
+def test_a_gold_none_is_what_pandas_reads(tmp_path, write):
+    rows = [{"index": 1, "question": "q", "answer": "None", "prediction": "None"}]
+    found = read_predictions(write(tmp_path / f"r.{write.__name__}", rows), get_benchmark("gqa"))
+    assert (found.answers[0].prediction, found.answers[0].references) == ("nan", ("nan",))
 
 
 def test_files_that_are_none(tmp_path):

@@ -1,6 +1,7 @@
 """Scoring a set: exact under any order, groups, intervals, and what is incomplete."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,59 @@ def test_part_of_a_benchmark_is_marked():
     assert nothing.num == 0
     assert nothing.figures == {}
     assert nothing.problems == ["0 of 5,349 questions"]
+
+
+def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
+    good = Answer(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
+    odd = [
+        Answer(key=key, prediction="4", references=("4",), meta=meta)
+        for key, meta in [("b", {}), ("c", {"split": "vtabfct"}), ("d", {"split": 3})]
+    ]
+    scored = score_answers(get_benchmark("tablevqa"), [good, *odd])
+    assert scored.figures["tablevqa/vwtq" if "tablevqa/vwtq" in scored.figures else "vwtq"] == 1.0
+    assert scored.problems[0].startswith("3 answers cannot be scored: b (")
+    assert scored.scores[1] == {}
+
+
+def test_a_document_without_name_or_annotation_is_named():
+    field = {"prediction": "x", "question": "What is the value for the advertiser?", "references": ("x",)}
+    gold = [{"key": "advertiser", "values": [{"value": "x"}]}]
+    rows = [
+        Answer(key="a", meta={"document": "one", "gold": gold}, **field),
+        Answer(key="b", meta={"gold": gold}, **field),
+        Answer(key="c", meta={"document": "two"}, **field),
+        Answer(key="d", meta={"document": "three", "gold": [{"key": "advertiser"}]}, **field),
+    ]
+    scored = score_answers(get_benchmark("deepform"), rows)
+    assert scored.headline[1] == 1.0
+    assert scored.problems[0].startswith("3 answers cannot be scored: b (document_f1: 'b' names no document")
+
+
+def test_a_rule_without_what_it_needs_is_not_reported():
+    plain = [Answer(key="a", prediction="1000", references=("1,000",))]
+    known = [replace(plain[0], meta={"canonical": ["1000.0"]})]
+    wtq = get_benchmark("wtq")
+    assert "wtq@official-canonical" not in score_answers(wtq, plain).figures
+    assert score_answers(wtq, known).figures["wtq@official-canonical"] == 1.0
+    mixed = score_answers(wtq, [*known, replace(plain[0], key="b")])
+    assert (
+        mixed.problems[0] == "1 answers cannot be scored: b (rule official-canonical needs meta['canonical'])"
+    )
+    with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no answer has"):
+        score_answers(wtq, plain, rule="official-canonical")
+
+
+def test_equal_rules_are_computed_once(monkeypatch):
+    from alignvlm_pl.metrics.vcr import VCR
+
+    calls = []
+    metric = replace(VCR, statistics=lambda rows, rule: calls.append(rule) or VCR.statistics(rows, rule))
+    monkeypatch.setattr("alignvlm_pl.benchmarks.base.get_metric", lambda name: metric)
+    scored = score_answers(
+        get_benchmark("vcr_easy"), [Answer(key="a", prediction="in Lund", references=("in Lund",))]
+    )
+    assert calls == [VCR.rules[0]]
+    assert {f"exact_match@{rule}" for rule in VCR.rules[1:]} <= set(scored.figures)
 
 
 def test_one_rule_alone_and_an_unknown_one():
