@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .scoring.records import Record
+from .scoring.records import ERROR, Record
 
 
 def batch_records(batch: Mapping[str, Any], predictions: Sequence[str]) -> list[Record]:
@@ -24,6 +24,21 @@ def batch_records(batch: Mapping[str, Any], predictions: Sequence[str]) -> list[
             "meta": meta,
         }
         for key, question, prediction, references, meta in rows
+    ]
+
+
+def bad_records(batch: Mapping[str, Any]) -> list[Record]:
+    """Records of the samples that could not be read: no answer, and why (CONTRACT: datamodules/evaluation.py)."""
+    return [
+        {
+            "key": bad.key,
+            "question": "",
+            "prediction": "",
+            "references": [],
+            "meta": {},
+            ERROR: [bad.reason, bad.message],
+        }
+        for bad in batch["bad"]
     ]
 
 

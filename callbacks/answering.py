@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.evaluation import batch_records, readout_records
+from alignvlm_pl.evaluation import bad_records, batch_records, readout_records
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.scoring.metric import BenchmarkMetric
 from alignvlm_pl.scoring.records import Record
@@ -36,7 +36,8 @@ def answer(
         journal: Where answers are kept as they come, and taken from; None: nowhere.
 
     Returns:
-        On every rank the records of all samples, each once, in the order of their keys.
+        On every rank the records of all samples, each once, in the order of their keys; those that could not be read
+        have an `ERROR`.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, unknown to its types
     metric = BenchmarkMetric(benchmark).to(module.device)
@@ -55,12 +56,12 @@ def answer(
             records = readout_records(batch, module.read(batch))
         else:
             records = batch_records(batch, module.generate(batch, max_new_tokens=max_new_tokens))
-        if batch["filler"]:
-            continue
-        metric.update(records)
+        bad = bad_records(batch)
+        records = [] if batch["filler"] else records
+        metric.update([*records, *bad])
         if journal is not None:
             journal.append(batch["positions"], records)
-        bar.update(min(len(records) * trainer.world_size, size - bar.n))
+        bar.update(min((len(records) + len(bad)) * trainer.world_size, size - bar.n))
     bar.close()
     if journal is not None:
         journal.close()

@@ -1,5 +1,6 @@
 """When benchmarks are answered; what is asked and how it is scored is the benchmark's (alignvlm_pl/benchmarks)."""
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import Record, to_answers
+from alignvlm_pl.scoring.records import ERROR, Record, to_answers, unread
+from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 
 from .answering import answer
 from .journal import Journal, weights_identity
 from .outputs import log_figures, show, write_run, write_set
+
+log = logging.getLogger(__name__)
 
 
 class BenchmarkEvaluation(pl.Callback):
@@ -59,6 +63,7 @@ class BenchmarkEvaluation(pl.Callback):
         self.judge = None if judge is None else load_judge(judge)
         self.results: dict[str, dict[str, float]] = {}
         self._loss: dict[int, torch.Tensor] = {}
+        self._loss_problems: dict[str, list[str]] = {}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,6 +82,7 @@ class BenchmarkEvaluation(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the losses of the last validation."""
         self._loss.clear()
+        self._loss_problems.clear()
 
     def on_validation_batch_end(
         self,
@@ -87,8 +93,11 @@ class BenchmarkEvaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add up the loss of a set over its tokens."""
-        new = torch.stack([outputs["loss_sum"], outputs["num_supervised"]]).detach()
+        """Add up the loss of a set over its tokens, and the samples that could not be read."""
+        for bad in batch["bad"]:
+            log.warning("left out of the loss (%s): %s", bad.reason, bad.message)
+        bad_count = torch.full_like(outputs["loss_sum"], len(batch["bad"]))
+        new = torch.stack([outputs["loss_sum"], outputs["num_supervised"], bad_count]).detach()
         self._loss[dataloader_idx] = self._loss.get(dataloader_idx, torch.zeros_like(new)) + new
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,8 +122,12 @@ class BenchmarkEvaluation(pl.Callback):
         losses = {}
         for index, name in enumerate(_data(trainer).val_names):
             if index in self._loss:
-                loss_sum, count = trainer.strategy.reduce(self._loss[index], reduce_op="sum").tolist()
-                losses[name] = loss_sum / max(count, 1.0)
+                sums = trainer.strategy.reduce(self._loss[index], reduce_op="sum").tolist()
+                losses[name] = sums[0] / max(sums[1], 1.0)
+                if sums[2]:
+                    self._loss_problems[name] = [
+                        f"{sums[2]:.0f} samples could not be read: the log names them"
+                    ]
         log_figures(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
         return losses
 
@@ -152,7 +165,8 @@ class BenchmarkEvaluation(pl.Callback):
         if trainer.is_global_zero:
             self.results = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
             if limit is None:
-                write_run(trainer, found, losses=losses or {}, readout_sets=self.readout_sets)
+                loss = Losses(values=losses or {}, problems=self._loss_problems)
+                write_run(trainer, found, loss=loss, readout_sets=self.readout_sets)
         trainer.strategy.barrier("benchmarks")
         for journal in journals if trainer.is_global_zero else ():
             journal.remove()
@@ -186,7 +200,8 @@ class BenchmarkEvaluation(pl.Callback):
         size = _data(trainer).benchmark_size(name, limit=limit)
         if len(records) != size:
             raise DataError(f"benchmark {name!r}: {len(records)} samples were answered, its set has {size}")
-        benchmark, answers = self._benchmark(trainer, name), to_answers(records)
+        benchmark, problems = self._benchmark(trainer, name), unread(records)
+        answers = to_answers(record for record in records if ERROR not in record)
         if needs_judge(benchmark):
             answers = grade(answers, self.judge) if self.judge else answers
             if missing := ungraded(answers):
@@ -194,9 +209,10 @@ class BenchmarkEvaluation(pl.Callback):
                     benchmark, answers, f"{missing} answers have no grade: set benchmark.judge"
                 )
         if limit is not None:  # a look while training: a part of the set on purpose
-            return replace(score_answers(benchmark, answers, resamples=0), problems=[])
+            return replace(score_answers(benchmark, answers, resamples=0), problems=problems)
         answered = _data(trainer).benchmark_set(name)
-        return score_answers(benchmark, answers, expected=answered.expected, problems=answered.problems)
+        problems = [*answered.problems, *problems]
+        return score_answers(benchmark, answers, expected=answered.expected, problems=problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
         chosen = _data(trainer).benchmark_set(name)

@@ -13,7 +13,7 @@ from PIL import Image
 from alignvlm_pl.output_files import write_predictions, write_results
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import write_reports
-from alignvlm_pl.scoring.results import results
+from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,12 @@ def write_run(
     trainer: pl.Trainer,
     found: Mapping[str, Scored],
     *,
-    losses: Mapping[str, float],
+    loss: Losses,
     readout_sets: Sequence[str],
 ) -> None:
     """Write `results.json`, `report.md` and `report.html` of all sets."""
     folder = Path(trainer.default_root_dir)
-    write_results(folder / "results.json", results(found, losses=losses, readout_sets=readout_sets))
+    write_results(folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
     write_reports(folder, found, images=folder / "predictions" / "images")
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from alignvlm_pl.evaluation import bad_records
 from alignvlm_pl.output_files import write_predictions
 
 
@@ -27,12 +28,10 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the answers of a batch, unless it only evens out the ranks."""
-        if batch["filler"]:
-            return
-        rows = zip(batch["keys"], batch["questions"], prediction, strict=True)
+        """Keep the answers of a batch, unless it only evens out the ranks, and why samples could not be read."""
+        rows = () if batch["filler"] else zip(batch["keys"], batch["questions"], prediction, strict=True)
         new = [{"key": key, "question": question, "prediction": answer} for key, question, answer in rows]
-        self._records.setdefault(dataloader_idx, []).extend(new)
+        self._records.setdefault(dataloader_idx, []).extend([*new, *bad_records(batch)])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""

@@ -16,10 +16,11 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 from .benchmark_set import BenchmarkSet
 from .collate import Collator, Processor
 from .decode import Decoder
-from .loader import EvaluationBatches, ShardLoader, TrainBatches
+from .evaluation import EvaluationBatches, plan_evaluation
+from .loader import ShardLoader, TrainBatches
 from .manifest import Manifest, load_manifest
 from .normal_form import Adapter, read_normal
-from .shards import TrainStream, check_enough_shards, plan_evaluation, total_samples
+from .shards import TrainStream, check_enough_shards, total_samples
 
 
 class WebDataModule(pl.LightningDataModule):

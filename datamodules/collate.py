@@ -5,10 +5,11 @@ fields beside the tensors, and the refusal of a batch that could teach nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
@@ -92,6 +93,21 @@ class Collator:
                 f"sample '{sample.key}' of {sample.source}: {error}", "not_encodable"
             ) from error
         return EncodedSample(sample=sample, encoded=encoded)
+
+    def filler(self) -> EncodedSample:
+        """Make the sample of a batch that only evens out the ranks: a blank picture and a question mark."""
+        parts = [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]
+        blank = Sample(
+            key="",
+            source="filler",
+            task="vqa",
+            messages=[{"role": "user", "content": parts}],
+            images=[Image.new("RGB", (8, 8), "white")],
+            references=["."],
+            lines=[],
+            sizes=[(8, 8)],
+        )
+        return replace(self, benchmark=None).encode(blank)
 
     def _prompt(self, sample: Sample) -> list[Message]:
         turns = prompt_messages(sample)

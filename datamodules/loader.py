@@ -1,13 +1,13 @@
 """Worker processes around the streams: they make whole batches; errors and skip counts travel with these.
 
 Training keeps one set of workers and one endless iterator for life, so no epoch counter can restart in a
-worker: an epoch is `steps_per_epoch` batches of it. Evaluation starts afresh each time.
+worker: an epoch is `steps_per_epoch` batches of it. Evaluation (evaluation.py) starts afresh each time.
 """
 
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -19,9 +19,8 @@ from alignvlm_pl.errors import DataError
 
 from .collate import Batch, Collator, EncodedSample
 from .decode import Decoder, SkipCounter, map_samples
-from .manifest import Manifest
 from .normal_form import RawSample
-from .shards import EvaluationBatch, TrainStream, permutation, read_positions, total_samples
+from .shards import TrainStream, permutation, total_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,57 +66,17 @@ class TrainBatches(IterableDataset[WorkerItem]):
         self.max_skipped_share = max_skipped_share
 
     def __iter__(self) -> Iterator[WorkerItem]:
-        return _with_errors(self._items())
+        return with_errors(self._items())
 
     def _items(self) -> Iterator[WorkerItem]:
-        worker, num_workers = _worker()
+        worker, num_workers = worker_place()
         counter = None if self.max_skipped_share is None else SkipCounter(max_share=self.max_skipped_share)
-        encode = partial(_decode_and_encode, decoder=self.decoder, collator=self.collator)
+        encode = partial(decode_and_encode, decoder=self.decoder, collator=self.collator)
         # Two passes over everything without one usable sample: waiting longer gives nothing.
         patience = 2 * total_samples(self.stream.manifests)
         samples = map_samples(self.stream.samples(worker, num_workers), encode, counter, patience=patience)
         for items in _batches(samples, self.batch_size, window=self.length_window, seed=self.stream.seed):
             yield WorkerItem(batch=self.collator.collate(items), skipped=counter.take() if counter else {})
-
-
-class EvaluationBatches(IterableDataset[WorkerItem]):
-    """The batches of an evaluation set that fall to one rank; a bad sample is an error.
-
-    Args:
-        manifest: The set.
-        plan: Batches of this rank; see `plan_evaluation`.
-        decoder: Raw sample -> sample.
-        collator: Sample -> encoded -> batch.
-    """
-
-    def __init__(
-        self, manifest: Manifest, *, plan: list[EvaluationBatch], decoder: Decoder, collator: Collator
-    ) -> None:
-        super().__init__()
-        self.manifest = manifest
-        self.plan = plan
-        self.decoder = decoder
-        self.collator = collator
-
-    def __iter__(self) -> Iterator[WorkerItem]:
-        return _with_errors(self._items())
-
-    def _items(self) -> Iterator[WorkerItem]:
-        worker, num_workers = _worker()
-        first, last = (len(self.plan) * part // num_workers for part in (worker, worker + 1))
-        own = self.plan[first:last]
-        samples = self._samples([position for part in own if not part.filler for position in part.positions])
-        for part in own:
-            source = self._samples(part.positions) if part.filler else samples
-            items = list(islice(source, len(part.positions)))
-            batch = self.collator.collate(items, filler=part.filler)
-            yield WorkerItem(batch={**batch, "positions": list(part.positions)})
-        # Reads the last shard to its end where it ends here, which compares its count.
-        next(samples, None)
-
-    def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample]:
-        encode = partial(_decode_and_encode, decoder=self.decoder, collator=self.collator)
-        return map_samples(read_positions(self.manifest, positions), encode, None)
 
 
 class ShardLoader:
@@ -131,7 +90,7 @@ class ShardLoader:
 
     def __init__(
         self,
-        dataset: TrainBatches | EvaluationBatches,
+        dataset: IterableDataset[WorkerItem],
         *,
         num_batches: int,
         num_workers: int,
@@ -206,19 +165,22 @@ def _batches(
         yield from (batches[index] for index in permutation(len(batches), seed, number))
 
 
-def _decode_and_encode(raw: RawSample, *, decoder: Decoder, collator: Collator) -> EncodedSample | None:
+def decode_and_encode(raw: RawSample, *, decoder: Decoder, collator: Collator) -> EncodedSample | None:
+    """Decode and encode one sample; None where its source was not asked for."""
     sample = decoder(raw)
     return None if sample is None else collator.encode(sample)
 
 
-def _with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
+def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
+    """Yield the items, and as the last one the message of the error that ended them."""
     try:
         yield from items
     except DataError as error:
         yield WorkerItem(error=str(error))
 
 
-def _worker() -> tuple[int, int]:
+def worker_place() -> tuple[int, int]:
+    """Return this worker and the number of workers; (0, 1) outside of a worker process."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
 

@@ -6,7 +6,6 @@ in workers that restart. Here rank and worker are arguments; the order is a pure
 """
 
 import hashlib
-import math
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -82,42 +81,6 @@ class TrainStream:
     def num_shards(self) -> int:
         """Shards of all sets."""
         return sum(len(manifest.shards) for manifest in self.manifests)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationBatch:
-    """Which samples of an evaluation set make one batch.
-
-    Attributes:
-        positions: Indices of the samples in the set, ascending.
-        filler: Only there so that all ranks take the same number of batches; its result is thrown away.
-    """
-
-    positions: tuple[int, ...]
-    filler: bool = False
-
-
-def plan_evaluation(
-    positions: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1
-) -> list[EvaluationBatch]:
-    """Split an evaluation set into the batches of one rank.
-
-    Every sample is in exactly one batch of one rank. All ranks get the same number of batches: a rank that
-    would have fewer (down to none) repeats the first sample as a filler, or collectives would hang.
-
-    Args:
-        positions: Indices of the samples that are to be answered, ascending; all of the set, or what a killed run
-            has left.
-        batch_size: Largest number of samples in a batch.
-        rank: This process.
-        world: Number of processes.
-    """
-    own = positions[len(positions) * rank // world : len(positions) * (rank + 1) // world]
-    plan = [
-        EvaluationBatch(positions=tuple(own[at : at + batch_size])) for at in range(0, len(own), batch_size)
-    ]
-    most = math.ceil(math.ceil(len(positions) / world) / batch_size)
-    return plan + [EvaluationBatch(positions=tuple(positions[:1]), filler=True)] * (most - len(plan))
 
 
 def read_positions(manifest: Manifest, positions: Sequence[int]) -> Iterator[RawSample]:

@@ -7,11 +7,14 @@ from urllib.parse import quote
 
 from alignvlm_pl.metrics.base import Answer
 
+from .faults import Faults
 from .run import Scored
 
 Record = dict[str, Any]
 FIELDS = ("key", "question", "prediction", "references", "meta")
 """Fields of a record that are not scores."""
+ERROR = "error"
+"""Field of the record of a sample that could not be read: [reason, message]."""
 _ALWAYS = ("key", "prediction", "references")
 _NEEDED = ("key", "prediction")
 _TYPES: dict[str, type] = {"key": str, "prediction": str, "references": list, "question": str, "meta": dict}
@@ -72,13 +75,23 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
 
 
 def scored_records(records: Sequence[Record], scored: Scored) -> list[Record]:
-    """Return the records of the scored answers with their scores under every rule."""
+    """Return the records of the scored answers with their scores under every rule, and those that have an error."""
     scores = {answer.key: values for answer, values in zip(scored.answers, scored.scores, strict=True)}
     return [
         {
-            **{name: record[name] for name in FIELDS if record.get(name) or name in _ALWAYS},
-            **scores[record["key"]],
+            **{name: record[name] for name in (*FIELDS, ERROR) if record.get(name) or name in _ALWAYS},
+            **scores.get(record["key"], {}),
         }
         for record in records
-        if record["key"] in scores
+        if record["key"] in scores or ERROR in record
     ]
+
+
+def unread(records: Iterable[Record]) -> list[str]:
+    """Return a line for each reason why samples could not be read, with the first of them."""
+    faults = Faults()
+    for record in records:
+        if ERROR in record:
+            reason, message = record[ERROR]
+            faults.add(f"samples could not be read, {reason}", record["key"], message)
+    return faults.lines()

@@ -1,37 +1,55 @@
 """What `results.json` holds."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .run import Scored
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Losses of sets.
+
+    Attributes:
+        values: Name of the set -> loss per supervised token in nats.
+        problems: Name -> why the loss is not that of the whole set.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    problems: Mapping[str, list[str]] = field(default_factory=dict)
+
+
 def results(
     found: Mapping[str, Scored],
     *,
-    losses: Mapping[str, float] | None = None,
+    loss: Losses | None = None,
     readout_sets: Collection[str] = (),
 ) -> dict[str, Any]:
     """Put the figures of all sets together.
 
     Args:
         found: Name of the set -> what came out.
-        losses: Name of the set -> loss per token in nats.
+        loss: Losses of the sets that are watched.
         readout_sets: Sets that are read and not asked; they have no part in the overall figures.
 
     Returns:
         `overall` (means over the questions of the sets that are no registered benchmark), `benchmarks` (`num` and
         figures as fractions of 1), `loss`, `intervals`, `incomplete` (problems) and `reference_prompts`.
     """
+    loss = loss or Losses()
     figures = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
     own = [name for name, scored in found.items() if not scored.benchmark.size and name not in readout_sets]
     prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
     return {
         "overall": overall({name: figures[name] for name in own}),
         "benchmarks": figures,
-        "loss": dict(losses or {}),
+        "loss": dict(loss.values),
         "intervals": {name: scored.intervals for name, scored in found.items()},
-        "incomplete": {name: scored.problems for name, scored in found.items() if scored.problems},
+        "incomplete": {
+            **{name: scored.problems for name, scored in found.items() if scored.problems},
+            **{f"loss of {name}": problems for name, problems in loss.problems.items()},
+        },
         "reference_prompts": {name: parts for name, parts in prompts.items() if parts},
     }
 

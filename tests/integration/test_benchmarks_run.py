@@ -46,6 +46,10 @@ def write(folder: Path, name: str) -> str:
                 "meta": meta,
             }
             out.add(record, [buffer.getvalue()], ["png"])
+        if name == "tabfact":  # the header of a picture, which the writer looks at, without the rest
+            cut = io.BytesIO()
+            Image.effect_noise((56, 56), 90).save(cut, "JPEG")
+            out.add(record, [cut.getvalue()[:-200]], ["jpg"])
         out.extra["skipped"] = {"bad_base64": 2} if name == "docvqa" else {}
     return str(folder)
 
@@ -81,6 +85,13 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
         "2 rows left out when it was prepared: bad_base64",
         "3 of 5,349 questions",
     ]
+    unread, size = one["incomplete"]["tabfact"]
+    assert unread.startswith(
+        "1 samples could not be read, undecodable_image: tabfact-00000002 (sample 'tabfact-"
+    )
+    assert size == "2 of 12,779 questions"
+    lines = (tmp_path / "two/predictions/tabfact.jsonl").read_text().splitlines()
+    assert json.loads(lines[2])["error"][0] == "undecodable_image"
     assert one["incomplete"]["mmvet"] == ["1 answers have no grade: set benchmark.judge"]
 
     record = json.loads((tmp_path / "two/predictions/wtq.jsonl").read_text().splitlines()[1])

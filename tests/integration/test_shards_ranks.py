@@ -21,9 +21,10 @@ from types import SimpleNamespace
 import torch
 from datamodules.collate import Collator
 from datamodules.decode import Decoder
-from datamodules.loader import EvaluationBatches, ShardLoader, TrainBatches
+from datamodules.evaluation import EvaluationBatches, plan_evaluation
+from datamodules.loader import ShardLoader, TrainBatches
 from datamodules.manifest import load_manifest
-from datamodules.shards import TrainStream, plan_evaluation
+from datamodules.shards import TrainStream
 
 
 class Processor:

@@ -201,10 +201,24 @@ def test_bad_training_samples_are_skipped_counted_and_limited(tmp_path):
         list(module(folder, max_skipped_share=0.0).train_dataloader())
 
 
-def test_evaluation_never_skips(tmp_path):
-    folder = make_set(tmp_path / "set", ["refuse", *numbered(3)])
-    with pytest.raises(DataError, match="sample 'set-00000000' of made: refused"):
-        list(module(val={"held": folder}).val_dataloader()[0])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_names_what_it_cannot_read(tmp_path, num_workers):
+    folder = make_set(tmp_path / "set", [*["refuse"] * 3, *numbered(2), "refuse", "last 9?"])
+    for loader in (
+        module(val={"held": folder}, num_workers=num_workers).val_dataloader()[0],
+        module(benchmarks={"held": folder}, num_workers=num_workers).benchmark_dataloader("held"),
+    ):
+        batches = list(loader)
+        assert [batch["filler"] for batch in batches] == [True, False, False]
+        assert [batch["positions"] for batch in batches] == [[], [3, 4], [6]]
+        assert [[bad.key for bad in batch["bad"]] for batch in batches] == [
+            ["set-00000000", "set-00000001", "set-00000002"],
+            ["set-00000005"],
+            [],
+        ]
+        bad = batches[1]["bad"][0]
+        assert (bad.reason, bad.message) == ("not_encodable", "sample 'set-00000005' of made: refused")
+        assert "references" in batches[0] or (batches[0]["labels"] == -100).all()
 
 
 def test_an_error_in_a_worker_process_stays_short(tmp_path):

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import DataError
+from datamodules.evaluation import plan_evaluation
 from datamodules.manifest import Manifest, load_manifest
 from datamodules.shards import (
-    EvaluationBatch,
     TrainStream,
     check_enough_shards,
-    plan_evaluation,
     read_positions,
     read_range,
     read_shard,
@@ -117,17 +116,14 @@ def test_too_few_shards_say_what_to_do():
 def test_evaluation_has_each_sample_once_and_as_many_batches_on_all_ranks(world, num_samples):
     positions = [3 * index + 1 for index in range(num_samples)]  # with gaps, as a killed run leaves them
     plans = [plan_evaluation(positions, batch_size=3, rank=rank, world=world) for rank in range(world)]
-    real = [position for plan in plans for part in plan if not part.filler for position in part.positions]
-    assert sorted(real) == positions
+    assert sorted(position for plan in plans for part in plan for position in part) == positions
     assert len({len(plan) for plan in plans}) == 1
-    assert all(1 <= len(part.positions) <= 3 for plan in plans for part in plan)
+    assert all(len(part) <= 3 for plan in plans for part in plan)
 
 
 def test_a_rank_without_samples_gets_a_filler():
-    assert plan_evaluation([5], batch_size=4, rank=0, world=2) == [
-        EvaluationBatch(positions=(5,), filler=True)
-    ]
-    assert plan_evaluation([5], batch_size=4, rank=1, world=2) == [EvaluationBatch(positions=(5,))]
+    assert plan_evaluation([5], batch_size=4, rank=0, world=2) == [()]
+    assert plan_evaluation([5], batch_size=4, rank=1, world=2) == [(5,)]
     assert plan_evaluation([], batch_size=4, rank=1, world=2) == []
 
 
