@@ -27,12 +27,14 @@ class Shard:
         num_samples: Samples in it.
         bytes: Size of the file.
         sha256: Checksum of the file; empty where it was never computed.
+        index_sha256: Checksum of the sample index beside it; empty where it was never computed.
     """
 
     path: str
     num_samples: int
     bytes: int
     sha256: str = ""
+    index_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,13 @@ def write_manifest(manifest: Manifest) -> Path:
         "sources": dict(sorted(manifest.sources.items())),
         **manifest.extra,
         "shards": [
-            {"path": s.path, "num_samples": s.num_samples, "bytes": s.bytes, "sha256": s.sha256}
+            {
+                "path": s.path,
+                "num_samples": s.num_samples,
+                "bytes": s.bytes,
+                "sha256": s.sha256,
+                "index_sha256": s.index_sha256,
+            }
             for s in manifest.shards
         ],
     }
@@ -189,7 +197,13 @@ def _parse(record: Mapping[str, Any], path: Path) -> Manifest:
     known = {"version", "name", "source", "license", "num_samples", "sources", "shards"}
     try:
         shards = tuple(
-            Shard(path=s["path"], num_samples=s["num_samples"], bytes=s["bytes"], sha256=s.get("sha256", ""))
+            Shard(
+                path=s["path"],
+                num_samples=s["num_samples"],
+                bytes=s["bytes"],
+                sha256=s.get("sha256", ""),
+                index_sha256=s.get("index_sha256", ""),
+            )
             for s in record["shards"]
         )
         manifest = Manifest(

@@ -3,14 +3,18 @@
 tarfile and webdataset take a broken header after the first member for the end of the archive and stop without an error.
 """
 
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+_BEFORE_A_MEMBER = (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+_META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,12 +26,19 @@ class Member:
         offset: Byte at which its header begins.
         data_offset: Byte at which its content begins.
         size: Bytes of its content.
+        begin: Byte at which its first header begins: one that only carries its long name, or `offset`.
     """
 
     name: str
     offset: int
     data_offset: int
     size: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        """Byte after its content, padded to whole blocks."""
+        return self.data_offset + -(-self.size // _BLOCK) * _BLOCK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +69,7 @@ def walk(path: Path) -> Iterator[Member | Damage]:
     """Yield the members of a tar in order, and at the end what is wrong with its structure, if anything is."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        offset, before, long_name = 0, "", ""
+        offset, before, long_name, begin = 0, "", "", -1
         while True:
             header = _read_at(stream, offset, _BLOCK)
             if header == bytes(_BLOCK):
@@ -86,14 +97,43 @@ def walk(path: Path) -> Iterator[Member | Damage]:
                 return
             if info.type in _LONG_NAMES:
                 long_name = _long_name(info, _read_at(stream, offset + _BLOCK, info.size)) or long_name
+                begin = offset if begin < 0 else begin
             elif info.isreg():
-                before, long_name = long_name or info.name, ""
-                yield Member(name=before, offset=offset, data_offset=offset + _BLOCK, size=info.size)
+                before = long_name or info.name
+                yield Member(
+                    name=before,
+                    offset=offset,
+                    data_offset=offset + _BLOCK,
+                    size=info.size,
+                    begin=offset if begin < 0 else begin,
+                )
+            if info.type not in _BEFORE_A_MEMBER:
+                long_name, begin = "", -1
             offset = after
 
 
+def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Group members into samples by webdataset's rule: runs of the same path up to the first dot of the file's name.
+
+    Members without a dot and those called `__…__` belong to no sample.
+    """
+    named = (m for m in members if "." in m.name.rpartition("/")[2] and not _META.match(m.name))
+    for key, group in groupby(named, key=_sample_key):
+        yield key, list(group)
+
+
+def field_name(member: Member) -> str:
+    """Return what a member is called in its sample: all after the first dot, in lower case."""
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _sample_key(member: Member) -> str:
+    folder, slash, name = member.name.rpartition("/")
+    return f"{folder}{slash}{name.split('.', 1)[0]}"
+
+
 def _has_data(info: tarfile.TarInfo) -> bool:
-    return info.type in (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+    return info.type in _BEFORE_A_MEMBER
 
 
 def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:

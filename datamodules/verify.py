@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from alignvlm_pl.errors import DataError
@@ -21,7 +20,9 @@ from .normal_form import (
     read_normal,
 )
 from .sample import SampleError, check_record
-from .tar_walk import Damage, Member, walk
+from .sample_index import IndexRow, index_path, index_row, load_index
+from .shard_file import upright_size
+from .tar_walk import Damage, Member, field_name, sample_groups, walk
 
 FORMATS: dict[str, Adapter] = {
     "normal": read_normal,
@@ -90,15 +91,23 @@ class Verification:
                 yield found
             else:
                 members.append(found)
-        samples = [(key, list(group)) for key, group in groupby(members, key=_key)]
+        samples = list(sample_groups(members))
+        rows: list[IndexRow | None] = []
         for key, group in samples:
-            yield from self._sample(path, key, group)
+            yield from self._sample(path, key, group, rows)
         if len(samples) != shard.num_samples:
             message = f"expected {shard.num_samples} samples, found {len(samples)}"
             yield Damage(shard=shard.path, kind="wrong_count", message=message)
+        end = samples[-1][1][-1].end if samples else 0
+        yield from _index_damage(
+            manifest, shard, [(key, group[0].begin) for key, group in samples], rows, end
+        )
 
-    def _sample(self, path: Path, key: str, members: list[Member]) -> Iterator[Damage]:
+    def _sample(
+        self, path: Path, key: str, members: list[Member], rows: list[IndexRow | None]
+    ) -> Iterator[Damage]:
         first = members[0]
+        rows.append(None)
 
         def damage(kind: str, message: str, member: Member = first) -> Damage:
             return Damage(
@@ -111,7 +120,7 @@ class Verification:
         raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
         with path.open("rb") as stream:
             for member in members:
-                name = _field(member)
+                name = field_name(member)
                 if name in raw:
                     yield damage("repeated_member", f"sample {key!r} has this member twice", member)
                     continue
@@ -120,6 +129,8 @@ class Verification:
         try:
             normal = self.adapter(raw)
             check_record(normal[0], num_images=len(normal[1]), where=key)
+            sizes = [upright_size(data, name=file) for data, file in zip(normal[1], normal[2], strict=True)]
+            rows[-1] = index_row(normal[0], offset=first.begin, key=key, sizes=sizes, source="")
         except SampleError as error:
             yield damage(error.reason, str(error))
             return
@@ -128,6 +139,43 @@ class Verification:
             return
         if self.images:
             yield from _undecodable(normal, damage)
+
+
+def _index_damage(
+    manifest: Manifest, shard: Shard, places: list[tuple[str, int]], rows: list[IndexRow | None], end: int
+) -> Iterator[Damage]:
+    """Compare the index of a shard with what the shard holds; rows of bad samples are None.
+
+    The sources are not compared: what a foreign sample's source is was decided by whoever indexed it.
+    """
+
+    def damage(kind: str, message: str) -> Damage:
+        return Damage(shard=index_path(Path(shard.path)).name, kind=kind, message=message)
+
+    if not index_path(manifest.shard_path(shard)).is_file():
+        yield damage("missing_index", "the shard has no sample index; `prepare index FOLDER` writes it")
+        return
+    try:
+        index = load_index(manifest, shard)
+    except DataError as error:
+        yield damage("wrong_index", str(error))
+        return
+    found = [*zip(index.keys, index.offsets, strict=False), ("the end", index.offsets[-1])]
+    for (key, offset), (wanted_key, wanted) in zip(found, [*places, ("the end", end)], strict=False):
+        if (key, offset) != (wanted_key, wanted):
+            yield damage(
+                "wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}"
+            )
+            return
+    for number, row in enumerate(rows[: len(index)]):
+        held = (index.sizes[number], index.text_bytes[number], index.supervised_bytes[number])
+        if row and held != (row.sizes, row.text_bytes, row.supervised_bytes):
+            message = (
+                f"{row.key!r}: expected sizes {row.sizes}, {row.text_bytes} and {row.supervised_bytes} bytes of text, "
+                f"found {held}"
+            )
+            yield damage("wrong_index", message)
+            return
 
 
 def _undecodable(normal: NormalSample, damage: Callable[..., Damage]) -> Iterator[Damage]:
@@ -160,13 +208,3 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def _key(member: Member) -> str:
-    """Name of the sample a member belongs to, by webdataset's rule: up to the first dot of the file's own name."""
-    folder, slash, name = member.name.rpartition("/")
-    return f"{folder}{slash}{name.split('.', 1)[0]}"
-
-
-def _field(member: Member) -> str:
-    return member.name.rpartition("/")[2].partition(".")[2].lower()

@@ -1,39 +1,31 @@
 """Write samples as WebDataset shards: deterministic bytes, never half a set that looks whole (no torch).
 
 Tars are written with the standard library because importing webdataset imports torch, which the `prepare`
-commands do without. A shard gets its name when it is complete, and the manifest is the last file written:
-a run that is killed leaves a folder that `load_manifest` refuses.
+commands do without. A shard gets its name when it is complete and its index lies beside it, and the manifest is the
+last file written: a run that is killed leaves a folder that `load_manifest` refuses.
 """
 
 import errno
-import hashlib
-import io
-import json
 import logging
-import os
 import re
 import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
-
-from PIL import Image
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
 
 from .manifest import MANIFEST_NAME, Manifest, Shard, write_manifest
-from .sample import check_record
+from .sample_index import index_path
+from .shard_file import OpenShard, ShardSample, shard_sample
 
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 512 * 2**20
 # Kept free so that the manifest and the padding of the tar always fit.
 SPARE_BYTES = 8 * 2**20
-EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_EXIF_ORIENTATION = 0x0112
 
 
 class ShardWriter:
@@ -89,7 +81,7 @@ class ShardWriter:
         self._shards: list[Shard] = []
         self._sources: Counter[str] = Counter()
         self._num_samples = 0
-        self._open_shard: _OpenShard | None = None
+        self._open_shard: OpenShard | None = None
 
     def __enter__(self) -> "ShardWriter":
         manifest = self.folder / MANIFEST_NAME
@@ -102,7 +94,7 @@ class ShardWriter:
             manifest.unlink(missing_ok=True)
             # What a killed run left; the name of another set may begin with ours, so match exactly.
             for leftover in self.folder.iterdir():
-                if re.fullmatch(rf"{self.name}-\d{{5}}\.tar(\.tmp)?", leftover.name):
+                if is_part_of(self.name, leftover.name):
                     leftover.unlink()
         except OSError as error:
             raise DataError(
@@ -147,42 +139,24 @@ class ShardWriter:
             DataError: The sample breaks the normal form, or the disk is full.
         """
         key = f"{self.name}-{self._num_samples:08d}"
-        if len(images) != len(extensions):
-            raise DataError(f"sample {key}: {len(images)} images but {len(extensions)} extensions")
-        check_record(record, num_images=len(images), where=f"sample {key}")
-        files = [f"{index}.{_extension(extension, key)}" for index, extension in enumerate(extensions)]
-        full = self._complete(record, key, images, files)
-        members = [(f"{key}.json", json.dumps(full, ensure_ascii=False, sort_keys=True).encode())]
-        members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]
-        self._write(members)
+        sample = shard_sample(record, images, extensions, key=key, source=self._source, license=self._license)
+        self._write(sample)
         self._num_samples += 1
-        self._sources[full["source"]] += 1
+        self._sources[sample.record["source"]] += 1
         return key
 
-    def _complete(
-        self, record: Mapping[str, Any], key: str, images: Sequence[bytes], files: Sequence[str]
-    ) -> dict[str, Any]:
-        defaults = {"id": key, "source": self._source, "task": "vqa", "license": self._license}
-        described = [_describe(image, file, key) for image, file in zip(images, files, strict=True)]
-        return {**defaults, **record, "images": described}
-
-    def _write(self, members: Sequence[tuple[str, bytes]]) -> None:
-        size = sum(len(data) for _, data in members)
+    def _write(self, sample: ShardSample) -> None:
+        size = sample.size
         full = self._open_shard
         if full and (full.num_samples >= self._samples_per_shard or full.size + size > self._max_bytes):
             self._close_shard()
-        free = shutil.disk_usage(self.folder).free
-        if free < size + SPARE_BYTES:
-            raise DataError(
-                f"no space for shards in {self.folder}: {size + SPARE_BYTES} bytes needed, {free} free; "
-                "free space or choose another folder"
-            )
+        check_space(self.folder, size)
         try:
             if self._open_shard is None:
-                self._open_shard = _OpenShard(self.folder / f"{self.name}-{len(self._shards):05d}.tar")
-            self._open_shard.add(members)
+                self._open_shard = OpenShard(self.folder / f"{self.name}-{len(self._shards):05d}.tar")
+            self._open_shard.add(sample)
         except OSError as error:
-            raise _space_error(self.folder, error) from error
+            raise space_error(self.folder, error) from error
 
     def _close_shard(self) -> None:
         if self._open_shard is None:
@@ -190,7 +164,7 @@ class ShardWriter:
         try:
             self._shards.append(self._open_shard.finish())
         except OSError as error:
-            raise _space_error(self.folder, error) from error
+            raise space_error(self.folder, error) from error
         self._open_shard = None
 
     def _discard(self) -> None:
@@ -199,6 +173,7 @@ class ShardWriter:
             self._open_shard.abandon()
         for shard in self._shards:
             (self.folder / shard.path).unlink(missing_ok=True)
+            index_path(self.folder / shard.path).unlink(missing_ok=True)
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -213,91 +188,26 @@ class ShardWriter:
         )
 
 
-class _OpenShard:
-    """A shard under its temporary name, until `finish` renames it."""
+def is_part_of(name: str, file: str) -> bool:
+    """Say whether a file is a shard, an index, or an unfinished one, of the set called `name`."""
+    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.tmp)?", file) is not None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_samples = 0
-        self.size = 0
-        self._partial = path.with_name(path.name + ".tmp")
-        self._file = _HashingFile(self._partial.open("wb"))
-        stream: Any = self._file  # tarfile asks for a whole file object but only writes
-        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def add(self, members: Sequence[tuple[str, bytes]]) -> None:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.mode = 0o644
-            # mtime, uid and gid stay 0 and the names empty, so that two runs give the same bytes.
-            self._tar.addfile(info, io.BytesIO(data))
-            self.size += len(data)
-        self.num_samples += 1
+def check_space(folder: Path, size: int) -> None:
+    """Make sure that `size` bytes can still be written.
 
-    def finish(self) -> Shard:
-        self._tar.close()
-        self._file.sync_and_close()
-        self._partial.replace(self.path)
-        return Shard(
-            path=self.path.name,
-            num_samples=self.num_samples,
-            bytes=self._file.num_bytes,
-            sha256=self._file.digest.hexdigest(),
+    Raises:
+        DataError: With the bytes needed and the bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_BYTES:
+        raise DataError(
+            f"no space for shards in {folder}: {size + SPARE_BYTES} bytes needed, {free} free; "
+            "free space or choose another folder"
         )
 
-    def abandon(self) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
 
-
-class _HashingFile:
-    """Write-only file that keeps the checksum and length of what passes through."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-        self._stream = stream
-
-    def write(self, data: bytes) -> int:
-        if self._stream.closed:  # tarfile flushes an abandoned archive once more when it is collected
-            return len(data)
-        self.digest.update(data)
-        self.num_bytes += len(data)
-        return self._stream.write(data)
-
-    def sync_and_close(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _extension(extension: str, key: str) -> str:
-    lower = extension.lower().lstrip(".")
-    if lower not in EXTENSIONS:
-        raise DataError(
-            f"sample {key}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}"
-        )
-    return lower
-
-
-def _describe(image: bytes, file: str, key: str) -> dict[str, Any]:
-    """Name, upright size and checksum of an image; reads the header only."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            width, height = opened.size
-            if opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                width, height = height, width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"sample {key}: image {file} does not decode ({error}); it was not written"
-        ) from error
-    return {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
-
-
-def _space_error(folder: Path, error: OSError) -> DataError:
+def space_error(folder: Path, error: OSError) -> DataError:
+    """Word what a disk says about shards that cannot be written."""
     what = "no space left" if error.errno == errno.ENOSPC else error.strerror
     return DataError(f"cannot write shards to {folder}: {what}; free space or choose another folder")

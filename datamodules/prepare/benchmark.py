@@ -12,7 +12,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ..manifest import Manifest, file_digest, file_sha256, load_manifest
 from ..sample import SampleError
 from ..sources.docdownstream import DocDownstreamTest
-from ..sources.source import SourceSample
+from ..sources.source import SourceSample, image_bytes
 from ..sources.vlmevalkit import VLMEvalKitTable
 from ..writer import ShardWriter
 from .left_out import LeftOut, print_left_out
@@ -90,8 +90,8 @@ def write_benchmark(
             try:
                 if isinstance(sample, SampleError):
                     raise sample
-                data, endings = [image for image, _ in sample.images], [ending for _, ending in sample.images]
-                writer.add(sample.record, data, endings)
+                data = [image_bytes(image, where=str(origin)) for image, _ in sample.images]
+                writer.add(sample.record, data, [ending for _, ending in sample.images])
             except SampleError as error:
                 if strict:
                     raise

@@ -1,90 +1,245 @@
-"""`prepare index`: a manifest for shards made elsewhere (img2dataset, pixparse), by reading them once."""
+"""`prepare index`: manifest and sample indexes for shards made elsewhere (img2dataset, pixparse), or made without.
+
+Every tar is read once, header by header, so that damage is found. A manifest that is there is kept and completed.
+"""
 
 import argparse
-import re
+import json
+import os
 import sys
-import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from alignvlm_pl.errors import DataError
 
-from ..manifest import MANIFEST_NAME, Manifest, Shard, file_sha256, write_manifest
+from ..manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    file_sha256,
+    read_manifest,
+    verify_shard,
+    write_manifest,
+)
+from ..normal_form import Adapter, CaptionReader, NormalSample, RawSample, read_bigdocs, read_docdownstream
+from ..sample import SampleError, check_record
+from ..sample_index import IndexRow, SampleIndex, index_path, index_row, write_index
+from ..shard_file import upright_size
+from ..tar_walk import Damage, Member, field_name, sample_groups, walk
+from ..verify import FORMATS
 
-# webdataset's rule: the key of a member ends at the first dot of its base name.
-_MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
-# Two blocks of zeros end a tar; a tar that was cut, even between two members, does not have them.
-_END_OF_TAR = bytes(1024)
+AUTO = "auto"
 
 
-def index_shards(folder: Path | str, *, name: str, source: str, license: str) -> Manifest:
-    """Count the samples of every tar in a folder and write its manifest.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnyFormat:
+    """Tell the format of each sample by its members: a conversation, an image with a caption, or a BigDocs row.
+
+    Attributes:
+        source: ``source`` of captions.
+    """
+
+    source: str
+
+    def __call__(self, raw: RawSample) -> NormalSample:
+        """Raise what the reader of that format raises."""
+        try:
+            record = json.loads(raw.get("json", b"{}"))
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and "messages" in record:
+            return read_docdownstream(raw)
+        if "txt" in raw or (isinstance(record, dict) and "caption" in record):
+            return CaptionReader(prompt="", source=self.source)(raw)
+        return read_bigdocs(raw)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reader:
+    """Reads one shard; an object, because it is sent to other processes."""
+
+    folder: Path
+    format: str
+    source: str
+
+    def __call__(self, path: Path) -> tuple[Shard, Counter[str], Counter[str]]:
+        """Write the index of a shard; return its entry, its samples by source, and its bad samples by reason."""
+        adapter: Adapter = AnyFormat(source=self.source) if self.format == AUTO else FORMATS[self.format]
+        if self.format == "captions":
+            adapter = CaptionReader(prompt="", source=self.source)
+        index, bad = read_index(path, adapter=adapter, source=self.source)
+        shard = Shard(
+            path=path.relative_to(self.folder).as_posix(),
+            num_samples=len(index),
+            bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+            index_sha256=write_index(index_path(path), index),
+        )
+        return shard, Counter(index.sources), bad
+
+
+def index_shards(
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    license: str | None = None,
+    format: str = AUTO,
+    workers: int = 1,
+) -> Manifest:
+    """Index every tar of a folder and write its manifest.
 
     Args:
-        folder: Folder with ``*.tar`` files.
-        name: Name of the set.
-        source: The ``source`` its samples will have.
-        license: Terms of the set.
+        folder: Folder with ``*.tar`` files. Where it has a manifest, all its fields are kept.
+        name: Name of the set; None for that of the manifest, or of the folder.
+        source: The ``source`` of samples that name none; None for that of the manifest, or ``cc12m``.
+        license: Terms of the set; None for those of the manifest, or ``unknown``.
+        format: What the tars hold: a key of ``verify.FORMATS``, or ``auto`` to tell by each sample's members.
+        workers: Processes that read shards.
+
+    Returns:
+        The manifest; its ``extra["unreadable"]`` counts samples that no stage can learn from, by reason.
 
     Raises:
-        DataError: No tar in the folder, or one that is cut, damaged or empty.
+        DataError: No tar in the folder, one that is cut, damaged or empty, one that is not as the manifest says, or
+            samples of another format.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*.tar"))
+    old = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    paths = _checked(old, folder) if old else sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"no *.tar file in {folder}; nothing to index")
-    shards = [
-        Shard(path=p.name, num_samples=count_samples(p), bytes=p.stat().st_size, sha256=file_sha256(p))
-        for p in paths
-    ]
-    total = sum(shard.num_samples for shard in shards)
-    manifest = Manifest(
-        folder=folder, name=name, source=source, license=license, num_samples=total, shards=tuple(shards)
+    source = source or (old.source if old else "cc12m")
+    read = _Reader(folder=folder, format=format, source=source)
+    entries = list(tqdm(_map(read, paths, workers), total=len(paths), unit="shard", desc="index"))
+    shards = tuple(shard for shard, _, _ in entries)
+    sources = sum((counted for _, counted, _ in entries), Counter[str]())
+    bad = sum((counted for _, _, counted in entries), Counter[str]())
+    for before, after in zip(old.shards if old else (), shards, strict=False):
+        if before.num_samples != after.num_samples:
+            raise DataError(
+                f"shard {folder / before.path}: {MANIFEST_NAME} says {before.num_samples} samples, found "
+                f"{after.num_samples}; copy it again or rebuild the set"
+            )
+    manifest = old or Manifest(
+        folder=folder,
+        name=folder.resolve().name,
+        source=source,
+        license="unknown",
+        num_samples=sum(shard.num_samples for shard in shards),
+        shards=shards,
+        sources=dict(sources),
+    )
+    extra = {key: value for key, value in manifest.extra.items() if key != "unreadable"}
+    manifest = replace(
+        manifest,
+        name=name or manifest.name,
+        source=source,
+        license=license or manifest.license,
+        shards=shards,
+        extra=extra | ({"unreadable": dict(sorted(bad.items()))} if bad else {}),
     )
     write_manifest(manifest)
     return manifest
 
 
-def count_samples(path: Path) -> int:
-    """Count samples as the reader will group them: runs of members with the same key.
+def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleIndex, Counter[str]]:
+    """Find and measure the samples of a tar as the reader will group them.
+
+    Args:
+        path: The tar.
+        adapter: Reads the members of a sample.
+        source: ``source`` of samples that name none.
+
+    Returns:
+        The index, in which bad samples have nothing to learn, and the bad ones by reason.
 
     Raises:
-        DataError: The tar is cut, damaged or holds no sample.
+        DataError: The tar is cut, damaged or holds no sample, or its samples are of another format.
     """
-    count, current = 0, None
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                match = _MEMBER.fullmatch(member.name)
-                if not member.isreg() or match is None or re.match(r"__[^/]*__($|/)", member.name):
-                    continue
-                if match[1] != current:
-                    count, current = count + 1, match[1]
-            end = tar.offset
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"shard {path} is damaged ({error}); copy it again") from error
+    rows: list[IndexRow] = []
+    bad: Counter[str] = Counter()
+    end = 0
     with path.open("rb") as stream:
-        stream.seek(end)
-        if stream.read(len(_END_OF_TAR)) != _END_OF_TAR:
-            raise DataError(
-                f"shard {path} is cut or damaged after sample {count}: no end-of-archive mark; copy it again"
-            )
-    if not count:
+        for key, members in sample_groups(_members(path)):
+            raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
+            for member in members:
+                stream.seek(member.data_offset)
+                raw.setdefault(field_name(member), stream.read(member.size))
+            offset, end = members[0].begin, members[-1].end
+            try:
+                record, images, files = adapter(raw)
+                check_record(record, num_images=len(images), where=key)
+                sizes = [upright_size(i, name=f"{key}.{f}") for i, f in zip(images, files, strict=True)]
+            except SampleError as error:
+                bad[error.reason] += 1
+                rows.append(IndexRow(offset=offset, key=key, source=source))
+                continue
+            except DataError as error:
+                raise DataError(f"{error}; or name what the tars hold with --format") from error
+            rows.append(index_row(record, offset=offset, key=key, sizes=sizes, source=source))
+    if not rows:
         raise DataError(f"shard {path} holds no sample; remove it")
-    return count
+    return SampleIndex.of_rows(rows, end=end), bad
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of `prepare index`."""
     parser = argparse.ArgumentParser(prog="prepare index", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="folder with *.tar files")
-    parser.add_argument("--name", help="name of the set (default: the name of the folder)")
-    parser.add_argument("--source", default="cc12m", help="source of its samples (default: %(default)s)")
-    parser.add_argument("--license", default="unknown", help="terms of the set (default: %(default)s)")
-    given = parser.parse_args(list(argv))
-    name = given.name or Path(given.folder).resolve().name
-    manifest = index_shards(given.folder, name=name, source=given.source, license=given.license)
-    sys.stdout.write(
-        f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {given.folder}/{MANIFEST_NAME}\n"
+    parser.add_argument("--name", help="name of the set (default: the manifest's, or the name of the folder)")
+    parser.add_argument(
+        "--source", help="source of samples that name none (default: the manifest's, or cc12m)"
     )
+    parser.add_argument("--license", help="terms of the set (default: the manifest's, or unknown)")
+    parser.add_argument(
+        "--format",
+        choices=(AUTO, *FORMATS),
+        default=AUTO,
+        help="what the tars hold (default: told by each sample's members)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes; default: %(default)s"
+    )
+    manifest = index_shards(**vars(parser.parse_args(list(argv))))
+    sys.stdout.write(
+        f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {manifest.folder}/{MANIFEST_NAME}\n"
+    )
+    for reason, count in manifest.extra.get("unreadable", {}).items():
+        sys.stdout.write(f"unreadable: {count} ({reason})\n")
     return 0
+
+
+def _checked(manifest: Manifest, folder: Path) -> list[Path]:
+    """Return the shards of a manifest, which must be as it says and all there are."""
+    foreign = {path.name for path in folder.glob("*.tar")} - {shard.path for shard in manifest.shards}
+    if foreign:
+        raise DataError(
+            f"{folder} holds {min(foreign)}, which its {MANIFEST_NAME} does not list; remove the shard, or the "
+            "manifest to index all shards anew"
+        )
+    for shard in manifest.shards:
+        verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
+    return [manifest.shard_path(shard) for shard in manifest.shards]
+
+
+def _members(path: Path) -> Iterator[Member]:
+    for found in walk(path):
+        if isinstance(found, Damage):
+            raise DataError(f"shard {path} is cut or damaged: {found}; copy it again")
+        yield found
+
+
+def _map(
+    read: _Reader, paths: Sequence[Path], workers: int
+) -> Iterator[tuple[Shard, Counter[str], Counter[str]]]:
+    if workers < 2 or len(paths) < 2:
+        yield from map(read, paths)
+        return
+    with ProcessPoolExecutor(min(workers, len(paths))) as pool:
+        yield from pool.map(read, paths)

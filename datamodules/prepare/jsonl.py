@@ -22,7 +22,8 @@ from alignvlm_pl.imaging import load_image
 from ..manifest import Manifest, load_manifest
 from ..normal_form import convert_docdownstream
 from ..sample import SampleError, check_record
-from ..writer import EXTENSIONS, MAX_SHARD_BYTES, ShardWriter
+from ..shard_file import EXTENSIONS
+from ..writer import MAX_SHARD_BYTES, ShardWriter
 
 logger = logging.getLogger(__name__)
 REPORT_NAME = "report.json"

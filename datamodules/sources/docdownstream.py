@@ -88,7 +88,7 @@ class DocDownstreamTest:
         images = [self._image(path, where) for path in ([paths] if isinstance(paths, str) else paths)]
         return SourceSample(record=record, images=images)
 
-    def _image(self, name: str, where: str) -> tuple[bytes, str]:
+    def _image(self, name: str, where: str) -> tuple[bytes | Path, str]:
         path = self.image_root / name
         try:
             return checked_image(path.read_bytes(), f"{where}: {path}")

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -20,11 +21,37 @@ class SourceSample:
 
     Attributes:
         record: Its JSON in normal form.
-        images: Bytes and file ending of each picture, in the order of their index.
+        images: Bytes and file ending of each picture, in the order of their index; a path stands for the bytes of
+            its file, which are read again when the sample is written.
     """
 
     record: dict[str, Any]
-    images: list[tuple[bytes, str]]
+    images: list[tuple[bytes | Path, str]]
+
+
+def image_bytes(image: bytes | Path, *, where: str) -> bytes:
+    """Return the bytes of a picture of a `SourceSample`.
+
+    Raises:
+        SampleError: Its file cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise SampleError(f"{where}: image {image}: {error.strerror}", "missing_image") from error
+
+
+def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
+    """Return the picture of a file that decodes to its end: its path, or its bytes where shards need another format.
+
+    Raises:
+        SampleError: The file cannot be read, or does not decode.
+    """
+    data = image_bytes(path, where=where)
+    checked, ending = checked_image(data, f"{where}: image {path}")
+    return (path if checked is data else checked), ending
 
 
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:

@@ -70,7 +70,7 @@ class VLMEvalKitTable:
         if not references:
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
         pictures = self._images(row.cells, table, offsets, where)
-        images = [checked_image(data, f"{where}: image") for data in pictures]
+        images: list[tuple[bytes | Path, str]] = [checked_image(data, f"{where}: image") for data in pictures]
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
             "id": f"{self.path.stem}/{meta.get('index', '')}",

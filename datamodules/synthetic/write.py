@@ -169,7 +169,8 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
         return False
     if not (out / MANIFEST_NAME).exists():
         # Shards without a manifest are what a killed run leaves; the writer replaces them.
-        foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith((".tar", ".tmp"))]
+        ours = (".tar", ".tmp", ".index.json")
+        foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(ours)]
         if foreign:
             raise ConfigError(
                 f"{out} is not empty and holds no synthetic set ({foreign[0]}, …); choose another folder"

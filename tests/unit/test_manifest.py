@@ -9,7 +9,8 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.manifest import load_manifest
-from datamodules.prepare.index import count_samples
+from datamodules.normal_form import read_normal
+from datamodules.prepare.index import read_index
 from datamodules.writer import ShardWriter
 
 
@@ -84,10 +85,10 @@ def test_a_manifest_that_is_no_json_is_refused(folder):
 
 def test_indexing_counts_and_finds_cuts_at_every_place(folder):
     path = folder / "set-00000.tar"
-    assert count_samples(path) == 3
+    assert len(read_index(path, adapter=read_normal, source="")[0]) == 3
     whole = path.read_bytes()
     # Samples are a json and a png of one block each, with one header block each: the end mark is at 6 * 1024.
     for cut in (512, 700, 1024, 2048, 4096, 5 * 1024 + 512, 6 * 1024, 6 * 1024 + 512):
         path.write_bytes(whole[:cut])
         with pytest.raises(DataError, match=r"set-00000\.tar is (cut|damaged)"):
-            count_samples(path)
+            read_index(path, adapter=read_normal, source="")

@@ -71,7 +71,11 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "a-00000.tar.tmp").write_bytes(b"half")
     write_split(tmp_path / "a", split="train", num_documents=1, processes=1)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["a-00000.tar", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "a-00000.index.json",
+        "a-00000.tar",
+        "manifest.json",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ def rewrite(folder: Path, change) -> None:
 )
 def test_damaged_samples(folder, change, expected):
     rewrite(folder, change)
-    assert kinds(folder) == expected
+    # Other members than those that were indexed: the index is reported beside them.
+    assert [kind for kind in kinds(folder) if kind != "wrong_index"] == expected
 
 
 def test_shards_missing_changed_extra_and_repeated(folder, capsys):

@@ -64,7 +64,10 @@ def test_two_runs_give_the_same_bytes(tmp_path):
             for number in range(7):
                 out.add(record(number), [png(number)], ["png"])
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == ["manifest.json", "set-00000.tar", "set-00001.tar", "set-00002.tar"]
+    assert names == [
+        "manifest.json",
+        *(f"set-0000{i}.{end}" for i in range(3) for end in ("index.json", "tar")),
+    ]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
@@ -108,12 +111,13 @@ os._exit(9)
 def test_a_killed_run_never_looks_whole_and_can_be_repeated(tmp_path):
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, cwd=ROOT).returncode == 9
     # The open shard still has its temporary name, and there is no manifest.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set-00000.tar", "set-00001.tar.tmp"]
+    left = ["set-00000.index.json", "set-00000.tar", "set-00001.tar.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
     with pytest.raises(DataError, match=r"not a finished set.*interrupted"):
         load_manifest(tmp_path)
     with writer(tmp_path) as again:
         again.add(record(), [png()], ["png"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "set-00000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", *left[:2]]
 
 
 def test_a_finished_set_is_only_replaced_when_allowed(tmp_path):

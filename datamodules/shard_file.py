@@ -1,0 +1,185 @@
+"""One shard on its way to its name: deterministic bytes, whole or absent, its index beside it (no torch here).
+
+CONTRACT: `ShardWriter` and datamodules/pack write through here, so both give the same bytes for the same samples.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from alignvlm_pl.errors import DataError
+
+from .manifest import Shard
+from .sample import SampleError, check_record
+from .sample_index import IndexRow, SampleIndex, index_path, index_row, write_index
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSample:
+    """A sample as a shard stores it.
+
+    Attributes:
+        key: Its name.
+        record: Its JSON, complete.
+        members: Name and content of its files, in their order.
+    """
+
+    key: str
+    record: dict[str, Any]
+    members: list[tuple[str, bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, without headers and padding."""
+        return sum(len(data) for _, data in self.members)
+
+
+def shard_sample(
+    record: Mapping[str, Any],
+    images: Sequence[bytes],
+    extensions: Sequence[str],
+    *,
+    key: str,
+    source: str,
+    license: str,
+) -> ShardSample:
+    """Check a sample and complete its JSON: names, upright sizes and checksums of its pictures, and the defaults.
+
+    Raises:
+        DataError: It breaks the normal form.
+    """
+    if len(images) != len(extensions):
+        raise DataError(f"sample {key}: {len(images)} images but {len(extensions)} extensions")
+    check_record(record, num_images=len(images), where=f"sample {key}")
+    files = [f"{index}.{_extension(extension, key)}" for index, extension in enumerate(extensions)]
+    defaults = {"id": key, "source": source, "task": "vqa", "license": license}
+    described = [_describe(image, file, key) for image, file in zip(images, files, strict=True)]
+    full = {**defaults, **record, "images": described}
+    members = [(f"{key}.json", json.dumps(full, ensure_ascii=False, sort_keys=True).encode())]
+    members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]
+    return ShardSample(key=key, record=full, members=members)
+
+
+class OpenShard:
+    """A shard under its temporary name, until `finish` renames it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._rows: list[IndexRow] = []
+        self._partial = path.with_name(path.name + ".tmp")
+        self._file = _HashingFile(self._partial.open("wb"))
+        stream: Any = self._file  # tarfile asks for a whole file object but only writes
+        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in it so far."""
+        return len(self._rows)
+
+    def add(self, sample: ShardSample) -> None:
+        """Append the files of a sample."""
+        sizes = [(image["w"], image["h"]) for image in sample.record["images"]]
+        self._rows.append(
+            index_row(sample.record, offset=self._tar.offset, key=sample.key, sizes=sizes, source="")
+        )
+        for name, data in sample.members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.mode = 0o644
+            # mtime, uid and gid stay 0 and the names empty, so that two runs give the same bytes.
+            self._tar.addfile(info, io.BytesIO(data))
+        self.size += sample.size
+
+    def finish(self) -> Shard:
+        """Write the end mark and the index, then give the shard its name."""
+        index = SampleIndex.of_rows(self._rows, end=self._tar.offset)
+        self._tar.close()
+        self._file.sync_and_close()
+        # The index first: a shard under its own name always has one.
+        index_sha256 = write_index(index_path(self.path), index)
+        self._partial.replace(self.path)
+        return Shard(
+            path=self.path.name,
+            num_samples=self.num_samples,
+            bytes=self._file.num_bytes,
+            sha256=self._file.digest.hexdigest(),
+            index_sha256=index_sha256,
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+        if not self.path.exists():
+            index_path(self.path).unlink(missing_ok=True)
+            index_path(self.path).with_suffix(".json.tmp").unlink(missing_ok=True)
+
+
+class _HashingFile:
+    """Write-only file that keeps the checksum and length of what passes through."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        if self._stream.closed:  # tarfile flushes an abandoned archive once more when it is collected
+            return len(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        return self._stream.write(data)
+
+    def sync_and_close(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
+    """Return width and height in pixels of a picture as it is seen; reads the header only.
+
+    Raises:
+        SampleError: It is no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of size and of damaged metadata: `load_image` decides about the one, and nobody needs the other.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(image)) as opened:
+                width, height = opened.size
+                turned = opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise SampleError(f"{name} does not decode ({error})", "undecodable_image") from error
+    return (height, width) if turned else (width, height)
+
+
+def _extension(extension: str, key: str) -> str:
+    lower = extension.lower().lstrip(".")
+    if lower not in EXTENSIONS:
+        raise DataError(
+            f"sample {key}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}"
+        )
+    return lower
+
+
+def _describe(image: bytes, file: str, key: str) -> dict[str, Any]:
+    """Name, upright size and checksum of an image."""
+    width, height = upright_size(image, name=f"sample {key}: image {file}")
+    return {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
