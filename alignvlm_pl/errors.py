@@ -20,6 +20,10 @@ class DataError(AlignVLMError):
     """A shard, sample, image or annotation is not what it should be."""
 
 
+class NothingToLearnError(DataError):
+    """A conversation has no supervised token: no answer, or all of it beyond the text limit."""
+
+
 class CheckpointError(AlignVLMError):
     """Weights or training state are missing, damaged, or belong to another model."""
 

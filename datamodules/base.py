@@ -4,9 +4,9 @@ Three kinds of sets: `train` (endless, shuffled, concatenated), `val` (loss, eac
 `benchmarks` (generation, each sample once). The subclasses say how the members of a tar become a sample.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 
@@ -15,12 +15,15 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from .benchmark_set import BenchmarkSet
 from .collate import Collator, Processor
-from .decode import Decoder
+from .decode import Decoder, SkipCounter
 from .evaluation import EvaluationBatches, plan_evaluation
-from .loader import ShardLoader, TrainBatches
+from .loader import ShardLoader
 from .manifest import Manifest, load_manifest
 from .normal_form import Adapter, read_normal
-from .shards import TrainStream, check_enough_shards, total_samples
+from .planner import BatchPlanner
+from .resume import State
+from .stream import Source, TrainStream
+from .training import MixtureSource, Training, at_least, packed_rows, shares
 
 
 class WebDataModule(pl.LightningDataModule):
@@ -34,11 +37,19 @@ class WebDataModule(pl.LightningDataModule):
         eval_batch_size: Samples per device in a batch of `val` and `benchmarks`.
         num_workers: Worker processes per device; 0 loads in the training process.
         seed: Seed of the order of the training samples.
-        shuffle_buffer: Training samples read ahead and permuted together; 0 keeps the order within a shard.
+        shuffle_buffer: Training samples that are permuted together; 0 keeps the order within a shard.
         length_window: Training batches that are sorted by length together, so that they are padded less; 1: none.
+        token_budget: Pack training samples into rows of at most this many tokens, text and visual; each sees itself
+            alone. A batch then has `batch_size` rows. null: a row for each sample.
+        pack_window: Training samples that are packed together.
         max_text_length: Largest number of text tokens of a sample, without vision tokens; null: the stage's.
         max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops.
+        max_unlabelled_share: The same of samples with no supervised token: no answer, or all of it cut.
         strict: Stop at the first bad training sample.
+        mixture: Name -> sets and weight of the sources of a weighted mixture, in place of `train`.
+        resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of the
+            epoch.
+        stall_seconds: Time without a training batch after which the stacks of all processes are printed; 0: never.
         sources: Train only on samples of these sources; null takes all.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
             in it stands for the question.
@@ -55,23 +66,34 @@ class WebDataModule(pl.LightningDataModule):
         seed: int = 0,
         shuffle_buffer: int = 512,
         length_window: int = 1,
+        token_budget: int | None = None,
+        pack_window: int = 256,
         max_text_length: int | None = None,
         max_skipped_share: float = 0.01,
+        max_unlabelled_share: float = 0.01,
         strict: bool = False,
         sources: list[str] | None = None,
+        mixture: dict[str, MixtureSource] | None = None,
+        resume: Literal["exact", "coarse"] = "exact",
+        stall_seconds: float = 600.0,
         prompts: dict[str, Path] | None = None,
     ) -> None:
         super().__init__()
-        if min(batch_size, eval_batch_size, length_window) < 1 or num_workers < 0:
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, length_window=length_window)
+        at_least(1, token_budget=token_budget or 1, pack_window=pack_window)
+        at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer, stall_seconds=stall_seconds)
+        shares(max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
+        if token_budget and length_window > 1:
             raise ConfigError(
-                "data.init_args: batch_size, eval_batch_size and length_window must be at least 1, num_workers at "
-                f"least 0, found {batch_size}, {eval_batch_size}, {length_window}, {num_workers}"
+                "data.init_args: token_budget and length_window exclude each other: packed rows are all of one length"
             )
-        if not 0 <= max_skipped_share <= 1:
-            raise ConfigError(
-                f"data.init_args.max_skipped_share={max_skipped_share}: expected a share in [0, 1]"
-            )
+        if train and mixture:
+            raise ConfigError("data.init_args: give train or mixture, not both")
         self.train = list(train or [])
+        self.mixture = {
+            name: MixtureSource(**source) if isinstance(source, Mapping) else source
+            for name, source in (mixture or {}).items()
+        }
         self.val = dict(val or {})
         self.benchmarks = dict(benchmarks or {})
         self.batch_size = batch_size
@@ -80,14 +102,20 @@ class WebDataModule(pl.LightningDataModule):
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.length_window = length_window
+        self.token_budget = token_budget
+        self.pack_window = pack_window
         self.max_text_length = max_text_length
         self.max_skipped_share = max_skipped_share
+        self.max_unlabelled_share = max_unlabelled_share
         self.strict = strict
+        self.resume = resume
+        self.stall_seconds = stall_seconds
         self.sources = None if sources is None else frozenset(sources)
         self.prompts = dict(prompts or {})
         self._manifests: dict[Path, Manifest] = {}
         self._attached: tuple[Processor, int, int] | None = None
-        self._train_loader: ShardLoader | None = None
+        self._training: Training | None = None
+        self._state: State | None = None
 
     def adapter(self) -> Adapter:
         """Return how the members of a tar become the normal form; subclasses add their source's format."""
@@ -105,68 +133,73 @@ class WebDataModule(pl.LightningDataModule):
             DataError: A set is missing, cut or too small for the ranks and workers.
         """
         folders = [*self.val.values(), *self.benchmarks.values()]
-        for folder in [*self.train, *folders] if stage in (None, "fit") else folders:
+        training = self._train_folders() if stage in (None, "fit") else []
+        for folder in [*training, *folders]:
             self._manifest(folder)
         for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
             self.benchmark_set(name)
-        if self.train and stage in (None, "fit"):
-            manifests = self._train_manifests()
-            _, world = self._place()
-            check_enough_shards(
-                sum(len(m.shards) for m in manifests), world=world, num_workers=self.num_workers
-            )
-            self._check_sources(manifests)
+        if training:
+            self._check_sources([self._manifest(folder) for folder in training])
             self.steps_per_epoch()
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the training workers."""
-        if self._train_loader is not None:
-            self._train_loader.close()
-            self._train_loader = None
+        if self._training is not None:
+            self._training.loader.close()
+            self._training = None
 
     def steps_per_epoch(self, batch_size: int | None = None, world: int | None = None) -> int:
-        """Batches each rank takes per epoch: samples // (batch size x ranks), the same on all ranks.
+        """Batches each rank takes per epoch, the same on all ranks: samples // (batch size x ranks).
+
+        Of packed rows it is an estimate: as many rows as the tokens of the sets fill.
 
         Args:
-            batch_size: Samples per device; None for this module's.
+            batch_size: Rows per device; None for this module's.
             world: Number of ranks; None for the trainer's.
 
         Raises:
             ConfigError: The batches of one step hold more samples than the sets.
         """
         size, ranks = batch_size or self.batch_size, world or self._place()[1]
-        total = total_samples(self._train_manifests(), self.sources)
-        if total < size * ranks:
+        stream = self._stream()
+        rows = len(stream)
+        if self.token_budget:
+            rows = packed_rows(stream, processor=self.processor, budget=self.token_budget)
+        if rows < size * ranks:
             raise ConfigError(
                 f"data.init_args.batch_size={size} on {ranks} ranks needs {size * ranks} samples per step, "
-                f"but the training sets have {total}; use a smaller batch or more data"
+                f"but the training sets have {rows}; use a smaller batch or more data"
             )
-        return total // (size * ranks)
+        return rows // (size * ranks)
 
     def train_dataloader(self) -> ShardLoader:
-        """Endless training batches; an epoch is `steps_per_epoch()` of them."""
+        """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them."""
         rank, world = self._place()
-        stream = TrainStream(
-            manifests=self._train_manifests(),
-            seed=self._order_seed(),
-            shuffle_buffer=self.shuffle_buffer,
-            rank=rank,
-            world=world,
-        )
-        check_enough_shards(stream.num_shards, world=world, num_workers=self.num_workers)
-        dataset = TrainBatches(
-            stream,
-            decoder=Decoder(adapter=self.adapter(), sources=self.sources),
-            collator=self._collator(),
-            batch_size=self.batch_size,
-            length_window=self.length_window,
-            max_skipped_share=None if self.strict else self.max_skipped_share,
-        )
         self.teardown()
-        self._train_loader = ShardLoader(
-            dataset, num_batches=self.steps_per_epoch(), num_workers=self.num_workers
+        self._training = Training.begin(
+            self._stream(),
+            self._planner(),
+            collator=self._collator(),
+            decoder=Decoder(adapter=self.adapter()),
+            counter=None
+            if self.strict
+            else SkipCounter(max_share=self.max_skipped_share, max_unlabelled=self.max_unlabelled_share),
+            place=(rank, world),
+            state=self._state,
+            mode=self.resume,
+            num_batches=self.steps_per_epoch(),
+            num_workers=self.num_workers,
+            stall_seconds=self.stall_seconds or None,
         )
-        return self._train_loader
+        return self._training.loader
+
+    def state_dict(self) -> State:
+        """Where all ranks are in the training stream, in plain types; all ranks must call it."""
+        return {} if self._training is None else self._training.state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
+        self._state = state_dict
 
     def val_dataloader(self) -> list[ShardLoader]:
         """One loader of loss batches for each set of `val`, in the order of `val_names`."""
@@ -235,9 +268,15 @@ class WebDataModule(pl.LightningDataModule):
         return list(self.val)
 
     @property
-    def skipped(self) -> dict[str, int]:
-        """Training samples left out on this rank so far, by reason."""
-        return {} if self._train_loader is None else dict(self._train_loader.skipped)
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Training samples left out on this rank so far: source -> reason -> number."""
+        found = {} if self._training is None else self._training.loader.skipped
+        return {source: dict(reasons) for source, reasons in found.items()}
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that training on this rank has waited for batches so far."""
+        return 0.0 if self._training is None else self._training.loader.wait_seconds
 
     def _loss_loaders(self, sets: dict[str, Path]) -> list[ShardLoader]:
         manifests = [self._manifest(folder) for folder in sets.values()]
@@ -282,6 +321,37 @@ class WebDataModule(pl.LightningDataModule):
         stage = self._stage()
         return None if stage is None else int(stage.max_text_length)
 
+    def _stream(self) -> TrainStream:
+        """Return the stream of training samples.
+
+        Raises:
+            ConfigError: No set to train on.
+        """
+        if not self.train and not self.mixture:
+            raise ConfigError(
+                "data.init_args.train names no folder; give at least one set of shards to train on"
+            )
+        given = self.mixture or {"train": MixtureSource(sets=self.train)}
+        sources = tuple(
+            Source(
+                name=name,
+                manifests=tuple(self._manifest(Path(folder)) for folder in source.sets),
+                weight=source.weight,
+                only=self.sources,
+            )
+            for name, source in given.items()
+        )
+        return TrainStream(sources=sources, seed=self._order_seed(), buffer=self.shuffle_buffer)
+
+    def _planner(self) -> BatchPlanner:
+        return BatchPlanner(
+            batch_size=self.batch_size,
+            length_window=self.length_window,
+            token_budget=self.token_budget,
+            pack_window=self.pack_window,
+            seed=self._order_seed(),
+        )
+
     def _order_seed(self) -> str:
         """Seed of the training order: a stage must not begin with the samples its parent began with."""
         stage = self._stage()
@@ -302,14 +372,10 @@ class WebDataModule(pl.LightningDataModule):
             self._manifests[folder] = load_manifest(folder)
         return self._manifests[folder]
 
-    def _train_manifests(self) -> tuple[Manifest, ...]:
-        if not self.train:
-            raise ConfigError(
-                "data.init_args.train names no folder; give at least one set of shards to train on"
-            )
-        return tuple(self._manifest(folder) for folder in self.train)
+    def _train_folders(self) -> list[Path]:
+        return [*self.train, *(Path(folder) for source in self.mixture.values() for folder in source.sets)]
 
-    def _check_sources(self, manifests: tuple[Manifest, ...]) -> None:
+    def _check_sources(self, manifests: Sequence[Manifest]) -> None:
         known = {source for manifest in manifests for source in manifest.sources}
         for source in sorted((self.sources or frozenset()) - known) if known else ():
             raise DataError(

@@ -4,7 +4,7 @@ Padding is the processor's (right for training, left for generation); here are t
 fields beside the tensors, and the refusal of a batch that could teach nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import DataError, NothingToLearnError
 
-from .sample import Message, Sample, SampleError, message_text
+from .sample import UNLABELLED, Message, Sample, SampleError, message_text
 
 IGNORE_INDEX = -100
 Batch = dict[str, Any]
@@ -37,6 +37,9 @@ class Encoded(Protocol):
 class Processor(Protocol):
     """What batches need of the model's processor (CONTRACT: alignvlm_pl/models/processing.py)."""
 
+    def identity(self) -> dict[str, Any]:
+        """What ids and tiles depend on, in plain types."""
+
     def encode(
         self,
         messages: Sequence[Message],
@@ -46,6 +49,18 @@ class Processor(Protocol):
         generation: bool = False,
     ) -> Any:
         """Give an `Encoded`; raise DataError for a conversation that cannot be encoded."""
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Count the visual tokens of images of these (width, height) in pixels."""
+
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        max_text_length: int | None = None,
+    ) -> int:
+        """Count the ids that `encode` gives, from the sizes of the images; DataError as there."""
 
     def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
         """Pad to input_ids, attention_mask, labels (B, L), pixel_values (N, 3, H, W), num_tiles (B,)."""
@@ -75,13 +90,19 @@ class Collator:
     generation: bool = False
     benchmark: Benchmark | None = None
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def encode(self, sample: Sample, *, token_budget: int | None = None) -> EncodedSample:
         """Encode one conversation.
 
+        Args:
+            sample: The sample.
+            token_budget: Tokens that it may have at most; None: any number.
+
         Raises:
-            SampleError: The processor refuses it, for example because no supervised token fits.
+            SampleError: The processor refuses it, for example because no supervised token fits, or it is too long.
         """
-        messages = self._prompt(sample) if self.generation else answered_messages(sample)
+        messages = (
+            self._prompt(sample) if self.generation else answered_messages(sample.messages, sample.references)
+        )
         parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
         images = [sample.images[part["index"]] for part in parts]
         try:
@@ -89,10 +110,30 @@ class Collator:
                 messages, images, max_text_length=self.max_text_length, generation=self.generation
             )
         except DataError as error:
+            reason = UNLABELLED if isinstance(error, NothingToLearnError) else "not_encodable"
+            raise SampleError(f"sample '{sample.key}' of {sample.source}: {error}", reason) from error
+        if token_budget is not None and len(encoded.input_ids) > token_budget:
             raise SampleError(
-                f"sample '{sample.key}' of {sample.source}: {error}", "not_encodable"
-            ) from error
+                f"sample '{sample.key}' of {sample.source} has {len(encoded.input_ids)} tokens, which no row of "
+                f"token_budget={token_budget} can hold; raise it, or lower max_text_length or the number of tiles",
+                "longer_than_budget",
+            )
         return EncodedSample(sample=sample, encoded=encoded)
+
+    def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
+        """Count the tokens of a record in normal form that is trained on; no picture is opened.
+
+        Raises:
+            SampleError: The processor refuses it.
+        """
+        messages = answered_messages(record["messages"], record.get("references") or [])
+        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+        try:
+            return self.processor.count_tokens(
+                messages, [sizes[part["index"]] for part in parts], max_text_length=self.max_text_length
+            )
+        except (DataError, IndexError) as error:
+            raise SampleError(str(error), "not_encodable") from error
 
     def filler(self) -> EncodedSample:
         """Make the sample of a batch that only evens out the ranks: a blank picture and a question mark."""
@@ -158,14 +199,11 @@ def prompt_messages(sample: Sample) -> list[Message]:
     return sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
 
 
-def answered_messages(sample: Sample) -> list[Message]:
-    """Return all turns; the first reference is the answer of a sample that ends with a question."""
-    if sample.messages[-1]["role"] == "assistant" or not sample.references:
-        return sample.messages
-    return [
-        *sample.messages,
-        {"role": "assistant", "content": [{"type": "text", "text": sample.references[0]}]},
-    ]
+def answered_messages(messages: list[Message], references: Sequence[str]) -> list[Message]:
+    """Return all turns; the first reference is the answer of a conversation that ends with a question."""
+    if messages[-1]["role"] == "assistant" or not references:
+        return messages
+    return [*messages, {"role": "assistant", "content": [{"type": "text", "text": references[0]}]}]
 
 
 def question(sample: Sample) -> str:

@@ -1,23 +1,21 @@
 """Members of a tar sample -> `Sample`; what happens to bad samples (no torch here).
 
-Training skips a bad sample, counts it by reason and stops when the share of bad ones is too high;
-evaluation never skips, because a benchmark without its hard pages is another benchmark.
+Training skips a bad sample, counts it by source and reason and stops when the share of bad ones is too high;
+evaluation (evaluation.py) names each, because a benchmark without its hard pages is another benchmark.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.imaging import load_image
 
 from .normal_form import Adapter, RawSample, describe, read_normal
-from .sample import Sample, SampleError, check_record, message_text
+from .sample import UNLABELLED, Sample, SampleError, check_record, message_text
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 # A share is judged on at least this many samples, so that one bad page in the first ten does not stop a run.
 MIN_JUDGED_SAMPLES = 200
@@ -30,26 +28,29 @@ class Decoder:
 
     Attributes:
         adapter: Reads the members of the source's format; see normal_form.py.
-        sources: Keep only samples of these sources; None keeps all.
     """
 
     adapter: Adapter = read_normal
-    sources: frozenset[str] | None = None
 
-    def __call__(self, raw: RawSample) -> Sample | None:
+    def record(self, raw: RawSample) -> dict[str, Any]:
+        """Return the JSON of one sample in normal form; its pictures are not looked at.
+
+        Raises:
+            SampleError: This sample is bad.
+            DataError: The shard is damaged or of another format.
+        """
+        record, images, _ = self.adapter(raw)
+        check_record(record, num_images=len(images), where=describe(raw))
+        return record
+
+    def __call__(self, raw: RawSample) -> Sample:
         """Decode one sample.
-
-        Returns:
-            The sample, or None where its source was not asked for.
 
         Raises:
             SampleError: This sample is bad.
             DataError: The shard is damaged or of another format.
         """
         record, images, files = self.adapter(raw)
-        source = str(record.get("source", "unknown"))
-        if self.sources is not None and source not in self.sources:
-            return None
         where = describe(raw)
         check_record(record, num_images=len(images), where=where)
         try:
@@ -60,7 +61,7 @@ class Decoder:
             raise SampleError(str(error), "undecodable_image") from error
         return Sample(
             key=raw["__key__"],
-            source=source,
+            source=str(record.get("source", "unknown")),
             task=str(record.get("task", "vqa")),
             messages=record["messages"],
             images=opened,
@@ -73,83 +74,55 @@ class Decoder:
 
 @dataclass(kw_only=True, slots=True)
 class SkipCounter:
-    """Counts skipped samples by reason and stops the run above a share.
+    """Counts skipped samples by source and reason, and stops the run above a share.
 
     Attributes:
         max_share: Largest share of skipped samples that is tolerated, 0 to 1; 0 stops at the first.
+        max_unlabelled: Largest share of samples that have nothing to learn from; they count for themselves.
         seen: Samples looked at.
-        reasons: Skipped samples by reason.
+        reasons: Skipped samples by (source, reason).
     """
 
     max_share: float
+    max_unlabelled: float = 1.0
     seen: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    _taken: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _taken: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def skip(self, error: SampleError) -> None:
+    def skip(self, error: SampleError, *, source: str) -> None:
         """Count one bad sample.
 
         Raises:
             DataError: More samples were skipped than allowed.
         """
-        self.reasons[error.reason] += 1
-        count = self.reasons[error.reason]
+        self.reasons[source, error.reason] += 1
+        count = self.reasons[source, error.reason]
         if count == 1 or count % LOG_EVERY == 0:
-            logger.warning("skipped %d samples for %s, last: %s", count, error.reason, error)
-        skipped = self.reasons.total()
-        if skipped > self.max_share * max(self.seen, MIN_JUDGED_SAMPLES):
-            listing = ", ".join(f"{reason}: {number}" for reason, number in self.reasons.most_common())
-            raise DataError(
-                f"{skipped} of {self.seen} samples were bad ({listing}), more than the allowed share of "
-                f"{self.max_share:g} (max_skipped_share); repair the shards or raise it. Last: {error}"
-            )
+            logger.warning("skipped %d samples of %s for %s, last: %s", count, source, error.reason, error)
+        unlabelled = sum(number for (_, reason), number in self.reasons.items() if reason == UNLABELLED)
+        self._judge(self.reasons.total() - unlabelled, self.max_share, "max_skipped_share", "bad", error)
+        self._judge(
+            unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error
+        )
 
-    def take(self) -> dict[str, int]:
-        """Return the counts since the last call, to be sent with a batch."""
-        fresh = self.reasons - self._taken
-        self._taken = Counter(self.reasons)
-        return dict(fresh)
+    def _judge(self, number: int, allowed: float, setting: str, what: str, last: SampleError) -> None:
+        if number <= allowed * max(self.seen, MIN_JUDGED_SAMPLES):
+            return
+        listing = ", ".join(
+            f"{reason} of {source}: {count}" for (source, reason), count in self.reasons.most_common()
+        )
+        raise DataError(
+            f"{number} of {self.seen} samples were {what} ({listing}), more than the allowed share of {allowed:g} "
+            f"({setting}); repair the shards or raise it. Last: {last}"
+        )
 
-
-def map_samples(
-    items: Iterable[Any],
-    function: Callable[[Any], Item | None],
-    counter: SkipCounter | None,
-    *,
-    patience: int | None = None,
-) -> Iterator[Item]:
-    """Apply `function`, leaving out None; with a counter, bad samples are skipped, without one they raise.
-
-    Args:
-        items: Raw samples, possibly without end.
-        function: Gives None for a sample that was not asked for.
-        counter: Counts bad samples.
-        patience: Items in a row without any result after which to stop; None never stops.
-
-    Raises:
-        SampleError: A bad sample and no counter.
-        DataError: Too many bad samples, or `patience` items without a result.
-    """
-    fruitless = 0
-    for item in items:
-        fruitless += 1
-        if counter is not None:
-            counter.seen += 1
-        try:
-            result = function(item)
-        except SampleError as error:
-            if counter is None:
-                raise
-            counter.skip(error)
-            continue
-        if result is not None:
-            fruitless = 0
-            yield result
-        elif patience is not None and fruitless >= patience:
-            raise DataError(
-                f"{fruitless} samples in a row were left out: no sample of the wanted sources is in the "
-                "shards of this worker; choose other sources, fewer workers, or write the sets again shuffled"
-            )
+    def take(self) -> dict[str, dict[str, int]]:
+        """Return the counts since the last call, source -> reason -> number, to be sent with a batch."""
+        fresh, self._taken = self.reasons - self._taken, Counter(self.reasons)
+        found: dict[str, dict[str, int]] = {}
+        for (source, reason), number in fresh.items():
+            found.setdefault(source, {})[reason] = number
+        return found
 
 
 def _last_answer(messages: list[dict[str, Any]]) -> list[str]:

@@ -1,16 +1,19 @@
-"""Worker processes around the streams: they make whole batches; errors and skip counts travel with these.
+"""Worker processes around the stream: they make whole batches; errors, skip counts and cursors travel with these.
 
-Training keeps one set of workers and one endless iterator for life, so no epoch counter can restart in a
-worker: an epoch is `steps_per_epoch` batches of it. Evaluation (evaluation.py) starts afresh each time.
+A rank's batches are numbered; of W workers, worker w makes those whose number leaves w when divided by W, and the DataLoader
+takes them in turn. So the batches of a rank, and their order, do not depend on the number of workers. Training keeps
+one set of workers and one endless iterator for life: an epoch is `steps_per_epoch` batches of it.
 """
 
+import faulthandler
 import os
 import signal
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -18,9 +21,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from alignvlm_pl.errors import DataError
 
 from .collate import Batch, Collator, EncodedSample
-from .decode import Decoder, SkipCounter, map_samples
-from .normal_form import RawSample
-from .shards import TrainStream, permutation, total_samples
+from .cursor import Cursor
+from .decode import Decoder, SkipCounter
+from .planner import BatchPlanner, Row
+from .sample import SampleError
+from .shards import ShardReader
+from .stream import TrainStream
+from .watchdog import Watchdog
+
+Skipped = dict[str, dict[str, int]]
+"""Source -> reason -> samples that were left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,64 +38,117 @@ class WorkerItem:
     """What a worker hands over: a batch, or the message of the error that ended it.
 
     An error travels as text because torch would wrap an exception in the worker's whole traceback.
+
+    Attributes:
+        batch: The batch; None where every sample of it was bad, which is no step for the trainer.
+        cursor: What is left of the stream after it, see `Cursor.to_state`.
+        skipped: Samples left out of it.
+        error: Why there is nothing more.
     """
 
     batch: Batch | None = None
-    skipped: dict[str, int] = field(default_factory=dict)
+    cursor: dict[str, Any] | None = None
+    skipped: Skipped = field(default_factory=dict)
     error: str | None = None
 
 
+@dataclass(kw_only=True)
 class TrainBatches(IterableDataset[WorkerItem]):
-    """Endless training batches of one worker.
+    """Endless training batches of one rank, those of one worker.
 
-    Args:
-        stream: Order of the raw samples.
+    Attributes:
+        stream: Position -> sample.
+        planner: Window of positions -> batches.
+        cursor: What this rank has still to read.
         decoder: Raw sample -> sample.
         collator: Sample -> encoded -> batch.
-        batch_size: Samples in each batch.
-        length_window: Batches that are sorted by length together; 1 keeps the order of the stream.
-        max_skipped_share: See `SkipCounter`; None raises at the first bad sample.
+        counter: Counts bad samples and stops at too many; None raises at the first.
     """
 
-    def __init__(
-        self,
-        stream: TrainStream,
-        *,
-        decoder: Decoder,
-        collator: Collator,
-        batch_size: int,
-        length_window: int = 1,
-        max_skipped_share: float | None,
-    ) -> None:
-        super().__init__()
-        self.stream = stream
-        self.decoder = decoder
-        self.collator = collator
-        self.batch_size = batch_size
-        self.length_window = length_window
-        self.max_skipped_share = max_skipped_share
+    stream: TrainStream
+    planner: BatchPlanner
+    cursor: Cursor
+    decoder: Decoder
+    collator: Collator
+    counter: SkipCounter | None
+    reader: ShardReader = field(default_factory=ShardReader)
 
     def __iter__(self) -> Iterator[WorkerItem]:
         return with_errors(self._items())
 
     def _items(self) -> Iterator[WorkerItem]:
         worker, num_workers = worker_place()
-        counter = None if self.max_skipped_share is None else SkipCounter(max_share=self.max_skipped_share)
-        encode = partial(decode_and_encode, decoder=self.decoder, collator=self.collator)
-        # Two passes over everything without one usable sample: waiting longer gives nothing.
-        patience = 2 * total_samples(self.stream.manifests)
-        samples = map_samples(self.stream.samples(worker, num_workers), encode, counter, patience=patience)
-        for items in _batches(samples, self.batch_size, window=self.length_window, seed=self.stream.seed):
-            yield WorkerItem(batch=self.collator.collate(items), skipped=counter.take() if counter else {})
+        number = count()
+        for window, done, after in self.cursor.windows():
+            batches = self.planner.plan(window, self._lengths)
+            for index in range(done, len(batches)):
+                if next(number) % num_workers == worker:
+                    left = after if index + 1 == len(batches) else after.within(window, index + 1)
+                    yield self._item(batches[index], left)
+
+    def _item(self, rows: Sequence[Row], left: Cursor) -> WorkerItem:
+        encoded = [[item for item in map(self._read, row) if item is not None] for row in rows]
+        encoded = [row for row in encoded if row]
+        if not encoded:
+            batch = None
+        elif self.planner.token_budget:
+            batch = self.collator.collate_packed(encoded)
+        else:
+            batch = self.collator.collate([item for row in encoded for item in row])
+        skipped = self.counter.take() if self.counter else {}
+        return WorkerItem(batch=batch, cursor=left.to_state(), skipped=skipped)
+
+    def _read(self, position: int) -> EncodedSample | None:
+        """Return the sample at a position; None where it is bad, which is counted.
+
+        Raises:
+            SampleError: It is bad and none may be.
+            DataError: The shard is damaged, or too many samples were bad.
+        """
+        location = self.stream.locate(position)
+        if self.counter is not None:
+            self.counter.seen += 1
+        try:
+            sample = self.decoder(self.reader.read(location))
+            sizes = self.reader.sizes(location)
+            if list(sizes) != sample.sizes:
+                raise SampleError(
+                    f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
+                    f"{list(sizes)}; write the index again with `prepare index`",
+                    "size_mismatch",
+                )
+            return self.collator.encode(sample, token_budget=self.planner.token_budget)
+        except SampleError as error:
+            if self.counter is None:
+                raise
+            self.counter.skip(error, source=self.reader.source(location))
+            return None
+
+    def _lengths(self, positions: Sequence[int]) -> list[int]:
+        """Count the tokens of samples from their text and the sizes of their pictures; 0 where they are bad."""
+        found = []
+        for position in positions:
+            location = self.stream.locate(position)
+            try:
+                record = self.decoder.record(self.reader.read(location, pictures=False))
+                length = self.collator.count_tokens(record, self.reader.sizes(location))
+            except SampleError:
+                length = 0
+            found.append(0 if length > (self.planner.token_budget or length) else length)
+        return found
 
 
 class ShardLoader:
     """Iterable of batches with a length, over a DataLoader whose workers make whole batches.
 
-    Not a DataLoader itself, so that Lightning neither injects a sampler nor resizes it.
+    Not a DataLoader itself, so that Lightning neither injects a sampler nor resizes it. It has a length, so that
+    Lightning fetches nothing ahead, and the cursor is that of the batches which were trained on.
 
     Attributes:
-        skipped: Samples left out so far, by reason, all workers of this rank together.
+        cursor: What is left of the stream after the batches handed out; None where nothing was.
+        skipped: Samples left out so far, all workers of this rank together.
+        seen: Samples handed out so far, by source.
+        wait_seconds: Time spent waiting for batches.
     """
 
     def __init__(
@@ -95,6 +158,7 @@ class ShardLoader:
         num_batches: int,
         num_workers: int,
         start_method: str | None = None,
+        stall_seconds: float | None = None,
     ) -> None:
         """Prepare a loader; workers start with the first batch.
 
@@ -103,11 +167,16 @@ class ShardLoader:
             num_batches: Batches per epoch, the same on all ranks.
             num_workers: Worker processes; 0 makes the batches in this process.
             start_method: ``fork``, ``spawn`` or ``forkserver``; None for the platform's default.
+            stall_seconds: Time without a batch after which the stacks of all processes are printed; None: never.
         """
-        self.skipped: Counter[str] = Counter()
+        self.cursor: dict[str, Any] | None = None
+        self.skipped: dict[str, Counter[str]] = {}
+        self.seen: Counter[str] = Counter()
+        self.wait_seconds = 0.0
         self._num_batches = num_batches
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
+        self._watchdog = Watchdog(stall_seconds)
         self._loader: DataLoader[WorkerItem] = DataLoader(
             dataset,
             batch_size=None,
@@ -126,49 +195,41 @@ class ShardLoader:
         """Yield the batches of one epoch; training goes on where the last epoch stopped.
 
         Raises:
-            DataError: What a worker met: a damaged shard, too many bad samples, a bad evaluation sample.
+            DataError: What a worker met: a damaged shard, too many bad samples.
         """
         if self._iterator is None or not self._endless:
             # Tokenizers must not run threads in forked workers, and warn unless told so.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             self._iterator = iter(self._loader)
-        for item in islice(self._iterator, self._num_batches):
-            self.skipped.update(item.skipped)
+        yield from islice(self._batches(self._iterator), self._num_batches)
+
+    def _batches(self, items: Iterator[WorkerItem]) -> Iterator[Batch]:
+        while (item := self._next(items)) is not None:
+            for source, reasons in item.skipped.items():
+                self.skipped.setdefault(source, Counter()).update(reasons)
             if item.error is not None:
                 self.close()
                 raise DataError(item.error)
-            assert item.batch is not None, "a worker item holds a batch or an error"
-            yield item.batch
+            self.cursor = item.cursor
+            if item.batch is not None:
+                self.seen.update(item.batch["sources"])
+                yield item.batch
+
+    def _next(self, items: Iterator[WorkerItem]) -> WorkerItem | None:
+        started = time.monotonic()
+        with self._watchdog.watch(getattr(items, "_workers", ())):
+            item = next(items, None)
+        self.wait_seconds += time.monotonic() - started
+        return item
 
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
         self._iterator = None
 
 
-def _batches(
-    samples: Iterator[EncodedSample], size: int, *, window: int, seed: int | str
-) -> Iterator[list[EncodedSample]]:
-    """Cut a stream into batches; those of one window hold samples of like length, and come in random order.
-
-    A batch is padded to its longest sample, so batches of like lengths waste less. The order of the batches is
-    drawn anew, or the loss would swing with their length.
-    """
-    for number in count():
-        block = list(islice(samples, size * window))
-        if not block:
-            return
-        if window > 1:
-            block.sort(
-                key=lambda item: len(item.encoded.input_ids)
-            )  # stable: equal lengths keep the stream's order
-        batches = [block[start : start + size] for start in range(0, len(block), size)]
-        yield from (batches[index] for index in permutation(len(batches), seed, number))
-
-
-def decode_and_encode(raw: RawSample, *, decoder: Decoder, collator: Collator) -> EncodedSample | None:
-    """Decode and encode one sample; None where its source was not asked for."""
-    sample = decoder(raw)
-    return None if sample is None else collator.encode(sample)
+def decode_and_encode(raw: Mapping[str, Any], *, decoder: Decoder, collator: Collator) -> EncodedSample:
+    """Decode and encode one sample."""
+    return collator.encode(decoder(raw))
 
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
@@ -190,3 +251,5 @@ def _start_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
+        faulthandler.register(signal.SIGUSR2, all_threads=True)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ROLES = ("system", "user", "assistant")
+UNLABELLED = "nothing_to_learn"
+"""Reason of a sample that has no supervised token."""
 Message = dict[str, Any]
 Line = dict[str, Any]
 

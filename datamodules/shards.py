@@ -2,16 +2,15 @@
 
 webdataset groups tar members into samples. Its own splitting and shuffling are not used: they take the rank
 from the environment (so spawned workers all read everything), permute after the split and forget the epoch
-in workers that restart. Here rank and worker are arguments; the order is a pure function of (seed, epoch).
+in workers that restart. Here a position says which sample comes (order.py), and an index where in its shard it lies.
 """
 
-import hashlib
-import random
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -19,68 +18,14 @@ from alignvlm_pl.errors import DataError
 
 from .manifest import Manifest, Shard, verify_shard
 from .normal_form import RawSample
+from .sample_index import SampleIndex, load_index
+from .stream import Location
+from .tar_walk import Damage, Member, walk_range
 
 GroupedSample = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainStream:
-    """Endless stream of raw samples, one part for each worker of each rank.
-
-    In epoch e the shards are permuted with hash(seed, e), the same on all ranks; worker g of all G workers
-    reads every G-th shard, and blocks of `shuffle_buffer` samples are permuted with hash(seed, e, first
-    shard, block). Nothing else is random, so the stream can be rebuilt from (seed, epoch).
-
-    Attributes:
-        manifests: The sets, concatenated.
-        seed: Seed of the order; any text, or a number.
-        shuffle_buffer: Samples per shuffled block; below 2 the samples keep the order of their shard.
-        rank: This process, 0 to world - 1.
-        world: Number of processes.
-    """
-
-    manifests: tuple[Manifest, ...]
-    seed: int | str
-    shuffle_buffer: int
-    rank: int = 0
-    world: int = 1
-
-    def samples(self, worker: int, num_workers: int, *, epoch: int = 0) -> Iterator[RawSample]:
-        """Yield the samples of one worker for ever, from the start of an epoch.
-
-        Raises:
-            DataError: A shard is missing, cut or damaged, or there are too few shards.
-        """
-        check_enough_shards(self.num_shards, world=self.world, num_workers=num_workers)
-        for current in count(epoch):
-            yield from self.epoch_samples(worker, num_workers, epoch=current)
-
-    def epoch_samples(self, worker: int, num_workers: int, *, epoch: int) -> Iterator[RawSample]:
-        """Yield the samples of one worker in one epoch, each exactly once."""
-        shards = self.epoch_shards(worker, num_workers, epoch=epoch)
-        raw = (sample for manifest, shard in shards for sample in read_shard(manifest, shard))
-        if self.shuffle_buffer < 2:
-            yield from raw
-            return
-        for number in count():
-            block = list(islice(raw, self.shuffle_buffer))
-            if not block:
-                return
-            order = permutation(len(block), self.seed, epoch, shards[0][1].path, number)
-            yield from (block[index] for index in order)
-
-    def epoch_shards(self, worker: int, num_workers: int, *, epoch: int) -> list[tuple[Manifest, Shard]]:
-        """List the shards one worker reads in one epoch, in order."""
-        shards = [(manifest, shard) for manifest in self.manifests for shard in manifest.shards]
-        order = permutation(len(shards), self.seed, epoch)
-        return [
-            shards[index] for index in order[self.rank * num_workers + worker :: self.world * num_workers]
-        ]
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of all sets."""
-        return sum(len(manifest.shards) for manifest in self.manifests)
+_OPEN_SHARDS = 32
+_READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
+_PICTURES = ("png", "jpg", "jpeg", "webp")
 
 
 def read_positions(manifest: Manifest, positions: Sequence[int]) -> Iterator[RawSample]:
@@ -133,8 +78,8 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
                 if found > shard.num_samples:
                     break
                 yield sample
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
+    except _READ_ERRORS as error:
+        reason = _reason(error)
         raise DataError(
             f"shard {path} is damaged after sample {found} of {shard.num_samples} ({reason}); "
             "copy it again or rebuild the set"
@@ -147,38 +92,84 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
         )
 
 
-def check_enough_shards(num_shards: int, *, world: int, num_workers: int) -> None:
-    """Refuse fewer shards than workers: some would have nothing to read, and hang the other ranks.
+class ShardReader:
+    """Reads samples by their place; keeps the shards open that it used last. One for each worker, never shared.
 
-    Raises:
-        DataError: With both numbers and what to change.
+    A sample is read from its own bytes alone. Damage elsewhere in the shard is not noticed, and its own is never taken for
+    another sample: the members must fill the bytes that the index names, and bear its key.
     """
-    workers = max(num_workers, 1)
-    if num_shards >= world * workers:
-        return
-    fewer = num_shards // world
-    advice = f"set num_workers to at most {fewer}, or " if fewer else ""
-    raise DataError(
-        f"the training sets have {num_shards} shards but {world} ranks x {workers} workers need at least "
-        f"{world * workers}; {advice}write the sets again with fewer samples per shard"
-    )
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[Path, tuple[BinaryIO, SampleIndex]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # open files do not travel to worker processes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._shards = OrderedDict()
+
+    def sizes(self, location: Location) -> tuple[tuple[int, int], ...]:
+        """Return (width, height) in pixels of the pictures of a sample, without reading it."""
+        return self._open(location)[1].sizes[location.number]
+
+    def source(self, location: Location) -> str:
+        """Return the ``source`` of a sample, without reading it."""
+        return self._open(location)[1].sources[location.number]
+
+    def read(self, location: Location, *, pictures: bool = True) -> GroupedSample:
+        """Return one sample: member bytes by extension, with ``__key__`` and ``__url__``.
+
+        Args:
+            location: Where it lies.
+            pictures: Whether to read its pictures; without, they have no bytes.
+
+        Raises:
+            DataError: The shard is missing or changed, or the sample is damaged.
+        """
+        stream, index = self._open(location)
+        path = location.manifest.shard_path(location.shard)
+        start, stop = index.offsets[location.number : location.number + 2]
+        found: list[GroupedSample] = []
+        try:
+            members = list(walk_range(stream, path.name, start, stop))
+            end = members.pop()  # of a whole sample: the end, without the mark of an archive
+            if isinstance(end, Damage) and end.kind == "cut_at_member":
+                found = list(group_by_keys(_contents(stream, members, str(path), pictures=pictures)))
+            reason = f"found {', '.join(sample['__key__'] for sample in found) or end} in its place"
+        except _READ_ERRORS as error:
+            reason = _reason(error)
+        if [sample["__key__"] for sample in found] != [index.keys[location.number]]:
+            raise DataError(
+                f"shard {path} is damaged at sample {location.number} of {location.shard.num_samples}, byte {start} "
+                f"({reason}); copy it again or rebuild the set"
+            )
+        return found[0]
+
+    def _open(self, location: Location) -> tuple[BinaryIO, SampleIndex]:
+        path = location.manifest.shard_path(location.shard)
+        if path not in self._shards:
+            verify_shard(path, location.shard)
+            index = load_index(location.manifest, location.shard)
+            if len(self._shards) >= _OPEN_SHARDS:
+                self._shards.popitem(last=False)[1][0].close()
+            try:
+                self._shards[path] = (path.open("rb"), index)
+            except OSError as error:
+                raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
+        self._shards.move_to_end(path)
+        return self._shards[path]
 
 
-def permutation(size: int, *parts: int | str) -> list[int]:
-    """Permute 0..size-1 as a pure function of `parts`, the same on every machine and Python version."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    order = list(range(size))
-    random.Random(int.from_bytes(digest, "big")).shuffle(order)
-    return order
+def _contents(
+    stream: BinaryIO, members: Sequence[Member | Damage], url: str, *, pictures: bool
+) -> Iterator[dict[str, Any]]:
+    """Read members for webdataset to group."""
+    for member in members:
+        assert isinstance(member, Member), "a damage is the last that a walk gives"
+        wanted = pictures or member.name.rpartition(".")[2].lower() not in _PICTURES
+        stream.seek(member.data_offset)
+        yield {"fname": member.name, "data": stream.read(member.size) if wanted else b"", "__url__": url}
 
 
-def total_samples(manifests: Sequence[Manifest], sources: frozenset[str] | None = None) -> int:
-    """Count the samples of several sets, only those of `sources` where the manifests know them."""
-    if sources is None:
-        return sum(manifest.num_samples for manifest in manifests)
-    return sum(
-        sum(number for source, number in manifest.sources.items() if source in sources)
-        if manifest.sources
-        else manifest.num_samples
-        for manifest in manifests
-    )
+def _reason(error: BaseException) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__

@@ -67,49 +67,59 @@ class Damage:
 
 def walk(path: Path) -> Iterator[Member | Damage]:
     """Yield the members of a tar in order, and at the end what is wrong with its structure, if anything is."""
-    size = path.stat().st_size
     with path.open("rb") as stream:
-        offset, before, long_name, begin = 0, "", "", -1
-        while True:
-            header = _read_at(stream, offset, _BLOCK)
-            if header == bytes(_BLOCK):
-                yield from _end(stream, path.name, before, offset)
-                return
-            try:
-                info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
-                yield _broken(path.name, before, offset, size, error)
-                return
-            after = (
-                offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK
-                if info.isreg() or _has_data(info)
-                else offset + _BLOCK
+        yield from walk_range(stream, path.name, 0, path.stat().st_size)
+
+
+def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[Member | Damage]:
+    """Yield the members that begin between two bytes of a tar, as if the tar ended at the second.
+
+    Args:
+        stream: The tar.
+        shard: What damages call it.
+        start: Byte where the header of a member begins.
+        size: Byte where the last member ends; the end-of-archive mark is looked for there.
+    """
+    offset, before, long_name, begin = start, "", "", -1
+    while True:
+        header = _read_at(stream, offset, min(_BLOCK, size - offset))
+        if header == bytes(_BLOCK):
+            yield from _end(stream, shard, before, offset)
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            yield _broken(shard, before, offset, size, error)
+            return
+        after = (
+            offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK
+            if info.isreg() or _has_data(info)
+            else offset + _BLOCK
+        )
+        if offset + _BLOCK + info.size > size and after > offset + _BLOCK:
+            yield Damage(
+                shard=shard,
+                kind="cut_in_data",
+                message=f"the file ends inside this member, which has {info.size} bytes",
+                member=long_name or info.name,
+                offset=size,
             )
-            if offset + _BLOCK + info.size > size and after > offset + _BLOCK:
-                message = f"the file ends inside this member, which has {info.size} bytes"
-                yield Damage(
-                    shard=path.name,
-                    kind="cut_in_data",
-                    message=message,
-                    member=long_name or info.name,
-                    offset=size,
-                )
-                return
-            if info.type in _LONG_NAMES:
-                long_name = _long_name(info, _read_at(stream, offset + _BLOCK, info.size)) or long_name
-                begin = offset if begin < 0 else begin
-            elif info.isreg():
-                before = long_name or info.name
-                yield Member(
-                    name=before,
-                    offset=offset,
-                    data_offset=offset + _BLOCK,
-                    size=info.size,
-                    begin=offset if begin < 0 else begin,
-                )
-            if info.type not in _BEFORE_A_MEMBER:
-                long_name, begin = "", -1
-            offset = after
+            return
+        if info.type in _LONG_NAMES:
+            long_name = _long_name(info, _read_at(stream, offset + _BLOCK, info.size)) or long_name
+            begin = offset if begin < 0 else begin
+        elif info.isreg():
+            before = long_name or info.name
+            yield Member(
+                name=before,
+                offset=offset,
+                data_offset=offset + _BLOCK,
+                size=info.size,
+                begin=offset if begin < 0 else begin,
+            )
+        if info.type not in _BEFORE_A_MEMBER:
+            long_name, begin = "", -1
+        offset = after
 
 
 def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:

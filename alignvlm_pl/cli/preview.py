@@ -63,7 +63,7 @@ def _samples(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for raw in islice(read_range(manifest, options.start, stop), options.count):
         sample = decode(raw)
         assert sample is not None, "no source was asked for"
-        messages = answered_messages(sample)
+        messages = answered_messages(sample.messages, sample.references)
         encoded = processor.encode(messages, sample.images, max_text_length=options.max_text_length)
         yield {
             "key": sample.key,

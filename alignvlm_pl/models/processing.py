@@ -1,5 +1,7 @@
 """Processor of AlignVLM: images to tiles, conversations to ids and labels, and batches of both."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render, tokenize, truncate_text
-from ..errors import DataError
+from ..errors import DataError, NothingToLearnError
 from ..imaging import cut_tiles, load_image
 from ..tiling import Tiling, count_visual_tokens
 
@@ -76,6 +78,20 @@ class AlignVLMProcessor(ProcessorMixin):
         """The tiling as an object."""
         return Tiling.from_dict(self.tiling)
 
+    def identity(self) -> dict[str, Any]:
+        """What the ids and tiles of a conversation depend on, in plain types; equal processors have equal ones."""
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for state in ("padding", "truncation"):  # left there by the last call
+            tokenizer.pop(state, None)
+        digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
+        return {
+            "tokenizer": digest[:16],
+            "chat_template": hashlib.sha256(self.chat_template.encode()).hexdigest()[:16],
+            "tiling": dict(self.tiling),
+            "tokens_per_tile": self.tokens_per_tile,
+            "spell_answers": self.spell_answers,
+        }
+
     def encode(
         self,
         messages: Sequence[dict[str, Any]],
@@ -101,8 +117,34 @@ class AlignVLMProcessor(ProcessorMixin):
         limit = None if generation else max_text_length
         encoded = self._encode_pieces(pieces, images, max_text_length=limit)
         if not generation and all(label == IGNORE_INDEX for label in encoded.labels[1:]):
-            raise DataError(f"no supervised token is left (no answer, or all beyond max_text_length={limit})")
+            raise NothingToLearnError(
+                f"no supervised token is left (no answer, or all beyond max_text_length={limit})"
+            )
         return encoded
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Visual tokens of images of these (width, height) in pixels."""
+        return sum(self._image_lengths(sizes))
+
+    def count_tokens(
+        self,
+        messages: Sequence[dict[str, Any]],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        max_text_length: int | None = None,
+    ) -> int:
+        """Count the tokens, visual and text, that `encode` gives a conversation with an answer; opens no picture.
+
+        Args:
+            messages: See `encode`.
+            sizes: (width, height) in pixels of each image.
+            max_text_length: See `encode`.
+
+        Raises:
+            DataError: If images and placeholders differ in number.
+        """
+        pieces = render(self.tokenizer, messages, template=self.chat_template)
+        return len(self._ids(pieces, sizes, max_text_length=max_text_length)[0])
 
     def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
         """Pad encoded conversations to one batch.
@@ -194,22 +236,34 @@ class AlignVLMProcessor(ProcessorMixin):
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
         tiling = self.geometry
         tiles = [cut_tiles(image, tiling) for image in loaded]
-        lengths = [count_visual_tokens(*image.size, tiling, self.tokens_per_tile) for image in loaded]
-        ids, labels = tokenize(
-            self.tokenizer,
-            pieces,
-            image_token_id=self.image_token_id,
-            image_lengths=lengths,
-            spell_answers=self.spell_answers,
-        )
-        truncated = max_text_length is not None and truncate_text(
-            ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
+        ids, labels, truncated = self._ids(
+            pieces, [image.size for image in loaded], max_text_length=max_text_length
         )
         shape = (0, 3, tiling.tile_height, tiling.tile_width)
         pixels = np.concatenate(tiles) if tiles else np.zeros(shape, dtype=np.float32)
         return Encoded(
             input_ids=ids, labels=labels, pixel_values=pixels, num_tiles=len(pixels), truncated=truncated
         )
+
+    def _ids(
+        self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None
+    ) -> tuple[list[int], list[int], bool]:
+        """Ids and labels of pieces with images of these sizes, and whether text was cut."""
+        ids, labels = tokenize(
+            self.tokenizer,
+            pieces,
+            image_token_id=self.image_token_id,
+            image_lengths=self._image_lengths(sizes),
+            spell_answers=self.spell_answers,
+        )
+        truncated = max_text_length is not None and truncate_text(
+            ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
+        )
+        return ids, labels, truncated
+
+    def _image_lengths(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        tiling = self.geometry
+        return [count_visual_tokens(*size, tiling, self.tokens_per_tile) for size in sizes]
 
     def _features(self, encoded: Sequence[Encoded], **kwargs: Any) -> BatchFeature:
         batch = self.collate(encoded, pad_left=kwargs.get("padding_side", "left") == "left")
