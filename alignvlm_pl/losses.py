@@ -14,15 +14,15 @@ class TokenLoss(NamedTuple):
 
     Args:
         total: Sum over the supervised positions, with gradient.
-        count: Number of supervised positions.
+        supervised: Number of supervised positions.
         document_sums: (documents,) the sum of each document, in reading order, without gradient.
-        document_counts: (documents,) supervised positions of each document.
+        document_supervised: (documents,) supervised positions of each document.
     """
 
     total: Tensor
-    count: Tensor
+    supervised: Tensor
     document_sums: Tensor
-    document_counts: Tensor
+    document_supervised: Tensor
 
 
 def supervised_cross_entropy(

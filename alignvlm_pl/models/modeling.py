@@ -193,13 +193,13 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = supervised_cross_entropy(hidden, labels, head, segment_ids=segment_ids)
             return AlignVLMOutput(
-                loss=loss.total / loss.count.clamp(min=1),
+                loss=loss.total / loss.supervised.clamp(min=1),
                 past_key_values=cache,
                 readout_log_probs=readout,
                 loss_sum=loss.total,
-                num_supervised=loss.count,
+                num_supervised=loss.supervised,
                 document_loss_sums=loss.document_sums,
-                document_supervised=loss.document_counts,
+                document_supervised=loss.document_supervised,
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return AlignVLMOutput(logits=head(hidden[:, kept]), past_key_values=cache, readout_log_probs=readout)

@@ -264,6 +264,9 @@ def test_what_cannot_keep_documents_apart_is_refused(parts, tmp_path):
         other(**batch)
     with pytest.raises(DataError, match="neither a cache nor position_ids"):
         model(**batch, position_ids=document_positions(batch["segment_ids"]))
+    batch.pop("labels")
+    with pytest.raises(DataError, match="neither a cache nor position_ids"):
+        model.generate(**batch, max_new_tokens=2)
 
 
 def test_a_recurrent_llm_is_refused(tmp_path):

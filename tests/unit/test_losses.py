@@ -43,7 +43,7 @@ def test_packed_documents_have_their_own_sums():
     losses = F.cross_entropy(head(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none").detach()
     expected = [losses[0, :2].sum(), losses[0, 3], 0.0, 0.0, losses[1, 3]]
     torch.testing.assert_close(found.document_sums, torch.tensor(expected))
-    assert found.document_counts.tolist() == [2, 1, 0, 0, 1]
+    assert found.document_supervised.tolist() == [2, 1, 0, 0, 1]
     torch.testing.assert_close(found.total, losses.sum())
 
 
