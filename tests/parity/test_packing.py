@@ -1,6 +1,7 @@
 """Packed rows against the same documents alone: nothing leaks between them, and nothing else changes."""
 
 import copy
+import shutil
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -238,6 +239,8 @@ def test_flash_attention_is_told_the_bounds_of_the_documents(parts, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles flex attention with g++ on the CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_flex_attention_keeps_documents_apart(parts):
     """Forward only: torch has no backward of it on the CPU."""
     processor, model = parts
