@@ -12,6 +12,7 @@ from torch import Tensor
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
+from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
 from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
@@ -105,17 +106,24 @@ class AlignVLMModule(pl.LightningModule):
         assert self.stage is not None
         set_modes(self.net, self.stage)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Sum of the loss over supervised tokens; `on_before_optimizer_step` divides by their true number."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Sum of the loss over supervised tokens; `on_before_optimizer_step` divides by their true number.
+
+        Returns:
+            `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
+            `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters).
+        """
         assert self.stage is not None
-        loss_sum, count = (
-            self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
-        )
-        self._micro_counts.append(count.detach())
-        self.last_loss = float(loss_sum.detach() / count)
+        loss = self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+        self._micro_counts.append(loss.supervised.detach())
+        self.last_loss = float(loss.total.detach() / loss.supervised.clamp(min=1))
         self.tokens_seen += int(batch["attention_mask"].sum())
         # Lightning divides by the accumulation; the sums of the micro batches must simply add up.
-        return loss_sum * self.trainer.accumulate_grad_batches
+        return {
+            "loss": loss.total * self.trainer.accumulate_grad_batches,
+            "document_loss_sums": loss.document_sums.detach(),
+            "document_supervised": loss.document_supervised.detach(),
+        }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide gradients by the supervised tokens of the whole step: all micro batches and all ranks.
@@ -123,7 +131,7 @@ class AlignVLMModule(pl.LightningModule):
         Runs before clipping. DDP has averaged the gradients over ranks, hence the world size.
         """
         total = self.trainer.strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
-        factor = self.trainer.world_size / total
+        factor = self.trainer.world_size / total.clamp(min=1)  # nothing supervised: gradients of zero
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -145,42 +153,55 @@ class AlignVLMModule(pl.LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
             self.log("train/gradient_norm", norm)
 
-    def _answer_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _answer_loss(self, batch: dict[str, Any]) -> TokenLoss:
         assert self.stage is not None
         weight = self.stage.readout_weight
         columns = self._columns() if weight else None
-        inputs = {key: batch[key] for key in MODEL_KEYS}
+        inputs = {key: batch[key] for key in MODEL_KEYS} | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
-        self.log("train/loss", loss_sum / count, batch_size=len(batch["keys"]))
+        self.log("train/loss", output.loss, batch_size=len(batch["keys"]))
         if weight:
-            readout_sum, characters = self._ctc(output.readout_log_probs, batch)
-            self.log("train/readout_loss", readout_sum / characters, batch_size=len(batch["keys"]))
-            loss_sum = loss_sum + weight * count * readout_sum / characters
-        return loss_sum, count
+            readout = self._ctc(output.readout_log_probs, batch)
+            mean = readout.total / readout.supervised.clamp(min=1)
+            self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
+            loss_sum = loss_sum + weight * count * mean
+        return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
 
-    def _read_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        loss_sum, count = self._ctc(self.net.read(batch["pixel_values"], self._columns()), batch)
-        self.log("train/readout_loss", loss_sum / count, batch_size=len(batch["keys"]))
-        return loss_sum, count
+    def _read_loss(self, batch: dict[str, Any]) -> TokenLoss:
+        loss = self._ctc(self.net.read(batch["pixel_values"], self._columns()), batch)
+        mean = loss.total / loss.supervised.clamp(min=1)
+        self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
+        return loss
 
-    def _ctc(self, log_probs: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _ctc(self, log_probs: Tensor, batch: dict[str, Any]) -> TokenLoss:
+        """CTC loss over characters; a document without an image has none."""
+        none = log_probs[:0].sum().float()  # in the graph, so that a batch of text alone has gradients
         sums, characters = zip(
             *(
-                ctc_loss(rows, [self.alphabet.encode(text) for text in texts])
-                for rows, texts in self._pages(log_probs, batch)
+                (none, none.detach())
+                if page is None
+                else ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]])
+                for page in self._pages(log_probs, batch)
             ),
             strict=True,
         )
-        return torch.stack(sums).sum(), torch.stack(characters).sum()
+        each, counts = torch.stack(sums), torch.stack(characters)
+        return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
 
-    def _pages(self, log_probs: Tensor, batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[str]]]:
-        """Of each sample's first image: rows of log P_vocab (R, T, C) and the R texts that they should read."""
+    def _pages(self, log_probs: Tensor, batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[str]] | None]:
+        """Of each document's first image: rows of log P_vocab (R, T, C) and the R texts that they should read.
+
+        None for a document without an image. CONTRACT: packed batches bring `document_tiles`
+        (models/processing.py), because their `num_tiles` counts by rows; `lines` and `sizes` are by document.
+        """
         tiling = self.processor.geometry
         cells = token_grid(self.net.config.vision_config, tiling)
-        for tiles, lines, sizes in zip(
-            log_probs.split(batch["num_tiles"].tolist()), batch["lines"], batch["sizes"], strict=True
-        ):
+        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
+        for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
+            if not len(tiles):
+                yield None
+                continue
             grid, texts = row_texts(lines[0], sizes[0], tiling, cells[0])
             skip = int(tiling.thumbnail == "first" and grid[0] * grid[1] > 1)
             yield to_rows(tiles[skip : skip + grid[0] * grid[1]], grid, cells), texts
@@ -229,7 +250,10 @@ class AlignVLMModule(pl.LightningModule):
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
         with self.trainer.precision_plugin.forward_context(), root_parameters(self.trainer.strategy.model):
             log_probs = self.net.read(batch["pixel_values"].to(self.device), self._columns())
-        pages = [(read_rows(rows, self.alphabet), texts) for rows, texts in self._pages(log_probs, batch)]
+        pages = [
+            (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
+            for page in self._pages(log_probs, batch)
+        ]
         return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

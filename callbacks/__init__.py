@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark_evaluation import BenchmarkEvaluation
+    from .data_health import DataHealth
     from .progress import TrainingProgress
     from .stage_transition import StageTransition
 
 # CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
-__all__ = ["BenchmarkEvaluation", "StageTransition", "TrainingProgress"]
+__all__ = ["BenchmarkEvaluation", "DataHealth", "StageTransition", "TrainingProgress"]
 
 _HOME = {
     "BenchmarkEvaluation": ".benchmark_evaluation",
+    "DataHealth": ".data_health",
     "StageTransition": ".stage_transition",
     "TrainingProgress": ".progress",
 }

@@ -32,6 +32,8 @@ class Encoded(Protocol):
     def pixel_values(self) -> np.ndarray: ...
     @property
     def num_tiles(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
 
 
 class Processor(Protocol):
@@ -64,6 +66,9 @@ class Processor(Protocol):
 
     def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
         """Pad to input_ids, attention_mask, labels (B, L), pixel_values (N, 3, H, W), num_tiles (B,)."""
+
+    def collate_packed(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+        """As `collate` of rows of documents; also segment_ids (R, L) and document_tiles (documents,)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,31 +172,65 @@ class Collator:
         Raises:
             DataError: A batch for a loss without any supervised token, naming its keys.
         """
-        samples = [item.sample for item in items]
         batch: Batch = dict(
             self.processor.collate([item.encoded for item in items], pad_left=self.generation)
         )
-        batch |= {
-            "keys": [sample.key for sample in samples],
-            "sources": [sample.source for sample in samples],
-            # Per sample, per image: only image 0 has lines.
-            "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
-            "sizes": [sample.sizes for sample in samples],
-            "filler": filler,
-        }
+        batch |= {**_fields(items), "filler": filler}
         if self.generation:
+            samples = [item.sample for item in items]
             batch["references"] = [sample.references for sample in samples]
             batch["questions"] = [question(sample) for sample in samples]
             batch["meta"] = [sample.meta for sample in samples]
         elif filler:
             batch["labels"].fill_(IGNORE_INDEX)
+        else:
+            self._require_supervision(batch)
+        return batch
+
+    def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
+        """Put several documents into each row of a training batch.
+
+        Args:
+            rows: The documents of each row, at least one in each.
+
+        Returns:
+            The fields of `collate`, those beside the tensors by document in reading order; also `rows`, the row of each
+            document, and `documents_per_row`.
+
+        Raises:
+            DataError: A batch without any supervised token, naming its keys.
+        """
+        encoded = [[item.encoded for item in row] for row in rows]
+        batch: Batch = dict(self.processor.collate_packed(encoded))
+        batch |= {
+            **_fields([item for row in rows for item in row]),
+            "filler": False,
+            "rows": [number for number, row in enumerate(rows) for _ in row],
+            "documents_per_row": [len(row) for row in rows],
+        }
+        self._require_supervision(batch)
+        return batch
+
+    def _require_supervision(self, batch: Batch) -> None:
         # The first label has no position before it that could predict it.
-        elif not (batch["labels"][:, 1:] != IGNORE_INDEX).any():
+        if not (batch["labels"][:, 1:] != IGNORE_INDEX).any():
             raise DataError(
                 f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
                 f"the answers are empty or cut by max_text_length={self.max_text_length}"
             )
-        return batch
+
+
+def _fields(items: Sequence[EncodedSample]) -> Batch:
+    """What stands beside the tensors, one entry a document."""
+    samples = [item.sample for item in items]
+    return {
+        "keys": [sample.key for sample in samples],
+        "sources": [sample.source for sample in samples],
+        # Per image: only image 0 has lines.
+        "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
+        "sizes": [sample.sizes for sample in samples],
+        "truncated": [item.encoded.truncated for item in items],
+    }
 
 
 def prompt_messages(sample: Sample) -> list[Message]:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
+from callbacks.data_health import DataHealth
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
@@ -195,7 +196,7 @@ class AlignCLI(LightningCLI):
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every = self._get(self.config_init, "checkpoint_every_n_steps")
-            callbacks = [LastCheckpoint(every), *callbacks, StageTransition(stage)]
+            callbacks = [LastCheckpoint(every), *callbacks, DataHealth(), StageTransition(stage)]
         elif self.subcommand == "predict":
             callbacks = [*callbacks, PredictionWriter()]
         elif self.subcommand == "validate" and config.get("limit_val_batches") == 0:

@@ -12,6 +12,7 @@ from ..errors import ConfigError, DataError
 from ..losses import supervised_cross_entropy
 from .configuration import AlignVLMConfig
 from .connectors import build_connector
+from .packing import packed_arguments
 from .splice import splice
 from .vision import build_vision_tower, encode_tiles
 
@@ -23,12 +24,14 @@ class AlignVLMOutput(ModelOutput):
     """Output of `AlignVLMForConditionalGeneration`.
 
     Args:
-        loss: Mean cross entropy over supervised positions, if labels were given.
+        loss: Mean cross entropy over supervised positions, if labels were given; 0 if there is none.
         logits: (B, L or logits_to_keep, V); None if labels were given (only supervised positions meet the head).
         past_key_values: Cache of the LLM.
         readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if asked for.
         loss_sum: Sum of the cross entropy over supervised positions.
         num_supervised: Number of supervised positions.
+        document_loss_sums: (documents,) the loss sum of each document in reading order, without gradient.
+        document_supervised: (documents,) supervised positions of each document.
     """
 
     loss: Tensor | None = None
@@ -37,6 +40,8 @@ class AlignVLMOutput(ModelOutput):
     readout_log_probs: Tensor | None = None
     loss_sum: Tensor | None = None
     num_supervised: Tensor | None = None
+    document_loss_sums: Tensor | None = None
+    document_supervised: Tensor | None = None
 
 
 class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -110,22 +115,30 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ConfigError(
                 f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
             )
-        return self.connector.log_probs(encode_tiles(self.vision_tower, pixel_values), columns)
+        features = encode_tiles(self.vision_tower, _some_tile(pixel_values))
+        return self.connector.log_probs(features, columns)[: len(pixel_values)]
 
     def embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, num_tiles: Tensor | None, columns: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Token embeddings with the visual vectors in place (B, L, D), and log P_vocab of `columns` if asked for."""
+        """Token embeddings with the visual vectors in place (B, L, D), and log P_vocab of `columns` if asked for.
+
+        A batch without a tile runs one of zeros and drops its vectors: all ranks then run the same parts, and all
+        parameters have gradients (of zero), as DDP and FSDP need.
+        """
         mask = input_ids == self.config.image_token_id
         table = self.get_input_embeddings()
         # The placeholder's id may lie outside the table; its row is replaced below in any case.
         embeds = table(input_ids.masked_fill(mask, 0))
-        if pixel_values is None or len(pixel_values) == 0:
+        if pixel_values is None:
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
             return embeds, None
-        output = self.connector(self.encode_images(pixel_values), table.weight, columns=columns)
-        return splice(embeds, mask, output.embeds, num_tiles), output.log_probs
+        features = self.encode_images(_some_tile(pixel_values))
+        output = self.connector(features, table.weight, columns=columns)
+        tiles = slice(len(pixel_values))
+        log_probs = None if output.log_probs is None else output.log_probs[tiles]
+        return splice(embeds, mask, output.embeds[tiles], num_tiles), log_probs
 
     def forward(
         self,
@@ -137,6 +150,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         num_tiles: Tensor | None = None,
         labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         readout_columns: Tensor | None = None,
         **kwargs: Any,
@@ -150,37 +164,42 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values: Cache.
             inputs_embeds: (B, L, D), instead of `input_ids`.
             pixel_values: (tiles, 3, H, W) of all samples in order.
-            num_tiles: (B,) tiles of each sample; checked against the placeholders.
+            num_tiles: (B,) tiles of each row; checked against the placeholders.
             labels: (B, L), `IGNORE_INDEX` where there is no loss; shifted here.
+            segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
+                They stand in for `attention_mask` and `position_ids`.
             logits_to_keep: As in transformers: the last n positions only, 0 for all.
             readout_columns: Token ids whose log P_vocab to return.
             **kwargs: Passed to the LLM's decoder.
 
         Raises:
-            DataError: If placeholders, tiles and visual tokens disagree, or no position is supervised.
+            DataError: If placeholders, tiles and visual tokens disagree, or packed rows come with a cache.
+            ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
         readout = None
         if inputs_embeds is None:
             if input_ids is None:
                 raise DataError("the model needs input_ids or inputs_embeds")
             inputs_embeds, readout = self.embed(input_ids, pixel_values, num_tiles, readout_columns)
-        outputs = self.language_model.get_decoder()(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        decoder = self.language_model.get_decoder()
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        if segment_ids is not None:
+            if past_key_values is not None or position_ids is not None:
+                raise DataError("packed rows (segment_ids) take neither a cache nor position_ids")
+            kwargs |= packed_arguments(decoder, inputs_embeds, segment_ids)
+        outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
         cache = outputs.past_key_values
         if labels is not None:
-            loss_sum, count = supervised_cross_entropy(hidden, labels, head)
+            loss = supervised_cross_entropy(hidden, labels, head, segment_ids=segment_ids)
             return AlignVLMOutput(
-                loss=loss_sum / count,
+                loss=loss.total / loss.supervised.clamp(min=1),
                 past_key_values=cache,
                 readout_log_probs=readout,
-                loss_sum=loss_sum,
-                num_supervised=count,
+                loss_sum=loss.total,
+                num_supervised=loss.supervised,
+                document_loss_sums=loss.document_sums,
+                document_supervised=loss.document_supervised,
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return AlignVLMOutput(logits=head(hidden[:, kept]), past_key_values=cache, readout_log_probs=readout)
@@ -209,3 +228,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 pixel_values = torch.cat([group for group in groups for _ in range(expand_size)])
             inputs["pixel_values"] = pixel_values
         return input_ids, inputs
+
+
+def _some_tile(pixel_values: Tensor) -> Tensor:
+    """The tiles (tiles, 3, H, W), or one of zeros where there are none."""
+    return pixel_values if len(pixel_values) else pixel_values.new_zeros((1, *pixel_values.shape[1:]))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
 from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render, tokenize, truncate_text
@@ -152,23 +153,54 @@ class AlignVLMProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W); `num_tiles` (B,).
         """
-        length = max(len(item.input_ids) for item in encoded)
-        ids = torch.full((len(encoded), length), self.pad_token_id)
-        mask = torch.zeros((len(encoded), length), dtype=torch.long)
-        labels = torch.full((len(encoded), length), IGNORE_INDEX)
-        for row, item in enumerate(encoded):
-            size = len(item.input_ids)
-            span = slice(length - size, length) if pad_left else slice(0, size)
-            ids[row, span] = torch.tensor(item.input_ids)
-            labels[row, span] = torch.tensor(item.labels)
-            mask[row, span] = 1
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
+            **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left),
             "pixel_values": torch.from_numpy(np.concatenate([item.pixel_values for item in encoded])),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
+
+    def collate_packed(self, rows: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
+        """Put documents one after another into rows, and pad the rows right to the longest.
+
+        Args:
+            rows: The documents of each row, at least one in each; they stay whole.
+
+        Returns:
+            As `collate`, with one `num_tiles` for each row; also `segment_ids` (R, L) int64, the number of the document
+            within its row from 1 and 0 for padding, and `document_tiles` (documents,).
+        """
+        joined, segments = [], []
+        for row in rows:
+            ids, labels, numbers = [], [], []
+            for number, item in enumerate(row, start=1):
+                ids += item.input_ids
+                # A document's first token would be predicted from the last one of the document before it.
+                labels += [IGNORE_INDEX, *item.labels[1:]]
+                numbers += [number] * len(item.input_ids)
+            joined.append((ids, labels))
+            segments.append(torch.tensor(numbers))
+        return {
+            **self._pad(joined),
+            "pixel_values": torch.from_numpy(np.concatenate([i.pixel_values for row in rows for i in row])),
+            "num_tiles": torch.tensor([sum(item.num_tiles for item in row) for row in rows]),
+            "segment_ids": pad_sequence(segments, batch_first=True),
+            "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row]),
+        }
+
+    def _pad(
+        self, rows: Sequence[tuple[list[int], list[int]]], *, pad_left: bool = False
+    ) -> dict[str, torch.Tensor]:
+        length = max(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), length), self.pad_token_id)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        labels = torch.full((len(rows), length), IGNORE_INDEX)
+        for row, (own_ids, own_labels) in enumerate(rows):
+            size = len(own_ids)
+            span = slice(length - size, length) if pad_left else slice(0, size)
+            ids[row, span] = torch.tensor(own_ids)
+            labels[row, span] = torch.tensor(own_labels)
+            mask[row, span] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Encode prompts that are already rendered: text with one `<image>` for each image.

@@ -75,6 +75,14 @@ def test_fit_leaves_config_checkpoint_events_predictions_and_weights(trained):
     )
 
 
+def test_fit_logs_the_loss_of_each_source_and_the_health_of_the_data(trained):
+    assert losses(trained, "train/loss/made")[0] == pytest.approx(losses(trained)[0], rel=0.2)
+    assert len(losses(trained, "train/loss/made")) == 3
+    assert all(0 < share < 1 for share in losses(trained, "data/padding_share"))
+    assert losses(trained, "data/truncated_share") == [0, 0, 0]
+    assert all(tokens > 4 * 16 for tokens in losses(trained, "data/real_tokens"))
+
+
 def test_saved_config_scores_the_checkpoint_and_the_exported_weights_alike(trained, tmp_path):
     from alignvlm_pl.cli import main
 

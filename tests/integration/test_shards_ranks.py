@@ -29,7 +29,7 @@ from datamodules.shards import TrainStream
 
 class Processor:
     def encode(self, messages, images, *, max_text_length=None, generation=False):
-        return SimpleNamespace()
+        return SimpleNamespace(truncated=False)
 
     def collate(self, encoded, *, pad_left=False):
         return {"labels": torch.ones(len(encoded), 2)}

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.losses import supervised_cross_entropy
 from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
@@ -332,6 +333,72 @@ def test_text_only_batch(parts):
         found = model(**inputs_of(batch)).logits
         expected = model.language_model(batch["input_ids"]).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def text_item(processor, answer="a"):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+    return processor.encode(messages, [])
+
+
+@pytest.mark.parametrize("connector", ["align", "mlp"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_text_only_batch_gives_every_trained_parameter_a_gradient(tmp_path, feature, connector):
+    """Zeros where an image would have reached, so that ranks with and without images agree; the loss is the LLM's."""
+    processor, model = make(tmp_path, vision_feature=feature, connector={"type": connector})
+    batch = processor.collate([text_item(processor)])
+    expected, _, *_ = supervised_cross_entropy(
+        model.language_model.get_decoder()(batch["input_ids"]).last_hidden_state,
+        batch["labels"],
+        model.get_output_embeddings(),
+    )
+    for frozen in ((), (model.vision_tower,), (model.vision_tower, model.connector)):
+        model.requires_grad_(True).zero_grad()
+        for part in frozen:
+            part.requires_grad_(False)
+        output = model(**inputs_of(batch), labels=batch["labels"])
+        assert torch.equal(output.loss_sum, expected)
+        output.loss_sum.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+            if parameter.requires_grad and not name.startswith("language_model"):
+                assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
+
+
+def test_text_only_batches_read_nothing(parts):
+    processor, model = parts
+    batch = processor.collate([text_item(processor)])
+    columns = torch.tensor([3, 5])
+    found = model.read(batch["pixel_values"], columns)
+    assert found.shape == (0, 16, 2)
+    model.zero_grad()
+    found.sum().backward()
+    assert all(p.grad is not None for p in model.vision_tower.parameters())
+    output = model(**inputs_of(batch), labels=batch["labels"], readout_columns=columns)
+    assert output.readout_log_probs.shape == (0, 16, 2)
+
+
+def test_mixed_batches_equal_each_sample_alone(parts):
+    processor, model = parts
+    items = [text_item(processor), encode(processor, 0), text_item(processor, "three"), encode(processor, 1)]
+    batch = processor.collate(items)
+    assert batch["num_tiles"].tolist()[::2] == [0, 0]
+    with torch.no_grad():
+        found = model(**inputs_of(batch), labels=batch["labels"])
+        singles = [processor.collate([item]) for item in items]
+        alone = [model(**inputs_of(one), labels=one["labels"]).loss_sum for one in singles]
+    # float32; measured worst case 1e-7 relative.
+    torch.testing.assert_close(found.document_loss_sums, torch.stack(alone), rtol=1e-5, atol=0)
+
+
+def test_a_batch_without_supervised_tokens_has_the_loss_zero_and_gradients_of_zero(parts):
+    processor, model = parts
+    batch = batch_of(processor, [0, 1])
+    model.zero_grad()
+    output = model(**inputs_of(batch), labels=torch.full_like(batch["labels"], -100))
+    assert (float(output.loss.detach()), float(output.num_supervised)) == (0, 0)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path):

@@ -19,6 +19,7 @@ class Encoded:
     labels: list[int]
     pixel_values: np.ndarray
     num_tiles: int
+    truncated: bool
 
 
 class WordProcessor:
@@ -26,12 +27,13 @@ class WordProcessor:
 
     def encode(self, messages, images, *, max_text_length=None, generation=False):
         words = [(len(word), turn["role"]) for turn in messages for word in message_text(turn).split()]
+        cut = max_text_length is not None and len(words) > max_text_length
         words = words[:max_text_length]
         if any(size > 20 for size, _ in words):
             raise DataError("a word is too long")
         labels = [size if role == "assistant" else -100 for size, role in words]
         tiles = np.array([image.width for image in images], dtype=np.float32).reshape(-1, 1, 1, 1)
-        return Encoded([size for size, _ in words], labels, tiles, len(images))
+        return Encoded([size for size, _ in words], labels, tiles, len(images), cut)
 
     def collate(self, encoded, *, pad_left=False):
         length = max(len(item.input_ids) for item in encoded)
@@ -46,6 +48,21 @@ class WordProcessor:
             "labels": pad([item.labels for item in encoded], -100),
             "pixel_values": torch.from_numpy(np.concatenate([item.pixel_values for item in encoded])),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
+        }
+
+    def collate_packed(self, rows):
+        joined = [
+            Encoded(
+                [token for item in row for token in item.input_ids],
+                [label for item in row for label in item.labels],
+                np.concatenate([item.pixel_values for item in row]),
+                sum(item.num_tiles for item in row),
+                False,
+            )
+            for row in rows
+        ]
+        return self.collate(joined) | {
+            "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row])
         }
 
 
@@ -85,7 +102,13 @@ def test_training_batches_are_padded_right_and_carry_their_fields():
     assert batch["sizes"] == [[(5, 3)], [(7, 3), (9, 3)]]
     assert [len(lines) for lines in batch["lines"]] == [1, 2]
     assert batch["lines"][1] == [[{"text": "a", "box": [0, 0, 1, 1]}], []]
+    assert batch["truncated"] == [False, False]
     assert "references" not in batch
+
+
+def test_a_batch_says_which_samples_were_cut():
+    batch = make_batch(sample("a", "one", "two six"), sample("b", "one", "two"), max_text_length=2)
+    assert batch["truncated"] == [True, False]
 
 
 def test_generation_batches_are_left_padded_prompts_with_references():
@@ -130,3 +153,25 @@ def test_what_the_processor_refuses_is_a_bad_sample():
     with pytest.raises(SampleError, match="sample 'a' of made: a word is too long") as caught:
         make_batch(sample("a", "x" * 21, "y"))
     assert caught.value.reason == "not_encodable"
+
+
+def test_packed_batches_list_their_documents_in_reading_order():
+    first, second = sample("a", "one", "three"), sample("b", "four", "yes no", widths=(7, 9))
+    third = sample("c", "five", "seven", widths=(8,))
+    collator = Collator(processor=WordProcessor(), max_text_length=2)
+    encoded = [collator.encode(item) for item in (first, second, third)]
+    batch = collator.collate_packed([encoded[:2], encoded[2:]])
+    assert batch["input_ids"].tolist() == [[3, 5, 4, 3], [4, 5, 0, 0]]
+    assert (batch["keys"], batch["rows"], batch["documents_per_row"]) == (["a", "b", "c"], [0, 0, 1], [2, 1])
+    assert (batch["sources"], batch["filler"]) == (["made"] * 3, False)
+    assert batch["sizes"] == [[(5, 3)], [(7, 3), (9, 3)], [(8, 3)]]
+    assert [len(lines) for lines in batch["lines"]] == [1, 2, 1]
+    assert batch["truncated"] == [False, True, False]
+    assert (batch["num_tiles"].tolist(), batch["document_tiles"].tolist()) == ([3, 1], [1, 2, 1])
+
+
+def test_a_packed_batch_without_supervised_tokens_names_its_keys():
+    collator = Collator(processor=WordProcessor(), max_text_length=2)
+    encoded = [collator.encode(sample(key, "one two", "three")) for key in "abc"]
+    with pytest.raises(DataError, match=r"no supervised token \(keys a, b, c\).*max_text_length=2"):
+        collator.collate_packed([encoded[:2], encoded[2:]])

@@ -33,7 +33,9 @@ class LetterProcessor:
         if "refuse" in message_text(messages[0]):
             raise DataError("refused")
         first = -1 if max_text_length is None else max_text_length
-        return SimpleNamespace(input_ids=[first, 1, 2], labels=[-100, -100, 2], tiles=len(images))
+        return SimpleNamespace(
+            input_ids=[first, 1, 2], labels=[-100, -100, 2], tiles=len(images), truncated=False
+        )
 
     def collate(self, encoded, *, pad_left=False):
         return {
@@ -50,7 +52,9 @@ class LongerProcessor(LetterProcessor):
 
     def encode(self, messages, images, **options):
         length = int("".join(letter for letter in message_text(messages[0]) if letter.isdigit())) + 2
-        return SimpleNamespace(input_ids=[1] * length, labels=[2] * length, tiles=len(images))
+        return SimpleNamespace(
+            input_ids=[1] * length, labels=[2] * length, tiles=len(images), truncated=False
+        )
 
     def collate(self, encoded, *, pad_left=False):
         longest = max(len(item.input_ids) for item in encoded)

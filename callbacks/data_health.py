@@ -1,0 +1,86 @@
+"""Health of the training data while it is trained on: the loss of each source, padding, cut samples."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+class DataHealth(Callback):
+    """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
+
+    `train/loss/<source>`: mean loss of a supervised token (objective `read`: of a character) of that source.
+    `data/padding_share`: share of the positions that are padding. `data/truncated_share`: share of the documents whose
+    text was cut. `data/real_tokens`: positions that are not padding, a number.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        # Tensors wait here until they are logged: reading them at once would wait for the device at each step.
+        self._sources: list[str] = []
+        self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count one micro batch; log if it is time."""
+        self._sources += batch["sources"]
+        self._losses.append(torch.stack([outputs["document_loss_sums"], outputs["document_supervised"]]))
+        self._tokens.append(batch["attention_mask"].sum())
+        self._sums["positions"] += batch["attention_mask"].numel()
+        self._sums["documents"] += len(batch["truncated"])
+        self._sums["truncated"] += sum(batch["truncated"])
+        # Further counts (samples left out by reason, time spent waiting) are added to `_sums` here, and named in
+        # `data_metrics`; sums of all ranks come by themselves.
+        if not self._is_due(trainer):
+            return
+        self._read_tensors()
+        # Ranks have different sources, so plain objects are gathered, and only now.
+        total = sum_over_ranks(self._sums, trainer.world_size)
+        self._sums.clear()
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(data_metrics(total), step=trainer.global_step)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether an optimizer step that is to be logged has just been taken; the same on all ranks."""
+        step, every = (
+            trainer.global_step,
+            cast(Any, trainer).log_every_n_steps,
+        )  # Lightning sets it dynamically
+        return bool(step and every) and step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+    def _read_tensors(self) -> None:
+        values = torch.cat(self._losses, dim=1).tolist()
+        for source, loss, supervised in zip(self._sources, *values, strict=True):
+            self._sums[f"loss/{source}"] += loss
+            self._sums[f"supervised/{source}"] += supervised
+        self._sums["tokens"] += int(torch.stack(self._tokens).sum())
+        self._sources.clear()
+        self._losses.clear()
+        self._tokens.clear()
+
+
+def sum_over_ranks(sums: Mapping[str, float], world_size: int) -> dict[str, float]:
+    """Add up counts whose names may differ from rank to rank."""
+    ranks: list[Any] = [dict(sums)] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(ranks, dict(sums))
+    return {name: sum(rank.get(name, 0) for rank in ranks) for rank in ranks for name in rank}
+
+
+def data_metrics(total: Mapping[str, float]) -> dict[str, float]:
+    """Names and values of what is logged, from the sums over all ranks."""
+    sources = [
+        name.split("/", 1)[1] for name, count in total.items() if name.startswith("supervised/") and count
+    ]
+    return {
+        **{f"train/loss/{name}": total[f"loss/{name}"] / total[f"supervised/{name}"] for name in sources},
+        "data/padding_share": 1 - total["tokens"] / total["positions"],
+        "data/truncated_share": total["truncated"] / total["documents"],
+        "data/real_tokens": total["tokens"],
+    }
