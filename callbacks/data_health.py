@@ -1,5 +1,6 @@
 """Health of the training data while it is trained on: the loss of each source, padding, cut samples."""
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, cast
@@ -15,7 +16,9 @@ class DataHealth(Callback):
 
     `train/loss/<source>`: mean loss of a supervised token (objective `read`: of a character) of that source.
     `data/padding_share`: share of the positions that are padding. `data/truncated_share`: share of the documents whose
-    text was cut. `data/real_tokens`: positions that are not padding, a number.
+    text was cut. `data/real_tokens`: positions that are not padding, a number. `data/wait_share`: share of the time that
+    training waited for batches. Since the run began: `data/skipped_<reason>` and `data/skipped_<reason>/<source>`, samples
+    left out.
     """
 
     def __init__(self) -> None:
@@ -24,6 +27,11 @@ class DataHealth(Callback):
         self._sources: list[str] = []
         self._losses: list[Tensor] = []
         self._tokens: list[Tensor] = []
+        self._before = (time.monotonic(), 0.0)  # at the last logging: the time, and the seconds waited so far
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._before = (time.monotonic(), getattr(cast(Any, trainer).datamodule, "wait_seconds", 0.0))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,11 +43,10 @@ class DataHealth(Callback):
         self._sums["positions"] += batch["attention_mask"].numel()
         self._sums["documents"] += len(batch["truncated"])
         self._sums["truncated"] += sum(batch["truncated"])
-        # Further counts (samples left out by reason, time spent waiting) are added to `_sums` here, and named in
-        # `data_metrics`; sums of all ranks come by themselves.
         if not self._is_due(trainer):
             return
         self._read_tensors()
+        self._read_loader(cast(Any, trainer).datamodule)
         # Ranks have different sources, so plain objects are gathered, and only now.
         total = sum_over_ranks(self._sums, trainer.world_size)
         self._sums.clear()
@@ -64,6 +71,20 @@ class DataHealth(Callback):
         self._losses.clear()
         self._tokens.clear()
 
+    def _read_loader(self, data: Any) -> None:
+        """Take what the DataModule counts (CONTRACT: datamodules/base.py)."""
+        if data is None:
+            return
+        now = (time.monotonic(), data.wait_seconds)
+        self._sums["seconds"], self._sums["waited"] = (
+            after - before for after, before in zip(now, self._before, strict=True)
+        )
+        self._before = now
+        for source, reasons in data.skipped.items():
+            for reason, count in reasons.items():
+                self._sums[f"skipped_{reason}/{source}"] = count
+                self._sums[f"skipped_{reason}"] += count
+
 
 def sum_over_ranks(sums: Mapping[str, float], world_size: int) -> dict[str, float]:
     """Add up counts whose names may differ from rank to rank."""
@@ -83,4 +104,6 @@ def data_metrics(total: Mapping[str, float]) -> dict[str, float]:
         "data/padding_share": 1 - total["tokens"] / total["positions"],
         "data/truncated_share": total["truncated"] / total["documents"],
         "data/real_tokens": total["tokens"],
+        **({"data/wait_share": total["waited"] / total["seconds"]} if "seconds" in total else {}),
+        **{f"data/{name}": count for name, count in total.items() if name.startswith("skipped_")},
     }

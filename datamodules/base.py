@@ -47,8 +47,8 @@ class WebDataModule(pl.LightningDataModule):
         max_unlabelled_share: The same of samples with no supervised token: no answer, or all of it cut.
         strict: Stop at the first bad training sample.
         mixture: Name -> sets and weight of the sources of a weighted mixture, in place of `train`.
-        resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of the
-            epoch.
+        resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of
+            the epoch.
         stall_seconds: Time without a training batch after which the stacks of all processes are printed; 0: never.
         sources: Train only on samples of these sources; null takes all.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
@@ -151,7 +151,8 @@ class WebDataModule(pl.LightningDataModule):
     def steps_per_epoch(self, batch_size: int | None = None, world: int | None = None) -> int:
         """Batches each rank takes per epoch, the same on all ranks: samples // (batch size x ranks).
 
-        Of packed rows it is an estimate: as many rows as the tokens of the sets fill.
+        In whole optimizer steps, so that an epoch has as many of them on any number of ranks. Of packed rows it is an
+        estimate: as many rows as the tokens of the sets fill.
 
         Args:
             batch_size: Rows per device; None for this module's.
@@ -164,13 +165,16 @@ class WebDataModule(pl.LightningDataModule):
         stream = self._stream()
         rows = len(stream)
         if self.token_budget:
-            rows = packed_rows(stream, processor=self.processor, budget=self.token_budget)
+            filled = packed_rows(stream, processor=self.processor, budget=self.token_budget)
+            rows = max(filled, size * ranks)
         if rows < size * ranks:
             raise ConfigError(
                 f"data.init_args.batch_size={size} on {ranks} ranks needs {size * ranks} samples per step, "
                 f"but the training sets have {rows}; use a smaller batch or more data"
             )
-        return rows // (size * ranks)
+        steps = rows // (size * ranks)
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return steps - steps % accumulated or steps
 
     def train_dataloader(self) -> ShardLoader:
         """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them."""

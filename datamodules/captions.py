@@ -14,8 +14,8 @@ class CC12MDataModule(WebDataModule):
 
     Args:
         prompt: Text of the user's turn after the image; may be empty. The paper states none.
-        shuffle_buffer: As in `WebDataModule`. Larger by default: shards made by img2dataset keep the order of their list
-            of links.
+        shuffle_buffer: As in `WebDataModule`. Larger by default: shards made by img2dataset keep the order of their
+            list of links.
         max_skipped_share: As in `WebDataModule`. Larger by default: pictures from the web are often damaged.
         **options: The other settings of `WebDataModule`.
     """

@@ -1,8 +1,8 @@
 """Worker processes around the stream: they make whole batches; errors, skip counts and cursors travel with these.
 
-A rank's batches are numbered; of W workers, worker w makes those whose number leaves w when divided by W, and the DataLoader
-takes them in turn. So the batches of a rank, and their order, do not depend on the number of workers. Training keeps
-one set of workers and one endless iterator for life: an epoch is `steps_per_epoch` batches of it.
+A rank's batches are numbered; of W workers, worker w makes those whose number leaves w when divided by W, and the
+DataLoader takes them in turn. So the batches of a rank, and their order, do not depend on the number of workers.
+Training keeps one set of workers and one endless iterator for life: an epoch is `steps_per_epoch` batches of it.
 """
 
 import faulthandler

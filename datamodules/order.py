@@ -32,8 +32,8 @@ class _Block(NamedTuple):
 class SetOrder:
     """Endless order of the samples of some shards, epoch after epoch.
 
-    In epoch e the blocks of all shards are permuted with hash(seed, e), and the samples of every `buffer / BLOCK`
-    successive blocks with hash(seed, e, group). It takes the place of a shuffle buffer, whose content would be a state.
+    In epoch e the blocks of all shards are permuted with hash(seed, e), and the samples of as many successive blocks as
+    make up `buffer` with hash(seed, e, group). It takes the place of a shuffle buffer, whose content would be a state.
 
     Args:
         sizes: Samples of each shard.
@@ -70,15 +70,21 @@ class SetOrder:
 
     def _make_epoch(self, epoch: int) -> tuple[list[list[_Block]], list[int]]:
         """Groups of blocks in the order of an epoch, and the positions where they end."""
-        step = BLOCK if self.buffer > 1 else max(self.sizes, default=1)
+        step = min(BLOCK, self.buffer) if self.buffer > 1 else max(self.sizes, default=1)
         blocks = [
             _Block(shard, start, min(start + step, size))
             for shard, size in enumerate(self.sizes)
             for start in range(0, size, step)
         ]
         blocks = [blocks[index] for index in permutation(len(blocks), self.seed, epoch)]
-        together = max(1, self.buffer // BLOCK)
-        groups = [blocks[at : at + together] for at in range(0, len(blocks), together)]
+        groups: list[list[_Block]] = []
+        room = 0
+        for block in blocks:
+            if room <= 0:
+                groups.append([])
+                room = max(self.buffer, 1)
+            groups[-1].append(block)
+            room -= block.stop - block.start
         return groups, list(accumulate(sum(b.stop - b.start for b in group) for group in groups))
 
     def _make_group(self, epoch: int, number: int) -> tuple[list[_Block], list[int], list[int]]:
@@ -92,8 +98,8 @@ class SetOrder:
 class Mixture:
     """Which source gives the sample at each position, and the how manieth of that source it is.
 
-    Of every `SLOTS` successive positions each source gets its share, to within one sample, and over all of them exactly; where its
-    samples stand among the others is permuted with hash(seed, block). The position of a source follows from that of the
+    Of any number of blocks of `SLOTS` positions each source has its share, to within one sample; where its samples stand
+    among the others is permuted with hash(seed, block). The position of a source follows from that of the
     mixture, so there is no state of its own to keep.
 
     Args:
@@ -106,12 +112,11 @@ class Mixture:
 
     def __init__(self, weights: Sequence[float], *, seed: str) -> None:
         total = sum(weights)
-        for weight in weights:
-            if not weight > 0 or weight / total * SLOTS < 1:
-                raise ConfigError(
-                    f"data.init_args.mixture: a weight of {weight:g} among {total:g} is too small; expected at least "
-                    f"one sample in {SLOTS}"
-                )
+        if not min(weights) > 0 or not min(weights) / total * SLOTS >= 1:
+            raise ConfigError(
+                f"data.init_args.mixture: weights {', '.join(f'{weight:g}' for weight in weights)}: expected positive ones, "
+                f"each at least one {SLOTS}th of their sum"
+            )
         self.weights = tuple(weights)
         self.seed = seed
         self._bounds = [0, *(round(part / total * _SCALE) for part in accumulate(weights))]

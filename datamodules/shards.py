@@ -108,6 +108,10 @@ class ShardReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._shards = OrderedDict()
 
+    def __del__(self) -> None:
+        for stream, _ in self._shards.values():
+            stream.close()
+
     def sizes(self, location: Location) -> tuple[tuple[int, int], ...]:
         """Return (width, height) in pixels of the pictures of a sample, without reading it."""
         return self._open(location)[1].sizes[location.number]

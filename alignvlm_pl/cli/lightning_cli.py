@@ -19,6 +19,7 @@ from callbacks.data_health import DataHealth
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
+from callbacks.resumed_epoch import ResumedEpoch
 from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
 
 # Imported so that a bare class name in a config resolves.
@@ -196,7 +197,13 @@ class AlignCLI(LightningCLI):
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every = self._get(self.config_init, "checkpoint_every_n_steps")
-            callbacks = [LastCheckpoint(every), *callbacks, DataHealth(), StageTransition(stage)]
+            callbacks = [
+                LastCheckpoint(every),
+                *callbacks,
+                DataHealth(),
+                ResumedEpoch(),
+                StageTransition(stage),
+            ]
         elif self.subcommand == "predict":
             callbacks = [*callbacks, PredictionWriter()]
         elif self.subcommand == "validate" and config.get("limit_val_batches") == 0:

@@ -29,6 +29,14 @@ ROOT = Path(__file__).parents[2]
 class LetterProcessor:
     """Three ids a sample, the last supervised; remembers the limit it was given in its first id."""
 
+    name = "letters"
+
+    def identity(self):
+        return {"tokenizer": self.name}
+
+    def visual_tokens(self, sizes):
+        return len(sizes)
+
     def encode(self, messages, images, *, max_text_length=None, generation=False):
         if "refuse" in message_text(messages[0]):
             raise DataError("refused")
@@ -50,8 +58,11 @@ class LetterProcessor:
 class LongerProcessor(LetterProcessor):
     """As many ids as the number in the question, padded to the longest of the batch."""
 
+    def count_tokens(self, messages, sizes, *, max_text_length=None):
+        return int("".join(letter for letter in message_text(messages[0]) if letter.isdigit())) + 2
+
     def encode(self, messages, images, **options):
-        length = int("".join(letter for letter in message_text(messages[0]) if letter.isdigit())) + 2
+        length = self.count_tokens(messages, [])
         return SimpleNamespace(
             input_ids=[1] * length, labels=[2] * length, tiles=len(images), truncated=False
         )
@@ -198,10 +209,10 @@ def test_bad_training_samples_are_skipped_counted_and_limited(tmp_path):
     data = module(folder, max_skipped_share=1.0)
     loader = data.train_dataloader()
     assert "set-00000000" not in keys(loader)
-    assert data.skipped == {"not_encodable": 1}
+    assert data.skipped == {"made": {"not_encodable": 1}}
     with pytest.raises(DataError, match="sample 'set-00000000' of made: refused"):
         list(module(folder, strict=True).train_dataloader())
-    with pytest.raises(DataError, match=r"1 of \d+ samples were bad \(not_encodable: 1\)"):
+    with pytest.raises(DataError, match=r"1 of \d+ samples were bad \(not_encodable of made: 1\)"):
         list(module(folder, max_skipped_share=0.0).train_dataloader())
 
 
@@ -237,8 +248,7 @@ def test_an_error_in_a_worker_process_stays_short(tmp_path):
 
 
 def test_setup_finds_what_is_wrong_before_training(train, tmp_path):
-    with pytest.raises(DataError, match="6 shards but 4 ranks x 2 workers"):
-        module(train, world=4, num_workers=2).setup("fit")
+    module(train, world=9, num_workers=2, batch_size=1).setup("fit")  # more workers than shards
     with pytest.raises(ConfigError, match=r"batch_size=25 on 1 ranks needs 25 samples per step.* have 24"):
         module(train, batch_size=25).setup("fit")
     with pytest.raises(DataError, match="not a finished set"):
@@ -249,7 +259,16 @@ def test_setup_finds_what_is_wrong_before_training(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}, {"max_skipped_share": 1.5}]
+    "options",
+    [
+        {"batch_size": 0},
+        {"eval_batch_size": 0},
+        {"num_workers": -1},
+        {"max_skipped_share": 1.5},
+        {"token_budget": -1},
+        {"token_budget": 9, "length_window": 2},
+        {"train": ["a"], "mixture": {"b": {"sets": ["c"]}}},
+    ],
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=r"data\.init_args"):

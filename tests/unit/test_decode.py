@@ -9,9 +9,9 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.benchmarks import AnswerRequired
-from datamodules.decode import Decoder, SkipCounter, map_samples
+from datamodules.decode import Decoder, SkipCounter
 from datamodules.normal_form import CaptionReader, read_bigdocs, read_docdownstream, read_normal
-from datamodules.sample import SampleError, message_text
+from datamodules.sample import UNLABELLED, SampleError, message_text
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (6, 4)) -> bytes:
@@ -50,12 +50,6 @@ def test_the_last_answer_is_the_default_reference():
     assert Decoder()(raw(normal(), _0_png=picture())).references == ["12.50"]
     question_only = normal(messages=normal()["messages"][:1])
     assert Decoder()(raw(question_only, _0_png=picture())).references == []
-
-
-def test_samples_of_other_sources_are_left_out():
-    decoder = Decoder(sources=frozenset({"forms"}))
-    assert decoder(raw(normal(), _0_png=b"not even decoded")) is None
-    assert decoder(raw(normal(source="forms"), _0_png=picture())) is not None
 
 
 @pytest.mark.parametrize(
@@ -174,42 +168,46 @@ def test_a_benchmark_sample_needs_an_answer():
         read(raw(unanswered, _0_png=picture()))
 
 
-def failing(every: int) -> Any:
-    def function(number: int) -> int:
-        if number % every == 0:
-            raise SampleError(f"number {number} is bad", "bad_json" if number % 2 else "undecodable_image")
-        return number
-
-    return function
+def bad(number: int, reason: str = "bad_json") -> SampleError:
+    return SampleError(f"number {number} is bad", reason)
 
 
-def test_bad_samples_are_skipped_and_counted_by_reason():
+def test_bad_samples_are_counted_by_source_and_reason():
     counter = SkipCounter(max_share=0.25)
-    kept = list(map_samples(range(100), failing(5), counter))
-    assert len(kept) == 80
-    assert counter.take() == {"undecodable_image": 10, "bad_json": 10}
+    for number in range(20):
+        counter.skip(
+            bad(number, "bad_json" if number % 2 else "undecodable_image"), source="ab"[number % 4 // 2]
+        )
+    assert counter.take() == {source: {"undecodable_image": 5, "bad_json": 5} for source in "ab"}
     assert counter.take() == {}
 
 
 def test_too_many_bad_samples_stop_the_run():
+    counter = SkipCounter(max_share=0.1, seen=210)
+    for number in range(21):
+        counter.skip(bad(number), source="a")
     with pytest.raises(
         DataError,
-        match=r"21 of 201 samples were bad \(undecodable_image: 21\).*allowed share of 0\.1.*number 200",
+        match=r"22 of 210 samples were bad \(bad_json of a: 22\).*allowed share of 0\.1 \(max_skipped_share\).*number 22",
     ):
-        list(map_samples(range(1000), failing(10), SkipCounter(max_share=0.1)))
+        counter.skip(bad(22), source="a")
 
 
-def test_few_samples_are_judged_mildly_but_a_share_of_zero_is_strict():
-    assert len(list(map_samples(range(10), failing(9), SkipCounter(max_share=0.01)))) == 8
-    with pytest.raises(DataError, match="1 of 1 samples were bad"):
-        list(map_samples(range(10), failing(9), SkipCounter(max_share=0.0)))
+def test_samples_without_anything_to_learn_have_a_share_of_their_own():
+    counter = SkipCounter(max_share=0.0, max_unlabelled=0.1, seen=200)
+    for number in range(20):
+        counter.skip(bad(number, UNLABELLED), source="a")
+    with pytest.raises(
+        DataError, match=r"21 of 200 samples were without anything to learn .*max_unlabelled_share"
+    ):
+        counter.skip(bad(20, UNLABELLED), source="a")
+    with pytest.raises(DataError, match="1 of 200 samples were bad"):
+        SkipCounter(max_share=0.0, max_unlabelled=0.1, seen=200).skip(bad(0), source="a")
 
 
-def test_without_a_counter_the_first_bad_sample_raises():
-    with pytest.raises(SampleError, match="number 0 is bad"):
-        list(map_samples(range(10), failing(5), None))
-
-
-def test_an_endless_stream_without_any_result_stops():
-    with pytest.raises(DataError, match="7 samples in a row were left out"):
-        list(map_samples(range(1000), lambda _: None, None, patience=7))
+def test_few_samples_are_judged_mildly():
+    counter = SkipCounter(max_share=0.01, seen=2)
+    counter.skip(bad(0), source="a")
+    counter.skip(bad(1), source="a")
+    with pytest.raises(DataError, match="3 of 2 samples"):
+        counter.skip(bad(2), source="a")

@@ -1,23 +1,19 @@
-"""Order and splitting: a pure function of (seed, epoch); every sample once; damage is never silent."""
+"""Shards -> raw samples by place and in order; every sample once; damage is never silent."""
 
+import io
 import pickle
 import tarfile
-from collections import Counter
-from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.evaluation import plan_evaluation
 from datamodules.manifest import Manifest, load_manifest
-from datamodules.shards import (
-    TrainStream,
-    check_enough_shards,
-    read_positions,
-    read_range,
-    read_shard,
-)
+from datamodules.shards import ShardReader, read_positions, read_range, read_shard
+from datamodules.stream import Location, Source, TrainStream
 from datamodules.writer import ShardWriter
 
 
@@ -32,17 +28,24 @@ def make_set(folder: Path, *, num_samples: int, samples_per_shard: int, name: st
     return load_manifest(folder)
 
 
-def stream(*manifests: Manifest, seed: int = 0, shuffle_buffer: int = 8, **place: int) -> TrainStream:
-    return TrainStream(manifests=manifests, seed=seed, shuffle_buffer=shuffle_buffer, **place)
+def stream(*manifests: Manifest, seed: str = "0", buffer: int = 8, **options: Any) -> TrainStream:
+    return TrainStream(
+        sources=(Source(name="train", manifests=manifests, **options),), seed=seed, buffer=buffer
+    )
 
 
-def epoch_keys(manifest: Manifest, *, epoch: int = 0, seed: int = 0, shuffle_buffer: int = 8) -> list[str]:
-    raw = stream(manifest, seed=seed, shuffle_buffer=shuffle_buffer).epoch_samples(0, 1, epoch=epoch)
-    return [sample["__key__"] for sample in raw]
+def epoch_keys(found: TrainStream, epoch: int = 0) -> list[str]:
+    reader = ShardReader()
+    positions = range(epoch * len(found), (epoch + 1) * len(found))
+    return [reader.read(found.locate(position))["__key__"] for position in positions]
 
 
-# Written down once: another order would make runs with the same seed incomparable.
-GOLDEN_ORDER = [2, 0, 20, 17, 3, 21, 1, 16, 8, 5, 4, 11, 9, 10, 19, 18, 12, 6, 14, 7, 15, 13]
+def every_location(manifest: Manifest) -> list[Location]:
+    return [
+        Location(manifest=manifest, shard=shard, number=number)
+        for shard in manifest.shards
+        for number in range(shard.num_samples)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,63 +55,117 @@ def uneven(tmp_path_factory) -> Manifest:
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_each_sample_once_over_two_ranks_and_two_workers(uneven, epoch):
-    seen = Counter(
-        sample["__key__"]
-        for rank in range(2)
-        for worker in range(2)
-        for sample in stream(uneven, rank=rank, world=2).epoch_samples(worker, 2, epoch=epoch)
-    )
-    assert seen == Counter({f"set-{number:08d}": 1 for number in range(22)})
-
-
-def test_the_order_is_a_function_of_seed_and_epoch(uneven):
-    first = epoch_keys(uneven)
-    assert epoch_keys(uneven) == first
-    assert epoch_keys(uneven, epoch=1) != first
-    assert epoch_keys(uneven, seed=1) != first
-    assert sorted(epoch_keys(uneven, epoch=1)) == sorted(first)
-
-
-def test_the_order_is_the_same_on_every_machine(uneven):
-    assert [int(key[4:]) for key in epoch_keys(uneven)] == GOLDEN_ORDER
-
-
-def test_the_buffer_mixes_shards_and_without_it_they_stay_in_order(uneven):
-    plain = [int(key[4:]) // 4 for key in epoch_keys(uneven, shuffle_buffer=0)]
-    assert sum(a != b for a, b in pairwise(plain)) == 5
-    mixed = [int(key[4:]) // 4 for key in epoch_keys(uneven, shuffle_buffer=22)]
-    assert sum(a != b for a, b in pairwise(mixed)) > 10
-
-
-def test_the_endless_stream_goes_through_the_epochs(uneven):
-    raw = stream(uneven).samples(0, 1)
-    keys = [next(raw)["__key__"] for _ in range(44)]
-    assert keys == epoch_keys(uneven, epoch=0) + epoch_keys(uneven, epoch=1)
-    assert next(stream(uneven).samples(0, 1, epoch=1))["__key__"] == keys[22]
+def test_each_sample_once_an_epoch(uneven, epoch):
+    assert sorted(epoch_keys(stream(uneven), epoch)) == [f"set-{number:08d}" for number in range(22)]
 
 
 def test_several_sets_are_concatenated(uneven, tmp_path):
     second = make_set(tmp_path, num_samples=5, samples_per_shard=5, name="second")
-    keys = [sample["__key__"] for sample in stream(uneven, second).epoch_samples(0, 1, epoch=0)]
+    keys = epoch_keys(stream(uneven, second))
     assert len(set(keys)) == 27
     assert sum(key.startswith("second-") for key in keys) == 5
 
 
-def test_a_stream_travels_to_spawned_workers(uneven):
-    copy = pickle.loads(pickle.dumps(stream(uneven)))
-    assert [raw["__key__"] for raw in copy.epoch_samples(0, 1, epoch=0)] == epoch_keys(uneven)
+def test_a_mixture_repeats_its_small_source_sooner(uneven, tmp_path):
+    second = make_set(tmp_path, num_samples=5, samples_per_shard=2, name="second")
+    found = TrainStream(
+        sources=(
+            Source(name="large", manifests=(uneven,), weight=2),
+            Source(name="small", manifests=(second,), weight=1),
+        ),
+        seed="0",
+        buffer=8,
+    )
+    reader = ShardReader()
+    keys = [reader.read(found.locate(position))["__key__"] for position in range(90)]
+    small = [key for key in keys if key.startswith("second-")]
+    assert len(small) == pytest.approx(30, abs=10)
+    assert all(len(set(small[at : at + 5])) == 5 for at in range(0, len(small) - 4, 5))
+    epoch, at = divmod(len(small), 5)
+    assert found.progress(90)["small"] == {"epoch": epoch, "position": at}
 
 
-def test_too_few_shards_say_what_to_do():
-    check_enough_shards(4, world=2, num_workers=2)
-    check_enough_shards(2, world=2, num_workers=0)
+def test_only_the_wanted_sources_are_in_the_stream(tmp_path):
+    turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    with ShardWriter(tmp_path, name="set", source="a", license="CC0-1.0", samples_per_shard=3) as out:
+        for source in "abcabbbb":
+            out.add({"messages": [turn], "source": source}, [], [])
+    found = stream(load_manifest(tmp_path), only=frozenset("ac"))
+    assert sorted(key[-1] for key in epoch_keys(found)) == ["0", "2", "3"]
+    with pytest.raises(DataError, match="no sample of d in the training sets"):
+        len(stream(load_manifest(tmp_path), only=frozenset("d")))
+
+
+def test_stream_and_reader_travel_to_spawned_workers(uneven):
+    found, reader = stream(uneven), ShardReader()
+    reader.read(found.locate(0))
+    copy, other = pickle.loads(pickle.dumps((found, reader)))
+    assert other.read(copy.locate(7)) == reader.read(found.locate(7))
+
+
+def test_a_sample_by_its_place_is_the_one_read_in_order(uneven):
+    reader = ShardReader()
+    for location, raw in zip(every_location(uneven), read_range(uneven, 0, 22), strict=True):
+        assert reader.read(location) == raw
+
+
+def test_a_sample_can_be_read_without_its_pictures(tmp_path):
+    turn = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]}
+    buffer = io.BytesIO()
+    Image.new("RGB", (7, 5)).save(buffer, "PNG")
+    with ShardWriter(tmp_path, name="set", source="made", license="CC0-1.0") as out:
+        out.add({"messages": [turn]}, [buffer.getvalue()], ["png"])
+    (location,) = every_location(load_manifest(tmp_path))
+    raw = ShardReader().read(location, pictures=False)
+    assert raw["0.png"] == b""
+    assert raw["json"] == ShardReader().read(location)["json"]
+    assert ShardReader().sizes(location) == ((7, 5),)
+    assert ShardReader().source(location) == "made"
+
+
+def test_more_shards_than_may_be_open(tmp_path):
+    manifest = make_set(tmp_path, num_samples=80, samples_per_shard=1)
+    reader = ShardReader()
+    keys = [reader.read(location)["__key__"] for location in [*every_location(manifest)] * 2]
+    assert keys == [f"set-{number:08d}" for number in range(80)] * 2
+    assert len(reader._shards) == 32
+
+
+@pytest.mark.parametrize(
+    ("at", "content", "message"),
+    [
+        (0, b"\xff" * 512, "broken header"),
+        (0, bytes(512), "a header of zeros"),
+        (0, None, "found set-00000001 in its place"),
+        (124, b"00000000777", "the file ends inside this member|broken header"),
+    ],
+)
+def test_damage_of_a_sample_is_never_another_sample(tmp_path, at, content, message):
+    manifest = make_set(tmp_path, num_samples=4, samples_per_shard=4)
+    path = tmp_path / "set-00000.tar"
+    data = bytearray(path.read_bytes())
+    first, second = 0, data.index(b"set-00000001.json")
+    content = bytes(data[second : 2 * second]) if content is None else content
+    data[first + at : first + at + len(content)] = content
+    path.write_bytes(data)
+    locations = every_location(manifest)
     with pytest.raises(
-        DataError, match=r"have 3 shards but 2 ranks x 2 workers .*4; set num_workers to at most 1"
+        DataError, match=rf"set-00000\.tar is damaged at sample 0 of 4, byte 0 \(.*({message})"
     ):
-        check_enough_shards(3, world=2, num_workers=2)
-    with pytest.raises(DataError, match=r"at least 2; write the sets again with fewer samples per shard"):
-        check_enough_shards(1, world=2, num_workers=0)
+        ShardReader().read(locations[0])
+    assert ShardReader().read(locations[2])["__key__"] == "set-00000002"
+
+
+def test_a_shard_that_grew_or_went_is_named(tmp_path):
+    manifest = make_set(tmp_path, num_samples=4, samples_per_shard=2)
+    first, *_, last = every_location(manifest)
+    with (tmp_path / "set-00000.tar").open("ab") as stream:
+        stream.write(bytes(512))
+    (tmp_path / "set-00001.tar").unlink()
+    with pytest.raises(DataError, match=r"set-00000\.tar is changed: expected \d+ bytes, found"):
+        ShardReader().read(first)
+    with pytest.raises(DataError, match=r"set-00001\.tar is missing"):
+        ShardReader().read(last)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -169,16 +226,6 @@ def test_a_shard_that_is_no_tar_is_named(tmp_path):
     manifest = damaged(tmp_path, keep_size=True, at=0)
     with pytest.raises(DataError, match=r"set-00000\.tar is damaged after sample 0 of 4 \("):
         list(read_shard(manifest, manifest.shards[0]))
-
-
-def test_a_shard_that_vanishes_later_is_named(uneven, tmp_path):
-    manifest = make_set(tmp_path, num_samples=4, samples_per_shard=2)
-    raw = stream(manifest, shuffle_buffer=0).samples(0, 1)
-    next(raw)
-    for path in tmp_path.glob("*.tar"):
-        path.unlink()
-    with pytest.raises(DataError, match=r"set-0000\d\.tar is missing"):
-        list(islice(raw, 4))
 
 
 def test_a_field_that_is_there_twice_is_an_error(tmp_path):
