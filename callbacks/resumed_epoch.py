@@ -35,7 +35,8 @@ class ResumedEpoch(pl.Callback):
             )
         before = len(checkpoint[name]["ranks"]) if states else trainer.world_size
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-        for counts in (progress.get("current", {}), progress.get("total", {})):
-            for key in _COUNTS:
-                if key in counts:
-                    counts[key] = counts[key] * before // trainer.world_size
+        for counts in (progress.get("current"), progress.get("total")):
+            if counts:
+                # Lightning tells from the differences at which moment the checkpoint was written: they must stay.
+                shift = counts["processed"] * before // trainer.world_size - counts["processed"]
+                counts.update({name: counts[name] + shift for name in _COUNTS})

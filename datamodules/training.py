@@ -93,7 +93,7 @@ class Training:
             stream,
             planner,
             max_text_length=collator.max_text_length,
-            members=decoder.adapter,
+            members=getattr(decoder.adapter, "__qualname__", repr(decoder.adapter)),
             **{f"processor.{name}": value for name, value in collator.processor.identity().items()},
         )
         cursors = (

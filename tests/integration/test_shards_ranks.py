@@ -23,8 +23,11 @@ from datamodules.collate import Collator
 from datamodules.decode import Decoder
 from datamodules.evaluation import EvaluationBatches, plan_evaluation
 from datamodules.loader import ShardLoader, TrainBatches
+from datamodules.cursor import first_cursors
+from datamodules.decode import SkipCounter
 from datamodules.manifest import load_manifest
-from datamodules.shards import TrainStream
+from datamodules.planner import BatchPlanner
+from datamodules.stream import Source, TrainStream
 
 
 class Processor:
@@ -39,8 +42,14 @@ def main():
     folder, rank = sys.argv[1], int(sys.argv[2])
     manifest = load_manifest(folder)
     parts = {"decoder": Decoder(), "collator": Collator(processor=Processor())}
-    stream = TrainStream(manifests=(manifest,), seed=1, shuffle_buffer=4, rank=rank, world=2)
-    batches = TrainBatches(stream, **parts, batch_size=3, max_skipped_share=0.0)
+    stream = TrainStream(sources=(Source(name="set", manifests=(manifest,)),), seed="1", buffer=4)
+    batches = TrainBatches(
+        stream=stream,
+        planner=BatchPlanner(batch_size=3),
+        cursor=first_cursors(2)[rank],
+        counter=SkipCounter(max_share=0.0),
+        **parts,
+    )
     train = ShardLoader(batches, num_batches=4, num_workers=2, start_method="spawn")
     epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
     train.close()
