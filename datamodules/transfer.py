@@ -150,12 +150,13 @@ def _judged(error: Exception, url: str) -> Exception:
 
 def _status(error: Exception) -> int | None:
     """Return the HTTP status that an exception of aiohttp, gcsfs or huggingface_hub carries."""
-    candidates = (
-        getattr(error, "status", None),
-        getattr(error, "code", None),
-        getattr(getattr(error, "response", None), "status_code", None),
-    )
-    return next((int(code) for code in candidates if code is not None and str(code).isdigit()), None)
+    holders = ((error, "status"), (error, "code"), (getattr(error, "response", None), "status_code"))
+    for holder, name in holders:
+        # One after the other: aiohttp warns when it is asked for the second.
+        value = getattr(holder, name, None)
+        if value is not None and str(value).isdigit():
+            return int(value)
+    return None
 
 
 def _run(command: str, path: Path, *, limit: int, timeout_s: float) -> None:
