@@ -69,7 +69,7 @@ class Storage:
                 f"{shown(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
                 f"{scheme}:; give the plain path of a local folder"
             )
-        return _checked_url(f"{scheme.lower()}://{rest.lstrip('/')}")
+        return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
 
     def _command(self, text: str) -> str:
         if not self.allow_pipe:
