@@ -41,13 +41,13 @@ class Storage:
     There is no limit on the size of the cache: it holds whatever has been read until it is removed by hand.
 
     Attributes:
-        cache: Folder of the local copies.
+        cache: Folder of the local copies; None: `default_cache`.
         allow_pipe: Whether a set may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
             the run, so this is for configs that you wrote yourself.
         policy: Retries and waiting times.
     """
 
-    cache: Path = field(default_factory=default_cache)
+    cache: Path | None = None
     allow_pipe: bool = False
     policy: Policy = field(default_factory=Policy)
 
@@ -105,7 +105,7 @@ class Storage:
             return folder / name
         return fetch(
             address(folder, name),
-            cache=self.cache,
+            cache=self.cache or default_cache(),
             expected_bytes=expected_bytes,
             expected_sha256=expected_sha256,
             tag=tag,
@@ -122,7 +122,9 @@ class Storage:
         """
         if not isinstance(folder, Path):
             url = address(folder, name)
-            return fetch_small(url, cache=self.cache, max_bytes=max_bytes, policy=self.policy)
+            return fetch_small(
+                url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy
+            )
         path = folder / name
         try:
             with path.open("rb") as stream:
