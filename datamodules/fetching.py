@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from alignvlm_pl.errors import DataError
 
+from .cache_limit import LOCK, RECORD, make_room
 from .transfer import TransferError, shown, transfer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 256 << 30
 MAX_BACKOFF_S = 60.0
 STALE_PARTIAL_S = 86400.0
-_RECORD, _LOCK, _PARTIAL = ".source.json", ".lock", ".partial-"
+_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,7 @@ def fetch(
     max_bytes: int = MAX_BYTES,
     tag: str = "",
     name: str | None = None,
+    max_cache_bytes: int | None = None,
     policy: Policy | None = None,
 ) -> Path:
     """Return the local copy of a file, downloading it where the cache does not hold the wanted one.
@@ -88,19 +90,27 @@ def fetch(
         max_bytes: Largest size that is accepted where the size is not known.
         tag: What the file belongs to, where nothing else tells a newer one from an older.
         name: Its base name in the cache; None: the last part of the URL.
+        max_cache_bytes: Where the cache would grow larger, others are removed first; None: no limit. Then open the
+            file with `cache_limit.open_held`, or within half a minute.
         policy: Retries and waiting times.
 
     Raises:
         MissingFileError: There is no such file.
         DataError: It cannot be fetched, is not the expected one, or the cache cannot hold it.
+        ConfigError: It alone is larger than the cache may be.
     """
     target = cache_path(url, cache=cache, name=name)
     wanted = _Wanted(bytes=expected_bytes, sha256=expected_sha256, tag=tag, limit=max_bytes)
     if _is_cached(target, wanted):
+        with suppress(OSError):  # a cache that others only read
+            os.utime(target.with_name(RECORD))
         return target
     with _locked(target.parent, url):
         if not _is_cached(target, wanted):
             _clear(target)
+            if max_cache_bytes is not None:
+                with _storing(target.parent, url):
+                    make_room(Path(cache), limit=max_cache_bytes, needed=expected_bytes or 0)
             _check_space(target.parent, url, wanted)
             _attempt(url, target, wanted, policy or Policy())
     return target
@@ -137,7 +147,7 @@ def cache_path(url: str, *, cache: Path, name: str | None = None) -> Path:
 
 def _is_cached(target: Path, wanted: _Wanted) -> bool:
     try:
-        record = json.loads((target.parent / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((target.parent / RECORD).read_text(encoding="utf-8"))
         size = target.stat().st_size
     except (OSError, ValueError):
         return False
@@ -157,7 +167,7 @@ def _locked(folder: Path, url: str) -> Iterator[None]:
 
     with _storing(folder, url):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
+        lock = FileLock(folder / LOCK)
         lock.acquire()
     try:
         yield
@@ -169,7 +179,7 @@ def _clear(target: Path) -> None:
     """Remove an outdated copy and what killed processes left; the lock is held."""
     # The copy first: a record without its file is no copy, a file beside another's record would be one.
     target.unlink(missing_ok=True)
-    (target.parent / _RECORD).unlink(missing_ok=True)
+    (target.parent / RECORD).unlink(missing_ok=True)
     # Nobody else on this machine writes here, so what bears its name is left over.
     _sweep(target.parent, of_host=_host())
 
@@ -199,7 +209,7 @@ def _attempt(url: str, target: Path, wanted: _Wanted, policy: Policy, *, keep_re
                 transfer(url, partial, limit=wanted.largest, timeout_s=policy.timeout_s)
                 record = _checked(partial, url, wanted)
                 if keep_record:
-                    _write_record(target.parent, record)
+                    _write_record(target.parent, record | {"name": target.name})
                 partial.replace(target)
             return
         except TransferError as error:
@@ -240,7 +250,7 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     partial = _partial_path(folder)
     try:
         partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(folder / _RECORD)
+        partial.replace(folder / RECORD)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from alignvlm_pl.errors import DataError
 
+from .cache_limit import open_held
 from .storage import Storage, check_file_name, shown_place
 from .transfer import MissingFileError
 
@@ -89,6 +90,20 @@ class Manifest:
         return self.storage.local_path(
             self.folder, shard.path, expected_bytes=shard.bytes, expected_sha256=shard.sha256
         )
+
+    def open_shard(self, shard: Shard) -> BinaryIO:
+        """Open one shard for reading, fetching it where the set lies elsewhere; the cache keeps it until it is closed.
+
+        Raises:
+            DataError: It is missing, cannot be fetched, or has another size than the manifest says.
+        """
+
+        def find() -> Path:
+            path = self.shard_path(shard)
+            verify_shard(path, shard)
+            return path
+
+        return open_held(find) if self.is_remote else find().open("rb")
 
     def index_path(self, shard: Shard) -> Path:
         """Return the local file of the sample index beside a shard; the shard itself is not fetched.

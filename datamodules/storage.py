@@ -38,17 +38,18 @@ def default_cache() -> Path:
 class Storage:
     """How sets that lie elsewhere are fetched. Plain values, so that it travels to worker processes.
 
-    There is no limit on the size of the cache: it holds whatever has been read until it is removed by hand.
-
     Attributes:
         cache: Folder of the local copies; None: `default_cache`.
         allow_pipe: Whether a set may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
             the run, so this is for configs that you wrote yourself.
+        max_cache_bytes: Bytes of all copies, above which those not used for longest are removed; None: no limit.
+            Open files stay, so what is being read comes on top.
         policy: Retries and waiting times.
     """
 
     cache: Path | None = None
     allow_pipe: bool = False
+    max_cache_bytes: int | None = None
     policy: Policy = field(default_factory=Policy)
 
     def locate(self, folder: Path | str) -> Path | str:
@@ -110,6 +111,7 @@ class Storage:
             expected_sha256=expected_sha256,
             tag=tag,
             name=PurePosixPath(name).name,
+            max_cache_bytes=self.max_cache_bytes,
             policy=self.policy,
         )
 
