@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ PACKAGES = {
 _PASSING = (408, 425, 429)
 _STORING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _CHUNK = 1 << 20
+# On average, once `timeout_s` is over; far below any line on which a set can be read.
+MIN_BYTES_PER_S = 1024
 
 
 class MissingFileError(DataError):
@@ -40,6 +43,24 @@ class _TooLargeError(Exception):
     pass
 
 
+class _Meter:
+    """Counts what comes; a source that sends too much or drips is left."""
+
+    def __init__(self, *, limit: int, timeout_s: float) -> None:
+        self.size = 0
+        self._limit, self._timeout_s, self._start = limit, timeout_s, time.monotonic()
+
+    def add(self, size: int) -> None:
+        self.size += size
+        if self.size > self._limit:
+            raise _TooLargeError
+        passed = time.monotonic() - self._start
+        if passed > self._timeout_s and self.size < MIN_BYTES_PER_S * passed:
+            raise TransferError(
+                f"{self.size} bytes came in {passed:.0f} s, expected {MIN_BYTES_PER_S} a second"
+            )
+
+
 def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
     """Write what a URL or a ``pipe:`` command gives to a file.
 
@@ -47,7 +68,8 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         url: Address with one of the known schemes, or ``pipe:`` and a command, which is run by the shell.
         path: A new file.
         limit: Bytes after which the source is refused.
-        timeout_s: Seconds without a byte after which the attempt has failed.
+        timeout_s: Seconds without a byte after which the attempt has failed; from then on `MIN_BYTES_PER_S` are
+            asked for on average.
 
     Raises:
         TransferError: Another attempt may help.
@@ -97,11 +119,11 @@ def _download(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
     import fsspec
     from fsspec.callbacks import Callback
 
-    class Counter(Callback):
+    meter = _Meter(limit=limit, timeout_s=timeout_s)
+
+    class Metered(Callback):
         def relative_update(self, inc: int = 1) -> None:
-            super().relative_update(inc)
-            if self.value > limit:
-                raise _TooLargeError
+            meter.add(inc)
 
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
@@ -114,8 +136,8 @@ def _download(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
     try:
         # A new one each time: no connection outlives the call, so workers may be forked at any time.
         files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-        files.get_file(source, str(path), callback=Counter())
-    except _TooLargeError:
+        files.get_file(source, str(path), callback=Metered())
+    except (_TooLargeError, TransferError):
         raise
     except Exception as error:  # five libraries, each with exceptions of its own
         raise _judged(error, url) from error
@@ -172,15 +194,14 @@ def _run(command: str, path: Path, *, limit: int, timeout_s: float) -> None:
         )
         assert process.stdout is not None
         try:
-            size = 0
+            meter = _Meter(limit=limit, timeout_s=timeout_s)
             while True:
                 if not select.select([process.stdout], [], [], timeout_s)[0]:
                     raise TransferError(f"the command gave nothing for {timeout_s:g} s")
                 block = os.read(process.stdout.fileno(), _CHUNK)
                 if not block:
                     break
-                if (size := size + len(block)) > limit:
-                    raise _TooLargeError
+                meter.add(len(block))
                 out.write(block)
             process.wait()
         finally:

@@ -212,6 +212,21 @@ def test_a_server_that_falls_silent_is_left(server, tmp_path):
     assert len(server.asked) == 2
 
 
+def test_a_server_that_drips_is_left(server, tmp_path):
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not server.blocked.wait(0.05):
+            handler.wfile.write(b"0123456789")
+
+    server.answers["/a.tar"] = [drip]
+    policy = Policy(retries=1, timeout_s=0.5, backoff_s=0.01)
+    with pytest.raises(
+        DataError, match=r"in 2 attempts, the last: \d+ bytes came in \d+ s, expected 1024 a second"
+    ):
+        fetch(server.url("/a.tar"), cache=tmp_path, policy=policy)
+
+
 def test_a_copy_of_another_version_is_fetched_again(server, tmp_path):
     server.answers["/a.tar"] = [reply(body=b"old" + BODY[3:]), reply()]
     url = server.url("/a.tar")

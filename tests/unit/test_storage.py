@@ -355,3 +355,12 @@ def test_a_manifest_that_is_too_large_is_not_read(folder, site, storage, monkeyp
         load_manifest(folder)
     with pytest.raises(DataError, match=r"manifest\.json has more than the expected 100 bytes"):
         load_manifest(site.url, storage=storage)
+
+
+def test_local_sets_need_no_network_library():
+    heavy = ("torch", "fsspec", "aiohttp", "filelock", "huggingface_hub")
+    program = f"import sys, datamodules.manifest; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
