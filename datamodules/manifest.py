@@ -26,6 +26,8 @@ MANIFEST_VERSION = 1
 # About 300,000 shards.
 MAX_MANIFEST_BYTES = 64 << 20
 INDEX_SUFFIX = ".index.json"
+# About a million samples in one shard; an index is parsed in memory.
+MAX_INDEX_BYTES = 256 << 20
 Kind = TypeVar("Kind")
 
 
@@ -115,7 +117,11 @@ class Manifest:
         # CONTRACT: name-00000.index.json beside name-00000.tar. Without a checksum the shard's tells old from new.
         name = str(PurePosixPath(shard.path).with_suffix(INDEX_SUFFIX))
         return self.storage.local_path(
-            self.folder, name, expected_sha256=shard.index_sha256, tag=f"{shard.bytes}/{shard.sha256}"
+            self.folder,
+            name,
+            expected_sha256=shard.index_sha256,
+            max_bytes=MAX_INDEX_BYTES,
+            tag=f"{shard.bytes}/{shard.sha256}",
         )
 
     def where(self, name: str = "") -> str:

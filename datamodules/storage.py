@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from .fetching import Policy, fetch, fetch_small
+from .fetching import MAX_BYTES, Policy, fetch, fetch_small
 from .transfer import PACKAGES, PIPE, MissingFileError, require_package, shown
 
 SCHEMES = tuple(PACKAGES)
@@ -92,6 +92,7 @@ class Storage:
         *,
         expected_bytes: int | None = None,
         expected_sha256: str = "",
+        max_bytes: int = MAX_BYTES,
         tag: str = "",
     ) -> Path:
         """Return the local path of a file of a set, fetching it where the set lies elsewhere.
@@ -109,6 +110,7 @@ class Storage:
             cache=self.cache or default_cache(),
             expected_bytes=expected_bytes,
             expected_sha256=expected_sha256,
+            max_bytes=max_bytes,
             tag=tag,
             name=PurePosixPath(name).name,
             max_cache_bytes=self.max_cache_bytes,

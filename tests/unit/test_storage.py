@@ -142,6 +142,14 @@ def test_an_index_of_other_bytes_than_the_manifest_means_is_refused(folder, site
         manifest.index_path(manifest.shards[0])
 
 
+def test_an_index_that_is_too_large_is_not_stored(folder, site, storage, monkeypatch):
+    monkeypatch.setattr("datamodules.manifest.MAX_INDEX_BYTES", 10)
+    (folder / "set-00000.index.json").write_text(" " * 11)
+    manifest = load_manifest(site.url, storage=storage)
+    with pytest.raises(DataError, match=r"index\.json has more than the expected 10 bytes"):
+        manifest.index_path(manifest.shards[0])
+
+
 @pytest.mark.parametrize(
     "folder",
     [
