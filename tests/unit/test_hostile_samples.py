@@ -94,7 +94,8 @@ def test_no_module_can_run_code_from_data(path):
         assert name not in FORBIDDEN_NAMES, name
         assert not name.endswith((".system", ".popen", "torch.load", ".unsafe_load", "yaml.load")), name
         assert name.rpartition(".")[0] not in ("os",) or not name.startswith(("os.exec", "os.spawn")), name
-        assert "allow_pickle" not in {word.arg for word in call.keywords}, name
+        pickles = [ast.unparse(word.value) for word in call.keywords if word.arg == "allow_pickle"]
+        assert pickles in ([], ["False"]), name
         assert not name.endswith(".extractall"), name
 
 
