@@ -10,12 +10,15 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
 from .tiling import Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
+# The longest side that JPEG can say. A file of 60 bytes may promise a column of 90 million pixels, for which Pillow
+# takes a gigabyte: it keeps a pointer for every row.
+MAX_SIDE = 65_535
 
 # Named, because Pillow would otherwise also hand bytes to formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
@@ -63,6 +66,11 @@ def load_image(
                 raise DataError(
                     f"{name}: image of {width}x{height} pixels, expected at most {max_pixels} in all "
                     "(max_pixels); scale the image down or raise max_pixels"
+                )
+            if max(width, height) > MAX_SIDE:
+                raise DataError(
+                    f"{name}: image of {width}x{height} pixels, expected sides of at most {MAX_SIDE}; "
+                    "scale the image down or leave it out"
                 )
             return _decode(image, name)
 
@@ -166,8 +174,9 @@ def _open(content: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # what a decoder raises on hostile bytes is not documented
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise DataError(
-            f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}); "
+            f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}){why}; "
             f"known formats: {', '.join(_known_formats())}"
         ) from error
 

@@ -218,7 +218,7 @@ class BenchmarkEvaluation(pl.Callback):
         chosen = _data(trainer).benchmark_set(name)
         benchmark = self._benchmark(trainer, name)
         identity = {
-            "set": weights_identity(chosen.manifest.folder / "manifest.json"),
+            "set": chosen.manifest.sha256,
             "weights": weights_identity(trainer.ckpt_path or module.weights),
             "model": repr(module.spec),
             "seed": os.environ.get("PL_GLOBAL_SEED"),

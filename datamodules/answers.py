@@ -1,6 +1,5 @@
 """The gold answers of a set, read from its shards without pictures and without torch."""
 
-import json
 import tarfile
 from pathlib import Path
 
@@ -8,10 +7,11 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import Answer
 
 from .manifest import load_manifest
+from .normal_form import parse_record
 from .sample import message_text
 
 
-def read_answers(folder: Path) -> list[Answer]:
+def read_answers(folder: Path | str) -> list[Answer]:
     """Read the samples of a set in normal form as answers whose prediction is still empty.
 
     Raises:
@@ -27,7 +27,7 @@ def read_answers(folder: Path) -> list[Answer]:
                     continue
                 stream = tar.extractfile(member)
                 try:
-                    record = json.loads(stream.read() if stream else b"")
+                    record = parse_record(stream.read() if stream else b"", where=member.name)
                     answers.append(_answer(member.name.removesuffix(".json"), record))
                 except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                     raise DataError(f"{path}: {member.name} is not in normal form ({error})") from error

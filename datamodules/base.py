@@ -17,11 +17,13 @@ from .benchmark_set import BenchmarkSet
 from .collate import Collator, Processor
 from .decode import Decoder, SkipCounter
 from .evaluation import EvaluationBatches, plan_evaluation
+from .fetching import Policy
 from .loader import ShardLoader
 from .manifest import Manifest, load_manifest
 from .normal_form import Adapter, read_normal
 from .planner import BatchPlanner
 from .resume import State
+from .storage import Storage
 from .stream import Source, TrainStream
 from .training import MixtureSource, Training, at_least, packed_rows, shares
 
@@ -53,13 +55,17 @@ class WebDataModule(pl.LightningDataModule):
         sources: Train only on samples of these sources; null takes all.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
             in it stands for the question.
+        cache: Folder for the copies of sets that lie at a URL; null: `$ALIGNVLM_CACHE/shards`.
+        max_cache_bytes: Size of all copies above which those not used for longest are removed; null: no limit.
+        allow_pipe: Whether a set may be `pipe:COMMAND`, which is run with your rights.
+        fetch_retries: Attempts after the first at a file that cannot be fetched.
     """
 
     def __init__(
         self,
-        train: list[Path] | None = None,
-        val: dict[str, Path] | None = None,
-        benchmarks: dict[str, Path] | None = None,
+        train: list[str | Path] | None = None,
+        val: dict[str, str | Path] | None = None,
+        benchmarks: dict[str, str | Path] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 8,
         num_workers: int = 2,
@@ -77,11 +83,16 @@ class WebDataModule(pl.LightningDataModule):
         resume: Literal["exact", "coarse"] = "exact",
         stall_seconds: float = 600.0,
         prompts: dict[str, Path] | None = None,
+        cache: Path | None = None,
+        max_cache_bytes: int | None = None,
+        allow_pipe: bool = False,
+        fetch_retries: int = 5,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, length_window=length_window)
         at_least(1, token_budget=token_budget or 1, pack_window=pack_window)
         at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer, stall_seconds=stall_seconds)
+        at_least(0, fetch_retries=fetch_retries, max_cache_bytes=max_cache_bytes or 0)
         shares(max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
         if token_budget and length_window > 1:
             raise ConfigError(
@@ -112,7 +123,13 @@ class WebDataModule(pl.LightningDataModule):
         self.stall_seconds = stall_seconds
         self.sources = None if sources is None else frozenset(sources)
         self.prompts = dict(prompts or {})
-        self._manifests: dict[Path, Manifest] = {}
+        self.storage = Storage(
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+            allow_pipe=allow_pipe,
+            policy=Policy(retries=fetch_retries),
+        )
+        self._manifests: dict[str, Manifest] = {}
         self._attached: tuple[Processor, int, int] | None = None
         self._training: Training | None = None
         self._state: State | None = None
@@ -282,7 +299,7 @@ class WebDataModule(pl.LightningDataModule):
         """Time that training on this rank has waited for batches so far."""
         return 0.0 if self._training is None else self._training.loader.wait_seconds
 
-    def _loss_loaders(self, sets: dict[str, Path]) -> list[ShardLoader]:
+    def _loss_loaders(self, sets: Mapping[str, str | Path]) -> list[ShardLoader]:
         manifests = [self._manifest(folder) for folder in sets.values()]
         return [self._evaluation(found, range(found.num_samples), self._collator()) for found in manifests]
 
@@ -339,7 +356,7 @@ class WebDataModule(pl.LightningDataModule):
         sources = tuple(
             Source(
                 name=name,
-                manifests=tuple(self._manifest(Path(folder)) for folder in source.sets),
+                manifests=tuple(map(self._manifest, source.sets)),
                 weight=source.weight,
                 only=self.sources,
             )
@@ -371,13 +388,13 @@ class WebDataModule(pl.LightningDataModule):
             return self._attached[1:]
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _manifest(self, folder: Path) -> Manifest:
-        if folder not in self._manifests:
-            self._manifests[folder] = load_manifest(folder)
-        return self._manifests[folder]
+    def _manifest(self, folder: str | Path) -> Manifest:
+        if str(folder) not in self._manifests:
+            self._manifests[str(folder)] = load_manifest(folder, storage=self.storage)
+        return self._manifests[str(folder)]
 
-    def _train_folders(self) -> list[Path]:
-        return [*self.train, *(Path(folder) for source in self.mixture.values() for folder in source.sets)]
+    def _train_folders(self) -> list[str | Path]:
+        return [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
 
     def _check_sources(self, manifests: Sequence[Manifest]) -> None:
         known = {source for manifest in manifests for source in manifest.sources}

@@ -7,6 +7,7 @@ Sets are shards in normal form. `datamodules/sources/` reads the files that benc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .base import WebDataModule
 from .normal_form import Adapter, NormalSample, RawSample, describe, read_docdownstream
@@ -25,17 +26,23 @@ class BenchmarkDataModule(WebDataModule):
         eval_batch_size: Samples per device in a batch.
         num_workers: Worker processes per device; 0 loads in the main process.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own.
+        **options: The other settings of `WebDataModule`, for sets that lie at a URL.
     """
 
     def __init__(
         self,
-        benchmarks: dict[str, Path],
+        benchmarks: dict[str, str | Path],
         eval_batch_size: int = 8,
         num_workers: int = 2,
         prompts: dict[str, Path] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
-            benchmarks=benchmarks, eval_batch_size=eval_batch_size, num_workers=num_workers, prompts=prompts
+            benchmarks=benchmarks,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            prompts=prompts,
+            **options,
         )
 
     def adapter(self) -> Adapter:

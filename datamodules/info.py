@@ -4,7 +4,6 @@ Only the JSON of each sample is read: widths and heights stand in it, so no pict
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.tiling import Tiling, count_visual_tokens
 
 from .manifest import load_manifest
+from .normal_form import parse_record
 from .sample import message_text
 from .tar_walk import Damage, walk
 
@@ -116,11 +116,7 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 where = f"{path}, {member.name}"
                 stream.seek(member.data_offset)
-                try:
-                    record = json.loads(stream.read(member.size))
-                except ValueError as error:
-                    raise DataError(f"{where}: its json does not parse ({error})") from error
-                yield where, record
+                yield where, parse_record(stream.read(member.size), where=where)
 
 
 def _add(info: SourceInfo, record: dict[str, Any], model: Model | None) -> None:

@@ -20,7 +20,10 @@ RawSample = Mapping[str, Any]
 NormalSample = tuple[dict[str, Any], list[bytes], list[str]]
 Adapter = Callable[[RawSample], NormalSample]
 
-_NUMBERED = re.compile(r"(\d+)\.(png|jpg|jpeg|webp)")
+# Far above any conversation; what is larger is not parsed, or one sample could take all memory.
+MAX_JSON_BYTES = 16 << 20
+
+_NUMBERED = re.compile(r"([0-9]{1,9})\.(png|jpg|jpeg|webp)")
 _SINGLE = ("jpg", "jpeg", "png", "webp")
 # BigDocs names its columns differently from config to config; see docs/data.md.
 _BIGDOCS_ALIASES = {
@@ -48,14 +51,29 @@ def read_json(raw: RawSample) -> dict[str, Any]:
             f"{describe(raw)} has no json member (found: {members or 'nothing'}); "
             "the shard is damaged or made for another DataModule"
         )
-    try:
-        record = json.loads(raw["json"])
-    except ValueError as error:
-        raise SampleError(f"{describe(raw)}: its json does not parse ({error})", "bad_json") from error
-    if not isinstance(record, dict):
+    return parse_record(raw["json"], where=describe(raw))
+
+
+def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
+    """Parse the JSON of one sample, which may be hostile.
+
+    Args:
+        data: The bytes of its `json` member.
+        where: How errors name the sample.
+
+    Raises:
+        SampleError: It is too large, nested too deep, no JSON, or not a JSON object.
+    """
+    if len(data) > MAX_JSON_BYTES:
         raise SampleError(
-            f"{describe(raw)}: its json is a {type(record).__name__}, expected an object", "bad_json"
+            f"{where}: its json has {len(data)} bytes, expected at most {MAX_JSON_BYTES}", "bad_json"
         )
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"{where}: its json does not parse ({error})", "bad_json") from error
+    if not isinstance(record, dict):
+        raise SampleError(f"{where}: its json is a {type(record).__name__}, expected an object", "bad_json")
     return record
 
 
@@ -192,7 +210,8 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
         raise SampleError(
             f"{describe(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
         ) from error
-    missing = [file for file in files if file not in raw]
+    # `__key__` and `__url__` are words of whoever made the tar, and a picture given as text is opened as a path.
+    missing = [file for file in files if not isinstance(raw.get(file), bytes)]
     if missing:
         raise DataError(
             f"{describe(raw)} is partial: its json names {len(files)} images but {', '.join(missing)} is not "

@@ -1,6 +1,5 @@
 """The state of the training data in a checkpoint, and going on from it (plain types only: it is read with weights_only)."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ import torch.distributed as dist
 from alignvlm_pl.errors import ConfigError
 
 from .cursor import Cursor, first_cursors, share_out, unread
-from .manifest import MANIFEST_NAME
 from .planner import BatchPlanner
 from .stream import TrainStream
 
@@ -32,14 +30,10 @@ def fingerprint(stream: TrainStream, planner: BatchPlanner, **others: Any) -> di
     """
     found = {"seed": stream.seed, "shuffle_buffer": stream.buffer, **asdict(planner), **others}
     for source in stream.sources:
-        digests = [_digest(manifest.folder) for manifest in source.manifests]
+        digests = [manifest.sha256[:16] for manifest in source.manifests]
         only = sorted(source.only) if source.only is not None else "all"
         found[f"sets of {source.name}"] = f"{', '.join(digests)} (weight {source.weight:g}, sources {only})"
     return {name: str(value) for name, value in found.items()}
-
-
-def _digest(folder: Any) -> str:
-    return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
 
 
 def to_state(

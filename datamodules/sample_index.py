@@ -17,6 +17,7 @@ from alignvlm_pl.errors import DataError
 
 from .manifest import Manifest, Shard
 from .sample import message_text
+from .transfer import MissingFileError
 
 INDEX_VERSION = 1
 _REMEDY = "`prepare index FOLDER` writes it"
@@ -142,11 +143,12 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
     Raises:
         DataError: It is missing, malformed, another one than the manifest means, or does not fit the shard.
     """
-    path = index_path(manifest.shard_path(shard))
+    path: Path | str = manifest.where(index_path(Path(shard.path)).name)
     try:
+        path = manifest.index_path(shard)
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"there is no sample index {path} ({error.strerror}); {_REMEDY}") from error
+    except (OSError, MissingFileError) as error:
+        raise DataError(f"there is no sample index {path} ({error}); {_REMEDY}") from error
     if shard.index_sha256 and (found := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
         raise DataError(
             f"sample index {path}: expected sha256 {shard.index_sha256[:16]}…, found {found[:16]}…; {_REMEDY}"
@@ -165,7 +167,7 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
     return index
 
 
-def _parse(data: bytes, path: Path) -> SampleIndex:
+def _parse(data: bytes, path: Path | str) -> SampleIndex:
     try:
         record = json.loads(data)
         version = record["version"]

@@ -9,14 +9,13 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from alignvlm_pl.errors import DataError
 
-from .manifest import Manifest, Shard, verify_shard
+from .manifest import Manifest, Shard
 from .normal_form import RawSample
 from .sample_index import SampleIndex, load_index
 from .stream import Location
@@ -24,6 +23,7 @@ from .tar_walk import Damage, Member, walk_range
 
 GroupedSample = dict[str, Any]
 _OPEN_SHARDS = 32
+_MAX_MEMBER_BYTES = 512 * 2**20
 _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 _PICTURES = ("png", "jpg", "jpeg", "webp")
 
@@ -68,26 +68,27 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
         DataError: The file is missing, its size or number of samples differs from the manifest, or the tar
             does not read. A tar whose middle is damaged ends silently, hence the count.
     """
-    path = manifest.shard_path(shard)
-    verify_shard(path, shard)
+    where = manifest.where(shard.path)
     found = 0
     try:
-        with path.open("rb") as stream:
-            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
+        with manifest.open_shard(shard) as stream:
+            members = tar_file_expander([{"url": where, "stream": stream}], select_files=_is_ours)
+            for sample in group_by_keys(members):
                 found += 1
                 if found > shard.num_samples:
                     break
                 yield sample
     except _READ_ERRORS as error:
-        reason = _reason(error)
+        if isinstance(error, DataError):
+            raise
         raise DataError(
-            f"shard {path} is damaged after sample {found} of {shard.num_samples} ({reason}); "
+            f"shard {where} is damaged after sample {found} of {shard.num_samples} ({_reason(error)}); "
             "copy it again or rebuild the set"
         ) from error
     if found != shard.num_samples:
         more = "more" if found > shard.num_samples else str(found)
         raise DataError(
-            f"shard {path} is damaged: expected {shard.num_samples} samples, found {more}; "
+            f"shard {where} is damaged: expected {shard.num_samples} samples, found {more}; "
             "copy it again or rebuild the set"
         )
 
@@ -100,7 +101,7 @@ class ShardReader:
     """
 
     def __init__(self) -> None:
-        self._shards: OrderedDict[Path, tuple[BinaryIO, SampleIndex]] = OrderedDict()
+        self._shards: OrderedDict[str, tuple[BinaryIO, SampleIndex]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # open files do not travel to worker processes
@@ -131,37 +132,36 @@ class ShardReader:
             DataError: The shard is missing or changed, or the sample is damaged.
         """
         stream, index = self._open(location)
-        path = location.manifest.shard_path(location.shard)
+        where = location.manifest.where(location.shard.path)
         start, stop = index.offsets[location.number : location.number + 2]
         found: list[GroupedSample] = []
         try:
-            members = list(walk_range(stream, path.name, start, stop))
+            members = list(walk_range(stream, location.shard.path, start, stop))
             end = members.pop()  # of a whole sample: the end, without the mark of an archive
             if isinstance(end, Damage) and end.kind == "cut_at_member":
-                found = list(group_by_keys(_contents(stream, members, str(path), pictures=pictures)))
+                found = list(group_by_keys(_contents(stream, members, where, pictures=pictures)))
             reason = f"found {', '.join(sample['__key__'] for sample in found) or end} in its place"
         except _READ_ERRORS as error:
             reason = _reason(error)
         if [sample["__key__"] for sample in found] != [index.keys[location.number]]:
             raise DataError(
-                f"shard {path} is damaged at sample {location.number} of {location.shard.num_samples}, byte {start} "
+                f"shard {where} is damaged at sample {location.number} of {location.shard.num_samples}, byte {start} "
                 f"({reason}); copy it again or rebuild the set"
             )
         return found[0]
 
     def _open(self, location: Location) -> tuple[BinaryIO, SampleIndex]:
-        path = location.manifest.shard_path(location.shard)
-        if path not in self._shards:
-            verify_shard(path, location.shard)
+        place = location.manifest.where(location.shard.path)
+        if place not in self._shards:
             index = load_index(location.manifest, location.shard)
             if len(self._shards) >= _OPEN_SHARDS:
                 self._shards.popitem(last=False)[1][0].close()
             try:
-                self._shards[path] = (path.open("rb"), index)
+                self._shards[place] = (location.manifest.open_shard(location.shard), index)
             except OSError as error:
-                raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
-        self._shards.move_to_end(path)
-        return self._shards[path]
+                raise DataError(f"shard {place} cannot be read: {error.strerror}") from error
+        self._shards.move_to_end(place)
+        return self._shards[place]
 
 
 def _contents(
@@ -170,9 +170,18 @@ def _contents(
     """Read members for webdataset to group."""
     for member in members:
         assert isinstance(member, Member), "a damage is the last that a walk gives"
+        if not _is_ours(member.name):
+            continue
         wanted = pictures or member.name.rpartition(".")[2].lower() not in _PICTURES
         stream.seek(member.data_offset)
-        yield {"fname": member.name, "data": stream.read(member.size) if wanted else b"", "__url__": url}
+        # A member of any size may stand in a shard from elsewhere; what is cut here does not decode, and is counted.
+        data = stream.read(min(member.size, _MAX_MEMBER_BYTES)) if wanted else b""
+        yield {"fname": member.name, "data": data, "__url__": url}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a member may be part of a sample: fields in double underscores are webdataset's own."""
+    return "__" not in name.rpartition("/")[2].partition(".")[2][:2]
 
 
 def _reason(error: BaseException) -> str:

@@ -30,7 +30,7 @@ class MixtureSource:
             tiles is one sample.
     """
 
-    sets: list[Path] = field(default_factory=list)
+    sets: list[str | Path] = field(default_factory=list)
     weight: float = 1.0
 
 

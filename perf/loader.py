@@ -140,7 +140,7 @@ def bare_rate(folder: Path, processor: Any) -> float:
     return count / (time.perf_counter() - start)
 
 
-def module(sets: list[Path], processor: Any, **options: Any) -> Any:
+def module(sets: list[str | Path], processor: Any, **options: Any) -> Any:
     """A DataModule for training on some sets."""
     from datamodules import WebDataModule
 

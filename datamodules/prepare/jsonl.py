@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = prepare_jsonl(image_root=root, **given)
     sys.stdout.write(f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {manifest.folder}\n")
     if skipped := manifest.extra["skipped"]:
-        report = manifest.folder / REPORT_NAME
+        report = manifest.where(REPORT_NAME)
         sys.stdout.write(f"left out: {_listing(Counter(skipped))} (details in {report})\n")
     return 0
 

@@ -122,7 +122,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
         ),
         (
             "--data.init_args.batch_size=0",
-            "data.init_args: batch_size, eval_batch_size and length_window must be at least 1",
+            "data.init_args.batch_size=0: expected at least 1",
         ),
         (
             "--trainer.max_steps=4",

@@ -92,3 +92,34 @@ def test_indexing_counts_and_finds_cuts_at_every_place(folder):
         path.write_bytes(whole[:cut])
         with pytest.raises(DataError, match=r"set-00000\.tar is (cut|damaged)"):
             read_index(path, adapter=read_normal, source="")
+
+
+FIRST = {"path": "set-00000.tar", "num_samples": 3, "bytes": 1, "sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": {"path": "set-00000.tar"}}, "expected list, found {'path'"),
+        ({"shards": ["set-00000.tar"]}, "missing or malformed"),
+        ({"shards": [FIRST | {"bytes": -1}]}, "expected a whole number, found -1"),
+        ({"shards": [FIRST | {"bytes": "1"}]}, "expected a whole number, found '1'"),
+        ({"shards": [FIRST | {"num_samples": True}]}, "expected a whole number, found True"),
+        ({"shards": [FIRST | {"num_samples": 3.0}]}, "expected a whole number, found 3.0"),
+        ({"shards": [FIRST | {"sha256": "../x"}]}, "expected 64 hexadecimal digits, found '../x'"),
+        ({"shards": [FIRST | {"index_sha256": 5}]}, "expected str, found 5"),
+        ({"shards": [FIRST, FIRST]}, "shard set-00000.tar is listed twice"),
+        ({"num_samples": float("nan")}, "expected a whole number, found nan"),
+        ({"name": ["set"]}, r"expected str, found \['set'\]"),
+        ({"license": None}, "expected str, found None"),
+        ({"sources": {"made": "6"}}, "expected a whole number, found '6'"),
+        ({"sources": [1]}, r"expected dict, found \[1\]"),
+        ({"benchmark": ["docvqa"]}, r"expected str, found \['docvqa'\]"),
+        ({"skipped": {"bad": "2"}}, "expected a whole number, found '2'"),
+        ({"skipped_first": {"bad": [1]}}, "expected str, found 1"),
+    ],
+)
+def test_every_field_of_a_manifest_has_its_type(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(DataError, match=message):
+        load_manifest(folder)

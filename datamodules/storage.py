@@ -1,0 +1,189 @@
+"""Where a set lies: a folder, a URL, or a command; and how a file of it becomes a local path (no torch here).
+
+Shards and manifests are untrusted: a manifest names files of its own set and nothing else. What is run or which
+server is asked is decided by the config alone.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from alignvlm_pl.errors import ConfigError, DataError
+
+from .fetching import MAX_BYTES, Policy, fetch, fetch_small
+from .transfer import PACKAGES, PIPE, MissingFileError, require_package, shown
+
+SCHEMES = tuple(PACKAGES)
+NAME_MARK = "{name}"
+# Two letters at least, as no folder on Windows; a Path has lost one of the two slashes of a URL.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+# What a file of a set may be called where it comes from elsewhere: it goes into URLs, paths and commands.
+_FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
+_PIPE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]*")
+
+
+def default_cache() -> Path:
+    """Return `$ALIGNVLM_CACHE/shards`, or `~/.cache/alignvlm_pl/shards` where it is unset."""
+    # CONTRACT: the same root as alignvlm_pl/pretrained/cache.py, which would bring transformers here.
+    chosen = os.environ.get("ALIGNVLM_CACHE")
+    root = Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "alignvlm_pl"
+    return root / "shards"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """How sets that lie elsewhere are fetched. Plain values, so that it travels to worker processes.
+
+    Attributes:
+        cache: Folder of the local copies; None: `default_cache`.
+        allow_pipe: Whether a set may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
+            the run, so this is for configs that you wrote yourself.
+        max_cache_bytes: Bytes of all copies, above which those not used for longest are removed; None: no limit.
+            Open files stay, so what is being read comes on top.
+        policy: Retries and waiting times.
+    """
+
+    cache: Path | None = None
+    allow_pipe: bool = False
+    max_cache_bytes: int | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    def locate(self, folder: Path | str) -> Path | str:
+        """Return a set's place as a path, or as a URL or command that may be used.
+
+        Raises:
+            ConfigError: A scheme that is not taken, a malformed URL, a command without leave, or a missing package.
+        """
+        text = str(folder)
+        match = _SCHEME.fullmatch(text)
+        if match is None or (match[1].lower() not in SCHEMES and text[:5] != PIPE and Path(text).exists()):
+            return Path(folder)
+        scheme, slashes, rest = match.groups()
+        if scheme == "pipe":
+            return self._command(text)
+        if scheme.lower() not in SCHEMES or not slashes:
+            raise ConfigError(
+                f"{shown(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
+                f"{scheme}:; give the plain path of a local folder"
+            )
+        return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
+
+    def _command(self, text: str) -> str:
+        if not self.allow_pipe:
+            raise ConfigError(
+                f"{text!r}: pipe: runs a command on this machine, which is not allowed; set allow_pipe: true where you "
+                "trust the config"
+            )
+        if NAME_MARK not in text:
+            raise ConfigError(
+                f"{text!r}: expected {NAME_MARK} where the name of the file goes, found none; for example "
+                f"pipe:ssh host cat /data/set/{NAME_MARK}"
+            )
+        return text
+
+    def local_path(
+        self,
+        folder: Path | str,
+        name: str,
+        *,
+        expected_bytes: int | None = None,
+        expected_sha256: str = "",
+        max_bytes: int = MAX_BYTES,
+        tag: str = "",
+    ) -> Path:
+        """Return the local path of a file of a set, fetching it where the set lies elsewhere.
+
+        A file of a local set is not looked at.
+
+        Raises:
+            MissingFileError: A remote set has no such file.
+            DataError: It cannot be fetched or is not the expected one.
+        """
+        if isinstance(folder, Path):
+            return folder / name
+        return fetch(
+            address(folder, name),
+            cache=self.cache or default_cache(),
+            expected_bytes=expected_bytes,
+            expected_sha256=expected_sha256,
+            max_bytes=max_bytes,
+            tag=tag,
+            name=PurePosixPath(name).name,
+            max_cache_bytes=self.max_cache_bytes,
+            policy=self.policy,
+        )
+
+    def read_small(self, folder: Path | str, name: str, *, max_bytes: int) -> bytes:
+        """Return the content of a small file of a set, fresh from where the set lies.
+
+        Raises:
+            MissingFileError: There is no such file.
+            DataError: It cannot be read, or is larger than `max_bytes`.
+        """
+        if not isinstance(folder, Path):
+            url = address(folder, name)
+            return fetch_small(
+                url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy
+            )
+        path = folder / name
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(max_bytes + 1)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingFileError(f"{path}: there is no such file; check the path") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        if len(content) > max_bytes:
+            raise DataError(f"{path}: expected at most {max_bytes} bytes, found more; it is none of ours")
+        return content
+
+
+def address(folder: str, name: str) -> str:
+    """Return the URL, or the command, of a file of a remote set."""
+    if folder.startswith(PIPE):
+        return folder.replace(NAME_MARK, shlex.quote(name))
+    parts = urlsplit(folder)
+    web = parts.scheme in ("http", "https")
+    path = f"{parts.path.rstrip('/')}/{quote(name) if web else name}"
+    return urlunsplit(parts._replace(path=path))
+
+
+def check_file_name(name: object, *, folder: Path | str, where: str) -> str:
+    """Return the name of a file that a manifest gives, if it can only be a file of the manifest's own set.
+
+    Raises:
+        DataError: An absolute path, one that leaves the folder, a URL, or characters that have a meaning elsewhere.
+    """
+    if isinstance(name, str) and _FILE_NAME.fullmatch(name) and len(name) <= 1024:
+        parts = name.split("/")
+        plain = all(part.strip(" ") not in ("", ".", "..") for part in parts)
+        if plain and (isinstance(folder, Path) or not folder.startswith(PIPE) or _PIPE_NAME.fullmatch(name)):
+            return name
+    raise DataError(
+        f"{where}: expected the name of a file in the folder of the set, found {name!r:.200}; "
+        "do not use this set: write it again, or tell who publishes it"
+    )
+
+
+def shown_place(folder: Path | str) -> str:
+    """Return a set's place as errors name it."""
+    return str(folder) if isinstance(folder, Path) else shown(folder)
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    wanted = "a host" if parts.scheme in ("http", "https") else "a bucket"
+    good = bool(parts.netloc) and not _CONTROL.search(url) and not parts.fragment
+    if parts.scheme == "hf":
+        wanted = "hf://datasets/ORGANISATION/NAME/FOLDER"
+        good = good and parts.netloc == "datasets" and len(parts.path.strip("/").split("/")) >= 2
+    if not good:
+        raise ConfigError(
+            f"{shown(url)!r}: expected {wanted} and no blank or #, found another form; check the URL"
+        )
+    require_package(parts.scheme)
+    return url.rstrip("/") if not parts.query else url
