@@ -5,6 +5,7 @@ CONTRACT: datamodules/pack reads raw data through these two only; a new source i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ..sample import SampleError
@@ -28,6 +29,9 @@ class Part:
 
 class RawData(Protocol):
     """Raw data of one source. Objects are pickled into the processes that read the parts.
+
+    CONTRACT: `repr` of an object names all its settings (a frozen dataclass does): a run that was interrupted is
+    continued where it is the same.
 
     Attributes:
         name: What the data is called, in reports; also the default name of the set where nothing else is given.
@@ -64,6 +68,17 @@ class RawData(Protocol):
         """
         ...
 
+    def input_files(self) -> Sequence[Path]:
+        """List the files that rows are read from, without pictures that are given as paths.
+
+        Their sizes and times tell whether an interrupted run may be continued.
+        """
+        ...
+
     def input_bytes(self) -> int:
-        """Estimate the bytes of all samples, for the check of the disk: no more than the shards will take is wrong."""
+        """Estimate the bytes of all samples with their pictures, for the check of the disk."""
+        ...
+
+    def spool_bytes(self) -> int:
+        """Estimate the part of `input_bytes` that lies on the disk twice: all but pictures given as paths."""
         ...
