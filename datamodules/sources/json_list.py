@@ -15,6 +15,8 @@ from alignvlm_pl.errors import DataError
 SLICE_RECORDS = 4096
 _BLOCK_BYTES = 4 << 20
 _LARGEST_ELEMENT = 64 << 20
+_CLOSING = '}]"'
+_AFTER = (",", "]", " ", "\t", "\r", "\n")
 _SPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -145,9 +147,10 @@ class _Window:
                         f"{self._path}: the element at byte {self.offset} is not JSON ({error}); fetch the file again"
                     ) from error
                 continue
-            # A number that ends with what was read may go on.
-            if end < len(self._held) or not self._more():
-                self._at = end
+            length = end - self._at
+            # A number may go on behind what was read: `-1` and then `.5`.
+            if self._held[end - 1] in _CLOSING or self._held[end : end + 1] in _AFTER or not self._more():
+                self._at += length
                 return
 
     def _more(self) -> bool:
