@@ -28,7 +28,7 @@ from .report import MAX_REPORTED, PartReport, add_up, listing
 from .shards import ShardJob, unfinished
 from .source import Part, PartlySpooled, RawData
 from .spool import ROW, SpoolFiles, SpoolJob, read_record
-from .work_folder import WorkFolder, identity_of, input_files, write_array, write_whole
+from .work_folder import WorkFolder, identity_of, input_files, write_whole
 
 logger = logging.getLogger(__name__)
 REPORT_NAME = "report.json"
@@ -96,7 +96,8 @@ class Engine:
         return manifest
 
     def _pack(self) -> Manifest:
-        reports = self._spool(self._known_pictures())
+        known = read_known(self.options.overlap_with, self.work.path) if self.options.overlap_with else None
+        reports = self._spool(known)
         numbers = range(len(reports))
         total = add_up(reports)
         if not total.written:
@@ -182,19 +183,6 @@ class Engine:
         """Return the report of a part that is finished already."""
         path = SpoolFiles(folder=self.work.spool, number=number).report
         return PartReport.from_json(path.read_bytes()) if path.exists() else None
-
-    def _known_pictures(self) -> KnownPictures | None:
-        """Read the pictures of benchmarks, once for all runs."""
-        if not self.options.overlap_with:
-            return None
-        hashes, names = self.work.path / "known.npy", self.work.path / "known.json"
-        if not names.exists():
-            known = read_known(self.options.overlap_with)
-            write_array(hashes, known.hashes)
-            write_whole(names, json.dumps(known.names).encode())
-        return KnownPictures(
-            hashes=np.load(hashes, allow_pickle=False), names=tuple(json.loads(names.read_bytes()))
-        )
 
     def _repeated_ids(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Count ids that earlier samples have, and name the first.
