@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .base import WebDataModule
-from .normal_form import Adapter, CaptionReader
+from .normal_form import CAPTION_PROMPT, Adapter, CaptionReader
 
 
 class CC12MDataModule(WebDataModule):
@@ -33,7 +33,7 @@ class CC12MDataModule(WebDataModule):
 
     def __init__(
         self,
-        prompt: str = "Describe the image briefly.",
+        prompt: str = CAPTION_PROMPT,
         train: list[Path] | None = None,
         val: dict[str, Path] | None = None,
         benchmarks: dict[str, Path] | None = None,

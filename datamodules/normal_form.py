@@ -16,6 +16,8 @@ from .columns import BIGDOCS
 from .sample import Message, SampleError
 
 IMAGE_PLACEHOLDER = "<|image|>"
+CAPTION_PROMPT = "Describe the image briefly."
+"""Asked about pictures with a caption, unless another prompt is set; the paper states none."""
 RawSample = Mapping[str, Any]
 # What an adapter gives: the record in normal form, the encoded images, and their file names for messages.
 NormalSample = tuple[dict[str, Any], list[bytes], list[str]]

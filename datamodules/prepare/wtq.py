@@ -53,6 +53,11 @@ def table_names(folder: Path) -> Iterator[str]:
     return (f"{path.parent.name}/{path.stem}" for path in (folder / "csv").glob("*/*.csv"))
 
 
+def all_tables(folder: Path) -> "WikiTable":
+    """Return the tables of all splits, drawn from the pages' own HTML where it is there."""
+    return WikiTable(folder=folder)
+
+
 def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleError]:
     """Read the questions of a split.
 

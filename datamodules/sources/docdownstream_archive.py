@@ -4,9 +4,12 @@ A line is given out when its last page has passed. Pages are kept only as long a
 another one; all else that is held is where each line begins in its file.
 """
 
+import os
 import posixpath
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from .pictures import Picture
 from .source import SourceSample, checked_image
 from .split_archive import ordered_pieces, stream_files
 
+_DECODERS = min(os.cpu_count() or 1, 8)
 _IN_MEMORY_BYTES = 256 << 20
 """Waiting pages beyond this lie in a temporary file."""
 
@@ -86,15 +90,13 @@ class DocDownstreamArchive:
 
     def _from_archive(self, waiting: "_Waiting", held: "_Held") -> Iterator[SourceSample | SampleError]:
         files = stream_files(ordered_pieces(self.pieces), lambda name: waiting.wants(_page(name)))
-        for name, data in files:
+        for name, picture in _decoded_ahead(files):
             page = _page(name)
             numbers = waiting.about(page)
-            try:
-                picture = checked_image(data, f"image {name}")
-            except SampleError as error:
+            if isinstance(picture, SampleError):
                 for number in numbers:
                     waiting.give_up(number, held)
-                    yield SampleError(f"{self.lines.where(number)}: {error}", error.reason)
+                    yield SampleError(f"{self.lines.where(number)}: {picture}", picture.reason)
                 continue
             complete = [number for number in numbers if waiting.lacks_one(number)]
             if len(complete) < len(numbers):
@@ -117,6 +119,30 @@ class DocDownstreamArchive:
         found = pictures | {page: held.get(page) for page in pages if page not in pictures}
         waiting.give_up(number, held)
         return SourceSample(record=line.record, images=[found[page] for page in pages])
+
+
+def _decoded_ahead(
+    files: Iterable[tuple[str, bytes]],
+) -> Iterator[tuple[str, tuple[bytes, str] | SampleError]]:
+    """Decode pages to their end in threads, a few ahead, and yield them in their order.
+
+    The archive is one part, so other processes cannot help; Pillow's decoders let other threads run.
+    """
+    ahead: deque[tuple[str, Future[tuple[bytes, str] | SampleError]]] = deque()
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="pages") as pool:
+        for name, data in files:
+            ahead.append((name, pool.submit(_checked, data, name)))
+            if len(ahead) > 2 * _DECODERS:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        yield from ((name, future.result()) for name, future in ahead)
+
+
+def _checked(data: bytes, name: str) -> tuple[bytes, str] | SampleError:
+    try:
+        return checked_image(data, f"image {name}")
+    except SampleError as error:
+        return error
 
 
 class _Waiting:

@@ -120,26 +120,25 @@ def read_rows(file: StoredFile, group: int, columns: Iterable[str]) -> Iterator[
         DataError: The file is damaged.
     """
     with closing(file.open()) as stream:
-        table = _parquet_file(stream, file)
+        batches = _parquet_file(stream, file).iter_batches(
+            batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+        )
         number = 0
-        try:
-            batches = table.iter_batches(
-                batch_size=BATCH_ROWS,
-                row_groups=[group],
-                columns=list(columns),
-                use_threads=False,
-            )
-            for batch in batches:
-                for row in batch.to_pylist():
-                    yield f"{file.path}, row group {group}, row {number}", row
-                    number += 1
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            if isinstance(error, DataError):
+        while True:
+            try:
+                batch = next(batches, None)
+            except MemoryError:
                 raise
-            raise DataError(
-                f"{file.path}: row group {group} does not read after row {number} ({_first_line(error)}); "
-                "fetch the file again"
-            ) from error
+            except Exception as error:  # pyarrow's errors, and those of the store that the file lies in
+                raise DataError(
+                    f"{file.path}: row group {group} does not read after row {number} ({_first_line(error)}); "
+                    "fetch the file again"
+                ) from error
+            if batch is None:
+                return
+            for row in batch.to_pylist():
+                yield f"{file.path}, row group {group}, row {number}", row
+                number += 1
 
 
 def _parquet_file(stream: Any, file: StoredFile) -> Any:
@@ -149,7 +148,7 @@ def _parquet_file(stream: Any, file: StoredFile) -> Any:
         raise ConfigError("parquet files need pyarrow: pip install 'alignvlm_pl[prepare]'") from error
     try:
         return pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as in read_rows
         raise DataError(
             f"{file.path} is no whole parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
         ) from error
@@ -164,4 +163,4 @@ def _short_names(files: Sequence[StoredFile]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:200]
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200]

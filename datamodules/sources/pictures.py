@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,9 +48,20 @@ class PictureFolder:
 
     Attributes:
         root: The folder.
+        index: Its pictures by name, where it was indexed already; it goes along into other processes.
     """
 
     root: Path
+    index: "FolderIndex | None" = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def indexed(cls, root: Path) -> "PictureFolder":
+        """Return a folder whose pictures are found by name.
+
+        Raises:
+            DataError: There is no such folder.
+        """
+        return cls(root=root, index=index_folder(root))
 
     def read(self, name: str, *, where: str) -> Picture:
         """Read the picture at a path relative to the folder.
@@ -72,7 +83,7 @@ class PictureFolder:
         """
         path = safe_path(name, where=where)
         if not (self.root / path).is_file():
-            index = folder_index(self.root)
+            index = self.index or _index_once(self.root)
             found = index.names.get(path.name) or index.stems.get(path.name)
             if found is None:
                 raise SampleError(
@@ -97,9 +108,11 @@ def _checked(path: Path) -> Picture:
     return checked_image_file(path, where=_PREFIX.rstrip(": "))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class FolderIndex:
     """Pictures of a folder by name.
+
+    No dataclass, on purpose: packing looks at the fields of dataclasses for input files, and these are names by the
+    million.
 
     Attributes:
         names: File name -> path relative to the folder; the first path in sorted order where several have the name.
@@ -107,29 +120,34 @@ class FolderIndex:
         duplicates: Files that bear a name that another file has already.
     """
 
-    names: Mapping[str, str]
-    stems: Mapping[str, str]
-    duplicates: int
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.names: dict[str, str] = {}
+        self.stems: dict[str, str] = {}
+        self.duplicates = 0
+        for path in paths:
+            name = path.rpartition("/")[2]
+            self.duplicates += name in self.names
+            self.names.setdefault(name, path)
+            self.stems.setdefault(name.rpartition(".")[0], path)
 
 
-@lru_cache(maxsize=8)
-def folder_index(root: Path) -> FolderIndex:
-    """Index the pictures below a folder, once in a process.
+def index_folder(root: Path) -> FolderIndex:
+    """Index the pictures below a folder.
 
     Raises:
         DataError: There is no such folder.
     """
-    names: dict[str, str] = {}
-    stems: dict[str, str] = {}
-    duplicates = 0
-    for path in picture_paths(root):
-        file = path.rpartition("/")[2]
-        duplicates += file in names
-        names.setdefault(file, path)
-        stems.setdefault(file.rpartition(".")[0], path)
-    if duplicates:
-        logger.warning("%s: %d pictures bear the name of an earlier one and are not used", root, duplicates)
-    return FolderIndex(names=names, stems=stems, duplicates=duplicates)
+    index = FolderIndex(picture_paths(root))
+    if index.duplicates:
+        logger.warning(
+            "%s: %d pictures bear the name of an earlier one and are not used", root, index.duplicates
+        )
+    return index
+
+
+@lru_cache(maxsize=1)
+def _index_once(root: Path) -> FolderIndex:
+    return index_folder(root)
 
 
 def picture_paths(root: Path) -> Iterator[str]:

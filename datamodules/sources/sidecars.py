@@ -1,7 +1,9 @@
 """Pictures with texts beside them: `a.png` with `a.txt`, or with `a.json` of questions or a conversation."""
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,7 +49,10 @@ class SidecarFolder:
         if not paths:
             raise DataError(f"{self.root} holds no pictures")
         pieces = [paths[at : at + _PART_PICTURES] for at in range(0, len(paths), _PART_PICTURES)]
-        return [Part(name=piece[0], payload=tuple(piece), rows=len(piece)) for piece in pieces]
+        return [
+            Part(name=piece[0], payload=(self._fingerprint(piece), *piece), rows=len(piece))
+            for piece in pieces
+        ]
 
     def input_bytes(self) -> int:
         """Return the size of all pictures."""
@@ -59,11 +64,22 @@ class SidecarFolder:
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the pictures of a part."""
-        for path in part.payload:
+        for path in part.payload[1:]:
             try:
                 yield self._sample(str(path))
             except SampleError as error:
                 yield error
+
+    def _fingerprint(self, paths: Sequence[str]) -> str:
+        """Describe pictures and the texts beside them: an interrupted packing goes on only where none has changed."""
+        digest = hashlib.sha256()
+        for path in paths:
+            for ending in ("", ".json", ".txt"):
+                file = self.root / path
+                with contextlib.suppress(OSError):
+                    status = (file.with_suffix(ending) if ending else file).stat()
+                    digest.update(f"{path}{ending} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def _sample(self, name: str) -> SourceSample:
         path = self.root / name
