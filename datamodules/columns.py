@@ -12,12 +12,12 @@ class Schema:
 
     Attributes:
         kind: The kind of `prepare` that reads it.
-        title: What errors call it.
+        unknown: What errors say of other columns.
         fields: What is read -> the names that its column may have, the first that is there counts.
     """
 
     kind: str
-    title: str
+    unknown: str
     fields: Mapping[str, tuple[str, ...]]
 
     def resolve(
@@ -45,7 +45,7 @@ class Schema:
         expected = ", ".join(" or ".join(names) for names in self.fields.values())
         found = nearest(self.fields[field][0], columns).replace("known:", "found:")
         return (
-            f"{where}: no column {' or '.join(self.fields[field])}; this is no known {self.title} schema ({found}). "
+            f"{where}: no column {' or '.join(self.fields[field])}; {self.unknown} ({found}). "
             f"Expected: {expected}. {_nearest(columns, self)}"
         )
 
@@ -58,7 +58,7 @@ class Schema:
 
 BIGDOCS = Schema(
     kind="bigdocs",
-    title="BigDocs",
+    unknown="this is no known BigDocs schema",
     # The configs of one release differ, and other sets of the same authors have the second names.
     fields={
         "id": ("sample_id", "identifier"),
@@ -68,10 +68,14 @@ BIGDOCS = Schema(
     },
 )
 # A file of text-only rows may lack the column `image`.
-LLAVA = Schema(kind="llava", title="LLaVA", fields={"id": ("id",), "conversations": ("conversations",)})
+LLAVA = Schema(
+    kind="llava",
+    unknown="this is no known LLaVA schema",
+    fields={"id": ("id",), "conversations": ("conversations",)},
+)
 VCR = Schema(
     kind="vcr",
-    title="VCR-wiki",
+    unknown="this is no known VCR-wiki schema",
     fields={"id": ("question_id",), "images": ("stacked_image",), "answers": ("crossed_text",)},
 )
 SCHEMAS = (BIGDOCS, LLAVA, VCR)

@@ -7,6 +7,7 @@ another one; all else that is held is where each line begins in its file.
 import os
 import posixpath
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,7 +130,9 @@ def _decoded_ahead(
     The archive is one part, so other processes cannot help; Pillow's decoders let other threads run.
     """
     ahead: deque[tuple[str, Future[tuple[bytes, str] | SampleError]]] = deque()
-    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="pages") as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_DECODERS, thread_name_prefix="pages") as pool:
+        # `load_image` silences Pillow for a while, which threads undo for one another.
+        warnings.simplefilter("ignore")
         for name, data in files:
             ahead.append((name, pool.submit(_checked, data, name)))
             if len(ahead) > 2 * _DECODERS:
