@@ -36,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     config = options.config or _named_config(options.input)
     if config in FROM_TABLES and not options.allow_benchmark_splits:
-        _refuse(config, canonical_split(options.split or DEFAULT_SPLIT), f"--split {options.split}")
+        _refuse(config, options.split or DEFAULT_SPLIT)
     files = parquet_files(options, config=config)
-    _check_files(files, config, allowed=options.allow_benchmark_splits)
+    _check_config(files, config)
     raw = BigDocs(
         files=files,
         pictures=_pictures(config, options.image_root, options.tables),
@@ -57,21 +57,20 @@ def _named_config(place: str) -> str:
     return named[-1]
 
 
-def _check_files(files: Sequence[StoredFile], config: str, *, allowed: bool) -> None:
-    """Refuse files that are another config's, or of the splits that models are compared on."""
+def _check_config(files: Sequence[StoredFile], config: str) -> None:
+    """Refuse files that are another config's."""
     for file in files:
         named = [part for part in PurePosixPath(file.path).parts if part in CONFIGS]
         if named and config not in named:
             raise ConfigError(f"{file.path} is of config {named[-1]}, not {config}")
-        if config in FROM_TABLES and not allowed:
-            _refuse(config, file.split, file.path)
 
 
-def _refuse(config: str, split: str | None, what: str) -> None:
-    if split in ("val", "test"):
+def _refuse(config: str, split: str) -> None:
+    # CONTRACT: `choose_files` gives no file whose name says another split.
+    if (meant := canonical_split(split)) in ("val", "test"):
         raise ConfigError(
-            f"{what}: the {split} split of {config} is a benchmark of the paper, training on it would void the score; "
-            "take --split train, or say --allow-benchmark-splits"
+            f"--split {split}: the {meant} split of {config} is a benchmark of the paper, training on it would void "
+            "the score; take --split train, or say --allow-benchmark-splits"
         )
 
 

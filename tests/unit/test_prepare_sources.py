@@ -235,7 +235,7 @@ def documents(tmp_path) -> Path:
     for number in range(3):
         write_file(tmp_path / f"pages/imgs/{number}.png", png(number + 2))
     with tarfile.open(tmp_path / "imgs.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "pages/imgs", "./imgs")
+        tar.add(tmp_path / "pages/imgs", "imgs")  # lines say ./imgs
     whole = (tmp_path / "imgs.tar.gz").read_bytes()
     (tmp_path / "partial-imgs.00").write_bytes(whole[:100])
     (tmp_path / "partial-imgs.01").write_bytes(whole[100:])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -187,6 +188,17 @@ def test_bad_pictures_of_a_folder_are_counted_by_reason(tmp_path):
     }
 
 
+@pytest.mark.parametrize("changed", ["a.png", "a.txt", "b.json"])
+def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
+    """What lets an interrupted packing begin anew: the payload of a part is compared."""
+    beside(tmp_path, "a.png", text="x")
+    beside(tmp_path, "b.png", {"question": "q", "answer": "a"})
+    before = folder(tmp_path).parts()
+    assert folder(tmp_path).parts() == before
+    os.utime(tmp_path / changed, ns=(1, 1))
+    assert folder(tmp_path).parts() != before
+
+
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no pictures"):
@@ -282,6 +294,7 @@ def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch,
         ("", "byte 0: it holds no JSON list, found the end of the file"),
         ('[{"id": 1}, {"id": ', "the element at byte 12 is not JSON"),
         ('[{"id": 1}', "byte 10: expected a comma or the end of the list, found the end of the file"),
+        ("[1, 25", "byte 6: expected a comma or the end of the list, found the end of the file"),
         ('[{"id": 1} {"id": 2}]', "byte 11: expected a comma or the end of the list, found '{'"),
         ('[{"id": 1}, oops]', "the element at byte 12 is not JSON"),
     ],

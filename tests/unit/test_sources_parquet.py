@@ -233,6 +233,7 @@ def test_llava_rows(tmp_path):
     assert not bad
     assert [len(sample.images) for sample in samples] == [1, 1, 0, 0]
     assert [part["type"] for part in samples[0].record["messages"][0]["content"]] == ["image", "text"]
+    assert texts(samples[0]) == ["What is it?", "A bench."]
     assert [turn["role"] for turn in samples[1].record["messages"]] == ["system", "user", "assistant"]
     assert samples[1].record["messages"][1]["content"] == [
         {"type": "text", "text": "Tell."}, {"type": "image", "index": 0},
