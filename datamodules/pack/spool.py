@@ -218,10 +218,11 @@ def read_record(
         length: Bytes of its record.
 
     Returns:
-        Its JSON, the bytes of its pictures, and what is known of each: ``extension`` and ``sha256``.
+        Its JSON, the bytes of its pictures, and what is known of each: ``extension``, ``path``, ``w``, ``h`` and
+        ``sha256``.
 
     Raises:
-        DataError: The spool file is damaged, or a picture that stayed outside is not what it was.
+        DataError: The spool file is damaged, or a picture that stayed outside is not there any more.
     """
     stream.seek(offset)
     content = stream.read(length)
@@ -238,7 +239,7 @@ def read_record(
             pictures.append(content[start : start + image["bytes"]])
             start += image["bytes"]
         else:
-            pictures.append(_unchanged(Path(image["path"]), image["sha256"]))
+            pictures.append(_read_again(Path(image["path"])))
     return head["record"], pictures, head["images"]
 
 
@@ -248,25 +249,20 @@ def _head(item: SourceSample, data: Sequence[bytes], sample: ShardSample) -> byt
             "extension": ending,
             "bytes": len(held),
             "path": None if isinstance(image, bytes) else str(image.absolute()),
-            "sha256": described["sha256"],
+            **{name: described[name] for name in ("w", "h", "sha256")},
         }
         for (image, ending), held, described in zip(item.images, data, sample.record["images"], strict=True)
     ]
     return json.dumps({"record": item.record, "images": images}, ensure_ascii=False).encode()
 
 
-def _unchanged(path: Path, sha256: str) -> bytes:
+def _read_again(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path} was there when its row was read, but not now ({error.strerror}); put it back"
         ) from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(
-            f"{path} has changed since its row was read; remove the folder .prepare of the output and start again"
-        )
-    return data
 
 
 def _id_hash(record: Mapping[str, Any]) -> int:

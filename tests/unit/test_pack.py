@@ -89,6 +89,7 @@ def packed(jsonl: JsonlData, out: Path, **options: Any) -> Manifest:
     return pack(jsonl, PackOptions(out=out, name="set", samples_per_shard=16, **options))
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_no_byte(jsonl, tmp_path):
     manifest = packed(jsonl, tmp_path / "one", workers=1)
     packed(jsonl, tmp_path / "two", workers=2)
@@ -250,6 +251,7 @@ def test_settings_that_cannot_be(tmp_path, options, message):
         PackOptions(out=tmp_path / "set", **options)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_million_samples_takes_little_memory(tmp_path):
     count, parts = 250_000, 4
     random = np.random.default_rng(0)
