@@ -8,7 +8,7 @@ stays outside.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,7 @@ class SpoolJob:
         spooled = _Spooled()
         try:
             with _SpoolFile(files.samples) as out:
-                for row, item in enumerate(islice(self.raw.read(part), cap)):
+                for row, item in enumerate(islice(self._read(part), cap)):
                     report.read += 1
                     try:
                         if isinstance(item, SampleError):
@@ -124,6 +124,15 @@ class SpoolJob:
         except OSError as error:
             raise space_error(self.folder, error) from error
         return report
+
+    def _read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Read a part; what its files say is not to be taken for what the disk of the shards says."""
+        try:
+            yield from self.raw.read(part)
+        except OSError as error:
+            raise DataError(
+                f"{part.name} cannot be read ({error}); check the file and start again"
+            ) from error
 
     def _add(
         self,
@@ -188,10 +197,10 @@ class _SpoolFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        self._stream.close()
+        with self._stream:
+            if kind is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
         if kind is None:
             self._partial.replace(self._path)
         else:

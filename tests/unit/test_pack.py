@@ -220,6 +220,35 @@ def test_too_small_a_disk_is_said_before_anything_is_written(jsonl, tmp_path, mo
     assert (tmp_path / "set/.prepare/spool/000000.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("call", [2, 8])
+def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_path, monkeypatch, call):
+    raw = Rows(content=((("a", None), ("b", None)), (("c", None),)))
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="no space left; free space"):
+        pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1))
+    assert not list((tmp_path / "set").glob("*.tar"))
+    monkeypatch.undo()
+    assert pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1)).num_samples == 3
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path):
+    @dataclass(frozen=True)
+    class Unreadable(Rows):
+        def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+            yield from super().read(part)
+            raise FileNotFoundError(2, "No such file", "rows.parquet")
+
+    with pytest.raises(DataError, match=r"part 0 cannot be read .*rows\.parquet"):
+        pack(Unreadable(content=((("a", None),),)), PackOptions(out=tmp_path / "set"))
+
+
 def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
     pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="old"))
     with pytest.raises(DataError, match="already holds a finished set"):
