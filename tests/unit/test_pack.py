@@ -257,6 +257,21 @@ def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
     assert not list((tmp_path / "set").glob("old*"))
 
 
+def test_a_set_that_was_about_to_be_replaced_is_not_taken_for_the_new_one(jsonl, tmp_path, monkeypatch):
+    pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="set"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Whatever of the old set is still there, the next run must make the new one.
+    for place in ("datamodules.pack.engine._clear", "datamodules.pack.engine.Engine._pack"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                packed(jsonl, tmp_path / "set", overwrite=True)
+    assert packed(jsonl, tmp_path / "set", overwrite=True).num_samples == 59
+
+
 def test_the_input_is_never_replaced(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "set-00000.tar").write_bytes(b"input")
