@@ -59,6 +59,7 @@ def shard_sample(
     source: str,
     license: str,
     where: str = "",
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ShardSample:
     """Check a sample and complete its JSON: names, upright sizes and checksums of its pictures, and the defaults.
 
@@ -70,6 +71,7 @@ def shard_sample(
         source: ``source`` where the record has none.
         license: ``license`` where the record has none.
         where: How errors name the sample; by default its key.
+        sizes: Upright (width, height) of each picture, where they were read before.
 
     Raises:
         SampleError: It breaks the normal form.
@@ -80,7 +82,13 @@ def shard_sample(
     check_record(record, num_images=len(images), where=where)
     files = [f"{index}.{_extension(extension, where)}" for index, extension in enumerate(extensions)]
     defaults = {"id": key, "source": source, "task": "vqa", "license": license}
-    described = [_describe(image, file, where) for image, file in zip(images, files, strict=True)]
+    if sizes is None:
+        named = zip(images, files, strict=True)
+        sizes = [upright_size(image, name=f"{where}: image {file}") for image, file in named]
+    described = [
+        {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
+        for file, (width, height), image in zip(files, sizes, images, strict=True)
+    ]
     full = {**defaults, **record, "images": described}
     try:
         text = json.dumps(full, ensure_ascii=False, sort_keys=True).encode()
@@ -196,9 +204,3 @@ def _extension(extension: str, where: str) -> str:
             f"{where}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}", "image_format"
         )
     return lower
-
-
-def _describe(image: bytes, file: str, where: str) -> dict[str, Any]:
-    """Name, upright size and checksum of an image."""
-    width, height = upright_size(image, name=f"{where}: image {file}")
-    return {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}

@@ -72,19 +72,13 @@ class Engine:
                     f"{out} already holds a finished set; choose another folder or allow overwriting"
                 )
         for path in input_files(self.raw, self.parts):
-            if path.suffix == ".tar" and path.parent == out.absolute():
+            if path.suffix == ".tar" and path.parent.resolve() == out.resolve():
                 raise ConfigError(
                     f"{out} holds the input {path.name}, which a set of shards could replace; choose another folder"
                 )
         self._check_disk(ours)
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.work.open(identity)
-            if not ours:
-                _clear(out, options.set_name)
-        except OSError as error:
-            raise space_error(out, error) from error
-        try:
+            self._begin(identity)
             manifest = self._pack()
         except (SampleError, NothingUsable):
             # The data has to change, and then nothing of this can be used.
@@ -94,6 +88,20 @@ class Engine:
             self.work.close()
         self.work.remove()
         return manifest
+
+    def _begin(self, identity: dict[str, Any]) -> None:
+        """Make the folders ready, and free of other sets."""
+        out = self.options.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self.work.lock()
+            if not self.work.belongs_to(identity):
+                # In this order: where the work is ours, no other set is left in the folder.
+                self.work.clear()
+                _clear(out, self.options.set_name)
+                self.work.begin(identity)
+        except OSError as error:
+            raise space_error(out, error) from error
 
     def _pack(self) -> Manifest:
         known = read_known(self.options.overlap_with, self.work.path) if self.options.overlap_with else None

@@ -18,7 +18,7 @@ from ..shard_file import OpenShard, ShardSample, shard_sample
 from ..writer import space_error
 from .plan import Plan
 from .spool import SpoolFiles, read_record
-from .work_folder import write_whole
+from .work_folder import WORK_FOLDER, write_whole
 
 _OPEN_FILES = 128
 
@@ -102,10 +102,14 @@ class ShardJob:
             key=key,
             source=self.source,
             license=self.license,
+            sizes=[(image["w"], image["h"]) for image in known],
         )
         for image, described in zip(known, sample.record["images"], strict=True):
             if image["sha256"] != described["sha256"]:
-                raise DataError(f"{stream.name} is damaged: sample {key}; remove its folder and start again")
+                raise DataError(
+                    f"{image['path'] or stream.name} has changed since its row was read; remove the folder "
+                    f"{WORK_FOLDER} of {self.out} and start again"
+                )
         return sample
 
     def _spool_file(self, part: int) -> BinaryIO:

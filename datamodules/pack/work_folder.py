@@ -55,8 +55,8 @@ class WorkFolder:
             return False
         return bool(found == json.loads(json.dumps(identity)))
 
-    def open(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder ready and lock it; throw away what it holds of another set.
+    def lock(self) -> None:
+        """Keep other runs out of the folder.
 
         Raises:
             DataError: Another run is at work in it.
@@ -64,19 +64,25 @@ class WorkFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = take(self.path / "run.lock")
         wait_for_workers(self.workers_lock)
-        if not self.belongs_to(identity):
-            if self.spool.exists():
-                logger.warning(
-                    "%s holds work on another set (other data or settings); it is thrown away", self.path
-                )
-            shutil.rmtree(self.spool, ignore_errors=True)
-            shutil.rmtree(self.packed, ignore_errors=True)
-            for path in self.path.iterdir():
-                if path.suffix in (".npy", ".json", ".tmp"):
-                    path.unlink()
-            write_whole(self.path / _IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
+
+    def clear(self) -> None:
+        """Throw away the work on another set."""
+        if self.spool.exists():
+            logger.warning(
+                "%s holds work on another set (other data or settings); it is thrown away", self.path
+            )
+        (self.path / _IDENTITY).unlink(missing_ok=True)
+        shutil.rmtree(self.spool, ignore_errors=True)
+        shutil.rmtree(self.packed, ignore_errors=True)
+        for path in self.path.iterdir():
+            if path.suffix in (".npy", ".json", ".tmp"):
+                path.unlink()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder ready for a set."""
         self.spool.mkdir(exist_ok=True)
         self.packed.mkdir(exist_ok=True)
+        write_whole(self.path / _IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
 
     def close(self) -> None:
         """Unlock the folder and leave it for the next run."""

@@ -11,7 +11,10 @@ from alignvlm_pl.errors import ConfigError, nearest
 
 _KINDS = {
     "jsonl": ("datamodules.prepare.jsonl", "DocDownstream-style jsonl and images -> shards and manifest"),
-    "index": ("datamodules.prepare.index", "manifest for shards made elsewhere (img2dataset, pixparse)"),
+    "index": (
+        "datamodules.prepare.index",
+        "manifest and sample indexes for shards made elsewhere (img2dataset)",
+    ),
     "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),

@@ -89,6 +89,7 @@ def packed(jsonl: JsonlData, out: Path, **options: Any) -> Manifest:
     return pack(jsonl, PackOptions(out=out, name="set", samples_per_shard=16, **options))
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_no_byte(jsonl, tmp_path):
     manifest = packed(jsonl, tmp_path / "one", workers=1)
     packed(jsonl, tmp_path / "two", workers=2)
@@ -219,12 +220,56 @@ def test_too_small_a_disk_is_said_before_anything_is_written(jsonl, tmp_path, mo
     assert (tmp_path / "set/.prepare/spool/000000.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("call", [2, 8])
+def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_path, monkeypatch, call):
+    raw = Rows(content=((("a", None), ("b", None)), (("c", None),)))
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="no space left; free space"):
+        pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1))
+    assert not list((tmp_path / "set").glob("*.tar"))
+    monkeypatch.undo()
+    assert pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1)).num_samples == 3
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path):
+    @dataclass(frozen=True)
+    class Unreadable(Rows):
+        def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+            yield from super().read(part)
+            raise FileNotFoundError(2, "No such file", "rows.parquet")
+
+    with pytest.raises(DataError, match=r"part 0 cannot be read .*rows\.parquet"):
+        pack(Unreadable(content=((("a", None),),)), PackOptions(out=tmp_path / "set"))
+
+
 def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
     pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="old"))
     with pytest.raises(DataError, match="already holds a finished set"):
         packed(jsonl, tmp_path / "set")
     packed(jsonl, tmp_path / "set", overwrite=True)
     assert not list((tmp_path / "set").glob("old*"))
+
+
+def test_a_set_that_was_about_to_be_replaced_is_not_taken_for_the_new_one(jsonl, tmp_path, monkeypatch):
+    pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="set"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Whatever of the old set is still there, the next run must make the new one.
+    for place in ("datamodules.pack.engine._clear", "datamodules.pack.engine.Engine._pack"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                packed(jsonl, tmp_path / "set", overwrite=True)
+    assert packed(jsonl, tmp_path / "set", overwrite=True).num_samples == 59
 
 
 def test_the_input_is_never_replaced(tmp_path):
@@ -250,6 +295,7 @@ def test_settings_that_cannot_be(tmp_path, options, message):
         PackOptions(out=tmp_path / "set", **options)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_million_samples_takes_little_memory(tmp_path):
     count, parts = 250_000, 4
     random = np.random.default_rng(0)

@@ -39,7 +39,7 @@ if __name__ == "__main__":
 def raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
     for number in range(40):
-        Image.effect_noise((400, 300), 80).save(folder / f"{number}.png")
+        Image.effect_noise((200, 150), 80).save(folder / f"{number}.png")
     with (folder / "train.jsonl").open("w") as stream:
         for number in range(600):
             turns = [
@@ -136,7 +136,7 @@ def test_killed_while_writing_shards(raw, whole, tmp_path, workers):
     resume_and_watch(raw, out, "*.tar", whole)
 
 
-def unfinished(raw: Path, out: Path) -> None:
+def unfinished(raw: Path, out: Path, **changes: object) -> None:
     """Leave all but the manifest, as a run that was killed at its very end."""
 
     def stop(self: WorkFolder) -> None:
@@ -145,7 +145,7 @@ def unfinished(raw: Path, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkFolder, "remove", stop)
         with pytest.raises(KeyboardInterrupt):
-            pack(data(raw), options(out))
+            pack(data(raw), options(out, **changes))
 
 
 def test_a_run_that_was_killed_while_it_cleaned_up_is_finished(raw, whole, tmp_path):
@@ -178,13 +178,13 @@ def test_a_shard_that_is_not_as_its_record_says_is_written_again(raw, whole, tmp
 @pytest.mark.parametrize("change", ["seed", "input"])
 def test_the_work_on_another_set_is_thrown_away_with_a_word(raw, tmp_path, caplog, change):
     out = tmp_path / "set"
-    unfinished(raw, out)
+    unfinished(raw, out, limit=30)
     (out / "manifest.json").unlink()
     if change == "seed":
-        pack(data(raw), options(out, seed=9))
+        pack(data(raw), options(out, limit=30, seed=9))
     else:
         os.utime(raw / "train.jsonl", ns=(1, 1))
-        pack(data(raw), options(out))
+        pack(data(raw), options(out, limit=30))
     assert "holds work on another set" in caplog.text
 
 
