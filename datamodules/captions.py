@@ -3,7 +3,7 @@
 from typing import Any
 
 from .base import WebDataModule
-from .normal_form import Adapter, CaptionReader
+from .normal_form import CAPTION_PROMPT, Adapter, CaptionReader
 
 
 class CC12MDataModule(WebDataModule):
@@ -22,7 +22,7 @@ class CC12MDataModule(WebDataModule):
 
     def __init__(
         self,
-        prompt: str = "Describe the image briefly.",
+        prompt: str = CAPTION_PROMPT,
         shuffle_buffer: int = 2048,
         max_skipped_share: float = 0.05,
         **options: Any,

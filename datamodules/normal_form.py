@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignvlm_pl.errors import DataError, nearest
+from alignvlm_pl.errors import DataError
 
+from .columns import BIGDOCS
 from .sample import Message, SampleError
 
 IMAGE_PLACEHOLDER = "<|image|>"
+CAPTION_PROMPT = "Describe the image briefly."
+"""Asked about pictures with a caption, unless another prompt is set; the paper states none."""
 RawSample = Mapping[str, Any]
 # What an adapter gives: the record in normal form, the encoded images, and their file names for messages.
 NormalSample = tuple[dict[str, Any], list[bytes], list[str]]
@@ -25,12 +28,6 @@ MAX_JSON_BYTES = 16 << 20
 
 _NUMBERED = re.compile(r"([0-9]{1,9})\.(png|jpg|jpeg|webp)")
 _SINGLE = ("jpg", "jpeg", "png", "webp")
-# BigDocs names its columns differently from config to config; see docs/data.md.
-_BIGDOCS_ALIASES = {
-    "id": ("sample_id", "identifier"),
-    "queries": ("query", "queries"),
-    "answers": ("annotations", "annotation"),
-}
 
 
 def describe(raw: RawSample) -> str:
@@ -124,18 +121,14 @@ def read_bigdocs(raw: RawSample) -> NormalSample:
     if "messages" in record:
         return _with_images(record, raw)
     where = describe(raw)
-    columns = {field: _alias(record, field, where) for field in _BIGDOCS_ALIASES}
-    queries, answers = (_as_list(columns[field]) for field in ("queries", "answers"))
-    if not queries or len(queries) != len(answers) or not all(isinstance(x, str) for x in queries + answers):
-        raise SampleError(
-            f"{where}: {len(queries)} queries but {len(answers)} annotations (as text)", "query_count"
-        )
+    columns = BIGDOCS.resolve(record, where=where, fields=("id", "queries", "answers"))
+    asked = pairs(record[columns["queries"]], record[columns["answers"]], where=where)
     files = _image_members(raw)
     normal = {
-        "id": str(columns["id"]),
+        "id": str(record[columns["id"]]),
         "source": str(record.get("dataset_name") or record.get("source") or "bigdocs"),
         "task": str(record.get("task_name") or record.get("task") or "document"),
-        "messages": conversation(list(zip(queries, answers, strict=True)), num_images=len(files)),
+        "messages": conversation(asked, num_images=len(files)),
     }
     return normal, [raw[file] for file in files], files
 
@@ -186,6 +179,22 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
     return {name: value for name, value in normal.items() if value is not None}
 
 
+def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
+    """Pair the queries of a BigDocs row with its answers; each is a text or a list of texts.
+
+    Raises:
+        SampleError: There are not as many of one as of the other (``query_count``), or one is no text (``bad_row``).
+    """
+    asked, answered = _as_list(queries), _as_list(answers)
+    if not asked or len(asked) != len(answered):
+        raise SampleError(f"{where}: {len(asked)} queries but {len(answered)} annotations", "query_count")
+    if wrong := [text for text in asked + answered if not isinstance(text, str)]:
+        raise SampleError(
+            f"{where}: queries and annotations must be texts, found {wrong[0]!r:.120}", "bad_row"
+        )
+    return list(zip(asked, answered, strict=True))
+
+
 def conversation(pairs: list[tuple[str, str]], *, num_images: int) -> list[Message]:
     """Build the turns of question and answer pairs; all images stand before the first question."""
     turns: list[Message] = []
@@ -226,16 +235,9 @@ def _image_members(raw: RawSample) -> list[str]:
     return [name for _, name in numbered] or [name for name in _SINGLE if name in raw][:1]
 
 
-def _alias(record: Mapping[str, Any], field: str, where: str) -> Any:
-    for name in _BIGDOCS_ALIASES[field]:
-        if name in record:
-            return record[name]
-    wanted = " or ".join(_BIGDOCS_ALIASES[field])
-    hint = nearest(_BIGDOCS_ALIASES[field][0], record)
-    raise DataError(f"{where}: no column {wanted}; this is no known BigDocs schema ({hint})")
-
-
 def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
     return value if isinstance(value, list) else [value]
 
 

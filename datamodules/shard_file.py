@@ -16,8 +16,6 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from alignvlm_pl.errors import DataError
-
 from .manifest import Shard
 from .sample import SampleError, check_record
 from .sample_index import IndexRow, SampleIndex, index_path, index_row, write_index
@@ -45,6 +43,12 @@ class ShardSample:
         """Bytes of its files, without headers and padding."""
         return sum(len(data) for _, data in self.members)
 
+    @property
+    def stored_size(self) -> int:
+        """Bytes that it takes in a shard."""
+        block = tarfile.BLOCKSIZE
+        return sum(block + -(-len(data) // block) * block for _, data in self.members)
+
 
 def shard_sample(
     record: Mapping[str, Any],
@@ -54,20 +58,43 @@ def shard_sample(
     key: str,
     source: str,
     license: str,
+    where: str = "",
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ShardSample:
     """Check a sample and complete its JSON: names, upright sizes and checksums of its pictures, and the defaults.
 
+    Args:
+        record: Its JSON in normal form.
+        images: Encoded image files.
+        extensions: File name extension of each image.
+        key: Its name in the shard.
+        source: ``source`` where the record has none.
+        license: ``license`` where the record has none.
+        where: How errors name the sample; by default its key.
+        sizes: Upright (width, height) of each picture, where they were read before.
+
     Raises:
-        DataError: It breaks the normal form.
+        SampleError: It breaks the normal form.
     """
+    where = where or f"sample {key}"
     if len(images) != len(extensions):
-        raise DataError(f"sample {key}: {len(images)} images but {len(extensions)} extensions")
-    check_record(record, num_images=len(images), where=f"sample {key}")
-    files = [f"{index}.{_extension(extension, key)}" for index, extension in enumerate(extensions)]
+        raise SampleError(f"{where}: {len(images)} images but {len(extensions)} extensions")
+    check_record(record, num_images=len(images), where=where)
+    files = [f"{index}.{_extension(extension, where)}" for index, extension in enumerate(extensions)]
     defaults = {"id": key, "source": source, "task": "vqa", "license": license}
-    described = [_describe(image, file, key) for image, file in zip(images, files, strict=True)]
+    if sizes is None:
+        named = zip(images, files, strict=True)
+        sizes = [upright_size(image, name=f"{where}: image {file}") for image, file in named]
+    described = [
+        {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
+        for file, (width, height), image in zip(files, sizes, images, strict=True)
+    ]
     full = {**defaults, **record, "images": described}
-    members = [(f"{key}.json", json.dumps(full, ensure_ascii=False, sort_keys=True).encode())]
+    try:
+        text = json.dumps(full, ensure_ascii=False, sort_keys=True).encode()
+    except (TypeError, ValueError) as error:  # a value that JSON does not know, half of a surrogate pair
+        raise SampleError(f"{where}: its record cannot be stored as JSON ({error})", "bad_json") from error
+    members = [(f"{key}.json", text)]
     members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]
     return ShardSample(key=key, record=full, members=members)
 
@@ -170,16 +197,10 @@ def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _extension(extension: str, key: str) -> str:
+def _extension(extension: str, where: str) -> str:
     lower = extension.lower().lstrip(".")
     if lower not in EXTENSIONS:
-        raise DataError(
-            f"sample {key}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}"
+        raise SampleError(
+            f"{where}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}", "image_format"
         )
     return lower
-
-
-def _describe(image: bytes, file: str, key: str) -> dict[str, Any]:
-    """Name, upright size and checksum of an image."""
-    width, height = upright_size(image, name=f"sample {key}: image {file}")
-    return {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}

@@ -5,7 +5,7 @@ CONTRACT: datamodules/pack reads raw data through these two only; a new source i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..sample import SampleError
 from ..sources.source import SourceSample
@@ -28,6 +28,9 @@ class Part:
 
 class RawData(Protocol):
     """Raw data of one source. Objects are pickled into the processes that read the parts.
+
+    CONTRACT: it is a dataclass, whose fields name all settings and all input files: an interrupted run is continued
+    where its `repr` and the sizes and times of those files are the same (datamodules/pack/work_folder.py).
 
     Attributes:
         name: What the data is called, in reports; also the default name of the set where nothing else is given.
@@ -65,5 +68,14 @@ class RawData(Protocol):
         ...
 
     def input_bytes(self) -> int:
-        """Estimate the bytes of all samples, for the check of the disk: no more than the shards will take is wrong."""
+        """Estimate the bytes of all samples with their pictures, for the check of the disk."""
+        ...
+
+
+@runtime_checkable
+class PartlySpooled(Protocol):
+    """What raw data may have besides, where it gives pictures as paths."""
+
+    def spool_bytes(self) -> int:
+        """Estimate the part of `input_bytes` that lies on the disk twice while packing: all but those pictures."""
         ...

@@ -11,12 +11,24 @@ from alignvlm_pl.errors import ConfigError, nearest
 
 _KINDS = {
     "jsonl": ("datamodules.prepare.jsonl", "DocDownstream-style jsonl and images -> shards and manifest"),
-    "index": ("datamodules.prepare.index", "manifest for shards made elsewhere (img2dataset, pixparse)"),
+    "index": (
+        "datamodules.prepare.index",
+        "manifest and sample indexes for shards made elsewhere (img2dataset)",
+    ),
     "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
     "wtq": ("datamodules.prepare.wtq", "tables of WikiTableQuestions -> pages, questions"),
     "tabfact": ("datamodules.prepare.tabfact", "tables of TabFact -> pages, statements"),
+    "cc12m": ("datamodules.prepare.cc12m", "tars of pictures and captions (img2dataset) -> shuffled shards"),
+    "bigdocs": ("datamodules.prepare.bigdocs", "BigDocs-7.5M, parquet of any config -> shuffled shards"),
+    "docdownstream": (
+        "datamodules.prepare.docdownstream",
+        "DocDownstream-1.0, its archive -> shuffled shards",
+    ),
+    "llava": ("datamodules.prepare.llava", "LLaVA-558K or LLaVA-NeXT -> shuffled shards"),
+    "vcr": ("datamodules.prepare.vcr", "VCR-wiki, parquet -> shuffled shards"),
+    "folder": ("datamodules.prepare.folder", "pictures with .txt or .json beside them -> shuffled shards"),
     "embedded": ("datamodules.prepare.embedded", "the embedded default weights -> cache folder"),
 }
 
@@ -36,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write("usage: prepare <kind> [options], `prepare <kind> --help` for its options\n\n")
         for kind, (_, summary) in _KINDS.items():
-            sys.stdout.write(f"  {kind:10s} {summary}\n")
+            sys.stdout.write(f"  {kind:13s} {summary}\n")
         return 0
     kind, *rest = argv
     if kind not in _KINDS:

@@ -28,24 +28,35 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare tabfact", description=(__doc__ or "").split("\n")[0])
     add_options(parser)
     options = parser.parse_args(argv)
-    captions: dict[str, str] = {}
     if options.bigdocs:
-        # Its rows may be about the tables of any split.
-        for split in _SPLITS:
-            if _statements(options.folder, split).is_file():
-                list(read_statements(options.folder, split, captions))
-        names = (path.name for path in _csv_folder(options.folder).glob("*.csv"))
-        questions = read_bigdocs_rows(options.bigdocs, names)
+        tables = all_tables(options.folder)
+        questions = read_bigdocs_rows(options.bigdocs, table_names(options.folder))
     else:
+        captions: dict[str, str] = {}
         questions = list(read_statements(options.folder, options.split, captions))
+        tables = FactTable(folder=_csv_folder(options.folder), captions=captions)
     chosen = TableSet(
         name="tabfact",
         benchmark="tabfact" if options.split == "test" and not options.bigdocs else "",
         license="CC BY 4.0",
         questions=questions,
     )
-    write_tables(chosen, FactTable(folder=_csv_folder(options.folder), captions=captions), options)
+    write_tables(chosen, tables, options)
     return 0
+
+
+def table_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the release's tables."""
+    return (path.name for path in _csv_folder(folder).glob("*.csv"))
+
+
+def all_tables(folder: Path) -> "FactTable":
+    """Return the tables of all splits with their captions: rows of BigDocs may be about any of them."""
+    captions: dict[str, str] = {}
+    for split in _SPLITS:
+        if _statements(folder, split).is_file():
+            list(read_statements(folder, split, captions))
+    return FactTable(folder=_csv_folder(folder), captions=captions)
 
 
 def read_statements(
@@ -110,7 +121,7 @@ class FactTable(LoadTable):
     """
 
     folder: Path
-    captions: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __call__(self, name: str) -> Table:
         """Read a table, for example ``2-17406982-2.html.csv``."""

@@ -140,24 +140,20 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
     """
     if not path.is_file():
         raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
-    whole = {_plain(name): name for name in names}
-    counts = Counter(name.rpartition("/")[2] for name in whole)
-    last = {
-        name.rpartition("/")[2]: full for name, full in whole.items() if counts[name.rpartition("/")[2]] == 1
-    }
+    tables = TableNames.of(names)
     found: list[TableQuestion | SampleError] = []
     for number, text in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
             row = json.loads(text)
-            given = _plain(str(row["img_id"]))
+            given = plain_name(str(row["img_id"]))
             queries, answers = (_as_list(row[key]) for key in ("query", "annotations"))
         except (ValueError, KeyError, TypeError) as error:
             found.append(
                 SampleError(f"{where}: expected img_id, query and annotations ({error!r})", "bad_row")
             )
             continue
-        table = whole.get(given) or last.get(given.rpartition("/")[2])
+        table = tables.find(given)
         if table is None or len(queries) != len(answers):
             problem = (
                 "names no table of the release" if table is None else "has not as many answers as questions"
@@ -171,7 +167,38 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
     return found
 
 
-def _plain(name: str) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableNames:
+    """Names of a release's tables, found by what BigDocs' `img_id` holds.
+
+    Attributes:
+        whole: Name without endings -> name.
+        last: Last part of it -> name, where only one has that part.
+    """
+
+    whole: Mapping[str, str]
+    last: Mapping[str, str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "TableNames":
+        """Index names."""
+        whole = {plain_name(name): name for name in sorted(names)}
+        counts = Counter(name.rpartition("/")[2] for name in whole)
+        last = {
+            name.rpartition("/")[2]: full
+            for name, full in whole.items()
+            if counts[name.rpartition("/")[2]] == 1
+        }
+        return cls(whole=whole, last=last)
+
+    def find(self, name: str) -> str | None:
+        """Return the table of a name; None where there is none, or several could be meant."""
+        plain = plain_name(name)
+        return self.whole.get(plain) or self.last.get(plain.rpartition("/")[2])
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a table without endings and the folder that all are in."""
     for ending in (".html.csv", ".csv", ".html", ".png", ".jpg"):
         name = name.removesuffix(ending)
     return name.removeprefix("csv/")

@@ -35,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     if options.bigdocs:
-        names = (f"{path.parent.name}/{path.stem}" for path in (options.folder / "csv").glob("*/*.csv"))
-        questions = read_bigdocs_rows(options.bigdocs, names)
+        questions = read_bigdocs_rows(options.bigdocs, table_names(options.folder))
     else:
         questions = list(read_questions(options.folder, options.split))
     chosen = TableSet(
@@ -47,6 +46,16 @@ def main(argv: Sequence[str]) -> int:
     )
     write_tables(chosen, WikiTable(folder=options.folder, html=options.markup == "html"), options)
     return 0
+
+
+def table_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the release's tables."""
+    return (f"{path.parent.name}/{path.stem}" for path in (folder / "csv").glob("*/*.csv"))
+
+
+def all_tables(folder: Path) -> "WikiTable":
+    """Return the tables of all splits, drawn from the pages' own HTML where it is there."""
+    return WikiTable(folder=folder)
 
 
 def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleError]:

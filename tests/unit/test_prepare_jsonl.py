@@ -11,10 +11,12 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.decode import Decoder
 from datamodules.manifest import load_manifest
+from datamodules.pack.command import pack
+from datamodules.pack.options import PackOptions
 from datamodules.prepare import main
-from datamodules.prepare.jsonl import prepare_jsonl
 from datamodules.sample import message_text
 from datamodules.shards import read_range
+from datamodules.sources.jsonl import JsonlData
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
@@ -43,8 +45,11 @@ def write(root: Path, *lines: Any) -> Path:
     return path
 
 
-def prepare(root: Path, out: str, **options: Any) -> Any:
-    return prepare_jsonl(root / "train.jsonl", root, root / out, name="set", license="CC0-1.0", **options)
+def prepare(root: Path, out: str, *, start: int = 0, part_bytes: int = 700, **options: Any) -> Any:
+    raw = JsonlData(
+        path=root / "train.jsonl", image_root=root, source="set", start=start, part_bytes=part_bytes
+    )
+    return pack(raw, PackOptions(out=root / out, name="set", license="CC0-1.0", **options))
 
 
 def samples(folder: Path) -> list[Any]:
@@ -98,6 +103,7 @@ BAD = {
     "undecodable_image": line(1, image=["imgs/broken.png"]),
     "placeholder_count": line(1, image=["imgs/1.png", "imgs/2.png"]),
     "invalid_sample": line(1, messages=[{"role": "user", "content": 7}]),
+    "unsafe_path": line(1, image=["imgs/../../secret.png"]),
 }
 
 
@@ -108,9 +114,11 @@ def test_bad_records_are_counted_by_reason_in_manifest_and_report(root):
     assert manifest.num_samples == 2
     assert manifest.extra["skipped"] == dict.fromkeys(sorted(BAD), 1)
     report = json.loads((root / "out" / "report.json").read_text())
-    assert [(problem["line"], problem["reason"]) for problem in report["problems"]] == list(
-        enumerate(BAD, start=2)
-    )
+    assert (report["read"], report["written"], report["skipped"]) == (9, 2, manifest.extra["skipped"])
+    for number, (reason, problem) in enumerate(zip(BAD, report["problems"], strict=True), start=2):
+        assert problem["reason"] == reason
+        assert f"train.jsonl, line {number}:" in problem["message"]
+        assert manifest.extra["skipped_first"][reason] == [problem["message"]]
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -133,14 +141,17 @@ def test_a_file_without_any_usable_record_is_an_error(root):
     with pytest.raises(DataError, match=r"none of 1 records is usable \(missing_image: 1\).*imgs/none\.png"):
         prepare(root, "out")
     assert not (root / "out" / "manifest.json").exists()
-    with pytest.raises(DataError, match=r"no such jsonl file: .*absent\.jsonl"):
-        prepare_jsonl(root / "absent.jsonl", root, root / "out", name="set", license="none")
+    (root / "train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no such jsonl file: .*train\.jsonl"):
+        prepare(root, "out")
 
 
 def test_start_and_limit_split_a_file_without_overlap(root):
     write(root, *map(line, range(12)))
     prepare(root, "train", limit=9)
     prepare(root, "test", start=9)
+    prepare(root, "middle", start=3, limit=2)
+    assert {message_text(s.messages[0]) for s in samples(root / "middle")} == {"Question 3?", "Question 4?"}
     asked = {out: {message_text(s.messages[0]) for s in samples(root / out)} for out in ("train", "test")}
     assert asked["test"] == {f"Question {number}?" for number in (9, 10, 11)}
     assert len(asked["train"]) == 9
@@ -155,7 +166,29 @@ def test_command_line_writes_and_reports(root, capsys):
     assert load_manifest(root / "receipts").name == "receipts"
     out = capsys.readouterr().out
     assert "2 samples in 2 shards" in out
-    assert "left out: missing_image: 1" in out
+    assert "left out: 1 (missing_image)" in out
+    assert load_manifest(root / "receipts").sources == {"ChartQA": 1, "DocVQA": 1}
+
+
+@pytest.mark.parametrize("part_bytes", [1, 500, 10**6])
+def test_parts_hold_every_record_once_with_its_line(root, part_bytes):
+    path = write(root, line(0), "", *map(line, range(1, 7)), "", "")
+    raw = JsonlData(path=path, image_root=root, source="set", part_bytes=part_bytes)
+    found = [item.record["messages"][0]["content"][1]["text"] for p in raw.parts() for item in raw.read(p)]
+    assert found == [f"Question {number}?" for number in range(7)]
+    assert sum(part.rows for part in raw.parts()) == 7
+    path.write_text(path.read_text().replace("imgs/5.png", "imgs/none.png"))
+    bad = [item for p in raw.parts() for item in raw.read(p) if isinstance(item, DataError)]
+    assert [str(error).split(":")[0] for error in bad] == [f"{path}, line 7"]
+    pictures = sum((root / "imgs" / f"{number}.png").stat().st_size for number in range(7))
+    assert 0.5 * pictures < raw.input_bytes() - raw.spool_bytes() < 1.5 * pictures
+
+
+@pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])
+def test_a_path_out_of_the_image_folder_is_refused(root, name):
+    write(root, line(0), line(1, image=[name]))
+    (root.parent / "x.png").write_bytes((root / "imgs" / "1.png").read_bytes())
+    assert prepare(root, "out").extra["skipped"] == {"unsafe_path": 1}
 
 
 def test_foreign_shards_are_indexed(root, capsys):

@@ -10,7 +10,7 @@ from PIL import ImageFile
 
 from alignvlm_pl.cli import main
 from datamodules.manifest import load_manifest
-from datamodules.prepare.table_questions import TableQuestion
+from datamodules.prepare.table_questions import TableNames, TableQuestion
 from datamodules.prepare.tables import PAGE_HEIGHT_PX, PAGE_WIDTH_PX, Table, missing_cells, render, to_png
 from datamodules.prepare.wtq import WikiTable, read_questions, unescape
 from datamodules.sample import SampleError
@@ -39,6 +39,13 @@ def grid(rows: int, columns: int) -> list[list[str]]:
     rng = random.Random(rows * columns)
     header = [f"col{number}" for number in range(columns)]
     return [header, *([f"{rng.randrange(10**6)}" for _ in range(columns)] for _ in range(rows))]
+
+
+def test_a_name_that_two_tables_end_with_is_not_guessed():
+    names = TableNames.of(["203-csv/7", "204-csv/7", "204-csv/8"])
+    assert names.find("csv/203-csv/7.csv") == "203-csv/7"
+    assert names.find("8.html") == "204-csv/8"
+    assert names.find("7") is None
 
 
 @needs_renderer

@@ -1,0 +1,63 @@
+"""Locks on files, so that two runs never write to one folder, nor what is left of a killed one.
+
+Where the file system knows no locks, nothing is locked.
+"""
+
+import errno
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from alignvlm_pl.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PATIENCE_S = 30.0
+_held: list[BinaryIO] = []
+"""Files whose locks last as long as this process."""
+
+
+def hold_shared(path: Path) -> None:
+    """Lock a file as one of several, until this process ends."""
+    stream = path.open("ab")
+    _held.append(stream)
+    if fcntl is not None:
+        _try(stream, fcntl.LOCK_SH)
+
+
+def take(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
+    """Lock a file alone; closing what is returned unlocks it.
+
+    Args:
+        path: The file, made where there is none.
+        patience_s: How long to wait for others, in seconds.
+
+    Raises:
+        DataError: Another process has locked it.
+    """
+    stream = path.open("ab")
+    if fcntl is None:
+        return stream
+    end = time.monotonic() + patience_s
+    while not _try(stream, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if time.monotonic() > end:
+            stream.close()
+            raise DataError(f"another run is packing into {path.parent.parent}; wait for it or end it first")
+        time.sleep(0.05)
+    return stream
+
+
+def wait_for_workers(path: Path) -> None:
+    """Wait until no process of a killed run holds its shared lock any more."""
+    take(path, patience_s=_PATIENCE_S).close()
+
+
+def _try(stream: BinaryIO, operation: int) -> bool:
+    try:
+        fcntl.flock(stream, operation)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True

@@ -1,0 +1,88 @@
+"""Pairs of picture and caption as img2dataset packs them: CC-12M of pixparse or laion, or one's own download.
+
+Format: tars of `{key}.jpg`, `{key}.txt`, `{key}.json`. Links that were dead at the time are not in them, and keys
+repeat from one download to the next.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from alignvlm_pl.errors import DataError
+
+from ..normal_form import CaptionReader
+from ..pack.source import Part
+from ..sample import SampleError
+from ..tar_walk import Damage, Member, field_name, sample_groups, walk
+from .source import SourceSample, checked_image
+from .stored_files import StoredFile
+
+_KEPT = ("url", "sha256")
+"""Fields of a pair's json that say where the picture came from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionTars:
+    """The pairs of tars.
+
+    Attributes:
+        files: The tars.
+        prompt: Text of the user's turn after the picture; may be empty.
+        name: Name of the set.
+        source: Value of the samples' ``source``, and the first part of their ids.
+        license: Terms of the set.
+    """
+
+    files: tuple[StoredFile, ...]
+    prompt: str
+    name: str = "cc12m"
+    source: str = "cc12m"
+    license: str = "other (conceptual-12m)"
+
+    def parts(self) -> list[Part]:
+        """Return a part for each tar."""
+        return [Part(name=file.name, payload=(file.path,)) for file in self.files]
+
+    def input_bytes(self) -> int:
+        """Return the size of all tars."""
+        return sum(file.size for file in self.files)
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the pairs of a tar in its order.
+
+        Raises:
+            DataError: The tar is damaged.
+        """
+        path = Path(str(part.payload[0]))
+        with path.open("rb") as stream:
+            for key, members in sample_groups(_members(path)):
+                try:
+                    yield self._pair(path, key, members, stream)
+                except SampleError as error:
+                    yield error
+
+    def _pair(self, path: Path, key: str, members: list[Member], stream: BinaryIO) -> SourceSample:
+        # The tar's name makes the key unique; names of members are names only, nothing is written to them.
+        raw: dict[str, Any] = {"__key__": f"{path.stem}/{key}", "__url__": str(path)}
+        for member in members:
+            stream.seek(member.data_offset)
+            raw[field_name(member)] = stream.read(member.size)
+        record, images, names = CaptionReader(prompt=self.prompt, source=self.source)(raw)
+        kept = json.loads(raw["json"]) if "json" in raw else {}
+        record["meta"] = {name: kept[name] for name in _KEPT if isinstance(kept.get(name), str)}
+        where = f"sample '{key}' in {path}"
+        return SourceSample(
+            record=record,
+            images=[
+                checked_image(data, f"{where}: {name}") for data, name in zip(images, names, strict=True)
+            ],
+        )
+
+
+def _members(path: Path) -> Iterator[Member]:
+    for found in walk(path):
+        if isinstance(found, Damage):
+            raise DataError(f"{path.parent / str(found)}; fetch the tar again")
+        yield found

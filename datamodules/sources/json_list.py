@@ -1,0 +1,162 @@
+"""One JSON list in a large file, cut at its elements, so that neither the file nor its objects are held in memory.
+
+The standard library's decoder finds the end of each element; a parser of streams would be one dependency more for it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvlm_pl.errors import DataError
+
+SLICE_RECORDS = 4096
+_BLOCK_BYTES = 4 << 20
+_LARGEST_ELEMENT = 64 << 20
+_CLOSING = '}]"'
+_AFTER = (",", "]", " ", "\t", "\r", "\n")
+_SPACE = re.compile(r"[ \t\r\n]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListSlice:
+    """A few elements of a list.
+
+    Attributes:
+        first: Number of the first one, from 0.
+        records: How many.
+        start: Byte at which the first one begins.
+        end: Byte after the last one.
+    """
+
+    first: int
+    records: int
+    start: int
+    end: int
+
+    def load(self, path: Path) -> list[Any]:
+        """Parse the elements.
+
+        Raises:
+            DataError: The file is not the one that was cut, or its text is not UTF-8.
+        """
+        with path.open("rb") as stream:
+            stream.seek(self.start)
+            text = stream.read(self.end - self.start)
+        try:
+            found: list[Any] = json.loads(b"[" + text + b"]")
+        except ValueError as error:
+            raise DataError(
+                f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
+            ) from error
+        return found
+
+
+def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
+    """Cut the list in a file.
+
+    Raises:
+        DataError: There is no such file, or it is no JSON list to its end; names the byte.
+    """
+    slices: list[ListSlice] = []
+    first = start = last = number = 0
+    for number, (begin, end) in enumerate(_elements(path), start=1):
+        if number - 1 == first:
+            start = begin
+        last = end
+        if number - first == records:
+            slices.append(ListSlice(first=first, records=records, start=start, end=end))
+            first = number
+    if number > first:
+        slices.append(ListSlice(first=first, records=number - first, start=start, end=last))
+    return slices
+
+
+def _elements(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the byte at which each element begins, and the one after its end."""
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    with path.open("rb") as stream:
+        text = _Window(stream, path)
+        text.take("[", "it holds no JSON list")
+        if text.peek() == "]":
+            return
+        while True:
+            text.peek()
+            begin = text.offset
+            text.skip_element()
+            yield begin, text.offset
+            if text.take(",]", "expected a comma or the end of the list") == "]":
+                return
+
+
+class _Window:
+    """Part of a file as text of one character a byte: JSON's own marks are ASCII, so elements end at the same place."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._held = ""
+        self._begin = 0  # byte of the file that `_held` begins at
+        self._at = 0  # place in `_held` that comes next
+        self._decode = json.JSONDecoder().raw_decode
+
+    @property
+    def offset(self) -> int:
+        """Byte of the file that comes next."""
+        return self._begin + self._at
+
+    def peek(self) -> str:
+        """Go on to the next character that is no white space and return it; an empty text at the end of the file."""
+        while True:
+            match = _SPACE.match(self._held, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._held) or not self._more():
+                return self._held[self._at : self._at + 1]
+
+    def take(self, marks: str, problem: str) -> str:
+        """Take one of some marks.
+
+        Raises:
+            DataError: Something else is there.
+        """
+        mark = self.peek()
+        if not mark or mark not in marks:
+            found = repr(mark) if mark else "the end of the file"
+            raise DataError(
+                f"{self._path}, byte {self.offset}: {problem}, found {found}; fetch the file again"
+            )
+        self._at += 1
+        return mark
+
+    def skip_element(self) -> None:
+        """Go on to the end of the element that begins here.
+
+        Raises:
+            DataError: It is not JSON.
+        """
+        while True:
+            try:
+                _, end = self._decode(self._held, self._at)
+            except (ValueError, RecursionError) as error:
+                # Either the element goes on behind what was read, or it is broken.
+                if len(self._held) - self._at > _LARGEST_ELEMENT or not self._more():
+                    raise DataError(
+                        f"{self._path}: the element at byte {self.offset} is not JSON ({error}); fetch the file again"
+                    ) from error
+                continue
+            length = end - self._at
+            # A number may go on behind what was read: `-1` and then `.5`.
+            if self._held[end - 1] in _CLOSING or self._held[end : end + 1] in _AFTER or not self._more():
+                self._at += length
+                return
+
+    def _more(self) -> bool:
+        """Read on, and forget what lies behind; False at the end of the file."""
+        block = self._stream.read(_BLOCK_BYTES)
+        self._held = self._held[self._at :] + block.decode("latin-1")
+        self._begin += self._at
+        self._at = 0
+        return bool(block)

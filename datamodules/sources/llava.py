@@ -1,0 +1,134 @@
+"""LLaVA's sets: the list of conversations of LLaVA-558K beside a folder, and the parquet files of LLaVA-NeXT.
+
+Formats: liuhaotian/LLaVA-Pretrain `blip_laion_cc_sbu_558k.json`, one JSON list; lmms-lab/LLaVA-NeXT-Data, parquet with
+`id`, `conversations`, `data_source`, `image`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..columns import LLAVA
+from ..pack.source import Part
+from ..sample import SampleError
+from .dialogues import llava_turns
+from .json_list import ListSlice, slice_list
+from .parquet_rows import ParquetRows
+from .pictures import Picture, PictureFolder, held_picture, total_bytes
+from .source import SourceSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLaVAList:
+    """The records of a JSON list.
+
+    Attributes:
+        path: The list.
+        pictures: Folder that the records' paths are relative to.
+        name: Name of the set.
+        source: Value of ``source`` for records without ``data_source``.
+        license: Terms of the set.
+    """
+
+    path: Path
+    pictures: PictureFolder
+    name: str = "llava"
+    source: str = "llava"
+    license: str = "unknown"
+
+    def parts(self) -> list[Part]:
+        """Return a part for each few thousand records.
+
+        Raises:
+            DataError: The file is no JSON list.
+        """
+        return [
+            Part(
+                name=f"{self.path.name}#{piece.first}",
+                payload=(piece.first, piece.records, piece.start, piece.end),
+                rows=piece.records,
+            )
+            for piece in slice_list(self.path)
+        ]
+
+    def input_bytes(self) -> int:
+        """Return the size of the list and of all pictures of the folder."""
+        return self.path.stat().st_size + total_bytes(self.pictures.root)
+
+    def spool_bytes(self) -> int:
+        """Return the size of the list: pictures are read again from their files."""
+        return self.path.stat().st_size
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the records of a part."""
+        first, records, start, end = (int(value or 0) for value in part.payload)
+        piece = ListSlice(first=first, records=records, start=start, end=end)
+        for number, record in enumerate(piece.load(self.path), start=piece.first):
+            where = f"{self.path}, record {number}"
+            try:
+                yield self._sample(record, number, where)
+            except SampleError as error:
+                yield error
+
+    def _sample(self, record: Any, number: int, where: str) -> SourceSample:
+        if not isinstance(record, Mapping):
+            raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
+        named = record.get("image") or []
+        paths = [named] if isinstance(named, str) else named
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise SampleError(
+                f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row"
+            )
+        pictures = [(path, self.pictures) for path in paths]
+        return _sample(record, pictures, default=self.source, name=record.get("id", number), where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaVARows(ParquetRows):
+    """The rows of parquet files; those without a picture are text only.
+
+    Attributes:
+        pictures: Folder of the pictures that rows only name; None: such rows are bad.
+    """
+
+    name: str = "llava-next"
+    source: str = "llava-next"
+    license: str = "Apache-2.0"
+    pictures: PictureFolder | None = None
+    schema = LLAVA
+    optional = ("image", "data_source")
+
+    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+        """Convert a row."""
+        held = row.get("image")
+        # The hub writes a missing picture as null, or as {bytes: null, path: null}.
+        there = any(held.values()) if isinstance(held, Mapping) else held is not None
+        pictures = [(held, self.pictures)] if there else []
+        return _sample(row, pictures, default=self.source, name=row[columns["id"]], where=where)
+
+
+def _sample(
+    record: Mapping[str, Any],
+    pictures: Sequence[tuple[Any, PictureFolder | None]],
+    *,
+    default: str,
+    name: Any,
+    where: str,
+) -> SourceSample:
+    """Convert a record whose pictures are given as cells or paths, with the folder of the latter."""
+    turns = llava_turns(record.get("conversations"), num_images=len(pictures), where=where)
+    source = str(record.get("data_source") or default)
+    normal = {
+        "id": f"{source}/{name}",
+        "source": source,
+        "task": "instruction",
+        "messages": turns,
+    }
+    return SourceSample(record=normal, images=[_picture(cell, folder, where) for cell, folder in pictures])
+
+
+def _picture(cell: Any, folder: PictureFolder | None, where: str) -> Picture:
+    if isinstance(cell, str) and folder is not None:
+        return folder.read(cell, where=where)
+    return held_picture(cell, where=where, folder=folder)

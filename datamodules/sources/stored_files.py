@@ -1,0 +1,190 @@
+"""Files of a data set: on this disk, or of a hub or another store that fsspec opens, listed without a download.
+
+Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parquet` where a set has one config.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from alignvlm_pl.errors import ConfigError, DataError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """One file.
+
+    Attributes:
+        url: Its address for fsspec.
+        path: What errors call it: the path, or the address where it is not on this disk.
+        size: Bytes.
+    """
+
+    url: str
+    path: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Return the last part of its path."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this disk."""
+        return self.url.startswith("file://")
+
+    @property
+    def split(self) -> str | None:
+        """Return ``train``, ``val`` or ``test``, as its name or else its folder says; None where neither does."""
+        path = PurePosixPath(self.path)
+        if match := _SPLIT_NAME.match(path.name):
+            return _SPLITS[match[1]]
+        return _SPLITS.get(path.parent.name)
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading.
+
+        Raises:
+            DataError: It cannot be opened.
+        """
+        try:
+            stream: IO[bytes] = _fsspec().open(self.url, "rb").open()
+        except Exception as error:  # each store has its own errors, and few of them are OSErrors
+            raise DataError(f"{self.path} cannot be opened: {_words(error)}") from error
+        return stream
+
+
+def list_files(location: str, ending: str) -> list[StoredFile]:
+    """List the files with an ending at a path (file, folder, pattern), an address, or in a set of the hub.
+
+    Args:
+        location: For example ``data/bigdocs``, ``data/*.parquet``, ``memory://set`` or ``ServiceNow/BigDocs-7.5M``.
+        ending: For example ``.parquet``.
+
+    Returns:
+        The files, sorted by path.
+
+    Raises:
+        DataError: There are none, or the store does not answer.
+    """
+    url, hub = _address(location)
+    try:
+        filesystem, root = _fsspec().core.url_to_fs(url)
+        found = _found(filesystem, root)
+    except ConfigError:
+        raise
+    except Exception as error:  # as in StoredFile.open
+        raise DataError(_unreachable(location, url, hub, error)) from error
+    files = [
+        StoredFile(url=full, path=full.removeprefix("file://"), size=int(info["size"] or 0))
+        for path, info in sorted(found.items())
+        if path.endswith(ending)
+        for full in [filesystem.unstrip_protocol(path)]
+    ]
+    if not files:
+        raise DataError(
+            f"{location}: no {ending} file there (looked at {url.removeprefix('file://')}, {len(found)} other files)"
+        )
+    return files
+
+
+def choose_files(
+    files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str
+) -> list[StoredFile]:
+    """Keep the files of a config and a split; what the paths do not tell is not filtered by.
+
+    Args:
+        files: As listed.
+        config: Name of a folder that they lie in; where all lie in one folder, its name does not matter.
+        split: ``train``, ``val`` or ``test``, or a name that means one of them.
+        where: How errors name the place.
+
+    Raises:
+        ConfigError: Files of several configs are there and none is chosen.
+        DataError: No file is of that config or split.
+    """
+    folders = sorted({str(PurePosixPath(file.path).parent) for file in files})
+    configs = _configs(files)
+    if config is not None and len(configs) > 1:
+        files = [file for file in files if config in PurePosixPath(file.path).parts]
+        if not files:
+            raise DataError(f"{where}: no files of config {config!r}; found: {', '.join(configs)}")
+    elif len(configs) > 1:
+        raise ConfigError(f"{where} holds several configs, name one with --config: {', '.join(configs)}")
+    wanted = _SPLITS.get(split or "", split)
+    if split is not None and any(file.split for file in files):
+        kept = [file for file in files if file.split == wanted]
+        if not kept:
+            splits = sorted({file.split or "unnamed" for file in files})
+            raise DataError(
+                f"{where}: no files of split {split!r} in {', '.join(folders)[:200]}; found: {', '.join(splits)}"
+            )
+        return kept
+    return list(files)
+
+
+def canonical_split(name: str) -> str:
+    """Return ``train``, ``val`` or ``test`` for any of their names; another name as it is."""
+    return _SPLITS.get(name, name)
+
+
+def _configs(files: Collection[StoredFile]) -> list[str]:
+    """Names of the folders that files lie in, folders of splits and what all have in common apart."""
+    folders = [
+        [part for part in PurePosixPath(file.path).parts[:-1] if part not in _SPLITS] for file in files
+    ]
+    shared = 0
+    while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return sorted({parts[shared] if len(parts) > shared else "." for parts in folders})
+
+
+def _address(location: str) -> tuple[str, bool]:
+    """Return fsspec's address of a location, and whether it is a set of the hub."""
+    if "://" in location:
+        return location, location.startswith("hf://")
+    if not Path(location).exists() and _HUB_ID.fullmatch(location) and not Path(location).parent.is_dir():
+        return f"hf://datasets/{location}", True
+    return f"file://{Path(location).absolute()}", False
+
+
+def _found(filesystem: Any, root: str) -> dict[str, Any]:
+    """Path -> what the store says of it, for all files at or below a path or pattern."""
+    if filesystem.isfile(root):
+        return {root: filesystem.info(root)}
+    if any(mark in root for mark in "*?[") and not filesystem.exists(root):
+        found = filesystem.glob(root, detail=True)
+        return {path: info for path, info in found.items() if info["type"] == "file"}
+    everything: dict[str, Any] = filesystem.find(root, detail=True)
+    return everything
+
+
+def _unreachable(location: str, url: str, hub: bool, error: Exception) -> str:
+    if not hub:
+        return f"{location}: cannot be listed ({_words(error)})"
+    name = url.removeprefix("hf://datasets/")
+    return (
+        f"{location}: there is no such file or folder, and the hub did not list {url} ({_words(error)}). Check the "
+        f"name and the network, or fetch it elsewhere (`hf download --repo-type dataset {name} --local-dir FOLDER`) "
+        "and give that folder instead"
+    )
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+
+
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ConfigError("this kind of source needs fsspec: pip install 'alignvlm_pl[prepare]'") from error
+    return fsspec

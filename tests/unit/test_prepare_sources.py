@@ -1,0 +1,410 @@
+"""`prepare <kind>` from the command line to shards that verify: each source, its options, real receipts."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.errors import ConfigError, DataError
+from datamodules.decode import Decoder
+from datamodules.manifest import load_manifest
+from datamodules.prepare import main
+from datamodules.sample import message_text
+from datamodules.shards import read_range
+from datamodules.verify import Verification
+
+KINDS = ("cc12m", "bigdocs", "docdownstream", "llava", "vcr", "folder")
+REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real"))
+
+
+def png(width: int = 4) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, 3), (width, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    return path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def prepare(*argv: Any) -> list[Any]:
+    """Run a kind and return the samples of the set, which must have no damage and the name of its folder."""
+    assert main([str(word) for word in (*argv, "--workers", "1")]) == 0
+    out = Path(argv[2])
+    manifest = load_manifest(out, verify_sha256=True)
+    assert list(Verification()(out)) == []
+    assert manifest.name == out.name
+    return [Decoder()(raw) for raw in read_range(manifest, 0, manifest.num_samples)]
+
+
+def skipped(out: Path) -> dict[str, int]:
+    found: dict[str, int] = load_manifest(out).extra["skipped"]
+    return found
+
+
+def answers(samples: list[Any]) -> list[str]:
+    return sorted(message_text(sample.messages[-1]) for sample in samples)
+
+
+def bigdocs_row(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "sample_id": f"s{number}",
+        "image": {"bytes": png(number + 2), "path": None},
+        "query": ["Write a caption."],
+        "annotations": [f"Table {number}"],
+        "query_info": '{"license": "CC-BY-4.0"}',
+    } | changes
+
+
+def named_row(number: int, name: str, **changes: Any) -> dict[str, Any]:
+    row = bigdocs_row(number, img_id=name) | changes
+    del row["image"]
+    return row
+
+
+def test_cc12m(tmp_path, capsys):
+    for shard in range(2):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / f"in/cc12m-train-{shard:04d}.tar", "w") as tar:
+            for key in range(3):
+                for ending, data in (("jpg", png()), ("txt", f"a {shard}{key}".encode()), ("json", b"{}")):
+                    if (shard, key, ending) == (1, 2, "txt"):
+                        continue
+                    info = tarfile.TarInfo(f"{key:09d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    samples = prepare("cc12m", tmp_path / "in", tmp_path / "out")
+    assert answers(samples) == ["a 00", "a 01", "a 02", "a 10", "a 11"]
+    assert {message_text(sample.messages[0]) for sample in samples} == {"Describe the image briefly."}
+    assert {(sample.source, sample.task) for sample in samples} == {("cc12m", "caption")}
+    assert load_manifest(tmp_path / "out").license == "other (conceptual-12m)"
+    assert skipped(tmp_path / "out") == {"empty_caption": 1}
+    assert "left out: 1 (empty_caption)" in capsys.readouterr().out
+
+
+def test_bigdocs_with_pictures_in_its_rows(tmp_path):
+    rows = [bigdocs_row(number) for number in range(5)] + [bigdocs_row(5, annotations=["a", "b"])]
+    write_parquet(tmp_path / "BigDocs/ArxivTableCap/train-00000-of-00001.parquet", rows)
+    write_parquet(tmp_path / "BigDocs/ArxivTableCap/val-00000-of-00001.parquet", [bigdocs_row(9)])
+    write_parquet(tmp_path / "BigDocs/cord-v2/train-00000-of-00001.parquet", [bigdocs_row(8)])
+    samples = prepare("bigdocs", tmp_path / "BigDocs", tmp_path / "out", "--config", "ArxivTableCap")
+    assert answers(samples) == [f"Table {number}" for number in range(5)]
+    assert samples[0].meta == {"query_info": '{"license": "CC-BY-4.0"}'}
+    assert samples[0].source == "bigdocs/ArxivTableCap"
+    assert load_manifest(tmp_path / "out").license == "CC-BY-4.0"
+    assert skipped(tmp_path / "out") == {"query_count": 1}
+    with pytest.raises(ConfigError, match=r"does not say which config it is"):
+        prepare("bigdocs", tmp_path / "BigDocs", tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"cord-v2 holds its pictures: leave out --image-root"):
+        prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--image-root", tmp_path)
+    with pytest.raises(ConfigError, match=r"is of config cord-v2, not ArxivOCR"):
+        prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--config", "ArxivOCR")
+
+
+@pytest.mark.parametrize("config", ["COCOtext", "pubtables-1m", "TextOCR", "Open4Business"])
+def test_bigdocs_with_pictures_in_a_folder(tmp_path, config):
+    for number in range(3):
+        write_file(tmp_path / f"pictures/train/p{number}.png", png(number + 2))
+    rows = [named_row(0, "p0"), named_row(1, "p1.png"), named_row(2, "none"), named_row(3, "../p2.png")]
+    path = write_parquet(tmp_path / f"{config}/train-00000-of-00001.parquet", rows)
+    samples = prepare("bigdocs", path, tmp_path / "out", "--image-root", tmp_path / "pictures")
+    assert {message_text(sample.messages[-1]): sample.sizes for sample in samples} == {
+        "Table 0": [(2, 3)],
+        "Table 1": [(3, 3)],
+    }
+    assert samples[0].source == f"bigdocs/{config}"
+    assert skipped(tmp_path / "out") == {"missing_image": 1, "unsafe_path": 1}
+    with pytest.raises(ConfigError, match=r"only names its pictures \(img_id\)"):
+        prepare("bigdocs", path, tmp_path / "x")
+    with pytest.raises(DataError, match=r"there is no folder of pictures"):
+        prepare("bigdocs", path, tmp_path / "x", "--image-root", tmp_path / "none")
+
+
+def renderer_is_there() -> bool:
+    from datamodules.prepare.tables import _pdfium, _weasyprint
+
+    try:
+        _weasyprint(), _pdfium()
+    except ConfigError:
+        return False
+    return True
+
+
+needs_renderer = pytest.mark.skipif(
+    not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed"
+)
+
+
+@pytest.fixture
+def releases(tmp_path) -> Path:
+    write_file(tmp_path / "wtq/csv/203-csv/7.csv", b'"year","city"\n"1974","Ottawa"\n')
+    write_file(tmp_path / "tabfact/csv/2-17.html.csv", b"year#city\n1974#ottawa\n")
+    note = {"table": "2-17.html.csv", "statement": "a", "label": 1, "caption": "cities"}
+    write_file(tmp_path / "tabfact/statements.jsonl", json.dumps(note).encode())
+    return tmp_path
+
+
+@needs_renderer
+@pytest.mark.parametrize(
+    ("config", "folder", "name"), [("WikiTQ", "wtq", "csv/203-csv/7.csv"), ("TabFact", "tabfact", "2-17")]
+)
+def test_bigdocs_with_tables_to_draw(releases, config, folder, name):
+    rows = [
+        named_row(0, name),
+        named_row(1, name, query=["a", "b"], annotations=["1974", "Ottawa"]),
+        named_row(2, "z"),
+    ]
+    path = write_parquet(releases / f"{config}/train-00000-of-00001.parquet", rows)
+    samples = prepare("bigdocs", path, releases / "out", "--tables", releases / folder)
+    assert answers(samples) == ["Ottawa", "Table 0"]
+    assert all(width > 60 and height > 40 for sample in samples for width, height in sample.sizes)
+    assert samples[0].meta["img_id"] == name
+    assert skipped(releases / "out") == {"unknown_table": 1}
+
+
+@pytest.mark.parametrize("config", ["WikiTQ", "TabFact"])
+def test_splits_that_models_are_compared_on_are_refused(releases, config):
+    tables = ("--tables", releases / {"WikiTQ": "wtq", "TabFact": "tabfact"}[config])
+    for split in ("val", "test"):
+        path = write_parquet(releases / f"{config}/{split}-00000-of-00001.parquet", [named_row(0, "7")])
+        with pytest.raises(DataError, match=r"no files of split 'train'"):
+            prepare("bigdocs", path, releases / "x", *tables)
+        with pytest.raises(ConfigError, match=rf"the {split} split of {config} is a benchmark of the paper"):
+            prepare("bigdocs", path.parent, releases / "x", *tables, "--split", split)
+        path.rename(path.with_name("rows.parquet"))
+    odd = write_parquet(releases / f"odd/{config}/test/0000.parquet", [named_row(0, "7")])
+    with pytest.raises(ConfigError, match=r"the val split of .* is a benchmark"):
+        prepare("bigdocs", odd, releases / "x", *tables, "--split", "validation")
+    # The name says no split, but the rows may be asked for as those of another.
+    with pytest.raises(ConfigError, match=r"the test split of .* is a benchmark"):
+        prepare("bigdocs", path.with_name("rows.parquet"), releases / "x", *tables, "--split", "test")
+
+
+@needs_renderer
+def test_splits_that_models_are_compared_on_can_be_allowed(releases):
+    path = write_parquet(releases / "WikiTQ/test-00000-of-00001.parquet", [named_row(0, "7")])
+    words = ("--tables", releases / "wtq", "--split", "test", "--allow-benchmark-splits")
+    assert len(prepare("bigdocs", path, releases / "out", *words)) == 1
+
+
+def test_tables_must_be_of_the_config(releases):
+    path = write_parquet(releases / "WikiTQ/train.parquet", [named_row(0, "7")])
+    with pytest.raises(ConfigError, match=r"tabfact holds no tables of WikiTQ"):
+        prepare("bigdocs", path, releases / "x", "--tables", releases / "tabfact")
+    with pytest.raises(ConfigError, match=r"there is no folder .*none"):
+        prepare("bigdocs", path, releases / "x", "--tables", releases / "none")
+    other = write_parquet(releases / "TextOCR/train.parquet", [named_row(0, "7")])
+    with pytest.raises(ConfigError, match=r"--tables is for TabFact and WikiTQ"):
+        prepare("bigdocs", other, releases / "x", "--tables", releases / "wtq")
+
+
+def document(number: int, name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "image": [name],
+        "messages": [
+            {"role": "user", "content": f"<|image|>Question {number}?"},
+            {"role": "assistant", "content": f"answer {number}"},
+        ],
+        "task_name": "qa_sft",
+        "dataset_name": "DocVQA" if number % 2 else "ChartQA",
+    } | changes
+
+
+@pytest.fixture
+def documents(tmp_path) -> Path:
+    rows = [document(number, f"./imgs/{number // 2}.png") for number in range(6)]
+    rows += [document(6, "./imgs/none.png"), document(7, "./imgs/0.png", image=[])]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number in range(3):
+        write_file(tmp_path / f"pages/imgs/{number}.png", png(number + 2))
+    with tarfile.open(tmp_path / "imgs.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "pages/imgs", "imgs")  # lines say ./imgs
+    whole = (tmp_path / "imgs.tar.gz").read_bytes()
+    (tmp_path / "partial-imgs.00").write_bytes(whole[:100])
+    (tmp_path / "partial-imgs.01").write_bytes(whole[100:])
+    return tmp_path
+
+
+def test_docdownstream_from_folder_and_archive(documents):
+    folder = prepare(
+        "docdownstream", documents / "train.jsonl", documents / "f", "--image-root", documents / "pages"
+    )
+    pieces = (documents / "partial-imgs.00", documents / "partial-imgs.01")
+    archive = prepare("docdownstream", documents / "train.jsonl", documents / "a", "--archive", *pieces)
+    for out, samples in (("f", folder), ("a", archive)):
+        assert answers(samples) == [f"answer {number}" for number in range(6)]
+        assert skipped(documents / out) == {"missing_image": 1, "placeholder_count": 1}
+        assert load_manifest(documents / out).sources == {"ChartQA": 3, "DocVQA": 3}
+        assert load_manifest(documents / out).license == "Apache-2.0"
+    key = {message_text(sample.messages[-1]): sample.sizes for sample in folder}
+    assert key == {message_text(sample.messages[-1]): sample.sizes for sample in archive}
+
+
+def test_docdownstream_of_some_sets(documents):
+    words = ("--image-root", documents / "pages", "--sources", "ChartQA")
+    samples = prepare("docdownstream", documents / "train.jsonl", documents / "out", *words)
+    assert answers(samples) == ["answer 0", "answer 2", "answer 4"]
+    assert skipped(documents / "out") == {"missing_image": 1}
+
+
+def conversation(number: int, mark: str = "<image>\n") -> list[dict[str, str]]:
+    return [{"from": "human", "value": f"{mark}What?"}, {"from": "gpt", "value": f"answer {number}"}]
+
+
+def test_llava_list(tmp_path):
+    rows: list[Any] = [
+        {"id": str(n), "image": f"0/{n}.jpg", "conversations": conversation(n)} for n in range(3)
+    ]
+    rows += [{"id": "t", "conversations": conversation(3, "")}, {"id": "b", "conversations": conversation(4)}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    for number in range(3):
+        write_file(tmp_path / f"images/0/{number}.jpg", png(number + 2))
+    words = (tmp_path / "list.json", tmp_path / "out", "--image-root", tmp_path / "images")
+    samples = prepare("llava", *words)
+    assert answers(samples) == [f"answer {number}" for number in range(4)]
+    assert sorted(len(sample.images) for sample in samples) == [0, 1, 1, 1]
+    assert skipped(tmp_path / "out") == {"placeholder_count": 1}
+    with pytest.raises(ConfigError, match=r"--config and --split choose parquet files"):
+        prepare("llava", tmp_path / "list.json", tmp_path / "x", "--split", "train")
+
+
+def test_llava_next(tmp_path):
+    rows = [
+        {
+            "id": str(n),
+            "conversations": conversation(n),
+            "data_source": "a",
+            "image": {"bytes": png(), "path": "x"},
+        }
+        for n in range(3)
+    ]
+    rows += [{"id": "t", "conversations": conversation(3, ""), "data_source": "b", "image": None}]
+    rows += [{"id": "b", "conversations": conversation(4), "data_source": "b", "image": None}]
+    write_parquet(tmp_path / "data/train-00000-of-00250.parquet", rows)
+    samples = prepare("llava", tmp_path, tmp_path / "out")
+    assert answers(samples) == [f"answer {number}" for number in range(4)]
+    assert load_manifest(tmp_path / "out").sources == {"a": 3, "b": 1}
+    assert skipped(tmp_path / "out") == {"placeholder_count": 1}
+
+
+def test_vcr(tmp_path):
+    rows = [
+        {
+            "question_id": number,
+            "stacked_image": {"bytes": png(number + 2), "path": None},
+            "crossed_text": ["opened in 1974", f"coast {number}"] if number else [],
+            "caption": "c",
+        }
+        for number in range(4)
+    ]
+    write_parquet(tmp_path / "VCR-wiki-en-easy/data/train-00000-of-00009.parquet", rows)
+    samples = prepare("vcr", tmp_path / "VCR-wiki-en-easy", tmp_path / "out")
+    assert answers(samples) == [f"opened in 1974\ncoast {number}" for number in (1, 2, 3)]
+    assert load_manifest(tmp_path / "out").sources == {"vcr-wiki-en-easy": 3}
+    assert skipped(tmp_path / "out") == {"empty_answer": 1}
+
+
+def test_folder(tmp_path):
+    for number in range(4):
+        write_file(tmp_path / f"scans/{number}.png", png(number + 2))
+        if number:
+            (tmp_path / f"scans/{number}.txt").write_text(f"text {number}")
+    samples = prepare(
+        "folder", tmp_path / "scans", tmp_path / "out", "--prompt", "Read.", "--license", "mine"
+    )
+    assert answers(samples) == ["text 1", "text 2", "text 3"]
+    assert {message_text(sample.messages[0]) for sample in samples} == {"Read."}
+    assert (load_manifest(tmp_path / "out").license, samples[0].source) == ("mine", "scans")
+    assert skipped(tmp_path / "out") == {"missing_text": 1}
+
+
+@pytest.mark.skipif(not (REAL / "sroie").is_dir(), reason="no real receipts: set ALIGNVLM_REAL")
+def test_real_receipts_with_their_fields_beside_them(tmp_path):
+    """Real photographs, each field a question; one is without a text, one has a transcription."""
+    root = tmp_path / "receipts"
+    root.mkdir()
+    names = sorted(path.stem for path in (REAL / "sroie").glob("*.jpg"))[:12]
+    fields = {}
+    for name in names:
+        (root / f"{name}.jpg").symlink_to((REAL / "sroie" / f"{name}.jpg").absolute())
+        note = json.loads((REAL / "sroie" / f"{name}.json").read_text("utf-8"))
+        fields[name] = note["fields"]
+        asked = [
+            {"question": f"What is the {field}?", "answer": value} for field, value in note["fields"].items()
+        ]
+        if name == names[1]:
+            (root / f"{name}.txt").write_text("\n".join(line["text"] for line in note["lines"]), "utf-8")
+        elif name != names[0]:
+            (root / f"{name}.json").write_text(json.dumps({"qa": asked}), "utf-8")
+    samples = prepare("folder", root, tmp_path / "out", "--prompt", "Read all text.")
+    assert len(samples) == 11
+    assert skipped(tmp_path / "out") == {"missing_text": 1}
+    told = sorted(
+        [message_text(turn) for turn in sample.messages[1::2]]
+        for sample in samples
+        if len(sample.messages) > 2
+    )
+    assert told == sorted(list(fields[name].values()) for name in names[2:])
+    assert all(min(sample.sizes[0]) > 300 for sample in samples)
+
+
+def test_several_processes_give_the_same_bytes(tmp_path):
+    for number in range(3):
+        write_file(tmp_path / f"pictures/p{number}.png", png(number + 2))
+    rows = [named_row(number, f"p{number % 4}") for number in range(12)]
+    path = write_parquet(tmp_path / "TextOCR/train.parquet", rows)
+    words = ("--image-root", str(tmp_path / "pictures"), "--name", "set")
+    for workers in ("1", "2"):
+        assert main(["bigdocs", str(path), str(tmp_path / workers), *words, "--workers", workers]) == 0
+    files = sorted(file.name for file in (tmp_path / "1").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "2").iterdir())
+    assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in files)
+    assert skipped(tmp_path / "2") == {"missing_image": 3}
+
+
+def test_tars_are_read_from_this_disk_only():
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/tars/a.tar", b"")
+    try:
+        with pytest.raises(ConfigError, match=r"read from this disk only, found memory:///tars/a\.tar"):
+            main(["cc12m", "memory://tars", "out"])
+    finally:
+        memory.rm("/tars", recursive=True)
+
+
+def test_no_kind_needs_torch():
+    code = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        f"for kind in {KINDS}:\n    import_module('datamodules.prepare.' + kind)\n"
+        "import fsspec, huggingface_hub, pyarrow.parquet\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_help_of_each_kind(capsys):
+    for kind in KINDS:
+        with pytest.raises(SystemExit) as caught:
+            main([kind, "--help"])
+        assert caught.value.code == 0
+        assert f"usage: prepare {kind}" in capsys.readouterr().out

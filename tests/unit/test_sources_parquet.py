@@ -1,0 +1,433 @@
+"""Parquet sources: rows of the published schemas, each kind of bad row, other schemas, where files lie."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.errors import ConfigError, DataError
+from datamodules.sample import SampleError, check_record, message_text
+from datamodules.sources.bigdocs import BigDocs
+from datamodules.sources.llava import LLaVARows
+from datamodules.sources.pictures import PictureFolder
+from datamodules.sources.source import SourceSample
+from datamodules.sources.stored_files import StoredFile, choose_files, list_files
+from datamodules.sources.vcr import PROMPT, VCRRows
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def png(width: int = 4, ending: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, 3), (width, 0, 0)).save(buffer, ending)
+    return buffer.getvalue()
+
+
+def image(width: int = 4, **changes: Any) -> dict[str, Any]:
+    return {"bytes": png(width), "path": None} | changes
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, **options)
+    return path
+
+
+def files(path: Path | str) -> tuple[StoredFile, ...]:
+    return tuple(list_files(str(path), ".parquet"))
+
+
+def read(raw: Any) -> tuple[list[SourceSample], Counter[str]]:
+    """Samples and counts of bad rows, as another process would read them: the source and its parts are pickled."""
+    samples, bad = [], Counter()
+    for part in pickle.loads(pickle.dumps(list(raw.parts()))):
+        assert all(value is None or isinstance(value, str | int) for value in part.payload)
+        found = list(pickle.loads(pickle.dumps(raw)).read(part))
+        assert len(found) == part.rows
+        for item in found:
+            if isinstance(item, SampleError):
+                bad[item.reason] += 1
+            else:
+                check_record(item.record, num_images=len(item.images), where="test")
+                samples.append(item)
+    return samples, bad
+
+
+def texts(sample: SourceSample) -> list[str]:
+    return [message_text(turn) for turn in sample.record["messages"]]
+
+
+# BigDocs
+
+
+def bigdocs_row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "sample_id": f"2107.0451{number}v2.page_7.tab_2",
+        "image": image(number + 4),
+        "query": ["Write a caption for the table in the image."],
+        "annotations": [f"Table {number}: Ablation."],
+        "query_info": '{"source": "template", "license": "CC-BY-4.0"}',
+        "annotation_info": '{"source": "arXiv LaTeX"}',
+        "image_info": '{"source": "rendered from arXiv PDF"}',
+    } | changes
+
+
+def bigdocs(path: Path, **options: Any) -> BigDocs:
+    return BigDocs(files=files(path), source="bigdocs/ArxivTableCap", **options)
+
+
+def test_bigdocs_rows_with_pictures(tmp_path):
+    rows = [
+        bigdocs_row(0),
+        bigdocs_row(1, query=["What?", "Where?"], annotations=["Heads", "In the split"]),
+        bigdocs_row(2, image=image(bytes=png(9, "JPEG"))),
+        bigdocs_row(3, image=image(bytes=png(9, "GIF"))),
+    ]
+    samples, bad = read(bigdocs(write(tmp_path / "train-00000-of-00001.parquet", rows, row_group_size=2)))
+    assert not bad
+    assert [ending for sample in samples for _, ending in sample.images] == ["png", "png", "jpg", "png"]
+    assert samples[0].images == [(png(4), "png")]  # the original bytes
+    assert samples[0].record == {
+        "id": "bigdocs/ArxivTableCap/2107.04510v2.page_7.tab_2",
+        "source": "bigdocs/ArxivTableCap",
+        "task": "document",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "index": 0},
+                    {"type": "text", "text": "Write a caption for the table in the image."},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "Table 0: Ablation."}]},
+        ],
+        "meta": {name: rows[0][name] for name in ("query_info", "annotation_info", "image_info")},
+    }
+    assert texts(samples[1]) == ["What?", "Heads", "Where?", "In the split"]
+
+
+def test_bigdocs_second_names_of_columns(tmp_path):
+    row = {
+        "identifier": "a",
+        "images": [image(4), image(5)],
+        "queries": ["Same?"],
+        "annotation": ["No"],
+        "task": "compare",
+    }
+    (sample,), bad = read(bigdocs(write(tmp_path / "a.parquet", [row])))
+    assert not bad
+    assert sample.images == [(png(4), "png"), (png(5), "png")]
+    assert (sample.record["id"], sample.record["task"]) == ("bigdocs/ArxivTableCap/a", "compare")
+
+
+def test_bigdocs_texts_instead_of_lists(tmp_path):
+    (sample,), _ = read(
+        bigdocs(write(tmp_path / "a.parquet", [bigdocs_row(query="What?", annotations="This")]))
+    )
+    assert texts(sample) == ["What?", "This"]
+
+
+def test_bigdocs_bad_rows_are_counted_by_reason(tmp_path):
+    rows = [
+        bigdocs_row(0),
+        bigdocs_row(1, annotations=["a", "b"]),
+        bigdocs_row(2, query=["a", "b"]),
+        bigdocs_row(3, query=None),
+        bigdocs_row(4, query=[None]),
+        bigdocs_row(5, annotations=[" "]),
+        bigdocs_row(6, image=None),
+        bigdocs_row(7, image={"bytes": None, "path": "a.png"}),
+        bigdocs_row(8, image=image(bytes=png()[:40])),
+    ]
+    samples, bad = read(bigdocs(write(tmp_path / "a.parquet", rows)))
+    assert len(samples) == 1
+    assert bad == {
+        "query_count": 3, "bad_row": 1, "empty_answer": 1, "missing_image": 2, "undecodable_image": 1,
+    }  # fmt: skip
+
+
+def named_row(name: Any, **changes: Any) -> dict[str, Any]:
+    return {"sample_id": f"s{name}", "img_id": name, "query": ["Read."], "annotations": ["EXIT"]} | changes
+
+
+def test_bigdocs_pictures_of_a_folder(tmp_path, caplog):
+    root = tmp_path / "images"
+    for place, width in (("train/0a5c.jpg", 4), ("train/b.v2.png", 5), ("other/0a5c.jpg", 6)):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(png(width))
+    names = ["0a5c", "0a5c.jpg", "train/0a5c.jpg", "b.v2", "none", "../images/train/b.v2.png", "/etc/passwd"]
+    path = write(tmp_path / "train.parquet", [named_row(name) for name in names])
+    raw = bigdocs(path, pictures=PictureFolder(root=root))
+    samples, bad = read(raw)
+    held = [content.read_bytes() for sample in samples for content, _ in sample.images]
+    assert held == [png(6), png(6), png(4), png(5)]  # "other" comes before "train"
+    assert bad == {"missing_image": 1, "unsafe_path": 2}
+    assert "1 pictures bear the name of an earlier one" in caplog.text
+    assert raw.input_bytes() == path.stat().st_size + sum(len(png(width)) for width in (4, 5, 6))
+    assert raw.spool_bytes() == path.stat().st_size
+
+
+def test_bigdocs_named_pictures_need_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"only names its pictures \(img_id\).*--image-root.*--tables"):
+        bigdocs(write(tmp_path / "a.parquet", [named_row("a")])).parts()
+
+
+def test_an_unknown_schema_names_found_and_expected_columns_and_the_kind_that_reads_them(tmp_path):
+    vcr = write(tmp_path / "v.parquet", [vcr_row()])
+    llava = write(tmp_path / "l.parquet", [llava_row()])
+    other = write(tmp_path / "o.parquet", [{"a": 1, "b": 2}])
+    with pytest.raises(
+        DataError,
+        match=r"v\.parquet: no column sample_id or identifier; this is no known BigDocs schema \(found: caption, "
+        r"crossed_text, .*\)\. "
+        r"Expected: sample_id or identifier, query or queries, annotations or annotation, "
+        r"image or images or img_id\. "
+        r"These are columns that `prepare vcr` reads",
+    ):
+        bigdocs(vcr).parts()
+    with pytest.raises(DataError, match=r"`prepare llava` reads"):
+        bigdocs(llava).parts()
+    with pytest.raises(DataError, match=r"\(found: a, b\)\. .*No other kind of `prepare` reads such columns"):
+        bigdocs(other).parts()
+    with pytest.raises(DataError, match=r"no known VCR-wiki schema.*`prepare bigdocs` reads"):
+        VCRRows(files=files(write(tmp_path / "b.parquet", [bigdocs_row()]))).parts()
+
+
+# LLaVA-NeXT
+
+
+def llava_row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"{number:06d}",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "A bench."},
+        ],
+        "data_source": "sharegpt4v",
+        "image": image(number + 4),
+    } | changes
+
+
+TEXT_ONLY = [{"from": "human", "value": "Name a colour."}, {"from": "gpt", "value": "Red."}]
+
+
+def test_llava_rows(tmp_path):
+    at_end = [{"from": "human", "value": "Tell.\n<image>"}, {"from": "gpt", "value": "<image> is a bench."}]
+    rows = [
+        llava_row(0),
+        llava_row(1, conversations=[{"from": "system", "value": "Be short."}, *at_end]),
+        llava_row(2, conversations=TEXT_ONLY, image=None),
+        llava_row(3, conversations=TEXT_ONLY, image={"bytes": None, "path": None}, data_source=None),
+    ]
+    samples, bad = read(LLaVARows(files=files(write(tmp_path / "data/train-0.parquet", rows))))
+    assert not bad
+    assert [len(sample.images) for sample in samples] == [1, 1, 0, 0]
+    assert [part["type"] for part in samples[0].record["messages"][0]["content"]] == ["image", "text"]
+    assert texts(samples[0]) == ["What is it?", "A bench."]
+    assert [turn["role"] for turn in samples[1].record["messages"]] == ["system", "user", "assistant"]
+    assert samples[1].record["messages"][1]["content"] == [
+        {"type": "text", "text": "Tell."}, {"type": "image", "index": 0},
+    ]  # fmt: skip
+    assert texts(samples[1])[2] == "<image> is a bench."
+    assert [sample.record["source"] for sample in samples] == ["sharegpt4v"] * 3 + ["llava-next"]
+    assert samples[3].record["id"] == "llava-next/000003"
+
+
+def test_llava_file_of_text_alone_lacks_the_column_of_pictures(tmp_path):
+    rows = [{"id": "1", "conversations": TEXT_ONLY}]
+    (sample,), bad = read(LLaVARows(files=files(write(tmp_path / "a.parquet", rows))))
+    assert (sample.images, bad) == ([], {})
+
+
+def test_llava_bad_rows_are_counted_by_reason(tmp_path):
+    twice = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "x"}]
+    rows = [
+        llava_row(0),
+        llava_row(1, image=None),
+        llava_row(2, conversations=TEXT_ONLY),
+        llava_row(3, conversations=twice),
+        llava_row(4, conversations=[{"from": "user", "value": "<image>"}]),
+        llava_row(5, conversations=[{"from": "human", "value": None}]),
+        llava_row(6, conversations=[]),
+        llava_row(7, conversations=[{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": " "}]),
+        llava_row(8, image=image(bytes=b"no picture")),
+        llava_row(9, image=image(bytes=None, path="a.png")),
+    ]
+    samples, bad = read(LLaVARows(files=files(write(tmp_path / "a.parquet", rows))))
+    assert len(samples) == 1
+    assert bad == {
+        "placeholder_count": 3,
+        "bad_conversation": 3,
+        "empty_answer": 1,
+        "undecodable_image": 1,
+        "missing_image": 1,
+    }
+
+
+# VCR
+
+
+def vcr_row(number: int = 731, **changes: Any) -> dict[str, Any]:
+    return {
+        "question_id": number,
+        "image": image(4),
+        "stacked_image": image(5),
+        "only_it_image": image(6),
+        "caption": "The museum opened in 1974, and holds maps of the northern coast.",
+        "crossed_text": ["opened in 1974, and holds", "the northern coast"],
+    } | changes
+
+
+def test_vcr_rows(tmp_path):
+    (sample,), _ = read(VCRRows(files=files(write(tmp_path / "data/train-0.parquet", [vcr_row()]))))
+    assert texts(sample) == [PROMPT, "opened in 1974, and holds\nthe northern coast"]
+    assert sample.images == [(png(5), "png")]
+    assert sample.record["meta"] == {"question_id": 731, "caption": vcr_row()["caption"]}
+    assert sample.record["id"] == "vcr-wiki/731"
+
+
+def test_vcr_bad_rows_are_counted_by_reason(tmp_path):
+    rows = [
+        vcr_row(1),
+        vcr_row(2, crossed_text=[]),
+        vcr_row(3, crossed_text=None),
+        vcr_row(4, stacked_image=None),
+        vcr_row(5, stacked_image=image(bytes=png()[:50])),
+    ]
+    samples, bad = read(VCRRows(files=files(write(tmp_path / "a.parquet", rows))))
+    assert len(samples) == 1
+    assert bad == {"empty_answer": 1, "bad_row": 1, "missing_image": 1, "undecodable_image": 1}
+
+
+# Where files lie
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    for place in (
+        "ArxivTableCap/train-00000-of-00002.parquet",
+        "ArxivTableCap/train-00001-of-00002.parquet",
+        "ArxivTableCap/val-00000-of-00001.parquet",
+        "WikiTQ/test-00000-of-00001.parquet",
+        "WikiTQ/train-00000-of-00001.parquet",
+    ):
+        write(tmp_path / "set" / place, [bigdocs_row()])
+    (tmp_path / "set/README.md").write_text("about")
+    return tmp_path / "set"
+
+
+def chosen(place: Any, config: str | None, split: str | None) -> list[str]:
+    found = choose_files(list_files(str(place), ".parquet"), config=config, split=split, where=str(place))
+    return ["/".join(Path(file.path).parts[-2:]) for file in found]
+
+
+def test_files_are_chosen_by_config_and_split(release):
+    first = "ArxivTableCap/train-00000-of-00002.parquet"
+    assert chosen(release, "ArxivTableCap", "train") == [first, first.replace("00000-of", "00001-of")]
+    assert chosen(release, "ArxivTableCap", "validation") == ["ArxivTableCap/val-00000-of-00001.parquet"]
+    assert len(chosen(release, "ArxivTableCap", None)) == 3
+    assert chosen(release / "WikiTQ", None, "test") == ["WikiTQ/test-00000-of-00001.parquet"]
+    assert chosen(release / "*" / "*-00001-of-*.parquet", None, "train") == [
+        "ArxivTableCap/train-00001-of-00002.parquet"
+    ]
+    assert chosen(release / first, None, "train") == [first]
+    with pytest.raises(ConfigError, match=r"several configs, name one with --config: ArxivTableCap, WikiTQ"):
+        chosen(release, None, "train")
+    with pytest.raises(DataError, match=r"no files of config 'TabFact'; found: ArxivTableCap, WikiTQ"):
+        chosen(release, "TabFact", "train")
+    with pytest.raises(DataError, match=r"no files of split 'val'.*found: test, train"):
+        chosen(release / "WikiTQ", None, "val")
+    with pytest.raises(DataError, match=r"no \.parquet file there .*other files"):
+        chosen(release / "README.md", None, None)
+
+
+def test_the_folders_above_a_set_say_nothing_of_its_split(tmp_path):
+    write(tmp_path / "test" / "set" / "a.parquet", [bigdocs_row()])
+    assert chosen(tmp_path / "test" / "set", None, "train") == ["set/a.parquet"]
+
+
+def test_another_store_reads_the_same(release):
+    """What a hub's files go through as well: fsspec lists and opens them, nothing lies on this disk."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in release.rglob("*.parquet"):
+        memory.pipe(f"/hub/{path.relative_to(release).as_posix()}", path.read_bytes())
+    try:
+        found = choose_files(
+            list_files("memory://hub", ".parquet"), config="ArxivTableCap", split="train", where="m"
+        )
+        assert [file.path for file in found] == [
+            f"memory:///hub/ArxivTableCap/train-0000{number}-of-00002.parquet" for number in (0, 1)
+        ]
+        samples, bad = read(BigDocs(files=tuple(found), source="bigdocs/ArxivTableCap"))
+        assert (len(samples), bad) == (2, {})
+    finally:
+        memory.rm("/hub", recursive=True)
+
+
+def test_a_hub_without_network_fails_at_once_and_says_what_to_do(tmp_path):
+    """In a process of its own, whose hub is a port that nothing listens on."""
+    code = (
+        "from datamodules.sources.stored_files import list_files\n"
+        "try:\n    list_files('ServiceNow/BigDocs-7.5M', '.parquet')\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    } | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.getcwd(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=True
+    )
+    assert done.stdout.startswith("DataError ServiceNow/BigDocs-7.5M: there is no such file or folder"), done
+    assert "hf://datasets/ServiceNow/BigDocs-7.5M (ConnectError: " in done.stdout
+    assert "hf download --repo-type dataset ServiceNow/BigDocs-7.5M --local-dir FOLDER" in done.stdout
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = write(tmp_path / "a.parquet", [bigdocs_row(n) for n in range(20)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"a\.parquet is no whole parquet file of \d+ bytes"):
+        bigdocs(path).parts()
+    broken = bytearray(whole)
+    broken[4:1200] = bytes(1196)
+    path.write_bytes(broken)
+    raw = bigdocs(path)
+    with pytest.raises(DataError, match=r"a\.parquet: row group 0 does not read after row \d+"):
+        list(raw.read(raw.parts()[0]))
+
+
+def test_a_row_group_is_not_held_in_memory(tmp_path):
+    """One row group of 60 MB of pictures; what pyarrow and Python hold while it is read stays far below it."""
+    noise = [os.urandom(1 << 20) for _ in range(60)]
+    rows = [bigdocs_row(n, image={"bytes": data, "path": None}) for n, data in enumerate(noise)]
+    path = write(tmp_path / "a.parquet", rows, compression="none", use_dictionary=False, write_batch_size=4)
+    raw = bigdocs(path)
+    (part,) = raw.parts()
+    del rows, noise
+    base, peak = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    try:
+        for item in raw.read(part):
+            assert isinstance(item, SampleError)
+            peak = max(peak, pa.total_allocated_bytes() - base)
+        peak += tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 36 << 20
