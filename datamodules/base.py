@@ -24,7 +24,7 @@ from .normal_form import Adapter, read_normal
 from .planner import BatchPlanner
 from .resume import State
 from .storage import Storage
-from .stream import Source, TrainStream
+from .stream import TrainStream
 from .training import MixtureSource, Training, at_least, packed_rows, shares
 
 
@@ -353,16 +353,11 @@ class WebDataModule(pl.LightningDataModule):
                 "data.init_args.train names no folder; give at least one set of shards to train on"
             )
         given = self.mixture or {"train": MixtureSource(sets=self.train)}
-        sources = tuple(
-            Source(
-                name=name,
-                manifests=tuple(map(self._manifest, source.sets)),
-                weight=source.weight,
-                only=self.sources,
-            )
-            for name, source in given.items()
+        return TrainStream(
+            sources=tuple(source.load(name, self._manifest, self.sources) for name, source in given.items()),
+            seed=self._order_seed(),
+            buffer=self.shuffle_buffer,
         )
-        return TrainStream(sources=sources, seed=self._order_seed(), buffer=self.shuffle_buffer)
 
     def _planner(self) -> BatchPlanner:
         return BatchPlanner(

@@ -1,4 +1,4 @@
-"""The order of training samples: pure functions of (seed, position), the same on every rank, machine and Python version.
+"""The order of training samples: pure functions of (seed, position), the same on every rank and machine.
 
 Nothing here reads data or keeps a random state: whoever knows a position knows the sample, so a run can go on anywhere,
 on any number of ranks and workers.
@@ -9,7 +9,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate, count
+from itertools import accumulate, count, pairwise
 from typing import NamedTuple
 
 from alignvlm_pl.errors import ConfigError
@@ -60,7 +60,7 @@ class SetOrder:
     def place(self, position: int) -> tuple[int, int]:
         """Return shard and sample in it of a position, 0 and up; epoch e begins at e x len(self)."""
         epoch, at = divmod(position, len(self))
-        groups, ends = self._epoch(epoch)
+        _, ends = self._epoch(epoch)
         number = bisect_right(ends, at)
         blocks, starts, order = self._group(epoch, number)
         inner = at - (ends[number - 1] if number else 0)
@@ -98,8 +98,8 @@ class SetOrder:
 class Mixture:
     """Which source gives the sample at each position, and the how manieth of that source it is.
 
-    Of any number of blocks of `SLOTS` positions each source has its share, to within one sample; where its samples stand
-    among the others is permuted with hash(seed, block). The position of a source follows from that of the
+    Of any number of blocks of `SLOTS` positions each source has its share, to within one sample; where its samples
+    stand among the others is permuted with hash(seed, block). The position of a source follows from that of the
     mixture, so there is no state of its own to keep.
 
     Args:
@@ -113,9 +113,10 @@ class Mixture:
     def __init__(self, weights: Sequence[float], *, seed: str) -> None:
         total = sum(weights)
         if not min(weights) > 0 or not min(weights) / total * SLOTS >= 1:
+            listing = ", ".join(f"{weight:g}" for weight in weights)
             raise ConfigError(
-                f"data.init_args.mixture: weights {', '.join(f'{weight:g}' for weight in weights)}: expected positive ones, "
-                f"each at least one {SLOTS}th of their sum"
+                f"data.init_args.mixture: weights {listing}: expected positive ones, each at least one {SLOTS}th of "
+                "their sum"
             )
         self.weights = tuple(weights)
         self.seed = seed
@@ -145,7 +146,7 @@ class Mixture:
     def _starts(self, block: int) -> list[int]:
         """Samples of each source before a block: the cumulative weights, rounded down, so that they sum exactly."""
         edges = [bound * SLOTS * block // _SCALE for bound in self._bounds]
-        return [after - before for before, after in zip(edges, edges[1:], strict=False)]
+        return [after - before for before, after in pairwise(edges)]
 
     def _make_block(self, block: int) -> list[tuple[int, int]]:
         starts, ends = self._starts(block), self._starts(block + 1)

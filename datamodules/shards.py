@@ -96,8 +96,8 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
 class ShardReader:
     """Reads samples by their place; keeps the shards open that it used last. One for each worker, never shared.
 
-    A sample is read from its own bytes alone. Damage elsewhere in the shard is not noticed, and its own is never taken for
-    another sample: the members must fill the bytes that the index names, and bear its key.
+    A sample is read from its own bytes alone. Damage elsewhere in the shard is not noticed, and its own is never taken
+    for another sample: the members must fill the bytes that the index names, and bear its key.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,8 @@ class Source:
             found.append([number for number, source in enumerate(sources) if source in self.only])
         if not any(found):
             raise DataError(
-                f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training sets of {self.name}"
+                f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training sets of "
+                f"{self.name}"
             )
         return found
 

@@ -1,6 +1,7 @@
 """The training loader with its state, put together of stream, planner and cursors."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from .collate import Collator, Processor
 from .cursor import first_cursors
 from .decode import Decoder, SkipCounter
 from .loader import ShardLoader, TrainBatches
+from .manifest import Manifest
 from .planner import BatchPlanner
 from .resume import State, fingerprint, resumed, to_state
 from .sample_index import load_index
-from .stream import TrainStream
+from .stream import Source, TrainStream
 
 _MEASURED_SHARDS = 64
 _BYTES_A_TOKEN = 4  # of text, roughly; only the nominal length of an epoch depends on it
@@ -26,12 +28,22 @@ class MixtureSource:
 
     Args:
         sets: Folders of its sets; several are concatenated.
-        weight: Its share of the samples; the weights of a mixture need not sum to 1. Samples, not tokens: a page of nine
-            tiles is one sample.
+        weight: Its share of the samples; the weights of a mixture need not sum to 1. Samples, not tokens: a page of
+            nine tiles is one sample.
     """
 
     sets: list[str | Path] = field(default_factory=list)
     weight: float = 1.0
+
+    def load(self, name: str, load: Callable[[str | Path], Manifest], only: frozenset[str] | None) -> Source:
+        """Return the source with its manifests read.
+
+        Args:
+            name: Its name in the mixture.
+            load: Folder -> manifest.
+            only: See `Source`.
+        """
+        return Source(name=name, manifests=tuple(map(load, self.sets)), weight=self.weight, only=only)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,5 +49,5 @@ def print_yield(manifest: Manifest) -> None:
     if overlap["compared_with"]:
         state = "left out" if overlap["dropped"] else "kept"
         lines.append(f"samples with a picture like one of a benchmark: {overlap['samples']} ({state})")
-    lines.append(f"details: {manifest.folder / REPORT_NAME}")
+    lines.append(f"details: {manifest.where(REPORT_NAME)}")
     sys.stdout.write("\n".join(lines) + "\n")

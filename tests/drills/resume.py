@@ -1,7 +1,7 @@
 """Kill a training run with -9 again and again; what it trains on must be what an unbroken run trains on.
 
-`python -m tests.drills.resume --kills 50` takes about ten minutes on two cores; tests/integration/test_resume_drill.py runs
-a shorter one. Two gloo processes with two workers each, a weighted mixture of three sources with uneven shards.
+`python -m tests.drills.resume --kills 50` takes about ten minutes on two cores;
+tests/integration/test_resume_drill.py runs a shorter one. Two gloo processes with two workers each, a weighted mixture of three sources with uneven shards.
 
 1. Kills at random moments, the same command again: losses and keys of every step equal the unbroken run's bit for bit.
 2. 2 -> 1 -> 4 processes, killed in between: every sample of the epoch once.
@@ -158,7 +158,7 @@ def same_ranks(root: Path, mode: str, kills: int, rng: random.Random) -> None:
     if whole != broken:
         wrong = [place for place in whole if whole[place] != broken.get(place)]
         raise SystemExit(f"drill: {len(wrong)} batches differ, the first is {wrong[:1]}; see {root}")
-    print(f"{mode}: {kills} kills, {len(whole)} batches of {steps} steps equal, bit for bit")
+    sys.stdout.write(f"{mode}: {kills} kills, {len(whole)} batches of {steps} steps equal, bit for bit\n")
 
 
 def other_ranks(root: Path, mode: str, rng: random.Random) -> None:
@@ -178,7 +178,9 @@ def other_ranks(root: Path, mode: str, rng: random.Random) -> None:
         raise SystemExit(f"drill: twice or unasked {seen - expected}, lost {expected - seen}; see {root}")
     if mode == "plain" and (len(seen) != total // 4 * 4 or set(seen.values()) != {1}):
         raise SystemExit(f"drill: {len(seen)} samples of {total}; see {root}")
-    print(f"{mode}: 2 -> 1 -> 4 processes, {len(seen)} of {total} samples of the epoch, each once")
+    sys.stdout.write(
+        f"{mode}: 2 -> 1 -> 4 processes, {len(seen)} of {total} samples of the epoch, each once\n"
+    )
 
 
 def kept_batches(run: Path) -> list[list[str]]:

@@ -34,7 +34,7 @@ def test_any_history_of_ranks_reads_each_batch_once(seed):
         cursors = share_out([Cursor.of_state(state) for state in states], rng.randint(1, 5))
     left, begun = unread(cursors)
     assert set(seen.values()) <= {1}
-    done = {window: index for window, index in left}
+    done = dict(left)
     expected = {
         (window, index) for window in range(begun) for index in range(done.get(window, batches[window]))
     }

@@ -188,7 +188,7 @@ def test_too_many_bad_samples_stop_the_run():
         counter.skip(bad(number), source="a")
     with pytest.raises(
         DataError,
-        match=r"22 of 210 samples were bad \(bad_json of a: 22\).*allowed share of 0\.1 \(max_skipped_share\).*number 22",
+        match=r"22 of 210 samples were bad \(bad_json of a: 22\).*share of 0\.1 \(max_skipped_share\).*number 22",
     ):
         counter.skip(bad(22), source="a")
 

@@ -86,5 +86,5 @@ def test_the_position_of_a_source_follows_from_that_of_the_mixture():
 
 def test_weights_that_cannot_be_kept_are_refused():
     for weights in ([1, 0], [1, -1], [1, 1e-6], [float("nan"), 1]):
-        with pytest.raises(ConfigError, match="mixture: weights .*1024th of their sum"):
+        with pytest.raises(ConfigError, match=r"mixture: weights .*1024th of their sum"):
             Mixture(weights, seed="3")

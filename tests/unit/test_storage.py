@@ -123,6 +123,9 @@ def test_a_url_without_a_manifest_is_no_set(folder, site, storage):
 
 
 def test_the_sample_index_comes_without_its_shard(folder, site, storage):
+    (folder / "set-00000.index.json").unlink()
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    edit(folder, shards=[shard | {"index_sha256": ""} for shard in shards])
     manifest = load_manifest(site.url, storage=storage)
     with pytest.raises(MissingFileError, match=r"set-00000\.index\.json: there is no such file"):
         manifest.index_path(manifest.shards[0])
