@@ -3,9 +3,10 @@
     python perf/loader.py [--json] [--rounds 3] [--samples 96] [--memory-samples 50000]
 
 Pages of 1700 x 2200 pixels and photos of 512, in tiles of 384 (at most 9, and a thumbnail). The bare loop runs in this
-process: tarfile, Pillow, resize, tiles; no text, no batches. The loader has one and two workers. All are timed in turns,
-and the ratios of the medians are the result. Then the share of real tokens when samples of 1 and 9 tiles are packed, and
-the growth of the memory of loader and worker over many small samples. With `--json` the last line is JSON.
+process: tarfile, Pillow, resize, tiles; no text, no batches. The loader has one and two workers. All are timed in
+turns, and the ratios of the medians are the result. Then the share of real tokens when samples of 1 and 9 tiles are
+packed, and the growth of the memory of loader and worker over many small samples. With `--json` the last line is
+JSON.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Kill a training run with -9 again and again; what it trains on must be what an unbroken run trains on.
 
 `python -m tests.drills.resume --kills 50` takes about ten minutes on two cores;
-tests/integration/test_resume_drill.py runs a shorter one. Two gloo processes with two workers each, a weighted mixture of three sources with uneven shards.
+tests/integration/test_resume_drill.py runs a shorter one. Two gloo processes with two workers each, a weighted mixture
+of three sources with uneven shards.
 
 1. Kills at random moments, the same command again: losses and keys of every step equal the unbroken run's bit for bit.
 2. 2 -> 1 -> 4 processes, killed in between: every sample of the epoch once.
