@@ -97,7 +97,7 @@ def resumed(
     if mode != "coarse":
         raise ConfigError(
             f"the checkpoint was trained on other batches: {listing}. Restore the setting, or set "
-            "data.init_args.resume=coarse to go on at the same share of the epoch, where samples may come twice or never"
+            "data.init_args.resume=coarse to go on at the same share of the epoch, where samples may come twice or not"
         )
     position = unread(cursors)[1] * state["window"] * len(stream) // state["epoch_samples"]
     logger.warning("going on coarsely, at sample %d of the new stream: %s", position, listing)
