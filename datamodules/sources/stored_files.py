@@ -85,6 +85,7 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
     try:
         filesystem, root = _fsspec().core.url_to_fs(url)
         found = _found(filesystem, root)
+        there = bool(found) or filesystem.exists(root)
     except ConfigError:
         raise
     except Exception as error:  # as in StoredFile.open
@@ -95,6 +96,8 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
         if path.endswith(ending)
         for full in [filesystem.unstrip_protocol(path)]
     ]
+    if not there:
+        raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
     if not files:
         raise DataError(
             f"{location}: no {ending} file there (looked at {url.removeprefix('file://')}, {len(found)} other files)"
