@@ -69,14 +69,15 @@ class ParquetRows:
         url, path, size, group = part.payload
         file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
         with closing(file.open()) as stream:
-            there = list(_parquet_file(stream, file).schema_arrow.names)
-        columns = self.schema.resolve(there, where=file.path)
-        wanted = [*columns.values(), *(name for name in self.optional if name in there)]
-        for where, row in read_rows(file, int(group or 0), dict.fromkeys(wanted)):
-            try:
-                yield self.sample(row, columns, where=where)
-            except SampleError as error:
-                yield error
+            table = _parquet_file(stream, file)
+            there = list(table.schema_arrow.names)
+            columns = self.schema.resolve(there, where=file.path)
+            wanted = [*columns.values(), *(name for name in self.optional if name in there)]
+            for where, row in _rows(table, file, int(group or 0), dict.fromkeys(wanted)):
+                try:
+                    yield self.sample(row, columns, where=where)
+                except SampleError as error:
+                    yield error
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row.
@@ -108,37 +109,29 @@ class ParquetRows:
             ]
 
 
-def read_rows(file: StoredFile, group: int, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a row group, each with the name that errors give it.
-
-    Args:
-        file: The file.
-        group: Number of the row group.
-        columns: Columns to read.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    with closing(file.open()) as stream:
-        batches = _parquet_file(stream, file).iter_batches(
-            batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-        )
-        number = 0
-        while True:
-            try:
-                batch = next(batches, None)
-            except MemoryError:
-                raise
-            except Exception as error:  # pyarrow's errors, and those of the store that the file lies in
-                raise DataError(
-                    f"{file.path}: row group {group} does not read after row {number} ({_first_line(error)}); "
-                    "fetch the file again"
-                ) from error
-            if batch is None:
-                return
-            for row in batch.to_pylist():
-                yield f"{file.path}, row group {group}, row {number}", row
-                number += 1
+def _rows(
+    table: Any, file: StoredFile, group: int, columns: Iterable[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a row group, each with the name that errors give it."""
+    batches = table.iter_batches(
+        batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+    )
+    number = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # pyarrow's errors, and those of the store that the file lies in
+            raise DataError(
+                f"{file.path}: row group {group} does not read after row {number} ({_first_line(error)}); "
+                "fetch the file again"
+            ) from error
+        if batch is None:
+            return
+        for row in batch.to_pylist():
+            yield f"{file.path}, row group {group}, row {number}", row
+            number += 1
 
 
 def _parquet_file(stream: Any, file: StoredFile) -> Any:
@@ -148,7 +141,7 @@ def _parquet_file(stream: Any, file: StoredFile) -> Any:
         raise ConfigError("parquet files need pyarrow: pip install 'alignvlm_pl[prepare]'") from error
     try:
         return pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except Exception as error:  # as in read_rows
+    except Exception as error:  # as in _rows
         raise DataError(
             f"{file.path} is no whole parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
         ) from error

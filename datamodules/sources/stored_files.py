@@ -14,6 +14,12 @@ from alignvlm_pl.errors import ConfigError, DataError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
+# The columns of a row group are read by turns, so fsspec's one window would be fetched again and again.
+_FAR: dict[str, Any] = {
+    "cache_type": "blockcache",
+    "block_size": 2 << 20,
+    "cache_options": {"maxblocks": 16},
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,8 @@ class StoredFile:
             DataError: It cannot be opened.
         """
         try:
-            stream: IO[bytes] = _fsspec().open(self.url, "rb").open()
+            filesystem, path = _fsspec().core.url_to_fs(self.url)
+            stream: IO[bytes] = filesystem.open(path, "rb", **({} if self.local else _FAR))
         except Exception as error:  # each store has its own errors, and few of them are OSErrors
             raise DataError(f"{self.path} cannot be opened: {_words(error)}") from error
         return stream
@@ -78,6 +85,7 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
     try:
         filesystem, root = _fsspec().core.url_to_fs(url)
         found = _found(filesystem, root)
+        there = bool(found) or filesystem.exists(root)
     except ConfigError:
         raise
     except Exception as error:  # as in StoredFile.open
@@ -88,6 +96,8 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
         if path.endswith(ending)
         for full in [filesystem.unstrip_protocol(path)]
     ]
+    if not there:
+        raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
     if not files:
         raise DataError(
             f"{location}: no {ending} file there (looked at {url.removeprefix('file://')}, {len(found)} other files)"

@@ -349,6 +349,9 @@ def test_files_are_chosen_by_config_and_split(release):
         chosen(release / "WikiTQ", None, "val")
     with pytest.raises(DataError, match=r"no \.parquet file there .*other files"):
         chosen(release / "README.md", None, None)
+    for place in (release / "none", release / "*.none"):
+        with pytest.raises(DataError, match=r"none: there is no such file or folder"):
+            chosen(place, None, None)
 
 
 def test_the_folders_above_a_set_say_nothing_of_its_split(tmp_path):
