@@ -22,6 +22,7 @@ from .sample_index import IndexRow, SampleIndex, index_path, index_row, write_in
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 _EXIF_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +192,9 @@ def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(image)) as opened:
                 width, height = opened.size
-                turned = opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+                # Asked for its EXIF, Pillow decodes a whole PNG, which may have it behind its pixels.
+                bare = opened.format == "PNG" and not any(mark in image for mark in _PNG_EXIF)
+                turned = not bare and opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise SampleError(f"{name} does not decode ({error})", "undecodable_image") from error
     return (height, width) if turned else (width, height)

@@ -8,9 +8,8 @@ One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|im
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
@@ -19,7 +18,8 @@ from ..normal_form import convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
 from ..shard_file import EXTENSIONS
-from .source import SourceSample, checked_image_file
+from .pictures import Picture, PictureFolder, safe_path
+from .source import SourceSample
 
 _PART_BYTES = 8 * 2**20
 _MEASURED_PARTS = 64
@@ -123,31 +123,21 @@ class JsonlData:
         check_record(normal, num_images=len(paths), where=where)
         return SourceSample(record=normal, images=[self._picture(path, where) for path in paths])
 
-    def _picture(self, name: str, where: str) -> tuple[bytes | Path, str]:
-        path = _inside(name, where)
-        if path.suffix.lower().lstrip(".") not in EXTENSIONS:
+    def _picture(self, name: str, where: str) -> Picture:
+        if safe_path(name, where=where).suffix.lower().lstrip(".") not in EXTENSIONS:
             raise SampleError(f"{where}: image {name} is no {', '.join(EXTENSIONS)} file", "image_format")
-        try:
-            return _checked(self.image_root / path)
-        except SampleError as error:
-            raise SampleError(f"{where}: {error}", error.reason) from error
+        return PictureFolder(root=self.image_root).read(name, where=where)
 
     def _picture_bytes(self, text: bytes) -> int:
         try:
             names = _paths(_parse(text, ""), "")
-            return sum((self.image_root / _inside(name, "")).stat().st_size for name in names)
+            return sum((self.image_root / safe_path(name, where="")).stat().st_size for name in names)
         except (SampleError, OSError):  # a bad record takes no space
             return 0
 
 
 def _part(begin: int, end: int, first: int, records: int) -> Part:
     return Part(name=f"bytes {begin}-{end}", payload=(begin, end, first), rows=records)
-
-
-@lru_cache(maxsize=32)
-def _checked(path: Path) -> tuple[bytes | Path, str]:
-    """Check a picture; records that follow one another often are about the same page."""
-    return checked_image_file(path, where="its picture")
 
 
 def _parse(text: bytes, where: str) -> dict[str, Any]:
@@ -166,11 +156,3 @@ def _paths(record: dict[str, Any], where: str) -> list[str]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise SampleError(f"{where}: 'image' must be a list of paths, found {named!r:.120}")
     return paths
-
-
-def _inside(name: str, where: str) -> PurePosixPath:
-    """Return a path that stays below the folder it is joined to; what a data set names may come from anybody."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
-        raise SampleError(f"{where}: image path {name!r:.120} leaves the image folder", "unsafe_path")
-    return path

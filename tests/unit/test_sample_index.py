@@ -15,6 +15,7 @@ from datamodules.manifest import load_manifest, read_manifest
 from datamodules.prepare import main
 from datamodules.prepare.index import index_shards
 from datamodules.sample_index import SampleIndex, index_path, load_index
+from datamodules.shard_file import upright_size
 from datamodules.verify import Verification
 from datamodules.writer import ShardWriter
 
@@ -209,3 +210,13 @@ def test_indexing_a_set_that_is_not_as_its_manifest_says_stops(folder):
     with pytest.raises(DataError, match=r"set-00000\.tar is damaged: expected sha256"):
         index_shards(folder)
     assert read_manifest(folder).num_samples == 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_that_is_turned_by_its_exif_is_measured_upright(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options, expected in ({}, (7, 5)), ({"exif": exif}, (5, 7)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (7, 5)).save(buffer, kind, **options)
+        assert upright_size(buffer.getvalue(), name="x") == expected
