@@ -17,8 +17,8 @@ class DataHealth(Callback):
     `train/loss/<source>`: mean loss of a supervised token (objective `read`: of a character) of that source.
     `data/padding_share`: share of the positions that are padding. `data/truncated_share`: share of the documents whose
     text was cut, and `data/truncated` their number. `data/real_tokens`: positions that are not padding, a number.
-    `data/wait_share`: share of the time that training waited for batches. Since the run began: `data/skipped_<reason>` and `data/skipped_<reason>/<source>`,
-    samples left out.
+    `data/wait_share`: share of the time that training waited for batches. Since the run began: `data/skipped_<reason>`
+    and `data/skipped_<reason>/<source>`, samples left out.
     """
 
     def __init__(self) -> None:
