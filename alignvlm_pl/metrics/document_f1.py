@@ -126,7 +126,8 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     gold = meta.get("gold")
     if gold is None:
         raise DataError(f"document_f1: {key!r} has no annotation; expected a list in meta['gold']")
-    pairs = [(answer.question, answer.prediction) for answer in answers]
+    # The reference finds the field in the question of DUE's metadata, which the one that was asked may differ from.
+    pairs = [(answer.meta.get("field", answer.question), answer.prediction) for answer in answers]
     predicted = annotate(pairs, DEEPFORM_FIELDS + KLC_FIELDS, rule=rule)
     return count_fields(predicted, gold, ignore_case=rule != "due-case-sensitive")
 
