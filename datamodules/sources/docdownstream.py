@@ -147,7 +147,7 @@ class _Gold:
 
     def _question(self, index: int, where: str) -> str:
         """Return a question as the annotations spell it; that of the question file may be revised."""
-        given = self._metadata[index].get("ground_truth")
+        given: Any = self._metadata[index].get("ground_truth")
         try:
             question = (json.loads(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
