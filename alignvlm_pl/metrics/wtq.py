@@ -203,10 +203,21 @@ _SPLIT: dict[str, Callable[[str], list[str]]] = {
 
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     scores = [
-        wtq(answer.prediction, answer.references, rule=rule, canonical=answer.meta.get("canonical"))
+        wtq(answer.prediction, answer.references, rule=rule, canonical=_canonical(answer, rule))
         for answer in answers
     ]
     return {"total": sum(scores), "count": len(scores)}
+
+
+def _canonical(answer: Answer, rule: str) -> Sequence[str] | None:
+    canonical = answer.meta.get("canonical")
+    if rule != "official-canonical" or not canonical:
+        return None
+    if not (isinstance(canonical, list | tuple) and all(isinstance(text, str) for text in canonical)):
+        raise DataError(
+            f"wtq: {answer.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}"
+        )
+    return canonical
 
 
 WTQ = Metric(
