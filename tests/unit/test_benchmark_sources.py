@@ -128,6 +128,20 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
     )
 
 
+def test_pointers_that_go_round_are_named(tmp_path):
+    around = [str(["1"] * 40), str(["3"] * 40), str(["2"] * 40)]  # longer than a pointer itself
+    rows = [
+        {"index": n, "image": cell, "question": "q", "answer": "a"} for n, cell in enumerate(around, start=1)
+    ]
+    rows.append({"index": 4, "image": picture(1), "question": "q", "answer": "a"})
+    rows.append({"index": 5, "image": str(["4", "4"]), "question": "q", "answer": "a"})
+    path = table(tmp_path / "t.tsv", rows)
+    found = list(VLMEvalKitTable(path=path, benchmark=DOCVQA))
+    assert [getattr(sample, "reason", "") for sample in found] == ["bad_pointer"] * 3 + ["", ""]
+    assert "row 2: the image points to row index '1', which itself points to another" in str(found[0])
+    assert len(found[4].images) == 2
+
+
 def test_one_row_at_a_time_is_in_memory(tmp_path):
     large = picture(3, size=600)
     rows = [{"index": n, "image": large, "question": "q", "answer": "a"} for n in range(40)]
