@@ -101,6 +101,7 @@ def write_benchmark(
             "origin": origin.name,
             "origin_sha256": file_sha256(origin),
         } | left_out.extra()
+    left_out.write(out)
     return load_manifest(out)
 
 

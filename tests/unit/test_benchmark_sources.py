@@ -123,6 +123,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
         f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
     ]
     told = BenchmarkSet.of("docvqa", made, {}).problems
+    assert told[0].items == tuple(made.extra["skipped_first"]["broken_row"])
     assert told[1] == (
         f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
     )
