@@ -191,6 +191,7 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     for name, message in [
         ("none.tsv", "DocVQA_VAL.tsv (5,349 questions), to be fetched from https://"),
         ("file.parquet", "expected a .tsv or .jsonl file"),
+        ("file.jsonl", "docvqa is not made from .jsonl files; docvqa is made from DocVQA_VAL.tsv"),
     ]:
         assert main(["prepare", "benchmark", "docvqa", str(tmp_path / name), str(tmp_path / "set")]) == 1
         assert message in capsys.readouterr().err
