@@ -308,6 +308,16 @@ def test_questions_are_those_of_due_to_the_letter(tmp_path):
     assert next(iter(variants)).record["references"] == ["Acme", "ACME Inc."]
 
 
+def test_odd_lines_of_a_question_file_are_named(tmp_path):
+    path = questions(tmp_path / "TabFact_test.jsonl")
+    good = json.loads(path.read_text().splitlines()[0])
+    odd = [{**good, "image": image} for image in (5, [5], "nul\0.png", "none.png")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [good, *odd, [1]]) + "[" * 100_000 + "\n")
+    source = DocDownstreamTest(path=path, benchmark=get_benchmark("tabfact"), image_root=tmp_path)
+    reasons = [getattr(found, "reason", "") for found in source]
+    assert reasons == ["", *["missing_image"] * 4, "bad_json", "bad_json"]
+
+
 def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):
     path, meta = questions(tmp_path / "TabFact_test.jsonl"), due(tmp_path / "meta")
     words = ["prepare", "benchmark", "tabfact", str(path), str(tmp_path / "set")]
