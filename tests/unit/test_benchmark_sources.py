@@ -195,6 +195,8 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     ]:
         assert main(["prepare", "benchmark", "docvqa", str(tmp_path / name), str(tmp_path / "set")]) == 1
         assert message in capsys.readouterr().err
+    assert main(["prepare", "benchmark", "mmmu", str(tmp_path / "none.tsv"), str(tmp_path / "set")]) == 1
+    assert "MMMU_DEV_VAL.tsv (1,050 rows, of which the 900 of the validation" in capsys.readouterr().err
     (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
     assert main(["prepare", "benchmark", "docvqa", str(tmp_path / "other.tsv"), str(tmp_path / "set")]) == 1
     assert "is no table of VLMEvalKit" in capsys.readouterr().err
