@@ -162,6 +162,6 @@ class FactTable(LoadTable):
         path = self.folder / name
         try:
             lines = [text for _, text in numbered_lines(path)]
-        except (OSError, DataError) as error:
+        except (OSError, ValueError) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=[line.split("#") for line in lines], caption=self.captions.get(name, ""))

@@ -81,7 +81,7 @@ class DrawnCell:
     def read(cls, label: str) -> "DrawnCell":
         """Read the bookmark of a cell."""
         rows, columns, text = label.split("|", 2)
-        spans = [int(span) if span.strip().isdecimal() else 1 for span in (rows, columns)]
+        spans = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in (rows, columns)]
         return cls(text=text, rows=max(spans[0], 1), columns=max(spans[1], 1))
 
 

@@ -181,6 +181,6 @@ class WikiTable(LoadTable):
                 rows = list(csv.reader(stream, escapechar="\\", doublequote=False))
             page = path.with_suffix(".html")
             markup = page.read_text("utf-8") if self.html and page.is_file() else ""
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=rows, markup=markup)

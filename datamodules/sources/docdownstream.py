@@ -79,8 +79,10 @@ class DocDownstreamTest:
     def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
         try:
             given = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+        if not isinstance(given, dict):
+            raise SampleError(f"{where}: expected an object, found {given!r:.60}", "bad_json")
         record = convert_docdownstream(given, where=where)
         if gold:
             if self._corpus:
@@ -89,15 +91,19 @@ class DocDownstreamTest:
             else:
                 record["references"] = gold.answers(index, where, items=self.benchmark.name == "wtq")
         paths = given.get("image", [])
-        images = [self._image(path, where) for path in ([paths] if isinstance(paths, str) else paths)]
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise SampleError(f"{where}: expected paths as image, found {paths!r:.60}", "missing_image")
+        images = [self._image(path, where) for path in paths]
         return SourceSample(record=record, images=images)
 
     def _image(self, name: str, where: str) -> tuple[bytes | Path, str]:
         path = self.image_root / name
         try:
-            return checked_image(path.read_bytes(), f"{where}: {path}")
-        except OSError as error:
-            raise SampleError(f"{where}: image {path}: {error.strerror}", "missing_image") from error
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:  # the latter: names that no file can have
+            raise SampleError(f"{where}: image {name!r:.200}: {error}", "missing_image") from error
+        return checked_image(data, f"{where}: {path}")
 
 
 class _Gold:

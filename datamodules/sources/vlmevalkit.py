@@ -95,9 +95,9 @@ class VLMEvalKitTable:
         path = (self.image_root or self.path.parent) / name
         try:
             return path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter: names that no file can have
             raise SampleError(
-                f"{where}: image {path}: {error.strerror}; name its folder with --image-root", "missing_image"
+                f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
             ) from error
 
 

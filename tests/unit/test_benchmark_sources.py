@@ -195,6 +195,8 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     ]:
         assert main(["prepare", "benchmark", "docvqa", str(tmp_path / name), str(tmp_path / "set")]) == 1
         assert message in capsys.readouterr().err
+    assert main(["prepare", "benchmark", "mmmu", str(tmp_path / "none.tsv"), str(tmp_path / "set")]) == 1
+    assert "MMMU_DEV_VAL.tsv (1,050 rows, of which the 900 of the validation" in capsys.readouterr().err
     (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
     assert main(["prepare", "benchmark", "docvqa", str(tmp_path / "other.tsv"), str(tmp_path / "set")]) == 1
     assert "is no table of VLMEvalKit" in capsys.readouterr().err
@@ -306,6 +308,16 @@ def test_questions_are_those_of_due_to_the_letter(tmp_path):
     assert "line 2: no gold answer to 'who pays'" in str(second)
     variants = replace(source, benchmark=get_benchmark("docvqa"))
     assert next(iter(variants)).record["references"] == ["Acme", "ACME Inc."]
+
+
+def test_odd_lines_of_a_question_file_are_named(tmp_path):
+    path = questions(tmp_path / "TabFact_test.jsonl")
+    good = json.loads(path.read_text().splitlines()[0])
+    odd = [{**good, "image": image} for image in (5, [5], "nul\0.png", "none.png")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [good, *odd, [1]]) + "[" * 100_000 + "\n")
+    source = DocDownstreamTest(path=path, benchmark=get_benchmark("tabfact"), image_root=tmp_path)
+    reasons = [getattr(found, "reason", "") for found in source]
+    assert reasons == ["", *["missing_image"] * 4, "bad_json", "bad_json"]
 
 
 def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):

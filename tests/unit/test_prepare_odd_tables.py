@@ -7,9 +7,9 @@ import pytest
 
 from alignvlm_pl.errors import DataError
 from datamodules.prepare.left_out import LeftOut, read_left_out
-from datamodules.prepare.tabfact import read_statements
+from datamodules.prepare.tabfact import FactTable, read_statements
 from datamodules.prepare.table_questions import TableQuestion, read_bigdocs_rows
-from datamodules.prepare.wtq import read_questions
+from datamodules.prepare.wtq import WikiTable, read_questions
 from datamodules.sample import SampleError
 
 GOOD = {"id": "nu-0", "question": "who?", "context": "csv/203-csv/1.csv", "answers": ["Ada", "Bob"]}
@@ -135,6 +135,13 @@ def test_odd_bigdocs_rows(tmp_path):
     path = lines(tmp_path / "rows.jsonl", good, *(row for row, _ in rows), good)
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(rows, start=2)]
     assert told(read_bigdocs_rows(path, ["1.csv"])) == ["1/0", *expected, "1/1"]
+
+
+@pytest.mark.parametrize("load", [WikiTable, FactTable])
+@pytest.mark.parametrize("name", ["none", "nul\0", "long" * 200])
+def test_names_of_tables_that_no_file_can_have(tmp_path, load, name):
+    with pytest.raises(SampleError, match="does not read"):
+        load(folder=tmp_path)(name)
 
 
 def test_all_that_is_left_out_is_in_a_file(tmp_path):
