@@ -23,7 +23,7 @@ from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
 from .sharding import is_sharded, root_parameters
 from .stages import Stage
 
-MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "tile_boxes", "num_tiles")
 
 
 class AlignVLMModule(pl.LightningModule):
@@ -169,7 +169,8 @@ class AlignVLMModule(pl.LightningModule):
         return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
 
     def _read_loss(self, batch: dict[str, Any]) -> TokenLoss:
-        loss = self._ctc(self.net.read(batch["pixel_values"], self._columns()), batch)
+        log_probs = self.net.read(batch["pixel_values"], self._columns(), tile_boxes=batch["tile_boxes"])
+        loss = self._ctc(log_probs, batch)
         mean = loss.total / loss.supervised.clamp(min=1)
         self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
         return loss
@@ -248,8 +249,9 @@ class AlignVLMModule(pl.LightningModule):
     @torch.inference_mode()
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
+        pixels, boxes = (batch[key].to(self.device) for key in ("pixel_values", "tile_boxes"))
         with self.trainer.precision_plugin.forward_context(), root_parameters(self.trainer.strategy.model):
-            log_probs = self.net.read(batch["pixel_values"].to(self.device), self._columns())
+            log_probs = self.net.read(pixels, self._columns(), tile_boxes=boxes)
         pages = [
             (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
             for page in self._pages(log_probs, batch)
