@@ -11,11 +11,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
@@ -29,6 +31,7 @@ from .shards import ShardReader
 from .stream import TrainStream
 from .watchdog import Watchdog
 
+_LARGE_BYTES = 2**20
 Skipped = dict[str, dict[str, int]]
 """Source -> reason -> samples that were left out."""
 
@@ -50,6 +53,10 @@ class WorkerItem:
     cursor: dict[str, Any] | None = None
     skipped: Skipped = field(default_factory=dict)
     error: str | None = None
+
+    def pin_memory(self) -> "WorkerItem":
+        """Return the item with its tensors in pinned memory; torch calls this where there is a GPU."""
+        return self if self.batch is None else replace(self, batch=_with_tensors(self.batch, pin=True))
 
 
 @dataclass(kw_only=True)
@@ -213,7 +220,7 @@ class ShardLoader:
             self.cursor = item.cursor
             if item.batch is not None:
                 self.seen.update(item.batch["sources"])
-                yield item.batch
+                yield _with_tensors(item.batch)
 
     def _next(self, items: Iterator[WorkerItem]) -> WorkerItem | None:
         started = time.monotonic()
@@ -234,10 +241,37 @@ def decode_and_encode(raw: Mapping[str, Any], *, decoder: Decoder, collator: Col
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
     """Yield the items, and as the last one the message of the error that ended them."""
+    in_worker = get_worker_info() is not None
     try:
-        yield from items
+        for item in items:
+            yield replace(item, batch=_without_small_tensors(item.batch)) if in_worker else item
     except DataError as error:
         yield WorkerItem(error=str(error))
+
+
+def _without_small_tensors(batch: Batch | None) -> Batch | None:
+    """Make arrays of all tensors but the pixels.
+
+    Every tensor that leaves a worker costs the main process a connection to ask for its file descriptor; arrays go
+    through the pipe with the rest.
+    """
+    if batch is None:
+        return None
+    return {
+        name: value.numpy() if isinstance(value, Tensor) and value.nbytes < _LARGE_BYTES else value
+        for name, value in batch.items()
+    }
+
+
+def _with_tensors(batch: Batch, *, pin: bool = False) -> Batch:
+    """Return a batch whose arrays are tensors again."""
+    found = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in batch.items()
+    }
+    if pin:
+        found = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in found.items()}
+    return found
 
 
 def worker_place() -> tuple[int, int]:
