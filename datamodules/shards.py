@@ -120,9 +120,10 @@ class ShardReader:
         start, stop = index.offsets[location.number : location.number + 2]
         found: list[GroupedSample] = []
         try:
-            *members, end = [None, *walk_range(stream, location.shard.path, start, stop)]
+            members = list(walk_range(stream, location.shard.path, start, stop))
+            end = members.pop() if members else None
             if isinstance(end, Damage) and end.kind == "cut_at_member":  # as it is after a whole sample
-                found = list(group_by_keys(_contents(stream, members[1:], where, pictures=pictures)))
+                found = list(group_by_keys(_contents(stream, members, where, pictures=pictures)))
             reason = _other(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
