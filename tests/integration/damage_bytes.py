@@ -83,7 +83,7 @@ FILES: dict[str, FileDamage] = {
     "zeroed header of the last member": overwritten(lambda path: last(path).offset, bytes(BLOCK)),
     "garbage header": overwritten(lambda path: target(path)[0].offset, b"\xa5" * BLOCK),
     "garbage first header": overwritten(lambda path: 0, b"\xa5" * BLOCK),
-    "size below zero": with_size(-2 * BLOCK),
+    "size below zero": with_size(-BLOCK),
     "size of no bytes": with_size(0),
     "size beyond the file": with_size(1 << 40),
     "HTML page": lambda path: path.write_bytes(HTML) and None,

@@ -179,7 +179,7 @@ DAMAGED = {
     ),
     "garbage first header": stops(FIRST + "byte 0: broken header", "wrong_sha256", "bad_header", *LOST[1:]),
     "size below zero": stops(
-        SECOND + "byte 3584: broken header after this member .a member of -1024 bytes",
+        SECOND + "byte 3584: broken header after this member .a member of -512 bytes",
         *("wrong_sha256", "bad_header", *LOST),
     ),
     "size of no bytes": stops(
