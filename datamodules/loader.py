@@ -8,9 +8,10 @@ Training keeps one set of workers and one endless iterator for life: an epoch is
 import faulthandler
 import os
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -22,11 +23,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
 
-from .collate import Batch, Collator, EncodedSample
+from .collate import Batch, Collator, EncodedSample, answered_messages
 from .cursor import Cursor
 from .decode import Decoder, SkipCounter
+from .normal_form import RawSample
 from .planner import BatchPlanner, Row
-from .sample import SampleError
+from .sample import UNLABELLED, Sample, SampleError, message_text
 from .shards import ShardReader
 from .stream import TrainStream
 from .watchdog import Watchdog
@@ -116,14 +118,10 @@ class TrainBatches(IterableDataset[WorkerItem]):
         if self.counter is not None:
             self.counter.seen += 1
         try:
-            sample = self.decoder(self.reader.read(location))
-            sizes = self.reader.sizes(location)
-            if list(sizes) != sample.sizes:
-                raise SampleError(
-                    f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
-                    f"{list(sizes)}; write the index again with `prepare index`",
-                    "size_mismatch",
-                )
+            sample = decode(
+                self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location)
+            )
+            _require_answer(sample)
             return self.collator.encode(sample, token_budget=self.planner.token_budget)
         except SampleError as error:
             if self.counter is None:
@@ -234,9 +232,34 @@ class ShardLoader:
         self._iterator = None
 
 
-def decode_and_encode(raw: Mapping[str, Any], *, decoder: Decoder, collator: Collator) -> EncodedSample:
-    """Decode and encode one sample."""
-    return collator.encode(decoder(raw))
+def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
+    """Decode one sample.
+
+    Args:
+        raw: Its members.
+        decoder: Raw sample -> sample.
+        sizes: (width, height) in pixels of its pictures by the index of its shard.
+
+    Raises:
+        SampleError: It is bad, or its pictures have other sizes.
+    """
+    sample = decoder(raw)
+    if list(sizes) != sample.sizes:
+        raise SampleError(
+            f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
+            f"{list(sizes)}; write the index again with `prepare index`",
+            "size_mismatch",
+        )
+    return sample
+
+
+def _require_answer(sample: Sample) -> None:
+    """Refuse a sample whose answers are all empty: only to end the turn at once would be learned from it."""
+    turns = answered_messages(sample.messages, sample.references)
+    answers = [message_text(turn) for turn in turns if turn["role"] == "assistant"]
+    # Where there is no turn of the assistant at all, the processor says so.
+    if answers and not any(answer.strip() for answer in answers):
+        raise SampleError(f"sample '{sample.key}' of {sample.source}: its answer is empty", UNLABELLED)
 
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
@@ -286,4 +309,5 @@ def _start_worker(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
+        # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
+        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
