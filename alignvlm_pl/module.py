@@ -12,6 +12,7 @@ from torch import Tensor
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
+from .linear_cross_entropy import check_backend
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
 from .models.loading import choose_attention
@@ -36,13 +37,26 @@ class AlignVLMModule(pl.LightningModule):
         attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
             null: its choice. `validate`, `test` and `predict` always take that choice, as whoever
             loads the folder does.
+        loss_backend: How supervised positions meet the LM head: `auto`, `chunked`, `liger` or `plain`
+            (`alignvlm_pl.linear_cross_entropy.head_losses`).
+
+    Raises:
+        ConfigError: If there is no such `loss_backend`, or its package is missing.
     """
 
-    def __init__(self, spec: ModelSpec, weights: str | None = None, attention: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: str | None = None,
+        attention: str | None = None,
+        loss_backend: str = "auto",
+    ) -> None:
         super().__init__()
+        check_backend(loss_backend)
         self.spec = spec
         self.weights = weights
         self.attention = attention
+        self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
@@ -83,6 +97,7 @@ class AlignVLMModule(pl.LightningModule):
         if self.model is not None:
             return
         self.model = build_model(self.spec, self.processor)
+        self.model.loss_backend = self.loss_backend
         folder = (self.stage.init_from if self.stage else None) or self.weights
         if folder is not None:
             load_weights(self.model, folder)
