@@ -66,6 +66,8 @@ class AlignVLMModule(pl.LightningModule):
         self._earlier_seconds = 0.0
         self.last_loss = float("nan")
         self.tokens_seen = 0
+        self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
+        self.resumed = False
         self.max_new_tokens = 64  # of `predict` (CONTRACT: callbacks.benchmark_evaluation sets it)
 
     @property
@@ -294,7 +296,11 @@ class AlignVLMModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the stage and the time spent in it."""
-        checkpoint["stage"] = {"name": self.stage.name if self.stage else None, "seconds": self.stage_seconds}
+        checkpoint["stage"] = {
+            "name": self.stage.name if self.stage else None,
+            "seconds": self.stage_seconds,
+            "calibration": self.calibration,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
@@ -311,3 +317,5 @@ class AlignVLMModule(pl.LightningModule):
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
+        self.calibration = checkpoint.get("stage", {}).get("calibration")
+        self.resumed = True
