@@ -50,6 +50,12 @@ def test_a_fresh_stage_starts_at_the_entropy_and_a_resumed_one_is_left_alone(wor
     assert 0 < scalars(fresh, "connector/max_weight")[2] <= 1
 
     caplog.clear()
+    plain = world.fit(tmp_path / "plain", "--stage.max_steps=1")
+    late = world.fit(
+        tmp_path / "late", *options, "--stage.max_steps=2", "--ckpt_path", plain / "checkpoints/last.ckpt"
+    )
+    assert "calibrated" not in caplog.text
+    assert "calibration" not in json.loads((late / "hf/stage.json").read_text())
     resumed = world.fit(
         tmp_path / "resumed", *options, "--stage.max_steps=3", "--ckpt_path", fresh / "checkpoints/last.ckpt"
     )
