@@ -80,7 +80,7 @@ def head_losses(
         # Other heads may hide their number of rows; 2^17 is as many as large vocabularies have.
         chunk_tokens = max(1, CHUNK_LOGITS // int(getattr(linear or head, "out_features", 2**17)))
     if backend == "auto":
-        backend = _choose(hidden, linear, fits=len(hidden) <= chunk_tokens)
+        backend = _choose(hidden, head, fits=len(hidden) <= chunk_tokens)
     if backend == "plain":
         return _plain(hidden, targets, head)
     if backend == "liger":
@@ -93,11 +93,13 @@ def head_losses(
     return _within(head, linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
 
 
-def _choose(hidden: Tensor, linear: nn.Linear | None, *, fits: bool) -> str:
+def _choose(hidden: Tensor, head: nn.Module, *, fits: bool) -> str:
     """The back-end of `auto`."""
+    linear = _find_linear(head)
     if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
         return "liger"
-    return "plain" if fits else "chunked"
+    in_one_call = linear is None and isinstance(head, FullyShardedDataParallel)
+    return "plain" if fits or in_one_call else "chunked"
 
 
 def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
@@ -105,7 +107,11 @@ def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
 
 
 def _by_calls(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: int) -> Tensor:
-    """Chunks through any head; each is computed again in backward."""
+    """Chunks through any head; each is computed again in backward.
+
+    Raises:
+        ConfigError: If the head is sharded.
+    """
     if isinstance(head, FullyShardedDataParallel):
         raise ConfigError(
             f"loss_backend 'chunked' cannot call a sharded {type(head.module).__name__} chunk by chunk, for ranks with "
