@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .chat import IGNORE_INDEX
+from .linear_cross_entropy import head_losses
 
 
 class TokenLoss(NamedTuple):
-    """Cross entropy of a batch, all float32.
+    """Cross entropy of a batch, in float32; the sums in float64 for a model in float64.
 
     Args:
         total: Sum over the supervised positions, with gradient.
@@ -26,7 +26,13 @@ class TokenLoss(NamedTuple):
 
 
 def supervised_cross_entropy(
-    hidden: Tensor, labels: Tensor, head: nn.Module, *, segment_ids: Tensor | None = None
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    *,
+    segment_ids: Tensor | None = None,
+    backend: str = "auto",
+    chunk_tokens: int | None = None,
 ) -> TokenLoss:
     """Sum of the next-token cross entropy; only supervised positions meet the LM head.
 
@@ -38,11 +44,17 @@ def supervised_cross_entropy(
         head: The LM head, (n, D) -> (n, V).
         segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
             None: each row is one document.
+        backend: How positions meet the head, and how many at a time: see `linear_cross_entropy.head_losses`.
+        chunk_tokens: As there.
+
+    Raises:
+        ConfigError: The back-end is unknown, or does not take this head, device or precision.
     """
     targets = labels[:, 1:]
     supervised = targets != IGNORE_INDEX
-    logits = head(hidden[:, :-1][supervised])
-    losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
+    losses = head_losses(
+        hidden[:, :-1][supervised], targets[supervised], head, backend=backend, chunk_tokens=chunk_tokens
+    )
     numbers, documents = _document_numbers(labels, segment_ids)
     own = numbers[:, 1:][supervised]
     sums, counts = losses.new_zeros(2, documents)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
+from .linear_cross_entropy import check_backend
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
 from .models.loading import choose_attention
@@ -36,13 +37,26 @@ class AlignVLMModule(pl.LightningModule):
         attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
             null: its choice. `validate`, `test` and `predict` always take that choice, as whoever
             loads the folder does.
+        loss_backend: How supervised positions meet the LM head: `auto`, `chunked`, `liger` or `plain`
+            (`alignvlm_pl.linear_cross_entropy.head_losses`).
+
+    Raises:
+        ConfigError: If there is no such `loss_backend`, or its package is missing.
     """
 
-    def __init__(self, spec: ModelSpec, weights: str | None = None, attention: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: str | None = None,
+        attention: str | None = None,
+        loss_backend: str = "auto",
+    ) -> None:
         super().__init__()
+        check_backend(loss_backend)
         self.spec = spec
         self.weights = weights
         self.attention = attention
+        self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
@@ -52,6 +66,8 @@ class AlignVLMModule(pl.LightningModule):
         self._earlier_seconds = 0.0
         self.last_loss = float("nan")
         self.tokens_seen = 0
+        self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
+        self.resumed = False
         self.max_new_tokens = 64  # of `predict` (CONTRACT: callbacks.benchmark_evaluation sets it)
 
     @property
@@ -83,6 +99,7 @@ class AlignVLMModule(pl.LightningModule):
         if self.model is not None:
             return
         self.model = build_model(self.spec, self.processor)
+        self.model.loss_backend = self.loss_backend
         folder = (self.stage.init_from if self.stage else None) or self.weights
         if folder is not None:
             load_weights(self.model, folder)
@@ -288,7 +305,11 @@ class AlignVLMModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the stage and the time spent in it."""
-        checkpoint["stage"] = {"name": self.stage.name if self.stage else None, "seconds": self.stage_seconds}
+        checkpoint["stage"] = {
+            "name": self.stage.name if self.stage else None,
+            "seconds": self.stage_seconds,
+            "calibration": self.calibration,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
@@ -305,6 +326,8 @@ class AlignVLMModule(pl.LightningModule):
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
+        self.calibration = checkpoint.get("stage", {}).get("calibration")
+        self.resumed = True
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

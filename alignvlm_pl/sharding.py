@@ -11,15 +11,19 @@ def is_sharded(root: nn.Module | None) -> bool:
     return isinstance(root, FullyShardedDataParallel)
 
 
-def root_parameters(root: nn.Module | None) -> AbstractContextManager[None]:
+def root_parameters(root: nn.Module | None, *, writeback: bool = False) -> AbstractContextManager[None]:
     """Gather the parameters that belong to the outermost module alone, while one of its parts is called directly.
 
     The wrapped layers inside gather their own when they run. `generate` calls a part, and would find the embedding and
     the connector in pieces. Nothing is to be done for a module that is not sharded.
+
+    Args:
+        root: The outermost module.
+        writeback: Whether changes that are made to the parameters are kept. All ranks must make the same.
     """
     if root is None or not is_sharded(root):
         return nullcontext()
     context: AbstractContextManager[None] = FullyShardedDataParallel.summon_full_params(
-        root, writeback=False, recurse=False
+        root, writeback=writeback, recurse=False
     )
     return context

@@ -9,6 +9,7 @@ PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_mo
 
 OBJECTIVES = ("answer", "read")
 SCHEDULES = ("cosine", "linear", "constant")
+TARGET_ENTROPY = "target_entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class Stage:
         weight_decay: Decay of matrices; norms, biases and embeddings have none.
         adam_beta2: Decay of AdamW's mean square; a short stage forgets its large first gradients sooner with 0.95.
         gradient_clip_norm: Largest norm of the gradient; null: no clipping.
+        calibrate: `{target_entropy: 3.0}` multiplies the gain of ALIGN's vocabulary norm, before the first step of a
+            fresh stage, so that P_vocab has this mean entropy in nats on the first batch; null: the gain stays. The
+            entropy of n equal weights is ln n: 3.0 is as sharp as 20 tokens.
         parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any.
         init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
     """
@@ -54,6 +58,7 @@ class Stage:
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     gradient_clip_norm: float | None = 1.0
+    calibrate: dict[str, float] | None = None
     parent: str | None = None
     init_from: str | None = None
 
@@ -86,6 +91,8 @@ class Stage:
             raise ConfigError(f"stage.adam_beta2={self.adam_beta2}: expected a share in [0, 1)")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ConfigError(f"stage.max_minutes={self.max_minutes}: expected more than 0, or null")
+        if self.calibrate is not None:
+            _check_calibration(self.calibrate)
         for part, rate in self.learning_rates.items():
             if rate is not None and rate < 0:
                 raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
@@ -94,6 +101,18 @@ class Stage:
     def learning_rates(self) -> dict[str, float | None]:
         """Learning rate of each part; None or 0 means frozen."""
         return {"vision": self.lr_vision, "connector": self.lr_connector, "llm": self.lr_llm}
+
+
+def _check_calibration(settings: dict[str, float]) -> None:
+    for key in settings:
+        if key != TARGET_ENTROPY:
+            raise ConfigError(f"stage.calibrate has no setting {key!r}: {nearest(key, (TARGET_ENTROPY,))}")
+    target = settings.get(TARGET_ENTROPY)
+    if target is None or not target > 0:
+        raise ConfigError(
+            f"stage.calibrate.{TARGET_ENTROPY}={target}: expected nats above 0 and below ln of ALIGN's rows, or "
+            "calibrate: null"
+        )
 
 
 def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:

@@ -5,17 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark_evaluation import BenchmarkEvaluation
+    from .connector_health import ConnectorHealth
     from .data_health import DataHealth
+    from .gain_calibration import GainCalibration
     from .progress import TrainingProgress
     from .stage_transition import StageTransition
 
 # CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
-__all__ = ["BenchmarkEvaluation", "DataHealth", "StageTransition", "TrainingProgress"]
+__all__ = [
+    "BenchmarkEvaluation",
+    "ConnectorHealth",
+    "DataHealth",
+    "GainCalibration",
+    "StageTransition",
+    "TrainingProgress",
+]
 
 _HOME = {
     "BenchmarkEvaluation": ".benchmark_evaluation",
+    "ConnectorHealth": ".connector_health",
     "DataHealth": ".data_health",
+    "GainCalibration": ".gain_calibration",
     "StageTransition": ".stage_transition",
     "TrainingProgress": ".progress",
 }

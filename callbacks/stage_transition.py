@@ -90,6 +90,7 @@ class StageTransition(pl.Callback):
             "steps": trainer.global_step,
             "seconds": round(pl_module.stage_seconds, 1),
             "tiling": pl_module.processor.tiling,
+            **({"calibration": pl_module.calibration} if pl_module.calibration else {}),
             "versions": {
                 "alignvlm_pl": alignvlm_pl.__version__,
                 "python": platform.python_version(),

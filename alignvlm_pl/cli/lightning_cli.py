@@ -15,7 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
+from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
+from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
@@ -131,6 +133,7 @@ class AlignCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
+        parser.add_lightning_class_args(ConnectorHealth, "connector_health")
 
     def _parse_ckpt_path(self) -> None:
         """Never merge a checkpoint's hyper-parameters over the user's configuration."""
@@ -198,6 +201,7 @@ class AlignCLI(LightningCLI):
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             callbacks = [
+                *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 LastCheckpoint(every),
                 *callbacks,
                 DataHealth(),

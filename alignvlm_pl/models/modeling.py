@@ -76,6 +76,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vocab_size=text.vocab_size,
         )
         self.language_model = AutoModelForCausalLM.from_config(text)
+        self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.linear_cross_entropy
         self.post_init()
         self.initialize_connector()
 
@@ -206,7 +207,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
         cache = outputs.past_key_values
         if labels is not None:
-            loss = supervised_cross_entropy(hidden, labels, head, segment_ids=segment_ids)
+            loss = supervised_cross_entropy(
+                hidden, labels, head, segment_ids=segment_ids, backend=self.loss_backend
+            )
             return AlignVLMOutput(
                 loss=loss.total / loss.supervised.clamp(min=1),
                 past_key_values=cache,

@@ -22,7 +22,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from alignvlm_pl.models.tiny import tiny_spec
+from alignvlm_pl.models.token_spread import token_spread, visual_features
 from alignvlm_pl.module import AlignVLMModule
+from callbacks.connector_health import undisturbed
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=2)
@@ -35,15 +37,25 @@ turns = [{"role": "user", "content": [picture, {"type": "text", "text": "what?" 
 batch = module.processor.apply_chat_template([turns], tokenize=True, add_generation_prompt=True)
 module.processor.post_process_image_text_to_text = lambda ids: ids.tolist()  # ids that decode to nothing too
 plain = SimpleNamespace(forward_context=nullcontext)
-answers = []
+answers, spreads = [], []
 for wrap in (False, True):
     root = module
     if wrap:
         policy = ModuleWrapPolicy({LlamaDecoderLayer})
         root = FullyShardedDataParallel(module, auto_wrap_policy=policy, device_id=torch.device("cpu"))
     module._trainer = SimpleNamespace(precision_plugin=plain, strategy=SimpleNamespace(model=root))
+    for factor in (1.0, 2.0):
+        pixels = batch["pixel_values"][: 1 - rank]  # no image on the second rank, which must run all the same
+        with undisturbed(module._trainer, module, writeback=True):
+            net = module.net
+            net.connector.norm2.weight.data.mul_(factor)
+            features = visual_features(net, pixels, limit=40)
+            spreads.append(token_spread(net.connector, features, net.get_input_embeddings().weight, limit=40))
+    with undisturbed(module._trainer, module, writeback=True):
+        spreads.append([float(module.net.connector.norm2.weight.data.mean())])
+        module.net.connector.norm2.weight.data.mul_(0.5)
     answers.append(module.generate(batch, max_new_tokens=3 + 4 * rank))
-print(json.dumps(answers))
+print(json.dumps([answers, spreads]))
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -67,6 +79,10 @@ def test_a_sharded_model_answers_as_the_whole_one(tmp_path):
     for rank in ranks:
         told, errors = rank.communicate(timeout=120)
         assert rank.returncode == 0, errors[-2000:]
-        whole, sharded = json.loads(told.splitlines()[-1])
+        (whole, sharded), spreads = json.loads(told.splitlines()[-1])
         assert whole == sharded
+        # The connector can be measured, and its gain set, as if it were whole (callbacks/connector_health.py).
+        assert spreads[2] == spreads[5] == [2.0]
+        for one, other in zip(spreads[:3], spreads[3:], strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
         assert len(whole[0]) in (3, 7)

@@ -46,3 +46,20 @@ def test_an_indivisible_global_batch_names_the_nearest_valid_ones(batch, below, 
         ConfigError, match=rf"={batch} is not a multiple .* = 8; nearest valid values: {below}, {above}"
     ):
         accumulation(batch, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "message"),
+    [
+        (
+            {"target_entropie": 3.0},
+            r"stage.calibrate has no setting 'target_entropie': did you mean 'target_entropy'\?",
+        ),
+        ({}, "stage.calibrate.target_entropy=None: expected nats above 0"),
+        ({"target_entropy": 0.0}, "stage.calibrate.target_entropy=0.0"),
+        ({"target_entropy": float("nan")}, "stage.calibrate.target_entropy=nan"),
+    ],
+)
+def test_a_calibration_is_a_number_of_nats(calibrate, message):
+    with pytest.raises(ConfigError, match=message):
+        Stage(name="x", lr_llm=1e-3, calibrate=calibrate)

@@ -1,0 +1,104 @@
+"""`stage.calibrate`: the vocabulary norm's gain from a target entropy, set on the first batch of a fresh stage."""
+
+import logging
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
+from alignvlm_pl.module import AlignVLMModule
+
+from .connector_health import undisturbed
+from .data_health import sum_over_ranks
+
+log = logging.getLogger(__name__)
+TOKENS = 512
+"""Most visual tokens that are looked at, evenly spaced over the batch."""
+
+
+class GainCalibration(Callback):
+    """Multiply the vocabulary norm's gain so that P_vocab has a mean entropy on the first batch that has images.
+
+    The batch is that of the first rank with an image, its factor everybody's. A resumed stage is left alone: its gain
+    has been set, and has trained since. What was done is in `module.calibration` (CONTRACT:
+    callbacks.stage_transition puts it into the stage's record).
+
+    Args:
+        target_entropy: Mean entropy in nats (CONTRACT: `Stage.calibrate`).
+    """
+
+    def __init__(self, target_entropy: float) -> None:
+        self.target = target_entropy
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what no gain can reach, before anything is trained.
+
+        Raises:
+            ConfigError: The connector has no P_vocab, or its vocabulary is too small for the target.
+        """
+        assert isinstance(pl_module, AlignVLMModule)
+        net = pl_module.net
+        if not net.connector.reads_text:
+            raise ConfigError(
+                f"stage.calibrate: connector {net.config.connector['type']!r} has no P_vocab with an entropy to set; "
+                "use connector type 'align', or leave calibrate out"
+            )
+        most = math.log(net.connector.rows)
+        if not self.target < most:
+            raise ConfigError(
+                f"stage.calibrate.target_entropy={self.target:g} nats: weights over {net.connector.rows} rows have an "
+                f"entropy between 0 and {most:.3f} nats; choose a target between them"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the gain, once.
+
+        Raises:
+            ConfigError: The target is out of reach on this batch; on all ranks.
+        """
+        assert isinstance(pl_module, AlignVLMModule)
+        if pl_module.calibration is not None or pl_module.resumed:
+            return
+        connector = pl_module.net.connector
+        with undisturbed(trainer, pl_module, writeback=True):
+            features = visual_features(
+                pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS
+            )
+            having = sum_over_ranks({str(trainer.global_rank): len(features)}, trainer.world_size)
+            ranks = [int(rank) for rank, tiles in having.items() if tiles]
+            if not ranks:
+                return  # text alone on all ranks; the next batch may have images
+            found: dict[str, float] | str = ""
+            if trainer.global_rank == min(ranks):
+                found = self._search(connector, features)
+            found = trainer.strategy.broadcast(found, src=min(ranks))
+            if isinstance(found, str):
+                raise ConfigError(found)
+            connector.norm2.weight.data.mul_(found["gain_factor"])
+            found["gain"] = round(float(connector.norm2.weight.detach().mean()), 6)
+        pl_module.calibration = found
+        if trainer.is_global_zero:
+            log.info(
+                "calibrated: gain x %.4g = %.4g, mean entropy of P_vocab %.3f -> %.3f nats over %d visual tokens",
+                *(found[name] for name in ("gain_factor", "gain", "entropy_before", "entropy", "tokens")),
+            )
+
+    def _search(self, connector: Any, features: Any) -> dict[str, float] | str:
+        """What to record, or why the target cannot be reached: an error on one rank alone would leave the others."""
+        scores = vocabulary_scores(connector, features, limit=TOKENS)
+        try:
+            factor, entropy = gain_factor(scores, connector.norm2.bias, target=self.target)
+        except ConfigError as error:
+            return str(error)
+        return {
+            "target_entropy": self.target,
+            "tokens": len(scores),
+            "entropy_before": round(mean_entropy(scores), 6),
+            "entropy": round(entropy, 6),
+            "gain_factor": factor,
+        }
