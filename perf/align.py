@@ -5,7 +5,8 @@
 
 Products, eager, chunked (and triton on CUDA) are timed in turns, forward and backward with all gradients; ratios are of
 the medians. The products write into arrays that are there already. Memory is the peak beyond weights, inputs, outputs
-and their gradients. `kept` rows of head and table are timed as the connector runs them, the choice of rows included.
+and their gradients. `kept` rows of head and table are timed with the table's rows looked up, and once more with their
+gradient scattered into one of the whole table, as large as the table.
 `--many 0` leaves the large batch out. With `--json` the last line is one JSON object: the plain keys are the worst
 over the dtypes.
 """
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Before torch loads: threads that spin at barriers would slow whatever else the machine does.
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from alignvlm_pl.ops import align
+from alignvlm_pl.ops import AUTO, align
 
 GIB = 2**30
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,6 +41,7 @@ WORST = {
     "extra_gib_729": max,
     "extra_gib_6561": max,
     "pruned_speedup": min,
+    "pruned_into_table_speedup": min,
 }
 
 
@@ -70,16 +73,22 @@ class Case:
 
     def step(self, backend: str) -> None:
         """Forward and backward of a back-end."""
-        leaves = self.leaves()
-        align(*leaves, backend=backend).backward(self.upstream)
+        _step(self.leaves(), self.upstream, backend)
 
-    def pruned_step(self, kept: Tensor) -> Callable[[], None]:
-        """Forward and backward on some rows; W2 and the norm hold these alone, the table is the LLM's."""
+    def pruned_step(self, kept: Tensor, *, into_table: bool) -> Callable[[], None]:
+        """Forward and backward on some rows; W2 and the norm hold these alone, the table is the LLM's.
+
+        Args:
+            kept: Ids of the rows.
+            into_table: Whether the gradient is scattered into one of the whole table, most of it zeros.
+        """
         head, gain, bias = self.head[kept], self.gain[kept], self.bias[kept]
 
         def step() -> None:
-            leaves = [t.detach().requires_grad_() for t in (self.hidden, head, gain, bias, self.table)]
-            align(*leaves[:4], leaves[4].index_select(0, kept)).backward(self.upstream)
+            table = self.table.detach().requires_grad_(into_table)
+            rows = table.index_select(0, kept)
+            leaves = [t.detach().requires_grad_() for t in (self.hidden, head, gain, bias)]
+            _step([*leaves, rows if into_table else rows.requires_grad_()], self.upstream, AUTO)
 
         return step
 
@@ -105,6 +114,11 @@ class Case:
         return run
 
 
+def _step(leaves: list[Tensor], upstream: Tensor, backend: str) -> None:
+    hidden, head, gain, bias, table = leaves
+    align(hidden, head, gain, bias, table, backend=backend).backward(upstream)
+
+
 def seconds(run: Callable[[], None], device: torch.device) -> float:
     """Wall time of one run."""
     start = time.perf_counter()
@@ -120,18 +134,18 @@ def extra_gib(case: Case, backend: str) -> float:
     known = sum(t.numel() * t.element_size() for t in leaves) + case.upstream.nbytes
     # Code that is loaded or made at the first call is not the operator's memory.
     few = [leaves[0].detach()[:8].requires_grad_(), *(t.detach().requires_grad_() for t in leaves[1:])]
-    align(*few, backend=backend).backward(case.upstream[:8])
+    _step(few, case.upstream[:8], backend)
     del few
     gc.collect()
     if case.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        align(*leaves, backend=backend).backward(case.upstream)
+        _step(leaves, case.upstream, backend)
         return (torch.cuda.max_memory_allocated() - before - known) / GIB
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = _status("VmRSS")
-    align(*leaves, backend=backend).backward(case.upstream)
+    _step(leaves, case.upstream, backend)
     return (_status("VmHWM") - before - known) / GIB
 
 
@@ -147,8 +161,12 @@ def measure(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]
     kept = torch.randperm(options.vocab, device=case.device)[: options.kept].sort().values
     figures = {f"{name}_extra_gib": extra_gib(case, name) for name in backends}
     figures["extra_gib_729"] = figures["chunked_extra_gib"]
-    runs: dict[str, Callable[[], None]] = {name: lambda name=name: case.step(name) for name in backends}
-    runs |= {"products": case.products(), "pruned": case.pruned_step(kept)}
+    runs: dict[str, Callable[[], None]] = {name: partial(case.step, name) for name in backends}
+    runs |= {
+        "products": case.products(),
+        "pruned": case.pruned_step(kept, into_table=False),
+        "pruned_into_table": case.pruned_step(kept, into_table=True),
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(options.rounds + 1):
         for name, run in runs.items():
@@ -162,6 +180,7 @@ def measure(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]
         14 * options.tokens * options.width * options.vocab / medians["products"] / 1e12
     )
     figures["pruned_speedup"] = medians["chunked"] / medians["pruned"]
+    figures["pruned_into_table_speedup"] = medians["chunked"] / medians["pruned_into_table"]
     del runs, case
     if options.many:
         figures["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")

@@ -3,8 +3,8 @@
 Plain torch: no model, no transformers, no Lightning.
 """
 
-from .align import AUTO, BACKENDS, align, align_read, check_backend, choose_backend
 from .mixture import Mixture
+from .operator import AUTO, BACKENDS, align, align_read, check_backend, choose_backend
 from .products import vocabulary_mass
 
 __all__ = [

@@ -87,9 +87,9 @@ def _align(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 @_align.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor]:
-    hidden, columns, wide = inputs[0], inputs[5], accumulating(inputs[0].dtype)
+    hidden, table, columns, wide = inputs[0], inputs[4], inputs[5], accumulating(inputs[0].dtype)
     shape = (0,) if columns is None else (hidden.shape[0], columns.shape[0])
-    embeds = hidden.new_empty(0) if inputs[4] is None else hidden.new_empty(hidden.shape)
+    embeds = hidden.new_empty(0 if table is None else (hidden.shape[0], table.shape[1]))
     return embeds, hidden.new_empty(shape, dtype=wide)
 
 

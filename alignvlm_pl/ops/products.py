@@ -107,9 +107,9 @@ class Gradients:
 
 
 def forward(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
-    """Embeddings (N, D) in the products' dtype, and log P_vocab (N, columns)."""
+    """Embeddings (N, width of the table) in the products' dtype, and log P_vocab (N, columns)."""
     hidden, table = problem.hidden, problem.table
-    embeds = None if table is None else torch.empty_like(hidden)
+    embeds = None if table is None else hidden.new_empty((len(hidden), table.shape[1]))
     held, logs = problem.array(), []
     for part in problem.chunks():
         scores = held[: part.stop - part.start]

@@ -91,8 +91,15 @@ def compare(backend, shape, dtype, **options):
     return worst_error(found, expected)
 
 
-# Measured worst case over all of the shapes and both back-ends, with the tolerance: dtype -> tolerance.
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}
+# Measured worst cases: float64 3.5e-15; float32 2.4e-6; bfloat16 chunked 0.014, eager 0.027, and 0.104 for the gain's
+# gradient over 6,561 tokens, which eager sums up in bfloat16 inside torch's layer norm.
+TOLERANCES = {torch.float64: 2e-14, torch.float32: 1e-5, torch.bfloat16: 0.04}
+
+
+def tolerance_of(backend, shape, dtype):
+    """The tolerance of a dtype; wider where eager sums thousands of bfloat16 numbers."""
+    sums_in_half = backend == "eager" and dtype == torch.bfloat16 and shape[0] > 100
+    return 0.2 if sums_in_half else TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -100,8 +107,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_and_all_gradients(backend, shape, dtype):
     errors = compare(backend, shape, dtype)
-    print(backend, shape, dtype, {k: f"{v:.1e}" for k, v in errors.items()})
-    assert max(errors.values()) <= TOLERANCES[dtype], errors
+    assert max(errors.values()) <= tolerance_of(backend, shape, dtype), errors
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -109,23 +115,21 @@ def test_outputs_and_all_gradients(backend, shape, dtype):
 @pytest.mark.parametrize("kind", [{"tied": True}, {"frozen_table": True}], ids=str)
 def test_tied_weights_and_a_frozen_table(backend, kind, dtype):
     errors = compare(backend, (37, 64, 503), dtype, **kind)
-    print(kind, dtype, {k: f"{v:.1e}" for k, v in errors.items()})
-    assert ("table" in errors) == (kind == {"tied": True}) or kind.get("frozen_table")
+    assert ("table" in errors) == ("tied" in kind)
     assert max(errors.values()) <= TOLERANCES[dtype], errors
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-2)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_logits(backend, dtype, tolerance):
-    """Logits of +-1e4 and more: a float32 logit of 1e4 is itself known to 1e-3."""
+    """Logits of +-1e4 and more, so that nearly all weights are 0 or 1. Measured: 4e-16 and 8e-7."""
     errors = compare(backend, (11, 64, 1009), dtype, gain_scale=1e4)
-    print(dtype, {k: f"{v:.1e}" for k, v in errors.items()})
     assert max(errors.values()) <= tolerance, errors
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scores_far_from_zero(backend):
-    """A mean of the scores 1e4 times their deviation; hᵀCov(W2)h from second moments would be noise here."""
+    """Scores whose mean is 1e4 times their deviation. Measured: 4e-3, of the scores' own rounding in float32."""
     torch.manual_seed(5)
     operands = operands_of((6, 64, 503), torch.float32)
     operands[1] = operands[1] * 1e-3 + 1.0
@@ -137,7 +141,6 @@ def test_scores_far_from_zero(backend):
         {"embeds": found.embeds, "log_probs": found.log_probs},
         {"embeds": expected[0], "log_probs": expected[1]},
     )
-    print({k: f"{v:.1e}" for k, v in errors.items()})
     assert max(errors.values()) <= 1e-2, errors
 
 
