@@ -80,7 +80,7 @@ def gradients_(
         grad_weights: (n, V) dp, becomes p; None if only log-probabilities have a gradient.
         norm: The vocabulary norm.
         total: The norm's gradient is added to it.
-        columns: Ids of the columns that have been read out, without repetition.
+        columns: Ids of the columns that have been read out.
         grad_log_probs: (n, len(columns)) their gradient, or None.
     """
     wide = norm.gain.dtype

@@ -1,4 +1,4 @@
-"""ALIGN in chunks on two real processes (gloo): DDP and FSDP give the gradients of one process."""
+"""ALIGN in chunks on two real processes (gloo): DDP, FSDP and rows shared out give the gradients of one process."""
 
 import os
 import subprocess
@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from alignvlm_pl.models.align import AlignConnector
 
@@ -49,11 +51,27 @@ else:
     dist.init_process_group("gloo", init_method=(folder / f"meeting-{kind}").as_uri(), rank=rank, world_size=2)
     if kind == "ddp":
         wrapped = DistributedDataParallel(model)
+    elif kind == "rows":
+        # Each rank holds some rows of everything that has a row for each token, and sees all features.
+        mesh = init_device_mesh("cpu", (2,))
+        for owner in (model.table, model.connector.w2, model.connector.norm2):
+            for name, value in list(owner.named_parameters()):
+                setattr(owner, name, nn.Parameter(distribute_tensor(value.detach(), mesh, [Shard(0)])))
+        connector, table = model.connector, model.table.weight
+
+        def wrapped(features):
+            mixed = connector(features, table, columns=torch.tensor([4, 100]))
+            return mixed.embeds + table.full_tensor()[3], mixed.log_probs
     else:
         wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
-    step(wrapped, features[2 * rank : 2 * rank + 2])
+    step(wrapped, features if kind == "rows" else features[2 * rank : 2 * rank + 2])
     if kind == "ddp":
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    elif kind == "rows":
+        found = {
+            name: (value.grad.full_tensor() if hasattr(value.grad, "full_tensor") else value.grad) / 2
+            for name, value in model.named_parameters()
+        }
     else:
         with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
             found = {
@@ -90,7 +108,7 @@ def run(folder, kind, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "rows"])
 def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
     (expected,) = run(tmp_path, "one", 1)
     assert set(expected) >= {"table.weight", "connector.w2.weight", "connector.norm2.weight"}
