@@ -9,13 +9,15 @@ The paper is silent on biases, the epsilon and whether E_text learns through (2)
 and starts as a copy of the LM head, epsilon is 1e-5, and E_text is the LLM's live embedding table.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..ops import AUTO, align, align_read, check_backend
+from .kept_rows import check_kept, read_kept
 
 
 class ConnectorOutput(NamedTuple):
@@ -39,6 +41,12 @@ class AlignConnector(nn.Module):
         vocab_rows: Keep only the first n rows of the vocabulary (in a BPE vocabulary: the bytes and the most frequent
             merges); null keeps all, as the paper's main runs do. The paper finds about 3.4K rows to carry the mass and
             to score the same; the cost of ALIGN falls with the rows.
+        vocab_keep: Keep these rows instead: a list of token ids, or the path of a file that `prune` has written. Norm
+            and softmax run over the rows kept, so that the weights sum to one again.
+        backend: Who computes it: `auto`, or a back-end of `alignvlm_pl.ops`.
+
+    Raises:
+        ConfigError: If rows are out of range, given twice or in two ways, or the back-end is unknown.
     """
 
     reads_text = True
@@ -53,14 +61,25 @@ class AlignConnector(nn.Module):
         eps: float = 1e-5,
         bias: bool = True,
         vocab_rows: int | None = None,
+        vocab_keep: str | Sequence[int] | None = None,
+        backend: str = AUTO,
     ) -> None:
         super().__init__()
+        if vocab_keep is not None and vocab_rows is not None:
+            raise ConfigError(
+                f"connector: vocab_rows={vocab_rows} and vocab_keep both choose the rows to keep; set one of them"
+            )
         rows = vocab_size if vocab_rows is None else vocab_rows
         if not 1 <= rows <= vocab_size:
             raise ConfigError(
                 f"connector vocab_rows={rows}: expected 1 to {vocab_size}, the LLM's vocabulary"
             )
-        self.gain_init = gain_init
+        self.kept: tuple[int, ...] | None = None
+        if vocab_keep is not None:
+            ids = read_kept(vocab_keep, vocab_size) if isinstance(vocab_keep, str) else vocab_keep
+            self.kept = check_kept(ids, vocab_size, where="connector vocab_keep")
+            rows = len(self.kept)
+        self.gain_init, self.backend = gain_init, check_backend(backend)
         self.vocab_size, self.rows = vocab_size, rows
         self.w1 = nn.Linear(vision_dim, text_dim, bias=bias)
         self.norm1 = nn.LayerNorm(text_dim, eps=eps)
@@ -81,10 +100,11 @@ class AlignConnector(nn.Module):
         if tuple(head_weight.shape) != expected:
             raise ConfigError(
                 f"ALIGN was built for an LM head of shape {expected} but this one has {tuple(head_weight.shape)}; "
-                "vocabulary and width must be the LLM's"
+                "vocabulary and width must be the LLM's (for a head that is padded beyond the tokenizer set "
+                "text_config.vocab_size to the padded size, and vocab_rows to leave the padding out)"
             )
         # A copy even where the head is tied to the embeddings: training W2 must not drag E_text (paper: "initialised").
-        self.w2.weight.copy_(head_weight[: self.rows])
+        self.w2.weight.copy_(self.select(head_weight))
         self.norm2.weight.fill_(self.gain_init)
         self.norm2.bias.zero_()
 
@@ -99,25 +119,74 @@ class AlignConnector(nn.Module):
         Returns:
             `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, len(columns)) in float32, or None.
         """
-        scores = self.scores(features)
-        weights = scores.softmax(dim=-1).to(table.dtype)
-        log_probs = None
-        if columns is not None:
-            log_probs = scores[..., self._check(columns)] - scores.logsumexp(dim=-1, keepdim=True)
-        return ConnectorOutput(weights @ table[: self.rows], log_probs)
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Normalised scores before the softmax, (tiles, tokens, rows), at least float32."""
-        scores = self.norm2(self.w2(self.norm1(self.w1(features))))
-        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        hidden = self.norm1(self.w1(features))
+        flat, shape = hidden.flatten(0, -2), features.shape[:-1]
+        operands = (flat, self.w2.weight, self.norm2.weight, self.norm2.bias, self.select(table))
+        if columns is None:
+            embeds = align(*operands, eps=self.norm2.eps, backend=self.backend)
+            return ConnectorOutput(embeds.unflatten(0, shape))
+        mixture = align_read(
+            *operands, columns=self._positions(columns), eps=self.norm2.eps, backend=self.backend
+        )
+        assert mixture.embeds is not None and mixture.log_probs is not None, "both were asked for"
+        return ConnectorOutput(mixture.embeds.unflatten(0, shape), mixture.log_probs.unflatten(0, shape))
 
     def log_probs(self, features: Tensor, columns: Tensor) -> Tensor:
         """Log P_vocab of the given columns only, (tiles, tokens, len(columns)), without mixing embeddings."""
-        return F.log_softmax(self.scores(features), dim=-1)[..., self._check(columns)]
+        mixture = align_read(
+            self.norm1(self.w1(features)).flatten(0, -2),
+            self.w2.weight,
+            self.norm2.weight,
+            self.norm2.bias,
+            None,
+            columns=self._positions(columns),
+            eps=self.norm2.eps,
+            backend=self.backend,
+        )
+        assert mixture.log_probs is not None, "columns were asked for"
+        return mixture.log_probs.unflatten(0, features.shape[:-1])
 
-    def _check(self, columns: Tensor) -> Tensor:
-        if int(columns.max()) >= self.rows:
+    def row_ids(self) -> tuple[int, ...]:
+        """Token ids of the rows, ascending."""
+        return tuple(range(self.rows)) if self.kept is None else self.kept
+
+    def select(self, table: Tensor) -> Tensor:
+        """The rows kept of a (V, D) table, in the order of `row_ids`. The first rows are a view, others a copy.
+
+        Raises:
+            ConfigError: If the table has fewer rows than the vocabulary that the connector was built for.
+        """
+        if table.shape[0] < self.vocab_size:
             raise ConfigError(
-                f"token id {int(columns.max())} is to be read out but vocab_rows={self.rows} leaves it out"
+                f"ALIGN was built for a vocabulary of {self.vocab_size} but the embedding table has "
+                f"{table.shape[0]} rows; head and table of the LLM must have the same (resize_token_embeddings)"
             )
-        return columns
+        if self.kept is None:
+            return table[: self.rows]
+        return table.index_select(0, self._kept_on(table.device))
+
+    def _kept_on(self, device: torch.device) -> Tensor:
+        # Not a buffer: the ids live in the config, and loaders that build on the meta device lose such buffers.
+        return torch.tensor(self.kept, device=device)
+
+    def _positions(self, columns: Tensor) -> Tensor:
+        """Rows that belong to token ids.
+
+        Raises:
+            ConfigError: If one is not kept.
+        """
+        if self.kept is None:
+            if int(columns.max()) >= self.rows:
+                raise ConfigError(
+                    f"token id {int(columns.max())} is to be read out but vocab_rows={self.rows} leaves it out"
+                )
+            return columns
+        kept = self._kept_on(columns.device)
+        places = torch.searchsorted(kept, columns).clamp(max=self.rows - 1)
+        absent = columns[kept[places] != columns]
+        if len(absent):
+            raise ConfigError(
+                f"token id {int(absent[0])} is to be read out but vocab_keep ({self.rows} of {self.vocab_size} rows) "
+                "leaves it out; add it to the list"
+            )
+        return places

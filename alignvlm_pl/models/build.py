@@ -1,5 +1,6 @@
 """Model and processor from their parts: which vision encoder, which LLM, which connector."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from ..errors import CheckpointError, ConfigError, nearest
 from ..pretrained import ensure_pp_ocr_trunk, ensure_smollm2
 from ..tiling import Tiling
+from .align import AlignConnector
 from .configuration import AlignVLMConfig, config_from_fields
+from .kept_rows import resolve_kept
 from .loading import copy_weights, load_pretrained, require_complete, require_model_type
 from .modeling import AlignVLMForConditionalGeneration
 from .processing import AlignVLMProcessor
+from .pruning import transfer_rows
 from .vision import build_vision_tower, encode_tiles, load_vision_weights
+
+_log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded:"
 EMBEDDED_WEIGHTS = {"smollm2": ensure_smollm2, "pp_ocr": ensure_pp_ocr_trunk}
@@ -145,12 +151,13 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
 
 
 def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
-    """Configuration of a specification."""
+    """Configuration of a specification; a file of rows to keep becomes the rows themselves."""
     vision, tiling = spec.vision.load_config(), Tiling.from_dict(spec.tiling)
+    text = spec.llm.load_config()
     return AlignVLMConfig(
         vision_config=vision,
-        text_config=spec.llm.load_config(),
-        connector=spec.connector,
+        text_config=text,
+        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
         tiling=tiling.to_dict(),
         tokens_per_tile=tokens_per_tile(vision, tiling, spec.vision_feature),
         image_token_id=image_token_id,
@@ -181,7 +188,10 @@ def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForCon
 
 
 def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the weights of a saved AlignVLM into `model`, strictly.
+    """Copy the weights of a saved AlignVLM into `model`, strictly, but for the rows that ALIGN keeps.
+
+    A model whose config keeps other rows than the folder's is pruned, or restored, on the way: rows that both keep are
+    copied, and rows that the folder lacks start from its LM head.
 
     Raises:
         CheckpointError: If the folder holds no AlignVLM, or tensors are missing, left over, or of another shape.
@@ -189,4 +199,20 @@ def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) ->
     require_model_type(folder, AlignVLMConfig.model_type)
     source, missing = load_pretrained(AlignVLMForConditionalGeneration, folder, what="AlignVLM")
     require_complete(missing, what="AlignVLM", source=folder)
-    copy_weights(model, source.state_dict(), what="AlignVLM", source=folder)
+    state, old, new = source.state_dict(), source.connector, model.connector
+    if _same_but_for_rows(old, new):
+        copied = transfer_rows(old, new, source.get_output_embeddings().weight)
+        _log.info(
+            "ALIGN keeps %d rows, %d of them from %s (%d rows there), the others from the LM head",
+            new.rows, copied, folder, old.rows,
+        )  # fmt: skip
+        state |= {f"connector.{name}": value for name, value in new.state_dict().items()}
+    copy_weights(model, state, what="AlignVLM", source=folder)
+
+
+def _same_but_for_rows(old: Any, new: Any) -> bool:
+    """Whether both are ALIGN connectors between the same spaces that keep different rows."""
+    if not (isinstance(old, AlignConnector) and isinstance(new, AlignConnector)):
+        return False
+    same = old.vocab_size == new.vocab_size and old.w1.weight.shape == new.w1.weight.shape
+    return same and (old.w1.bias is None) == (new.w1.bias is None) and old.row_ids() != new.row_ids()

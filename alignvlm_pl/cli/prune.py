@@ -1,0 +1,136 @@
+"""`prune`: find the rows of the vocabulary that carry ALIGN's weights on a set of shards."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.processing import AlignVLMProcessor
+
+_SHOWN = 10
+
+
+def run(argv: list[str]) -> int:
+    """Write a file of token ids to keep, which `connector: {type: align, vocab_keep: FILE}` takes."""
+    options = _parser().parse_args(argv[1:])
+    _check(options)
+    from ..models.kept_rows import choose_rows, write_kept
+    from ..models.pruning import calibrate, require_align
+
+    model, processor = _model(options)
+    connector = require_align(model)
+    shares = calibrate(model, _images(options, processor))
+    means = shares.mean()
+    places, mass = choose_rows(means, mass=options.mass, count=options.count)
+    ids = connector.row_ids()
+    kept = [ids[place] for place in places]
+    facts = {
+        "mass": mass,
+        "visual_tokens": shares.tokens,
+        "model": str(options.model),
+        "weights": options.weights and str(options.weights),
+        "data": [str(folder) for folder in options.data],
+    }
+    write_kept(options.out, kept, vocab_size=connector.vocab_size, facts=facts)
+    largest = sorted(range(len(means)), key=lambda place: -means[place])[:_SHOWN]
+    told = ", ".join(f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest)
+    sys.stdout.write(
+        f"{len(kept):,} of {len(ids):,} rows carry {100 * mass:.2f} % of P_vocab over {shares.tokens:,} visual tokens\n"
+        f"largest: {told}\n"
+        f"{options.out}: set connector.vocab_keep to this path\n"
+    )
+    if options.json:
+        figures = {
+            "kept": len(kept),
+            "rows": len(ids),
+            "mass": mass,
+            "visual_tokens": shares.tokens,
+            "largest": means[largest[0]],
+        }
+        sys.stdout.write(json.dumps(figures) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alignvlm prune", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="configs/model/NAME.yaml")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of a trained model; default: the pretrained parts"
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of sets with images")
+    parser.add_argument(
+        "--mass", type=float, help="keep the fewest rows that carry this share, for example 0.99"
+    )
+    parser.add_argument("--count", type=int, help="keep this many rows, for example 3400")
+    parser.add_argument("--samples", type=int, default=100, help="samples of each set; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="file for the ids, for example keep.json")
+    parser.add_argument("--device", default="cpu", help="for example cuda; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be known before a model is loaded.
+
+    Raises:
+        ConfigError: A file is missing, or the choice of rows is none.
+    """
+    if not options.model.is_file():
+        raise ConfigError(f"--model {options.model}: there is no such file; see configs/model/")
+    if (options.mass is None) == (options.count is None):
+        raise ConfigError("prune: give either --mass or --count")
+    if options.mass is not None and not 0 < options.mass <= 1:
+        raise ConfigError(
+            f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99"
+        )
+    if options.count is not None and options.count < 1:
+        raise ConfigError(f"prune --count {options.count}: expected at least 1")
+    if options.samples < 1:
+        raise ConfigError(f"prune --samples {options.samples}: expected at least 1")
+
+
+def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
+    import torch
+
+    from ..models.build import ModelSpec, build_model, build_processor, load_weights
+    from .params import load_part
+
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device {options.device}: {str(error).splitlines()[0][:200]}; use cpu or cuda"
+        ) from error
+    spec = load_part(ModelSpec, options.model, key="spec")
+    processor = build_processor(spec)
+    model = build_model(spec, processor)
+    if options.weights:
+        load_weights(model, options.weights)
+    return model.to(device).eval(), processor
+
+
+def _images(options: argparse.Namespace, processor: "AlignVLMProcessor") -> "Iterator[Tensor]":
+    import torch
+
+    from datamodules.decode import Decoder
+    from datamodules.manifest import load_manifest
+    from datamodules.shards import read_range
+
+    from ..imaging import cut_tiles
+
+    decode = Decoder()
+    for folder in options.data:
+        manifest = load_manifest(folder)
+        stop = min(options.samples, manifest.num_samples)
+        for raw in islice(read_range(manifest, 0, stop), stop):
+            for image in decode(raw).images:
+                yield torch.from_numpy(cut_tiles(image, processor.geometry))

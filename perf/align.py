@@ -1,0 +1,228 @@
+"""Time and memory of the Align operator's back-ends over those of its seven matrix products alone.
+
+    python perf/align.py [--json] [--tokens 729] [--many 6561] [--width 2048] [--vocab 128256] [--kept 3400]
+                         [--rounds 3] [--dtypes bf16 fp32] [--device cpu]
+
+Products, eager, chunked (and triton on CUDA) are timed in turns, forward and backward with all gradients; ratios are of
+the medians. The products write into arrays that are there already. Memory is the peak beyond weights, inputs, outputs
+and their gradients. `kept` rows of head and table are timed with the table's rows looked up, and once more with their
+gradient scattered into one of the whole table, as large as the table.
+`--many 0` leaves the large batch out. With `--json` the last line is one JSON object: the plain keys are the worst
+over the dtypes.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from alignvlm_pl.ops import AUTO, align
+
+GIB = 2**30
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+WORST = {
+    "chunked_over_products": max,
+    "eager_over_products": max,
+    "triton_over_products": max,
+    "extra_gib_729": max,
+    "extra_gib_6561": max,
+    "pruned_speedup": min,
+    "pruned_into_table_speedup": min,
+}
+
+
+class Case:
+    """Weights and inputs of one size and dtype.
+
+    Args:
+        options: Of the command line.
+        dtype: Of everything but the norm, which is float32.
+        tokens: Visual tokens.
+    """
+
+    def __init__(self, options: argparse.Namespace, dtype: torch.dtype, tokens: int) -> None:
+        torch.manual_seed(0)
+        self.device, self.dtype = torch.device(options.device), dtype
+        width, rows = options.width, options.vocab
+        self.hidden = self._filled(tokens, width)
+        self.head, self.table = self._filled(rows, width), self._filled(rows, width)
+        self.gain, self.bias = self._filled(rows).float(), self._filled(rows).float()
+        self.upstream = self._filled(tokens, width)
+
+    def _filled(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def leaves(self) -> list[Tensor]:
+        """Everything with a gradient."""
+        tensors = (self.hidden, self.head, self.gain, self.bias, self.table)
+        return [tensor.detach().requires_grad_() for tensor in tensors]
+
+    def step(self, backend: str) -> None:
+        """Forward and backward of a back-end."""
+        _step(self.leaves(), self.upstream, backend)
+
+    def pruned_step(self, kept: Tensor, *, into_table: bool) -> Callable[[], None]:
+        """Forward and backward on some rows; W2 and the norm hold these alone, the table is the LLM's.
+
+        Args:
+            kept: Ids of the rows.
+            into_table: Whether the gradient is scattered into one of the whole table, most of it zeros.
+        """
+        head, gain, bias = self.head[kept], self.gain[kept], self.bias[kept]
+
+        def step() -> None:
+            table = self.table.detach().requires_grad_(into_table)
+            rows = table.index_select(0, kept)
+            leaves = [t.detach().requires_grad_() for t in (self.hidden, head, gain, bias)]
+            _step([*leaves, rows if into_table else rows.requires_grad_()], self.upstream, AUTO)
+
+        return step
+
+    def products(self) -> Callable[[], None]:
+        """The seven products, and nothing between them."""
+        scores = self.hidden.new_empty((len(self.hidden), len(self.head)))
+        weights, narrow, large = (
+            torch.empty_like(scores),
+            torch.empty_like(self.hidden),
+            torch.empty_like(self.head),
+        )
+        weights.fill_(1e-4)
+
+        def run() -> None:
+            torch.mm(self.hidden, self.head.t(), out=scores)
+            torch.mm(weights, self.table, out=narrow)
+            torch.mm(self.hidden, self.head.t(), out=scores)
+            torch.mm(self.upstream, self.table.t(), out=scores)
+            torch.mm(weights.t(), self.upstream, out=large)
+            torch.mm(weights, self.head, out=narrow)
+            torch.mm(weights.t(), self.hidden, out=large)
+
+        return run
+
+
+def _step(leaves: list[Tensor], upstream: Tensor, backend: str) -> None:
+    hidden, head, gain, bias, table = leaves
+    align(hidden, head, gain, bias, table, backend=backend).backward(upstream)
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def extra_gib(case: Case, backend: str) -> float:
+    """Peak of memory over a step, beyond what is there before, the output and the gradients."""
+    leaves = case.leaves()
+    known = sum(t.numel() * t.element_size() for t in leaves) + case.upstream.nbytes
+    # Code that is loaded or made at the first call is not the operator's memory.
+    few = [leaves[0].detach()[:8].requires_grad_(), *(t.detach().requires_grad_() for t in leaves[1:])]
+    _step(few, case.upstream[:8], backend)
+    del few
+    gc.collect()
+    if case.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _step(leaves, case.upstream, backend)
+        return (torch.cuda.max_memory_allocated() - before - known) / GIB
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = _status("VmRSS")
+    _step(leaves, case.upstream, backend)
+    return (_status("VmHWM") - before - known) / GIB
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def measure(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
+    """All figures of a dtype."""
+    case = Case(options, dtype, options.tokens)
+    backends = ["eager", "chunked"] + (["triton"] if case.device.type == "cuda" else [])
+    kept = torch.randperm(options.vocab, device=case.device)[: options.kept].sort().values
+    figures = {f"{name}_extra_gib": extra_gib(case, name) for name in backends}
+    figures["extra_gib_729"] = figures["chunked_extra_gib"]
+    runs: dict[str, Callable[[], None]] = {name: partial(case.step, name) for name in backends}
+    runs |= {
+        "products": case.products(),
+        "pruned": case.pruned_step(kept, into_table=False),
+        "pruned_into_table": case.pruned_step(kept, into_table=True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(options.rounds + 1):
+        for name, run in runs.items():
+            taken = seconds(run, case.device)
+            if turn:  # the first is not counted: buffers, threads, compiled kernels
+                times[name].append(taken)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    figures |= {f"{name}_s": median for name, median in medians.items()}
+    figures |= {f"{name}_over_products": medians[name] / medians["products"] for name in backends}
+    figures["products_tflops"] = (
+        14 * options.tokens * options.width * options.vocab / medians["products"] / 1e12
+    )
+    figures["pruned_speedup"] = medians["chunked"] / medians["pruned"]
+    figures["pruned_into_table_speedup"] = medians["chunked"] / medians["pruned_into_table"]
+    del runs, case
+    if options.many:
+        figures["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
+    return figures
+
+
+def main() -> int:
+    """Print the figures of each dtype."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--tokens", type=int, default=729, help="visual tokens; default 729, a tile of SigLIP"
+    )
+    parser.add_argument("--many", type=int, default=6561, help="tokens of the large batch, 0 for none")
+    parser.add_argument("--width", type=int, default=2048, help="width of the LLM; default 2048")
+    parser.add_argument("--vocab", type=int, default=128256, help="rows of the vocabulary; default 128256")
+    parser.add_argument("--kept", type=int, default=3400, help="rows of the pruned vocabulary; default 3400")
+    parser.add_argument("--rounds", type=int, default=3, help="times each is measured; default 3")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    print(
+        f"{options.tokens} tokens, D {options.width}, V {options.vocab}, torch {torch.__version__}, ", end=""
+    )
+    print(f"{torch.get_num_threads()} threads on {options.device}")
+    found = {}
+    for name in options.dtypes:
+        found[name] = measure(options, DTYPES[name])
+        for key, value in found[name].items():
+            print(f"  {name} {key:28s} {value:10.3f}", flush=True)
+    if options.json:
+        worst = {
+            key: choose(figures[key] for figures in found.values())
+            for key, choose in WORST.items()
+            if all(key in figures for figures in found.values())
+        }
+        each = {f"{key}_{name}": value for name, figures in found.items() for key, value in figures.items()}
+        print(json.dumps({key: round(value, 4) for key, value in {**worst, **each}.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
