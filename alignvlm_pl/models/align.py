@@ -106,6 +106,10 @@ class AlignConnector(nn.Module):
             log_probs = scores[..., self._check(columns)] - scores.logsumexp(dim=-1, keepdim=True)
         return ConnectorOutput(weights @ table[: self.rows], log_probs)
 
+    def tokens_per_tile(self, tokens: int) -> int:
+        """One token for each that the vision tower gives."""
+        return tokens
+
     def scores(self, features: Tensor) -> Tensor:
         """Normalised scores before the softmax, (tiles, tokens, rows), at least float32."""
         scores = self.norm2(self.w2(self.norm1(self.w1(features))))
