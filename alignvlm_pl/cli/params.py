@@ -58,7 +58,8 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     for entry in stages:
         stage: Stage = load_part(Stage, entry["stage"])
         freeze(model, stage)
-        found.append(part_table(model, stage))
+        tokens = f"one tile is {config.tokens_per_tile} visual tokens"
+        found.append(f"{part_table(model, stage)}\n{tokens}")
     return found
 
 

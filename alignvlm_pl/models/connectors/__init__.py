@@ -1,4 +1,7 @@
-"""Connectors behind one interface: tile features in, LLM-width tokens out. One file for each; this is their list.
+"""Connectors behind one interface: tile features in, LLM-width tokens out.
+
+The type of a connector is the name of its file: every `Connector` that a file of this folder defines is registered
+(docs/extend/connector.md). ALIGN, which has a file of its own in `models/`, is the one entered by hand.
 
 A connector is an `nn.Module` with
 
@@ -13,6 +16,8 @@ config beside `type`. If it has a keyword `grid`, that is no option: it is given
 """
 
 import inspect
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -27,14 +32,19 @@ from .mlp import MLPConnector
 from .ovis import OvisConnector
 from .perceiver import PerceiverConnector
 
-CONNECTORS: dict[str, type[nn.Module]] = {
-    "align": AlignConnector,
-    "mlp": MLPConnector,
-    "perceiver": PerceiverConnector,
-    "ovis": OvisConnector,
-    "h_reducer": HReducerConnector,
-    "c_abstractor": CAbstractorConnector,
-}
+
+def _defined() -> dict[str, type[nn.Module]]:
+    found: dict[str, type[nn.Module]] = {"align": AlignConnector}
+    for module in pkgutil.iter_modules(__path__):
+        code = import_module(f"{__name__}.{module.name}")
+        for value in vars(code).values():
+            own = isinstance(value, type) and value.__module__ == code.__name__
+            if own and issubclass(value, Connector) and value is not Connector:
+                found[module.name] = value
+    return found
+
+
+CONNECTORS: dict[str, type[nn.Module]] = _defined()
 PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: the tokens of a square of this side become one, side by side, before it reads them."""
 SHUFFLES = (1, 2, 3)

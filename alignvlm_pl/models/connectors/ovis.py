@@ -91,8 +91,9 @@ class OvisConnector(Connector):
 
     def word_weights(self, squares: Tensor) -> Tensor:
         """Weights of the visual words, (tiles, tokens, K - indicators), for (tiles, tokens, d · hidden_stride²)."""
-        logits = self.head_norm(self.head(squares)).float()
-        dtype = self.table.weight.dtype
+        logits, dtype = self.head_norm(self.head(squares)), self.table.weight.dtype
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         if self.tokenize == "gumbel" and self.training:
             return F.gumbel_softmax(logits, tau=self.tau, hard=True).to(dtype)
         weights = logits.softmax(dim=-1)
