@@ -151,9 +151,8 @@ class AlignCLI(LightningCLI):
         """
         config = self.config[self.subcommand]
         if config.connector is not None:
-            # Moved, so that the saved config says it once; without the parser's note of the file it came from.
-            config.model.spec.connector = {k: v for k, v in dict(config.connector).items() if k[:2] != "__"}
-            config.connector = None
+            # Moved, so that the saved config says it once.
+            config.model.spec.connector, config.connector = config.connector, None
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")

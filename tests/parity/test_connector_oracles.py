@@ -1,7 +1,7 @@
 """The baselines against straightforward NumPy in float64, and against transformers' and timm's own modules.
 
-Worst differences measured, as shares of the largest value: 3e-15 against NumPy, 8e-16 against transformers' Idefics
-and Ovis2; 0 against timm 1.0.31. The tolerances leave room for other orders of summation.
+Worst differences measured, as shares of the largest value: 3e-15 against NumPy, 8e-16 against transformers' Idefics;
+0 against its Ovis2 and timm 1.0.31. The tolerances leave room for other orders of summation.
 """
 
 import math

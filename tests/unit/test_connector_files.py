@@ -138,6 +138,21 @@ def test_pixel_shuffle_before_any_of_them(path, shuffle, tmp_path):
     assert model(**inputs_of(batch), labels=batch["labels"]).loss.isfinite()
 
 
+@pytest.mark.parametrize(("shuffle", "rows"), [(1, 4), (2, 2), (3, 2)])
+def test_the_readout_lays_joined_squares_out(shuffle, rows, tmp_path):
+    from alignvlm_pl.module import AlignVLMModule
+
+    connector = {"type": "align", "pixel_shuffle": shuffle}
+    spec, processor, model = model_of(tmp_path, connector)
+    module = AlignVLMModule(spec)
+    module.model = model
+    log_probs = model.read(batch_of(processor)["pixel_values"], torch.arange(32))
+    batch = {"num_tiles": torch.tensor([1]), "lines": [[[{"text": "low", "box": [0, 50, 9, 55]}]]]}
+    ((page, texts),) = module._pages(log_probs, {**batch, "sizes": [[(56, 56)]]})
+    assert torch.equal(page, log_probs[0].reshape(rows, rows, 32))
+    assert texts == [""] * (rows - 1) + ["low"]
+
+
 def test_the_grid_is_the_tiles(tmp_path):
     """The embedded tower's tiles are no squares: 3 x 32 tokens."""
     from alignvlm_pl.models.build import Backbone, ModelSpec
