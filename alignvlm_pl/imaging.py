@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
-from .tiling import Tiling, choose_grid, plan_tiles
+from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
 # The longest side that JPEG can say. A file of 60 bytes may promise a column of 90 million pixels, for which Pillow
 # takes a gigabyte: it keeps a pointer for every row.
 MAX_SIDE = 65_535
+HALF_RANGE = 127.5
+"""A pixel x becomes x / HALF_RANGE - 1 (CONTRACT: models/pixels.py computes the same on any device)."""
 
 # Named, because Pillow would otherwise also hand bytes to formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
@@ -110,45 +112,92 @@ def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
     Raises:
         DataError: The image has no pixels.
     """
+    return normalise(*cut_pixels(image, tiling))
+
+
+def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """Cut as `cut_tiles` does, but leave the pixels as they are: a quarter of the bytes.
+
+    Args:
+        image: An image of any mode.
+        tiling: The settings.
+
+    Returns:
+        uint8 (tiles, 3, tile_height, tile_width), RGB, and int16 (tiles, 4): left, upper, right and lower edge of each
+        tile's real pixels, the last two exclusive. What lies outside is padding and 0.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
     image = to_rgb(image)
     plan = plan_tiles(*image.size, tiling)
-    out = np.zeros((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.float32)
-    pieces = _fitted_pieces(image, tiling) if tiling.rule == "ovis" else _stretched_pieces(image, tiling)
-    for tile, box, piece in zip(out, plan, pieces, strict=True):
-        x, y = box.offset_x, box.offset_y
-        tile[:, y : y + box.resized_height, x : x + box.resized_width] = _normalise(piece)
-    return out
+    # Most tiles are filled whole: clearing their memory first would touch it twice.
+    out = np.empty((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.uint8)
+    boxes = np.empty((len(plan), 4), dtype=np.int16)
+    if tiling.rule == "ovis":
+        pieces = _fitted_pieces(image, plan)
+    else:
+        pieces = _stretched_pieces(image, plan, choose_grid(*image.size, tiling), tiling)
+    for tile, edges, box, piece in zip(out, boxes, plan, pieces, strict=True):
+        x, y, width, height = box.offset_x, box.offset_y, box.resized_width, box.resized_height
+        edges[:] = x, y, x + width, y + height
+        _clear_outside(tile, edges)
+        for channel, band in zip(tile, "RGB", strict=True):
+            # Pillow keeps pixels interleaved. One band at a time is packed faster than all three are transposed.
+            packed = np.frombuffer(piece.tobytes("raw", band), dtype=np.uint8)
+            channel[y : y + height, x : x + width] = packed.reshape(height, width)
+    return out, boxes
 
 
-def _fitted_pieces(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+def normalise(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Tiles as the vision encoder takes them.
+
+    Args:
+        pixels: uint8 (tiles, 3, H, W), see `cut_pixels`.
+        boxes: int16 (tiles, 4), see `cut_pixels`.
+
+    Returns:
+        float32 (tiles, 3, H, W) in [-1, 1]; padding is 0, which no pixel value becomes.
+    """
+    tiles: np.ndarray = np.divide(pixels, np.float32(HALF_RANGE), dtype=np.float32)
+    tiles -= np.float32(1)
+    for tile, edges in zip(tiles, boxes, strict=True):
+        _clear_outside(tile, edges)
+    return tiles
+
+
+def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:
+    """Set a tile (3, H, W) to 0 outside of its real pixels, in place."""
+    left, top, right, bottom = edges.tolist()
+    for padding in (tile[:, :top], tile[:, bottom:], tile[:, :, :left], tile[:, :, right:]):
+        padding.fill(0)
+
+
+def _fitted_pieces(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
     pieces = []
-    for box in plan_tiles(*image.size, tiling):
+    for box in plan:
         # Cropped before resizing: with resize(box=...) the filter would see pixels across the tile's border.
         source = image.crop((box.left, box.top, box.right, box.bottom))
         pieces.append(source.resize((box.resized_width, box.resized_height), Image.Resampling.BICUBIC))
     return pieces
 
 
-def _stretched_pieces(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
+def _stretched_pieces(
+    image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling
+) -> list[Image.Image]:
     # Resized as one and then cut, as InternVL does: the filter does see across the borders.
-    rows, cols = choose_grid(*image.size, tiling)
+    rows, cols = grid
     width, height = tiling.tile_width, tiling.tile_height
     canvas = image.resize((width * cols, height * rows), Image.Resampling.BICUBIC)
     corners = iter([(col * width, row * height) for row in range(rows) for col in range(cols)])
     pieces = []
-    for box in plan_tiles(*image.size, tiling):
+    for box in plan:
         if box.is_thumbnail:
             pieces.append(image.resize((width, height), Image.Resampling.BICUBIC))
         else:
             x, y = next(corners)
             pieces.append(canvas.crop((x, y, x + width, y + height)))
     return pieces
-
-
-def _normalise(image: Image.Image) -> np.ndarray:
-    """(3, height, width) float32 in [-1, 1]."""
-    pixels = np.asarray(image, dtype=np.float32)
-    return (pixels / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1)
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:

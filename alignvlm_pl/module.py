@@ -1,7 +1,7 @@
 """The LightningModule: steps, token-normalised loss, optimizers, generation."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -158,7 +158,7 @@ class AlignVLMModule(pl.LightningModule):
         assert self.stage is not None
         weight = self.stage.readout_weight
         columns = self._columns() if weight else None
-        inputs = {key: batch[key] for key in MODEL_KEYS} | {"segment_ids": batch.get("segment_ids")}
+        inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
         self.log("train/loss", output.loss, batch_size=len(batch["keys"]))
@@ -170,10 +170,19 @@ class AlignVLMModule(pl.LightningModule):
         return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
 
     def _read_loss(self, batch: dict[str, Any]) -> TokenLoss:
-        loss = self._ctc(self.net.read(batch["pixel_values"], self._columns()), batch)
+        loss = self._ctc(self._read_tiles(batch), batch)
         mean = loss.total / loss.supervised.clamp(min=1)
         self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
         return loss
+
+    def _read_tiles(self, batch: dict[str, Any]) -> Tensor:
+        """Log P_vocab (tiles, tokens, C) of the alphabet's columns."""
+        boxes = batch.get("tile_boxes")
+        return self.net.read(
+            batch["pixel_values"].to(self.device),
+            self._columns(),
+            tile_boxes=None if boxes is None else boxes.to(self.device),
+        )
 
     def _ctc(self, log_probs: Tensor, batch: dict[str, Any]) -> TokenLoss:
         """CTC loss over characters; a document without an image has none."""
@@ -216,7 +225,7 @@ class AlignVLMModule(pl.LightningModule):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Loss sum and supervised tokens of one batch (CONTRACT: callbacks.benchmark_evaluation adds them up)."""
-        inputs = {key: batch[key] for key in MODEL_KEYS}
+        inputs = model_inputs(batch)
         if batch[
             "filler"
         ]:  # evens out the ranks: the forward must run (FSDP gathers in it) but nothing counts
@@ -237,7 +246,7 @@ class AlignVLMModule(pl.LightningModule):
     @torch.inference_mode()
     def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of a left-padded generation batch, one string a sample."""
-        inputs = {key: batch[key].to(self.device) for key in MODEL_KEYS}
+        inputs = {key: value.to(self.device) for key, value in model_inputs(batch).items()}
         # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
         root = self.trainer.strategy.model
         with self.trainer.precision_plugin.forward_context(), root_parameters(root):
@@ -252,7 +261,7 @@ class AlignVLMModule(pl.LightningModule):
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
         with self.trainer.precision_plugin.forward_context(), root_parameters(self.trainer.strategy.model):
-            log_probs = self.net.read(batch["pixel_values"].to(self.device), self._columns())
+            log_probs = self._read_tiles(batch)
         pages = [
             (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
             for page in self._pages(log_probs, batch)
@@ -299,3 +308,9 @@ class AlignVLMModule(pl.LightningModule):
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes of a batch; one of Hugging Face's entry points has normalised tiles and no `tile_boxes`."""
+    keys = (*MODEL_KEYS, "tile_boxes") if "tile_boxes" in batch else MODEL_KEYS
+    return {key: batch[key] for key in keys}

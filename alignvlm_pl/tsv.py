@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import IO
 
 _MAX_FIELD = 2**31 - 1  # pictures in base64 are longer than csv's own limit
+MAX_CONTINUED = 2**26
+"""Bytes that a row may have after its first line; a quotation mark that is not closed would read on to the end."""
+_OPEN = "a quotation mark that is not closed runs into the next rows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,10 @@ class TabTable:
         csv.field_size_limit(_MAX_FIELD)
         self.path = path
         with path.open("rb") as stream:
-            self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
+            try:
+                self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
+            except csv.Error:
+                self.header = []
 
     def rows(self, start: int = 0) -> Iterator[TableRow]:
         """Yield the rows after the header; empty lines are passed over.
@@ -53,27 +59,28 @@ class TabTable:
             lines = _Lines(stream)
             reader, number = csv.reader(lines, delimiter="\t"), -1 if start else 0
             while True:
-                number, offset, lines.first_end = number + 1, lines.offset, -1
+                number, offset = number + 1, lines.offset
+                lines.begin_row()
                 try:
                     cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield TableRow(number=number, offset=offset, problem=str(error))
-                    continue
-                if not cells or not offset:
-                    continue
-                row = self._row(number, offset, cells)
-                if row.problem and lines.first_end < lines.offset:
+                    row = TableRow(number=number, offset=offset, problem=str(error))
+                else:
+                    if not cells or not offset:
+                        continue
+                    row = self._row(number, offset, cells, lines.taken)
+                if row.problem and len(lines.taken) > 1:
                     # A quote that nothing closes takes the lines after it into its cell: they are read again.
                     lines.go_to(lines.first_end)
                     reader = csv.reader(lines, delimiter="\t")
                 yield row
 
-    def _row(self, number: int, offset: int, cells: list[str]) -> TableRow:
+    def _row(self, number: int, offset: int, cells: list[str], lines: list[str]) -> TableRow:
         width = len(self.header)
-        if any(line.count("\t") >= width - 1 for cell in cells for line in cell.split("\n")[1:]):
-            problem = "a quotation mark that is not closed runs into the next rows"
+        if not _is_closed(cells, lines):
+            problem = _OPEN
         elif len(cells) != width:
             problem = f"expected {width} columns, found {len(cells)}"
         elif any("\udc80" <= mark <= "\udcff" for cell in cells if not cell.isascii() for mark in cell):
@@ -83,31 +90,55 @@ class TabTable:
         return TableRow(number=number, offset=offset, problem=problem)
 
 
+def _is_closed(cells: list[str], lines: list[str]) -> bool:
+    """Whether all quotes of a row are closed where they should be, before a tab or a line end.
+
+    Within one line other marks are harmless (`"New" York` is read as `New York`, as pandas does); over several lines
+    they mean that the next rows' own quotes have closed what another row left open.
+    """
+    if len(lines) == 1:
+        return not cells[-1].endswith("\n")  # the file ends inside a quoted cell
+    try:
+        return len(list(csv.reader(lines, delimiter="\t", strict=True))) == 1
+    except csv.Error:
+        return False
+
+
 class _Lines:
     """Lines of a file as text; knows the byte after the last one taken, which csv's own reading does not tell.
 
     Attributes:
         offset: The byte after the last line.
-        first_end: The byte after the first line of the row that is being read; -1 where it has not begun.
+        taken: The lines of the row that is being read.
+        first_end: The byte after the first of them.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self.offset = stream.tell()
-        self.first_end = -1
+        self.offset = self.first_end = stream.tell()
+        self.taken: list[str] = []
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline()
+        room = MAX_CONTINUED - (self.offset - self.first_end) if self.taken else -1
+        line = self._stream.readline(room + 1 if self.taken else -1)
         if not line:
             raise StopIteration
         begin, self.offset = self.offset, self.offset + len(line)
-        if self.first_end < 0:
-            self.first_end = self.offset
         # Bytes that are no UTF-8 spoil their own row alone.
-        return line.decode("utf-8", "surrogateescape").removeprefix("" if begin else "\ufeff")
+        text = line.decode("utf-8", "surrogateescape").removeprefix("" if begin else "\ufeff")
+        if not self.taken:
+            self.first_end = self.offset
+        self.taken.append(text)
+        if len(line) > room >= 0:
+            raise csv.Error(f"{_OPEN}, for more than {MAX_CONTINUED:,} bytes")
+        return text
+
+    def begin_row(self) -> None:
+        """Forget the lines of the last row."""
+        self.taken = []
 
     def go_to(self, offset: int) -> None:
         """Take the line that begins at a byte next."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import ERROR, Record, to_answers, unread
+from alignvlm_pl.scoring.records import Record, to_answers, unread
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 
@@ -200,18 +199,16 @@ class BenchmarkEvaluation(pl.Callback):
         size = _data(trainer).benchmark_size(name, limit=limit)
         if len(records) != size:
             raise DataError(f"benchmark {name!r}: {len(records)} samples were answered, its set has {size}")
-        benchmark, problems = self._benchmark(trainer, name), unread(records)
-        answers = to_answers(record for record in records if ERROR not in record)
+        benchmark, answered = self._benchmark(trainer, name), _data(trainer).benchmark_set(name)
+        problems = [*answered.problems, *unread(records)]
+        answers = to_answers(records)
         if needs_judge(benchmark):
             answers = grade(answers, self.judge) if self.judge else answers
             if missing := ungraded(answers):
-                return without_figures(
-                    benchmark, answers, f"{missing} answers have no grade: set benchmark.judge"
-                )
+                lacking = f"{missing} answers have no grade: set benchmark.judge"
+                return without_figures(benchmark, answers, [*problems, lacking])
         if limit is not None:  # a look while training: a part of the set on purpose
-            return replace(score_answers(benchmark, answers, resamples=0), problems=problems)
-        answered = _data(trainer).benchmark_set(name)
-        problems = [*answered.problems, *problems]
+            return score_answers(benchmark, answers, resamples=0, problems=problems, whole=False)
         return score_answers(benchmark, answers, expected=answered.expected, problems=problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:

@@ -16,9 +16,9 @@ class DataHealth(Callback):
 
     `train/loss/<source>`: mean loss of a supervised token (objective `read`: of a character) of that source.
     `data/padding_share`: share of the positions that are padding. `data/truncated_share`: share of the documents whose
-    text was cut. `data/real_tokens`: positions that are not padding, a number. `data/wait_share`: share of the time
-    that training waited for batches. Since the run began: `data/skipped_<reason>` and `data/skipped_<reason>/<source>`,
-    samples left out.
+    text was cut, and `data/truncated` their number. `data/real_tokens`: positions that are not padding, a number.
+    `data/wait_share`: share of the time that training waited for batches. Since the run began: `data/skipped_<reason>`
+    and `data/skipped_<reason>/<source>`, samples left out.
     """
 
     def __init__(self) -> None:
@@ -102,6 +102,7 @@ def data_metrics(total: Mapping[str, float]) -> dict[str, float]:
     return {
         **{f"train/loss/{name}": total[f"loss/{name}"] / total[f"supervised/{name}"] for name in sources},
         "data/padding_share": 1 - total["tokens"] / total["positions"],
+        "data/truncated": total["truncated"],
         "data/truncated_share": total["truncated"] / total["documents"],
         "data/real_tokens": total["tokens"],
         **({"data/wait_share": total["waited"] / total["seconds"]} if "seconds" in total else {}),

@@ -10,7 +10,8 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from alignvlm_pl.output_files import write_predictions, write_results
+from alignvlm_pl.output_files import printable, write_predictions, write_results
+from alignvlm_pl.scoring.faults import problem_lists
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import write_reports
 from alignvlm_pl.scoring.results import Losses, results
@@ -46,9 +47,11 @@ def write_run(
     loss: Losses,
     readout_sets: Sequence[str],
 ) -> None:
-    """Write `results.json`, `report.md` and `report.html` of all sets."""
+    """Write `results.json`, `problems.json`, `report.md` and `report.html` of all sets."""
     folder = Path(trainer.default_root_dir)
     write_results(folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
+    problems = {name: scored.problems for name, scored in found.items()}
+    write_results(folder / "problems.json", problem_lists(problems))
     write_reports(folder, found, images=folder / "predictions" / "images")
 
 
@@ -67,9 +70,9 @@ def show(trainer: pl.Trainer, name: str, scored: Scored) -> None:
     first = [a for a in scored.answers if page_path(images, name, a.key).is_file()][:_SHOWN]
     for answer in first:
         page = np.asarray(Image.open(page_path(images, name, answer.key)))
-        writer.add_image(f"{name}/{answer.key}", page, step, dataformats="HWC")
+        writer.add_image(printable(f"{name}/{answer.key}"), page, step, dataformats="HWC")
     lines = [f"- {a.question} → **{a.prediction}** ({' | '.join(a.references)})" for a in first]
-    writer.add_text(f"bench/{name}", "\n".join(lines), step)
+    writer.add_text(f"bench/{name}", printable("\n".join(lines)), step)
 
 
 def log_figures(trainer: pl.Trainer, values: Mapping[str, float]) -> None:

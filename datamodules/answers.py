@@ -38,10 +38,15 @@ def _answer(key: str, record: dict) -> Answer:
     turns = record["messages"]
     last = [message_text(turns[-1])] if turns[-1]["role"] == "assistant" else []
     asked = [turn for turn in turns if turn["role"] == "user"]
+    references, meta = record.get("references") or last, record.get("meta") or {}
+    if not isinstance(references, list) or not isinstance(meta, dict):
+        raise TypeError(
+            f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}"
+        )
     return Answer(
         key=key,
         prediction="",
-        references=tuple(record.get("references") or last),
+        references=tuple(references),
         question=message_text(asked[-1]) if asked else "",
-        meta=record.get("meta", {}),
+        meta=meta,
     )

@@ -130,6 +130,7 @@ class WebDataModule(pl.LightningDataModule):
             policy=Policy(retries=fetch_retries),
         )
         self._manifests: dict[str, Manifest] = {}
+        self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None
         self._training: Training | None = None
         self._state: State | None = None
@@ -353,11 +354,11 @@ class WebDataModule(pl.LightningDataModule):
                 "data.init_args.train names no folder; give at least one set of shards to train on"
             )
         given = self.mixture or {"train": MixtureSource(sets=self.train)}
-        return TrainStream(
-            sources=tuple(source.load(name, self._manifest, self.sources) for name, source in given.items()),
-            seed=self._order_seed(),
-            buffer=self.shuffle_buffer,
-        )
+        seed = self._order_seed()
+        if seed not in self._streams:  # choosing sources reads the indexes of all shards
+            sources = tuple(source.load(name, self._manifest, self.sources) for name, source in given.items())
+            self._streams[seed] = TrainStream(sources=sources, seed=seed, buffer=self.shuffle_buffer)
+        return self._streams[seed]
 
     def _planner(self) -> BatchPlanner:
         return BatchPlanner(

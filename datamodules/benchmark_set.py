@@ -8,9 +8,11 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, with_prompt_files
 from alignvlm_pl.imaging import load_image
+from alignvlm_pl.scoring.faults import Problem
 
 from .manifest import Manifest
 from .normal_form import Adapter, describe
+from .prepare.left_out import read_left_out
 from .shards import read_range
 
 
@@ -59,13 +61,18 @@ class BenchmarkSet:
         return self.benchmark.size_from(origin) or None if self.benchmark else None
 
     @property
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """What was left out when the set was prepared (CONTRACT: datamodules/prepare/left_out.py)."""
         made = self.manifest.extra
         first = made.get("skipped_first") or {}
+        folder = self.manifest.folder  # of a set that lies elsewhere, the manifest names the first rows
+        rows = (read_left_out(folder) if isinstance(folder, Path) else {}) or first
         return [
-            f"{count} rows left out when it was prepared: {reason}"
-            + (f" ({'; '.join(first[reason])})" if reason in first else "")
+            Problem(
+                f"{count} rows left out when it was prepared: {reason}"
+                + (f" ({'; '.join(first[reason])})" if reason in first else ""),
+                rows.get(reason, ()),
+            )
             for reason, count in (made.get("skipped") or {}).items()
         ]
 

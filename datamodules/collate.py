@@ -29,7 +29,9 @@ class Encoded(Protocol):
     @property
     def labels(self) -> list[int]: ...
     @property
-    def pixel_values(self) -> np.ndarray: ...
+    def pixels(self) -> np.ndarray: ...
+    @property
+    def tile_boxes(self) -> np.ndarray: ...
     @property
     def num_tiles(self) -> int: ...
     @property
@@ -65,7 +67,10 @@ class Processor(Protocol):
         """Count the ids that `encode` gives, from the sizes of the images; DataError as there."""
 
     def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
-        """Pad to input_ids, attention_mask, labels (B, L), pixel_values (N, 3, H, W), num_tiles (B,)."""
+        """Pad to input_ids, attention_mask, labels (B, L), join pixel_values (N, 3, H, W) and tile_boxes (N, 4).
+
+        Also num_tiles (B,).
+        """
 
     def collate_packed(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
         """As `collate` of rows of documents; also segment_ids (R, L) and document_tiles (documents,)."""

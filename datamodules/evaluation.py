@@ -5,17 +5,20 @@ are all bad, gets a filler in their place.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from torch.utils.data import IterableDataset
 
 from .collate import Collator, EncodedSample
 from .decode import Decoder
-from .loader import WorkerItem, decode_and_encode, with_errors, worker_place
+from .loader import WorkerItem, decode, with_errors, worker_place
 from .manifest import Manifest
 from .sample import SampleError
-from .shards import read_positions
+from .shards import ShardReader
+from .stream import Location
 
 
 class BadSample(NamedTuple):
@@ -96,13 +99,20 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
                 "bad": [item for item in found if isinstance(item, BadSample)],
             }
             yield WorkerItem(batch=batch)
-        # Reads the last shard to its end where it ends here, which compares its count.
-        next(samples, None)
 
     def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | BadSample]:
-        for raw in read_positions(self.manifest, positions):
+        reader = ShardReader()
+        ends = list(accumulate(shard.num_samples for shard in self.manifest.shards))
+        for position in positions:
+            number = bisect_right(ends, position)
+            shard = self.manifest.shards[number]
+            start = ends[number] - shard.num_samples
+            # By its index: read in a row, the samples of another shard would be answered without a word.
+            location = Location(manifest=self.manifest, shard=shard, number=position - start)
+            raw = reader.read(location)
             try:
-                item = decode_and_encode(raw, decoder=self.decoder, collator=self.collator)
+                sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
+                item = self.collator.encode(sample)
             except SampleError as error:
                 yield BadSample(key=raw["__key__"], reason=error.reason, message=str(error))
             else:

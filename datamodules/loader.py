@@ -8,27 +8,32 @@ Training keeps one set of workers and one endless iterator for life: an epoch is
 import faulthandler
 import os
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
 
-from .collate import Batch, Collator, EncodedSample
+from .collate import Batch, Collator, EncodedSample, answered_messages
 from .cursor import Cursor
 from .decode import Decoder, SkipCounter
+from .normal_form import RawSample
 from .planner import BatchPlanner, Row
-from .sample import SampleError
+from .sample import UNLABELLED, Sample, SampleError, message_text
 from .shards import ShardReader
 from .stream import TrainStream
 from .watchdog import Watchdog
 
+_LARGE_BYTES = 2**20
 Skipped = dict[str, dict[str, int]]
 """Source -> reason -> samples that were left out."""
 
@@ -50,6 +55,10 @@ class WorkerItem:
     cursor: dict[str, Any] | None = None
     skipped: Skipped = field(default_factory=dict)
     error: str | None = None
+
+    def pin_memory(self) -> "WorkerItem":
+        """Return the item with its tensors in pinned memory; torch calls this where there is a GPU."""
+        return self if self.batch is None else replace(self, batch=_with_tensors(self.batch, pin=True))
 
 
 @dataclass(kw_only=True)
@@ -109,14 +118,10 @@ class TrainBatches(IterableDataset[WorkerItem]):
         if self.counter is not None:
             self.counter.seen += 1
         try:
-            sample = self.decoder(self.reader.read(location))
-            sizes = self.reader.sizes(location)
-            if list(sizes) != sample.sizes:
-                raise SampleError(
-                    f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
-                    f"{list(sizes)}; write the index again with `prepare index`",
-                    "size_mismatch",
-                )
+            sample = decode(
+                self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location)
+            )
+            _require_answer(sample)
             return self.collator.encode(sample, token_budget=self.planner.token_budget)
         except SampleError as error:
             if self.counter is None:
@@ -213,7 +218,7 @@ class ShardLoader:
             self.cursor = item.cursor
             if item.batch is not None:
                 self.seen.update(item.batch["sources"])
-                yield item.batch
+                yield _with_tensors(item.batch)
 
     def _next(self, items: Iterator[WorkerItem]) -> WorkerItem | None:
         started = time.monotonic()
@@ -227,17 +232,69 @@ class ShardLoader:
         self._iterator = None
 
 
-def decode_and_encode(raw: Mapping[str, Any], *, decoder: Decoder, collator: Collator) -> EncodedSample:
-    """Decode and encode one sample."""
-    return collator.encode(decoder(raw))
+def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
+    """Decode one sample.
+
+    Args:
+        raw: Its members.
+        decoder: Raw sample -> sample.
+        sizes: (width, height) in pixels of its pictures by the index of its shard.
+
+    Raises:
+        SampleError: It is bad, or its pictures have other sizes.
+    """
+    sample = decoder(raw)
+    if list(sizes) != sample.sizes:
+        raise SampleError(
+            f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
+            f"{list(sizes)}; write the index again with `prepare index`",
+            "size_mismatch",
+        )
+    return sample
+
+
+def _require_answer(sample: Sample) -> None:
+    """Refuse a sample whose answers are all empty: only to end the turn at once would be learned from it."""
+    turns = answered_messages(sample.messages, sample.references)
+    answers = [message_text(turn) for turn in turns if turn["role"] == "assistant"]
+    # Where there is no turn of the assistant at all, the processor says so.
+    if answers and not any(answer.strip() for answer in answers):
+        raise SampleError(f"sample '{sample.key}' of {sample.source}: its answer is empty", UNLABELLED)
 
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
     """Yield the items, and as the last one the message of the error that ended them."""
+    in_worker = get_worker_info() is not None
     try:
-        yield from items
+        for item in items:
+            yield replace(item, batch=_without_small_tensors(item.batch)) if in_worker else item
     except DataError as error:
         yield WorkerItem(error=str(error))
+
+
+def _without_small_tensors(batch: Batch | None) -> Batch | None:
+    """Make arrays of all tensors but the pixels.
+
+    Every tensor that leaves a worker costs the main process a connection to ask for its file descriptor; arrays go
+    through the pipe with the rest.
+    """
+    if batch is None:
+        return None
+    return {
+        name: value.numpy() if isinstance(value, Tensor) and value.nbytes < _LARGE_BYTES else value
+        for name, value in batch.items()
+    }
+
+
+def _with_tensors(batch: Batch, *, pin: bool = False) -> Batch:
+    """Return a batch whose arrays are tensors again."""
+    found = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in batch.items()
+    }
+    if pin:
+        found = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in found.items()}
+    return found
 
 
 def worker_place() -> tuple[int, int]:
@@ -252,4 +309,5 @@ def _start_worker(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
+        # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
+        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)

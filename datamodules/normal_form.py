@@ -43,9 +43,8 @@ def read_json(raw: RawSample) -> dict[str, Any]:
         SampleError: It is not a JSON object.
     """
     if "json" not in raw:
-        members = ", ".join(sorted(name for name in raw if not name.startswith("__")))
         raise DataError(
-            f"{describe(raw)} has no json member (found: {members or 'nothing'}); "
+            f"{describe(raw)} has no json member (found: {_members(raw)}); "
             "the shard is damaged or made for another DataModule"
         )
     return parse_record(raw["json"], where=describe(raw))
@@ -98,8 +97,11 @@ class CaptionReader:
             return _with_images(record, raw)
         name = next((name for name in _SINGLE if name in raw), None)
         if name is None:
-            raise SampleError(f"{describe(raw)} has no image member ({', '.join(_SINGLE)})", "missing_image")
-        caption = raw["txt"].decode("utf-8", "replace") if "txt" in raw else record.get("caption")
+            raise SampleError(
+                f"{describe(raw)} has no image member ({', '.join(_SINGLE)}; found: {_members(raw)})",
+                "missing_image",
+            )
+        caption = _text(raw) if "txt" in raw else record.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise SampleError(f"{describe(raw)} has no caption in its txt or json member", "empty_caption")
         normal = {
@@ -233,6 +235,18 @@ def _image_members(raw: RawSample) -> list[str]:
     """Names of the image members: numbered ones in the order of their number, else a single one."""
     numbered = sorted((int(match[1]), name) for name in raw if (match := _NUMBERED.fullmatch(name)))
     return [name for _, name in numbered] or [name for name in _SINGLE if name in raw][:1]
+
+
+def _members(raw: RawSample) -> str:
+    return ", ".join(sorted(name for name in raw if not name.startswith("__"))) or "nothing"
+
+
+def _text(raw: RawSample) -> str:
+    """Return the caption in the `txt` member; with its bytes replaced it would be learned so."""
+    try:
+        return str(raw["txt"].decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{describe(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
 
 
 def _as_list(value: Any) -> list[Any]:

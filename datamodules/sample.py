@@ -115,12 +115,27 @@ def _check_turn(turn: object, number: int, where: str) -> list[int]:
                 f"{where}: turn {number}: a part is {{type: text, text}} or {{type: image, index}}, "
                 f"found {part!r:.120}"
             )
+        elif not _is_text(part["text"]):
+            raise SampleError(
+                f"{where}: turn {number}: half a surrogate pair in {part['text']!a:.120}", "bad_json"
+            )
     return indices
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be encoded: JSON may hold halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_references(references: object, where: str) -> None:
     if not isinstance(references, list) or not all(isinstance(item, str) for item in references):
         raise SampleError(f"{where}: 'references' must be a list of strings, found {references!r:.120}")
+    if not all(map(_is_text, references)):
+        raise SampleError(f"{where}: half a surrogate pair in 'references': {references!a:.120}", "bad_json")
 
 
 def _check_lines(lines: object, where: str) -> None:

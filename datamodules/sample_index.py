@@ -24,6 +24,10 @@ _REMEDY = "`prepare index FOLDER` writes it"
 _COLUMNS = ("keys", "sizes", "text_bytes", "supervised_bytes")
 
 
+class MissingIndexError(DataError):
+    """A shard has no index beside it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
     """What the index says about one sample; the fields are the columns of `SampleIndex`."""
@@ -114,7 +118,10 @@ def to_bytes(index: SampleIndex) -> bytes:
         "sources": {"names": names, "of": [number[source] for source in index.sources]},
         "supervised_bytes": index.supervised_bytes,
     }
-    return (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    return (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode(
+        "utf-8",
+        "surrogatepass",  # as json.loads reads it
+    )
 
 
 def write_index(path: Path, index: SampleIndex) -> str:
@@ -141,14 +148,15 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
     """Read the index of a shard and compare it with the manifest.
 
     Raises:
-        DataError: It is missing, malformed, another one than the manifest means, or does not fit the shard.
+        MissingIndexError: There is none.
+        DataError: It is malformed, another one than the manifest means, or does not fit the shard.
     """
     path: Path | str = manifest.where(index_path(Path(shard.path)).name)
     try:
         path = manifest.index_path(shard)
         data = path.read_bytes()
     except (OSError, MissingFileError) as error:
-        raise DataError(f"there is no sample index {path} ({error}); {_REMEDY}") from error
+        raise MissingIndexError(f"there is no sample index {path} ({error}); {_REMEDY}") from error
     if shard.index_sha256 and (found := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
         raise DataError(
             f"sample index {path}: expected sha256 {shard.index_sha256[:16]}…, found {found[:16]}…; {_REMEDY}"

@@ -28,22 +28,6 @@ _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 _PICTURES = ("png", "jpg", "jpeg", "webp")
 
 
-def read_positions(manifest: Manifest, positions: Sequence[int]) -> Iterator[RawSample]:
-    """Yield the samples at ascending positions of a set, opening only the shards that lie between them.
-
-    Raises:
-        DataError: A shard is missing, cut or damaged.
-    """
-    if not positions:
-        return
-    wanted = set(positions)
-    for position, sample in enumerate(
-        read_range(manifest, positions[0], positions[-1] + 1), start=positions[0]
-    ):
-        if position in wanted:
-            yield sample
-
-
 def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:
     """Yield samples `start` to `stop` (exclusive) of a set, opening only the shards that hold them.
 
@@ -137,10 +121,10 @@ class ShardReader:
         found: list[GroupedSample] = []
         try:
             members = list(walk_range(stream, location.shard.path, start, stop))
-            end = members.pop()  # of a whole sample: the end, without the mark of an archive
-            if isinstance(end, Damage) and end.kind == "cut_at_member":
+            end = members.pop() if members else None
+            if isinstance(end, Damage) and end.kind == "cut_at_member":  # as it is after a whole sample
                 found = list(group_by_keys(_contents(stream, members, where, pictures=pictures)))
-            reason = f"found {', '.join(sample['__key__'] for sample in found) or end} in its place"
+            reason = _other(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
         if [sample["__key__"] for sample in found] != [index.keys[location.number]]:
@@ -177,6 +161,15 @@ def _contents(
         # A member of any size may stand in a shard from elsewhere; what is cut here does not decode, and is counted.
         data = stream.read(min(member.size, _MAX_MEMBER_BYTES)) if wanted else b""
         yield {"fname": member.name, "data": data, "__url__": url}
+
+
+def _other(found: Sequence[GroupedSample], end: Member | Damage | None) -> str:
+    """Say what stands in the place of a sample."""
+    if found:
+        return f"found {', '.join(sample['__key__'] for sample in found)} in its place"
+    if isinstance(end, Damage):
+        return f"byte {end.offset}: {end.message}"
+    return f"nothing but zeros after {end.name}" if end else "nothing but zeros in its place"
 
 
 def _is_ours(name: str) -> bool:

@@ -14,6 +14,8 @@ from typing import BinaryIO
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
 _BEFORE_A_MEMBER = (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+# Names that are no UTF-8 are spelled out: half a surrogate pair could be neither printed nor written down.
+_NAMES = "backslashreplace"
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -87,7 +89,9 @@ def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[
             yield from _end(stream, shard, before, offset)
             return
         try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(header, "utf-8", _NAMES)
+            if info.size < 0:  # a walk would go back, and for ever
+                raise tarfile.HeaderError(f"a member of {info.size} bytes")
         except tarfile.HeaderError as error:
             yield _broken(shard, before, offset, size, error)
             return
@@ -148,12 +152,15 @@ def _has_data(info: tarfile.TarInfo) -> bool:
 
 def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:
     if offset >= size:
-        message = "the file ends after this member without an end-of-archive mark"
+        after = "after this member without an end-of-archive mark" if before else "before its first member"
+        message = f"the file ends {after}"
         return Damage(shard=shard, kind="cut_at_member", message=message, member=before, offset=offset)
     if offset + _BLOCK > size:
-        message = "the file ends inside the header after this member"
+        message = (
+            f"the file ends inside the header {'after this member' if before else 'of its first member'}"
+        )
         return Damage(shard=shard, kind="cut_in_header", message=message, member=before, offset=offset)
-    where = "after this member" if before else "at its begin: it is no tar"
+    where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
     return Damage(
         shard=shard,
         kind="bad_header",
@@ -186,8 +193,6 @@ def _read_at(stream: BinaryIO, offset: int, size: int) -> bytes:
 def _long_name(info: tarfile.TarInfo, data: bytes) -> str:
     """Return the name that a header of its own gives to the next member."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
-        return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        return data.rstrip(b"\0").decode("utf-8", _NAMES)
     records = (line.partition(b" ")[2] for line in data.split(b"\n"))
-    return next(
-        (line[5:].decode("utf-8", "surrogateescape") for line in records if line.startswith(b"path=")), ""
-    )
+    return next((line[5:].decode("utf-8", _NAMES) for line in records if line.startswith(b"path=")), "")

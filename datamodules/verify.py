@@ -1,6 +1,7 @@
 """`shards verify`: everything that can be wrong with a set of shards, by shard, member and offset (no torch here)."""
 
 import argparse
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from .normal_form import (
     read_normal,
 )
 from .sample import SampleError, check_record
-from .sample_index import IndexRow, index_path, index_row, load_index
+from .sample_index import IndexRow, MissingIndexError, index_path, index_row, load_index
 from .shard_file import upright_size
 from .tar_walk import Damage, Member, field_name, sample_groups, walk
+from .transfer import MissingFileError
 
 FORMATS: dict[str, Adapter] = {
     "normal": read_normal,
@@ -72,8 +74,16 @@ class Verification:
             yield Damage(shard="manifest.json", kind="wrong_count", message=message)
 
     def _shard(self, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
-        path = manifest.shard_path(shard)
-        if not path.is_file():
+        path = Path()
+        try:
+            path = manifest.shard_path(shard)
+            there = path.is_file()
+        except MissingFileError:
+            there = False
+        except DataError as error:
+            yield Damage(shard=shard.path, kind="not_fetched", message=str(error))
+            return
+        if not there:
             yield Damage(
                 shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there"
             )
@@ -137,6 +147,8 @@ class Verification:
         except DataError as error:
             yield damage("not_a_sample", str(error))
             return
+        if self.checksums:
+            yield from _other_pictures(normal, sizes, damage)
         if self.images:
             yield from _undecodable(normal, damage)
 
@@ -152,11 +164,11 @@ def _index_damage(
     def damage(kind: str, message: str) -> Damage:
         return Damage(shard=index_path(Path(shard.path)).name, kind=kind, message=message)
 
-    if not index_path(manifest.shard_path(shard)).is_file():
-        yield damage("missing_index", "the shard has no sample index; `prepare index FOLDER` writes it")
-        return
     try:
         index = load_index(manifest, shard)
+    except MissingIndexError:
+        yield damage("missing_index", "the shard has no sample index; `prepare index FOLDER` writes it")
+        return
     except DataError as error:
         yield damage("wrong_index", str(error))
         return
@@ -176,6 +188,23 @@ def _index_damage(
             )
             yield damage("wrong_index", message)
             return
+
+
+def _other_pictures(
+    normal: NormalSample, sizes: Sequence[tuple[int, int]], damage: Callable[..., Damage]
+) -> Iterator[Damage]:
+    """Compare pictures with what their own record says: flipped bytes in a JPEG decode without an error."""
+    described = normal[0].get("images")
+    if not isinstance(described, list):
+        return
+    for entry, size, data, file in zip(described, sizes, normal[1], normal[2], strict=True):
+        found = {"w": size[0], "h": size[1], "sha256": hashlib.sha256(data).hexdigest()}
+        wrong = [name for name, value in found.items() if entry.get(name, value) != value]
+        if wrong:
+            told = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
+            yield damage(
+                "wrong_picture", f"{file} is not the picture that its json describes: expected {told}"
+            )
 
 
 def _undecodable(normal: NormalSample, damage: Callable[..., Damage]) -> Iterator[Damage]:

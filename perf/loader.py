@@ -57,11 +57,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from alignvlm_pl.models.tiny import tiny_tokenizer
 
     torch.set_num_threads(1)
-    processor = AlignVLMProcessor(
-        tiny_tokenizer(),
-        tiling={"tile_height": 384, "tile_width": 384, "max_tiles": 9},
-        chat_template="chatml",
-    )
+
+    def processor_of(**tiling: Any) -> AlignVLMProcessor:
+        sides = {"tile_height": 384, "tile_width": 384, "max_tiles": 9}
+        return AlignVLMProcessor(tiny_tokenizer(), tiling=sides | tiling, chat_template="chatml")
+
+    processor = processor_of()
     figures: dict[str, float] = {}
     for name, size in SIZES.items():
         count = options.samples * (1 if name == "pages" else 6)
@@ -70,7 +71,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             f"{name}_{key}": value
             for key, value in rates(folder / name, processor, count, options.rounds).items()
         }
-    figures["real_token_share"] = real_token_share(folder, processor)
+    figures |= real_tokens(folder, processor_of(thumbnail="none"))
     figures |= memory(folder, processor, options.memory_samples)
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -162,21 +163,26 @@ def loader_rate(folder: Path, processor: Any, count: int, num_workers: int) -> f
     return rate
 
 
-def real_token_share(folder: Path, processor: Any) -> float:
-    """Tokens over positions of packed batches of pages and photos, ten tiles and one."""
+def real_tokens(folder: Path, processor: Any) -> dict[str, float]:
+    """Tokens over positions of packed batches, and over their budget; a third of the samples has nine tiles."""
+    write(folder / "nine", [picture(SIZES["pages"], seed) for seed in range(8)], 40)
+    write(folder / "one", [picture((384, 384), seed) for seed in range(8)], 80)
     data = module(
-        [folder / "pages", folder / "photos"],
+        [folder / "nine", folder / "one"],
         processor,
-        batch_size=1,
+        batch_size=4,
         token_budget=BUDGET,
+        pack_window=120,
         num_workers=1,
         shuffle_buffer=1024,
     )
-    real = 0
-    batches = list(islice(data.train_dataloader(), 12))
-    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    real = rows = positions = 0
+    for batch in data.train_dataloader():  # an epoch: one window, its last row included
+        real += int(batch["attention_mask"].sum())
+        positions += batch["attention_mask"].numel()
+        rows += len(batch["attention_mask"])
     data.teardown()
-    return real / (BUDGET * len(batches))  # of the budget, which is what a step costs
+    return {"real_token_share": real / positions, "real_share_of_budget": real / (BUDGET * rows)}
 
 
 def memory(folder: Path, processor: Any, count: int) -> dict[str, float]:

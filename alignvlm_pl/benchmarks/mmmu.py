@@ -10,7 +10,10 @@ MMMU = Benchmark(
     scorings=(Scoring(metric="multiple_choice", rules=("vlmevalkit", "vlmevalkit-2025-02", "official")),),
     sources=(
         vlmevalkit_table(
-            "MMMU_DEV_VAL", "585e8ad75e73f75dcad265dfd0417d64", "521afc0f3bf341e6654327792781644d"
+            "MMMU_DEV_VAL",
+            "585e8ad75e73f75dcad265dfd0417d64",
+            "521afc0f3bf341e6654327792781644d",
+            contents="1,050 rows, of which the 900 of the validation split are used",
         ),
     ),
     licence="Apache-2.0",

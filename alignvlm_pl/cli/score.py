@@ -26,7 +26,8 @@ def run(argv: list[str]) -> int:
         help="our jsonl, or an xlsx, json or tsv table of VLMEvalKit's results",
     )
     parser.add_argument(
-        "--rule", help="score under this rule alone; default: under all that the benchmark reports"
+        "--rule",
+        help="score under this rule of the metric alone; default: under all that the benchmark reports",
     )
     parser.add_argument(
         "--answers",
@@ -37,10 +38,14 @@ def run(argv: list[str]) -> int:
         "--judge", help="module:function that grades answers, for benchmarks that need a judge"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for results.json, report.md, report.html and scored predictions"
+        "--out",
+        type=Path,
+        help="folder for results.json, problems.json, report.md, report.html and scored predictions",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(argv[1:])
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out}: expected a folder, found a file")
 
     from ..benchmarks import Prompt, get_benchmark
     from ..scoring.files import join_gold, read_predictions
@@ -61,7 +66,7 @@ def run(argv: list[str]) -> int:
     scored = score_answers(benchmark, answers, rule=options.rule, expected=expected, problems=found.problems)
     _print(scored, found.notes)
     if options.out:
-        _write(options.out, scored)
+        _write(options.out, scored, found)
     if options.json:
         from ..output_files import to_json
 
@@ -91,15 +96,18 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
     faults = Faults()
     for answer in found.answers:
         if not answer.references and "gold" not in answer.meta:
-            faults.add("predictions without references", answer.key)
+            faults.add("predictions without references", answer.key, found.places.get(answer.key, ""))
     found.problems += faults.lines()
     return answers
 
 
 def _print(scored: "Scored", notes: list[str]) -> None:
+    from ..output_files import printable
     from ..scoring.report import percent
 
-    write = sys.stdout.write
+    def write(line: str) -> None:
+        sys.stdout.write(printable(line))
+
     mark = ", INCOMPLETE" if scored.problems else ""
     write(f"{scored.benchmark.title} {scored.benchmark.split}: {scored.num:,} questions{mark}\n")
     for problem in scored.problems:
@@ -114,16 +122,17 @@ def _print(scored: "Scored", notes: list[str]) -> None:
         write(f"  printed in the paper: {model:<34} {printed:.2f}\n")
 
 
-def _write(folder: Path, scored: "Scored") -> None:
+def _write(folder: Path, scored: "Scored", found: "PredictionFile") -> None:
     from ..output_files import write_predictions, write_results
+    from ..scoring.faults import problem_lists
     from ..scoring.records import scored_records, to_records
     from ..scoring.report import write_reports
     from ..scoring.results import results
 
     name = scored.benchmark.name
-    write_predictions(
-        folder / "predictions" / f"{name}.jsonl", scored_records(to_records(scored.answers), scored)
-    )
+    records = [*to_records(scored.answers), *found.unread]
+    write_predictions(folder / "predictions" / f"{name}.jsonl", scored_records(records, scored))
     write_results(folder / "results.json", results({name: scored}))
+    write_results(folder / "problems.json", problem_lists({name: scored.problems}))
     write_reports(folder, {name: scored}, images=folder / "predictions" / "images")
     sys.stdout.write(f"report: {folder / 'report.html'}\n")

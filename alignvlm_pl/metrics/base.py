@@ -21,6 +21,7 @@ class Answer:
     - ``split``: part of TableVQA-Bench: vwtq, vwtq_syn, vtabfact or fintabnetqa.
     - ``category``: names joined by commas: POPE's categories, MM-Vet's capabilities.
     - ``document``: name of the document that a DeepForm or KLC question is about.
+    - ``field``: the field that it asks for; without it the question must name it.
     - ``gold``: annotation of that document, ``[{"key": …, "values": [{"value": …, "value_variants": […]}]}]``.
     - ``canonical``: WikiTableQuestions' canonical forms of the references.
     - ``judged``: MM-Vet score from 0 to 1 that the judge gave.

@@ -126,9 +126,24 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     gold = meta.get("gold")
     if gold is None:
         raise DataError(f"document_f1: {key!r} has no annotation; expected a list in meta['gold']")
-    pairs = [(answer.question, answer.prediction) for answer in answers]
+    if any(answer.meta.get("gold") != gold for answer in answers):
+        raise DataError(f"document_f1: rows of document {meta['document']!r} have different annotations")
+    if not _is_annotation(gold):
+        raise DataError(
+            f"document_f1: {key!r}: expected key and values, all texts, in meta['gold'], found {gold!r:.80}"
+        )
+    # The reference finds the field in the question of DUE's metadata, which the one that was asked may differ from.
+    pairs = [(answer.meta.get("field", answer.question), answer.prediction) for answer in answers]
     predicted = annotate(pairs, DEEPFORM_FIELDS + KLC_FIELDS, rule=rule)
     return count_fields(predicted, gold, ignore_case=rule != "due-case-sensitive")
+
+
+def _is_annotation(gold: Any) -> bool:
+    """Whether all that is compared is text; other things are equal to it under some rules only."""
+    values = [value for entry in gold for value in entry["values"]]
+    texts = [entry["key"] for entry in gold] + [value["value"] for value in values]
+    variants = [text for value in values for text in value.get("value_variants") or ()]
+    return all(isinstance(text, str) for text in texts + variants)
 
 
 def _figures(sums: Statistics) -> dict[str, float]:

@@ -7,7 +7,7 @@ judge is gpt-4-turbo. Without a judge there is no score: a guess would not be co
 import math
 from collections.abc import Callable, Sequence
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 
 from .base import Answer, Metric, Statistics, share
 
@@ -73,6 +73,10 @@ def _judged(answer: Answer) -> float:
         raise ConfigError(
             f"mmvet: {answer.key!r} has no score of a judge; expected meta['judged'] from 0 to 1. MM-Vet is scored "
             "by a judge model alone: leave the benchmark out, or add the judge's scores"
+        )
+    if isinstance(judged, bool) or not isinstance(judged, int | float) or judged < 0 or judged > 1:
+        raise DataError(
+            f"mmvet: {answer.key!r}: expected a grade from 0 to 1 in meta['judged'], found {judged!r:.60}"
         )
     return float(judged)
 

@@ -5,7 +5,9 @@ References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/multiple_
 SEED-Bench in lmms-eval 75571cfe. See `option_letters` and, for MMMU's open questions, `mmmu_open`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from alignvlm_pl.errors import DataError
 
 from .base import Answer, Metric, Statistics, check_rule, mean_figures
 from .mmmu_open import mmmu_open
@@ -34,10 +36,21 @@ def multiple_choice(
 
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     scores = [
-        multiple_choice(answer.prediction, answer.references, choices=answer.meta.get("choices"), rule=rule)
+        multiple_choice(answer.prediction, answer.references, choices=_choices(answer), rule=rule)
         for answer in answers
     ]
     return {"total": sum(scores), "count": len(scores)}
+
+
+def _choices(answer: Answer) -> Choices | None:
+    choices = answer.meta.get("choices")
+    if choices is not None and not (
+        isinstance(choices, Mapping) and all(isinstance(key, str) for key in choices)
+    ):
+        raise DataError(
+            f"multiple_choice: {answer.key!r}: expected letter -> text in meta['choices'], found {choices!r:.60}"
+        )
+    return choices
 
 
 MULTIPLE_CHOICE = Metric(

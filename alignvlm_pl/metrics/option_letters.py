@@ -12,13 +12,14 @@ from .base import check_rule
 NONE = "Z"
 """Stands for a reply that chooses nothing; never right."""
 
-# Parts of the four refusals that the reference knows.
+# The four refusals that the reference knows, anywhere in a reply, to the letter.
 _REFUSALS = (
-    "help with images of people yet",
-    "I can't process this file",
-    "sorry, but without the image provided",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
+_NO_REPLY = "Failed to obtain answer via API"  # what the toolkit puts where a model did not answer
 _SEPARATORS = str.maketrans(".()[],:;!*#{}", " " * 13)
 _LAST_WORDS = 4
 _SHORT_REPLY = 5  # words in which options are not quoted
@@ -43,8 +44,8 @@ def _vlmevalkit(reply: str, choices: Choices) -> str | None:
     letter = _lettered(reply, words, choices)
     if letter is not None and letter != NONE and words.index(letter) < len(words) - _LAST_WORDS:
         letter = None  # too far from the end to be the answer
-    if letter is None and (stated := _STATED.search(reply)):
-        letter = stated[1].upper()
+    if letter is None:
+        letter = _stated(reply, choices)
     if letter is None and len(reply) <= 2 * sum(len(str(text)) for text in choices.values()):
         letter = _quoted(reply, choices)
     return letter
@@ -55,8 +56,16 @@ def _vlmevalkit_2025_02(reply: str, choices: Choices) -> str | None:
     return _quoted(reply, choices) if letter is None else letter
 
 
+def _stated(reply: str, choices: Choices) -> str | None:
+    """The letter after the first `answer is`, where there is such an option: in `answer is dog` it is a D."""
+    stated = None if _NO_REPLY in reply else _STATED.search(reply)
+    return stated[1].upper() if stated and stated[1].upper() in choices else None
+
+
 def _lettered(reply: str, words: Sequence[str], choices: Choices) -> str | None:
     """The only option letter among the words; `Z` for a refusal; None: undecided."""
+    if _NO_REPLY in reply:
+        return None
     if any(refusal in reply for refusal in _REFUSALS):
         return NONE
     letters = [letter for letter in choices if letter in words]

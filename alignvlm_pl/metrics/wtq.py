@@ -186,8 +186,8 @@ def _same(given: Sequence[Item], expected: Sequence[Item]) -> bool:
 
 
 def split_bars(text: str) -> list[str]:
-    r"""Split an answer of TableVQA-Bench at `|` or `||`, and undo the escapes \n, \p and \\ of its items."""
-    items = text.replace("||", "|").split("|")
+    r"""Split an answer of TableVQA-Bench at `|`, and undo the escapes \n, \p and \\ of its items."""
+    items = text.split("|")
     return [item.replace(r"\n", "\n").replace(r"\p", "|").replace("\\\\", "\\") for item in items]
 
 
@@ -196,16 +196,28 @@ _SPLIT: dict[str, Callable[[str], list[str]]] = {
     "docowl": lambda text: [without_newlines(text)],
     "official": lambda text: text.split("\t"),
     "official-canonical": lambda text: text.split("\t"),
-    "vlmevalkit": split_bars,
+    # The prompt asks the model for `||`; in gold answers two bars have an empty item between them.
+    "vlmevalkit": lambda text: split_bars(text.replace("||", "|")),
 }
 
 
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     scores = [
-        wtq(answer.prediction, answer.references, rule=rule, canonical=answer.meta.get("canonical"))
+        wtq(answer.prediction, answer.references, rule=rule, canonical=_canonical(answer, rule))
         for answer in answers
     ]
     return {"total": sum(scores), "count": len(scores)}
+
+
+def _canonical(answer: Answer, rule: str) -> Sequence[str] | None:
+    canonical = answer.meta.get("canonical")
+    if rule != "official-canonical" or not canonical:
+        return None
+    if not (isinstance(canonical, list | tuple) and all(isinstance(text, str) for text in canonical)):
+        raise DataError(
+            f"wtq: {answer.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}"
+        )
+    return canonical
 
 
 WTQ = Metric(

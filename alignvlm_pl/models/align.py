@@ -67,6 +67,10 @@ class AlignConnector(nn.Module):
         self.w2 = nn.Linear(text_dim, rows, bias=False)
         self.norm2 = nn.LayerNorm(rows, eps=eps)
 
+    def tokens_per_tile(self, tokens: int) -> int:
+        """One token for each that the vision tower gives."""
+        return tokens
+
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
         """Copy the LM head into W2 and set the vocabulary norm's gain.
@@ -105,10 +109,6 @@ class AlignConnector(nn.Module):
         if columns is not None:
             log_probs = scores[..., self._check(columns)] - scores.logsumexp(dim=-1, keepdim=True)
         return ConnectorOutput(weights @ table[: self.rows], log_probs)
-
-    def tokens_per_tile(self, tokens: int) -> int:
-        """One token for each that the vision tower gives."""
-        return tokens
 
     def scores(self, features: Tensor) -> Tensor:
         """Normalised scores before the softmax, (tiles, tokens, rows), at least float32."""

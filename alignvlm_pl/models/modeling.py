@@ -15,10 +15,13 @@ from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import join_squares
 from .packing import packed_arguments
+from .pixels import as_tiles
 from .splice import splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_BY_TILE = ("pixel_values", "tile_boxes")
+"""Inputs with one entry a tile, where the others have one a sample."""
 
 
 @dataclass
@@ -87,7 +90,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), as the connector reads them.
+        """Vision features (tiles, tokens, d) of normalised pixel values (tiles, 3, H, W), as the connector reads them.
 
         Raises:
             DataError: If the connector makes another number of tokens of them than `config.tokens_per_tile`.
@@ -102,23 +105,31 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return features
 
-    def read(self, pixel_values: Tensor, columns: Tensor) -> Tensor:
+    def read(self, pixel_values: Tensor, columns: Tensor, *, tile_boxes: Tensor | None = None) -> Tensor:
         """Log P_vocab (tiles, tokens, len(columns)) of pixel values (tiles, 3, H, W), without running the LLM.
 
-        Tiles may have any size the vision tower takes.
+        Tiles may have any size the vision tower takes; uint8 ones need `tile_boxes`, see `forward`.
 
         Raises:
             ConfigError: If the connector's weights are not probabilities of text tokens.
+            DataError: If uint8 tiles come without their boxes.
         """
         if not self.connector.reads_text:
             raise ConfigError(
                 f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
             )
-        features = connector_features(self.vision_tower, _some_tile(pixel_values), self.config)
+        tiles = _some_tile(as_tiles(pixel_values, tile_boxes))
+        features = connector_features(self.vision_tower, tiles, self.config)
         return self.connector.log_probs(features, columns)[: len(pixel_values)]
 
     def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None, num_tiles: Tensor | None, columns: Tensor | None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        num_tiles: Tensor | None,
+        columns: Tensor | None,
+        *,
+        tile_boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the visual vectors in place (B, L, D), and log P_vocab of `columns` if asked for.
 
@@ -133,7 +144,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
             return embeds, None
-        features = self.encode_images(_some_tile(pixel_values))
+        features = self.encode_images(_some_tile(as_tiles(pixel_values, tile_boxes)))
         output = self.connector(features, table.weight, columns=columns)
         tiles = slice(len(pixel_values))
         log_probs = None if output.log_probs is None else output.log_probs[tiles]
@@ -148,6 +159,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         num_tiles: Tensor | None = None,
+        tile_boxes: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -162,8 +174,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids: (B, L) or None.
             past_key_values: Cache.
             inputs_embeds: (B, L, D), instead of `input_ids`.
-            pixel_values: (tiles, 3, H, W) of all samples in order.
+            pixel_values: (tiles, 3, H, W) of all samples in order: floating point in [-1, 1], or uint8.
             num_tiles: (B,) tiles of each row; checked against the placeholders.
+            tile_boxes: (tiles, 4) edges of the real pixels of uint8 tiles, see `pixels.normalise`.
             labels: (B, L), `IGNORE_INDEX` where there is no loss; shifted here.
             segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
                 They stand in for `attention_mask` and `position_ids`.
@@ -172,14 +185,17 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs: Passed to the LLM's decoder.
 
         Raises:
-            DataError: If placeholders, tiles and visual tokens disagree, or packed rows come with a cache.
+            DataError: If placeholders, tiles and visual tokens disagree, uint8 tiles come without their boxes, or
+                packed rows come with a cache.
             ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
         readout = None
         if inputs_embeds is None:
             if input_ids is None:
                 raise DataError("the model needs input_ids or inputs_embeds")
-            inputs_embeds, readout = self.embed(input_ids, pixel_values, num_tiles, readout_columns)
+            inputs_embeds, readout = self.embed(
+                input_ids, pixel_values, num_tiles, readout_columns, tile_boxes=tile_boxes
+            )
         decoder = self.language_model.get_decoder()
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
@@ -208,24 +224,26 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            inputs["pixel_values"] = inputs["num_tiles"] = None
+            inputs |= dict.fromkeys((*_BY_TILE, "num_tiles"))
         return inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group (beam search, several return sequences)."""
-        pixel_values, num_tiles = kwargs.pop("pixel_values", None), kwargs.get("num_tiles")
+        tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if pixel_values is not None:
+        for name, values in tiles.items():
+            if values is None:
+                continue
             if expand_size > 1:
                 if num_tiles is None:
                     raise DataError(
                         "generation with several sequences a sample needs num_tiles (tiles of each sample)"
                     )
-                groups = pixel_values.split(num_tiles.tolist())
-                pixel_values = torch.cat([group for group in groups for _ in range(expand_size)])
-            inputs["pixel_values"] = pixel_values
+                groups = values.split(num_tiles.tolist())
+                values = torch.cat([group for group in groups for _ in range(expand_size)])
+            inputs[name] = values
         return input_ids, inputs
 
 

@@ -14,8 +14,10 @@ from transformers import BatchFeature, ProcessorMixin
 
 from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render, tokenize, truncate_text
 from ..errors import DataError, NothingToLearnError
-from ..imaging import cut_tiles, load_image
+from ..imaging import cut_pixels, load_image
+from ..imaging import normalise as normalise_array
 from ..tiling import Tiling, count_visual_tokens
+from .pixels import join, normalise
 
 IMAGE_TOKEN = "<image>"
 
@@ -27,16 +29,26 @@ class Encoded:
     Args:
         input_ids: L token ids, the image token at visual positions.
         labels: L labels, `IGNORE_INDEX` without loss.
-        pixel_values: (tiles, 3, H, W) float32 in [-1, 1].
-        num_tiles: Number of tiles.
+        pixels: (tiles, 3, H, W) uint8.
+        tile_boxes: (tiles, 4) int16, edges of each tile's real pixels, see `alignvlm_pl.imaging.cut_pixels`.
         truncated: Whether text was cut at `max_text_length`.
     """
 
     input_ids: list[int]
     labels: list[int]
-    pixel_values: np.ndarray
-    num_tiles: int
+    pixels: np.ndarray
+    tile_boxes: np.ndarray
     truncated: bool = False
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles."""
+        return len(self.pixels)
+
+    @property
+    def pixel_values(self) -> np.ndarray:
+        """Tiles (tiles, 3, H, W) float32 in [-1, 1], computed anew each time."""
+        return normalise_array(self.pixels, self.tile_boxes)
 
 
 class AlignVLMProcessor(ProcessorMixin):
@@ -117,7 +129,8 @@ class AlignVLMProcessor(ProcessorMixin):
         )
         limit = None if generation else max_text_length
         encoded = self._encode_pieces(pieces, images, max_text_length=limit)
-        if not generation and all(label == IGNORE_INDEX for label in encoded.labels[1:]):
+        targets = encoded.labels[1:]
+        if not generation and targets.count(IGNORE_INDEX) == len(targets):
             raise NothingToLearnError(
                 f"no supervised token is left (no answer, or all beyond max_text_length={limit})"
             )
@@ -151,11 +164,12 @@ class AlignVLMProcessor(ProcessorMixin):
         """Pad encoded conversations to one batch.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W); `num_tiles` (B,).
+            `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W) uint8 and `tile_boxes`
+            (tiles, 4) int16, which the model normalises; `num_tiles` (B,).
         """
         return {
             **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left),
-            "pixel_values": torch.from_numpy(np.concatenate([item.pixel_values for item in encoded])),
+            **_join_tiles(encoded),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
 
@@ -171,17 +185,17 @@ class AlignVLMProcessor(ProcessorMixin):
         """
         joined, segments = [], []
         for row in rows:
-            ids, labels, numbers = [], [], []
-            for number, item in enumerate(row, start=1):
+            ids, labels = [], []
+            for item in row:
                 ids += item.input_ids
                 # A document's first token would be predicted from the last one of the document before it.
                 labels += [IGNORE_INDEX, *item.labels[1:]]
-                numbers += [number] * len(item.input_ids)
             joined.append((ids, labels))
-            segments.append(torch.tensor(numbers))
+            lengths = torch.tensor([len(item.input_ids) for item in row])
+            segments.append(torch.arange(1, len(row) + 1).repeat_interleave(lengths))
         return {
             **self._pad(joined),
-            "pixel_values": torch.from_numpy(np.concatenate([i.pixel_values for row in rows for i in row])),
+            **_join_tiles([item for row in rows for item in row]),
             "num_tiles": torch.tensor([sum(item.num_tiles for item in row) for row in rows]),
             "segment_ids": pad_sequence(segments, batch_first=True),
             "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row]),
@@ -191,16 +205,18 @@ class AlignVLMProcessor(ProcessorMixin):
         self, rows: Sequence[tuple[list[int], list[int]]], *, pad_left: bool = False
     ) -> dict[str, torch.Tensor]:
         length = max(len(ids) for ids, _ in rows)
-        ids = torch.full((len(rows), length), self.pad_token_id)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        labels = torch.full((len(rows), length), IGNORE_INDEX)
+        # numpy reads a list of numbers several times faster than torch does.
+        ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(rows), length), dtype=np.int64)
+        labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
         for row, (own_ids, own_labels) in enumerate(rows):
             size = len(own_ids)
             span = slice(length - size, length) if pad_left else slice(0, size)
-            ids[row, span] = torch.tensor(own_ids)
-            labels[row, span] = torch.tensor(own_labels)
+            ids[row, span] = own_ids
+            labels[row, span] = own_labels
             mask[row, span] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Encode prompts that are already rendered: text with one `<image>` for each image.
@@ -267,15 +283,12 @@ class AlignVLMProcessor(ProcessorMixin):
     ) -> Encoded:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
         tiling = self.geometry
-        tiles = [cut_tiles(image, tiling) for image in loaded]
+        tiles = [cut_pixels(image, tiling) for image in loaded]
         ids, labels, truncated = self._ids(
             pieces, [image.size for image in loaded], max_text_length=max_text_length
         )
-        shape = (0, 3, tiling.tile_height, tiling.tile_width)
-        pixels = np.concatenate(tiles) if tiles else np.zeros(shape, dtype=np.float32)
-        return Encoded(
-            input_ids=ids, labels=labels, pixel_values=pixels, num_tiles=len(pixels), truncated=truncated
-        )
+        pixels, boxes = _concatenate(tiles, tiling)
+        return Encoded(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
 
     def _ids(
         self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None
@@ -300,7 +313,26 @@ class AlignVLMProcessor(ProcessorMixin):
     def _features(self, encoded: Sequence[Encoded], **kwargs: Any) -> BatchFeature:
         batch = self.collate(encoded, pad_left=kwargs.get("padding_side", "left") == "left")
         batch.pop("labels")
+        # Hugging Face's users expect what a vision encoder takes.
+        batch["pixel_values"] = normalise(batch["pixel_values"], batch.pop("tile_boxes"))
         return BatchFeature(batch)
+
+
+def _concatenate(tiles: list[tuple[np.ndarray, np.ndarray]], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and boxes of all images of a conversation; a single image, the rule, is not copied."""
+    if len(tiles) == 1:
+        return tiles[0]
+    none = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
+    pixels, boxes = zip(none, *tiles, strict=True)
+    return np.concatenate(pixels), np.concatenate(boxes)
+
+
+def _join_tiles(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """`pixel_values` and `tile_boxes` of a batch."""
+    return {
+        "pixel_values": join([item.pixels for item in encoded]),
+        "tile_boxes": join([item.tile_boxes for item in encoded]),
+    }
 
 
 def _image_groups(images: Any, count: int) -> list[list[Any]]:

@@ -14,7 +14,7 @@ from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING
 
 from .faults import Faults
-from .records import to_answer
+from .records import ERROR, Record, is_unread, to_answer, unread
 from .tables import table_rows
 
 
@@ -24,13 +24,23 @@ class PredictionFile:
 
     Attributes:
         answers: One for each usable row, in the order of the file.
+        places: Key -> where in the file it stands, for example ``line 3``.
+        unread: Records of the samples that could not be read when they were to be answered.
         problems: What is wrong with the others, by reason, with the first of them named.
         notes: What else a reader of the figures must know.
     """
 
     answers: list[Answer] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    unread: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def add(self, answer: Answer, place: str) -> None:
+        """Add an answer."""
+        self.answers.append(answer)
+        earlier = self.places.get(answer.key)
+        self.places[answer.key] = f"{earlier}, {place}" if earlier else place
 
 
 def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
@@ -54,9 +64,9 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     readers[path.suffix](path, benchmark, found, faults)
     counts = Counter(answer.key for answer in found.answers)
     for key in (key for key, count in counts.items() if count > 1):
-        faults.add("keys repeated, none of their rows counts", key)
+        faults.add("keys repeated, none of their rows counts", key, found.places[key])
     found.answers = [answer for answer in found.answers if counts[answer.key] == 1]
-    found.problems += faults.lines()
+    found.problems += [*unread(found.unread), *faults.lines()]
     if not found.answers:
         raise DataError(
             f"{path} holds no usable prediction{': ' if found.problems else ''}{'; '.join(found.problems)}"
@@ -77,17 +87,20 @@ def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
     by_key = {answer.key: answer for answer in found.answers}
     # Tables made elsewhere know the row's index, not our keys.
     by_index = {str(answer.meta.get("index")): answer for answer in found.answers if "index" in answer.meta}
+    named = {record["key"] for record in found.unread}
     faults, answers, used = Faults(), [], set()
     for sample in gold:
         match = by_key.get(sample.key) or by_index.get(str(sample.meta.get("index")))
         if match is None:
-            faults.add("predictions missing", sample.key)
+            if sample.key not in named:
+                faults.add("predictions missing", sample.key)
             continue
         used.add(match.key)
         answers.append(replace(sample, prediction=match.prediction))
-    for key in by_key.keys() - used:
-        faults.add("keys that the set does not have", key)
-    return PredictionFile(answers=answers, problems=[*found.problems, *faults.lines()], notes=found.notes)
+    for answer in found.answers:
+        if answer.key not in used:
+            faults.add("keys that the set does not have", answer.key, found.places.get(answer.key, ""))
+    return replace(found, answers=answers, problems=[*found.problems, *faults.lines()])
 
 
 def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
@@ -96,33 +109,43 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
             if not line.strip():
                 continue
             try:
-                found.answers.append(to_answer(json.loads(line.decode("utf-8-sig"))))
-            except ValueError as error:
+                record = json.loads(line.decode("utf-8-sig"))
+                if isinstance(record, dict) and is_unread(record):
+                    empty = {"prediction": "", "references": [], "meta": {}}
+                    to_answer(empty | {"key": record.get("key")})
+                    found.unread.append(empty | {name: record[name] for name in ("key", ERROR)})
+                else:
+                    found.add(to_answer(record), f"line {number}")
+            except (ValueError, RecursionError) as error:
                 faults.add("lines that are no prediction record", f"line {number}", str(error))
 
 
 def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
-    for number, row in table_rows(path, faults):
-        if "prediction" not in row:
-            raise DataError(
-                f"{path} has no column 'prediction' (found: {', '.join(row)}): is it a result table?"
-            )
+    columns: dict[str, None] = {}
+    for place, row in table_rows(path, faults):
+        columns |= dict.fromkeys(row)
         index = row.get("index") or ""
         if not index:
-            faults.add("rows without index", f"row {number}")
+            faults.add("rows without index", place)
+            continue
+        if "prediction" not in row:
+            faults.add("rows without prediction", place)
             continue
         cells = {name: text or "" for name, text in row.items()}
         if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
             cells["answer"] = "nan"  # as pandas reads it: see `_reload`
         question, references, meta = read_row(cells, benchmark)
-        found.answers.append(
-            Answer(
-                key=index,
-                prediction=row["prediction"] or "",
-                references=tuple(references),
-                question=question,
-                meta=meta,
-            )
+        answer = Answer(
+            key=index,
+            prediction=row["prediction"] or "",
+            references=tuple(references),
+            question=question,
+            meta=meta,
+        )
+        found.add(answer, place)
+    if columns and "prediction" not in columns:
+        raise DataError(
+            f"{path} has no column 'prediction' (found: {', '.join(columns)}): is it a result table?"
         )
     if path.suffix != ".json":
         _reload(found)

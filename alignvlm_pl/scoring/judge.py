@@ -38,12 +38,18 @@ def load_judge(name: str) -> Judge:
 
 def grade(answers: Iterable[Answer], judge: Judge) -> list[Answer]:
     """Ask the judge about every answer that has no grade yet; grades go into ``meta["judged"]``."""
-    return [answer if "judged" in answer.meta else _graded(answer, judge) for answer in answers]
+    return [
+        _graded(answer, judge) if _is_open(answer) and answer.references else answer for answer in answers
+    ]
 
 
 def ungraded(answers: Sequence[Answer]) -> int:
     """Number of answers that have no grade."""
-    return sum("judged" not in answer.meta for answer in answers)
+    return sum(map(_is_open, answers))
+
+
+def _is_open(answer: Answer) -> bool:
+    return answer.meta.get("judged") is None
 
 
 def _graded(answer: Answer, judge: Judge) -> Answer:

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from alignvlm_pl.benchmarks import Benchmark
 
-from .records import Record, merge_records, to_answers
+from .records import Record, merge_records, to_answers, unread
 from .run import score_answers
 
 
@@ -34,6 +34,7 @@ class BenchmarkMetric(Metric):
         super().__init__(**kwargs)
         self.benchmark = benchmark
         self.expected = expected
+        self.problems: list[str] = []
         self.add_state("lines", [], dist_reduce_fx="cat")
 
     def update(self, records: Iterable[Record]) -> None:
@@ -48,11 +49,17 @@ class BenchmarkMetric(Metric):
         super().sync(*arguments, **named)
 
     def compute(self) -> dict[str, float]:
-        """Return `num` and the figures, as fractions of 1."""
+        """Return `num`, the figures, as fractions of 1, and `complete`: 1, or 0 where `problems` says why not."""
+        records = self.records()
         scored = score_answers(
-            self.benchmark, to_answers(self.records()), expected=self.expected, resamples=0
+            self.benchmark,
+            to_answers(records),
+            expected=self.expected,
+            resamples=0,
+            problems=unread(records),
         )
-        return {"num": float(scored.num), **scored.figures}
+        self.problems = scored.problems
+        return {"num": float(scored.num), **scored.figures, "complete": float(not scored.problems)}
 
     def gather(self) -> list[Record]:
         """Return the records of all ranks, each key once, in key order, on every rank."""

@@ -1,5 +1,6 @@
 """Prediction records: the JSON objects of `predictions/<benchmark>.jsonl`, and answers made of them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from urllib.parse import quote
 
 from alignvlm_pl.metrics.base import Answer
 
-from .faults import Faults
+from .faults import Faults, Problem
 from .run import Scored
 
 Record = dict[str, Any]
@@ -18,12 +19,17 @@ ERROR = "error"
 _ALWAYS = ("key", "prediction", "references")
 _NEEDED = ("key", "prediction")
 _TYPES: dict[str, type] = {"key": str, "prediction": str, "references": list, "question": str, "meta": dict}
+MAX_NAME = 200  # bytes of a file's name; file systems take 255
+MAX_DEPTH = 50  # levels of a record's meta
 _KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def page_path(images: Path, name: str, key: str) -> Path:
-    """Return where the page image of a sample lies; keys of foreign shards may hold slashes."""
-    return images / name / f"{quote(key, safe='')}.png"
+    """Return where the page image of a sample lies; keys of foreign shards may hold slashes, or be very long."""
+    stem = quote(key, safe="", errors="surrogatepass")
+    if len(stem) > MAX_NAME:
+        stem = f"{stem[: MAX_NAME // 2]}-{hashlib.sha256(stem.encode()).hexdigest()}"
+    return images / name / f"{stem}.png"
 
 
 def to_answer(record: Record) -> Answer:
@@ -40,6 +46,8 @@ def to_answer(record: Record) -> Answer:
     references = record.get("references", [])
     if not all(isinstance(text, str) for text in references):
         raise ValueError(f"'references' must be texts, found {references!r:.60}")
+    if not _is_shallow(record.get("meta"), MAX_DEPTH):
+        raise ValueError(f"'meta' is nested more than {MAX_DEPTH} levels deep")
     return Answer(
         key=record["key"],
         prediction=record["prediction"],
@@ -49,9 +57,19 @@ def to_answer(record: Record) -> Answer:
     )
 
 
+def _is_shallow(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
 def to_answers(records: Iterable[Record]) -> list[Answer]:
-    """Make answers of records; ValueError as `to_answer`."""
-    return [to_answer(record) for record in records]
+    """Make answers of records; samples that could not be read have none, see `unread`. ValueError as `to_answer`."""
+    return [to_answer(record) for record in records if not is_unread(record)]
+
+
+def is_unread(record: Record) -> bool:
+    """Whether a record is that of a sample that could not be read: it has no answer, not even an empty one."""
+    return bool(record.get(ERROR))
 
 
 def to_records(answers: Iterable[Answer]) -> list[Record]:
@@ -83,15 +101,17 @@ def scored_records(records: Sequence[Record], scored: Scored) -> list[Record]:
             **scores.get(record["key"], {}),
         }
         for record in records
-        if record["key"] in scores or ERROR in record
+        if record["key"] in scores or is_unread(record)
     ]
 
 
-def unread(records: Iterable[Record]) -> list[str]:
+def unread(records: Iterable[Record]) -> list[Problem]:
     """Return a line for each reason why samples could not be read, with the first of them."""
     faults = Faults()
     for record in records:
-        if ERROR in record:
-            reason, message = record[ERROR]
-            faults.add(f"samples could not be read, {reason}", record["key"], message)
+        if is_unread(record):
+            given = record[ERROR]
+            known = isinstance(given, (list, tuple)) and len(given) == 2
+            reason, message = given if known else ("unknown", given)
+            faults.add(f"samples could not be read, {reason}", str(record.get("key")), f"{message}")
     return faults.lines()

@@ -1,7 +1,7 @@
 """Reports of scored benchmarks: figures beside the paper's, both rule sets, disagreements, examples worst first."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from .run import Scored
 TABLE_1 = ("docvqa", "infovqa", "deepform", "klc", "wtq", "tabfact", "chartqa", "textvqa", "tablevqa")
 """The columns of the paper's table 1, whose plain mean is its average score."""
 MAX_LISTED = 50
+PAPER_RULE = "vlmevalkit-2025-02"
+"""The paper's toolkit as it was when the paper appeared; its rules stand beside the default ones."""
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~&"} | {"\n": " ", "\r": " "})
 
 
@@ -46,18 +48,36 @@ def percent(value: float | None) -> str:
 
 
 def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
-    """Headlines of this run above the rows that the paper prints for the same columns; None where it prints none."""
+    """Headlines of this run, a row a rule, above the rows that the paper prints for the same columns.
+
+    The first row is the default rule of each metric; the second the toolkit as it was when the paper appeared. Figures
+    of another rule alone, asked for with `--rule`, have its name beside them. None where there is no figure.
+    """
     columns = [
         scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size
     ]
     models = dict.fromkeys(model for scored in columns for model in scored.benchmark.paper)
     return {
         "titles": [scored.benchmark.title for scored in columns],
-        "ours": [(scored.headline[1], bool(scored.problems)) for scored in columns],
+        "ours": _our_rows(columns),
         "paper": [
             (model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models
         ],
     }
+
+
+def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | None, bool]]]]:
+    """Label, and value and incompleteness for each column."""
+    asked = [rule for scored in columns if "" not in scored.rules for rule in scored.rules]
+    rows = []
+    for rule in dict.fromkeys(("", PAPER_RULE, *asked)):
+        found = [(scored.headline_under(rule), bool(scored.problems)) for scored in columns]
+        values = [(value, marked and (value is not None or not rule)) for value, marked in found]
+        if not rule or any(value is not None for value, _ in values):
+            rows.append((f"this run, rule {rule}" if rule else "this run", values))
+    if asked and all(value is None for value, _ in rows[0][1]):
+        del rows[0]
+    return rows
 
 
 def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:

@@ -55,14 +55,14 @@ def results(
 
 
 def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Means over the questions of several sets of the same metrics: those the first of them has.
+    """Means over the questions of several sets of the same metrics: the figures that all of them have.
 
     Args:
-        results: Name -> `num` and figures.
+        results: Name -> `num` and figures; a set of which nothing is scored has no part.
     """
-    total = sum(figures["num"] for figures in results.values())
-    if not total:
+    scored = [figures for figures in results.values() if figures["num"] and len(figures) > 1]
+    if not scored:
         return {}
-    names = [name for name in next(iter(results.values())) if name != "num"]
-    means = {name: sum(f[name] * f["num"] for f in results.values() if f["num"]) / total for name in names}
-    return {"num": total, **means}
+    total = sum(figures["num"] for figures in scored)
+    names = [name for name in scored[0] if name != "num" and all(name in figures for figures in scored)]
+    return {"num": total, **{name: sum(f[name] * f["num"] for f in scored) / total for name in names}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.metrics.base import Answer, Metric, Statistics, summed
 
@@ -29,7 +29,7 @@ class Scored:
             together, the fields of a document, share the score of the whole.
         figures: Figures as fractions of 1: ``figure``, ``figure@rule`` and ``figure/group``; the first is the headline.
         intervals: Bootstrap 95 % intervals (low, high) of the figures under the default rules.
-        num: Questions answered, as the benchmark counts them.
+        num: Questions whose answers are scored, as the benchmark counts them.
         problems: Why the figures are not those of the whole benchmark; empty where they are.
     """
 
@@ -46,12 +46,27 @@ class Scored:
         """Name and value of the figure that the benchmark is known by; nan where nothing was answered."""
         return next(iter(self.figures.items()), ("", math.nan))
 
+    def headline_under(self, rule: str) -> float | None:
+        """Value of the headline under a rule; None where it is not known.
+
+        Args:
+            rule: Name of the rule; empty for the metric's default.
+        """
+        name = self.headline[0].partition("@")[0]
+        return self.figures.get(f"{name}@{rule}" if rule else name)
+
+    @property
+    def rules(self) -> list[str]:
+        """Rules of the headline; the metric's default is the empty one."""
+        rules = ("", *get_metric(self.benchmark.scorings[0].metric).rules)
+        return [rule for rule in rules if self.headline_under(rule) is not None]
+
     def worst_first(self) -> list[int]:
         """Positions of the answers, those with the worst score of the first metric first."""
-        metric = get_metric(self.benchmark.scorings[0].metric)
-        sign = 1 if metric.higher_is_better else -1
+        sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
+        # The first score is that of the first metric, under its default rule where that was asked for.
         return sorted(
-            range(len(self.answers)), key=lambda index: sign * self.scores[index].get(metric.name, 0.0)
+            range(len(self.answers)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0)
         )
 
     def disagreements(self) -> list[int]:
@@ -67,6 +82,7 @@ def score_answers(
     rule: str | None = None,
     resamples: int = RESAMPLES,
     problems: Sequence[str] = (),
+    whole: bool = True,
 ) -> Scored:
     """Score a benchmark. Answers that a metric cannot score are left out of its figures, and named as a problem.
 
@@ -74,9 +90,10 @@ def score_answers(
         benchmark: What to score.
         answers: One for each question; those that do not belong to the benchmark's split are left out.
         expected: Questions the set must have, see `Benchmark.size_from`; None: the benchmark's size.
-        rule: Score under this rule alone; None: under all that the benchmark reports.
+        rule: Score under this rule of its metrics alone; None: under all that the benchmark reports.
         resamples: Bootstrap resamples of the intervals; 0: no intervals.
         problems: What is known to be missing already.
+        whole: Whether these should be the answers to all questions; else their number is no problem.
 
     Raises:
         ConfigError: No metric of the benchmark has the rule, the answers lack what it needs, or they need a judge.
@@ -109,7 +126,7 @@ def score_answers(
                 if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {figure + ending: ends for figure, ends in found.items()}
-    num = sum(benchmark.count(answer) for answer in kept)
+    num = sum(benchmark.count(answer) for answer, found in zip(kept, scores, strict=True) if found)
     return Scored(
         benchmark=benchmark,
         answers=kept,
@@ -117,11 +134,11 @@ def score_answers(
         figures=figures,
         intervals=intervals,
         num=num,
-        problems=[*problems, *faults.lines(), *_size_problem(benchmark, num, expected)],
+        problems=[*problems, *faults.lines(), *(_size_problem(benchmark, num, expected) if whole else ())],
     )
 
 
-def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problem: str) -> Scored:
+def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problems: Sequence[str]) -> Scored:
     """Make the result of answers that cannot be scored: they are kept, and no figure is guessed."""
     return Scored(
         benchmark=benchmark,
@@ -129,8 +146,8 @@ def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problem: st
         scores=[{} for _ in answers],
         figures={},
         intervals={},
-        num=len(answers),
-        problems=[problem],
+        num=0,
+        problems=list(problems),
     )
 
 
@@ -139,11 +156,14 @@ def _load(
 ) -> list[tuple[Metric, tuple[str, ...]]]:
     """Metrics with the rules that are asked for and that some answer has what it takes for."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
-    if rule is not None and not any(rule in rules for _, rules in loaded):
-        loaded[0][0].check_rule(rule)
+    known = {name for metric, _ in loaded for name in metric.rules}
+    if rule is not None and rule not in known:
+        raise ConfigError(f"no metric of {benchmark.name} has a rule {rule!r}; {nearest(rule, known)}")
     chosen = []
-    for metric, rules in loaded:
-        wanted = [name for name in rules if rule in (None, name)]
+    for metric, reported in loaded:
+        if metric.needs_judge and not any(answer.meta.get("judged") is not None for answer in answers):
+            metric.statistics(answers[:1], metric.rules[0])  # says what it lacks
+        wanted = [name for name in metric.rules if name == rule] if rule else list(reported)
         usable = tuple(name for name in wanted if _has_needs(metric, name, answers))
         if wanted and not usable:
             raise ConfigError(
@@ -155,7 +175,7 @@ def _load(
 
 def _has_needs(metric: Metric, rule: str, answers: Sequence[Answer]) -> bool:
     need = metric.needs.get(rule)
-    return need is None or any(need in answer.meta for answer in answers)
+    return need is None or any(answer.meta.get(need) for answer in answers)
 
 
 def _statistics(
@@ -165,15 +185,21 @@ def _statistics(
     rows = [answers[index] for index in unit]
     try:
         need = metric.needs.get(rule)
-        if need and any(need not in row.meta for row in rows):
+        if need and not all(row.meta.get(need) for row in rows):
             raise DataError(f"rule {rule} needs meta[{need!r}]")
+        for row in rows:
+            if metric.needs_judge and row.meta.get("judged") is None:
+                raise DataError("has no grade of the judge")
+            if not all(isinstance(text, str) for text in row.references):
+                raise DataError(f"expected texts as references, found {row.references!r:.60}")
         return metric.statistics(rows, rule)
-    except ConfigError:
+    except ConfigError:  # a package that is missing, for all answers alike
         raise
     # What an answer's meta holds comes from files: its shape is known only here.
-    except (DataError, KeyError, TypeError, AttributeError, IndexError) as error:
-        detail = str(error) if isinstance(error, DataError) else repr(error)
-        faults.add("answers cannot be scored", rows[0].key, detail)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        detail = str(error) if isinstance(error, AlignVLMError) else repr(error)
+        for row in rows:
+            faults.add("answers cannot be scored", row.key, detail)
         return None
 
 

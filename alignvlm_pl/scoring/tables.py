@@ -14,8 +14,8 @@ from .faults import Faults
 Row = dict[str, str | None]
 
 
-def table_rows(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
-    """Yield number and cells of the rows of a table; the header is row 1, empty cells are None.
+def table_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """Yield place and cells of the rows of a table; the header is row 1, empty cells are None.
 
     Args:
         path: An ``.xlsx``, ``.tsv`` or ``.json`` file.
@@ -29,21 +29,21 @@ def table_rows(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
         if path.suffix == ".tsv":
             yield from _tsv_rows(path, faults)
         elif path.suffix == ".xlsx":
-            yield from enumerate(_xlsx_rows(path), start=2)
+            yield from ((f"row {number}", row) for number, row in enumerate(_xlsx_rows(path), start=2))
         else:
-            yield from enumerate(_json_rows(json.loads(path.read_text("utf-8-sig"))), start=2)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+            yield from _json_rows(json.loads(path.read_text("utf-8-sig")), faults)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         if isinstance(error, (DataError, ConfigError)):
             raise
         raise DataError(f"{path} does not read as a table: {error}") from error
 
 
-def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
+def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     for row in TabTable(path).rows():
         if row.problem:
             faults.add("broken rows", f"row {row.number}", row.problem)
         else:
-            yield row.number, {name: cell or None for name, cell in row.cells.items()}
+            yield f"row {row.number}", {name: cell or None for name, cell in row.cells.items()}
 
 
 def _xlsx_rows(path: Path) -> Iterator[Row]:
@@ -66,18 +66,21 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
         yield {name: _text(cell) for name, cell in zip_longest(header, row[: len(header)])}
 
 
-def _json_rows(content: Any) -> Iterator[Row]:
-    """Rows of a list of records, or of columns: name -> row number -> cell."""
+def _json_rows(content: Any, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """Rows of a list of records, the first being record 1, or of columns: name -> row number -> cell."""
     if isinstance(content, Mapping):
         columns = {
             name: list(cells.values() if isinstance(cells, Mapping) else cells)
             for name, cells in content.items()
         }
         content = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
+    if not isinstance(content, list):
         raise ValueError("expected a list of rows")
-    for row in content:
-        yield {str(name): _text(cell) for name, cell in row.items()}
+    for number, row in enumerate(content, start=1):
+        if isinstance(row, Mapping):
+            yield f"record {number}", {str(name): _text(cell) for name, cell in row.items()}
+        else:
+            faults.add("records that are no objects", f"record {number}", f"{row!r:.60}")
 
 
 def _text(cell: object) -> str | None:

@@ -55,11 +55,16 @@ def open_source(
     """Open a published file.
 
     Raises:
-        ConfigError: It is of no known kind.
+        ConfigError: It is of no known kind, or of none that the benchmark is made from.
         DataError: It is missing; with name, origin and size of what to fetch.
     """
     if path.suffix not in _READERS:
         raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_wanted(benchmark)}")
+    known = {source.format for source in benchmark.sources}
+    if known and _READERS[path.suffix] not in known:
+        raise ConfigError(
+            f"{path}: {benchmark.name} is not made from {path.suffix} files; {_wanted(benchmark)}"
+        )
     if not path.is_file():
         raise DataError(f"there is no {path}; {_wanted(benchmark)}")
     if path.suffix == ".tsv":
@@ -101,6 +106,7 @@ def write_benchmark(
             "origin": origin.name,
             "origin_sha256": file_sha256(origin),
         } | left_out.extra()
+    left_out.write(out)
     return load_manifest(out)
 
 

@@ -6,6 +6,7 @@ by `#`. A folder with a `statements.jsonl` of table, statement, label and captio
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from ..lines import numbered_lines
+from ..lines import is_text, json_lines, numbered_lines
 from ..sample import SampleError
 from .table_questions import LoadTable, TableQuestion, TableSet, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
@@ -21,6 +22,8 @@ from .tables import Table
 _SPLITS = {"train": "train", "dev": "val", "test": "test"}
 _ORIGIN = "https://github.com/wenhuchen/Table-Fact-Checking"
 _LABELS = {0: "False", 1: "True"}
+_Row = tuple[Any, Any, Any, Any]
+"""Table, statement, label and caption, of whatever types the file has."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,21 +73,32 @@ def read_statements(
     path = _statements(folder, split)
     if not path.is_file():
         raise DataError(f"there is no {path}; fetch the repository from {_ORIGIN}")
-    try:
-        rows = list(_listed(path) if path.suffix == ".jsonl" else _examples(path))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path} does not read as statements of TabFact: {error!r}") from error
-    counts: dict[str, int] = {}
-    for table, statement, label, caption in rows:
-        captions[table] = caption
-        counts[table] = counts.get(table, 0) + 1
-        name = f"{table}/{counts[table] - 1}"
-        if label not in _LABELS or not statement:
-            yield SampleError(
-                f"{path}, {name}: expected a statement and a label of 0 or 1, found {label!r}", "bad_row"
-            )
+    counts: Counter[str] = Counter()
+    for where, row in _listed(path) if path.suffix == ".jsonl" else _examples(path):
+        if isinstance(row, SampleError):
+            yield row
             continue
+        table, statement, label, caption = row
+        if problem := _problem(table, statement, label, caption):
+            yield SampleError(f"{where}: {problem}", "bad_row")
+            continue
+        captions[table] = caption
+        counts[table] += 1
+        name = f"{table}/{counts[table] - 1}"
         yield TableQuestion(name=name, table=table, text=statement, answers=(_LABELS[label],))
+
+
+def _problem(table: object, statement: object, label: object, caption: object) -> str:
+    """What is wrong with a row; empty where nothing is."""
+    if not is_text(table):
+        return f"expected the name of a table, found {table!r:.60}"
+    if not is_text(statement):
+        return f"expected a statement, found {statement!r:.60}"
+    if type(label) is not int or label not in _LABELS:
+        return f"expected a label of 0 or 1, found {label!r:.60}"
+    if caption != "" and not is_text(caption):
+        return f"expected a caption, found {caption!r:.60}"
+    return ""
 
 
 def _statements(folder: Path, split: str) -> Path:
@@ -93,17 +107,37 @@ def _statements(folder: Path, split: str) -> Path:
     return listed if listed.is_file() else folder / "tokenized_data" / f"{_SPLITS[split]}_examples.json"
 
 
-def _listed(path: Path) -> Iterator[tuple[str, str, Any, str]]:
-    for _, text in numbered_lines(path):
-        row = json.loads(text)
-        yield row["table"], row["statement"], row["label"], row.get("caption", "")
+def _listed(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    for where, row in json_lines(path):
+        if isinstance(row, SampleError):
+            yield where, row
+        else:
+            yield where, (row.get("table"), row.get("statement"), row.get("label"), row.get("caption", ""))
 
 
-def _examples(path: Path) -> Iterator[tuple[str, str, Any, str]]:
-    for table, (statements, labels, caption) in json.loads(path.read_text("utf-8")).items():
-        yield from (
-            (table, statement, label, caption) for statement, label in zip(statements, labels, strict=True)
-        )
+def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    try:
+        # As pairs: of a table that is there twice a mapping would hold the last alone.
+        tables = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
+        pairs = [(table, entry) for table, entry in tables]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} does not read as statements of TabFact: {error!r}") from error
+    seen = set()
+    for table, entry in pairs:
+        where = f"{path}, {table}"
+        try:
+            statements, labels, caption = entry
+            found = list(zip(statements, labels, strict=True))
+        except (ValueError, TypeError) as error:
+            problem = f"{where}: expected statements, as many labels, and a caption ({error})"
+            yield where, SampleError(problem, "bad_row")
+            continue
+        if table in seen:
+            yield where, SampleError(f"{where}: a table that was there before", "repeated_table")
+            continue
+        seen.add(table)
+        for number, (statement, label) in enumerate(found):
+            yield f"{where}/{number}", (table, statement, label, caption)
 
 
 def _csv_folder(folder: Path) -> Path:
@@ -128,6 +162,6 @@ class FactTable(LoadTable):
         path = self.folder / name
         try:
             lines = [text for _, text in numbered_lines(path)]
-        except (OSError, DataError) as error:
+        except (OSError, ValueError) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=[line.split("#") for line in lines], caption=self.captions.get(name, ""))

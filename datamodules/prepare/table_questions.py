@@ -1,7 +1,6 @@
 """Questions about rendered tables -> shards; what `prepare wtq` and `prepare tabfact` have in common."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from ..lines import numbered_lines
+from ..lines import is_text, json_lines
 from ..manifest import Manifest, load_manifest
 from ..normal_form import conversation
 from ..sample import SampleError
@@ -111,6 +110,7 @@ def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespac
         writer.extra |= (
             {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
         )
+    left_out.write(options.out)
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
     print_left_out(manifest.extra)
@@ -142,17 +142,17 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
         raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
     tables = TableNames.of(names)
     found: list[TableQuestion | SampleError] = []
-    for number, text in numbered_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(text)
-            given = plain_name(str(row["img_id"]))
-            queries, answers = (_as_list(row[key]) for key in ("query", "annotations"))
-        except (ValueError, KeyError, TypeError) as error:
-            found.append(
-                SampleError(f"{where}: expected img_id, query and annotations ({error!r})", "bad_row")
-            )
+    asked: Counter[str] = Counter()
+    for where, row in json_lines(path):
+        if isinstance(row, SampleError):
+            found.append(row)
             continue
+        queries, answers = (_as_list(row.get(key)) for key in ("query", "annotations"))
+        if not is_text(row.get("img_id")) or not queries or not all(map(is_text, [*queries, *answers])):
+            problem = f"{where}: expected texts as img_id, query and annotations, found {row!r:.200}"
+            found.append(SampleError(problem, "bad_row"))
+            continue
+        given = plain_name(row["img_id"])
         table = tables.find(given)
         if table is None or len(queries) != len(answers):
             problem = (
@@ -160,10 +160,10 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
             )
             found.append(SampleError(f"{where}: img_id {row['img_id']!r} {problem}", "unknown_table"))
             continue
-        found += [
-            TableQuestion(name=f"{given}/{n}", table=table, text=query, answers=(answer,))
-            for n, (query, answer) in enumerate(zip(queries, answers, strict=True))
-        ]
+        for query, answer in zip(queries, answers, strict=True):
+            name = f"{given}/{asked[given]}"
+            found.append(TableQuestion(name=name, table=table, text=query, answers=(answer,)))
+            asked[given] += 1
     return found
 
 
@@ -204,8 +204,8 @@ def plain_name(name: str) -> str:
     return name.removeprefix("csv/")
 
 
-def _as_list(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _records(

@@ -38,6 +38,7 @@ th, td {{ border: 1px solid #a2a9b1; padding: 3px 6px; }}
 th {{ background: #eaecf0; font-weight: bold; text-align: center; }}
 tr {{ break-inside: avoid; }}
 a {{ color: #0645ad; text-decoration: none; }}
+th, td {{ bookmark-level: 1 !important; bookmark-label: attr(rowspan) "|" attr(colspan) "|" content(text) !important; }}
 """
 
 
@@ -68,6 +69,22 @@ class Table:
         return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnCell:
+    """A cell that is on a page: its text without what is hidden in it, and the rows and columns it spans."""
+
+    text: str
+    rows: int = 1
+    columns: int = 1
+
+    @classmethod
+    def read(cls, label: str) -> "DrawnCell":
+        """Read the bookmark of a cell."""
+        rows, columns, text = label.split("|", 2)
+        spans = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in (rows, columns)]
+        return cls(text=text, rows=max(spans[0], 1), columns=max(spans[1], 1))
+
+
 def render(table: Table) -> list[Image.Image]:
     """Draw a table.
 
@@ -80,8 +97,9 @@ def render(table: Table) -> list[Image.Image]:
     """
     if not table.rows or not any(cell.strip() for row in table.rows for cell in row):
         raise SampleError(f"table {table.name} is empty", "empty_table")
-    with _pdf(table) as document:
-        missing = missing_cells(table, "".join(_texts(document)))
+    layout, drawn = _pdf(table)
+    with layout as document:
+        missing = missing_cells(table, drawn, "".join(_texts(document)))
         if missing:
             raise SampleError(
                 f"table {table.name}: {len(missing)} cells are not on its pages, the first is {missing[0]!r:.80}",
@@ -90,49 +108,91 @@ def render(table: Table) -> list[Image.Image]:
         return [_cropped(page.render(scale=1 / _POINTS_PER_PX).to_pil().convert("RGB")) for page in document]
 
 
-def missing_cells(table: Table, text: str) -> list[str]:
-    """Return the cells of a table that a text lacks; white space, case and composition of letters do not count.
+def missing_cells(table: Table, drawn: Sequence[DrawnCell], text: str) -> list[str]:
+    """Return the cells of a table that are not on its pages; white space, case and invisible marks do not count.
 
-    Where the table is drawn from its cells, every character but dashes must be there as often as in them, so that a
-    lost `2` is noticed beside a `12`. Published markup writes a cell that spans rows once, so there each word must be
-    there.
+    Each cell of the table needs a drawn one for itself: of two equal cells one that is lost is noticed, and so is a
+    `12` beside a `123`. A drawn cell that spans rows or columns stands for as many. In published markup it may hold
+    more than the cell, such as notes.
+
+    Args:
+        table: The table.
+        drawn: The cells that the renderer has put on pages.
+        text: The text layer of the pages; where the drawn cells hold more characters than it, all are missing.
     """
-    plain = _plain(text)
-    lost = [cell for row in table.rows for cell in row if not all(word in plain for word in _words(cell))]
-    if lost or table.markup:
-        return lost
-    left = _characters(plain)
-    for row in table.rows:
-        for cell in row:
-            needed = _characters(_plain(cell))
-            if needed - left:
-                return [cell]
-            left -= needed
-    return []
+    held = Counter(_plain(cell.text) for cell in drawn for _ in range(_copies(cell, table)))
+    needed = Counter(plain for row in table.rows for cell in row if (plain := _plain(cell)))
+    lost = sorted((needed - held).elements(), key=len, reverse=True)
+    if table.markup:
+        lost = _without_notes(lost, held - needed)
+        lost = _without_joined(lost, table.rows[0], held)
+    cells = {_plain(cell): cell for row in table.rows for cell in row}
+    characters = sum((_characters(_plain(cell.text)) for cell in drawn), Counter[str]())
+    unseen = characters - _characters(_plain(text))
+    return [cells[plain] for plain in lost] or ["".join(unseen)] * bool(unseen)
 
 
-def _words(cell: str) -> list[str]:
-    return [word for word in (_plain(word) for word in re.findall(r"[^\W_]+", cell)) if word]
+def _without_notes(lost: Sequence[str], spare: Counter[str]) -> list[str]:
+    """Leave out the cells that a drawn one holds among other things: notes, or the names of pictures.
+
+    Args:
+        lost: Cells, the longest first, because few drawn ones can hold them.
+        spare: Drawn cells that are equal to none of the table.
+    """
+    for holds in (str.__contains__, _holds):  # in one piece where that can be
+        left = []
+        for cell in lost:
+            found = (text for text, count in spare.items() if count > 0 and holds(text, cell))
+            holder = min(found, key=len, default=None)
+            if holder is None:
+                left.append(cell)
+            else:
+                spare[holder] -= 1
+        lost = left
+    return list(lost)
+
+
+def _holds(text: str, cell: str) -> bool:
+    """Whether all characters of a cell are in a text, in their order."""
+    letters = iter(text)
+    return all(letter in letters for letter in cell)
+
+
+def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[str]) -> list[str]:
+    """Leave out the cells that the release has joined, line by line, from several header rows."""
+    joined = {
+        _plain(cell)
+        for cell in header
+        if "\n" in cell and all(any(_plain(line) in text for text in held) for line in cell.split("\n"))
+    }
+    return [cell for cell in lost if cell not in joined]
+
+
+def _copies(cell: DrawnCell, table: Table) -> int:
+    """How many cells of the table a drawn one stands for; spans may be given wider than the table is."""
+    return min(cell.rows, len(table.rows)) * min(cell.columns, max(map(len, table.rows), default=1))
 
 
 def _characters(plain: str) -> Counter[str]:
-    # Dashes at the end of a line and invisible marks are not in a PDF's text as they are in the cell.
-    return Counter(letter for letter in plain if unicodedata.category(letter) not in ("Pd", "Cf", "Cc"))
+    # Dashes at the end of a line are not in a PDF's text as they are in the cell.
+    return Counter(letter for letter in plain if unicodedata.category(letter) != "Pd")
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+    folded = re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+    return "".join(letter for letter in folded if unicodedata.category(letter) not in ("Cf", "Cc"))
 
 
-def _pdf(table: Table) -> Any:
-    """Lay a table out on pages that are wide enough."""
+def _pdf(table: Table) -> tuple[Any, list[DrawnCell]]:
+    """Lay a table out on pages that are wide enough; return the document, and the cells that are on them."""
     pdfium = _pdfium()
     width = PAGE_WIDTH_PX
     for _ in range(_WIDENINGS):
-        document = pdfium.PdfDocument(_layout(table, width))
+        data, drawn = _layout(table, width)
+        document = pdfium.PdfDocument(data)
         right = max(_right_edges(document), default=0) / _POINTS_PER_PX
         if right <= width - MARGIN_PX + _BORDER_PX:
-            return document
+            return document, drawn
         width = math.ceil(right) + MARGIN_PX
     raise SampleError(
         f"table {table.name} is wider than its page however wide that is made (last {width} px): its markup sets "
@@ -141,7 +201,7 @@ def _pdf(table: Table) -> Any:
     )
 
 
-def _layout(table: Table, width: int) -> bytes:
+def _layout(table: Table, width: int) -> tuple[bytes, list[DrawnCell]]:
     weasyprint = _weasyprint()
     font, bold = _font_files()
     style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
@@ -155,8 +215,10 @@ def _layout(table: Table, width: int) -> bytes:
             return super().fetch(url, headers)
 
     page = f'<!doctype html><html><head><meta charset="utf-8"><style>{style}</style></head><body>{table.to_html()}'
-    pdf: bytes = weasyprint.HTML(string=page, url_fetcher=OnlyFonts()).write_pdf()
-    return pdf
+    document = weasyprint.HTML(string=page, url_fetcher=OnlyFonts()).render()
+    # Each cell that gets a box is a bookmark (see _STYLE), those of a repeated header row once.
+    drawn = [DrawnCell.read(label) for label, *_ in document.make_bookmark_tree()]
+    return document.write_pdf(), drawn
 
 
 def _right_edges(document: Any) -> Iterator[float]:

@@ -6,20 +6,22 @@ Format: ppasupat/WikiTableQuestions 1.0.2, `data/<split>.tsv`, `tagged/data/<spl
 
 import argparse
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from ..lines import numbered_lines
+from ..lines import is_text, json_lines
 from ..sample import SampleError
 from .table_questions import LoadTable, TableQuestion, TableSet, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
 
 _FILES = {"test": "pristine-unseen-tables", "train": "random-split-1-train", "dev": "random-split-1-dev"}
 _ORIGIN = "https://github.com/ppasupat/WikiTableQuestions/releases (WikiTableQuestions-1.0.2-compact.zip)"
+_Row = tuple[Any, Any, Any, Any]
+"""Id, question, table and answers, of whatever types the file has."""
 _ESCAPES = {"\\n": "\n", "\\p": "|", "\\\\": "\\"}
 
 
@@ -69,30 +71,60 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
     if not path.is_file():
         raise DataError(f"there is no {path}; fetch the release from {_ORIGIN}")
     canonical = _canonical(folder / "tagged" / "data" / f"{_FILES[split]}.tagged")
-    for number, text in numbered_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            name, question, context, answers = _json_line(text) if path == listed else _tsv_line(text)
-        except (ValueError, KeyError, TypeError) as error:
-            yield SampleError(f"{where}: expected id, question, table and answers ({error!r})", "bad_row")
+    seen = set()
+    for where, row in _json_rows(path) if path == listed else _tsv_rows(path):
+        if isinstance(row, SampleError):
+            yield row
             continue
-        if name == "id" and path != listed:
-            continue
-        if not answers or answers == ("",):
+        name, question, context, answers = row
+        if answers in ([""], []):
             yield SampleError(f"{where}: no answer", "no_answer")
-            continue
-        meta = {"canonical": canonical[name]} if name in canonical else {}
-        yield TableQuestion(name=name, table=_table_name(context), text=question, answers=answers, meta=meta)
+        elif problem := _problem(name, question, context, answers):
+            yield SampleError(f"{where}: {problem}", "bad_row")
+        elif name in seen:
+            yield SampleError(f"{where}: id {name!r} is that of an earlier question", "repeated_id")
+        else:
+            seen.add(name)
+            meta = {"canonical": canonical[name]} if name in canonical else {}
+            yield TableQuestion(
+                name=name, table=_table_name(context), text=question, answers=tuple(answers), meta=meta
+            )
 
 
-def _json_line(text: str) -> tuple[str, str, str, tuple[str, ...]]:
-    row = json.loads(text)
-    return row["id"], row["question"], row["context"], tuple(row["answers"])
+def _problem(name: object, question: object, context: object, answers: object) -> str:
+    """What is wrong with a row; empty where nothing is."""
+    for what, value in (("id", name), ("question", question), ("table", context)):
+        if not is_text(value):
+            return f"expected text as {what}, found {value!r:.60}"
+    if not isinstance(answers, list) or not any(map(is_text, answers)):
+        return f"expected a list of texts as answers, found {answers!r:.60}"
+    odd = [answer for answer in answers if answer != "" and not is_text(answer)]
+    return f"expected texts as answers, found {odd[0]!r:.60}" if odd else ""
 
 
-def _tsv_line(text: str) -> tuple[str, str, str, tuple[str, ...]]:
-    name, question, context, answers = text.split("\t")
-    return name, unescape(question), context, tuple(unescape(item) for item in answers.split("|"))
+def _json_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    for where, row in json_lines(path):
+        if isinstance(row, SampleError):
+            yield where, row
+        else:
+            yield where, (row.get("id"), row.get("question"), row.get("context"), row.get("answers"))
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if not text.strip():
+                    continue
+                name, question, context, answers = text.split("\t")
+            except ValueError as error:
+                problem = f"{where}: expected id, question, table and answers ({error})"
+                yield where, SampleError(problem, "bad_row")
+                continue
+            if name != "id":
+                yield where, (name, unescape(question), context, list(map(unescape, answers.split("|"))))
 
 
 def unescape(text: str) -> str:
@@ -112,11 +144,17 @@ def _canonical(path: Path) -> dict[str, list[str]]:
     """Question -> canonical forms of its answers, where the release's tagged file is there."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return {
-            row["id"]: [unescape(item) for item in (row.get("targetCanon") or "").split("|")] for row in rows
-        }
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            # Without a canonical form a question has none: its answers stand for themselves.
+            return {
+                row["id"]: [unescape(item) for item in row["targetCanon"].split("|")]
+                for row in rows
+                if row.get("targetCanon")
+            }
+    except (ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path} does not read as a tagged file: {error!r}") from error
 
 
 def _table_name(context: str) -> str:
@@ -143,6 +181,6 @@ class WikiTable(LoadTable):
                 rows = list(csv.reader(stream, escapechar="\\", doublequote=False))
             page = path.with_suffix(".html")
             markup = page.read_text("utf-8") if self.html and page.is_file() else ""
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=rows, markup=markup)

@@ -5,21 +5,23 @@ values come from `document.jsonl`: the question file holds one spelling of each 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
 
 from ..lines import numbered_lines
 from ..normal_form import convert_docdownstream
-from ..sample import SampleError, message_text
+from ..sample import SampleError
 from .source import SourceSample, checked_image
 
-_NAMES = ("name", "document", "doc_id", "file_name", "image")
-"""Fields of `metadata.jsonl` that may name the document."""
+_NAMES = ("file_name", "name", "document", "doc_id", "image")
+"""Fields of `metadata.jsonl` that may name the document; the reference reads the first."""
+_FIELDS = {"deepform": DEEPFORM_FIELDS, "klc": KLC_FIELDS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,7 @@ class DocDownstreamTest:
         if self.meta and self.benchmark.name == "tabfact":
             # DUE writes 1 and 0 for True and False, and the reference does not read them (docs/benchmarks.md).
             raise ConfigError("tabfact is scored against the answers of its question file: leave out --meta")
-        gold = _Gold(self.meta) if self.meta else None
+        gold = _Gold(self.meta, self._origin) if self.meta else None
         questions = list(numbered_lines(self.path))
         if gold and len(gold.names) != len(questions):
             raise DataError(
@@ -70,41 +72,56 @@ class DocDownstreamTest:
     def _corpus(self) -> bool:
         return any(scoring.metric == "document_f1" for scoring in self.benchmark.scorings)
 
+    @property
+    def _origin(self) -> str:
+        return next((s.url for s in self.benchmark.sources if s.format == "docdownstream"), "")
+
     def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
         try:
             given = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+        if not isinstance(given, dict):
+            raise SampleError(f"{where}: expected an object, found {given!r:.60}", "bad_json")
         record = convert_docdownstream(given, where=where)
         if gold:
-            question = message_text(record["messages"][0])
             if self._corpus:
-                record["meta"] = gold.document(index, where)
+                fields = _FIELDS.get(self.benchmark.name, DEEPFORM_FIELDS + KLC_FIELDS)
+                record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
-                record["references"] = gold.answers(
-                    index, question, where, items=self.benchmark.name == "wtq"
-                )
+                record["references"] = gold.answers(index, where, items=self.benchmark.name == "wtq")
         paths = given.get("image", [])
-        images = [self._image(path, where) for path in ([paths] if isinstance(paths, str) else paths)]
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise SampleError(f"{where}: expected paths as image, found {paths!r:.60}", "missing_image")
+        images = [self._image(path, where) for path in paths]
         return SourceSample(record=record, images=images)
 
     def _image(self, name: str, where: str) -> tuple[bytes | Path, str]:
         path = self.image_root / name
         try:
-            return checked_image(path.read_bytes(), f"{where}: {path}")
-        except OSError as error:
-            raise SampleError(f"{where}: image {path}: {error.strerror}", "missing_image") from error
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:  # the latter: names that no file can have
+            raise SampleError(f"{where}: image {name!r:.200}: {error}", "missing_image") from error
+        return checked_image(data, f"{where}: {path}")
 
 
 class _Gold:
-    """The annotations of a folder, and the document that each question is about."""
+    """The annotations of a folder, and for each question its document and how the annotations call it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Folder of the two files.
+        origin: Where they are to be fetched from.
+    """
+
+    def __init__(self, folder: Path, origin: str) -> None:
         self.folder = folder
         self._annotations = {
-            entry["name"]: _annotation(entry) for entry in _lines(folder / "document.jsonl", "name")
+            entry["name"]: entry["annotations"]
+            for entry in _lines(folder / "document.jsonl", origin, annotated=True)
         }
-        self.names = [self._name(line) for line in _lines(folder / "metadata.jsonl")]
+        self._metadata = _lines(folder / "metadata.jsonl", origin)
+        self.names = [self._name(line) for line in self._metadata]
 
     def document(self, index: int, where: str) -> dict[str, Any]:
         """Return name and annotation of the document of a question."""
@@ -115,18 +132,37 @@ class _Gold:
             )
         return {"document": name, "gold": self._annotations[name]}
 
-    def answers(self, index: int, question: str, where: str, *, items: bool) -> list[str]:
+    def field(self, index: int, fields: Sequence[str], where: str) -> str:
+        """Return the field that is asked for: the first of the list that the question of the metadata holds."""
+        question = self._question(index, where)
+        found = next((name for name in fields if name in question), None)
+        if found is None:
+            raise SampleError(f"{where}: {question!r:.80} names none of {', '.join(fields)}", "no_field")
+        return found
+
+    def answers(self, index: int, where: str, *, items: bool) -> list[str]:
         """Return the accepted answers of a question: all variants of its values, or with `items` its values."""
-        annotation = self.document(index, where)["gold"]
-        keys = [entry["key"] for entry in annotation if entry["key"] in question]
-        key = question.strip() if question.strip() in keys else max(keys, key=len, default=None)
-        values = [value for entry in annotation if entry["key"] == key for value in entry["values"]]
+        annotation, question = self.document(index, where)["gold"], self._question(index, where)
+        values = [value for entry in annotation if entry["key"] == question for value in entry["values"]]
         found = [
             [value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values
         ]
         if not found:
             raise SampleError(f"{where}: no gold answer to {question!r:.80} in its document", "no_answer")
         return [text for variants in found for text in variants]
+
+    def _question(self, index: int, where: str) -> str:
+        """Return a question as the annotations spell it; that of the question file may be revised."""
+        given: Any = self._metadata[index].get("ground_truth")
+        try:
+            question = (json.loads(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise SampleError(
+                f"{where}: its line of {self.folder / 'metadata.jsonl'} has no question in ground_truth, "
+                f"gt_parses ({error!r})",
+                "bad_metadata",
+            ) from error
+        return str(question)
 
     def _name(self, line: Mapping[str, Any]) -> str:
         """Return the document of a line: what it names, or the one whose name its file's name holds."""
@@ -135,11 +171,10 @@ class _Gold:
             text = given[0] if isinstance(given, list) and given else given
             if isinstance(text, str):
                 stem = Path(text).stem
-                if text in self._annotations or stem in self._annotations:
-                    return text if text in self._annotations else stem
-                # Pages are called <document>_<page>.png.
-                if (parent := stem.rpartition("_")[0]) in self._annotations:
-                    return parent
+                # <folders>/<document>.pdf_<page>.png for the reference; others call pages <document>_<page>.png.
+                for name in (text.split("/")[-1].split(".pdf")[0], text, stem, stem.rpartition("_")[0]):
+                    if name in self._annotations:
+                        return name
         return str(next((line[field] for field in _NAMES if field in line), "?"))
 
 
@@ -156,15 +191,21 @@ def _annotation(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _lines(path: Path, *required: str) -> list[dict[str, Any]]:
+def _lines(path: Path, origin: str, *, annotated: bool = False) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test")
+        raise DataError(
+            f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test, to be fetched from {origin}"
+        )
     found = []
     for number, text in numbered_lines(path):
         try:
-            found.append(json.loads(text))
-            for name in required:
-                found[-1][name]
-        except (ValueError, KeyError, TypeError) as error:
+            entry = json.loads(text)
+            if not isinstance(entry, dict):
+                raise TypeError(f"expected an object, found {text:.60}")
+            if annotated:
+                entry["annotations"] = _annotation(entry)
+                entry["name"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, line {number}: {error!r}") from error
+        found.append(entry)
     return found

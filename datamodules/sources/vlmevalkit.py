@@ -95,9 +95,9 @@ class VLMEvalKitTable:
         path = (self.image_root or self.path.parent) / name
         try:
             return path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter: names that no file can have
             raise SampleError(
-                f"{where}: image {path}: {error.strerror}; name its folder with --image-root", "missing_image"
+                f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
             ) from error
 
 
@@ -131,18 +131,23 @@ def _listed(cell: str) -> list[str]:
 
 
 def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
-    """Decode a picture, or those of the row that a short text points to."""
+    """Decode a picture, or those of the row that a short text points to, which must hold them itself."""
     if len(cell) > POINTER_LENGTH:
-        try:
-            return [base64.b64decode(cell, validate=True)]
-        except (binascii.Error, ValueError) as error:
-            raise SampleError(f"{where}: the image is no base64 ({error})", "bad_base64") from error
+        return [_from_base64(cell, where)]
     if cell not in offsets:
         raise SampleError(
             f"{where}: the image points to row index {cell!r}, which has no picture", "bad_pointer"
         )
-    return [
-        image
-        for own in _listed(next(table.rows(offsets[cell])).cells["image"])
-        for image in _decoded(own, table, offsets, where)
-    ]
+    held = _listed(next(table.rows(offsets[cell])).cells["image"])
+    if any(len(own) <= POINTER_LENGTH for own in held):
+        raise SampleError(
+            f"{where}: the image points to row index {cell!r}, which itself points to another", "bad_pointer"
+        )
+    return [_from_base64(own, where) for own in held]
+
+
+def _from_base64(cell: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(cell, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SampleError(f"{where}: the image is no base64 ({error})", "bad_base64") from error

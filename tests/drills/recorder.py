@@ -9,13 +9,14 @@ import lightning.pytorch as pl
 
 
 class Recorder(pl.Callback):
-    """Append a line a micro batch to `ledger-<rank>.jsonl`: optimizer step, keys, loss in full digits."""
+    """Append a line a micro batch to `ledger-<rank>.jsonl`: step, place in the epoch, keys, loss in full digits."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         line = {
             "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
             "batch": batch_idx,
             "world": trainer.world_size,
             "keys": batch["keys"],

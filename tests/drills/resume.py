@@ -136,10 +136,10 @@ def run_until(run: Path, options: list[str], world: int, *, step: int, rng: rand
 
 
 def history(run: Path) -> dict[tuple[int, int, int], tuple[Any, ...]]:
-    """(step, rank, place in the step) -> keys and loss; a step that was trained again after a kill must be the same."""
+    """(epoch, batch, rank) -> keys and loss; a batch that was trained again after a kill must be the same."""
     found: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for line in lines(run):
-        place = (line["batch"], line["rank"], line["world"])
+        place = (line["epoch"], line["batch"], line["rank"])
         value = (tuple(line["keys"]), line["loss"])
         if found.setdefault(place, value) != value:
             raise SystemExit(f"drill: batch {place} was {found[place]}, and {value} after a kill; see {run}")

@@ -122,7 +122,8 @@ def test_the_loss_of_a_source_is_the_mean_over_its_tokens_since_the_last_logging
     for item in (words, picture, wide):
         batch = collator.collate([item])
         with torch.no_grad():
-            output = module.net(**{key: batch[key] for key in ("input_ids", "pixel_values", "labels")})
+            inputs = {key: batch[key] for key in ("input_ids", "pixel_values", "tile_boxes", "labels")}
+            output = module.net(**inputs)
         sums.append(float(output.loss_sum))
         counts.append(float(output.num_supervised))
     assert counts == [6, 7, 2]
@@ -153,7 +154,7 @@ def test_the_readout_of_packed_rows_is_that_of_their_documents(tmp_path):
     module.configure_model()
     losses, pages = [], []
     for batch in batches:
-        log_probs = module.net.read(batch["pixel_values"], module._columns())
+        log_probs = module.net.read(batch["pixel_values"], module._columns(), tile_boxes=batch["tile_boxes"])
         losses.append(module._ctc(log_probs, batch))
         pages.append([None if page is None else page[1] for page in module._pages(log_probs, batch)])
     assert torch.equal(losses[0].document_sums, losses[1].document_sums)

@@ -13,9 +13,10 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.losses import supervised_cross_entropy
 from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm_pl.models.build import build_model, build_processor
+from alignvlm_pl.models.pixels import normalise
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
 
-INPUTS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+INPUTS = ("input_ids", "attention_mask", "pixel_values", "tile_boxes", "num_tiles")
 FEATURES = ("last_normed", "last", "penultimate")
 
 
@@ -68,6 +69,10 @@ def inputs_of(batch):
     return {key: batch[key] for key in INPUTS}
 
 
+def tiles_of(batch):
+    return normalise(batch["pixel_values"], batch["tile_boxes"])
+
+
 @torch.no_grad()
 def greedy_without_cache(model, batch, steps):
     """Arg-max of the whole forward, one token longer each time; one sample, no padding."""
@@ -83,7 +88,7 @@ def test_llm_path_equals_llama(parts):
     processor, model = parts
     batch = batch_of(processor, [0, 1])
     with torch.no_grad():
-        embeds, _ = model.embed(batch["input_ids"], batch["pixel_values"], batch["num_tiles"], None)
+        embeds, _ = model.embed(batch["input_ids"], tiles_of(batch), batch["num_tiles"], None)
         expected = model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
         found = model(**inputs_of(batch)).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -97,14 +102,18 @@ def test_text_embeddings_are_untouched(parts):
     processor, model = parts
     batch = batch_of(processor, [0, 1])
     embeds, log_probs = model.embed(
-        batch["input_ids"], batch["pixel_values"], batch["num_tiles"], torch.tensor([3, 5])
+        batch["input_ids"],
+        batch["pixel_values"],
+        batch["num_tiles"],
+        torch.tensor([3, 5]),
+        tile_boxes=batch["tile_boxes"],
     )
     text = batch["input_ids"] != model.config.image_token_id
     table = model.get_input_embeddings().weight
     torch.testing.assert_close(embeds[text], table[batch["input_ids"][text]], rtol=0, atol=0)
-    expected = model.connector(model.encode_images(batch["pixel_values"]), table).embeds
+    expected = model.connector(model.encode_images(tiles_of(batch)), table).embeds
     torch.testing.assert_close(embeds[~text], expected.flatten(0, 1), rtol=0, atol=0)
-    read = model.read(batch["pixel_values"], torch.tensor([3, 5]))
+    read = model.read(tiles_of(batch), torch.tensor([3, 5]))
     torch.testing.assert_close(log_probs, read, rtol=0, atol=1e-5)
 
 
@@ -137,7 +146,7 @@ def test_the_image_matters(parts):
     batch = batch_of(processor, [0], generation=True)
     with torch.no_grad():
         logits = model(**inputs_of(batch)).logits[:, -1]
-        other = model(**{**inputs_of(batch), "pixel_values": -batch["pixel_values"]}).logits[:, -1]
+        other = model(**{**inputs_of(batch), "pixel_values": 255 - batch["pixel_values"]}).logits[:, -1]
     assert float((logits - other).abs().max()) > 1e-2
 
 
@@ -162,13 +171,17 @@ def test_a_second_turn_goes_on_from_the_cache(parts):
 
 def test_several_sequences_repeat_each_samples_tiles_as_a_group(parts):
     _, model = parts
-    tiles = torch.arange(3.0).reshape(3, 1, 1, 1)
     ids, inputs = model._expand_inputs_for_generation(
-        expand_size=2, input_ids=torch.tensor([[5], [6]]), pixel_values=tiles, num_tiles=torch.tensor([2, 1])
+        expand_size=2,
+        input_ids=torch.tensor([[5], [6]]),
+        pixel_values=torch.arange(3.0).reshape(3, 1, 1, 1),
+        tile_boxes=torch.arange(3).reshape(3, 1),
+        num_tiles=torch.tensor([2, 1]),
     )
     assert ids.flatten().tolist() == [5, 5, 6, 6]
     assert inputs["num_tiles"].tolist() == [2, 2, 1, 1]
     assert inputs["pixel_values"].flatten().tolist() == [0, 1, 0, 1, 2, 2]
+    assert inputs["tile_boxes"].flatten().tolist() == [0, 1, 0, 1, 2, 2]
 
 
 def test_beam_search_repeats_tiles(parts):
@@ -279,7 +292,7 @@ def test_features_are_hidden_states_of_the_complete_siglip(tmp_path, feature):
     mine = dict(model.vision_tower.state_dict())
     missing = full.load_state_dict(mine, strict=False)
     assert missing.unexpected_keys == []
-    pixels = batch_of(processor, [0])["pixel_values"]
+    pixels = tiles_of(batch_of(processor, [0]))
     with torch.no_grad():
         output = full(pixel_values=pixels, output_hidden_states=True)
         expected = {
@@ -312,6 +325,30 @@ def test_num_tiles_mismatch_names_sample_and_counts(parts):
     batch["pixel_values"] = None
     with pytest.raises(DataError, match="64 image placeholders but no pixel_values"):
         model(**batch)
+
+
+@pytest.mark.parametrize("generation", [False, True])
+def test_uint8_tiles_give_the_bits_of_normalised_ones_and_need_their_boxes(parts, generation):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1, 2], generation=generation))
+    given = {**batch, "pixel_values": tiles_of(batch), "tile_boxes": None}
+    columns = torch.tensor([3, 5])
+    with torch.no_grad():
+        if generation:
+            options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False, "output_scores": True}
+            found, expected = (
+                model.generate(**inputs, **options, return_dict_in_generate=True) for inputs in (batch, given)
+            )
+            assert found.sequences.tolist() == expected.sequences.tolist()
+            assert all(map(torch.equal, found.scores, expected.scores))
+        else:
+            assert torch.equal(model(**batch).logits, model(**given).logits)
+        found = model.read(batch["pixel_values"], columns, tile_boxes=batch["tile_boxes"])
+        assert torch.equal(found, model.read(given["pixel_values"], columns))
+    with pytest.raises(DataError, match="pixel_values is uint8 but there are no tile_boxes"):
+        model(**{**batch, "tile_boxes": None})
+    with pytest.raises(DataError, match="pixel_values is uint8 but there are no tile_boxes"):
+        model.read(batch["pixel_values"], columns)
 
 
 def test_tokens_per_tile_mismatch(parts):
@@ -368,7 +405,7 @@ def test_text_only_batches_read_nothing(parts):
     processor, model = parts
     batch = processor.collate([text_item(processor)])
     columns = torch.tensor([3, 5])
-    found = model.read(batch["pixel_values"], columns)
+    found = model.read(batch["pixel_values"], columns, tile_boxes=batch["tile_boxes"])
     assert found.shape == (0, 16, 2)
     model.zero_grad()
     found.sum().backward()

@@ -167,8 +167,9 @@ def test_packed_batches_hold_whole_documents_and_their_tiles(parts):
     assert batch["document_tiles"].tolist() == tiles
     assert batch["num_tiles"].tolist() == [tiles[0] + tiles[1], tiles[2]]
     assert torch.equal(
-        batch["pixel_values"], torch.from_numpy(np.concatenate([i.pixel_values for row in rows for i in row]))
+        batch["pixel_values"], torch.from_numpy(np.concatenate([i.pixels for row in rows for i in row]))
     )
+    assert batch["tile_boxes"].tolist() == [box for row in rows for i in row for box in i.tile_boxes.tolist()]
 
 
 def test_positions_restart_in_every_document_and_in_the_padding():

@@ -23,6 +23,7 @@ from datamodules.manifest import load_manifest
 from datamodules.normal_form import read_docdownstream
 from datamodules.sample import SampleError
 from datamodules.shards import read_range
+from datamodules.sources.docdownstream import DocDownstreamTest
 from datamodules.sources.vlmevalkit import VLMEvalKitTable
 
 DOCVQA = get_benchmark("docvqa")
@@ -122,9 +123,24 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
         f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
     ]
     told = BenchmarkSet.of("docvqa", made, {}).problems
+    assert told[0].items == tuple(made.extra["skipped_first"]["broken_row"])
     assert told[1] == (
         f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
     )
+
+
+def test_pointers_that_go_round_are_named(tmp_path):
+    around = [str(["1"] * 40), str(["3"] * 40), str(["2"] * 40)]  # longer than a pointer itself
+    rows = [
+        {"index": n, "image": cell, "question": "q", "answer": "a"} for n, cell in enumerate(around, start=1)
+    ]
+    rows.append({"index": 4, "image": picture(1), "question": "q", "answer": "a"})
+    rows.append({"index": 5, "image": str(["4", "4"]), "question": "q", "answer": "a"})
+    path = table(tmp_path / "t.tsv", rows)
+    found = list(VLMEvalKitTable(path=path, benchmark=DOCVQA))
+    assert [getattr(sample, "reason", "") for sample in found] == ["bad_pointer"] * 3 + ["", ""]
+    assert "row 2: the image points to row index '1', which itself points to another" in str(found[0])
+    assert len(found[4].images) == 2
 
 
 def test_one_row_at_a_time_is_in_memory(tmp_path):
@@ -175,9 +191,12 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     for name, message in [
         ("none.tsv", "DocVQA_VAL.tsv (5,349 questions), to be fetched from https://"),
         ("file.parquet", "expected a .tsv or .jsonl file"),
+        ("file.jsonl", "docvqa is not made from .jsonl files; docvqa is made from DocVQA_VAL.tsv"),
     ]:
         assert main(["prepare", "benchmark", "docvqa", str(tmp_path / name), str(tmp_path / "set")]) == 1
         assert message in capsys.readouterr().err
+    assert main(["prepare", "benchmark", "mmmu", str(tmp_path / "none.tsv"), str(tmp_path / "set")]) == 1
+    assert "MMMU_DEV_VAL.tsv (1,050 rows, of which the 900 of the validation" in capsys.readouterr().err
     (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
     assert main(["prepare", "benchmark", "docvqa", str(tmp_path / "other.tsv"), str(tmp_path / "set")]) == 1
     assert "is no table of VLMEvalKit" in capsys.readouterr().err
@@ -197,7 +216,14 @@ def due(folder: Path) -> Path:
             ],
         },
     ]
-    lines = [{"file_name": f"pngs/{name}_0.png"} for name in ("contract-1", "contract-2", "contract-2")]
+    asked = [("contract-1", "advertiser"), ("contract-2", "advertiser"), ("contract-2", "contract_num")]
+    lines = [
+        {
+            "file_name": f"pngs/{name}.pdf_0.png",
+            "ground_truth": json.dumps({"gt_parses": [{"question": field, "answer": "x"}]}),
+        }
+        for name, field in asked
+    ]
     for name, rows in [("document", documents), ("metadata", lines)]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -205,7 +231,7 @@ def due(folder: Path) -> Path:
 
 def questions(path: Path) -> Path:
     (path.parent / "page.png").write_bytes(base64.b64decode(picture(1)))
-    asked = ["advertiser", "advertiser", "contract_num"]
+    asked = ["gross_amount", "advertiser", "contract_num"]  # the first is not what DUE asks
     rows = [
         {
             "image": ["page.png"],
@@ -229,6 +255,7 @@ def test_gold_of_documents_comes_from_due(tmp_path):
     found = samples(tmp_path / "set")
     assert [sample.meta["document"] for sample in found] == ["contract-1", "contract-2", "contract-2"]
     assert found[0].meta["gold"] == [{"key": "advertiser", "values": [{"value": "Acme"}]}]
+    assert [sample.meta["field"] for sample in found] == ["advertiser", "advertiser", "contract_num"]
 
     from alignvlm_pl.scoring.run import score_answers
 
@@ -249,9 +276,48 @@ def test_due_refuses_what_is_not_parallel_or_missing(tmp_path, capsys):
     (meta / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
     assert main([*words, "--meta", str(meta)]) == 1
     assert "must be parallel" in capsys.readouterr().err
+    (meta / "document.jsonl").write_text('{"name": "a", "annotations": [{"key": "k"}]}\n')
+    assert main([*words, "--meta", str(meta)]) == 1
+    assert "document.jsonl, line 1: KeyError('values')" in capsys.readouterr().err
     (meta / "document.jsonl").unlink()
     assert main([*words, "--meta", str(meta)]) == 1
-    assert "there is no" in capsys.readouterr().err
+    assert "there is no" in (told := capsys.readouterr().err)
+    assert "document.jsonl" in told
+    assert "https://huggingface.co/datasets/mPLUG/DocDownstream-1.0" in told
+
+
+def test_questions_are_those_of_due_to_the_letter(tmp_path):
+    path, meta = questions(tmp_path / "DocVQA_test.jsonl"), tmp_path / "meta"
+    meta.mkdir()
+    gold = [
+        {"key": "who pays?", "values": [{"value": "Acme", "value_variants": ["Acme", "ACME Inc."]}]},
+        {"key": "who", "values": [{"value": "nobody"}]},
+    ]
+    (meta / "document.jsonl").write_text(json.dumps({"name": "a_b", "annotations": gold}) + "\n")
+    asked = [
+        {"gt_parses": [{"question": "who pays?"}]},
+        {"gt_parses": [{"question": "who pays"}]},
+        {"gt_parses": []},
+    ]
+    lines = [{"file_name": "x/a_b.pdf_3.png", "ground_truth": json.dumps(truth)} for truth in asked]
+    (meta / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = DocDownstreamTest(path=path, benchmark=get_benchmark("wtq"), image_root=tmp_path, meta=meta)
+    first, second, third = source
+    assert first.record["references"] == ["Acme"]
+    assert (second.reason, third.reason) == ("no_answer", "bad_metadata")
+    assert "line 2: no gold answer to 'who pays'" in str(second)
+    variants = replace(source, benchmark=get_benchmark("docvqa"))
+    assert next(iter(variants)).record["references"] == ["Acme", "ACME Inc."]
+
+
+def test_odd_lines_of_a_question_file_are_named(tmp_path):
+    path = questions(tmp_path / "TabFact_test.jsonl")
+    good = json.loads(path.read_text().splitlines()[0])
+    odd = [{**good, "image": image} for image in (5, [5], "nul\0.png", "none.png")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [good, *odd, [1]]) + "[" * 100_000 + "\n")
+    source = DocDownstreamTest(path=path, benchmark=get_benchmark("tabfact"), image_root=tmp_path)
+    reasons = [getattr(found, "reason", "") for found in source]
+    assert reasons == ["", *["missing_image"] * 4, "bad_json", "bad_json"]
 
 
 def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):

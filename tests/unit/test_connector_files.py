@@ -36,7 +36,7 @@ PAPER_GRID = {
     "tiling": {"tile_height": 54, "tile_width": 54, "max_tiles": 2},
     "llm": {"max_position_embeddings": 4096},
 }
-INPUTS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+INPUTS = ("input_ids", "attention_mask", "pixel_values", "tile_boxes", "num_tiles")
 
 
 def load(path):
@@ -118,12 +118,14 @@ def test_a_text_only_batch_gives_every_parameter_a_gradient_of_zero(path, tmp_pa
 def test_read_refuses_all_but_align(path, tmp_path):
     connector = load(path)
     _, processor, model = model_of(tmp_path, connector)
-    pixels = batch_of(processor)["pixel_values"]
+    batch = batch_of(processor)
     if connector["type"] == "align":
-        assert model.read(pixels, torch.tensor([3, 5])).shape == (1, 16, 2)
+        assert model.read(
+            batch["pixel_values"], torch.tensor([3, 5]), tile_boxes=batch["tile_boxes"]
+        ).shape == (1, 16, 2)
         return
     with pytest.raises(ConfigError, match=f"{connector['type']}.* has no P_vocab to read out; use 'align'"):
-        model.read(pixels, torch.tensor([3, 5]))
+        model.read(batch["pixel_values"], torch.tensor([3, 5]), tile_boxes=batch["tile_boxes"])
 
 
 @pytest.mark.parametrize("shuffle", [2, 3])
@@ -146,7 +148,8 @@ def test_the_readout_lays_joined_squares_out(shuffle, rows, tmp_path):
     spec, processor, model = model_of(tmp_path, connector)
     module = AlignVLMModule(spec)
     module.model = model
-    log_probs = model.read(batch_of(processor)["pixel_values"], torch.arange(32))
+    seen = batch_of(processor)
+    log_probs = model.read(seen["pixel_values"], torch.arange(32), tile_boxes=seen["tile_boxes"])
     batch = {"num_tiles": torch.tensor([1]), "lines": [[[{"text": "low", "box": [0, 50, 9, 55]}]]]}
     ((page, texts),) = module._pages(log_probs, {**batch, "sizes": [[(56, 56)]]})
     assert torch.equal(page, log_probs[0].reshape(rows, rows, 32))

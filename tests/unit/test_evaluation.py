@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.evaluation import batch_records, readout_records
 from alignvlm_pl.output_files import write_predictions, write_results
 from alignvlm_pl.scoring.records import to_answers
@@ -46,6 +47,9 @@ def test_overall_is_a_mean_over_questions():
     results = {"large": {"num": 3, "anls": 1.0}, "small": {"num": 1, "anls": 0.0}}
     assert overall(results) == {"num": 4, "anls": 0.75}
     assert overall({"empty": {"num": 0}}) == overall({}) == {}
+    assert overall({"empty": {"num": 0}, **results}) == overall(results)
+    assert overall({**results, "unscored": {"num": 5}, "empty": {"num": 0}}) == overall(results)
+    assert overall({**results, "other": {"num": 4, "cer": 1.0}}) == {"num": 8}
 
 
 def test_files_are_whole_or_absent(tmp_path):
@@ -59,6 +63,16 @@ def test_files_are_whole_or_absent(tmp_path):
         write_results(tmp_path / "results.json", {"bad": object()})
     assert (tmp_path / "results.json").read_text() == earlier
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["p", "results.json", "set.jsonl"]
+
+
+def test_half_a_surrogate_pair_and_nan_are_written_as_json_has_them(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", [{"key": "a", "prediction": "x\ud83d", "score": float("nan")}])
+    text = (tmp_path / "p.jsonl").read_text("utf-8")
+    assert "NaN" not in text
+    assert json.loads(text) == {"key": "a", "prediction": "x\ud83d", "score": None}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/p cannot be made a folder: a file is in its place"):
+        write_predictions(tmp_path / "file" / "p" / "x.jsonl", [])
 
 
 def test_numbers_that_are_none_are_null_in_json(tmp_path):

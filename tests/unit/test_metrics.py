@@ -20,6 +20,7 @@ from alignvlm_pl.metrics import (
     read_references,
     relaxed_accuracy,
     reload_predictions,
+    tablevqa,
     vcr,
     wtq,
 )
@@ -189,7 +190,50 @@ def test_a_letter_counts_among_the_last_four_words():
     assert chosen_letter("say B as we always do", choices, rule="vlmevalkit-2025-02") == "B"
 
 
+@pytest.mark.parametrize(
+    ("reply", "choices", "letter"),
+    [
+        ("answer is dog", {"A": "a cat", "B": "dog"}, "B"),  # there is no D: the text decides
+        ("answer is dog", {"A": "cat", "B": "dog"}, "Z"),  # and is not looked for in a long reply
+        (
+            "answer is dog, so answer is <B>",
+            {"A": "cat", "B": "xyz" * 9},
+            "Z",
+        ),  # the first hit alone is tried
+        ("answer is B. (A) and C were near", {"A": "cat", "B": "x", "C": "y"}, "B"),
+        # Refusals are whole sentences: parts of them are none.
+        ("Sorry, I can't help with images of people yet. B", {"A": "x", "B": "y"}, "Z"),
+        ("We cannot help with images of people yet: B", {"A": "x", "B": "y"}, "B"),
+        ("I can't process this file: B", {"A": "x", "B": "y"}, "B"),
+        ("I can't process this file. B", {"A": "x", "B": "y"}, "Z"),
+        ("so sorry, but without the image provided, B", {"A": "x", "B": "y"}, "B"),
+        ("I'm sorry, but without the image provided, B", {"A": "x", "B": "y"}, "Z"),
+        ("Cannot determine the answer B", {"A": "x", "B": "y"}, "Z"),
+        # Where nothing came back no letter is looked for, but texts are.
+        ("Failed to obtain answer via API. B", {"A": "x", "B": "a long option text"}, "Z"),
+        ("Failed to obtain answer via API. The answer is B", {"A": "x" * 40, "B": "y"}, "Z"),
+        ("Failed to obtain answer via API. B", {"A": "x" * 40, "B": "api"}, "B"),
+    ],
+)
+def test_letters_as_the_toolkit_finds_them(reply, choices, letter):
+    assert chosen_letter(reply, choices) == letter
+
+
+def test_an_open_answer_is_found_after_answer_is():
+    assert mmmu_open("The answer is cat", ["cat"]) == 1
+    assert mmmu_open("The answer is B", ["B"]) == 1
+
+
+def test_two_bars_are_one_in_predictions_alone():
+    assert tablevqa("a||b", ["a|b"], part="vwtq") == 1
+    assert tablevqa("a|b", ["a||b"], part="vwtq") == 0  # an empty item stands between the two bars
+    assert tablevqa("a|b|", ["a||b"], part="vwtq_syn", rule="official") == 1
+
+
 def test_open_answers_of_the_official_parser():
+    assert mmmu_open("the answer is 5cm", ["5"], rule="official") == 0  # a number ends with its word
+    assert mmmu_open("the answer is 5 cm", ["5"], rule="official") == 1
+    assert mmmu_open("the answer is 2.5cm", ["2.5"], rule="official") == 1  # but not one with a point
     assert mmmu_open("it is 0.333", ["0.3333"], rule="official") == 1  # rounded to 0.33
     assert mmmu_open("x = 7\nz", ["x = 7"], rule="official") == 1  # an equation in the last line only is cut
     assert mmmu_open("B", ["B"]) == 1  # taken for the letter of the other answers

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from PIL import ImageFile
 from alignvlm_pl.cli import main
 from datamodules.manifest import load_manifest
 from datamodules.prepare.table_questions import TableNames, TableQuestion
-from datamodules.prepare.tables import PAGE_HEIGHT_PX, PAGE_WIDTH_PX, Table, missing_cells, render, to_png
+from datamodules.prepare.tables import (
+    PAGE_HEIGHT_PX,
+    PAGE_WIDTH_PX,
+    DrawnCell,
+    Table,
+    missing_cells,
+    render,
+    to_png,
+)
 from datamodules.prepare.wtq import WikiTable, read_questions, unescape
 from datamodules.sample import SampleError
 from datamodules.shards import read_range
@@ -95,9 +104,43 @@ def test_what_is_not_drawn_is_noticed():
         render(Table(name="t", rows=rows, markup="<table><tr><td>shown</td></tr></table>"))
     with pytest.raises(SampleError, match="is empty"):
         render(Table(name="t", rows=[["", " "]]))
-    assert missing_cells(Table(name="t", rows=[["Foo bar", "–", "x9"]]), "FOO\n BAR") == ["x9"]
-    assert missing_cells(Table(name="t", rows=[["n"], ["12"], ["2"]]), "n 12") == ["2"]
-    assert missing_cells(Table(name="t", rows=[["n"], ["+"]]), "n") == ["+"]
+    table = Table(name="t", rows=[["Foo bar", "–", "x9"]])
+    cells = [DrawnCell(text=text) for text in ("foo\n BAR", "–", "x9")]
+    assert missing_cells(table, cells, "FOO BAR x9") == []
+    assert missing_cells(table, cells[:2], "FOO BAR x9") == ["x9"]
+    assert missing_cells(table, cells, "FOO BAR x") == ["9"]  # it has a box, but its text is not there
+    assert missing_cells(Table(name="t", rows=[["12"], ["2"]]), [DrawnCell(text="12")], "12") == ["2"]
+
+
+HIDDEN = '<tr style="display:none"><td>{}</td><td>{}</td></tr>'
+
+
+@needs_renderer
+@pytest.mark.parametrize(
+    ("hidden", "lost"),
+    [(("12", "x"), "12"), (("123", "x"), "123"), (("+", "–"), "–"), (("12", "123"), "123")],
+)
+def test_rows_that_the_markup_hides_are_noticed_beside_others_like_them(hidden, lost):
+    shown = [["n", "x"], ["123", "x"], ["–[1]", "x"]]
+    lines = "".join(f"<tr><td>{one}</td><td>{two}</td></tr>" for one, two in shown)
+    rows = [*shown[:2], ["–", "x"]]
+    assert len(render(Table(name="t", rows=rows, markup=f"<table>{lines}</table>"))) == 1  # a note is no loss
+    markup = f"<table>{lines}{HIDDEN.format(*hidden)}</table>"
+    with pytest.raises(SampleError, match=rf"2 cells are not on its pages, the first is '{re.escape(lost)}'"):
+        render(Table(name="t", rows=[*rows, list(hidden)], markup=markup))
+
+
+@needs_renderer
+def test_equal_rows_are_counted_and_spans_stand_for_their_rows():
+    more = "<tr><td>1</td></tr>"
+    spanned = f'<table><tr><td rowspan="3">a</td><td colspan="x">1</td></tr>{more}{more}</table>'
+    assert len(render(Table(name="t", rows=[["a", "1"]] * 3, markup=spanned))) == 1
+    with pytest.raises(SampleError, match="1 cells are not on its pages, the first is '1'"):
+        render(Table(name="t", rows=[["a", "1"]] * 4, markup=spanned.replace('"3"', '"9"')))
+    joined = "<table><tr><td colspan=2>Chart</td></tr><tr><td>US</td><td>UK</td></tr></table>"
+    assert len(render(Table(name="t", rows=[["Chart\nUS", "Chart\nUK"]], markup=joined))) == 1
+    with pytest.raises(SampleError, match="1 cells are not on its pages"):
+        render(Table(name="t", rows=[["Chart\nUS", "Chart\nFR"]], markup=joined))
 
 
 @needs_renderer

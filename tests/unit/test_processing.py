@@ -45,6 +45,7 @@ def test_encode(processor):
     assert processor.image_token_id == VOCAB_SIZE  # outside the LLM's table
     expected = np.concatenate([cut_tiles(image, processor.geometry) for image in images])
     np.testing.assert_array_equal(encoded.pixel_values, expected)
+    assert (encoded.pixels.dtype, encoded.tile_boxes.shape) == (np.uint8, (encoded.num_tiles, 4))
     answer = [label for label in encoded.labels if label != IGNORE_INDEX]
     assert processor.tokenizer.decode(answer) == "7<|im_end|>"
     assert not encoded.truncated
@@ -109,7 +110,8 @@ def test_collate(processor, pad_left):
     assert all(
         batch[key].dtype == torch.int64 for key in ("input_ids", "attention_mask", "labels", "num_tiles")
     )
-    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert (batch["tile_boxes"].dtype, len(batch["tile_boxes"])) == (torch.int16, len(batch["pixel_values"]))
 
 
 def test_pad_token_falls_back_on_end_of_turn(tmp_path):
@@ -127,6 +129,8 @@ def test_apply_chat_template_encodes_as_encode_does(processor):
     images = [[picture()], [picture(30, 30, 9), picture()]]
     items = [processor.encode(m, i, generation=True) for m, i in zip(messages, images, strict=True)]
     expected = processor.collate(items, pad_left=True)
+    # Hugging Face's entry points give what a vision encoder takes, bit for bit.
+    expected["pixel_values"] = torch.from_numpy(np.concatenate([item.pixel_values for item in items]))
     assert (
         set(batch)
         == {"input_ids", "attention_mask", "pixel_values", "num_tiles"}

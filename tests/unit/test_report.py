@@ -58,6 +58,16 @@ def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 5
 
 
+def test_a_figure_of_one_rule_is_labelled(tmp_path):
+    scored = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, rule="due")
+    write_reports(tmp_path, {"docvqa": scored}, images=tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "this run, rule due" in text
+        assert "<td>this run</td>" not in text
+        assert "**this run**" not in text
+
+
 def test_the_average_needs_all_nine_columns_whole(tmp_path):
     one = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
     assert not one.problems
@@ -76,5 +86,8 @@ def test_the_overview_has_the_columns_of_table_1_in_its_order(tmp_path):
     header, _, ours, *rest = [line for line in lines if line.startswith("|")]
     assert [cell.strip() for cell in header.split("|")[2:-1]] == ["DocVQA", "WTQ", "GQA", "own"]
     assert [cell.strip().endswith("\\*") for cell in ours.split("|")[2:-1]] == [True, True, True, False]
+    # Only the two metrics that have the rule have a figure under it.
+    assert rest[0].startswith("| **this run, rule vlmevalkit-2025-02**")
+    assert ["–" in cell for cell in rest[0].split("|")[2:-1]] == [False, True, False, True]
     paper = next(line for line in rest if "Llama-3.2-1B" in line)
     assert [cell.strip() for cell in paper.split("|")[2:-1]] == ["72.42", "28.66", "–", "–"]

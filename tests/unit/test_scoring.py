@@ -8,7 +8,17 @@ import pytest
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.metrics.base import Answer
-from alignvlm_pl.scoring.records import merge_records, scored_records, to_answers, to_records
+from alignvlm_pl.metrics.document_f1 import DOCUMENT_F1
+from alignvlm_pl.metrics.multiple_choice import MULTIPLE_CHOICE
+from alignvlm_pl.scoring.metric import BenchmarkMetric
+from alignvlm_pl.scoring.records import (
+    merge_records,
+    page_path,
+    scored_records,
+    to_answers,
+    to_records,
+    unread,
+)
 from alignvlm_pl.scoring.run import score_answers
 
 
@@ -150,6 +160,101 @@ def test_only_the_split_of_the_benchmark_counts():
         for split in ("dev", "validation")
     ]
     assert score_answers(get_benchmark("mmmu"), rows).num == 1
+
+
+def test_a_rule_of_the_metric_that_the_benchmark_does_not_report_is_scored_when_asked_for():
+    meta = {"choices": {"A": "x", "B": "y"}, "split": "validation"}
+    row = Answer(key="a", prediction="B", references=("B",), meta=meta)
+    mmmu = get_benchmark("mmmu")
+    assert "accuracy@lmms-eval" not in score_answers(mmmu, [row]).figures
+    assert score_answers(mmmu, [row], rule="lmms-eval").figures == {"accuracy@lmms-eval": 1.0}
+    with pytest.raises(ConfigError, match=r"no metric of mmmu has a rule 'x'; known: .*official"):
+        score_answers(mmmu, [row], rule="x")
+
+
+def test_odd_grades_are_named_and_the_others_scored():
+    grades = {"a": 0.5, "b": "abc", "c": None, "d": 7, "e": True, "f": 1}
+    rows = [
+        Answer(key=key, prediction="x", references=("x",), meta={"category": "ocr", "judged": grade})
+        for key, grade in grades.items()
+    ]
+    scored = score_answers(get_benchmark("mmvet"), [*rows, replace(rows[0], key="g", meta={})])
+    assert (scored.figures["score"], scored.num) == (0.75, 2)
+    assert scored.problems[0].items[1] == "c (has no grade of the judge)"
+    assert [item[0] for item in scored.problems[0].items] == ["b", "c", "d", "e", "g"]
+    with pytest.raises(ConfigError, match="no score of a judge"):
+        score_answers(get_benchmark("mmvet"), [rows[2]])
+
+
+def test_answers_that_are_not_scored_are_not_counted():
+    good = Answer(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
+    scored = score_answers(get_benchmark("tablevqa"), [good, replace(good, key="b", meta={})])
+    assert scored.num == 1
+    assert scored.problems[1] == "1 of 1,500 questions"
+    assert score_answers(get_benchmark("tablevqa"), [good], whole=False).problems == []
+
+
+@pytest.mark.parametrize("rule", MULTIPLE_CHOICE.rules)
+def test_what_is_no_choice_or_no_text_counts_under_no_rule(rule):
+    good = Answer(key="a", prediction="B", references=("B",), meta={"choices": {"A": "x", "B": "y"}})
+    odd = [replace(good, key="b", meta={"choices": ["x", "y"]}), replace(good, key="c", references=(5,))]
+    scored = score_answers(
+        get_benchmark("mmmu"),
+        [replace(a, meta={**a.meta, "split": "validation"}) for a in (good, *odd)],
+        rule=rule,
+    )
+    assert scored.num == 1
+    assert scored.problems[0].startswith("2 answers cannot be scored: b (")
+
+
+@pytest.mark.parametrize("rule", DOCUMENT_F1.rules)
+def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule(rule):
+    def row(key, document, value):
+        gold = [{"key": "advertiser", "values": [{"value": value}]}]
+        meta = {"document": document, "gold": gold}
+        return Answer(key=key, prediction="x", question="the advertiser?", references=("x",), meta=meta)
+
+    rows = [row("a", "one", "x"), row("b", "two", "x"), row("c", "two", "y"), row("d", "three", 5)]
+    scored = score_answers(get_benchmark("deepform"), rows, rule=rule)
+    assert (scored.headline[1], scored.num) == (1.0, 1)
+    assert [item[0] for item in scored.problems[0].items] == ["b", "c", "d"]
+    assert "rows of document 'two' have different annotations" in scored.problems[0]
+
+
+@pytest.mark.parametrize("canonical", [None, [], ""])
+def test_empty_canonical_forms_are_none(canonical):
+    row = Answer(key="a", prediction="1000", references=("1,000",), meta={"canonical": canonical})
+    scored = score_answers(get_benchmark("wtq"), [row])
+    assert "wtq@official-canonical" not in scored.figures
+    odd = replace(row, key="b", references=("a", "b", "c"), meta={"canonical": "abc"})
+    known = replace(row, key="c", meta={"canonical": ["1000.0"]})
+    mixed = score_answers(get_benchmark("wtq"), [row, odd, known])
+    assert mixed.figures["wtq@official-canonical"] == 1.0
+    assert mixed.problems[0].startswith("2 answers cannot be scored: a (rule official-canonical needs")
+
+
+def test_records_of_samples_that_could_not_be_read_are_no_answers():
+    bad = {"key": "z", "prediction": "", "references": ["x"], "error": ["undecodable_image", "z.png"]}
+    records = [*to_records(answers(3)), bad, {**bad, "key": "y", "error": "lost"}]
+    assert [answer.key for answer in to_answers(records)] == ["k000", "k001", "k002"]
+    assert unread(records) == [
+        "1 samples could not be read, undecodable_image: z (z.png)",
+        "1 samples could not be read, unknown: y (lost)",
+    ]
+    metric = BenchmarkMetric(plain_benchmark("set", metrics=("anls",)))
+    metric.update(records)
+    figures = metric.compute()
+    assert (figures["num"], figures["complete"]) == (3, 0)
+    assert metric.problems == unread(records[::-1])  # in the order of the keys
+
+
+def test_names_of_pages_are_short_and_apart(tmp_path):
+    keys = ["a", "a/b", "日本" * 60 + "1", "日本" * 60 + "2", "\ud83d"]
+    paths = {page_path(tmp_path, "set", key) for key in keys}
+    assert len(paths) == len(keys)
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")  # the file system takes it
 
 
 def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():

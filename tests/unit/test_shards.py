@@ -12,7 +12,7 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.evaluation import plan_evaluation
 from datamodules.manifest import Manifest, load_manifest
-from datamodules.shards import ShardReader, read_positions, read_range, read_shard
+from datamodules.shards import ShardReader, read_range, read_shard
 from datamodules.stream import Location, Source, TrainStream
 from datamodules.writer import ShardWriter
 
@@ -189,13 +189,6 @@ def test_a_range_opens_only_the_shards_it_needs(tmp_path):
     (tmp_path / "set-00000.tar").unlink()
     keys = [sample["__key__"] for sample in read_range(manifest, 4, 8)]
     assert keys == ["set-00000004", "set-00000005", "set-00000006", "set-00000007"]
-
-
-def test_scattered_positions_are_read_in_order(tmp_path):
-    manifest = make_set(tmp_path, num_samples=9, samples_per_shard=3)
-    keys = [sample["__key__"] for sample in read_positions(manifest, [1, 2, 7])]
-    assert keys == ["set-00000001", "set-00000002", "set-00000007"]
-    assert list(read_positions(manifest, [])) == []
 
 
 def damaged(folder: Path, *, keep_size: bool, at: int) -> Manifest:

@@ -130,7 +130,10 @@ def rewrite(folder: Path, change) -> None:
         (lambda files: files[1:], ["not_a_sample"]),
         (lambda files: files[:1] + files[2:], ["not_a_sample"]),
         (lambda files: [(files[0][0], b"{"), *files[1:]], ["bad_json"]),
-        (lambda files: [files[0], (files[1][0], files[1][1][:60]), *files[2:]], ["undecodable_image"]),
+        (
+            lambda files: [files[0], (files[1][0], files[1][1][:60]), *files[2:]],
+            ["wrong_picture", "undecodable_image"],
+        ),
         (lambda files: files[:-2], ["wrong_count"]),
         (lambda files: [(f"{'d' * 120}/{name}", data) for name, data in files], []),
     ],

@@ -1,0 +1,108 @@
+"""Tiles as batches carry them, and as the vision encoder takes them.
+
+Batches carry uint8: a quarter of the bytes of float32, in the memory that worker processes share and on the way to the
+device. Padding is 0 after normalisation, which no uint8 value becomes, so each tile has the box of its real pixels.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing import get_sharing_strategy
+from torch.utils.data import get_worker_info
+
+from ..errors import DataError
+from ..imaging import HALF_RANGE
+
+
+def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normalise on the device where the pixels are; on a CPU bit for bit as `imaging.normalise` does.
+
+    Args:
+        pixels: uint8 (tiles, 3, H, W).
+        boxes: Whole numbers (tiles, 4): left, upper, right and lower edge of each tile's real pixels, the last two
+            exclusive.
+        dtype: Of the result; the arithmetic is in float32 whatever it is.
+
+    Returns:
+        (tiles, 3, H, W) in [-1, 1], 0 outside of the boxes.
+
+    Raises:
+        DataError: The boxes are not one for each tile.
+    """
+    if boxes.shape != (len(pixels), 4):
+        raise DataError(
+            f"tile_boxes has shape {tuple(boxes.shape)}, expected {(len(pixels), 4)}: left, upper, right and lower "
+            "edge of the real pixels of each tile in pixel_values"
+        )
+    tiles = pixels.to(torch.float32)
+    # A tensor, not a number: by a number CUDA multiplies with its reciprocal, which rounds differently.
+    tiles.div_(torch.full((), HALF_RANGE, device=pixels.device)).sub_(1)
+    left, top, right, bottom = boxes.unsqueeze(-1).unbind(1)
+    x = torch.arange(pixels.shape[3], device=pixels.device)
+    y = torch.arange(pixels.shape[2], device=pixels.device)
+    columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return tiles.masked_fill_(~inside, 0).to(dtype)
+
+
+def join(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Join arrays of one type along their first axis, copying each once.
+
+    In a worker process the result lies in shared memory from the start, as in torch's `default_collate`; the queue
+    would copy it there.
+
+    Args:
+        arrays: At least one, equal but for their first axis.
+    """
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    dtype = torch.from_numpy(arrays[0]).dtype
+    size = math.prod(shape) * dtype.itemsize
+    if not size or get_worker_info() is None:  # no bytes at all cannot be shared
+        return torch.from_numpy(np.concatenate(arrays))
+    return torch.empty(0, dtype=torch.uint8).set_(_shared(arrays, size)).view(dtype).view(shape)
+
+
+def _shared(arrays: Sequence[np.ndarray], size: int) -> torch.UntypedStorage:
+    """The bytes of arrays, one after another, in memory that is handed to other processes without a copy."""
+    if not hasattr(os, "memfd_create") or get_sharing_strategy() != "file_descriptor":
+        storage = torch.UntypedStorage._new_shared(size, device="cpu")
+        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays], out=content)
+        return storage
+    # Written, not copied into a mapping: each fresh page of a mapping costs a page fault, dearer than its copy, and
+    # torch has it filled with zeros before. Nor does this need room in /dev/shm, which is small in containers.
+    with os.fdopen(os.memfd_create("tiles"), "wb") as file:
+        for array in arrays:
+            file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        # CONTRACT (torch): maps a duplicate of the descriptor, as the process that receives a tensor does.
+        shared: torch.UntypedStorage = torch.UntypedStorage._new_shared_fd_cpu(file.fileno(), size)  # type: ignore[attr-defined]
+    return shared
+
+
+def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
+    """Tiles for the vision encoder: floating-point ones as they are, uint8 ones normalised.
+
+    Args:
+        pixel_values: (tiles, 3, H, W).
+        tile_boxes: (tiles, 4), see `normalise`; not looked at where the tiles are normalised already.
+
+    Raises:
+        DataError: If uint8 tiles come without their boxes, or the tiles are of another type.
+    """
+    if pixel_values.is_floating_point():
+        return pixel_values
+    if pixel_values.dtype != torch.uint8:
+        raise DataError(
+            f"pixel_values is of type {pixel_values.dtype}, expected uint8, or floating point in [-1, 1]"
+        )
+    if tile_boxes is None:
+        raise DataError(
+            "pixel_values is uint8 but there are no tile_boxes, without which padding cannot be told from black; "
+            "pass tile_boxes of the same batch, or normalised pixel_values"
+        )
+    return normalise(pixel_values, tile_boxes)
