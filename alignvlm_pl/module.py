@@ -15,6 +15,7 @@ from .errors import CheckpointError
 from .linear_cross_entropy import check_backend
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
+from .models.connectors import shuffle_factor, shuffled_grid
 from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.processing import AlignVLMProcessor
@@ -222,7 +223,9 @@ class AlignVLMModule(pl.LightningModule):
         (models/processing.py), because their `num_tiles` counts by rows; `lines` and `sizes` are by document.
         """
         tiling = self.processor.geometry
-        cells = token_grid(self.net.config.vision_config, tiling)
+        cells = shuffled_grid(
+            token_grid(self.net.config.vision_config, tiling), shuffle_factor(self.net.config.connector)
+        )
         counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
         for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
             if not len(tiles):

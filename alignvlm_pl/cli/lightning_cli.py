@@ -129,6 +129,13 @@ class AlignCLI(LightningCLI):
             "--stages", type=list[dict[str, str]] | None, default=None, help="Stages of a recipe."
         )
         parser.add_argument(
+            "--connector",
+            type=dict[str, Any] | None,
+            default=None,
+            sub_configs=True,
+            help="Connector in place of the model's: a file in configs/model/connector/.",
+        )
+        parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="Optimizer steps between checkpoints."
         )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
@@ -146,6 +153,9 @@ class AlignCLI(LightningCLI):
             CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
         """
         config = self.config[self.subcommand]
+        if config.connector is not None:
+            # Moved, so that the saved config says it once.
+            config.model.spec.connector, config.connector = config.connector, None
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")

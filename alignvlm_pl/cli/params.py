@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,29 @@ def run(argv: list[str]) -> int:
     """Print one table for each stage of a recipe."""
     parser = argparse.ArgumentParser(prog="alignvlm params", description=__doc__)
     parser.add_argument("-c", "--config", type=Path, required=True, help="a recipe with `model` and `stages`")
-    recipe: Path = parser.parse_args(argv[1:]).config
-    if not recipe.is_file():
-        raise ConfigError(f"--config {recipe}: there is no such file")
-    sys.stdout.write("\n\n".join(tables(recipe)) + "\n")
+    parser.add_argument(
+        "--connector", type=Path, help="a file of configs/model/connector in place of the model's connector"
+    )
+    options = parser.parse_args(argv[1:])
+    for name, path in (("--config", options.config), ("--connector", options.connector)):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{name} {path}: there is no such file")
+    sys.stdout.write("\n\n".join(tables(options.config, connector=options.connector)) + "\n")
     return 0
 
 
-def tables(recipe: Path) -> list[str]:
+def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     """The table of every stage of a recipe, built on the meta device.
+
+    Args:
+        recipe: Its file.
+        connector: File of a connector; None: the recipe's, or else the model's.
 
     Raises:
         ConfigError: If the recipe has no stages, or its model names no configuration.
     """
     import torch
+    import yaml
 
     from ..models.build import ModelSpec, build_config
     from ..models.modeling import AlignVLMForConditionalGeneration
@@ -38,6 +48,8 @@ def tables(recipe: Path) -> list[str]:
     if not stages:
         raise ConfigError(f"{recipe} lists no stages; see configs/recipe/ for examples")
     spec: ModelSpec = load_part(ModelSpec, _model_file(recipe), key="spec")
+    if (connector := connector or _connector_file(recipe)) is not None:
+        spec = replace(spec, connector=yaml.safe_load(connector.read_text("utf-8")))
     # Any id will do: the placeholder's is only compared with input ids.
     config = build_config(spec, image_token_id=0)
     with torch.device("meta"):
@@ -46,7 +58,8 @@ def tables(recipe: Path) -> list[str]:
     for entry in stages:
         stage: Stage = load_part(Stage, entry["stage"])
         freeze(model, stage)
-        found.append(part_table(model, stage))
+        tokens = f"one tile is {config.tokens_per_tile} visual tokens"
+        found.append(f"{part_table(model, stage)}\n{tokens}")
     return found
 
 
@@ -59,6 +72,19 @@ def _model_file(recipe: Path) -> Path:
             f"{recipe}: expected `model:` to be the path of a file in configs/model, found {content.get('model')!r}"
         )
     return (recipe.parent / content["model"]).resolve()
+
+
+def _connector_file(recipe: Path) -> Path | None:
+    import yaml
+
+    name = yaml.safe_load(recipe.read_text()).get("connector")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not (recipe.parent / name).is_file():
+        raise ConfigError(
+            f"{recipe}: expected `connector:` to be the path of a file in configs/model/connector, found {name!r}"
+        )
+    return recipe.parent / name
 
 
 def load_part(kind: type, path: Path, *, key: str | None = None) -> Any:

@@ -86,6 +86,10 @@ class AlignConnector(nn.Module):
         self.w2 = nn.Linear(text_dim, rows, bias=False)
         self.norm2 = nn.LayerNorm(rows, eps=eps)
 
+    def tokens_per_tile(self, tokens: int) -> int:
+        """One token for each that the vision tower gives."""
+        return tokens
+
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
         """Copy the LM head into W2 and set the vocabulary norm's gain.

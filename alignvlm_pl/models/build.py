@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import AlignVLMError, CheckpointError, ConfigError, nearest
 from ..pretrained import ensure_pp_ocr_trunk, ensure_smollm2
 from ..tiling import Tiling
 from .align import AlignConnector
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept
 from .loading import copy_weights, load_pretrained, require_complete, require_model_type
-from .modeling import AlignVLMForConditionalGeneration
+from .modeling import AlignVLMForConditionalGeneration, connector_features, connector_of
 from .processing import AlignVLMProcessor
 from .pruning import transfer_rows
-from .vision import build_vision_tower, encode_tiles, load_vision_weights
+from .vision import build_vision_tower, load_vision_weights
 
 _log = logging.getLogger(__name__)
 
@@ -105,22 +105,40 @@ def resolve(name: str | None) -> str | None:
     return str(EMBEDDED_WEIGHTS[key]())
 
 
-def tokens_per_tile(vision_config: PretrainedConfig, tiling: Tiling, feature: str) -> int:
-    """Tokens the vision tower gives for one tile, from a run of the tower without weights.
+def tokens_per_tile(spec: ModelSpec) -> int:
+    """Tokens the LLM sees for one tile, from a run of the vision tower and the connector's word, without weights.
 
     Raises:
-        ConfigError: If the tower does not take tiles of this size.
+        ConfigError: If the tower does not take tiles of this size, or the connector not what the tower gives.
     """
+    config = _describe(spec)
+    vision, tiling = config.vision_config, Tiling.from_dict(spec.tiling)
     with torch.device("meta"):
-        tower = build_vision_tower(vision_config, feature)
+        connector: Any = connector_of(config)
+        tower = build_vision_tower(vision, config.vision_feature)
         pixels = torch.zeros(1, 3, tiling.tile_height, tiling.tile_width)
         try:
-            return int(encode_tiles(tower, pixels).shape[1])
+            features = connector_features(tower, pixels, config)
         except (ValueError, RuntimeError) as error:
+            if isinstance(error, AlignVLMError):
+                raise
             raise ConfigError(
-                f"{vision_config.model_type} does not take tiles of tiling.tile_height={tiling.tile_height}, "
-                f"tile_width={tiling.tile_width} (image_size {getattr(vision_config, 'image_size', None)}): {error}"
+                f"{vision.model_type} does not take tiles of tiling.tile_height={tiling.tile_height}, "
+                f"tile_width={tiling.tile_width} (image_size {getattr(vision, 'image_size', None)}): {error}"
             ) from error
+    return int(connector.tokens_per_tile(features.shape[1]))
+
+
+def _describe(spec: ModelSpec) -> AlignVLMConfig:
+    """Configuration of a specification, the numbers that follow from others left out."""
+    text = spec.llm.load_config()
+    return AlignVLMConfig(
+        vision_config=spec.vision.load_config(),
+        text_config=text,
+        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
+        tiling=Tiling.from_dict(spec.tiling).to_dict(),
+        vision_feature=spec.vision_feature,
+    )
 
 
 def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
@@ -139,12 +157,10 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no tokenizer in {source!r}: {str(error)[:200]}") from error
-    tiling = Tiling.from_dict(spec.tiling)
-    tokens = tokens_per_tile(spec.vision.load_config(), tiling, spec.vision_feature)
     return AlignVLMProcessor(
         tokenizer,
-        tiling=tiling.to_dict(),
-        tokens_per_tile=tokens,
+        tiling=Tiling.from_dict(spec.tiling).to_dict(),
+        tokens_per_tile=tokens_per_tile(spec),
         chat_template=spec.chat_template,
         spell_answers=spec.spell_answers,
     )
@@ -152,17 +168,9 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
 
 def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
     """Configuration of a specification; a file of rows to keep becomes the rows themselves."""
-    vision, tiling = spec.vision.load_config(), Tiling.from_dict(spec.tiling)
-    text = spec.llm.load_config()
-    return AlignVLMConfig(
-        vision_config=vision,
-        text_config=text,
-        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
-        tiling=tiling.to_dict(),
-        tokens_per_tile=tokens_per_tile(vision, tiling, spec.vision_feature),
-        image_token_id=image_token_id,
-        vision_feature=spec.vision_feature,
-    )
+    config = _describe(spec)
+    config.tokens_per_tile, config.image_token_id = tokens_per_tile(spec), image_token_id
+    return config
 
 
 def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:

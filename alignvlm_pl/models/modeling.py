@@ -10,12 +10,14 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..errors import ConfigError, DataError
 from ..losses import supervised_cross_entropy
+from ..tiling import Tiling
 from .configuration import AlignVLMConfig
-from .connectors import build_connector
+from .connectors import build_connector, shuffle_factor
+from .connectors.grid import join_squares
 from .packing import packed_arguments
 from .pixels import as_tiles
 from .splice import splice
-from .vision import build_vision_tower, encode_tiles
+from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
@@ -69,12 +71,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"LLMs that transform their logits are not supported: text_config.{name} is set"
                 )
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
-        self.connector: Any = build_connector(
-            config.connector,
-            vision_dim=config.vision_config.hidden_size,
-            text_dim=text.hidden_size,
-            vocab_size=text.vocab_size,
-        )
+        self.connector: Any = connector_of(config)
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.linear_cross_entropy
         self.post_init()
@@ -94,16 +91,18 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Vision features (tiles, tokens, d) of normalised pixel values (tiles, 3, H, W).
+        """Vision features (tiles, tokens, d) of normalised pixel values (tiles, 3, H, W), as the connector reads them.
 
         Raises:
-            DataError: If the tower yields another number of tokens than `config.tokens_per_tile`.
+            DataError: If the connector makes another number of tokens of them than `config.tokens_per_tile`.
+            ConfigError: If they are not those that the connector was built for.
         """
-        features = encode_tiles(self.vision_tower, pixel_values)
-        if features.shape[1] != self.config.tokens_per_tile:
+        features = connector_features(self.vision_tower, pixel_values, self.config)
+        tokens = self.connector.tokens_per_tile(features.shape[1])
+        if tokens != self.config.tokens_per_tile:
             raise DataError(
                 f"the vision tower gave {features.shape[1]} tokens for a tile of {tuple(pixel_values.shape[-2:])} px, "
-                f"config.tokens_per_tile is {self.config.tokens_per_tile}"
+                f"config.tokens_per_tile is {self.config.tokens_per_tile}, and the connector makes {tokens} of them"
             )
         return features
 
@@ -120,7 +119,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ConfigError(
                 f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
             )
-        features = encode_tiles(self.vision_tower, _some_tile(as_tiles(pixel_values, tile_boxes)))
+        tiles = _some_tile(as_tiles(pixel_values, tile_boxes))
+        features = connector_features(self.vision_tower, tiles, self.config)
         return self.connector.log_probs(features, columns)[: len(pixel_values)]
 
     def embed(
@@ -248,6 +248,40 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 values = torch.cat([group for group in groups for _ in range(expand_size)])
             inputs[name] = values
         return input_ids, inputs
+
+
+def connector_of(config: AlignVLMConfig) -> nn.Module:
+    """Build the connector of a configuration.
+
+    Raises:
+        ConfigError: If its options are wrong, or do not go with the vision model or the LLM.
+    """
+    vision, text = config.vision_config, config.text_config
+    has_grid = getattr(vision, "patch_size", None) is not None
+    return build_connector(
+        config.connector,
+        vision_dim=vision.hidden_size,
+        text_dim=text.hidden_size,
+        vocab_size=text.vocab_size,
+        grid=token_grid(vision, Tiling.from_dict(config.tiling)) if has_grid else None,
+    )
+
+
+def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMConfig) -> Tensor:
+    """What the connector reads of pixel values (tiles, 3, H, W): vision features, in joined squares if it asks for it.
+
+    Raises:
+        ConfigError: If the features have another width than the connector, or do not fill a grid.
+    """
+    features = encode_tiles(tower, pixel_values)
+    if features.shape[-1] != config.vision_config.hidden_size:
+        raise ConfigError(
+            f"the vision tower gives features of width {features.shape[-1]}, but the connector reads width "
+            f"{config.vision_config.hidden_size} (hidden_size of {config.vision_config.model_type})"
+        )
+    if (side := shuffle_factor(config.connector)) == 1:
+        return features
+    return join_squares(features, patch_grid(config.vision_config, *pixel_values.shape[-2:]), side)
 
 
 def _some_tile(pixel_values: Tensor) -> Tensor:

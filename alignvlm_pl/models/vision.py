@@ -80,9 +80,14 @@ def encode_tiles(tower: nn.Module, pixel_values: Tensor) -> Tensor:
 
 def token_grid(config: PretrainedConfig, tiling: Tiling) -> tuple[int, int]:
     """Rows and columns of visual tokens in one tile, from the patch size of the vision model's configuration."""
+    return patch_grid(config, tiling.tile_height, tiling.tile_width)
+
+
+def patch_grid(config: PretrainedConfig, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of visual tokens in a tile of this height and width in pixels."""
     patch = config.patch_size
-    height, width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-    return tiling.tile_height // height, tiling.tile_width // width
+    patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    return height // patch_height, width // patch_width
 
 
 def _levels(model: nn.Module) -> list[nn.Module]:

@@ -24,6 +24,7 @@ from datamodules.prepare import sroie
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Axis -> the key of the command line that takes its files.
 AXES = {"model": "model", "data": "data", "stage": "stage", "benchmark": "benchmark", "cluster": "trainer"}
+AXES["model/connector"] = "connector"
 PAPER_RECIPES = {"llama3.2-1b": "1b", "llama3.2-3b": "3b", "llama3.1-8b": "8b"}
 DERIVED = {"max_steps", "max_epochs", "gradient_clip_val", "accumulate_grad_batches", "default_root_dir"}
 """Trainer keys that follow from the stage and the run folder (alignvlm_pl/cli/lightning_cli.py refuses them)."""
@@ -75,7 +76,7 @@ def _ids(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=_ids)
 def test_is_a_mapping_in_a_known_folder(path: Path) -> None:
     assert _load(path)
-    assert path == CONFIGS / "base.yaml" or path.parent.name in {*AXES, "recipe"}
+    assert path == CONFIGS / "base.yaml" or path.parent.relative_to(CONFIGS).as_posix() in {*AXES, "recipe"}
 
 
 @pytest.mark.parametrize("path", _files("stage"), ids=_ids)

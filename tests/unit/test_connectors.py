@@ -1,13 +1,23 @@
-"""Connectors: one interface, and errors that name what was probably meant."""
+"""Connectors: one interface, and errors that name what was probably meant and both numbers."""
 
 import pytest
 import torch
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
-from alignvlm_pl.models.connectors import MLPConnector, build_connector
+from alignvlm_pl.models.connectors import CONNECTORS, MLPConnector, build_connector, count_parameters
+from alignvlm_pl.models.connectors.grid import join_squares
 
 WIDTHS = {"vision_dim": 5, "text_dim": 6, "vocab_size": 11}
+SMALL = {
+    "align": {},
+    "mlp": {},
+    "perceiver": {"depth": 2, "heads": 2, "head_dim": 4, "num_latents": 3},
+    "ovis": {"visual_vocab": 17},
+    "h_reducer": {"end_token": True},
+    "c_abstractor": {"hidden": 8, "depth": 2, "pool": [2, 3]},
+}
+BASELINES = [name for name in SMALL if name != "align"]
 
 
 def test_types():
@@ -16,28 +26,152 @@ def test_types():
     assert type(align) is AlignConnector
     assert (align.gain_init, align.rows) == (2.0, 4)
     assert type(build_connector({}, **WIDTHS)) is AlignConnector
+    assert SMALL.keys() <= CONNECTORS.keys()
 
 
 def test_options_are_not_changed():
-    options = {"type": "mlp", "layers": 1}
-    build_connector(options, **WIDTHS)
-    assert options == {"type": "mlp", "layers": 1}
+    options = {"type": "mlp", "layers": 1, "pixel_shuffle": 2}
+    build_connector(options, **WIDTHS, grid=(3, 3))
+    assert options == {"type": "mlp", "layers": 1, "pixel_shuffle": 2}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"type": "aline"}, "type 'aline' is unknown: did you mean 'align'"),
+        ({"type": "h-reducer"}, "type 'h-reducer' is unknown: did you mean 'h_reducer'"),
         ({"type": "align", "gain_int": 2}, "'align' has no option 'gain_int': did you mean 'gain_init'"),
         ({"type": "mlp", "layer": 2}, "'mlp' has no option 'layer': did you mean 'layers'"),
         ({"type": "mlp", "text_dim": 2}, "no option 'text_dim'"),
+        ({"type": "ovis", "grid": [3, 4]}, "'ovis' has no option 'grid'"),
         ({"type": "mlp", "layers": 3}, "layers=3"),
         ({"type": "mlp", "activation": "glu"}, "activation 'glu': did you mean 'gelu'"),
+        ({"type": "mlp", "pixel_shufle": 2}, "no option 'pixel_shufle': did you mean 'pixel_shuffle'"),
+        ({"type": "mlp", "pixel_shuffle": 4}, "pixel_shuffle=4: expected 1 .*2 or 3"),
+        ({"type": "perceiver", "latents": 2}, "no option 'latents': did you mean 'num_latents'"),
+        ({"type": "perceiver", "heads": 0}, "heads=0: expected a whole number of at least 1"),
+        ({"type": "perceiver", "projection": "mlp"}, "projection 'mlp'.*linear"),
+        ({"type": "ovis", "tokenize": "gumble"}, "tokenize 'gumble': did you mean 'gumbel'"),
+        ({"type": "ovis", "visual_vocab": 6}, "visual_vocab=6: expected a whole number of at least 7"),
+        ({"type": "ovis", "mark_tiles": True, "indicators": 1}, "indicators=1: .*at least 2"),
+        ({"type": "ovis", "tau": 0}, "tau=0"),
+        ({"type": "h_reducer", "window": 4}, r"window=4: expected \[rows, columns\]"),
+        ({"type": "h_reducer", "window": [1, 0]}, "window_columns=0"),
+        ({"type": "c_abstractor", "pool": [2, 5]}, "pool=2 x 5 is larger than a tile's grid of 3 x 4"),
+        ({"type": "c_abstractor", "depth": 1.5}, "depth=1.5: expected a whole number"),
     ],
 )
-def test_unknown_names(options, message):
+def test_unknown_names_and_values(options, message):
     with pytest.raises(ConfigError, match=message):
+        build_connector(options, **WIDTHS, grid=(3, 4))
+
+
+@pytest.mark.parametrize(
+    "options", [{"type": "h_reducer"}, {"type": "ovis"}, {"type": "mlp", "pixel_shuffle": 2}]
+)
+def test_a_grid_is_needed(options):
+    with pytest.raises(ConfigError, match=r"needs vision tokens in rows and columns.*no patch_size"):
         build_connector(options, **WIDTHS)
+
+
+@pytest.mark.parametrize("name", ["h_reducer", "c_abstractor"])
+def test_tokens_that_do_not_fill_the_grid(name):
+    connector = build_connector({"type": name, **SMALL[name]}, **WIDTHS, grid=(3, 4))
+    for ask in (lambda: connector.tokens_per_tile(13), lambda: connector.project(torch.zeros(1, 13, 5))):
+        with pytest.raises(ConfigError, match="3 x 4 = 12 tokens, the vision tower gives 13; a class token"):
+            ask()
+
+
+# Paper's tiles (27 x 27 tokens), and those of the embedded default (3 x 32), which are no squares.
+COUNTS = [
+    ({"type": "align"}, 729, 96),
+    ({"type": "mlp"}, 729, 96),
+    ({"type": "perceiver"}, 64, 64),
+    ({"type": "perceiver", "num_latents": 9}, 9, 9),
+    ({"type": "ovis", "visual_vocab": 50}, 729, 96),
+    ({"type": "ovis", "visual_vocab": 50, "hidden_stride": 2}, 196, 32),
+    ({"type": "ovis", "visual_vocab": 50, "hidden_stride": 3}, 81, 11),
+    ({"type": "ovis", "visual_vocab": 50, "hidden_stride": 3, "mark_tiles": True}, 83, 13),
+    ({"type": "h_reducer"}, 189, 24),
+    ({"type": "h_reducer", "end_token": True}, 190, 25),
+    ({"type": "c_abstractor", "hidden": 8}, 144, 36),
+    ({"type": "mlp", "pixel_shuffle": 2}, 196, 32),
+    ({"type": "align", "pixel_shuffle": 3}, 81, 11),
+    ({"type": "h_reducer", "pixel_shuffle": 3}, 27, 3),
+]
+
+
+@pytest.mark.parametrize(("options", "square", "line"), COUNTS, ids=str)
+def test_tokens_per_tile_are_what_comes_out(options, square, line):
+    for grid, expected in (((27, 27), square), ((3, 32), line)):
+        connector = build_connector(options, **WIDTHS, grid=grid)
+        read = join_squares(torch.randn(2, grid[0] * grid[1], 5), grid, options.get("pixel_shuffle", 1))
+        assert connector.tokens_per_tile(read.shape[1]) == expected
+        assert connector(read, torch.randn(11, 6)).embeds.shape == (2, expected, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        # d = 1152, D = 3072, V = 128,256: docs/connector.md
+        ({"type": "mlp", "layers": 1}, 1152 * 3072 + 3072),
+        (
+            {"type": "perceiver"},
+            64 * 1152 + 6 * (4 * 1152 * 512 + 8 * 1152**2 + 6 * 1152) + 2 * 1152 + 1153 * 3072,
+        ),
+        ({"type": "ovis"}, 65_531 * (1152 + 2) + 65_536 * 3072),
+        ({"type": "ovis", "visual_vocab": None}, 128_251 * (1152 + 2) + 128_256 * 3072),
+        ({"type": "h_reducer"}, 4 * 1152 * (4 * 1152 + 1) + 1152 * (4 * 1152 + 1) + 1153 * 3072),
+    ],
+    ids=str,
+)
+def test_parameters_at_the_papers_size(options, count):
+    with torch.device("meta"):
+        widths = {"vision_dim": 1152, "text_dim": 3072, "vocab_size": 128_256}
+        assert count_parameters(build_connector(options, **widths, grid=(27, 27))) == count
+
+
+@pytest.mark.parametrize("shuffle", [1, 2])
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_gets_a_gradient(name, shuffle):
+    torch.manual_seed(0)
+    connector = build_connector(
+        {"type": name, **SMALL[name], "pixel_shuffle": shuffle}, **WIDTHS, grid=(5, 7)
+    )
+    features = torch.randn(2, 35, 5, requires_grad=True)
+    embeds = connector(join_squares(features, (5, 7), shuffle), torch.randn(11, 6)).embeds
+    (embeds * torch.randn_like(embeds)).sum().backward()
+    for parameter_name, parameter in [*connector.named_parameters(), ("features", features)]:
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+    assert bool((features.grad.abs().amax(-1) > 0).all()), "every token is read"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_lower_precision_gives_lower_precision(name):
+    connector = build_connector({"type": name, **SMALL[name]}, **WIDTHS, grid=(3, 4)).bfloat16()
+    embeds = connector(torch.randn(2, 12, 5).bfloat16(), torch.randn(11, 6).bfloat16()).embeds
+    assert embeds.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_mixed_precision(name):
+    connector = build_connector({"type": name, **SMALL[name]}, **WIDTHS, grid=(3, 4))
+    features, table = torch.randn(2, 12, 5), torch.randn(11, 6)
+    exact = connector(features, table).embeds
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = connector(features.bfloat16(), table).embeds
+    assert (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_have_nothing_to_read(name):
+    connector = build_connector({"type": name, **SMALL[name]}, **WIDTHS, grid=(3, 4))
+    features, table = torch.randn(1, 12, 5), torch.randn(11, 6)
+    assert not connector.reads_text
+    assert connector(features, table).log_probs is None
+    with pytest.raises(ConfigError, match="no P_vocab to read out; use connector type 'align'"):
+        connector(features, table, columns=torch.tensor([0]))
 
 
 def test_mlp_is_its_formula():
@@ -52,9 +186,16 @@ def test_mlp_is_its_formula():
     torch.testing.assert_close(one(features, table).embeds, expected)
 
 
-def test_mlp_has_nothing_to_read():
-    connector = build_connector({"type": "mlp"}, **WIDTHS)
-    assert not connector.reads_text
-    assert connector(torch.randn(1, 1, 5), torch.randn(11, 6)).log_probs is None
-    with pytest.raises(ConfigError, match="no P_vocab"):
-        connector(torch.randn(1, 1, 5), torch.randn(11, 6), columns=torch.tensor([0]))
+def test_squares_are_joined_row_by_row_and_the_edge_is_zero():
+    tile = torch.arange(1.0, 13.0).reshape(1, 12, 1)  # 3 x 4
+    expected = [[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 0, 0], [11, 12, 0, 0]]
+    assert join_squares(tile, (3, 4), 2)[0].tolist() == expected
+    assert join_squares(tile, (3, 4), 1) is tile
+    with pytest.raises(ConfigError, match="3 x 4 = 12 tokens, the vision tower gives 11"):
+        join_squares(tile[:, 1:], (3, 4), 2)
+
+
+def test_ovis_table_starts_small():
+    connector = build_connector({"type": "ovis", "visual_vocab": 4000}, **WIDTHS, grid=(3, 4))
+    connector.initialize(torch.zeros(11, 6))
+    assert float(connector.table.weight.detach().std()) == pytest.approx(0.02, rel=0.05)

@@ -1,0 +1,122 @@
+"""Connectors behind one interface: tile features in, LLM-width tokens out.
+
+The type of a connector is the name of its file: every `Connector` that a file of this folder defines is registered
+(docs/extend/connector.md). ALIGN, which has a file of its own in `models/`, is the one entered by hand.
+
+A connector is an `nn.Module` with
+
+- `forward(features (tiles, tokens, d), table (V, D), *, columns=None) -> ConnectorOutput`;
+- `tokens_per_tile(tokens) -> int`: how many tokens the LLM sees for a tile of which the vision tower gives `tokens`;
+- `initialize(head_weight)`, called with the LM head (V, D) at construction and again once pretrained weights are in;
+- `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.readout`).
+
+Its constructor takes `vision_dim, text_dim, vocab_size` and keyword options, which are the keys of `connector:` in a
+config beside `type`. If it has a keyword `grid`, that is no option: it is given the rows and columns of the tokens.
+`base.Connector` has all of this but the projection.
+"""
+
+import inspect
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from ...errors import ConfigError, nearest
+from ..align import AlignConnector, ConnectorOutput
+from .base import Connector
+from .c_abstractor import CAbstractorConnector
+from .grid import Grid, shuffled_grid
+from .h_reducer import HReducerConnector
+from .mlp import MLPConnector
+from .ovis import OvisConnector
+from .perceiver import PerceiverConnector
+
+
+def _defined() -> dict[str, type[nn.Module]]:
+    found: dict[str, type[nn.Module]] = {"align": AlignConnector}
+    for module in pkgutil.iter_modules(__path__):
+        code = import_module(f"{__name__}.{module.name}")
+        for value in vars(code).values():
+            own = isinstance(value, type) and value.__module__ == code.__name__
+            if own and issubclass(value, Connector) and value is not Connector:
+                found[module.name] = value
+    return found
+
+
+CONNECTORS: dict[str, type[nn.Module]] = _defined()
+PIXEL_SHUFFLE = "pixel_shuffle"
+"""Option of every connector: the tokens of a square of this side become one, side by side, before it reads them."""
+SHUFFLES = (1, 2, 3)
+_GRID = "grid"
+
+
+def shuffle_factor(options: dict[str, Any]) -> int:
+    """Side of the squares of tokens that are joined before the connector; 1: none.
+
+    Raises:
+        ConfigError: If it is none of `SHUFFLES`.
+    """
+    factor = options.get(PIXEL_SHUFFLE, 1)
+    if factor not in SHUFFLES or isinstance(factor, bool):
+        raise ConfigError(f"connector {PIXEL_SHUFFLE}={factor!r}: expected 1 (none), 2 or 3")
+    return int(factor)
+
+
+def build_connector(
+    options: dict[str, Any], *, vision_dim: int, text_dim: int, vocab_size: int, grid: Grid | None = None
+) -> nn.Module:
+    """Build the connector named by `options["type"]`.
+
+    Args:
+        options: `type`, `pixel_shuffle` and the options of that type. Not changed.
+        vision_dim: Width d of the vision features.
+        text_dim: Width D of the LLM.
+        vocab_size: Rows V of the LLM's head and embedding table.
+        grid: Rows and columns of the vision tokens of a tile; None where they have none.
+
+    Raises:
+        ConfigError: If the type or one of its options is unknown (the message lists the known ones), or it needs a
+            grid and there is none.
+    """
+    name = options.get("type", "align")
+    if name not in CONNECTORS:
+        raise ConfigError(f"connector type {name!r} is unknown: {nearest(str(name), CONNECTORS)}")
+    keywords = {
+        p.name for p in inspect.signature(CONNECTORS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
+    known = sorted({*keywords, PIXEL_SHUFFLE} - {_GRID})
+    own = {key: value for key, value in options.items() if key not in ("type", PIXEL_SHUFFLE)}
+    for key in own:
+        if key not in known:
+            raise ConfigError(f"connector {name!r} has no option {key!r}: {nearest(key, known)}")
+    factor = shuffle_factor(options)
+    if grid is None and (factor > 1 or _GRID in keywords):
+        raise ConfigError(
+            f"connector {name!r} ({PIXEL_SHUFFLE}={factor}) needs vision tokens in rows and columns, but this vision "
+            "model has no patch_size; use connector mlp, perceiver or align without pixel_shuffle"
+        )
+    if _GRID in keywords and grid is not None:
+        own[_GRID] = shuffled_grid(grid, factor)
+    return CONNECTORS[name](vision_dim * factor**2, text_dim, vocab_size, **own)
+
+
+def count_parameters(connector: nn.Module) -> int:
+    """Numbers that a connector learns."""
+    return sum(parameter.numel() for parameter in connector.parameters())
+
+
+__all__ = [
+    "CONNECTORS",
+    "CAbstractorConnector",
+    "Connector",
+    "ConnectorOutput",
+    "HReducerConnector",
+    "MLPConnector",
+    "OvisConnector",
+    "PerceiverConnector",
+    "build_connector",
+    "count_parameters",
+    "shuffle_factor",
+    "shuffled_grid",
+]

@@ -1,0 +1,65 @@
+"""H-Reducer of mPLUG-DocOwl 1.5 (arXiv 2403.12895): convolutions join tokens that stand side by side in a line.
+
+Its 1 x 4 windows divided the 32 columns it was made for. SigLIP's tiles have 27: a plain stride of 4 would drop the
+last three columns, the right edge of the page. Here the edge is filled up with zeros to 28, which gives 27 x 7 = 189.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Connector
+from .grid import Grid, append, check_grid, to_picture, to_tokens
+from .options import pair
+
+
+class HReducerConnector(Connector):
+    """Horizontal reducer.
+
+    Args:
+        vision_dim: Width d of the vision features.
+        text_dim: Width D of the LLM.
+        vocab_size: Unused: part of the connector interface.
+        grid: Rows and columns of the tokens of a tile.
+        window: Rows and columns of tokens that become one.
+        end_token: Put a learned token behind each tile's, as DocOwl does behind its picture's.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        text_dim: int,
+        vocab_size: int,
+        *,
+        grid: Grid,
+        window: tuple[int, int] = (1, 4),
+        end_token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid, self.window = grid, pair("window", window)
+        joined = self.window[0] * self.window[1]
+        self.before = nn.Conv2d(vision_dim, joined * vision_dim, self.window, stride=self.window)
+        self.reducer = nn.Conv2d(vision_dim, vision_dim, self.window, stride=self.window)
+        self.projection = nn.Linear(vision_dim, text_dim)
+        self.end = nn.Parameter(torch.randn(1, text_dim)) if end_token else None
+
+    def tokens_per_tile(self, tokens: int) -> int:
+        """One token for each window, and the end token."""
+        check_grid(tokens, self.grid)
+        rows, columns = (-(-size // side) for size, side in zip(self.grid, self.window, strict=True))
+        return rows * columns + (self.end is not None)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Reduce features (tiles, rows · columns, d)."""
+        picture = to_picture(features, self.grid)
+        below, right = (-size % side for size, side in zip(self.grid, self.window, strict=True))
+        picture = F.pad(picture, (0, right, 0, below))
+        tokens: Tensor = self.projection(to_tokens(self.reducer(self._mix(picture))))
+        return tokens if self.end is None else append(tokens, self.end)
+
+    def _mix(self, picture: Tensor) -> Tensor:
+        """Let the tokens of each window see each other; picture (tiles, d, rows, columns) keeps its shape."""
+        mixed = F.gelu(self.before(picture))  # (tiles, window · d, rows / height, columns / width)
+        height, width = self.window
+        parts = mixed.unflatten(1, (height, width, -1))  # (tiles, height, width, d, rows, columns)
+        return parts.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)

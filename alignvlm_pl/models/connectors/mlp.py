@@ -1,0 +1,38 @@
+"""Multi-layer perceptron: the paper's one layer, or the two of LLaVA's `mlp2x_gelu`."""
+
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from .base import Connector
+from .options import require_choice
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class MLPConnector(Connector):
+    """Multi-layer perceptron baseline.
+
+    Args:
+        vision_dim: Width d of the vision features.
+        text_dim: Width D of the LLM.
+        vocab_size: Unused: part of the connector interface.
+        layers: 2 is LLaVA's `mlp2x_gelu` (linear, activation, linear); 1 is the paper's form (linear, activation).
+        activation: `gelu` or `relu`.
+    """
+
+    def __init__(
+        self, vision_dim: int, text_dim: int, vocab_size: int, *, layers: int = 2, activation: str = "gelu"
+    ) -> None:
+        super().__init__()
+        require_choice("activation", activation, ACTIVATIONS)
+        if layers not in (1, 2):
+            raise ConfigError(f"connector layers={layers}: the MLP has 1 layer (paper) or 2 (LLaVA)")
+        modules: list[nn.Module] = [nn.Linear(vision_dim, text_dim), ACTIVATIONS[activation]()]
+        if layers == 2:
+            modules.append(nn.Linear(text_dim, text_dim))
+        self.layers = nn.Sequential(*modules)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Project every token of features (tiles, tokens, d)."""
+        projected: Tensor = self.layers(features)
+        return projected

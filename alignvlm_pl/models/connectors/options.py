@@ -1,0 +1,40 @@
+"""Checks of connectors' options."""
+
+from collections.abc import Collection
+from typing import Any
+
+from ...errors import ConfigError, nearest
+
+
+def require_choice(key: str, value: str, known: Collection[str]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        ConfigError: Naming the option, the value and the nearest known one.
+    """
+    if value not in known:
+        raise ConfigError(f"connector {key} {value!r}: {nearest(str(value), known)}")
+
+
+def require_at_least(lowest: int, **options: int) -> None:
+    """Refuse numbers that are too small, or no whole numbers.
+
+    Raises:
+        ConfigError: Naming the option and both numbers.
+    """
+    for key, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise ConfigError(f"connector {key}={value!r}: expected a whole number of at least {lowest}")
+
+
+def pair(key: str, value: Any) -> tuple[int, int]:
+    """Rows and columns from a config's list of two.
+
+    Raises:
+        ConfigError: If it is not one of two whole numbers of at least 1.
+    """
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ConfigError(f"connector {key}={value!r}: expected [rows, columns]")
+    rows, columns = value
+    require_at_least(1, **{f"{key}_rows": rows, f"{key}_columns": columns})
+    return rows, columns

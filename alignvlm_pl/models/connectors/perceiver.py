@@ -1,0 +1,112 @@
+"""Perceiver Resampler in the form of Flamingo (arXiv 2204.14198, section 3.1.1; shapes as in OpenFlamingo).
+
+The paper names a Perceiver Resampler and gives no sizes: the defaults here are Flamingo's. Flamingo's language model
+reads the latents through cross-attention of its own; here they are tokens, so a projection to the LLM's width follows.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Connector
+from .grid import repeat_for
+from .options import require_at_least, require_choice
+
+PROJECTIONS = ("linear", "mlp2x_gelu")
+
+
+class PerceiverConnector(Connector):
+    """A fixed number of learned latents reads each tile.
+
+    Args:
+        vision_dim: Width d of the vision features, and of the latents.
+        text_dim: Width D of the LLM.
+        vocab_size: Unused: part of the connector interface.
+        num_latents: Latents, which are the tokens of a tile.
+        depth: Layers of attention and feed-forward.
+        heads: Attention heads.
+        head_dim: Width of one head.
+        ff_mult: Width of the feed-forward's inside, as a multiple of d.
+        projection: From the latents to the LLM: `linear`, or `mlp2x_gelu` (linear, GELU, linear).
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        text_dim: int,
+        vocab_size: int,
+        *,
+        num_latents: int = 64,
+        depth: int = 6,
+        heads: int = 8,
+        head_dim: int = 64,
+        ff_mult: int = 4,
+        projection: str = "linear",
+    ) -> None:
+        super().__init__()
+        require_at_least(
+            1, num_latents=num_latents, depth=depth, heads=heads, head_dim=head_dim, ff_mult=ff_mult
+        )
+        require_choice("projection", projection, PROJECTIONS)
+        self.latents = nn.Parameter(torch.randn(num_latents, vision_dim))
+        self.layers = nn.ModuleList(
+            PerceiverLayer(vision_dim, heads=heads, head_dim=head_dim, ff_mult=ff_mult) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(vision_dim)
+        modules: list[nn.Module] = [nn.Linear(vision_dim, text_dim)]
+        if projection == "mlp2x_gelu":
+            modules += [nn.GELU(), nn.Linear(text_dim, text_dim)]
+        self.projection = nn.Sequential(*modules)
+
+    def tokens_per_tile(self, tokens: int) -> int:
+        """The number of latents, whatever the tile has."""
+        return len(self.latents)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Latents (tiles, num_latents, D) that have read features (tiles, tokens, d)."""
+        latents = repeat_for(features, self.latents)
+        for layer in self.layers:
+            latents = layer(features, latents)
+        projected: Tensor = self.projection(self.norm(latents))
+        return projected
+
+
+class PerceiverLayer(nn.Module):
+    """Attention of the latents to the tile and themselves, and a feed-forward; no biases but the norms'.
+
+    Args:
+        dim: Width d of tile and latents.
+        heads: Attention heads.
+        head_dim: Width of one head.
+        ff_mult: Width of the feed-forward's inside, as a multiple of d.
+    """
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int, ff_mult: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_media = nn.LayerNorm(dim)
+        self.norm_latents = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, ff_mult * dim, bias=False),
+            nn.GELU(),
+            nn.Linear(ff_mult * dim, dim, bias=False),
+        )
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        """Latents (tiles, n, d) after one more look at media (tiles, tokens, d)."""
+        latents = latents + self._attend(self.norm_media(media), self.norm_latents(latents))
+        return latents + self.feed_forward(latents)
+
+    def _attend(self, media: Tensor, latents: Tensor) -> Tensor:
+        keys, values = self.to_kv(torch.cat([media, latents], dim=1)).chunk(2, dim=-1)
+        query, keys, values = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(latents), keys, values)
+        )
+        read = F.scaled_dot_product_attention(query, keys, values)  # (tiles, heads, n, head_dim)
+        attended: Tensor = self.to_out(read.transpose(1, 2).flatten(2))
+        return attended
