@@ -5,10 +5,10 @@
 
 Products, eager, chunked (and triton on CUDA) are timed in turns, forward and backward with all gradients; ratios are of
 the medians. The products write into arrays that are there already. Memory is the peak beyond weights, inputs, outputs
-and their gradients. `kept` rows of head and table are timed with the table's rows looked up, and once more with their
-gradient scattered into one of the whole table, as large as the table.
-`--many 0` leaves the large batch out. With `--json` the last line is one JSON object: the plain keys are the worst
-over the dtypes.
+and their gradients; time is taken with freed memory kept, as in training on a CPU. `kept` rows of head and table are
+timed with the table's rows looked up, and once more with their gradient scattered into one of the whole table, as large
+as the table. `--many 0` leaves the large batch out. With `--json` the last line is one JSON object: the plain keys are
+the worst over the dtypes; `extra_gib_729` and `extra_gib_6561` are those of `--tokens` and `--many`.
 """
 
 import argparse
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.ops import AUTO, align
 
 GIB = 2**30
@@ -154,37 +155,47 @@ def _status(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def measure(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
-    """All figures of a dtype."""
+def backends_of(options: argparse.Namespace) -> list[str]:
+    """The back-ends that run on the device."""
+    return ["eager", "chunked"] + (["triton"] if torch.device(options.device).type == "cuda" else [])
+
+
+def memory(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
+    """Memory of each back-end, and of the chunks with many tokens."""
     case = Case(options, dtype, options.tokens)
-    backends = ["eager", "chunked"] + (["triton"] if case.device.type == "cuda" else [])
-    kept = torch.randperm(options.vocab, device=case.device)[: options.kept].sort().values
-    figures = {f"{name}_extra_gib": extra_gib(case, name) for name in backends}
+    figures = {f"{name}_extra_gib": extra_gib(case, name) for name in backends_of(options)}
     figures["extra_gib_729"] = figures["chunked_extra_gib"]
+    del case
+    if options.many:
+        figures["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
+    return figures
+
+
+def times(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of everything, in turns, and their ratios."""
+    case, backends = Case(options, dtype, options.tokens), backends_of(options)
+    kept = torch.randperm(options.vocab, device=case.device)[: options.kept].sort().values
     runs: dict[str, Callable[[], None]] = {name: partial(case.step, name) for name in backends}
     runs |= {
         "products": case.products(),
         "pruned": case.pruned_step(kept, into_table=False),
         "pruned_into_table": case.pruned_step(kept, into_table=True),
     }
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(options.rounds + 1):
         for name, run in runs.items():
-            taken = seconds(run, case.device)
+            found = seconds(run, case.device)
             if turn:  # the first is not counted: buffers, threads, compiled kernels
-                times[name].append(taken)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    figures |= {f"{name}_s": median for name, median in medians.items()}
-    figures |= {f"{name}_over_products": medians[name] / medians["products"] for name in backends}
-    figures["products_tflops"] = (
-        14 * options.tokens * options.width * options.vocab / medians["products"] / 1e12
-    )
-    figures["pruned_speedup"] = medians["chunked"] / medians["pruned"]
-    figures["pruned_into_table_speedup"] = medians["chunked"] / medians["pruned_into_table"]
-    del runs, case
-    if options.many:
-        figures["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
-    return figures
+                taken[name].append(found)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    work = 14 * options.tokens * options.width * options.vocab
+    return {
+        **{f"{name}_s": median for name, median in medians.items()},
+        **{f"{name}_over_products": medians[name] / medians["products"] for name in backends},
+        "products_tflops": work / medians["products"] / 1e12,
+        "pruned_speedup": medians["chunked"] / medians["pruned"],
+        "pruned_into_table_speedup": medians["chunked"] / medians["pruned_into_table"],
+    }
 
 
 def main() -> int:
@@ -208,11 +219,15 @@ def main() -> int:
         f"{options.tokens} tokens, D {options.width}, V {options.vocab}, torch {torch.__version__}, ", end=""
     )
     print(f"{torch.get_num_threads()} threads on {options.device}")
-    found = {}
-    for name in options.dtypes:
-        found[name] = measure(options, DTYPES[name])
-        for key, value in found[name].items():
-            print(f"  {name} {key:28s} {value:10.3f}", flush=True)
+    found: dict[str, dict[str, float]] = {name: {} for name in options.dtypes}
+    for measure in (memory, times):
+        if measure is times and options.device == "cpu":
+            keep_freed_memory()  # as training does; only now, because memory that is kept would hide a peak
+        for name in options.dtypes:
+            figures = measure(options, DTYPES[name])
+            found[name] |= figures
+            for key, value in figures.items():
+                print(f"  {name} {key:28s} {value:10.3f}", flush=True)
     if options.json:
         worst = {
             key: choose(figures[key] for figures in found.values())
