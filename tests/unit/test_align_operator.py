@@ -290,7 +290,8 @@ def test_memory_does_not_grow_with_the_tokens():
     assert done.returncode == 0, done.stderr
     few, many, eager = json.loads(done.stdout)
     assert few < 90
-    assert many < 1.2 * few, (few, many)
+    # The C library's own habits move this by some 20 MiB; scores kept whole would add 700.
+    assert many < few + 40, (few, many)
     assert eager > 1.5 * few, (few, eager)
 
 
