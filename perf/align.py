@@ -34,6 +34,8 @@ from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.ops import AUTO, align
 
 GIB = 2**30
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt. Fixed, so that freed arrays are given back at once and do not blur a peak."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WORST = {
     "chunked_over_products": max,
@@ -143,6 +145,7 @@ def extra_gib(case: Case, backend: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         _step(leaves, case.upstream, backend)
         return (torch.cuda.max_memory_allocated() - before - known) / GIB
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = _status("VmRSS")
