@@ -10,6 +10,8 @@ template puts behind it.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from jinja2 import TemplateError
@@ -95,16 +97,13 @@ def render(
     if not messages:
         raise DataError("the conversation has no messages")
     contents: list[Piece] = []
-    skeleton: list[dict[str, str]] = []
+    turns: list[tuple[str, int]] = []
     for message in messages:
         pieces = _contents(message)
-        marks = "".join(f"\ue000{len(contents) + index}\ue001" for index in range(len(pieces)))
         contents += pieces
-        skeleton.append({"role": message["role"], "content": marks})
+        turns.append((message["role"], len(pieces)))
     try:
-        rendered = tokenizer.apply_chat_template(
-            skeleton, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        rendered = _skeleton(tokenizer, template, tuple(turns), add_generation_prompt)
     except (TemplateError, TypeError) as error:  # TypeError: a template that wants content of another form
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
@@ -151,8 +150,10 @@ def tokenize(
             new = [image_token_id] * next(lengths)
         elif piece.supervised and spell_answers:
             new = _spelled_ids(tokenizer, piece.text)
+        elif piece.kind == "template":
+            new = list(_template_ids(tokenizer, piece.text))
         else:
-            new = _ids(tokenizer, piece.text, special=piece.kind == "template")
+            new = _ids(tokenizer, piece.text, special=False)
         supervised = len(new) if piece.supervised else 0
         if index and pieces[index - 1].ends_answer:
             _require_end_of_turn(tokenizer, new if piece.kind == "template" else [])
@@ -194,6 +195,23 @@ def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max
     return truncated
 
 
+@lru_cache(maxsize=1024)
+def _skeleton(
+    tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool
+) -> str:
+    """Render turns of (role, number of pieces) with a sentinel for each piece: the same for all contents."""
+    number = count()
+    skeleton = [
+        {"role": role, "content": "".join(f"\ue000{next(number)}\ue001" for _ in range(pieces))}
+        for role, pieces in turns
+    ]
+    return str(
+        tokenizer.apply_chat_template(
+            skeleton, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    )
+
+
 def _contents(message: dict[str, Any]) -> list[Piece]:
     """Pieces of one message, checked: role and part types come from files."""
     role, content = message["role"], message["content"]
@@ -233,6 +251,12 @@ def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
 
 
+@lru_cache(maxsize=1024)
+def _template_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of template text, which is the same in every conversation."""
+    return tuple(_ids(tokenizer, text, special=True))
+
+
 def _spelled_ids(tokenizer: Any, text: str) -> list[int]:
     ids = [token for character in text for token in _ids(tokenizer, character, special=False)]
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
@@ -244,11 +268,16 @@ def _spelled_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _require_end_of_turn(tokenizer: Any, ids: list[int]) -> int:
-    # Asked of the token itself: `all_special_ids` lists only those with a name, which Llama 3's <|eot_id|> lacks.
-    token = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
-    if token is None or not token.special:
+    if not ids or not _is_special(tokenizer, ids[0]):
         raise ConfigError(
             f"the chat template closes an assistant turn with token {ids[:1]}, expected a special end-of-turn token; "
             "without it the model never learns to stop: configure another chat_template"
         )
     return ids[0]
+
+
+@lru_cache(maxsize=1024)
+def _is_special(tokenizer: Any, token_id: int) -> bool:
+    # Asked of the token itself: `all_special_ids` lists only those with a name, which Llama 3's <|eot_id|> lacks.
+    token = tokenizer.added_tokens_decoder.get(token_id)
+    return token is not None and bool(token.special)
