@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"a": (61, 5), "b": (17, 3), "c": (5, 2)}  # name -> samples, weight
 RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 LIMIT_SECONDS = 300
+ATTEMPTS = 3
 MODES: dict[str, list[str]] = {
     "plain": ["--data.init_args.batch_size=1"],
     "packed": [
@@ -118,7 +119,20 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def run_until(run: Path, options: list[str], world: int, *, step: int, rng: random.Random) -> bool:
-    """Train until a step has been written down and a random moment more, then kill; True where the run ended first."""
+    """Train until a step has been written down and a random moment more, then kill; True where the run ended first.
+
+    A run that dies by itself, of a port that is taken say, is one more kill: the same command is given again.
+    """
+    for _ in range(ATTEMPTS):
+        found = _run_once(run, options, world, step=step, rng=rng)
+        if found is not None:
+            return found
+    tail = (run.parent / f"{run.name}.log").read_text(errors="replace")[-2000:]
+    raise SystemExit(f"drill: the run died by itself {ATTEMPTS} times; see {run}.log: {tail}")
+
+
+def _run_once(run: Path, options: list[str], world: int, *, step: int, rng: random.Random) -> bool | None:
+    """As `run_until`; None where the run died by itself."""
     process, begun = start(run, options, world), time.monotonic()
     while process.poll() is None:
         if max((line["step"] for line in lines(run)), default=0) >= step:
@@ -131,7 +145,8 @@ def run_until(run: Path, options: list[str], world: int, *, step: int, rng: rand
             raise SystemExit(f"drill: no step {step} after {LIMIT_SECONDS} s; see {run}.log")
         time.sleep(0.05)
     if process.returncode:
-        raise SystemExit(f"drill: the run ended with {process.returncode}; see {run}.log")
+        sys.stderr.write(f"drill: {run.name} died by itself with {process.returncode}\n")
+        return None
     return True
 
 

@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 RANK = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -68,7 +69,8 @@ else:
     dist.barrier()
 torch.save(gradients, folder / f"{kind}-{rank}.pt")
 if ranks > 1:
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort the process while it is taken down
 """
 
 

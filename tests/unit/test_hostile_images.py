@@ -204,7 +204,10 @@ from alignvlm_pl.imaging import load_image
 from PIL import Image
 Image.init()
 paths = sorted(Path(sys.argv[1]).iterdir())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # in KiB; ru_maxrss would be at least what the process was forked from
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+before = peak()
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
 for path in paths:
     try:
@@ -212,7 +215,7 @@ for path in paths:
     except DataError:
         continue
     raise SystemExit(f"{path.name} was read")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
