@@ -248,7 +248,14 @@ def _split(rendered: str, contents: list[Piece]) -> list[Piece]:
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+    # What calling the tokenizer comes down to; its bookkeeping costs several times what a short text does.
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = not special
+    if backend.truncation is not None:  # of the tokenizer's file
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return list(backend.encode(text, add_special_tokens=False).ids)
 
 
 @lru_cache(maxsize=1024)

@@ -177,8 +177,11 @@ def _fitted_pieces(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]
     pieces = []
     for box in plan:
         # Cropped before resizing: with resize(box=...) the filter would see pixels across the tile's border.
-        source = image.crop((box.left, box.top, box.right, box.bottom))
-        pieces.append(source.resize((box.resized_width, box.resized_height), Image.Resampling.BICUBIC))
+        edges = (box.left, box.top, box.right, box.bottom)
+        source = image if edges == (0, 0, *image.size) else image.crop(edges)
+        size = (box.resized_width, box.resized_height)
+        # Pillow copies where there is nothing to resize.
+        pieces.append(source if source.size == size else source.resize(size, Image.Resampling.BICUBIC))
     return pieces
 
 

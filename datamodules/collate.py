@@ -218,7 +218,7 @@ class Collator:
 
     def _require_supervision(self, batch: Batch) -> None:
         # The first label has no position before it that could predict it.
-        if not (batch["labels"][:, 1:] != IGNORE_INDEX).any():
+        if not (batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).any():
             raise DataError(
                 f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
                 f"the answers are empty or cut by max_text_length={self.max_text_length}"

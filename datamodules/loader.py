@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.models.pixels import allocate_with
 
 from .collate import Batch, Collator, EncodedSample, answered_messages
 from .cursor import Cursor
@@ -30,10 +31,10 @@ from .normal_form import RawSample
 from .planner import BatchPlanner, Row
 from .sample import UNLABELLED, Sample, SampleError, message_text
 from .shards import ShardReader
+from .slots import Sender, forget, unpack
 from .stream import TrainStream
 from .watchdog import Watchdog
 
-_LARGE_BYTES = 2**20
 Skipped = dict[str, dict[str, int]]
 """Source -> reason -> samples that were left out."""
 
@@ -49,16 +50,22 @@ class WorkerItem:
         cursor: What is left of the stream after it, see `Cursor.to_state`.
         skipped: Samples left out of it.
         error: Why there is nothing more.
+        sender: The worker whose slots the batch lies in; None where it was made in this process.
     """
 
     batch: Batch | None = None
     cursor: dict[str, Any] | None = None
     skipped: Skipped = field(default_factory=dict)
     error: str | None = None
+    sender: str | None = None
 
     def pin_memory(self) -> "WorkerItem":
         """Return the item with its tensors in pinned memory; torch calls this where there is a GPU."""
-        return self if self.batch is None else replace(self, batch=_with_tensors(self.batch, pin=True))
+        if self.batch is None:
+            return self
+        batch = unpack(self.batch)
+        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+        return replace(self, batch=pinned)
 
 
 @dataclass(kw_only=True)
@@ -181,6 +188,7 @@ class ShardLoader:
         self._num_batches = num_batches
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
+        self._senders: set[str] = set()
         self._watchdog = Watchdog(stall_seconds)
         self._loader: DataLoader[WorkerItem] = DataLoader(
             dataset,
@@ -207,6 +215,8 @@ class ShardLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             self._iterator = iter(self._loader)
         yield from islice(self._batches(self._iterator), self._num_batches)
+        if not self._endless:
+            self.close()
 
     def _batches(self, items: Iterator[WorkerItem]) -> Iterator[Batch]:
         while (item := self._next(items)) is not None:
@@ -216,9 +226,11 @@ class ShardLoader:
                 self.close()
                 raise DataError(item.error)
             self.cursor = item.cursor
+            if item.sender is not None:
+                self._senders.add(item.sender)
             if item.batch is not None:
                 self.seen.update(item.batch["sources"])
-                yield _with_tensors(item.batch)
+                yield unpack(item.batch)
 
     def _next(self, items: Iterator[WorkerItem]) -> WorkerItem | None:
         started = time.monotonic()
@@ -230,6 +242,9 @@ class ShardLoader:
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
         self._iterator = None
+        self._watchdog.stop()
+        while self._senders:
+            forget(self._senders.pop())
 
 
 def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
@@ -263,38 +278,21 @@ def _require_answer(sample: Sample) -> None:
 
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
-    """Yield the items, and as the last one the message of the error that ended them."""
-    in_worker = get_worker_info() is not None
+    """Yield the items, and as the last one the message of the error that ended them.
+
+    In a worker process batches are packed, as `Receiver.unpack` takes them.
+    """
+    sender = Sender() if get_worker_info() is not None else None
+    if sender is not None:
+        allocate_with(sender.allocate)
     try:
         for item in items:
-            yield replace(item, batch=_without_small_tensors(item.batch)) if in_worker else item
+            if sender is not None and item.batch is not None:
+                yield replace(item, batch=sender.pack(item.batch), sender=sender.worker)
+            else:
+                yield item
     except DataError as error:
         yield WorkerItem(error=str(error))
-
-
-def _without_small_tensors(batch: Batch | None) -> Batch | None:
-    """Make arrays of all tensors but the pixels.
-
-    Every tensor that leaves a worker costs the main process a connection to ask for its file descriptor; arrays go
-    through the pipe with the rest.
-    """
-    if batch is None:
-        return None
-    return {
-        name: value.numpy() if isinstance(value, Tensor) and value.nbytes < _LARGE_BYTES else value
-        for name, value in batch.items()
-    }
-
-
-def _with_tensors(batch: Batch, *, pin: bool = False) -> Batch:
-    """Return a batch whose arrays are tensors again."""
-    found = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in batch.items()
-    }
-    if pin:
-        found = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in found.items()}
-    return found
 
 
 def worker_place() -> tuple[int, int]:
@@ -304,7 +302,8 @@ def worker_place() -> tuple[int, int]:
 
 
 def _start_worker(worker: int) -> None:
-    """Leave signals to the main process: a forked worker must not save a checkpoint or requeue the job."""
+    """Keep freed memory, and leave signals to the main process: a worker must not save a checkpoint or requeue."""
+    keep_freed_memory()
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -3,10 +3,10 @@
     python perf/loader.py [--json] [--rounds 3] [--samples 96] [--memory-samples 50000]
 
 Pages of 1700 x 2200 pixels and photos of 512, in tiles of 384 (at most 9, and a thumbnail). The bare loop runs in this
-process: tarfile, Pillow, resize, tiles; no text, no batches. The loader has one and two workers. All are timed in
-turns, and the ratios of the medians are the result. Then the share of real tokens when samples of 1 and 9 tiles are
-packed, and the growth of the memory of loader and worker over many small samples. With `--json` the last line is
-JSON.
+process: tarfile, Pillow, resize, tiles; no text, no batches. The loader has one and two workers, and batches of 4
+pages or 8 photos. All are timed in turns, and the ratios of the medians are the result. Then the share of real tokens
+when samples of 1 and 9 tiles are packed, and the growth of the memory of loader and worker over many small samples.
+With `--json` the last line is JSON.
 """
 
 import argparse
@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZES = {"pages": (1700, 2200), "photos": (512, 384)}
+BATCH = {"pages": 4, "photos": 8}
 BUDGET = 16384
 
 
@@ -150,14 +151,15 @@ def module(sets: list[str | Path], processor: Any, **options: Any) -> Any:
 
 
 def loader_rate(folder: Path, processor: Any, count: int, num_workers: int) -> float:
-    """Take batches of 4; the first of each worker are left out, with the start of the processes."""
-    data = module([folder], processor, batch_size=4, num_workers=num_workers, shuffle_buffer=64)
+    """Take batches; the first of each worker are left out, with the start of the processes."""
+    batch_size = BATCH[folder.name]
+    data = module([folder], processor, batch_size=batch_size, num_workers=num_workers, shuffle_buffer=64)
     batches = iter(data.train_dataloader())
     # What the workers have made ahead by then is made up for by what they have made ahead at the end.
     for _ in islice(batches, 4 * num_workers):
         pass
     start = time.perf_counter()
-    taken = sum(len(batch["keys"]) for batch in islice(batches, count // 4 - 4 * num_workers))
+    taken = sum(len(batch["keys"]) for batch in islice(batches, count // batch_size - 4 * num_workers))
     rate = taken / (time.perf_counter() - start)
     data.teardown()
     return rate

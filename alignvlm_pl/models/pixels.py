@@ -4,15 +4,12 @@ Batches carry uint8: a quarter of the bytes of float32, in the memory that worke
 device. Padding is 0 after normalisation, which no uint8 value becomes, so each tile has the box of its real pixels.
 """
 
-import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing import get_sharing_strategy
-from torch.utils.data import get_worker_info
 
 from ..errors import DataError
 from ..imaging import HALF_RANGE
@@ -49,39 +46,30 @@ def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float
     return tiles.masked_fill_(~inside, 0).to(dtype)
 
 
-def join(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Join arrays of one type along their first axis, copying each once.
+Allocator = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
+_allocate: Allocator = np.empty
 
-    In a worker process the result lies in shared memory from the start, as in torch's `default_collate`; the queue
-    would copy it there.
+
+def allocate_with(allocator: Allocator) -> None:
+    """Let `join` take its memory from elsewhere, in this process.
+
+    CONTRACT: worker processes of datamodules/loader.py take it from slots that they share with the main process.
+
+    Args:
+        allocator: Shape and type -> an array, not initialised.
+    """
+    global _allocate
+    _allocate = allocator
+
+
+def join(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Join arrays of one type along their first axis, copying each once, into memory of `allocate_with`.
 
     Args:
         arrays: At least one, equal but for their first axis.
     """
     shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
-    dtype = torch.from_numpy(arrays[0]).dtype
-    size = math.prod(shape) * dtype.itemsize
-    if not size or get_worker_info() is None:  # no bytes at all cannot be shared
-        return torch.from_numpy(np.concatenate(arrays))
-    return torch.empty(0, dtype=torch.uint8).set_(_shared(arrays, size)).view(dtype).view(shape)
-
-
-def _shared(arrays: Sequence[np.ndarray], size: int) -> torch.UntypedStorage:
-    """The bytes of arrays, one after another, in memory that is handed to other processes without a copy."""
-    if not hasattr(os, "memfd_create") or get_sharing_strategy() != "file_descriptor":
-        storage = torch.UntypedStorage._new_shared(size, device="cpu")
-        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays], out=content)
-        return storage
-    # Written, not copied into a mapping: each fresh page of a mapping costs a page fault, dearer than its copy, and
-    # torch has it filled with zeros before. Nor does this need room in /dev/shm, which is small in containers.
-    with os.fdopen(os.memfd_create("tiles"), "wb") as file:
-        for array in arrays:
-            file.write(np.ascontiguousarray(array).data)
-        file.flush()
-        # CONTRACT (torch): maps a duplicate of the descriptor, as the process that receives a tensor does.
-        shared: torch.UntypedStorage = torch.UntypedStorage._new_shared_fd_cpu(file.fileno(), size)  # type: ignore[attr-defined]
-    return shared
+    return torch.from_numpy(np.concatenate(arrays, out=_allocate(shape, arrays[0].dtype)))
 
 
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:

@@ -50,7 +50,7 @@ class AnyFormat:
         """Raise what the reader of that format raises."""
         try:
             record = json.loads(raw.get("json", b"{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and "messages" in record:
             return read_docdownstream(raw)
@@ -170,7 +170,12 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
             raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
             for member in members:
                 stream.seek(member.data_offset)
-                raw.setdefault(field_name(member), stream.read(member.size))
+                if field_name(member) in raw:  # where it is read, it stops the run
+                    raise DataError(
+                        f"shard {path}: sample {key!r} has the member {member.name} twice, again at byte "
+                        f"{member.offset}; rebuild the shard"
+                    )
+                raw[field_name(member)] = stream.read(member.size)
             offset, end = members[0].begin, members[-1].end
             try:
                 record, images, files = adapter(raw)

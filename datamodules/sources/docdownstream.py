@@ -156,7 +156,7 @@ class _Gold:
         given: Any = self._metadata[index].get("ground_truth")
         try:
             question = (json.loads(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise SampleError(
                 f"{where}: its line of {self.folder / 'metadata.jsonl'} has no question in ground_truth, "
                 f"gt_parses ({error!r})",
@@ -205,7 +205,7 @@ def _lines(path: Path, origin: str, *, annotated: bool = False) -> list[dict[str
             if annotated:
                 entry["annotations"] = _annotation(entry)
                 entry["name"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: {error!r}") from error
         found.append(entry)
     return found

@@ -70,7 +70,7 @@ class DocumentLines:
         where = self.where(number)
         try:
             given = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
         if not isinstance(given, Mapping):
             raise SampleError(f"{where}: expected an object, found {type(given).__name__}", "bad_json")
@@ -97,7 +97,7 @@ class DocumentLines:
         for _, _, text in self.raw():
             try:
                 names[str(json.loads(text).get("dataset_name"))] += 1
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 continue  # such lines are counted as bad where they are read
         for name in self.sources:
             if name not in names:

@@ -143,7 +143,7 @@ def _part(begin: int, end: int, first: int, records: int) -> Part:
 def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
     if not isinstance(record, dict):
         raise SampleError(f"{where}: expected an object, found {type(record).__name__}", "bad_json")

@@ -111,7 +111,7 @@ class SidecarFolder:
 def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
 
 

@@ -1,19 +1,19 @@
 """Batches that worker processes hand over in shared memory: the same bits as made in this process."""
 
 import io
-import os
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.multiprocessing.reductions import reduce_storage
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.pixels import join
 from alignvlm_pl.models.tiny import tiny_spec
 from datamodules import WebDataModule
+from datamodules.loader import ShardLoader, WorkerItem, with_errors
 from datamodules.writer import ShardWriter
 
 
@@ -67,32 +67,33 @@ def test_batches_of_workers_are_those_made_in_this_process(folder, tmp_path, opt
     assert_same(batches[2][1], batches[0][1])
 
 
-class Joined(IterableDataset):
-    """One batch: tiles, and whether they lay in shared memory before the queue took them."""
+class Tiles(IterableDataset):
+    """Twenty batches of two tiles, in slots."""
 
-    def __init__(self, *, strategy: str, anonymous: bool) -> None:
-        self.strategy, self.anonymous = strategy, anonymous
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
 
     def __iter__(self):
-        assert get_worker_info() is not None
         torch.multiprocessing.set_sharing_strategy(self.strategy)
-        if not self.anonymous:
-            del os.memfd_create  # as on systems that do not have it; this process ends with the test
-        tiles = join([np.full((count, 3, 50, 50), count, dtype=np.uint8) for count in (2, 0, 1)])
-        before = tiles.untyped_storage().data_ptr()
-        reduce_storage(tiles.untyped_storage())  # what the queue does
-        yield tiles, tiles.is_shared(), tiles.untyped_storage().data_ptr() == before
+        return with_errors(map(self._item, range(20)))
+
+    def _item(self, number: int) -> WorkerItem:
+        tiles = join([np.full((count, 3, 500, 500), number, dtype=np.uint8) for count in (1, 0, 1)])
+        return WorkerItem(batch={"pixel_values": tiles, "sources": ["a"]})
 
 
-@pytest.mark.parametrize(
-    ("strategy", "anonymous"),
-    [("file_descriptor", True), ("file_descriptor", False), ("file_system", True)],
-)
-def test_a_worker_joins_tiles_in_shared_memory_of_any_kind(strategy, anonymous):
-    if strategy not in torch.multiprocessing.get_all_sharing_strategies() or not hasattr(os, "memfd_create"):
+@pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
+@pytest.mark.parametrize("num_kept", [1, 20])
+def test_tiles_come_in_memory_that_is_used_again_unless_they_are_kept(strategy, num_kept):
+    if strategy not in torch.multiprocessing.get_all_sharing_strategies():
         pytest.skip("this system shares memory in another way")
-    dataset = Joined(strategy=strategy, anonymous=anonymous)
-    ((tiles, shared, stayed),) = DataLoader(dataset, batch_size=None, num_workers=1)
-    assert (tiles.shape, tiles[:, 0, 0, 0].tolist()) == ((3, 3, 50, 50), [2, 2, 1])
-    assert shared
-    assert stayed
+    kept, addresses = deque(maxlen=num_kept), set()
+    for batch in ShardLoader(Tiles(strategy), num_batches=20, num_workers=1):
+        assert batch["pixel_values"].shape == (2, 3, 500, 500)
+        addresses.add(batch["pixel_values"].data_ptr())
+        kept.append(batch["pixel_values"])
+        del batch
+    assert [set(tiles.flatten().tolist()) for tiles in kept] == [
+        {number} for number in range(20 - num_kept, 20)
+    ]
+    assert len(addresses) <= 6 if num_kept == 1 else len(addresses) == 20

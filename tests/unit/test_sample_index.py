@@ -149,6 +149,29 @@ def test_another_format_than_the_named_one_is_an_error(tmp_path):
         index_shards(tmp_path, format="bigdocs")
 
 
+def shard(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_member_that_comes_twice_is_refused_as_where_it_is_read(tmp_path):
+    shard(tmp_path / "0.tar", ("one.txt", b"first"), ("one.jpg", picture((8, 8))), ("one.txt", b"second"))
+    with pytest.raises(DataError, match=r"0\.tar: sample 'one' has the member one\.txt twice, again at byte"):
+        index_shards(tmp_path)
+
+
+def test_json_that_is_nested_too_deep_is_counted(tmp_path):
+    members = ("txt", b"text"), ("jpg", picture((8, 8)))
+    shard(
+        tmp_path / "0.tar", ("one.json", b"[" * 100_000), *((f"one.{name}", data) for name, data in members)
+    )
+    shard(tmp_path / "1.tar", *((f"two.{name}", data) for name, data in members))
+    assert index_shards(tmp_path).extra["unreadable"] == {"bad_json": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
