@@ -4,16 +4,16 @@
                          [--rounds 3] [--dtypes bf16 fp32] [--device cpu]
 
 Products, eager, chunked (and triton on CUDA) are timed in turns, forward and backward with all gradients; ratios are of
-the medians. The products write into arrays that are there already. Memory is the peak beyond weights, inputs, outputs
-and their gradients; time is taken with freed memory kept, as in training on a CPU. `kept` rows of head and table are
-timed with the table's rows looked up, and once more with their gradient scattered into one of the whole table, as large
-as the table. `--many 0` leaves the large batch out. With `--json` the last line is one JSON object: the plain keys are
-the worst over the dtypes; `extra_gib_729` and `extra_gib_6561` are those of `--tokens` and `--many`.
+the medians. The products write into arrays that are there already. Memory is the peak of what is allocated beyond
+weights, inputs, output and their gradients; time is taken with freed memory kept, as in training on a CPU. `kept` rows
+of head and table are timed with the table's rows looked up, and once more with their gradient scattered into one of the
+whole table, as large as the table. `--many 0` leaves the large batch out. With `--json` the last line is one JSON
+object: the plain keys are the worst over the dtypes; `extra_gib_729` and `extra_gib_6561` are those of `--tokens` and
+`--many`.
 """
 
 import argparse
 import ctypes
-import gc
 import json
 import os
 import statistics
@@ -34,8 +34,10 @@ from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.ops import AUTO, align
 
 GIB = 2**30
-_M_MMAP_THRESHOLD = -3
-"""Of glibc's mallopt. Fixed, so that freed arrays are given back at once and do not blur a peak."""
+_M_MMAP_THRESHOLD, _M_PERTURB = -3, -6
+"""Of glibc's mallopt. With a fixed threshold, freed arrays are given back at once and do not blur a peak. What is
+allocated gets filled and so is resident at once: else a gradient that is not written yet would hide what is in use
+beside it, which happens where one chunk has all tokens, and not where there are several."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WORST = {
     "chunked_over_products": max,
@@ -137,19 +139,24 @@ def extra_gib(case: Case, backend: str) -> float:
     known = sum(t.numel() * t.element_size() for t in leaves) + case.upstream.nbytes
     # Code that is loaded or made at the first call is not the operator's memory.
     few = [leaves[0].detach()[:8].requires_grad_(), *(t.detach().requires_grad_() for t in leaves[1:])]
-    _step(few, case.upstream[:8], backend)
-    del few
-    gc.collect()
+    step = partial(_step, leaves, case.upstream, backend)
     if case.device.type == "cuda":
+        _step(few, case.upstream[:8], backend)
+        del few
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        _step(leaves, case.upstream, backend)
+        step()
         return (torch.cuda.max_memory_allocated() - before - known) / GIB
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    libc.mallopt(_M_PERTURB, 1)
+    _step(few, case.upstream[:8], backend)
+    del few
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = _status("VmRSS")
-    _step(leaves, case.upstream, backend)
+    step()
+    libc.mallopt(_M_PERTURB, 0)
     return (_status("VmHWM") - before - known) / GIB
 
 
