@@ -10,9 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from .adapters import has_adapters, merge_state, save_adapters
 from .errors import CheckpointError
 
 RECORD = "stage.json"
+ADAPTER_FOLDER = "adapter"
 
 
 def weights_sha256(folder: Path) -> str:
@@ -29,7 +31,8 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
     """Write model, processor and record as one folder that is either whole or absent.
 
     Args:
-        model: A Hugging Face model.
+        model: A Hugging Face model. If it has adapters, its weights are written with them merged, and the adapters
+            alone in `adapter/<part>` (`alignvlm_pl.adapters`).
         processor: Its processor.
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
@@ -41,7 +44,11 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
+        if has_adapters(model):
+            model.save_pretrained(partial, state_dict=merge_state(model, model.state_dict()))
+            save_adapters(model, partial / ADAPTER_FOLDER)
+        else:
+            model.save_pretrained(partial)
         processor.save_pretrained(partial)
         record = {**record, "weights_sha256": weights_sha256(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")

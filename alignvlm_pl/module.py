@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,10 +10,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from .adapters import attach_adapters
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
 from .linear_cross_entropy import check_backend
+from .lora import parse_adapters
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
 from .models.connectors import shuffle_factor, shuffled_grid
@@ -106,6 +109,7 @@ class AlignVLMModule(pl.LightningModule):
             load_weights(self.model, folder)
         if self.stage is not None:
             freeze(self.model, self.stage)
+            attach_adapters(self.model, self.stage.adapters)
 
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
@@ -312,6 +316,7 @@ class AlignVLMModule(pl.LightningModule):
             "name": self.stage.name if self.stage else None,
             "seconds": self.stage_seconds,
             "calibration": self.calibration,
+            **self._weight_settings(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -326,11 +331,30 @@ class AlignVLMModule(pl.LightningModule):
                 f"ckpt_path is of stage {name!r}, this is stage {self.stage.name!r}; a stage starts from the folder of "
                 "another with stage.init_from"
             )
+        self._match_weights(checkpoint.get("stage", {}))
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True
+
+    def _weight_settings(self) -> dict[str, Any]:
+        """Settings of the stage that decide which weights a checkpoint holds."""
+        if self.stage is None:
+            return {}
+        lora = {part: asdict(lora) for part, lora in self.stage.adapters.items()}
+        return {"lora": lora or None, "ema_decay": self.stage.ema_decay}
+
+    def _match_weights(self, found: Mapping[str, Any]) -> None:
+        """Outside `fit`, put the checkpoint's adapters into the model; within, they must be the stage's."""
+        if self.stage is None:
+            attach_adapters(self.net, parse_adapters(found.get("lora")))
+        for name, value in self._weight_settings().items():
+            if found.get(name) != value:
+                raise CheckpointError(
+                    f"ckpt_path was trained with stage.{name}={found.get(name)}, this stage has {value}; resume with "
+                    "the settings it was started with"
+                )
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""One table of what a stage trains: part, parameters, trainable, learning rate, decay."""
+"""One table of what a stage trains: part (with its adapter), parameters, trainable, learning rate, decay."""
 
 from torch import nn
 
+from .adapters import num_parameters
 from .optim import parameter_groups
 from .stages import PARTS, Stage
 
@@ -14,12 +15,13 @@ def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, 
     rows = []
     totals = [0, 0]
     for part, rate in stage.learning_rates.items():
-        parameters = list(getattr(model, PARTS[part]).parameters())
-        total = sum(p.numel() for p in parameters)
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        module, lora = getattr(model, PARTS[part]), stage.adapters.get(part)
+        total = num_parameters(module)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         decays = sorted({group["weight_decay"] for group in groups if group["name"].startswith(part + "/")})
         decay = ", ".join(f"{d:g}" for d in decays) or "-"
-        rows.append((part, f"{total:,}", f"{trainable:,}", f"{rate:g}" if rate else "frozen", decay))
+        kind = "" if lora is None else f" ({'QLoRA' if lora.load_in_4bit else 'LoRA'} r={lora.r})"
+        rows.append((part + kind, f"{total:,}", f"{trainable:,}", f"{rate:g}" if rate else "frozen", decay))
         totals = [totals[0] + total, totals[1] + trainable]
     rows.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", ""))
     return rows

@@ -1,8 +1,10 @@
 """A stage: what trains, at which rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import ConfigError, nearest
+from .lora import Lora, parse_adapters
 
 PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_model"}
 """Name of a part in configs, logs and tables -> its attribute of the model."""
@@ -37,6 +39,10 @@ class Stage:
         calibrate: `{target_entropy: 3.0}` multiplies the gain of ALIGN's vocabulary norm, before the first step of a
             fresh stage, so that P_vocab has this mean entropy in nats on the first batch; null: the gain stays. The
             entropy of n equal weights is ln n: 3.0 is as sharp as 20 tokens.
+        lora: Adapters trained in place of a part, at its rate, such as `{llm: {r: 16, alpha: 32}}` (fields:
+            `alignvlm_pl.lora.Lora`); the part's own weights stay as they are. null: parts train themselves.
+        ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation
+            and the stage-end folder use the average; null: the weights themselves.
         parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any.
         init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
     """
@@ -59,6 +65,8 @@ class Stage:
     adam_beta2: float = 0.999
     gradient_clip_norm: float | None = 1.0
     calibrate: dict[str, float] | None = None
+    lora: dict[str, dict[str, Any]] | None = None
+    ema_decay: float | None = None
     parent: str | None = None
     init_from: str | None = None
 
@@ -96,11 +104,32 @@ class Stage:
         for part, rate in self.learning_rates.items():
             if rate is not None and rate < 0:
                 raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
+        self._check_adapters()
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"stage.ema_decay={self.ema_decay}: expected a share in (0, 1), or null")
+
+    def _check_adapters(self) -> None:
+        for part, lora in self.adapters.items():
+            if not self.learning_rates[part]:
+                raise ConfigError(
+                    f"stage.lora.{part} needs stage.lr_{part}, the adapter's learning rate; it is "
+                    f"{self.learning_rates[part]}"
+                )
+            if lora.load_in_4bit and self.ema_decay is not None:
+                raise ConfigError(
+                    f"stage.ema_decay cannot average the 4-bit weights of stage.lora.{part}.load_in_4bit; set one of "
+                    "them to null"
+                )
 
     @property
     def learning_rates(self) -> dict[str, float | None]:
         """Learning rate of each part; None or 0 means frozen."""
         return {"vision": self.lr_vision, "connector": self.lr_connector, "llm": self.lr_llm}
+
+    @property
+    def adapters(self) -> dict[str, Lora]:
+        """Adapter of each part that has one."""
+        return parse_adapters(self.lora)
 
 
 def _check_calibration(settings: dict[str, float]) -> None:

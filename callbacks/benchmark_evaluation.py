@@ -17,6 +17,7 @@ from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 
 from .answering import answer
+from .averaged_weights import averaged
 from .journal import Journal, weights_identity
 from .outputs import log_figures, show, write_run, write_set
 
@@ -146,15 +147,16 @@ class BenchmarkEvaluation(pl.Callback):
         for name in self._names(trainer, pl_module):
             if limit is None:
                 journals.append(self._journal(trainer, pl_module, name))
-            records = answer(
-                trainer,
-                pl_module,
-                name,
-                self._benchmark(trainer, name),
-                max_new_tokens=None if name in self.readout_sets else self._longest(trainer, name),
-                limit=limit,
-                journal=journals[-1] if journals else None,
-            )
+            with averaged(trainer, pl_module):
+                records = answer(
+                    trainer,
+                    pl_module,
+                    name,
+                    self._benchmark(trainer, name),
+                    max_new_tokens=None if name in self.readout_sets else self._longest(trainer, name),
+                    limit=limit,
+                    journal=journals[-1] if journals else None,
+                )
             if trainer.is_global_zero:
                 found[name] = self._score(trainer, name, records, limit)
                 write_set(

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.averaged_weights import AveragedWeights
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
@@ -212,6 +213,7 @@ class AlignCLI(LightningCLI):
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             callbacks = [
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
+                *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
                 LastCheckpoint(every),
                 *callbacks,
                 DataHealth(),

@@ -35,9 +35,12 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     Raises:
         ConfigError: If the recipe has no stages, or its model names no configuration.
     """
+    from copy import deepcopy
+
     import torch
     import yaml
 
+    from ..adapters import attach_adapters
     from ..models.build import ModelSpec, build_config
     from ..models.modeling import AlignVLMForConditionalGeneration
     from ..optim import freeze
@@ -57,9 +60,11 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     found = []
     for entry in stages:
         stage: Stage = load_part(Stage, entry["stage"])
-        freeze(model, stage)
+        staged = deepcopy(model)  # adapters stay in what they were put into
+        freeze(staged, stage)
+        attach_adapters(staged, stage.adapters)
         tokens = f"one tile is {config.tokens_per_tile} visual tokens"
-        found.append(f"{part_table(model, stage)}\n{tokens}")
+        found.append(f"{part_table(staged, stage)}\n{tokens}")
     return found
 
 

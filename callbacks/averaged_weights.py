@@ -1,0 +1,111 @@
+"""`stage.ema_decay`: a moving average of the weights, for validation, benchmarks and the stage-end folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from alignvlm_pl.errors import ConfigError
+
+
+class AveragedWeights(WeightAveraging):
+    """Lightning's weight averaging, as an exponential moving average that leaves frozen weights bit-identical.
+
+    After optimizer step t, average <- decay · average + (1 - decay) · weights, from the weights after step 1 on;
+    buffers are those of the weights. It is computed as a linear interpolation, which changes nothing where both are
+    equal; Lightning's `EMAWeightAveraging` multiplies and adds, so that frozen weights would drift.
+
+    The copy is made when the model is built, loaded and frozen, on the device that trains. Lightning's own `setup`
+    would build the model before `StageTransition` has said what the stage is, and keep the average on the CPU.
+
+    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this before `LastCheckpoint`, which must save the average of the
+    step that it saves, and so before all that evaluates or exports at the end of training.
+
+    Args:
+        decay: Share of the average that is kept at each optimizer step, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.decay = decay
+        self._swapped = False  # the module holds the average, the copy the weights that train
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse strategies that keep parameters in pieces.
+
+        Raises:
+            ConfigError: The strategy is not one device or DDP.
+        """
+        strategy = trainer.strategy
+        whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+        if not whole or isinstance(strategy, DeepSpeedStrategy):
+            raise ConfigError(
+                f"stage.ema_decay={self.decay} needs all parameters on each rank, trainer.strategy is "
+                f"{type(strategy).__name__}; use trainer.strategy: ddp, or stage.ema_decay: null"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the model."""
+        self._copy(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Copy the model and load both states (CONTRACT: `module.on_load_checkpoint` has seen that there are two)."""
+        self._copy(trainer, pl_module)
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            average = checkpoint["current_model_state"]
+            checkpoint["current_model_state"], checkpoint["state_dict"] = checkpoint["state_dict"], average
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module with the average; the copy keeps the weights for a last checkpoint."""
+        if not self._swapped:
+            self._swap_models(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As `on_train_end`, for a stage that was cut off before its export: then no training starts."""
+        self.on_train_end(trainer, pl_module)
+
+    @contextmanager
+    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """Have the module hold the average."""
+        swap = self._average_model is not None and not self._swapped
+        if swap:
+            self._swap_models(pl_module)
+        try:
+            yield
+        finally:
+            if swap:
+                self._swap_models(pl_module)
+
+    def _copy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._average_model is None:
+            self._average_model = AveragedModel(
+                pl_module, device=trainer.strategy.root_device, use_buffers=self._use_buffers, **self._kwargs
+            )
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+
+@contextmanager
+def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Evaluate the average where the stage keeps one, else the weights as they are."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a list, set by Lightning
+        if isinstance(callback, AveragedWeights):
+            with callback.applied(pl_module):
+                yield
+            return
+    yield
