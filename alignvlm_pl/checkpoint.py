@@ -11,23 +11,27 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .adapters import has_adapters, merge_state, save_adapters
+from .checkpoint_contents import check_contract
 from .errors import CheckpointError
 
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
+_RECORDED = ("stage", "processor", "weights_sha256")
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash over the safetensors files of a folder, in name order."""
+    """Hash over the safetensors files of a folder and the index that says what lies in which, in name order."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]):
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def export(
+    model: Any, processor: Any, folder: Path, record: dict[str, Any], *, max_shard_size: str | None = None
+) -> dict[str, Any]:
     """Write model, processor and record as one folder that is either whole or absent.
 
     Args:
@@ -36,6 +40,8 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
         processor: Its processor.
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
+        max_shard_size: Most bytes of a file of weights, as `5GB`; None: as transformers chooses. Several files
+            come with an index.
 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
@@ -44,14 +50,16 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
+        options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
         if has_adapters(model):
-            model.save_pretrained(partial, state_dict=merge_state(model, model.state_dict()))
+            model.save_pretrained(partial, state_dict=merge_state(model, model.state_dict()), **options)
             save_adapters(model, partial / ADAPTER_FOLDER)
         else:
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, **options)
         processor.save_pretrained(partial)
         record = {**record, "weights_sha256": weights_sha256(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        _to_disk(partial)
         if folder.exists():
             old = folder.with_name(folder.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
@@ -68,6 +76,14 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
     return record
 
 
+def _to_disk(folder: Path) -> None:
+    """Wait until the files are on the disk: a record that outlives its weights would end the stage for good."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def read_record(folder: str | Path) -> dict[str, Any]:
     """The record of a stage-end folder.
 
@@ -81,7 +97,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = json.loads((path / RECORD).read_text())
-        missing = [key for key in ("stage", "tiling", "weights_sha256") if key not in record]
+        missing = [key for key in _RECORDED if key not in record]
     except ValueError as error:
         raise CheckpointError(
             f"{path / RECORD} is damaged ({error}); run the stage that wrote it again"
@@ -124,22 +140,21 @@ def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
         )
 
 
-def verify_parent(folder: str | Path, *, parent: str | None, tiling: dict[str, Any]) -> dict[str, Any]:
+def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[str, Any]) -> dict[str, Any]:
     """Check the folder that a stage starts from.
 
     Args:
         folder: `stage.init_from`.
         parent: Name the stage expects, or None for any.
-        tiling: Tiling of the model that will load it.
+        contract: Contract of the model that will load it (`checkpoint_contents.contract`).
 
     Raises:
-        CheckpointError: Naming both values, if the stage or the tiling differs, or the weights are damaged.
+        CheckpointError: Naming both values, if the stage or the contract differs, or the weights are damaged.
     """
     record = read_record(folder)
     if parent is not None and record["stage"] != parent:
         raise CheckpointError(
             f"stage.init_from={folder} was written by stage {record['stage']!r}, expected {parent!r}"
         )
-    if record["tiling"] != tiling:
-        raise CheckpointError(f"{folder} was trained with tiling {record['tiling']}, the model has {tiling}")
+    check_contract(record["processor"], contract, source=str(folder))
     return record

@@ -13,6 +13,7 @@ from torch import Tensor
 from .adapters import attach_adapters
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
+from .checkpoint_contents import CONTENTS, check_contract, check_stage, contract
 from .errors import CheckpointError
 from .linear_cross_entropy import check_backend
 from .lora import parse_adapters
@@ -87,6 +88,11 @@ class AlignVLMModule(pl.LightningModule):
         if self._alphabet is None:
             self._alphabet = Alphabet.from_tokenizer(self.processor.tokenizer)
         return self._alphabet
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What this model's weights are trained with and must be used with."""
+        return contract(self.spec, self.processor)
 
     @property
     def net(self) -> AlignVLMForConditionalGeneration:
@@ -324,6 +330,7 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
+            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back.
         """
         name = checkpoint.get("stage", {}).get("name")
         if self.stage is not None and name != self.stage.name:
@@ -332,6 +339,10 @@ class AlignVLMModule(pl.LightningModule):
                 "another with stage.init_from"
             )
         self._match_weights(checkpoint.get("stage", {}))
+        if (contents := checkpoint.get(CONTENTS)) is not None:
+            check_contract(contents["processor"], self.contract, source="ckpt_path")
+            if self.stage is not None:
+                check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))

@@ -43,7 +43,7 @@ class Stage:
             `alignvlm_pl.lora.Lora`); the part's own weights stay as they are. null: parts train themselves.
         ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation
             and the stage-end folder use the average; null: the weights themselves.
-        parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any.
+        parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any, or none.
         init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
     """
 
@@ -163,3 +163,21 @@ def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> i
             f"{num_devices} devices = {per_step}; nearest valid values: {below}, {below + per_step}"
         )
     return global_batch_size // per_step
+
+
+def require_parent(name: str, *, parent: str | None, init_from: str | None) -> None:
+    """Refuse to start a stage without the parent that it names.
+
+    Args:
+        name: `stage.name`.
+        parent: `stage.parent`.
+        init_from: `stage.init_from`.
+
+    Raises:
+        ConfigError: Saying what to set.
+    """
+    if parent is not None and init_from is None:
+        raise ConfigError(
+            f"stage {name!r} starts from the end of stage {parent!r}, but stage.init_from is null: set it to the hf "
+            f"folder in the run folder of stage {parent!r}, or stage.parent to null to start from the pretrained parts"
+        )

@@ -39,6 +39,7 @@ class Tiling:
         tile_height: Height of a tile in pixels, the input height of the vision encoder.
         tile_width: Width of a tile in pixels.
         max_tiles: Most tiles in the grid; the thumbnail is not counted.
+        max_side: Most rows and most columns of the grid; None: as many as `max_tiles` allows.
         thumbnail: Where the whole image, as one more tile, goes among the tiles: `first`, `last` or `none`.
             An image of a single tile never gets one.
         covering_threshold: Share of the image's area (0-1) above which a grid is good enough; `ovis` only.
@@ -51,6 +52,7 @@ class Tiling:
     tile_height: int = 384
     tile_width: int = 384
     max_tiles: int = 9
+    max_side: int | None = None
     thumbnail: str = "first"
     covering_threshold: float = 0.9
 
@@ -59,8 +61,10 @@ class Tiling:
             value = getattr(self, key)
             if value not in known:
                 raise ConfigError(f"tiling.{key} is {value!r}; {nearest(str(value), known)}")
-        for key in ("tile_height", "tile_width", "max_tiles"):
+        for key in ("tile_height", "tile_width", "max_tiles", "max_side"):
             value = getattr(self, key)
+            if key == "max_side" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"tiling.{key} must be a whole number of at least 1, found {value!r}")
         share = self.covering_threshold
@@ -190,10 +194,13 @@ def _choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
 
 
 @lru_cache(maxsize=64)
-def _candidates(max_tiles: int) -> tuple[Grid, ...]:
-    """All grids of at most `max_tiles` tiles, by rows and then columns (23 grids for 9 tiles)."""
+def _candidates(max_tiles: int, max_side: int | None) -> tuple[Grid, ...]:
+    """All grids within both limits, by rows and then columns (23 grids for 9 tiles)."""
+    side = max_side or max_tiles
     return tuple(
-        Grid(rows, cols) for rows in range(1, max_tiles + 1) for cols in range(1, max_tiles // rows + 1)
+        Grid(rows, cols)
+        for rows in range(1, min(side, max_tiles) + 1)
+        for cols in range(1, min(side, max_tiles // rows) + 1)
     )
 
 
@@ -202,7 +209,11 @@ def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
     # A grid with more rows (columns) than the image has pixels would hold empty tiles. It covers exactly what
     # the one-row (one-column) grid covers, with more tiles, so that Ovis never takes it: left out, no result
     # changes.
-    grids = [grid for grid in _candidates(tiling.max_tiles) if grid.rows <= height and grid.cols <= width]
+    grids = [
+        grid
+        for grid in _candidates(tiling.max_tiles, tiling.max_side)
+        if grid.rows <= height and grid.cols <= width
+    ]
     covered = {grid: _covering_ratio(width, height, grid, tiling) for grid in grids}
     good = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
     # min() keeps the first of equals, i.e. the order of enumeration, as Ovis's stable sort does.
@@ -241,7 +252,9 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """
     aspect = width / height
     best, best_difference = Grid(1, 1), float("inf")
-    for grid in sorted(_candidates(tiling.max_tiles), key=lambda grid: (grid.rows * grid.cols, grid.cols)):
+    for grid in sorted(
+        _candidates(tiling.max_tiles, tiling.max_side), key=lambda grid: (grid.rows * grid.cols, grid.cols)
+    ):
         difference = abs(aspect - (grid.cols * tiling.tile_width) / (grid.rows * tiling.tile_height))
         canvas_area = tiling.tile_width * tiling.tile_height * grid.rows * grid.cols
         # Among grids of one ratio the larger is taken where the image fills more than half of it.

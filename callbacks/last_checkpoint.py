@@ -1,6 +1,13 @@
-"""`checkpoints/last.ckpt`: the state from which an interrupted stage goes on, and on which `test` can be run."""
+"""`checkpoints/`: the states from which an interrupted stage goes on, and on which `test` can be run.
+
+`step00000500.ckpt` is the state after 500 optimizer steps, `last.ckpt` a link to the newest. A state is written whole
+before the link moves to it, and only then are older ones removed: whenever a run dies, and wherever the disk is full,
+`last.ckpt` is a whole checkpoint. The same holds for a state that is a folder of shards.
+"""
 
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +15,134 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from alignvlm_pl.errors import CheckpointError, ConfigError
+
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
 
+_NAME = "step{:08d}.ckpt"
+_WRITTEN = re.compile(r"step(\d{8})\.ckpt")
+
 
 class LastCheckpoint(pl.Callback):
-    """Keep the newest training state, written every n steps and when training ends.
+    """Keep the newest training states, written every n steps and when training ends.
 
     CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this before `StageTransition`, whose folder marks the stage as
     finished and must therefore be written last.
 
     Args:
         every_n_steps: Interval in optimizer steps.
+        keep_last: How many of the newest states are kept.
+        keep_every_n_steps: Keep the states of these steps as well, for good; None: none.
+
+    Raises:
+        ConfigError: An interval is not positive, or no state falls on `keep_every_n_steps`.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(
+        self, every_n_steps: int, *, keep_last: int = 1, keep_every_n_steps: int | None = None
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
+            if value < 1:
+                raise ConfigError(f"checkpoint_{name}={value}: expected at least 1")
+        if keep_every_n_steps is not None and (keep_every_n_steps < 1 or keep_every_n_steps % every_n_steps):
+            raise ConfigError(
+                f"checkpoint_keep_every_n_steps={keep_every_n_steps}: expected a multiple of "
+                f"checkpoint_every_n_steps={every_n_steps}, or null"
+            )
         self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.keep_every_n_steps = keep_every_n_steps
         self._saved_step = -1
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Never write again over the state that the run goes on from."""
+        self._saved_step = int(checkpoint["global_step"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear away what a killed run left half-written, and see whether there is room.
+
+        Raises:
+            CheckpointError: There is not; naming the space there is and the space it takes. On all ranks.
+        """
+        refused = None
+        if trainer.is_global_zero:
+            folder = _folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._prune(trainer)
+            refused = _no_room(folder, checkpoint_bytes(pl_module))
+        if (refused := trainer.strategy.broadcast(refused)) is not None:
+            raise CheckpointError(refused)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every n optimizer steps."""
-        step = trainer.global_step
-        if step and step % self.every_n_steps == 0 and step != self._saved_step:
-            self._save(trainer)
+        if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the stage, or where it was interrupted."""
-        if not trainer.interrupted and trainer.global_step != self._saved_step:
-            self._save(trainer)
+        if not trainer.interrupted:
+            self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINT)
-        self._saved_step = trainer.global_step
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save the state of this step, once; all ranks must call it, between two optimizer steps."""
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        path = _folder(trainer) / _NAME.format(step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            _point(trainer, path)
+            self._prune(trainer)
+        trainer.strategy.barrier("checkpoint")
+        self._saved_step = step
+
+    def _prune(self, trainer: pl.Trainer) -> None:
+        """Remove older states, and what a killed run left half-written."""
+        folder = _folder(trainer)
+        linked = _WRITTEN.fullmatch((Path(trainer.default_root_dir) / CHECKPOINT).resolve().name)
+        steps = sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
+        # One that is newer than `last.ckpt` was written by a run that died before it moved the link.
+        newest = [step for step in steps if linked is None or step <= int(linked[1])][-self.keep_last :]
+        for step in steps:
+            forever = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+            if step not in newest and not forever:
+                trainer.strategy.remove_checkpoint(folder / _NAME.format(step))
+        for left in folder.glob("*.partial"):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def checkpoint_bytes(module: torch.nn.Module) -> int:
+    """Size of a checkpoint: all weights, and AdamW's two moments of those that train."""
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    return 2 * trained + sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir).resolve() / CHECKPOINT.parent
+
+
+def _point(trainer: pl.Trainer, path: Path) -> None:
+    """Move the link `last.ckpt` to a state, at once."""
+    link = Path(trainer.default_root_dir) / CHECKPOINT
+    new = link.with_name(link.name + ".partial")
+    new.unlink(missing_ok=True)
+    new.symlink_to(path.name)
+    os.replace(new, link)
+
+
+def _no_room(folder: Path, needed: int) -> str | None:
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return None
+    return (
+        f"{folder} has {free / 1e9:.2f} GB free, a checkpoint of this stage takes {needed / 1e9:.2f} GB: free some "
+        "space, or set another run_dir"
+    )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

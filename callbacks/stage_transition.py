@@ -1,8 +1,7 @@
 """What happens where a stage begins and ends: hand-over, freeze table, the printed table, the stage-end folder."""
 
 import logging
-import platform
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import alignvlm_pl
 from alignvlm_pl.checkpoint import export, verify_parent
+from alignvlm_pl.checkpoint_contents import CONTENTS, check_parent, describe, library_versions
+from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.part_table import part_table
 from alignvlm_pl.stages import Stage
@@ -28,23 +28,70 @@ class StageTransition(pl.Callback):
 
     Args:
         stage: The stage to run.
+        max_shard_size: See `alignvlm_pl.checkpoint.export`.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, max_shard_size: str | None = None) -> None:
         self.stage = stage
-        self.parent: dict[str, Any] | None = None
+        self.max_shard_size = max_shard_size
+        self.parent: dict[str, str] | None = None
+        self._samples_seen: dict[str, int] = {}
         self._exported = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Verify the parent and hand the stage to the module, before the model is built."""
+        """Verify the parent and hand the stage to the module, before the model is built.
+
+        Raises:
+            CheckpointError: The parent is another stage, of another model, or damaged; on all ranks.
+        """
         assert isinstance(pl_module, AlignVLMModule)
         if stage != "fit":
             return
         if self.stage.init_from is not None:
-            self.parent = verify_parent(
-                self.stage.init_from, parent=self.stage.parent, tiling=pl_module.processor.tiling
+            # Rank 0 alone reads and hashes the weights, but all must hear of it, or the others would wait for it.
+            verified = trainer.strategy.broadcast(
+                self._verify(pl_module, self.stage.init_from) if trainer.is_global_zero else None
             )
+            if isinstance(verified, str):
+                raise CheckpointError(verified)
+            self.parent = verified
         pl_module.begin_stage(self.stage)
+
+    def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str] | str:
+        """Stage and hash of the parent, or what is wrong with it."""
+        try:
+            record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
+        except CheckpointError as error:
+            return str(error)
+        return {"stage": record["stage"], "weights_sha256": record["weights_sha256"]}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have the checkpoint say what it is."""
+        assert isinstance(pl_module, AlignVLMModule)
+        data = checkpoint.get(type(trainer.datamodule).__qualname__) or {}  # type: ignore[attr-defined]  # set by Lightning
+        self._samples_seen = data.get("samples_seen", self._samples_seen)
+        checkpoint[CONTENTS] = describe(
+            config=pl_module.net.config,
+            contract=pl_module.contract,
+            stage=self.stage,
+            parent=self.parent,
+            samples_seen=dict(self._samples_seen),
+        )
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Check that the stage started from the weights that `stage.init_from` holds.
+
+        Raises:
+            CheckpointError: It did not.
+        """
+        contents = checkpoint.get(CONTENTS)
+        if contents is not None:
+            check_parent(contents["parent"], self.parent)
+            self._samples_seen = contents["samples_seen"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and log the table of parts."""
@@ -70,6 +117,9 @@ class StageTransition(pl.Callback):
         """Write the stage-end folder; an interrupted stage leaves none and is resumed instead."""
         if trainer.interrupted:
             return
+        # All ranks must ask, and only now: the last checkpoint may be some steps old.
+        state = trainer.datamodule.state_dict()  # type: ignore[attr-defined]  # set by Lightning
+        self._samples_seen = state.get("samples_seen", self._samples_seen)
         self._export(trainer, pl_module)
         self._exported = True
         trainer.strategy.barrier("stage end")
@@ -82,21 +132,21 @@ class StageTransition(pl.Callback):
     @rank_zero_only
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)
-        record = {
-            "stage": self.stage.name,
-            "parent": {"stage": self.parent["stage"], "weights_sha256": self.parent["weights_sha256"]}
-            if self.parent
-            else None,
-            "steps": trainer.global_step,
-            "seconds": round(pl_module.stage_seconds, 1),
-            "tiling": pl_module.processor.tiling,
-            **({"calibration": pl_module.calibration} if pl_module.calibration else {}),
-            "versions": {
-                "alignvlm_pl": alignvlm_pl.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "lightning", "transformers")},
-            },
-        }
         folder = Path(trainer.default_root_dir) / EXPORT_FOLDER
-        export(pl_module.net, pl_module.processor, folder, record)
+        record = self._record(trainer, pl_module)
+        export(pl_module.net, pl_module.processor, folder, record, max_shard_size=self.max_shard_size)
         log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
+
+    def _record(self, trainer: pl.Trainer, module: AlignVLMModule) -> dict[str, Any]:
+        """Facts for `stage.json`."""
+        return {
+            "stage": self.stage.name,
+            "settings": asdict(self.stage),
+            "parent": self.parent,
+            "steps": trainer.global_step,
+            "seconds": round(module.stage_seconds, 1),
+            "samples_seen": self._samples_seen,
+            "processor": module.contract,
+            **({"calibration": module.calibration} if module.calibration else {}),
+            "versions": library_versions(),
+        }

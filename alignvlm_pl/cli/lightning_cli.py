@@ -6,6 +6,7 @@ import os
 import zipfile
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -18,10 +19,12 @@ from callbacks.averaged_weights import AveragedWeights
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
+from callbacks.frozen_weights import FrozenWeights
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
+from callbacks.random_state import RandomState
 from callbacks.resumed_epoch import ResumedEpoch
 from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
 
@@ -37,7 +40,7 @@ from datamodules import (
 from ..checkpoint import RECORD
 from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..module import AlignVLMModule
-from ..stages import Stage, accumulation
+from ..stages import Stage, accumulation, require_parent
 from .messages import explain
 
 DATA_MODULES = (
@@ -47,6 +50,9 @@ DATA_MODULES = (
     DocDownstreamDataModule,
     WebDataModule,
 )
+LAST = "last"
+"""As `--ckpt_path`: the run's own last checkpoint; `fit` starts afresh where there is none yet."""
+
 log = logging.getLogger(__name__)
 _DERIVED = {  # setting of the trainer -> its untouched value and the setting it follows from
     "max_steps": (-1, "stage.max_steps"),
@@ -139,6 +145,21 @@ class AlignCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="Optimizer steps between checkpoints."
         )
+        parser.add_argument(
+            "--checkpoint_keep_last", type=int, default=1, help="How many of the newest checkpoints are kept."
+        )
+        parser.add_argument(
+            "--checkpoint_keep_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Keep the checkpoints of these steps for good, a multiple of the interval; null: none.",
+        )
+        parser.add_argument(
+            "--max_shard_size",
+            type=str | None,
+            default=None,
+            help="Largest file of the stage-end weights, as 5GB; null: transformers' choice.",
+        )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ConnectorHealth, "connector_health")
@@ -165,6 +186,7 @@ class AlignCLI(LightningCLI):
                 raise ConfigError(
                     "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"
                 )
+            require_parent(config.stage.name, parent=config.stage.parent, init_from=config.stage.init_from)
             if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
                 raise CheckpointError(
                     f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
@@ -176,6 +198,16 @@ class AlignCLI(LightningCLI):
                 self.subcommand,
             )
         _check_writable(Path(config.run_dir))
+        last = Path(config.run_dir) / CHECKPOINT
+        if self.subcommand == "fit":
+            _check_writable(last.parent)
+            if config.ckpt_path == LAST:  # what `fit` does anyway, if there is one
+                config.ckpt_path = None
+        elif config.ckpt_path == LAST:
+            config.ckpt_path = str(last)
+        # Checkpoints hold tensors and plain types: one that would run code when it is read is refused.
+        if config.weights_only is None:
+            config.weights_only = True
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path))
 
@@ -210,15 +242,20 @@ class AlignCLI(LightningCLI):
         if self.subcommand == "fit":
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
-            every = self._get(self.config_init, "checkpoint_every_n_steps")
+            every, keep_last, keep_every = (
+                self._get(self.config_init, f"checkpoint_{name}")
+                for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
+            )
             callbacks = [
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
-                LastCheckpoint(every),
+                FrozenWeights(),
+                LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every),
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
-                StageTransition(stage),
+                StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
+                RandomState(),
             ]
         elif self.subcommand == "predict":
             callbacks = [*callbacks, PredictionWriter()]
@@ -230,6 +267,15 @@ class AlignCLI(LightningCLI):
             return super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"checkpoint {self.config_init[subcommand].ckpt_path} holds more than tensors and plain types, so "
+                "reading it could run code; if you trust where it comes from, set --weights_only=false"
+            ) from error
 
     def _stage(self) -> Stage:
         values = self._get(self.config_init, "stage")
@@ -271,9 +317,7 @@ def _check_writable(folder: Path) -> None:
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(
-            f"run_dir {folder} cannot be written: {error.strerror}; set another run_dir"
-        ) from error
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}; set another run_dir") from error
 
 
 def _check_checkpoint(path: Path) -> None:

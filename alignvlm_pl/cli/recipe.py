@@ -49,9 +49,10 @@ def plan_runs(options: list[str]) -> list[Run]:
         folder = root / f"{index}-{paths['stage'].stem}"
         own = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
         parent = runs[-1].folder if runs else None
+        # Behind the user's options: a `--stage.init_from` of theirs is where the first stage starts, and only that one.
         start = [] if parent is None else ["--stage.init_from", str(parent / "hf")]
         # Behind the recipe and before the user's later options, which therefore win in every stage.
-        merged = [*kept[:position], *own, *start, *kept[position:], RUN_DIR, str(folder), "--stages=null"]
+        merged = [*kept[:position], *own, *kept[position:], *start, RUN_DIR, str(folder), "--stages=null"]
         runs.append(Run(options=merged, folder=folder))
     return runs
 

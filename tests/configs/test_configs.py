@@ -196,7 +196,8 @@ def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> Non
     for entry in read_stages(path):
         assert all(file.is_file() for file in entry.values())
         stage = Stage(**_load(entry["stage"]))
-        assert stage.parent == before
+        # A recipe may begin with a stage that needs a parent; whoever runs it says where that one's folder is.
+        assert stage.parent == before or before is None
         before = stage.name
 
 

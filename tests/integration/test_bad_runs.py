@@ -137,8 +137,10 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(world, tmp_path, ca
     error = error_of(capsys, world.run("fit", *options))
     assert "No space left on device" in error
     assert "run_dir" in error
-    assert [Path(name).name for name in saves] == ["last.ckpt.partial"] * 2
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert [Path(name).name for name in saves] == [f"step0000000{step}.ckpt.partial" for step in (1, 2)]
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "step00000001.ckpt"]
+    assert last.read_bytes() == b"half", "the state that was written before the disk was full"
     assert not (tmp_path / "run/hf").exists()
 
 

@@ -61,7 +61,8 @@ def test_fit_leaves_config_checkpoint_events_predictions_and_weights(trained):
     }
     expected |= {"predictions/held-step000003.jsonl", "predictions/images/held/held-00000000.png"}
     assert expected <= left
-    assert [p.name for p in (trained / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["last.ckpt", "step00000003.ckpt"]
+    assert (trained / "checkpoints/last.ckpt").resolve() == trained / "checkpoints/step00000003.ckpt"
     assert len((trained / "predictions/held-step000003.jsonl").read_text().splitlines()) == 3
     record = json.loads((trained / "hf/stage.json").read_text())
     assert (record["stage"], record["steps"], record["parent"]) == ("all", 3, None)

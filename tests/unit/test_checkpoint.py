@@ -8,7 +8,7 @@ import torch
 from alignvlm_pl.checkpoint import RECORD, compare_states, export, read_record, verify_parent
 from alignvlm_pl.errors import CheckpointError
 
-TILING = {"rule": "ovis", "max_tiles": 9}
+CONTRACT = {"tokenizer": "ab12", "tiling": {"rule": "ovis", "max_tiles": 9}, "connector": {"type": "align"}}
 
 
 class Weights:
@@ -17,7 +17,7 @@ class Weights:
     def __init__(self, content: bytes = b"weights", *, fails: bool = False) -> None:
         self.content, self.fails = content, fails
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder, **options):
         folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_bytes(self.content)
         if self.fails:
@@ -30,7 +30,7 @@ class Processor:
 
 
 def exported(folder, content=b"weights"):
-    return export(Weights(content), Processor(), folder, {"stage": "one", "tiling": TILING})
+    return export(Weights(content), Processor(), folder, {"stage": "one", "processor": CONTRACT})
 
 
 def test_export_and_record(tmp_path):
@@ -79,19 +79,59 @@ def test_changed_weights_are_refused_with_both_sums(tmp_path):
         read_record(tmp_path / "hf")
 
 
-def test_parent_must_be_the_named_stage_with_the_models_tiling(tmp_path):
+def test_parent_must_be_the_named_stage_with_the_models_contract(tmp_path):
     record = exported(tmp_path / "hf")
-    assert verify_parent(tmp_path / "hf", parent=None, tiling=TILING) == record
-    assert verify_parent(tmp_path / "hf", parent="one", tiling=TILING) == record
+    assert verify_parent(tmp_path / "hf", parent=None, contract=CONTRACT) == record
+    assert verify_parent(tmp_path / "hf", parent="one", contract=CONTRACT) == record
     with pytest.raises(CheckpointError, match="written by stage 'one', expected 'two'"):
-        verify_parent(tmp_path / "hf", parent="two", tiling=TILING)
-    with pytest.raises(CheckpointError, match=r"trained with tiling .*9.*, the model has .*4"):
-        verify_parent(tmp_path / "hf", parent="one", tiling={**TILING, "max_tiles": 4})
+        verify_parent(tmp_path / "hf", parent="two", contract=CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": "cd34"}, "hf was trained with tokenizer ab12, the model has cd34. Use the model file"),
+        (
+            {"tiling": {"rule": "ovis", "max_tiles": 4}, "connector": {"type": "mlp"}},
+            "with tiling.max_tiles 9, the model has 4; connector.type align, the model has mlp",
+        ),
+        ({"spell_answers": True}, "with spell_answers none, the model has True"),
+    ],
+)
+def test_a_parent_of_another_contract_is_refused_with_both_values(tmp_path, change, message):
+    exported(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=message):
+        verify_parent(tmp_path / "hf", parent="one", contract={**CONTRACT, **change})
 
 
 def test_the_record_is_readable_json(tmp_path):
     exported(tmp_path / "hf")
-    assert json.loads((tmp_path / "hf" / RECORD).read_text())["tiling"] == TILING
+    assert json.loads((tmp_path / "hf" / RECORD).read_text())["processor"] == CONTRACT
+
+
+def test_weights_in_several_files_are_hashed_with_their_index_and_load(tmp_path):
+    from alignvlm_pl.models.build import build_model, build_processor, load_weights
+    from alignvlm_pl.models.tiny import tiny_spec
+
+    spec = tiny_spec(tmp_path / "tokenizer")
+    processor = build_processor(spec)
+    model, other = build_model(spec, processor), build_model(spec, processor)
+    export(model, processor, tmp_path / "hf", {"stage": "one", "processor": {}}, max_shard_size="200KB")
+    files = sorted((tmp_path / "hf").glob("*.safetensors"))
+    assert len(files) > 2
+    read_record(tmp_path / "hf")
+    load_weights(other, tmp_path / "hf")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    text = index.read_text()
+    index.write_text(text.replace("00001-of", "00002-of", 1))
+    with pytest.raises(CheckpointError, match="were changed or damaged"):
+        read_record(tmp_path / "hf")
+    index.write_text(text)
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match="were changed or damaged"):
+        read_record(tmp_path / "hf")
 
 
 @pytest.mark.parametrize(

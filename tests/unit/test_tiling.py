@@ -67,8 +67,20 @@ def random_tiling(rng: random.Random, *, side: int = 96) -> Tiling:
         tile_height=rng.randint(1, side),
         tile_width=rng.randint(1, side),
         max_tiles=rng.randint(1, 12),
+        max_side=rng.choice([None, 1, 2, 5]),
         thumbnail=rng.choice(["first", "last", "none"]),
         covering_threshold=rng.choice([0.0, 0.5, 0.9, 1.0]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((4000, 300), (1, 6)), ((300, 4000), (6, 1)), ((1700, 2200), (3, 3))]
+)
+def test_max_side_limits_rows_and_columns(size, grid):
+    # Without it the first two are cut into nine tiles in a row (Ovis's own grids, test_tiling_reference.py).
+    assert choose_grid(*size, Tiling(max_side=6)) == grid
+    assert choose_grid(*size, Tiling()) == (
+        (3, 3) if grid == (3, 3) else tuple(9 if n == 6 else n for n in grid)
     )
 
 
@@ -83,6 +95,7 @@ def test_properties_of_plans():
         tiles = [box for box in plan if not box.is_thumbnail]
         assert len(plan) == count_tiles(width, height, tiling), case
         assert len(tiles) == grid.rows * grid.cols <= tiling.max_tiles, case
+        assert max(grid) <= (tiling.max_side or tiling.max_tiles), case
         assert_thumbnail(plan, tiles, tiling, width, height)
         assert sum((b.right - b.left) * (b.bottom - b.top) for b in tiles) == pytest.approx(width * height), (
             case
@@ -199,6 +212,7 @@ def test_settings_survive_a_round_trip():
         ({"tile_height": -384}, "tiling.tile_height must be .* found -384"),
         ({"tile_width": 384.0}, "tiling.tile_width must be a whole number .* found 384.0"),
         ({"max_tiles": True}, "tiling.max_tiles must be a whole number"),
+        ({"max_side": 0}, "tiling.max_side must be a whole number of at least 1, found 0"),
         ({"covering_threshold": 1.5}, "tiling.covering_threshold must be a share between 0 and 1, found 1.5"),
         ({"covering_threshold": float("nan")}, "tiling.covering_threshold must be .* found nan"),
         ({"max_tile": 4}, "tiling has no setting 'max_tile'; did you mean 'max_tiles'"),

@@ -49,6 +49,7 @@ PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: the tokens of a square of this side become one, side by side, before it reads them."""
 SHUFFLES = (1, 2, 3)
 _GRID = "grid"
+_NO_IDENTITY = ("backend", "gain_init", "init_std", "vocab_keep", "vocab_rows")
 
 
 def shuffle_factor(options: dict[str, Any]) -> int:
@@ -101,6 +102,22 @@ def build_connector(
     return CONNECTORS[name](vision_dim * factor**2, text_dim, vocab_size, **own)
 
 
+def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
+    """What a connector computes from its weights: its type and options, those left out with their defaults.
+
+    Options that only say how it starts, who computes it, or which rows of the vocabulary are kept (`load_weights`
+    carries them over) are no part of it.
+    """
+    parameters = inspect.signature(CONNECTORS[options.get("type", "align")]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != _GRID}
+    whole = {"type": "align", PIXEL_SHUFFLE: 1, **defaults, **options}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in whole.items()
+        if key not in _NO_IDENTITY
+    }
+
+
 def count_parameters(connector: nn.Module) -> int:
     """Numbers that a connector learns."""
     return sum(parameter.numel() for parameter in connector.parameters())
@@ -116,6 +133,7 @@ __all__ = [
     "OvisConnector",
     "PerceiverConnector",
     "build_connector",
+    "connector_identity",
     "count_parameters",
     "shuffle_factor",
     "shuffled_grid",
