@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from .errors import CheckpointError
+from .models.whole_weights import FILE_SIZE
 
 RECORD = "stage.json"
 
@@ -25,7 +26,14 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def export(
+    model: Any,
+    processor: Any,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    save: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Write model, processor and record as one folder that is either whole or absent.
 
     Args:
@@ -33,6 +41,7 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
         processor: Its processor.
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
+        save: What writes the model into a folder, where `save_pretrained` cannot: a sharded one.
 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
@@ -41,7 +50,10 @@ def export(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
+        if save is None:
+            model.save_pretrained(partial, max_shard_size=FILE_SIZE)
+        else:
+            save(partial)
         processor.save_pretrained(partial)
         record = {**record, "weights_sha256": weights_sha256(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")

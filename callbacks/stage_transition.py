@@ -2,18 +2,22 @@
 
 import logging
 import platform
+from collections import deque
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 import alignvlm_pl
 from alignvlm_pl.checkpoint import export, verify_parent
+from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.models.whole_weights import whole_weights, write_weights
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.part_table import part_table
+from alignvlm_pl.sharding import is_sharded
 from alignvlm_pl.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -79,7 +83,6 @@ class StageTransition(pl.Callback):
         if not trainer.interrupted and not self._exported:
             self._export(trainer, pl_module)
 
-    @rank_zero_only
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)
         record = {
@@ -98,5 +101,31 @@ class StageTransition(pl.Callback):
             },
         }
         folder = Path(trainer.default_root_dir) / EXPORT_FOLDER
-        export(pl_module.net, pl_module.processor, folder, record)
-        log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
+        if is_sharded(pl_module.net):
+            _export_together(trainer, pl_module, folder, record)
+        elif trainer.is_global_zero:
+            export(pl_module.net, pl_module.processor, folder, record)
+        if trainer.is_global_zero:
+            log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
+
+
+def _export_together(
+    trainer: pl.Trainer, module: AlignVLMModule, folder: Path, record: dict[str, Any]
+) -> None:
+    """Gather the weights on all ranks, one tensor after the other, and write them on the first.
+
+    Raises:
+        CheckpointError: They could not be written; on all ranks.
+    """
+    weights = whole_weights(module.net)
+    problem = ""
+    try:
+        if trainer.is_global_zero:
+            save = partial(write_weights, module.net, weights)
+            export(module.net, module.processor, folder, record, save=save)
+    except CheckpointError as error:
+        problem = str(error)
+    finally:
+        deque(weights, maxlen=0)  # the other ranks gather to the end
+    if problem := trainer.strategy.broadcast(problem):
+        raise CheckpointError(problem)

@@ -36,6 +36,7 @@ from datamodules import (
 from ..checkpoint import RECORD
 from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..module import AlignVLMModule
+from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation
 from .messages import explain
 
@@ -196,7 +197,7 @@ class AlignCLI(LightningCLI):
         """Go on from the last checkpoint of an unfinished stage."""
         config = self.config_init[self.subcommand]
         last = Path(config.run_dir) / CHECKPOINT
-        if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
+        if self.subcommand == "fit" and config.ckpt_path is None and recover(last):
             _check_checkpoint(last)
             config.ckpt_path = str(last)
 
