@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from .adapters import has_adapters, merge_state, save_adapters
 from .checkpoint_contents import check_contract
 from .errors import CheckpointError
+from .models.whole_weights import FILE_SIZE
 
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
@@ -30,7 +31,13 @@ def weights_sha256(folder: Path) -> str:
 
 
 def export(
-    model: Any, processor: Any, folder: Path, record: dict[str, Any], *, max_shard_size: str | None = None
+    model: Any,
+    processor: Any,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    max_shard_size: str = FILE_SIZE,
+    save: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write model, processor and record as one folder that is either whole or absent.
 
@@ -40,8 +47,8 @@ def export(
         processor: Its processor.
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
-        max_shard_size: Most bytes of a file of weights, as `5GB`; None: as transformers chooses. Several files
-            come with an index.
+        max_shard_size: Most bytes of a file of weights. Several files come with an index.
+        save: What writes the model into a folder, where `save_pretrained` cannot: a sharded one.
 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
@@ -50,12 +57,14 @@ def export(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
-        if has_adapters(model):
-            model.save_pretrained(partial, state_dict=merge_state(model, model.state_dict()), **options)
+        if save is not None:
+            save(partial)
+        elif has_adapters(model):
+            merged = merge_state(model, model.state_dict())
+            model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
             save_adapters(model, partial / ADAPTER_FOLDER)
         else:
-            model.save_pretrained(partial, **options)
+            model.save_pretrained(partial, max_shard_size=max_shard_size)
         processor.save_pretrained(partial)
         record = {**record, "weights_sha256": weights_sha256(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")

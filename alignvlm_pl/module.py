@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .adapters import attach_adapters
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
@@ -22,12 +23,14 @@ from .models.build import ModelSpec, build_model, build_processor, load_weights
 from .models.connectors import shuffle_factor, shuffled_grid
 from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
+from .models.on_meta import build_on_meta, load_parts
 from .models.processing import AlignVLMProcessor
 from .models.vision import token_grid
 from .optim import freeze, parameter_groups, set_modes, step_schedule
+from .parallel import ShardedStrategy, refuse_unknown
 from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
-from .sharding import is_sharded, root_parameters
-from .stages import Stage
+from .sharding import clip_gradients, is_sharded, no_grad
+from .stages import PARTS, Stage
 
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
 
@@ -44,9 +47,12 @@ class AlignVLMModule(pl.LightningModule):
             loads the folder does.
         loss_backend: How supervised positions meet the LM head: `auto`, `chunked`, `liger` or `plain`
             (`alignvlm_pl.linear_cross_entropy.head_losses`).
+        activation_checkpointing: Parts (`vision`, `llm`) whose layers run again in backward instead of keeping what
+            they computed; null: none.
+        compile: Parts (`vision`, `connector`, `llm`) that `torch.compile` compiles; null: none.
 
     Raises:
-        ConfigError: If there is no such `loss_backend`, or its package is missing.
+        ConfigError: If there is no such `loss_backend` or part, or a package is missing.
     """
 
     def __init__(
@@ -55,9 +61,13 @@ class AlignVLMModule(pl.LightningModule):
         weights: str | None = None,
         attention: str | None = None,
         loss_backend: str = "auto",
+        activation_checkpointing: list[str] | None = None,
+        compile: list[str] | None = None,
     ) -> None:
         super().__init__()
         check_backend(loss_backend)
+        self.checkpointed = check_parts("activation_checkpointing", activation_checkpointing, CHECKPOINTED)
+        self.compiled = check_parts("compile", compile, tuple(PARTS))
         self.spec = spec
         self.weights = weights
         self.attention = attention
@@ -105,17 +115,37 @@ class AlignVLMModule(pl.LightningModule):
         self.stage = stage
 
     def configure_model(self) -> None:
-        """Build the model once, load the stage's start and freeze what it does not train."""
+        """Build the model once, load the stage's start, freeze what it does not train, and shard it if it is to be.
+
+        Raises:
+            ConfigError: The strategy is not supported.
+            CheckpointError: Weights are missing, damaged, or of another model.
+        """
         if self.model is not None:
             return
-        self.model = build_model(self.spec, self.processor)
-        self.model.loss_backend = self.loss_backend
         folder = (self.stage.init_from if self.stage else None) or self.weights
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        if strategy is not None:
+            refuse_unknown(strategy)
+        if isinstance(strategy, ShardedStrategy):
+            self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
+            self._prepare(self.model)
+            strategy.shard(self.model)
+            load_parts(self.model, self.spec, folder)
+            return
+        self.model = build_model(self.spec, self.processor)
         if folder is not None:
             load_weights(self.model, folder)
+        self._prepare(self.model)
+
+    def _prepare(self, model: AlignVLMForConditionalGeneration) -> None:
+        """What must be done before a strategy wraps the model."""
+        model.loss_backend = self.loss_backend
         if self.stage is not None:
-            freeze(self.model, self.stage)
-            attach_adapters(self.model, self.stage.adapters)
+            freeze(model, self.stage)
+            attach_adapters(model, self.stage.adapters)
+        checkpoint_activations(model, self.checkpointed)
+        compile_parts(model, self.compiled)
 
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
@@ -156,7 +186,7 @@ class AlignVLMModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide gradients by the supervised tokens of the whole step: all micro batches and all ranks.
 
-        Runs before clipping. DDP has averaged the gradients over ranks, hence the world size.
+        Runs before clipping. DDP and FSDP have averaged the gradients over ranks, hence the world size.
         """
         total = self.trainer.strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
         factor = self.trainer.world_size / total.clamp(min=1)  # nothing supervised: gradients of zero
@@ -178,8 +208,7 @@ class AlignVLMModule(pl.LightningModule):
         """
         if gradient_clip_val is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-            self.log("train/gradient_norm", norm)
+            self.log("train/gradient_norm", clip_gradients(parameters, gradient_clip_val))
 
     def _answer_loss(self, batch: dict[str, Any]) -> TokenLoss:
         assert self.stage is not None
@@ -270,24 +299,21 @@ class AlignVLMModule(pl.LightningModule):
         """Greedy answers of a generation batch."""
         return self.generate(batch, max_new_tokens=self.max_new_tokens)
 
-    @torch.inference_mode()
     def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of a left-padded generation batch, one string a sample."""
         inputs = {key: value.to(self.device) for key, value in model_inputs(batch).items()}
         # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
-        root = self.trainer.strategy.model
-        with self.trainer.precision_plugin.forward_context(), root_parameters(root):
+        with no_grad(self.net), self.trainer.precision_plugin.forward_context():
             # Sharded ranks go on together until the longest answer is through, or they would wait for each other.
             ids = self.net.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, synced_gpus=is_sharded(root)
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, synced_gpus=is_sharded(self.net)
             )
         new = ids[:, inputs["input_ids"].shape[1] :]
         return self.processor.post_process_image_text_to_text(new)
 
-    @torch.inference_mode()
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
-        with self.trainer.precision_plugin.forward_context(), root_parameters(self.trainer.strategy.model):
+        with no_grad(self.net), self.trainer.precision_plugin.forward_context():
             log_probs = self._read_tiles(batch)
         pages = [
             (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])

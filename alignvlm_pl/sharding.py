@@ -1,29 +1,115 @@
-"""Calling parts of a model whose parameters are sharded over ranks (FSDP)."""
+"""A model whose parameters are sharded over ranks by FSDP2 (`fully_shard`): wrapping, calling its parts, gradients.
 
-from contextlib import AbstractContextManager, nullcontext
+The groups whose parameters are gathered together: each layer of the vision tower, the rest of the tower, the connector,
+each layer of the LLM, a head that is not tied, and the root with what is left. The root's parameters are there as long
+as the model runs, which ALIGN needs: it reads the LLM's embedding table before the LLM does.
+"""
 
-from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
 
 
-def is_sharded(root: nn.Module | None) -> bool:
-    """Whether a module's parameters are sharded, so that all ranks must call it equally often."""
-    return isinstance(root, FullyShardedDataParallel)
+def shard(
+    model: Any,
+    mesh: DeviceMesh,
+    *,
+    policy: MixedPrecisionPolicy,
+    reshard_vision: bool = True,
+    reshard_llm: bool = True,
+) -> None:
+    """Shard an `AlignVLMForConditionalGeneration` in place; its parameters may be on the meta device.
 
-
-def root_parameters(root: nn.Module | None, *, writeback: bool = False) -> AbstractContextManager[None]:
-    """Gather the parameters that belong to the outermost module alone, while one of its parts is called directly.
-
-    The wrapped layers inside gather their own when they run. `generate` calls a part, and would find the embedding and
-    the connector in pieces. Nothing is to be done for a module that is not sharded.
+    CONTRACT: the freeze table has been applied; parameters may not be frozen or unfrozen afterwards.
 
     Args:
-        root: The outermost module.
-        writeback: Whether changes that are made to the parameters are kept. All ranks must make the same.
+        model: The model.
+        mesh: The ranks, one dimension.
+        policy: Precision in which parameters are gathered and gradients summed.
+        reshard_vision: Whether the tower's layers are freed after forward and gathered again in backward.
+        reshard_llm: Likewise of the LLM's layers.
     """
-    if root is None or not is_sharded(root):
-        return nullcontext()
-    context: AbstractContextManager[None] = FullyShardedDataParallel.summon_full_params(
-        root, writeback=writeback, recurse=False
-    )
-    return context
+
+    def wrap(module: nn.Module, reshard: bool | None) -> None:
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+
+    for part, reshard in ((model.vision_tower, reshard_vision), (model.language_model, reshard_llm)):
+        for layer in layers(part):
+            wrap(layer, reshard)
+    wrap(model.vision_tower, reshard_vision)
+    wrap(model.connector, True)
+    head = model.get_output_embeddings()
+    if head.weight is not model.get_input_embeddings().weight:
+        wrap(head, True)
+    wrap(model, None)
+    # Ways into a group other than `forward`.
+    model.wake = lambda: None
+    register_fsdp_forward_method(model, "wake")
+    register_fsdp_forward_method(model, "read")
+    if hasattr(model.connector, "log_probs"):
+        register_fsdp_forward_method(model.connector, "log_probs")
+
+
+def layers(part: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a part: the members of its outermost lists of modules."""
+    found: list[nn.Module] = []
+    for child in part.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else layers(child)
+    return found
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's parameters are sharded, so that all ranks must call it equally often."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def gathered_parts(model: Any) -> Iterator[None]:
+    """Gather what the parts of a sharded model need, while they are called directly and without gradients.
+
+    The embedding table, the connector and the head are whole within, in the precision of the forward; the tower and the
+    layers gather their own when they run, which all ranks must do equally often. Changes made within are lost.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    model.wake()  # the first call decides which module is the root
+    held = [part for part in (model, model.connector, model.get_output_embeddings()) if is_sharded(part)]
+    for part in held:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in held:
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
+
+
+def no_grad(model: nn.Module) -> Any:
+    """`torch.inference_mode`; `torch.no_grad` for a sharded model, whose gathered tensors are used in training too."""
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor on every rank; all ranks must ask. Any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to a norm of at most `largest`; returns their norm before, over all parameters and ranks."""
+    parameters = list(parameters)
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.token_spread import TokenSpread, token_spread, visual_features
 from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.sharding import root_parameters
+from alignvlm_pl.sharding import gathered_parts
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +86,19 @@ class ConnectorHealth(Callback):
 
 
 @contextmanager
-def undisturbed(trainer: pl.Trainer, module: AlignVLMModule, *, writeback: bool = False) -> Iterator[None]:
+def undisturbed(trainer: pl.Trainer, module: AlignVLMModule) -> Iterator[None]:
     """Run parts of the model between two steps: no dropout or running statistics, training's precision, all shards.
+
+    Parameters of a sharded model that are changed within are as before afterwards.
 
     Args:
         trainer: The trainer.
         module: Its module.
-        writeback: Whether parameters that are changed within are to be kept where they are sharded.
     """
     modes = [(part, part.training) for part in module.net.modules()]
     module.net.eval()
-    root = trainer.strategy.model
     try:
-        with trainer.precision_plugin.forward_context(), root_parameters(root, writeback=writeback):
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), gathered_parts(module.net):
             yield
     finally:
         for part, training in modes:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
 from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.sharding import whole
 
 from .connector_health import undisturbed
 from .data_health import sum_over_ranks
@@ -65,7 +66,7 @@ class GainCalibration(Callback):
         if pl_module.calibration is not None or pl_module.resumed:
             return
         connector = pl_module.net.connector
-        with undisturbed(trainer, pl_module, writeback=True):
+        with undisturbed(trainer, pl_module):
             features = visual_features(
                 pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS
             )
@@ -79,8 +80,9 @@ class GainCalibration(Callback):
             found = trainer.strategy.broadcast(found, src=min(ranks))
             if isinstance(found, str):
                 raise ConfigError(found)
-            connector.norm2.weight.data.mul_(found["gain_factor"])
-            found["gain"] = round(float(connector.norm2.weight.detach().mean()), 6)
+        # Out here a sharded model has its own rows, not a copy of all.
+        connector.norm2.weight.data.mul_(found["gain_factor"])
+        found["gain"] = round(float(whole(connector.norm2.weight.detach()).mean()), 6)
         pl_module.calibration = found
         if trainer.is_global_zero:
             log.info(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.sharded_checkpoint import make_whole, read_folder, replace_path, write_file
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -148,7 +148,8 @@ def _no_room(folder: Path, needed: int) -> str | None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
 
-    Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy.
+    Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
+    strategies write folders of their own (alignvlm_pl/parallel.py), which are read here for those that are not.
     """
 
     def save_checkpoint(
@@ -159,14 +160,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial = target.with_name(target.name + ".partial")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException as error:
+            write_file(checkpoint, partial)
+            replace_path(partial, target)
+        except BaseException:
             partial.unlink(missing_ok=True)
-            # Where a write is refused, torch's own archive writer fails as well and hides the reason.
-            if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-                raise error.__context__ from None
             raise
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """Load a file, or the folder of a sharded strategy with its tensors put together."""
+        if Path(path).is_dir():
+            whole: dict[str, Any] = make_whole(read_folder(Path(path)))
+            return whole
+        found: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        return found

@@ -1,19 +1,22 @@
 """What happens where a stage begins and ends: hand-over, freeze table, the printed table, the stage-end folder."""
 
 import logging
+from collections import deque
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from alignvlm_pl.checkpoint import export, verify_parent
 from alignvlm_pl.checkpoint_contents import CONTENTS, check_parent, describe, library_versions
 from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.models.whole_weights import FILE_SIZE, whole_weights, write_weights
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.part_table import part_table
+from alignvlm_pl.sharding import is_sharded
 from alignvlm_pl.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ class StageTransition(pl.Callback):
         max_shard_size: See `alignvlm_pl.checkpoint.export`.
     """
 
-    def __init__(self, stage: Stage, *, max_shard_size: str | None = None) -> None:
+    def __init__(self, stage: Stage, *, max_shard_size: str = FILE_SIZE) -> None:
         self.stage = stage
         self.max_shard_size = max_shard_size
         self.parent: dict[str, str] | None = None
@@ -129,13 +132,37 @@ class StageTransition(pl.Callback):
         if not trainer.interrupted and not self._exported:
             self._export(trainer, pl_module)
 
-    @rank_zero_only
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)
         folder = Path(trainer.default_root_dir) / EXPORT_FOLDER
         record = self._record(trainer, pl_module)
-        export(pl_module.net, pl_module.processor, folder, record, max_shard_size=self.max_shard_size)
-        log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
+        if is_sharded(pl_module.net):
+            self._export_together(trainer, pl_module, folder, record)
+        elif trainer.is_global_zero:
+            export(pl_module.net, pl_module.processor, folder, record, max_shard_size=self.max_shard_size)
+        if trainer.is_global_zero:
+            log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
+
+    def _export_together(
+        self, trainer: pl.Trainer, module: AlignVLMModule, folder: Path, record: dict[str, Any]
+    ) -> None:
+        """Gather the weights on all ranks, one tensor after the other, and write them on the first.
+
+        Raises:
+            CheckpointError: They could not be written; on all ranks.
+        """
+        weights = whole_weights(module.net, self.max_shard_size)
+        problem = ""
+        try:
+            if trainer.is_global_zero:
+                save = partial(write_weights, module.net, weights, max_shard_size=self.max_shard_size)
+                export(module.net, module.processor, folder, record, save=save)
+        except CheckpointError as error:
+            problem = str(error)
+        finally:
+            deque(weights, maxlen=0)  # the other ranks gather to the end
+        if problem := trainer.strategy.broadcast(problem):
+            raise CheckpointError(problem)
 
     def _record(self, trainer: pl.Trainer, module: AlignVLMModule) -> dict[str, Any]:
         """Facts for `stage.json`."""

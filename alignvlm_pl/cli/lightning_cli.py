@@ -39,7 +39,9 @@ from datamodules import (
 
 from ..checkpoint import RECORD
 from ..errors import AlignVLMError, CheckpointError, ConfigError
+from ..models.whole_weights import FILE_SIZE
 from ..module import AlignVLMModule
+from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation, require_parent
 from .messages import explain
 
@@ -156,9 +158,9 @@ class AlignCLI(LightningCLI):
         )
         parser.add_argument(
             "--max_shard_size",
-            type=str | None,
-            default=None,
-            help="Largest file of the stage-end weights, as 5GB; null: transformers' choice.",
+            type=str,
+            default=FILE_SIZE,
+            help="Largest file of the stage-end weights.",
         )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
@@ -229,7 +231,7 @@ class AlignCLI(LightningCLI):
         """Go on from the last checkpoint of an unfinished stage."""
         config = self.config_init[self.subcommand]
         last = Path(config.run_dir) / CHECKPOINT
-        if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
+        if self.subcommand == "fit" and config.ckpt_path is None and recover(last):
             _check_checkpoint(last)
             config.ckpt_path = str(last)
 

@@ -187,12 +187,17 @@ def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForCon
         require_complete(missing, what="LLM", source=folder)
         copy_weights(model.language_model, source.state_dict(), what="LLM", source=folder)
     model.initialize_connector()
+    set_generation(model, processor)
+    return model
+
+
+def set_generation(model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor) -> None:
+    """Let the model's answers end where the processor's turns do."""
     model.generation_config.eos_token_id = processor.end_of_turn_id
     model.generation_config.pad_token_id = processor.pad_token_id
     if processor.image_token_id < model.config.text_config.vocab_size:
         # In an embedding table that is padded beyond the tokenizer, the placeholder has a logit; it is never an answer.
         model.generation_config.suppress_tokens = [processor.image_token_id]
-    return model
 
 
 def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:

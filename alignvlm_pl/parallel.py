@@ -1,0 +1,197 @@
+"""FSDP2 as a Lightning strategy: the model is built and loaded in shards, and saved as a folder of them."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
+
+from .errors import CheckpointError, ConfigError
+from .sharded_checkpoint import rank_state, read_folder, replace_path, take_rows, write_rank
+from .sharding import shard
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Parameters, gradients and optimizer state are sharded over all ranks (FSDP2); works on CPUs too.
+
+    With `precision: bf16-mixed` each rank keeps its rows in float32; they are gathered in bfloat16, and gradients are
+    summed in float32.
+
+    Args:
+        reshard_vision: Whether the vision tower's layers are freed after forward and gathered again in backward, which
+            takes less memory and more traffic.
+        reshard_llm: Likewise of the LLM's layers.
+        timeout_minutes: How long a rank waits for the others before it gives up.
+    """
+
+    def __init__(
+        self, reshard_vision: bool = True, reshard_llm: bool = True, timeout_minutes: float = 30.0
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, timeout=timedelta(minutes=timeout_minutes))
+        self.reshard_vision = reshard_vision
+        self.reshard_llm = reshard_llm
+
+    # The model is built, sharded and on its device when `configure_model` returns, so a checkpoint is restored at the
+    # same moment as under other strategies: callbacks find the same state in their hooks.
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """True."""
+        return True
+
+    def setup_environment(self) -> None:
+        """All ranks are data-parallel."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """As Lightning; evaluation without `torch.inference_mode`, whose tensors training cannot use again."""
+        loops = (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        )
+        for loop in loops:
+            loop.inference_mode = False
+        super().setup(trainer)
+
+    def shard(self, model: nn.Module) -> None:
+        """Shard a model whose freeze table has been applied.
+
+        Raises:
+            ConfigError: The precision needs a loss scale, which is not kept in step over ranks here.
+        """
+        precision = str(self.precision_plugin.precision)
+        if precision.startswith("16"):
+            raise ConfigError(
+                f"trainer.precision={precision} does not go with a sharded model; use bf16-mixed"
+            )
+        policy = MixedPrecisionPolicy()
+        if precision == "bf16-mixed":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        shard(
+            model,
+            self.device_mesh["data_parallel"],
+            policy=policy,
+            reshard_vision=self.reshard_vision,
+            reshard_llm=self.reshard_llm,
+        )
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The module's state, sharded."""
+        assert self.lightning_module is not None
+        state: dict[str, Any] = self.lightning_module.state_dict()
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state, sharded."""
+        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        return state
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write a folder beside its place and rename it; all ranks must call.
+
+        Raises:
+            CheckpointError: A rank could not write; on all ranks. An earlier checkpoint is as it was.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        partial = path.with_name(path.name + ".partial")
+        own = rank_state(checkpoint)
+        problem = None
+        if self.is_global_zero:
+            problem = _trying(lambda: _make_empty(partial))
+        self._agree(problem, path, partial)
+        rank, ranks = self.global_rank, self.world_size
+        self._agree(
+            _trying(lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)), path, partial
+        )
+        if self.is_global_zero:
+            problem = _trying(lambda: replace_path(partial, path))
+        self._agree(problem, path, partial)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a folder of this strategy, or another strategy's file; this rank's rows are taken when they are set."""
+        path = Path(checkpoint_path)
+        if path.is_dir():
+            return read_folder(path)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return found
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy this rank's rows of the checkpoint into the model."""
+        assert self.lightning_module is not None
+        state, stored = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        for name, tensor in state.items():
+            tensor.copy_(take_rows(stored[name], tensor))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give the optimizers this rank's rows of their state."""
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                index: {
+                    key: take_rows(value, parameters[index])
+                    if value.shape == parameters[index].shape
+                    else value
+                    for key, value in values.items()
+                }
+                for index, values in stored["state"].items()
+            }
+            optimizer.load_state_dict({**stored, "state": state})
+
+    def _agree(self, problem: str | None, path: Path, partial: Path) -> None:
+        """Raise on all ranks if one has a problem."""
+        problems: list[str | None] = [problem]
+        if torch.distributed.is_initialized():
+            problems = [None] * self.world_size
+            torch.distributed.all_gather_object(problems, problem)
+        if found := next(filter(None, problems), None):
+            if self.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"could not write checkpoint {path}: {found}; the earlier one is as it was; free some space or set "
+                "another run_dir"
+            )
+
+
+def refuse_unknown(strategy: Strategy) -> None:
+    """Refuse strategies whose gradients, checkpoints or stage-end folders would be wrong.
+
+    Raises:
+        ConfigError: The strategy shards in a way of its own.
+    """
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) and not isinstance(
+        strategy, ShardedStrategy
+    ):
+        raise ConfigError(
+            f"trainer.strategy {type(strategy).__name__} is not supported; configs/cluster/fsdp.yaml shards the model "
+            "with alignvlm_pl.parallel.ShardedStrategy"
+        )
+
+
+def _trying(action: Any) -> str | None:
+    try:
+        action()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

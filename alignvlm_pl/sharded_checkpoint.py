@@ -1,0 +1,188 @@
+"""Training state as a folder: one file of each rank with the rows that it owns, and one with everything else.
+
+Only `torch.load(weights_only=True)` reads them, so a folder from elsewhere can run no code. Any number of ranks, and a run
+that is not sharded, can go on from it.
+"""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from .errors import CheckpointError
+from .models.on_meta import like, own_rows
+
+_REST = "rest.ckpt"
+_STATE_DICT, _OPTIMIZERS, _RANKS = "state_dict", "optimizer_states", "ranks"
+_ROWS, _SHAPE = "rows", "shape"
+
+
+class RowPieces:
+    """A tensor of which each rank's file has some rows.
+
+    Args:
+        pieces: In order of the ranks.
+        shape: Of the whole.
+    """
+
+    def __init__(self, pieces: list[Tensor], shape: tuple[int, ...]) -> None:
+        self.pieces, self.shape = pieces, torch.Size(shape)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The rows from `rows.start` to `rows.stop`, of whichever files have them."""
+        found, begin = [], 0
+        for piece in self.pieces:
+            found.append(piece[max(rows.start - begin, 0) : max(rows.stop - begin, 0)])
+            begin += len(piece)
+        return torch.cat(found)
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        return torch.cat(self.pieces)
+
+
+def rank_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Take the tensors out of Lightning's checkpoint: those of this rank, sharded ones as their rows."""
+    own = {
+        key: _map_tensors(checkpoint.pop(key), _to_rows)
+        for key in (_STATE_DICT, _OPTIMIZERS)
+        if key in checkpoint
+    }
+    return own
+
+
+def write_file(content: Any, path: Path) -> None:
+    """Save and wait until it is on the disk.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        # Where a write is refused, torch's own archive writer fails as well and hides the reason.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank: int, ranks: int) -> None:
+    """Write what a rank has to the folder, the first rank the rest too.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_file(own, folder / _file_of(rank, ranks))
+    if rank == 0:
+        write_file({**rest, _RANKS: ranks}, folder / _REST)
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Lightning's checkpoint with `RowPieces` for what was sharded; files are mapped, not read.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    checkpoint = _load(folder / _REST)
+    ranks = checkpoint.pop(_RANKS)
+    parts = [_load(folder / _file_of(rank, ranks)) for rank in range(ranks)]
+    return {**checkpoint, **_join(parts)}
+
+
+def make_whole(state: Any) -> Any:
+    """The same with tensors in place of `RowPieces`, as an unsharded model takes it."""
+    return _map_tensors(state, lambda value: value.whole() if isinstance(value, RowPieces) else value)
+
+
+def take_rows(stored: Tensor | RowPieces, tensor: Tensor) -> Tensor:
+    """What a rank owns of a stored tensor, sharded as `tensor` is."""
+    if isinstance(stored, RowPieces) and not isinstance(tensor, DTensor):
+        stored = stored.whole()
+    if isinstance(tensor, DTensor):
+        local = stored[own_rows(stored.shape[0], tensor)]
+        return like(tensor, local.to(tensor.to_local(), copy=True))
+    assert isinstance(stored, Tensor)
+    return stored
+
+
+def replace_path(partial: Path, target: Path) -> None:
+    """Put a file or folder in the place of another, which is only removed once the new one is there."""
+    old = aside(target)
+    if target.is_dir() or partial.is_dir():
+        _remove(old)
+        if target.exists():
+            os.replace(target, old)
+    os.replace(partial, target)
+    _remove(old)
+
+
+def aside(target: Path) -> Path:
+    """Where the earlier folder is while a new one takes its place."""
+    return target.with_name(target.name + ".old")
+
+
+def recover(target: Path) -> bool:
+    """Take back the earlier checkpoint where a kill came between the two renames; returns whether there is one now."""
+    if not target.exists() and aside(target).exists():
+        os.replace(aside(target), target)
+    return target.exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _file_of(rank: int, ranks: int) -> str:
+    return f"rank-{rank:05d}-of-{ranks:05d}.ckpt"
+
+
+def _to_rows(value: Any) -> Any:
+    if isinstance(value, DTensor):
+        return {_ROWS: value.to_local().detach().cpu(), _SHAPE: list(value.shape)}
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _join(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        if first.keys() == {_ROWS, _SHAPE}:
+            return RowPieces([part[_ROWS] for part in parts], tuple(first[_SHAPE]))
+        return {key: _join([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [_join(list(entries)) for entries in zip(*parts, strict=True)]
+    return first
+
+
+def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(inner, change) for inner in value)
+    return change(value)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"checkpoint {path.parent} lacks {path.name}: it is no checkpoint folder, or was copied in part; copy it "
+            "again, or remove it and the stage starts again from its beginning"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"checkpoint file {path} is damaged; remove {path.parent}, the stage then starts again from its beginning"
+        ) from error
+    return found
