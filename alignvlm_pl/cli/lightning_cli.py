@@ -19,6 +19,7 @@ from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
+from callbacks.ledger import Ledger
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
 from callbacks.resumed_epoch import ResumedEpoch
@@ -211,6 +212,7 @@ class AlignCLI(LightningCLI):
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             callbacks = [
+                Ledger(),
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 LastCheckpoint(every),
                 *callbacks,
