@@ -79,7 +79,7 @@ class AlignVLMModule(pl.LightningModule):
         self._micro_counts: list[Tensor] = []
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
-        self.last_loss = float("nan")
+        self.last_loss: Tensor | float = float("nan")  # on the device: reading it waits for it
         self.tokens_seen = 0
         self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
         self.resumed = False
@@ -169,16 +169,19 @@ class AlignVLMModule(pl.LightningModule):
 
         Returns:
             `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
-            `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters).
+            `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters); `loss_sum`, that
+            of the micro batch.
         """
-        assert self.stage is not None
-        loss = self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+        loss, figures = self.batch_loss(batch)
+        self.log_dict(figures, batch_size=len(batch["keys"]))
         self._micro_counts.append(loss.supervised.detach())
-        self.last_loss = float(loss.total.detach() / loss.supervised.clamp(min=1))
-        self.tokens_seen += int(batch["attention_mask"].sum())
+        # Nothing is read from the device here: a step would wait for it, and the device for the next step.
+        self.last_loss = loss.total.detach() / loss.supervised.clamp(min=1)
+        self.tokens_seen += sum(batch["tokens"])
         # Lightning divides by the accumulation; the sums of the micro batches must simply add up.
         return {
             "loss": loss.total * self.trainer.accumulate_grad_batches,
+            "loss_sum": loss.total.detach(),
             "document_loss_sums": loss.document_sums.detach(),
             "document_supervised": loss.document_supervised.detach(),
         }
@@ -210,26 +213,30 @@ class AlignVLMModule(pl.LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.log("train/gradient_norm", clip_gradients(parameters, gradient_clip_val))
 
-    def _answer_loss(self, batch: dict[str, Any]) -> TokenLoss:
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""
+        assert self.stage is not None
+        return self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+
+    def _answer_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
         assert self.stage is not None
         weight = self.stage.readout_weight
         columns = self._columns() if weight else None
         inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
-        self.log("train/loss", output.loss, batch_size=len(batch["keys"]))
+        figures = {"train/loss": output.loss}
         if weight:
             readout = self._ctc(output.readout_log_probs, batch)
             mean = readout.total / readout.supervised.clamp(min=1)
-            self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
+            figures["train/readout_loss"] = mean
             loss_sum = loss_sum + weight * count * mean
-        return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
+        loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
+        return loss, figures
 
-    def _read_loss(self, batch: dict[str, Any]) -> TokenLoss:
+    def _read_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
         loss = self._ctc(self._read_tiles(batch), batch)
-        mean = loss.total / loss.supervised.clamp(min=1)
-        self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
-        return loss
+        return loss, {"train/readout_loss": loss.total / loss.supervised.clamp(min=1)}
 
     def _read_tiles(self, batch: dict[str, Any]) -> Tensor:
         """Log P_vocab (tiles, tokens, C) of the alphabet's columns."""

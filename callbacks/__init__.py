@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .connector_health import ConnectorHealth
     from .data_health import DataHealth
     from .gain_calibration import GainCalibration
+    from .ledger import Ledger
     from .progress import TrainingProgress
     from .stage_transition import StageTransition
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConnectorHealth",
     "DataHealth",
     "GainCalibration",
+    "Ledger",
     "StageTransition",
     "TrainingProgress",
 ]
@@ -27,6 +29,7 @@ _HOME = {
     "ConnectorHealth": ".connector_health",
     "DataHealth": ".data_health",
     "GainCalibration": ".gain_calibration",
+    "Ledger": ".ledger",
     "StageTransition": ".stage_transition",
     "TrainingProgress": ".progress",
 }

@@ -132,7 +132,7 @@ class WebDataModule(pl.LightningDataModule):
         self._manifests: dict[str, Manifest] = {}
         self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None
-        self._training: Training | None = None
+        self.training: Training | None = None  # CONTRACT: callbacks/ledger.py, alignvlm_pl/cli/replay.py
         self._state: State | None = None
 
     def adapter(self) -> Adapter:
@@ -162,9 +162,9 @@ class WebDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the training workers."""
-        if self._training is not None:
-            self._training.loader.close()
-            self._training = None
+        if self.training is not None:
+            self.training.loader.close()
+            self.training = None
 
     def steps_per_epoch(self, batch_size: int | None = None, world: int | None = None) -> int:
         """Batches each rank takes per epoch, the same on all ranks: samples // (batch size x ranks).
@@ -198,7 +198,7 @@ class WebDataModule(pl.LightningDataModule):
         """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them."""
         rank, world = self._place()
         self.teardown()
-        self._training = Training.begin(
+        self.training = Training.begin(
             self._stream(),
             self._planner(),
             collator=self._collator(),
@@ -213,11 +213,11 @@ class WebDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             stall_seconds=self.stall_seconds or None,
         )
-        return self._training.loader
+        return self.training.loader
 
     def state_dict(self) -> State:
         """Where all ranks are in the training stream, in plain types; all ranks must call it."""
-        return {} if self._training is None else self._training.state()
+        return {} if self.training is None else self.training.state()
 
     def load_state_dict(self, state_dict: State) -> None:
         """Go on from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
@@ -292,13 +292,13 @@ class WebDataModule(pl.LightningDataModule):
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
         """Training samples left out on this rank so far: source -> reason -> number."""
-        found = {} if self._training is None else self._training.loader.skipped
+        found = {} if self.training is None else self.training.loader.skipped
         return {source: dict(reasons) for source, reasons in found.items()}
 
     @property
     def wait_seconds(self) -> float:
         """Time that training on this rank has waited for batches so far."""
-        return 0.0 if self._training is None else self._training.loader.wait_seconds
+        return 0.0 if self.training is None else self.training.loader.wait_seconds
 
     def _loss_loaders(self, sets: Mapping[str, str | Path]) -> list[ShardLoader]:
         manifests = [self._manifest(folder) for folder in sets.values()]

@@ -78,10 +78,11 @@ class Processor(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSample:
-    """A sample with its encoding; the unit that is batched."""
+    """A sample with its encoding; the unit that is batched. `position` is its place in the training stream, if any."""
 
     sample: Sample
     encoded: Any
+    position: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +236,9 @@ def _fields(items: Sequence[EncodedSample]) -> Batch:
         "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
         "sizes": [sample.sizes for sample in samples],
         "truncated": [item.encoded.truncated for item in items],
+        # Numbers of their own, so that nobody who counts has to wait for the device.
+        "tokens": [len(item.encoded.input_ids) for item in items],
+        "tiles": [item.encoded.num_tiles for item in items],
     }
 
 

@@ -103,18 +103,20 @@ class TrainBatches(IterableDataset[WorkerItem]):
                     yield self._item(batches[index], left)
 
     def _item(self, rows: Sequence[Row], left: Cursor) -> WorkerItem:
-        encoded = [[item for item in map(self._read, row) if item is not None] for row in rows]
-        encoded = [row for row in encoded if row]
-        if not encoded:
-            batch = None
-        elif self.planner.token_budget:
-            batch = self.collator.collate_packed(encoded)
-        else:
-            batch = self.collator.collate([item for row in encoded for item in row])
+        read = [[item for item in map(self.read, row) if item is not None] for row in rows]
+        kept = [row for row in read if row]
+        batch = self.collate(kept) if kept else None
         skipped = self.counter.take() if self.counter else {}
         return WorkerItem(batch=batch, cursor=left.to_state(), skipped=skipped)
 
-    def _read(self, position: int) -> EncodedSample | None:
+    def collate(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
+        """Return the batch of rows of samples, as training is given it, with the `positions` of its documents."""
+        items = [item for row in rows for item in row]
+        packed = self.planner.token_budget is not None
+        batch = self.collator.collate_packed(rows) if packed else self.collator.collate(items)
+        return batch | {"positions": [item.position for item in items]}
+
+    def read(self, position: int) -> EncodedSample | None:
         """Return the sample at a position; None where it is bad, which is counted.
 
         Raises:
@@ -129,7 +131,8 @@ class TrainBatches(IterableDataset[WorkerItem]):
                 self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location)
             )
             _require_answer(sample)
-            return self.collator.encode(sample, token_budget=self.planner.token_budget)
+            encoded = self.collator.encode(sample, token_budget=self.planner.token_budget)
+            return replace(encoded, position=position)
         except SampleError as error:
             if self.counter is None:
                 raise

@@ -90,10 +90,11 @@ def resumed(
         ConfigError: Data or settings changed, and the mode is exact; the message names each difference.
     """
     cursors = [Cursor.of_state(cursor) for cursor in state["ranks"]]
-    differences = list(_differences(state, identity))
-    if not differences:
+    known = state.get("version") == _VERSION
+    found = differences(state["fingerprint"] if known else {"version": state.get("version")}, identity)
+    if not found:
         return share_out(cursors, world)
-    listing = "; ".join(differences)
+    listing = "; ".join(found)
     if mode != "coarse":
         raise ConfigError(
             f"the checkpoint was trained on other batches: {listing}. Restore the setting, or set "
@@ -104,8 +105,8 @@ def resumed(
     return first_cursors(world, window=position // planner.window)
 
 
-def _differences(state: State, identity: Mapping[str, str]) -> Sequence[str]:
-    saved = state["fingerprint"] if state.get("version") == _VERSION else {"version": state.get("version")}
+def differences(saved: Mapping[str, Any], identity: Mapping[str, str]) -> Sequence[str]:
+    """Say in which settings or data two fingerprints differ."""
     names = [*saved, *(name for name in identity if name not in saved)]
     return [
         f"{name} was {saved.get(name, 'absent')}, is {identity.get(name, 'absent')}"

@@ -54,6 +54,7 @@ class Training:
         stream: Position -> sample.
         planner: Window -> batches.
         identity: See `resume.fingerprint`.
+        batches: What makes the batches (CONTRACT: alignvlm_pl/cli/replay.py makes single ones with it).
         loader: The batches of this rank.
         start: What this rank had to read at the beginning.
         seen_before: Samples of earlier runs by source; of rank 0, which keeps those of all.
@@ -62,6 +63,7 @@ class Training:
     stream: TrainStream
     planner: BatchPlanner
     identity: dict[str, str]
+    batches: TrainBatches
     loader: ShardLoader
     start: dict[str, Any]
     seen_before: dict[str, int]
@@ -127,7 +129,13 @@ class Training:
         before = state["samples_seen"] if state is not None and rank == 0 else {}
         start = cursors[rank].to_state()
         return cls(
-            stream=stream, planner=planner, identity=identity, loader=loader, start=start, seen_before=before
+            stream=stream,
+            planner=planner,
+            identity=identity,
+            batches=batches,
+            loader=loader,
+            start=start,
+            seen_before=before,
         )
 
     def state(self) -> State:

@@ -24,6 +24,7 @@ COMMANDS = {
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "shards": ("alignvlm_pl.cli.shards", "verify sets of shards, count and show what they hold"),
+    "replay": ("alignvlm_pl.cli.replay", "rebuild the batch of a training step, with its losses"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a set"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),

@@ -22,6 +22,7 @@ from callbacks.data_health import DataHealth
 from callbacks.frozen_weights import FrozenWeights
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
+from callbacks.ledger import Ledger
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
@@ -249,6 +250,7 @@ class AlignCLI(LightningCLI):
                 for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
             )
             callbacks = [
+                Ledger(),
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
                 FrozenWeights(),

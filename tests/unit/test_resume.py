@@ -32,7 +32,7 @@ class Words:
 
     def encode(self, messages, images, *, max_text_length=None, generation=False):
         ids = [1] * self.count_tokens(messages, [])
-        return SimpleNamespace(input_ids=ids, labels=ids, truncated=False)
+        return SimpleNamespace(input_ids=ids, labels=ids, truncated=False, num_tiles=0)
 
     def collate(self, encoded, *, pad_left=False):
         return {"labels": torch.ones(len(encoded), 2)}

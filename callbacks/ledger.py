@@ -1,0 +1,178 @@
+"""The ledger: what each step was trained on, and its losses, so that any batch can be looked at later (`replay`)."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import IO, Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from alignvlm_pl.module import AlignVLMModule
+
+from .ledger_file import FOLDER, VERSION, cut, rank_file, short, to_line
+
+
+class Ledger(pl.Callback):
+    """Append a line for each micro batch of each rank to `ledger/rank00000.jsonl` (format: ledger_file.py).
+
+    A micro batch and not a step is the unit, because that is what a rank makes without asking the others: no line costs
+    a collective. Lines outlive a `kill -9` from the step on that wrote them; on a GPU they are one step behind, or the
+    device would be waited for, but never behind a checkpoint. A run that resumes removes what was written after the
+    step it goes on from.
+
+    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this first, so that the lines of a step are known when a later
+    callback saves a checkpoint of it.
+    """
+
+    def __init__(self) -> None:
+        self._stream: IO[str] | None = None
+        self._waiting: list[tuple[dict[str, Any], Tensor]] = []
+        self._ready = 0  # lines of `_waiting` that are of earlier steps
+        self._micro = 0
+        self._copied: Any = None  # CUDA event behind the copies of the newest step
+        self._cuda = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut what was written after the step that training goes on from, and begin."""
+        assert isinstance(pl_module, AlignVLMModule)
+        assert pl_module.stage is not None
+        folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
+        folder.mkdir(parents=True, exist_ok=True)
+        path = rank_file(folder, trainer.global_rank)
+        for file in [path, *(_beyond(folder, trainer.world_size) if trainer.is_global_zero else ())]:
+            if file.is_file():
+                cut(file, step)
+        training = getattr(cast(Any, trainer).datamodule, "training", None)
+        head = {
+            "ledger": VERSION,
+            "after": step,
+            "rank": trainer.global_rank,
+            "world": trainer.world_size,
+            "stage": pl_module.stage.name,
+            "device": pl_module.device.type,
+            "precision": str(trainer.precision),
+            "data": {} if training is None else training.identity,
+        }
+        self._micro, self._cuda = 0, pl_module.device.type == "cuda"
+        self._stream = path.open("a", encoding="utf-8")
+        self._stream.write(to_line(head))
+        self._stream.flush()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take down a micro batch; at the end of a step, write what is known by now."""
+        stepped = not trainer.fit_loop._should_accumulate()
+        line = {
+            "step": trainer.global_step + (not stepped),
+            "micro": self._micro,
+            "rank": trainer.global_rank,
+            "keys": batch["keys"],
+            "positions": batch["positions"],
+            "tiles": batch["tiles"],
+            "tokens": batch["tokens"],
+            "of": batch["sources"],
+        }
+        if "documents_per_row" in batch:
+            line["per_row"] = batch["documents_per_row"]
+        figures = [
+            outputs["loss_sum"].reshape(1),
+            outputs["document_loss_sums"],
+            outputs["document_supervised"],
+        ]
+        self._waiting.append((line, _to_host(torch.cat([figure.detach() for figure in figures]))))
+        self._micro = 0 if stepped else self._micro + 1
+        if stepped:
+            self._end_step()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have everything on the disk before the checkpoint is: the run may go on from it."""
+        self._write(len(self._waiting))
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is left."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Write what is known; a device that has failed is not asked for more."""
+        self._write(self._ready if self._cuda else len(self._waiting))
+        self._close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As `on_train_end`."""
+        self._write(len(self._waiting))
+        self._close()
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _end_step(self) -> None:
+        if not self._cuda:
+            self._write(len(self._waiting))
+            return
+        if self._copied is not None:
+            self._copied.synchronize()  # recorded a step ago, so it has long been passed
+        self._write(self._ready)
+        self._ready = len(self._waiting)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+
+    def _write(self, count: int) -> None:
+        """Write the first lines that wait."""
+        if self._stream is None or not count:
+            return
+        if self._cuda and count > self._ready:
+            torch.cuda.synchronize()  # copies that were begun in this step
+        for line, figures in self._waiting[:count]:
+            self._stream.write(to_line(with_losses(line, figures.tolist())))
+        self._stream.flush()
+        del self._waiting[:count]
+        self._ready = max(self._ready - count, 0)
+
+
+def with_losses(line: dict[str, Any], figures: list[float]) -> dict[str, Any]:
+    """Add the losses to a line.
+
+    Args:
+        line: Of n documents, with their sources under `of`.
+        figures: The loss sum of the micro batch, n loss sums of its documents, and their n numbers of tokens.
+    """
+    total, (sums, counts) = figures[0], _halves(figures[1:])
+    by_source: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for source, own, count in zip(line["of"], sums, counts, strict=True):
+        by_source[source][0] += own
+        by_source[source][1] += count
+    return {
+        **{name: value for name, value in line.items() if name != "of"},
+        "supervised": [int(count) for count in counts],
+        "losses": [short(own / max(count, 1)) for own, count in zip(sums, counts, strict=True)],
+        "loss": short(total / max(sum(counts), 1)),
+        "sources": {name: [short(own / max(n, 1)), int(n)] for name, (own, n) in by_source.items()},
+    }
+
+
+def _halves(values: list[float]) -> tuple[list[float], list[float]]:
+    return values[: len(values) // 2], values[len(values) // 2 :]
+
+
+def _to_host(figures: Tensor) -> Tensor:
+    """The figures in the host's memory, on a GPU without waiting for them."""
+    if figures.device.type != "cuda":
+        return figures
+    copy = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+    return copy.copy_(figures, non_blocking=True)
+
+
+def _beyond(folder: Path, world: int) -> list[Path]:
+    """Files of ranks that an earlier start of the run had and this one has not."""
+    return [path for path in sorted(folder.glob("rank*.jsonl")) if int(path.stem[4:]) >= world]

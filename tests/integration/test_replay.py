@@ -1,0 +1,190 @@
+"""The ledger through kills, resumes and ranks; `replay` gives back the batch and, with its weights, its losses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignvlm_pl.cli import main
+
+ROOT = Path(__file__).parents[2]
+RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
+KILLED = """
+import os, signal, sys
+from alignvlm_pl.module import AlignVLMModule
+step = AlignVLMModule.training_step
+def training_step(self, batch, index):
+    if self.trainer.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, index)
+AlignVLMModule.training_step = training_step
+from alignvlm_pl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def process(*command: Any) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    """Lines of all ranks, without the heads."""
+    paths = sorted((folder / "ledger").glob("*"))
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [line for line in lines if "step" in line]
+
+
+def replay(capsys: pytest.CaptureFixture, folder: Path, step: int, *options: Any) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["replay", "--run", str(folder), "--step", str(step), "--json", *map(str, options)]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def assert_recomputed(found: dict[str, Any]) -> None:
+    """The losses are those of the run: the same batch, weights and arithmetic."""
+    for micro in found["micro_batches"]:
+        assert micro["recomputed"] == {name: micro[name] for name in micro["recomputed"]}
+        assert set(micro["recomputed"]) == {"supervised", "losses", "loss", "sources"}
+    assert found["recomputed"] == found["recorded"]
+    assert found["weights_of_the_step"]
+
+
+@pytest.fixture(scope="module")
+def whole(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of five steps."""
+    return world.fit(tmp_path_factory.mktemp("whole") / "run", "--stage.max_steps=5")
+
+
+def test_each_micro_batch_has_a_line(whole):
+    lines = ledger(whole)
+    assert [(line["step"], line["micro"], line["rank"]) for line in lines] == [
+        (step, micro, 0) for step in range(1, 6) for micro in (0, 1)
+    ]
+    assert sorted(key for line in lines[:8] for key in line["keys"]) == [f"train-{n:08}" for n in range(16)]
+    assert all(sum(line["supervised"]) == line["sources"]["made"][1] for line in lines)
+    assert all(line["loss"] == pytest.approx(line["sources"]["made"][0], rel=1e-6) for line in lines)
+
+
+def test_step_one_is_rebuilt_with_its_losses(whole, capsys):
+    found = replay(capsys, whole, 1)
+    assert_recomputed(found)
+    assert [micro["keys"] for micro in found["micro_batches"]] == [line["keys"] for line in ledger(whole)[:2]]
+    assert found["micro_batches"][0]["prompts"] == ["what?", "what?"]
+
+
+def test_losses_of_other_weights_are_said_to_be_so(whole, capsys):
+    found = replay(capsys, whole, 4)
+    assert not found["weights_of_the_step"]
+    assert "NOT those the step began with: step 4 began with those after step 3" in found["weights"]
+    assert "last.ckpt (after step 5)" in found["weights"]
+    assert found["recomputed"] != pytest.approx(found["recorded"], rel=1e-4)
+    given = replay(capsys, whole, 4, "--weights", whole / "hf")
+    assert given["recomputed"] == pytest.approx(found["recomputed"], rel=1e-6)
+    assert "hf (after step 5)" in given["weights"]
+
+
+def test_the_table_shows_every_sample(whole, capsys):
+    assert main(["replay", "--run", str(whole), "--step", "2", "--samples_only"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("step 2 of stage all: 4 samples in 2 micro batches of 1 ranks\n")
+    for key in [key for line in ledger(whole)[2:4] for key in line["keys"]]:
+        assert told.count(key) == 1
+    assert "recomputed " not in told.split("prompt", 1)[1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_resumes_has_each_step_once_and_the_same(world, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = world.options("--benchmark.at_stage_end=false", "--stage.max_steps=5", "--run_dir", folder)
+    options.append("--checkpoint_every_n_steps=2")
+    assert process("-c", KILLED, "fit", *options).returncode == -signal.SIGKILL
+    # The checkpoint is of step 2: step 3 is trained once more.
+    assert [line["step"] for line in ledger(folder)] == [1, 1, 2, 2, 3, 3]
+    shutil.copy(folder / "checkpoints/last.ckpt", tmp_path / "after2.ckpt")
+    assert_recomputed(replay(capsys, folder, 3))
+    assert main(["fit", *options]) == 0
+    assert ledger(folder) == ledger(whole)
+    assert_recomputed(replay(capsys, folder, 3, "--weights", tmp_path / "after2.ckpt"))
+
+
+@pytest.mark.slow
+def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--stage.global_batch_size=8"]
+    options = world.options(
+        *two, "--benchmark.at_stage_end=false", "--stage.max_steps=2", "--run_dir", tmp_path
+    )
+    done = process("cli.py", "fit", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = replay(capsys, tmp_path, 1)
+    assert_recomputed(found)
+    assert [(m["rank"], m["micro"]) for m in found["micro_batches"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    # Going on alone cuts the second rank's file as well.
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    shutil.rmtree(tmp_path / "hf")
+    world.fit(tmp_path, "--stage.max_steps=1")
+    assert {(line["step"], line["rank"]) for line in ledger(tmp_path)} == {(1, 0)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.init_args.token_budget=160", "--data.init_args.pack_window=8"],
+        ["--stage.objective=read", "--stage.lr_llm=null", "--stage.lr_vision=null"],
+        ["--stage.readout_weight=0.5", "--stage.calibrate={target_entropy: 3.0}"],
+    ],
+    ids=["packed", "read", "calibrated"],
+)
+def test_other_batches_and_objectives_are_rebuilt(world, tmp_path, capsys, options):
+    folder = world.fit(tmp_path / "run", "--stage.max_steps=1", *options)
+    assert_recomputed(replay(capsys, folder, 1))
+
+
+def error(capsys: pytest.CaptureFixture, *options: Any) -> str:
+    capsys.readouterr()
+    assert main(["replay", *map(str, options)]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    return told
+
+
+def test_bad_input_is_told(whole, tmp_path, capsys):
+    assert "there is no config.yaml" in error(capsys, "--run", tmp_path, "--step", 1)
+    assert f"it has the stages {whole.name}" in error(capsys, "--run", whole.parent, "--step", 1)
+    assert "there is no step 6; it has steps 1 to 5" in error(capsys, "--run", whole, "--step", 6)
+    assert "--step 0: steps count from 1" in error(capsys, "--run", whole, "--step", 0)
+    missing = ["--weights", tmp_path / "no.ckpt"]
+    assert "no.ckpt: there is no such file" in error(capsys, "--run", whole, "--step", 1, *missing)
+    (tmp_path / "bad.ckpt").write_text("no")
+    bad = ["--weights", tmp_path / "bad.ckpt"]
+    assert "bad.ckpt cannot be read" in error(capsys, "--run", whole, "--step", 1, *bad)
+
+
+def test_changed_data_and_settings_are_refused(world, tmp_path, capsys):
+    shutil.copytree(world.root / "train", tmp_path / "set")
+    folder = world.fit(
+        tmp_path / "run", "--stage.max_steps=1", f"--data.init_args.train=[{tmp_path / 'set'}]"
+    )
+    path = next(iter((tmp_path / "set").glob("*2.tar")))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"what?", b"when?"))
+    told = error(capsys, "--run", folder, "--step", 1)
+    assert "is damaged: expected sha256" in told
+    path.write_bytes(content)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("batch_size: 2\n", "batch_size: 1\n"))
+    told = error(capsys, "--run", folder, "--step", 1)
+    assert "trained on other data or settings: batch_size was 2, is 1" in told
+    manifest = tmp_path / "set/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"license": "CC0-1.0"', '"license": "other"'))
+    (folder / "config.yaml").write_text(config)
+    assert "sets of train was" in error(capsys, "--run", folder, "--step", 1)
