@@ -39,6 +39,11 @@ class LastCheckpoint(pl.Callback):
         if not trainer.interrupted and trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save this step, unless it is saved; all ranks must call it."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINT)
         self._saved_step = trainer.global_step

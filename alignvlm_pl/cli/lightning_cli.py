@@ -20,6 +20,7 @@ from callbacks.data_health import DataHealth
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.predictions import PredictionWriter
+from callbacks.preemption import Preemption
 from callbacks.progress import TrainingProgress
 from callbacks.resumed_epoch import ResumedEpoch
 from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
@@ -38,6 +39,7 @@ from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..module import AlignVLMModule
 from ..stages import Stage, accumulation
 from .messages import explain
+from .slurm import check_allocation, cluster_plugins
 
 DATA_MODULES = (
     BenchmarkDataModule,
@@ -138,6 +140,12 @@ class AlignCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="Optimizer steps between checkpoints."
         )
+        parser.add_argument(
+            "--preemption_every_n_steps",
+            type=int,
+            default=1,
+            help="Optimizer steps between two looks whether any rank was asked to stop (SIGUSR1, SIGTERM).",
+        )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ConnectorHealth, "connector_health")
@@ -149,7 +157,8 @@ class AlignCLI(LightningCLI):
         """Refuse what cannot work before anything is loaded.
 
         Raises:
-            ConfigError: A value was set where it follows from another, or there is no stage.
+            ConfigError: A value was set where it follows from another, there is no stage, or SLURM has started other
+                nodes or tasks.
             CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
         """
         config = self.config[self.subcommand]
@@ -159,6 +168,9 @@ class AlignCLI(LightningCLI):
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        check_allocation(
+            os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer.devices)
+        )
         if self.subcommand == "fit":
             if not config.stage.name:
                 raise ConfigError(
@@ -205,17 +217,23 @@ class AlignCLI(LightningCLI):
         root = config["default_root_dir"] = self._get(self.config_init, "run_dir")
         if config.get("logger") in (None, True):
             config["logger"] = TensorBoardLogger(root, name="", version="")
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        config["plugins"] = [
+            *_as_list(config.get("plugins")),
+            AtomicCheckpointIO(),
+            *cluster_plugins(os.environ),
+        ]
         if self.subcommand == "fit":
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every = self._get(self.config_init, "checkpoint_every_n_steps")
+            last = LastCheckpoint(every)
             callbacks = [
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
-                LastCheckpoint(every),
+                last,
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
+                Preemption(last, self._get(self.config_init, "preemption_every_n_steps")),
                 StageTransition(stage),
             ]
         elif self.subcommand == "predict":
