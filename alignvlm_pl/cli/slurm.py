@@ -38,12 +38,12 @@ def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices:
         )
     per_node = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or [tasks // nodes] * nodes
     if per_node != [devices] * num_nodes:
-        found = " + ".join(map(str, per_node)) if len(set(per_node)) > 1 else f"{per_node[0]} a node"
         advice = f"sbatch --nodes={num_nodes} --ntasks-per-node={devices}"
         if len(set(per_node)) == 1:
             advice += f", or --trainer.num_nodes={nodes} --trainer.devices={per_node[0]}"
+        found = "+".join(map(str, per_node if len(set(per_node)) > 1 else per_node[:1]))
         raise ConfigError(
-            f"SLURM started {tasks} tasks on {nodes} nodes ({found}), the config has trainer.num_nodes={num_nodes} and "
+            f"SLURM started {nodes} node(s) x {found} tasks, the config has trainer.num_nodes={num_nodes} x "
             f"trainer.devices={devices}; use {advice}"
         )
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
