@@ -146,10 +146,10 @@ class Cluster:
                 process.wait()
 
     def _spawn(self, *command: str, name: str | None = None) -> None:
-        log = (self.folder / f"{name or command[0]}.out").open("ab")
-        self._processes[name or command[0]] = subprocess.Popen(
-            command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
+        with (self.folder / f"{name or command[0]}.out").open("ab") as log:
+            self._processes[name or command[0]] = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
 
 
 @contextmanager
