@@ -12,6 +12,7 @@ from alignvlm_pl.scoring.metric import BenchmarkMetric
 from alignvlm_pl.scoring.records import Record
 
 from .journal import Journal
+from .preemption import abandon_if_asked
 
 
 def answer(
@@ -62,6 +63,7 @@ def answer(
         if journal is not None:
             journal.append(batch["positions"], records)
         bar.update(min((len(records) + len(bad)) * trainer.world_size, size - bar.n))
+        abandon_if_asked(trainer)
     bar.close()
     if journal is not None:
         journal.close()

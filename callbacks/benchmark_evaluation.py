@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .answering import answer
 from .averaged_weights import averaged
 from .journal import Journal, weights_identity
 from .outputs import log_figures, show, write_run, write_set
+from .preemption import EvaluationAbandoned
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +74,12 @@ class BenchmarkEvaluation(pl.Callback):
         step = trainer.global_step
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
         if self.every_n_steps and step and step % self.every_n_steps == 0 and not accumulating:
-            self._evaluate(trainer, pl_module, limit=self.subset)
+            self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer the subset at the end of the stage."""
         if self.at_stage_end and not trainer.interrupted:
-            self._evaluate(trainer, pl_module, limit=self.subset)
+            self._look(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the losses of the last validation."""
@@ -130,6 +132,11 @@ class BenchmarkEvaluation(pl.Callback):
                     ]
         log_figures(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
         return losses
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Answer the subset, unless the run is asked to stop meanwhile."""
+        with suppress(EvaluationAbandoned):
+            self._evaluate(trainer, pl_module, limit=self.subset)
 
     def _evaluate(
         self,

@@ -9,11 +9,14 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -35,6 +38,9 @@ from .slots import Sender, forget, unpack
 from .stream import TrainStream
 from .watchdog import Watchdog
 
+_SIGTERM = (
+    {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+)  # macOS cannot tell who sent a signal
 Skipped = dict[str, dict[str, int]]
 """Source -> reason -> samples that were left out."""
 
@@ -216,7 +222,8 @@ class ShardLoader:
         if self._iterator is None or not self._endless:
             # Tokenizers must not run threads in forked workers, and warn unless told so.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            self._iterator = iter(self._loader)
+            with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
+                self._iterator = iter(self._loader)
         yield from islice(self._batches(self._iterator), self._num_batches)
         if not self._endless:
             self.close()
@@ -304,12 +311,39 @@ def worker_place() -> tuple[int, int]:
     return (0, 1) if info is None else (info.id, info.num_workers)
 
 
+@contextmanager
+def _held_back(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Deliver signals to this thread, and to the processes it starts meanwhile, only after the block."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if signals else set()
+    try:
+        yield
+    finally:
+        if signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
 def _start_worker(worker: int) -> None:
     """Keep freed memory, and leave signals to the main process: a worker must not save a checkpoint or requeue."""
     keep_freed_memory()
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if _SIGTERM:
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, _SIGTERM
+        )  # also where the start method did not hand the mask on
+        threading.Thread(target=_end_with_main_process, daemon=True).start()
     if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
         # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
         faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def _end_with_main_process() -> None:
+    """End at the main process's SIGTERM, and pass over that of a scheduler, which wants the main process to save.
+
+    The DataLoader, and multiprocessing where the interpreter ends, stop workers by SIGTERM and wait for them.
+    """
+    main = parent_process()
+    while main is not None and signal.sigwaitinfo(_SIGTERM).si_pid != main.pid:
+        pass
+    os._exit(0)

@@ -24,6 +24,7 @@ from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.ledger import Ledger
 from callbacks.predictions import PredictionWriter
+from callbacks.preemption import Preemption
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
 from callbacks.resumed_epoch import ResumedEpoch
@@ -45,6 +46,7 @@ from ..module import AlignVLMModule
 from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation, require_parent
 from .messages import explain
+from .slurm import check_allocation, cluster_plugins
 
 DATA_MODULES = (
     BenchmarkDataModule,
@@ -163,6 +165,12 @@ class AlignCLI(LightningCLI):
             default=FILE_SIZE,
             help="Largest file of the stage-end weights.",
         )
+        parser.add_argument(
+            "--preemption_every_n_steps",
+            type=int,
+            default=1,
+            help="Optimizer steps between two looks whether any rank was asked to stop (SIGUSR1, SIGTERM).",
+        )
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ConnectorHealth, "connector_health")
@@ -174,7 +182,8 @@ class AlignCLI(LightningCLI):
         """Refuse what cannot work before anything is loaded.
 
         Raises:
-            ConfigError: A value was set where it follows from another, or there is no stage.
+            ConfigError: A value was set where it follows from another, there is no stage, or SLURM has started other
+                nodes or tasks.
             CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
         """
         config = self.config[self.subcommand]
@@ -184,6 +193,9 @@ class AlignCLI(LightningCLI):
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        check_allocation(
+            os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer.devices)
+        )
         if self.subcommand == "fit":
             if not config.stage.name:
                 raise ConfigError(
@@ -241,7 +253,11 @@ class AlignCLI(LightningCLI):
         root = config["default_root_dir"] = self._get(self.config_init, "run_dir")
         if config.get("logger") in (None, True):
             config["logger"] = TensorBoardLogger(root, name="", version="")
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        config["plugins"] = [
+            *_as_list(config.get("plugins")),
+            AtomicCheckpointIO(),
+            *cluster_plugins(os.environ),
+        ]
         if self.subcommand == "fit":
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
@@ -249,15 +265,17 @@ class AlignCLI(LightningCLI):
                 self._get(self.config_init, f"checkpoint_{name}")
                 for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
             )
+            last = LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every)
             callbacks = [
                 Ledger(),
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
                 FrozenWeights(),
-                LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every),
+                last,
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
+                Preemption(last, self._get(self.config_init, "preemption_every_n_steps")),
                 StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
                 RandomState(),
             ]

@@ -4,25 +4,50 @@ import os
 import sys
 from pathlib import Path
 
-from .recipe import Run, plan_runs
+from ..stop_request import listening
+from .recipe import plan_runs
 
 
 def run(argv: list[str]) -> int:
-    """Run a subcommand of LightningCLI; a recipe with `stages` becomes one fit after the other."""
+    """Run a subcommand of LightningCLI; a recipe with `stages` becomes one fit after the other.
+
+    Returns:
+        Exit status: 0, or that of a fit which was asked to stop and has saved.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin at barriers make a CPU run several times slower as soon as another process wants a core.
     # CONTRACT: set before torch loads its OpenMP runtime, which reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    command, options = argv[0], argv[1:]
+    if command == "fit":
+        with (
+            listening()
+        ):  # before torch is loaded: without a handler the signal would end the process at once
+            return _fit(options)
     from .lightning_cli import AlignCLI
 
-    command, options = argv[0], argv[1:]
-    for planned in plan_runs(options) if command == "fit" else [Run(options=options)]:
-        if planned.folder is not None and _finished(planned.folder):
-            print(f"stage in {planned.folder} is finished; going on with the next", flush=True)
-            continue
-        AlignCLI.run_command([command, *planned.options])
+    AlignCLI.run_command([command, *options])
+    return 0
+
+
+def _fit(options: list[str]) -> int:
+    planned = plan_runs(options)
+    from callbacks.preemption import Preempted, leave_between_stages
+
+    from .lightning_cli import AlignCLI
+
+    try:
+        for run in planned:
+            if run.folder is not None and _finished(run.folder):
+                print(f"stage in {run.folder} is finished; going on with the next", flush=True)
+                continue
+            done = AlignCLI.run_command(["fit", *run.options])
+            if run is not planned[-1]:
+                leave_between_stages(done.trainer)
+    except Preempted as left:
+        return left.status
     return 0
 
 

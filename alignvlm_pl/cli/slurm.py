@@ -1,0 +1,67 @@
+"""A run inside a SLURM job: its nodes and tasks must be those of the config, and Lightning requeues nothing."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+
+_INTERACTIVE = ("bash", "interactive")
+"""Names of jobs in which Lightning takes no notice of SLURM."""
+
+
+def in_slurm(environment: Mapping[str, str]) -> bool:
+    """Whether Lightning will take ranks and addresses from SLURM: as it decides itself, torchrun's variables first."""
+    elastic = "TORCHELASTIC_RUN_ID" in environment
+    interactive = environment.get("SLURM_JOB_NAME") in _INTERACTIVE
+    return "SLURM_NTASKS" in environment and not interactive and not elastic
+
+
+def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices: int) -> None:
+    """Compare what SLURM has started with `trainer.num_nodes` and `trainer.devices`.
+
+    Args:
+        environment: Variables of this process.
+        num_nodes: Nodes of the config.
+        devices: Devices a node of the config; each needs a task.
+
+    Raises:
+        ConfigError: They differ, or the tasks were not started by srun; ranks would wait for others for ever.
+    """
+    if not in_slurm(environment):
+        return
+    tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", "1"))
+    if tasks > 1 and "SLURM_STEP_ID" not in environment:
+        raise ConfigError(
+            f"the SLURM job has {tasks} tasks, but this is its batch script and not one of them; start the command "
+            "with srun (configs/cluster/submit.sbatch does)"
+        )
+    per_node = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or [tasks // nodes] * nodes
+    if per_node != [devices] * num_nodes:
+        advice = f"sbatch --nodes={num_nodes} --ntasks-per-node={devices}"
+        if len(set(per_node)) == 1:
+            advice += f", or --trainer.num_nodes={nodes} --trainer.devices={per_node[0]}"
+        found = "+".join(map(str, per_node if len(set(per_node)) > 1 else per_node[:1]))
+        raise ConfigError(
+            f"SLURM started {nodes} node(s) x {found} tasks, the config has trainer.num_nodes={num_nodes} x "
+            f"trainer.devices={devices}; use {advice}"
+        )
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
+        raise ConfigError(
+            f"SLURM was asked for --ntasks={tasks}; use sbatch --nodes={num_nodes} --ntasks-per-node={devices}"
+        )
+
+
+def cluster_plugins(environment: Mapping[str, str]) -> list[Any]:
+    """Lightning's view of SLURM without its requeueing: callbacks/preemption.py saves, the batch script requeues."""
+    if not in_slurm(environment):
+        return []
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand SLURM's ``2(x3),1`` to one number a node."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]

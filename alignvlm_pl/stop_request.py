@@ -1,0 +1,48 @@
+"""The request to stop: a flag that SIGUSR1 and SIGTERM set in the main process, and nothing else (no torch here).
+
+Nothing is saved inside a handler: it runs in the middle of a step, where another collective may be under way.
+`callbacks.preemption` looks at the flag between steps.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 85
+"""Exit status of a run that was asked to stop and has saved (CONTRACT: configs/cluster/submit.sbatch requeues it)."""
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
+
+_received: list[str] = []
+
+
+def received() -> str | None:
+    """Name of the first signal that asked this process to stop; None where none did."""
+    return _received[0] if _received else None
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Take the signals as requests to stop while the block runs; outside of the main thread they are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    main_pid = os.getpid()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == main_pid:  # a forked worker has this handler until it sets its own
+            _received.append(signal.Signals(number).name)
+
+    earlier = {number: signal.signal(number, note) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.siginterrupt(number, False)  # a write to a network file system must not fail in the middle
+    _received.clear()
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        _received.clear()

@@ -1,0 +1,176 @@
+"""The shipped batch script on a real SLURM: two nodes, gloo, and everything that takes a job off them."""
+
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.drills.resume import ROOT, history, lines
+from tests.drills.stages import FOLDERS, compare, fit, write_recipe
+from tests.slurm.cluster import PATH, Cluster, cluster, missing, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    folder = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+    with folder as path, cluster(Path(path)) as started:
+        yield started
+
+
+class Checkout:
+    """A folder to submit from: the shipped configs, `alignvlm` on the path, and three tiny stages."""
+
+    def __init__(self, slurm: Cluster, root: Path) -> None:
+        self.slurm, self.root = slurm, root
+        (root / "configs").symlink_to(ROOT / "configs")
+        (root / "logs").mkdir()
+        command = root / "bin" / "alignvlm"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "cli.py"} "$@"\n')
+        command.chmod(0o755)
+        self.recipe = write_recipe(root, steps=STEPS)
+        trainer = yaml.safe_load((root / "trainer.yaml").read_text())
+        pace = {"class_path": "tests.drills.signaller.Pace", "init_args": {"seconds": 0.15}}
+        trainer["callbacks"].append(pace)
+        (root / "trainer.yaml").write_text(yaml.safe_dump(trainer))
+        groups = {"model": "model", "trainer": "trainer", "stage": "first", "data": "first-data"}
+        self.stage = [f"--{group}={root / name}.yaml" for group, name in groups.items()]
+        self.stage += self.recipe[1:]
+
+    def submit(self, *arguments: str, options: tuple[str, ...] = (), nodes: int = 2) -> str:
+        """Submit the script; returns the job's number."""
+        sizes = [f"--nodes={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=10", *options]
+        words = [*arguments, f"--trainer.num_nodes={nodes}", "--trainer.strategy=ddp"]
+        job = self.slurm.call(
+            "sbatch", "--parsable", *sizes, "configs/cluster/submit-cpu.sbatch", *words,
+            cwd=self.root, PATH=f"{self.root / 'bin'}:{PATH}", MASTER_ADDR="127.0.0.1",
+        )  # fmt: skip
+        assert job.isdigit(), job
+        return job
+
+    def log(self, job: str) -> str:
+        """What the job has printed."""
+        path = self.root / "logs" / f"alignvlm-{job}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        """Wait until all ranks there are have written a step down."""
+        wait_for(lambda: _last_step(self.root / run) >= step, seconds=90, what=f"step {step} of {run}")
+
+    def finish(self, job: str, *, seconds: float = 150) -> dict[str, str]:
+        """Wait for the end of a job, letting it start at once where it was requeued; returns what SLURM knows of it."""
+        end = time.monotonic() + seconds
+        while (found := self.slurm.job(job)).get("JobState") in (
+            "PENDING",
+            "RUNNING",
+            "COMPLETING",
+            "REQUEUED",
+        ):
+            if found["JobState"] == "PENDING":  # SLURM lets a requeued job wait two minutes
+                self.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+            assert time.monotonic() < end, f"{found}\n{self.log(job)[-3000:]}"
+            time.sleep(0.3)
+        return found
+
+
+def _last_step(run: Path) -> int:
+    return max((line["step"] for line in lines(run)), default=0)
+
+
+@pytest.fixture
+def checkout(slurm: Cluster, tmp_path: Path) -> Checkout:
+    return Checkout(slurm, tmp_path)
+
+
+def test_a_job_preempted_in_every_stage_trains_what_an_unbroken_run_trains(checkout: Checkout) -> None:
+    moments = [random.randrange(1, STEPS - 4) for _ in FOLDERS]
+    job = checkout.submit(*checkout.recipe, "--run_dir=broken")
+    for number, (folder, step) in enumerate(zip(FOLDERS, moments, strict=True)):
+        resume_at_once(checkout, job, restarts=number)
+        checkout.wait_for_step(f"broken/{folder}", step)
+        assert checkout.slurm.call("scancel", "--signal=USR1", job) == ""
+    done = checkout.finish(job)
+    told = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "3"), told[-3000:]
+    assert told.count("asked to stop by SIGUSR1: left after step") == 3, moments
+    assert "Traceback" not in told
+    whole = fit(checkout.root / "whole", checkout.recipe, world=2)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert compare(checkout.root / "broken", checkout.root / "whole") == 3 * STEPS * 2
+
+
+def resume_at_once(checkout: Checkout, job: str, *, restarts: int) -> None:
+    """Wait until a job runs for the n-th time again."""
+    end = time.monotonic() + 60
+    while True:
+        found = checkout.slurm.job(job)
+        if found["JobState"] == "RUNNING" and found["Restarts"] == str(restarts):
+            return
+        assert found["JobState"] not in ("FAILED", "COMPLETED"), checkout.log(job)[-3000:]
+        assert time.monotonic() < end, f"{found}\n{checkout.log(job)[-3000:]}"
+        checkout.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        time.sleep(0.2)
+
+
+def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(checkout: Checkout) -> None:
+    job = checkout.submit(*checkout.stage, "--run_dir=run", "--checkpoint_every_n_steps=2")
+    checkout.wait_for_step("run", 5)
+    checkout.slurm.kill_node("n2", job)
+    time.sleep(1)
+    checkout.slurm.start_node("n2")
+    done = checkout.finish(job)
+    told = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), told[-3000:]
+    assert len(history(checkout.root / "run")) == 2 * STEPS, "what was trained twice was the same"
+    assert 2 * STEPS < len(lines(checkout.root / "run")) <= 2 * (STEPS + 2)
+
+
+def test_a_time_limit_sends_the_job_back_by_itself(checkout: Checkout) -> None:
+    """SLURM looks at limits every half minute: the signal comes 25 to 55 seconds before the end of the one minute."""
+    options = ("--time=1", "--signal=USR1@25")
+    job = checkout.submit(*checkout.stage, "--stage.max_steps=250", "--run_dir=run", options=options)
+    done = checkout.finish(job, seconds=240)
+    told = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"]) == ("COMPLETED", "0:0"), told[-3000:]
+    assert told.count("asked to stop by SIGUSR1") == int(done["Restarts"]) > 0
+    assert len(lines(checkout.root / "run")) == len(history(checkout.root / "run")) == 2 * 250
+
+
+def test_of_an_array_the_preempted_task_alone_goes_back(checkout: Checkout) -> None:
+    job = checkout.submit(
+        *checkout.stage, "--run_dir=run-%a", "--seed_everything=%a", options=("--array=0-1",), nodes=1
+    )
+    checkout.wait_for_step("run-1", 2)  # the last task has the array's own number
+    checkout.slurm.call("scancel", "--signal=USR1", f"{job}_1")
+    for task in ("0", "1"):
+        done = checkout.finish(f"{job}_{task}")
+        assert (done["JobState"], done["Restarts"]) == ("COMPLETED", task), checkout.log(done["JobId"])[
+            -3000:
+        ]
+    weights = [(checkout.root / f"run-{task}/hf/model.safetensors").read_bytes() for task in (0, 1)]
+    assert weights[0] != weights[1]
+    assert not (checkout.root / "run-%a").exists()
+
+
+def test_other_nodes_than_the_config_s_are_refused_before_the_first_step(checkout: Checkout) -> None:
+    job = checkout.submit(*checkout.stage, "--run_dir=run", options=("--nodes=1", "--ntasks-per-node=2"))
+    done = checkout.finish(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "1:0", "0")
+    assert re.findall("^error: .*", checkout.log(job), flags=re.MULTILINE) == 2 * [
+        "error: SLURM started 1 node(s) x 2 tasks, the config has trainer.num_nodes=2 x trainer.devices=1; "
+        "use sbatch --nodes=2 --ntasks-per-node=1, or --trainer.num_nodes=1 --trainer.devices=2"
+    ]
+    assert not (checkout.root / "run/checkpoints").exists()
