@@ -71,4 +71,6 @@ def _plan(tensors: dict[str, Tensor], max_shard_size: str) -> Any:
     shapes = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
-    return split_torch_state_dict_into_shards(shapes, filename_pattern=_PATTERN, max_shard_size=max_shard_size)
+    return split_torch_state_dict_into_shards(
+        shapes, filename_pattern=_PATTERN, max_shard_size=max_shard_size
+    )
