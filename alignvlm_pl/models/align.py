@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import AUTO, align, align_read, check_backend
+from ..ops import AUTO, align, align_read, check_backend, gathered
 from .kept_rows import check_kept, read_kept
 
 
@@ -167,7 +167,7 @@ class AlignConnector(nn.Module):
             )
         if self.kept is None:
             return table[: self.rows]
-        return table.index_select(0, self._kept_on(table.device))
+        return gathered(table).index_select(0, self._kept_on(table.device))
 
     def _kept_on(self, device: torch.device) -> Tensor:
         # Not a buffer: the ids live in the config, and loaders that build on the meta device lose such buffers.

@@ -4,7 +4,7 @@ Plain torch: no model, no transformers, no Lightning.
 """
 
 from .mixture import Mixture
-from .operator import AUTO, BACKENDS, align, align_read, check_backend, choose_backend
+from .operator import AUTO, BACKENDS, align, align_read, check_backend, choose_backend, gathered
 from .products import vocabulary_mass
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "align_read",
     "check_backend",
     "choose_backend",
+    "gathered",
     "vocabulary_mass",
 ]

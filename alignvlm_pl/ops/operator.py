@@ -155,6 +155,11 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
     return name
 
 
+def gathered(weight: Tensor) -> Tensor:
+    """All rows of a weight that may be row-sharded (DTensor); its gradient is scattered again."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
 def _mix(
     hidden: Tensor,
     head_weight: Tensor,
@@ -169,10 +174,10 @@ def _mix(
     name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
     return BACKENDS[name](
         hidden,
-        _gathered(head_weight),
-        _gathered(gain),
-        _gathered(bias),
-        None if table is None else _gathered(table),
+        gathered(head_weight),
+        gathered(gain),
+        gathered(bias),
+        None if table is None else gathered(table),
         eps=eps,
         columns=columns,
     )
@@ -191,10 +196,6 @@ def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tens
         raise ConfigError(
             f"ALIGN needs as many rows everywhere: {found}; a padded table is cut to the rows kept"
         )
-
-
-def _gathered(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _has_triton() -> bool:

@@ -23,13 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from alignvlm_pl.models.align import AlignConnector
 
 kind, rank, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+kept = [4, 7, 50, 97, 100] if sys.argv[4] == "pruned" else None
 
 
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.table = nn.Embedding(101, 6)
-        self.connector = AlignConnector(5, 6, 101, gain_init=3.0, backend="chunked")
+        self.connector = AlignConnector(5, 6, 101, gain_init=3.0, backend="chunked", vocab_keep=kept)
 
     def forward(self, features):
         # The table enters twice, as in the model: looked up, and mixed.
@@ -84,13 +85,13 @@ torch.save(found, folder / f"{kind}-{rank}.pt")
 """
 
 
-def run(folder, kind, ranks):
+def run(folder, kind, vocabulary, ranks):
     script = folder / "rank.py"
     script.write_text(RANK)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), kind, str(rank), str(folder)],
+            [sys.executable, str(script), kind, str(rank), str(folder), vocabulary],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -108,11 +109,14 @@ def run(folder, kind, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "rows"])
-def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
-    (expected,) = run(tmp_path, "one", 1)
+@pytest.mark.parametrize(
+    ("kind", "vocabulary"),
+    [("ddp", "whole"), ("fsdp", "whole"), ("rows", "whole"), ("rows", "pruned")],
+)
+def test_two_processes_have_the_gradients_of_one(tmp_path, kind, vocabulary):
+    (expected,) = run(tmp_path, "one", vocabulary, 1)
     assert set(expected) >= {"table.weight", "connector.w2.weight", "connector.norm2.weight"}
-    for found in run(tmp_path, kind, 2):
+    for found in run(tmp_path, kind, vocabulary, 2):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             # Sums of float32 in another order; measured 2e-6 of the largest.
