@@ -185,9 +185,10 @@ class AlignVLMModule(pl.LightningModule):
         self.log("train/loss", output.loss, batch_size=len(batch["keys"]))
         if weight:
             readout = self._ctc(output.readout_log_probs, batch)
-            mean = readout.total / readout.supervised.clamp(min=1)
+            mean = readout.total.detach() / readout.supervised.clamp(min=1)
             self.log("train/readout_loss", mean, batch_size=len(batch["keys"]))
-            loss_sum = loss_sum + weight * count * mean
+            # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
+            loss_sum = loss_sum + weight * readout.total
         return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
 
     def _read_loss(self, batch: dict[str, Any]) -> TokenLoss:
