@@ -112,8 +112,8 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
         targets: R lists of class indices, possibly empty.
 
     Returns:
-        The sum over rows in float32 (float64 for such rows), and the number of characters (an empty row counts as one). Rows with too few
-        columns for their text count as zero loss.
+        The sum over rows in float32 (float64 for such rows), and the number of characters (an empty row counts as
+        one). Rows with too few columns for their text count as zero loss.
     """
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     lengths = torch.tensor([len(target) for target in targets], device=rows.device)
