@@ -228,9 +228,9 @@ class AlignVLMModule(pl.LightningModule):
         figures = {"train/loss": output.loss}
         if weight:
             readout = self._ctc(output.readout_log_probs, batch)
-            mean = readout.total / readout.supervised.clamp(min=1)
-            figures["train/readout_loss"] = mean
-            loss_sum = loss_sum + weight * count * mean
+            figures["train/readout_loss"] = readout.total.detach() / readout.supervised.clamp(min=1)
+            # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
+            loss_sum = loss_sum + weight * readout.total
         loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
         return loss, figures
 

@@ -112,10 +112,11 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
         targets: R lists of class indices, possibly empty.
 
     Returns:
-        The sum over rows in float32, and the number of characters (an empty row counts as one). Rows with too few
-        columns for their text count as zero loss.
+        The sum over rows in float32 (float64 for such rows), and the number of characters (an empty row counts as
+        one). Rows with too few columns for their text count as zero loss.
     """
-    rows, lengths = rows.float(), torch.tensor([len(target) for target in targets], device=rows.device)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    lengths = torch.tensor([len(target) for target in targets], device=rows.device)
     padded = pad_sequence([torch.tensor(target, dtype=torch.long) for target in targets], batch_first=True)
     emit = rows.gather(2, padded.to(rows.device)[:, None].expand(-1, rows.shape[1], -1))
     # paths[r, n]: log-probability of having written the first n characters of row r after the columns so far.

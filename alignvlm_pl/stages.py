@@ -24,7 +24,8 @@ class Stage:
         lr_vision: Learning rate of the vision tower; null freezes it.
         lr_connector: Learning rate of the connector; null freezes it.
         lr_llm: Learning rate of the LLM; null freezes it.
-        readout_weight: Weight of the readout loss beside the answer loss (needs `lines` in the samples).
+        readout_weight: Weight of a character that is read out against a supervised token of the answer loss (needs
+            `lines` in the samples). Both are summed and divided by the supervised tokens of the step.
         global_batch_size: Samples per optimizer step over all devices; accumulation follows from it.
         max_text_length: Text tokens a sample may have; visual tokens never count.
         max_steps: Optimizer steps; null: `epochs` decides.

@@ -1,4 +1,5 @@
-"""Eight documents of unequal answers a step: as one batch, as eight micro batches, on two ranks; padded or packed.
+"""Eight documents of unequal answers and pages a step: as one batch, as eight micro batches, on two ranks; padded or
+packed; losses, weights and gradients.
 
 All in float64, where the order of additions leaves nothing to see: what differs would be the normalisation.
 """
@@ -16,7 +17,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 RATES = {"lr_vision": 1e-3, "lr_connector": 1e-3, "lr_llm": 1e-3}
-STEPS, DOCUMENTS = 3, 8
+STEPS, DOCUMENTS = 10, 8
+READOUT_WEIGHT = 0.3
 # name -> ranks, documents of a micro batch, rows they are packed into (0: not packed)
 RUNS = {
     "1x8": (1, 8, 0),
@@ -30,7 +32,10 @@ RUNS = {
 
 
 def encoded(collator: Any) -> Iterator[Any]:
-    """Documents of 1 to 40 supervised tokens, with and without a picture, the long ones on one rank."""
+    """Documents of 1 to 40 supervised tokens, with and without a picture, the long ones on one rank.
+
+    A tile has four rows of four visual tokens, so that a picture has 4 to 7 characters to read out, empty rows as one.
+    """
     from datamodules.sample import Sample
 
     for number in range(STEPS * DOCUMENTS):
@@ -47,7 +52,7 @@ def encoded(collator: Any) -> Iterator[Any]:
             messages=[{"role": "user", "content": content}, answered],
             images=images,
             references=[],
-            lines=[],
+            lines=[{"text": "0123"[: 1 + (3 * number) % 4], "box": [4, 4, 20, 16]}] if pictured else [],
             sizes=[image.size for image in images],
         )
         yield collator.encode(sample)
@@ -78,11 +83,25 @@ def main(name: str, folder: Path) -> None:
     from alignvlm_pl.module import AlignVLMModule
     from alignvlm_pl.stages import Stage
 
+    class StepLosses(pl.Callback):
+        """Sum of the loss, readout included, and supervised tokens of each step on this rank."""
+
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
+        ) -> None:
+            # Lightning has divided the loss by the micro batches, as the module expects.
+            sums[index // trainer.accumulate_grad_batches] += torch.stack(
+                [outputs["loss"], outputs["document_supervised"].sum()]
+            )
+
     ranks, size, rows = RUNS[name]
+    sums = torch.zeros(STEPS, 2, dtype=torch.float64)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.manual_seed(0)
     module = AlignVLMModule(spec=tiny_spec(folder / f"tokenizer-{rank}"))
-    module.begin_stage(Stage(name="all", **RATES, schedule="constant", warmup_share=0.0))
+    module.begin_stage(
+        Stage(name="all", **RATES, schedule="constant", warmup_share=0.0, readout_weight=READOUT_WEIGHT)
+    )
     batches = micro_batches(module, rank=rank, ranks=ranks, size=size, rows=rows)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -96,16 +115,19 @@ def main(name: str, folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
+        callbacks=[StepLosses()],
     )
     trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
     assert trainer.global_step == STEPS
     # Adam divides the scale of gradients out, so those of the last step are compared as well.
     gradients = {f"gradient of {name}": p.grad for name, p in module.net.named_parameters()}
-    torch.save({**module.net.state_dict(), **gradients}, folder / f"{rank}.pt")
+    sums = trainer.strategy.reduce(sums, reduce_op="sum")
+    losses = {"losses": sums[:, 0] / sums[:, 1]}
+    torch.save({**module.net.state_dict(), **gradients, **losses}, folder / f"{rank}.pt")
 
 
 def trained(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
-    """Weights after `STEPS` steps and gradients of the last one, on each rank."""
+    """Losses of all steps, weights after the last one and its gradients, on each rank."""
     folder.mkdir()
     left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
     done = subprocess.run(
@@ -126,13 +148,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNS)[1:])
-def test_the_weights_do_not_depend_on_how_a_step_is_cut(name, reference, tmp_path):
+def test_losses_and_weights_do_not_depend_on_how_a_step_is_cut(name, reference, tmp_path):
     for found in trained(name, tmp_path / name):
         for key, weight in reference.items():
-            # Three steps move a weight by up to 3e-3. Measured worst case: 1e-14.
+            # Ten steps move a weight by up to 1e-2. Measured worst case: 3e-12, of losses 2e-15.
             assert weight.dtype == torch.float64
             worst = (found[key] - weight).abs().max()
-            assert worst <= 1e-11, f"{key}: {worst}"
+            assert worst <= 1e-10, f"{key}: {worst}"
 
 
 if __name__ == "__main__":
