@@ -159,8 +159,13 @@ class AlignVLMModule(pl.LightningModule):
             keep_freed_memory()
         self._started = time.monotonic()
 
+    def on_train_start(self) -> None:
+        """Put frozen towers in eval mode: a run that goes on inside an epoch has no `on_train_epoch_start`."""
+        assert self.stage is not None
+        set_modes(self.net, self.stage)
+
     def on_train_epoch_start(self) -> None:
-        """Keep frozen towers in eval mode (Lightning puts everything in train mode at each epoch)."""
+        """Keep frozen towers in eval mode, whoever changed it since the last epoch."""
         assert self.stage is not None
         set_modes(self.net, self.stage)
 
