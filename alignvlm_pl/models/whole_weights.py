@@ -1,4 +1,4 @@
-"""Weights of a sharded model, gathered one tensor at a time into safetensors files, as `save_pretrained` writes them."""
+"""Weights of a sharded model, gathered one tensor at a time into the files that `save_pretrained` would write."""
 
 import json
 from collections.abc import Iterator
