@@ -41,7 +41,6 @@ def shard(
         reshard_vision: Whether the tower's layers are freed after forward and gathered again in backward.
         reshard_llm: Likewise of the LLM's layers.
     """
-
     # Connectors return views, which is harmless as long as nobody changes them in place (models/splice.py does not).
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 

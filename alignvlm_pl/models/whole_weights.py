@@ -47,7 +47,8 @@ def write_weights(model: Any, weights: Iterator[WholeTensor], folder: Path) -> N
     folder.mkdir(parents=True)
     plan = _plan({names[0]: tensor for names, tensor in names_by_tensor(model)})
     if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        parameters = {"total_parameters": sum(parameter.numel() for parameter in model.parameters())}
+        index = {"metadata": parameters | plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2, sort_keys=True) + "\n"
         )
