@@ -5,6 +5,7 @@ each layer of the LLM, a head that is not tied, and the root with what is left. 
 as the model runs, which ALIGN needs: it reads the LLM's embedding table before the LLM does.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ def shard(
         reshard_vision: Whether the tower's layers are freed after forward and gathered again in backward.
         reshard_llm: Likewise of the LLM's layers.
     """
+    # Connectors return views, which is harmless as long as nobody changes them in place (models/splice.py does not).
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
     def wrap(module: nn.Module, reshard: bool | None) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

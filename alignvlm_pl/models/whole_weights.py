@@ -1,4 +1,4 @@
-"""Weights of a sharded model, gathered one tensor at a time into safetensors files, as `save_pretrained` writes them."""
+"""Weights of a sharded model, gathered one tensor at a time into the files that `save_pretrained` would write."""
 
 import json
 from collections.abc import Iterator
@@ -50,7 +50,8 @@ def write_weights(
     folder.mkdir(parents=True)
     plan = _plan({names[0]: tensor for names, tensor in names_by_tensor(model)}, max_shard_size)
     if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        parameters = {"total_parameters": sum(parameter.numel() for parameter in model.parameters())}
+        index = {"metadata": parameters | plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2, sort_keys=True) + "\n"
         )

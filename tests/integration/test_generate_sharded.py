@@ -1,4 +1,4 @@
-"""Answers of a model sharded over two real processes (FSDP on gloo), with answers of unequal lengths."""
+"""Answers of a model sharded over two real processes (FSDP2 on gloo), with answers of unequal lengths."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,43 +19,41 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.models.token_spread import token_spread, visual_features
 from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.sharding import shard, whole
 from callbacks.connector_health import undisturbed
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=2)
 torch.manual_seed(0)
-module = AlignVLMModule(spec=tiny_spec(folder / f"tokenizer{rank}"))
+module = AlignVLMModule(spec=tiny_spec(folder / f"tokenizer{rank}", tied=False))
 module.configure_model()
 module.eval()
 picture = {"type": "image", "image": Image.new("RGB", (60, 40), (90 * rank, 50, 7))}
 turns = [{"role": "user", "content": [picture, {"type": "text", "text": "what?" * (1 + rank)}]}]
 batch = module.processor.apply_chat_template([turns], tokenize=True, add_generation_prompt=True)
 module.processor.post_process_image_text_to_text = lambda ids: ids.tolist()  # ids that decode to nothing too
-plain = SimpleNamespace(forward_context=nullcontext)
+module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
 answers, spreads = [], []
-for wrap in (False, True):
-    root = module
-    if wrap:
-        policy = ModuleWrapPolicy({LlamaDecoderLayer})
-        root = FullyShardedDataParallel(module, auto_wrap_policy=policy, device_id=torch.device("cpu"))
-    module._trainer = SimpleNamespace(precision_plugin=plain, strategy=SimpleNamespace(model=root))
+for sharded in (False, True):
+    if sharded:
+        shard(module.net, init_device_mesh("cpu", (2,)), policy=MixedPrecisionPolicy())
     for factor in (1.0, 2.0):
         pixels = batch["pixel_values"][: 1 - rank]  # no image on the second rank, which must run all the same
-        with undisturbed(module._trainer, module, writeback=True):
+        module.net.connector.norm2.weight.data.mul_(factor)
+        with undisturbed(module._trainer, module):
             net = module.net
-            net.connector.norm2.weight.data.mul_(factor)
             features = visual_features(net, pixels, limit=40)
             spreads.append(token_spread(net.connector, features, net.get_input_embeddings().weight, limit=40))
-    with undisturbed(module._trainer, module, writeback=True):
-        spreads.append([float(module.net.connector.norm2.weight.data.mean())])
-        module.net.connector.norm2.weight.data.mul_(0.5)
+    spreads.append([float(whole(module.net.connector.norm2.weight).mean())])
+    module.net.connector.norm2.weight.data.mul_(0.5)
     answers.append(module.generate(batch, max_new_tokens=3 + 4 * rank))
+    columns = torch.tensor([7, 65])
+    answers.append(module.net.read(batch["pixel_values"], columns).tolist())
 print(json.dumps([answers, spreads]))
 dist.barrier()
 dist.destroy_process_group()
@@ -79,8 +78,9 @@ def test_a_sharded_model_answers_as_the_whole_one(tmp_path):
     for rank in ranks:
         told, errors = rank.communicate(timeout=120)
         assert rank.returncode == 0, errors[-2000:]
-        (whole, sharded), spreads = json.loads(told.splitlines()[-1])
+        (whole, read, sharded, sharded_read), spreads = json.loads(told.splitlines()[-1])
         assert whole == sharded
+        assert torch.allclose(torch.tensor(read), torch.tensor(sharded_read), atol=1e-5)
         # The connector can be measured, and its gain set, as if it were whole (callbacks/connector_health.py).
         assert spreads[2] == spreads[5] == [2.0]
         for one, other in zip(spreads[:3], spreads[3:], strict=True):

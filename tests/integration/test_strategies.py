@@ -186,19 +186,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def assert_near(found: Any, expected: Any) -> None:
-    """Float32 in another order of additions. Measured worst cases: FILL."""
-    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    """Float32 in another order of additions: five times the worst that was measured."""
+    assert found["losses"] == pytest.approx(expected["losses"], rel=5e-7, abs=5e-7)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=2.5e-6, abs=1e-6)
     assert found["gradients"].keys() == expected["gradients"].keys()
     for name, gradient in expected["gradients"].items():
         # A key's bias has a gradient of zero but for rounding, so there is a floor.
         largest = max(float(gradient.abs().max()), 1e-3)
         worst = float((found["gradients"][name] - gradient).abs().max())
-        assert worst <= 1e-3 * largest, f"{name}: {worst} of {largest}"
+        assert worst <= 1e-5 * largest, f"{name}: {worst} of {largest}"
     for name, value in expected["state"].items():
         if not name.endswith("k_proj.bias"):  # Adam makes whole steps of that rounding
             torch.testing.assert_close(
-                found["state"][name], value, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+                found["state"][name], value, rtol=0, atol=7e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 

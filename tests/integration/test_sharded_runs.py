@@ -1,0 +1,110 @@
+"""FSDP2 on two real processes (gloo) through the command line: stage end, a kill between two renames, evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
+
+
+def cli(*options: Any, expected: int = 0) -> str:
+    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == expected, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def sharded(world, tmp_path_factory):
+    """Options that make two ranks share the model out, in the cluster file's own words."""
+    shipped = yaml.safe_load((ROOT / "configs/cluster/fsdp.yaml").read_text())
+    file = tmp_path_factory.mktemp("cluster") / "fsdp.yaml"
+    settings = {"accelerator": "cpu", "devices": 2, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    file.write_text(yaml.safe_dump({**shipped, **settings, "precision": "32-true", "log_every_n_steps": 1}))
+    return ["--trainer", file]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path):
+    run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
+    health = ["--stage.calibrate.target_entropy=3.0", "--connector_health.every_n_steps=1"]
+    stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--checkpoint_every_n_steps=1"]
+    fit = ["fit", *world.options(*sharded, *health, *stage, "--benchmark.subset=3", "--run_dir", run)]
+    told = cli(*fit)
+    assert told.count("stage all: 2 steps, weights in") == told.count("calibrated:") == 1
+    # Every rank's rows and nothing half written.
+    assert sorted(path.name for path in last.iterdir()) == [
+        "rank-00000-of-00002.ckpt",
+        "rank-00001-of-00002.ckpt",
+        "rest.ckpt",
+    ]
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    weights, record = load_file(run / "hf/model.safetensors"), (run / "hf/stage.json").read_text()
+
+    # Killed while the last checkpoint took the place of the one before, and before the stage's end was written.
+    last.rename(last.with_name("last.ckpt.old"))
+    (run / "hf").rename(tmp_path / "first")
+    assert "calibrated:" not in cli(*fit)
+    found = json.loads((run / "hf/stage.json").read_text())
+    assert found["steps"] == 2
+    assert found["weights_sha256"] == json.loads(record)["weights_sha256"]
+
+    assert world.run("test", "--run_dir", tmp_path / "one", "--ckpt_path", last) == 0
+    cli("test", *world.options(*sharded, "--run_dir", tmp_path / "two", "--model.weights", run / "hf"))
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["benchmarks"] == two["benchmarks"]
+    assert one["benchmarks"]["held"]["num"] == 5
+    assert two["loss"]["held"] == pytest.approx(one["loss"]["held"], rel=1e-6)
+
+    # The folder is what `save_pretrained` would have written.
+    from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
+
+    model = AlignVLMForConditionalGeneration.from_pretrained(run / "hf")
+    model.save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "generation_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / "hf" / name).read_bytes(), name
+    configs = [
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again", run / "hf")
+    ]
+    assert configs[0]["architectures"] == configs[1]["architectures"]
+    assert configs[0]["dtype"] == configs[1]["dtype"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_lacks_a_rank_is_refused(world, sharded, tmp_path):
+    run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
+    fit = [
+        "fit",
+        *world.options(*sharded, "--stage.max_steps=1", "--benchmark.at_stage_end=false", "--run_dir", run),
+    ]
+    cli(*fit)
+    (run / "hf").rename(tmp_path / "hf")
+    (last / "rank-00001-of-00002.ckpt").unlink()
+    assert "error: checkpoint " in (told := cli(*fit, expected=1))
+    assert "lacks rank-00001-of-00002.ckpt: it is no checkpoint folder, or was copied in part" in told
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
+def test_other_shardings_are_refused(world, tmp_path, strategy, capsys):
+    file = tmp_path / "cluster.yaml"
+    value = {"class_path": strategy} if "." in strategy else strategy
+    file.write_text(yaml.safe_dump({"accelerator": "cpu", "devices": 1, "strategy": value}))
+    assert world.run("fit", "--trainer", file, "--run_dir", tmp_path / "run") == 1
+    assert "error: trainer" in capsys.readouterr().err
