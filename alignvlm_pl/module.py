@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from torch import Tensor
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
+from .flops import Work, count_work, skeleton
 from .linear_cross_entropy import check_backend
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
@@ -20,7 +22,7 @@ from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.processing import AlignVLMProcessor
 from .models.vision import token_grid
-from .optim import freeze, parameter_groups, set_modes, step_schedule
+from .optim import freeze, gradient_norms, parameter_groups, set_modes, step_schedule
 from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
 from .sharding import is_sharded, root_parameters
 from .stages import Stage
@@ -59,6 +61,7 @@ class AlignVLMModule(pl.LightningModule):
         self.attention = attention
         self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
+        self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
         self._alphabet: Alphabet | None = None
@@ -106,6 +109,8 @@ class AlignVLMModule(pl.LightningModule):
             load_weights(self.model, folder)
         if self.stage is not None:
             freeze(self.model, self.stage)
+            # The skeleton is taken before anything shards or wraps the model, and is no part of this module.
+            self.count_work = partial(count_work, skeleton(self.model), objective=self.stage.objective)
 
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
@@ -158,6 +163,14 @@ class AlignVLMModule(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self._micro_counts.clear()
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
+        if (
+            every
+            and (self.trainer.global_step + 1) % every == 0
+            and not is_sharded(self.trainer.strategy.model)
+        ):
+            norms = gradient_norms(optimizer.param_groups)
+            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
 
     def configure_gradient_clipping(
         self,
