@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .checkpoint_contents import CONTENTS, check_contract, check_stage, contract
 from .errors import CheckpointError
+from .flops import Work, count_work, skeleton
 from .linear_cross_entropy import check_backend
 from .lora import parse_adapters
 from .losses import TokenLoss
@@ -26,7 +28,7 @@ from .models.modeling import AlignVLMForConditionalGeneration
 from .models.on_meta import build_on_meta, load_parts
 from .models.processing import AlignVLMProcessor
 from .models.vision import token_grid
-from .optim import freeze, parameter_groups, set_modes, step_schedule
+from .optim import freeze, gradient_norms, parameter_groups, set_modes, step_schedule
 from .parallel import ShardedStrategy, refuse_unknown
 from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
 from .sharding import clip_gradients, is_sharded, no_grad
@@ -73,6 +75,7 @@ class AlignVLMModule(pl.LightningModule):
         self.attention = attention
         self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
+        self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
         self._alphabet: Alphabet | None = None
@@ -144,6 +147,8 @@ class AlignVLMModule(pl.LightningModule):
         if self.stage is not None:
             freeze(model, self.stage)
             attach_adapters(model, self.stage.adapters)
+            # The skeleton is taken before anything shards or wraps the model, and is no part of this module.
+            self.count_work = partial(count_work, skeleton(model), objective=self.stage.objective)
         checkpoint_activations(model, self.checkpointed)
         compile_parts(model, self.compiled)
 
@@ -203,6 +208,14 @@ class AlignVLMModule(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self._micro_counts.clear()
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
+        if (
+            every
+            and (self.trainer.global_step + 1) % every == 0
+            and not is_sharded(self.trainer.strategy.model)
+        ):
+            norms = gradient_norms(optimizer.param_groups)
+            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
 
     def configure_gradient_clipping(
         self,

@@ -1,10 +1,12 @@
 """Freezing, parameter groups by part, and the learning-rate schedule of a stage."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .stages import PARTS, Stage
 
@@ -43,6 +45,34 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
                     {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"}
                 )
     return groups
+
+
+def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Norm of the gradients of each part, over all its groups, without waiting for the device.
+
+    All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient. Shards that
+    do not say they are any (FSDP1's flat parameters) give the norm of a rank's own.
+
+    Args:
+        groups: As `parameter_groups` makes them, by an optimizer or not.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for group in groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        found.setdefault(group["name"].partition("/")[0], []).extend(gradients)
+    return {part: total_norm(gradients) for part, gradients in found.items()}
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of all gradients together; sharded ones count whole."""
+    alike: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        # One reduction over the ranks for all that are sharded alike.
+        kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+        alike.setdefault(kind, []).append(gradient)
+    norms = [nn.utils.get_total_norm(some) for some in alike.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
 
 
 def schedule_factor(stage: Stage, progress: float) -> float:

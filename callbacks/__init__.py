@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .progress import TrainingProgress
     from .stage_transition import StageTransition
+    from .throughput import Throughput
 
 # CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
@@ -21,6 +22,7 @@ __all__ = [
     "GainCalibration",
     "Ledger",
     "StageTransition",
+    "Throughput",
     "TrainingProgress",
 ]
 
@@ -31,6 +33,7 @@ _HOME = {
     "GainCalibration": ".gain_calibration",
     "Ledger": ".ledger",
     "StageTransition": ".stage_transition",
+    "Throughput": ".throughput",
     "TrainingProgress": ".progress",
 }
 

@@ -22,6 +22,7 @@ class DataHealth(Callback):
     """
 
     def __init__(self) -> None:
+        self.latest: dict[str, float] = {}  # what was logged last (CONTRACT: callbacks/progress.py shows it)
         self._sums: dict[str, float] = defaultdict(float)
         # Tensors wait here until they are logged: reading them at once would wait for the device at each step.
         self._sources: list[str] = []
@@ -43,23 +44,16 @@ class DataHealth(Callback):
         self._sums["positions"] += batch["attention_mask"].numel()
         self._sums["documents"] += len(batch["truncated"])
         self._sums["truncated"] += sum(batch["truncated"])
-        if not self._is_due(trainer):
+        if not is_due(trainer):
             return
         self._read_tensors()
         self._read_loader(cast(Any, trainer).datamodule)
         # Ranks have different sources, so plain objects are gathered, and only now.
         total = sum_over_ranks(self._sums, trainer.world_size)
         self._sums.clear()
+        self.latest = data_metrics(total)
         if trainer.logger is not None:
-            trainer.logger.log_metrics(data_metrics(total), step=trainer.global_step)
-
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether an optimizer step that is to be logged has just been taken; the same on all ranks."""
-        step, every = (
-            trainer.global_step,
-            cast(Any, trainer).log_every_n_steps,
-        )  # Lightning sets it dynamically
-        return bool(step and every) and step % every == 0 and not trainer.fit_loop._should_accumulate()
+            trainer.logger.log_metrics(self.latest, step=trainer.global_step)
 
     def _read_tensors(self) -> None:
         values = torch.cat(self._losses, dim=1).tolist()
@@ -84,6 +78,12 @@ class DataHealth(Callback):
             for reason, count in reasons.items():
                 self._sums[f"skipped_{reason}/{source}"] = count
                 self._sums[f"skipped_{reason}"] += count
+
+
+def is_due(trainer: pl.Trainer) -> bool:
+    """Whether an optimizer step that is to be logged has just been taken; the same on all ranks."""
+    step, every = trainer.global_step, cast(Any, trainer).log_every_n_steps  # Lightning sets it dynamically
+    return bool(step and every) and step % every == 0 and not trainer.fit_loop._should_accumulate()
 
 
 def sum_over_ranks(sums: Mapping[str, float], world_size: int) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Progress of training: a rich bar with stage, loss, tokens/s and ETA, or plain lines where there is no terminal."""
+"""Progress of training: a rich bar with stage, loss, rates and ETA, or plain lines where there is no terminal."""
 
 import logging
+import math
 import sys
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
@@ -12,13 +13,23 @@ from lightning.pytorch.callbacks import RichProgressBar
 from alignvlm_pl.module import AlignVLMModule
 
 log = logging.getLogger(__name__)
+_REFRESH_S = 2.0
+"""Shortest time between two looks at the loss: reading it waits for the device."""
+_SHOWN = {  # tag -> name in the bar, format
+    "perf/tiles_per_s": ("tiles/s", "{:.1f}"),
+    "perf/mfu": ("MFU", "{:.1%}"),
+    "data/wait_share": ("wait", "{:.0%}"),
+    "data/padding_share": ("padding", "{:.0%}"),
+    "perf/memory_gib": ("GiB", "{:.1f}"),
+}
 
 
 class TrainingProgress(RichProgressBar):
-    """Show and log how training goes.
+    """Show how training goes.
 
     Args:
-        every_n_steps: Interval of the plain lines and of the logged rates, in optimizer steps.
+        every_n_steps: Interval in optimizer steps of the plain lines, and of the tokens per second. What else the bar
+            shows is as new as TensorBoard's (`trainer.log_every_n_steps`).
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -27,6 +38,8 @@ class TrainingProgress(RichProgressBar):
         self._tokens = 0
         self._since = 0.0
         self._tokens_per_s = 0.0
+        self._fields: dict[str, str] = {}
+        self._fields_since = -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start measuring."""
@@ -47,12 +60,13 @@ class TrainingProgress(RichProgressBar):
         per_rank = (pl_module.tokens_seen - self._tokens) / max(now - self._since, 1e-9)
         self._tokens_per_s = per_rank * trainer.world_size
         self._tokens, self._since = pl_module.tokens_seen, now
-        values = {f"lr/{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
-        values["perf/tokens_per_s"] = self._tokens_per_s
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(values, step=step)
         if trainer.is_global_zero and not sys.stderr.isatty():
             log.info("%s", self._line(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the newest figures standing."""
+        self._fields_since = -math.inf
+        super().on_train_epoch_end(trainer, pl_module)
 
     @property
     def total_train_batches(self) -> int | float:
@@ -67,11 +81,18 @@ class TrainingProgress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Fields right of the bar; its own columns show steps and the time that remains."""
         assert isinstance(pl_module, AlignVLMModule)
-        if pl_module.stage is None:
-            return {}
-        fields = {"stage": pl_module.stage.name, "loss": f"{pl_module.last_loss:.3f}"}
-        eta = self._eta(trainer, pl_module) if trainer.global_step else "-"
-        return {**fields, "tokens/s": f"{self._tokens_per_s:.0f}", "ETA": str(eta)}
+        now = time.monotonic()
+        if pl_module.stage is not None and now > self._fields_since + _REFRESH_S:
+            eta = self._eta(trainer, pl_module) if trainer.global_step else "-"
+            self._fields = {
+                "stage": pl_module.stage.name,
+                "loss": f"{float(pl_module.last_loss):.3f}",
+                "tokens/s": f"{self._tokens_per_s:.0f}",
+                **shown(latest(trainer)),
+                "ETA": str(eta),
+            }
+            self._fields_since = now
+        return dict(self._fields)
 
     def _eta(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> timedelta:
         """Time the stage has left: by its steps at the pace so far, or by its clock."""
@@ -86,6 +107,20 @@ class TrainingProgress(RichProgressBar):
         assert pl_module.stage is not None
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         return (
-            f"stage {pl_module.stage.name} step {step}/{total} loss {pl_module.last_loss:.4f} "
+            f"stage {pl_module.stage.name} step {step}/{total} loss {float(pl_module.last_loss):.4f} "
             f"{self._tokens_per_s:.0f} tokens/s ETA {self._eta(trainer, pl_module)}"
         )
+
+
+def latest(trainer: pl.Trainer) -> dict[str, float]:
+    """What the callbacks that measure have logged last, by tag."""
+    return {
+        tag: value
+        for callback in cast(Any, trainer).callbacks
+        for tag, value in getattr(callback, "latest", {}).items()
+    }
+
+
+def shown(values: dict[str, float]) -> dict[str, str]:
+    """Fields of the bar, of what there is."""
+    return {name: form.format(values[tag]) for tag, (name, form) in _SHOWN.items() if tag in values}

@@ -29,6 +29,7 @@ from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
 from callbacks.resumed_epoch import ResumedEpoch
 from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
+from callbacks.throughput import Throughput
 
 # Imported so that a bare class name in a config resolves.
 from datamodules import (
@@ -174,6 +175,7 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
         parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ConnectorHealth, "connector_health")
+        parser.add_lightning_class_args(Throughput, "throughput")
 
     def _parse_ckpt_path(self) -> None:
         """Never merge a checkpoint's hyper-parameters over the user's configuration."""

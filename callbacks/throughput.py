@@ -1,0 +1,111 @@
+"""How fast training goes: tokens and tiles a second, model FLOPs utilisation, memory, and the rates of the parts."""
+
+import logging
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.flops import Work, pairs_of, peak_flops
+from alignvlm_pl.module import AlignVLMModule
+
+from .data_health import is_due, sum_over_ranks
+
+log = logging.getLogger(__name__)
+
+
+class Throughput(pl.Callback):
+    """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
+
+    `perf/tokens_per_s`, `perf/tiles_per_s`: positions that are not padding, and real tiles, over the wall time.
+    `perf/tflops_per_s`: operations that the model needs for them (alignvlm_pl/flops.py), a device. `perf/mfu`: these
+    over the device's peak, 0 to 1. `perf/memory_gib`: the largest of the ranks' peaks since they started, of what
+    torch allocated on a GPU, else of the process. `lr/<part>`: learning rate. Time is the clock's on the wall, so that
+    waiting for data, evaluation and checkpoints lower the rates.
+
+    Args:
+        peak_tflops: Peak of one device in 10¹² operations a second, for `perf/mfu`; null: by its name (table in
+            alignvlm_pl/flops.py). A CPU, and a device that is not in the table, have none and log no `perf/mfu`.
+
+    Raises:
+        ConfigError: The peak is not positive.
+    """
+
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ConfigError(f"throughput.peak_tflops={peak_tflops}: expected a positive number, or null")
+        self.peak = None if peak_tflops is None else peak_tflops * 1e12
+        self.latest: dict[str, float] = {}  # what was logged last (CONTRACT: callbacks/progress.py shows it)
+        self.work: Work | None = None
+        self._sums: dict[str, float] = defaultdict(float)
+        self._supervised: list[Tensor] = []  # on the device, read when they are logged
+        self._since = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the model's work, find the peak, start the clock."""
+        assert isinstance(pl_module, AlignVLMModule)
+        if self.peak is None:
+            self.peak = peak_flops(pl_module.device)
+            if self.peak is None and pl_module.device.type == "cuda" and trainer.is_global_zero:
+                name = torch.cuda.get_device_name(pl_module.device)
+                log.warning("no peak is known of %s, so no MFU: set throughput.peak_tflops", name)
+        try:
+            self.work = None if pl_module.count_work is None else pl_module.count_work()
+        except Exception as error:  # a model that cannot run without data must still train
+            log.warning("no MFU: the work of this model cannot be counted (%s)", str(error)[:200])
+        pl_module.count_work = None
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count one micro batch; log if it is time."""
+        self._sums["tokens"] += sum(batch["tokens"])
+        self._sums["pairs"] += pairs_of(batch["tokens"])
+        self._sums["tiles"] += sum(batch["tiles"])
+        self._supervised.append(outputs["document_supervised"].sum())
+        if not is_due(trainer):
+            return
+        self._sums["supervised"] = float(torch.stack(self._supervised).sum())
+        self._supervised.clear()
+        memory = f"memory/{trainer.global_rank}"
+        self._sums[memory] = peak_memory(pl_module.device)
+        total = sum_over_ranks(self._sums, trainer.world_size)
+        now = time.monotonic()
+        self.latest = self.metrics(total, seconds=now - self._since, world=trainer.world_size)
+        self._sums.clear()
+        self._since = now
+        for group in trainer.optimizers[0].param_groups:
+            self.latest.setdefault(f"lr/{group['name'].partition('/')[0]}", group["lr"])
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(self.latest, step=trainer.global_step)
+
+    def metrics(self, total: Mapping[str, float], *, seconds: float, world: int) -> dict[str, float]:
+        """Names and values of what is logged, from the sums over all ranks."""
+        amounts = {name: total[name] for name in ("tiles", "tokens", "pairs", "supervised")}
+        found = {
+            "perf/tokens_per_s": total["tokens"] / seconds,
+            "perf/tiles_per_s": total["tiles"] / seconds,
+            "perf/memory_gib": max(v for name, v in total.items() if name.startswith("memory/")) / 2**30,
+        }
+        if self.work is not None:
+            rate = self.work.total(**amounts) / seconds / world
+            found["perf/tflops_per_s"] = rate / 1e12
+            if self.peak is not None:
+                found["perf/mfu"] = rate / self.peak
+        return found
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most bytes that torch has allocated on a GPU, or that the process has held."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
