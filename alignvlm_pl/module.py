@@ -1,9 +1,9 @@
 """The LightningModule: steps, token-normalised loss, optimizers, generation."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,15 +22,13 @@ from .linear_cross_entropy import check_backend
 from .lora import parse_adapters
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
-from .models.connectors import shuffle_factor, shuffled_grid
 from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.on_meta import build_on_meta, load_parts
 from .models.processing import AlignVLMProcessor
-from .models.vision import token_grid
 from .optim import freeze, gradient_norms, parameter_groups, set_modes, step_schedule
+from .page_readout import PageReadout
 from .parallel import ShardedStrategy, refuse_unknown
-from .readout import Alphabet, ctc_loss, read_rows, row_texts, to_rows
 from .sharding import clip_gradients, is_sharded, no_grad
 from .stages import PARTS, Stage
 
@@ -78,7 +76,6 @@ class AlignVLMModule(pl.LightningModule):
         self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
-        self._alphabet: Alphabet | None = None
         self._micro_counts: list[Tensor] = []
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
@@ -95,12 +92,10 @@ class AlignVLMModule(pl.LightningModule):
             self._processor = build_processor(self.spec)
         return self._processor
 
-    @property
-    def alphabet(self) -> Alphabet:
-        """Columns of P_vocab that are read out."""
-        if self._alphabet is None:
-            self._alphabet = Alphabet.from_tokenizer(self.processor.tokenizer)
-        return self._alphabet
+    @cached_property
+    def readout(self) -> PageReadout:
+        """What reads pages through P_vocab."""
+        return PageReadout(self.processor)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -239,13 +234,13 @@ class AlignVLMModule(pl.LightningModule):
     def _answer_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
         assert self.stage is not None
         weight = self.stage.readout_weight
-        columns = self._columns() if weight else None
+        columns = self.readout.columns(self.device) if weight else None
         inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
         figures = {"train/loss": output.loss}
         if weight:
-            readout = self._ctc(output.readout_log_probs, batch)
+            readout = self.readout.loss(self.net.config, output.readout_log_probs, batch)
             figures["train/readout_loss"] = readout.total.detach() / readout.supervised.clamp(min=1)
             # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
             loss_sum = loss_sum + weight * readout.total
@@ -253,54 +248,8 @@ class AlignVLMModule(pl.LightningModule):
         return loss, figures
 
     def _read_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
-        loss = self._ctc(self._read_tiles(batch), batch)
+        loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
         return loss, {"train/readout_loss": loss.total / loss.supervised.clamp(min=1)}
-
-    def _read_tiles(self, batch: dict[str, Any]) -> Tensor:
-        """Log P_vocab (tiles, tokens, C) of the alphabet's columns."""
-        boxes = batch.get("tile_boxes")
-        return self.net.read(
-            batch["pixel_values"].to(self.device),
-            self._columns(),
-            tile_boxes=None if boxes is None else boxes.to(self.device),
-        )
-
-    def _ctc(self, log_probs: Tensor, batch: dict[str, Any]) -> TokenLoss:
-        """CTC loss over characters; a document without an image has none."""
-        none = log_probs[:0].sum().float()  # in the graph, so that a batch of text alone has gradients
-        sums, characters = zip(
-            *(
-                (none, none.detach())
-                if page is None
-                else ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]])
-                for page in self._pages(log_probs, batch)
-            ),
-            strict=True,
-        )
-        each, counts = torch.stack(sums), torch.stack(characters)
-        return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
-
-    def _pages(self, log_probs: Tensor, batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[str]] | None]:
-        """Of each document's first image: rows of log P_vocab (R, T, C) and the R texts that they should read.
-
-        None for a document without an image. CONTRACT: packed batches bring `document_tiles`
-        (models/processing.py), because their `num_tiles` counts by rows; `lines` and `sizes` are by document.
-        """
-        tiling = self.processor.geometry
-        cells = shuffled_grid(
-            token_grid(self.net.config.vision_config, tiling), shuffle_factor(self.net.config.connector)
-        )
-        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
-        for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
-            if not len(tiles):
-                yield None
-                continue
-            grid, texts = row_texts(lines[0], sizes[0], tiling, cells[0])
-            skip = int(tiling.thumbnail == "first" and grid[0] * grid[1] > 1)
-            yield to_rows(tiles[skip : skip + grid[0] * grid[1]], grid, cells), texts
-
-    def _columns(self) -> Tensor:
-        return torch.tensor(self.alphabet.columns, device=self.device)
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -339,12 +288,8 @@ class AlignVLMModule(pl.LightningModule):
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
         """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
         with no_grad(self.net), self.trainer.precision_plugin.forward_context():
-            log_probs = self._read_tiles(batch)
-        pages = [
-            (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
-            for page in self._pages(log_probs, batch)
-        ]
-        return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
+            log_probs = self.readout.log_probs(self.net, batch)
+        return self.readout.texts(self.net.config, log_probs, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trained parts, stepped with a `LambdaLR`."""

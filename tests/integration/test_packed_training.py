@@ -154,9 +154,16 @@ def test_the_readout_of_packed_rows_is_that_of_their_documents(tmp_path):
     module.configure_model()
     losses, pages = [], []
     for batch in batches:
-        log_probs = module.net.read(batch["pixel_values"], module._columns(), tile_boxes=batch["tile_boxes"])
-        losses.append(module._ctc(log_probs, batch))
-        pages.append([None if page is None else page[1] for page in module._pages(log_probs, batch)])
+        log_probs = module.net.read(
+            batch["pixel_values"], module.readout.columns(module.device), tile_boxes=batch["tile_boxes"]
+        )
+        losses.append(module.readout.loss(module.net.config, log_probs, batch))
+        pages.append(
+            [
+                None if page is None else page[1]
+                for page in module.readout.pages(module.net.config, log_probs, batch)
+            ]
+        )
     assert torch.equal(losses[0].document_sums, losses[1].document_sums)
     assert losses[0].document_supervised.tolist() == losses[1].document_supervised.tolist()
     assert losses[0].document_sums[0] == losses[0].document_supervised[0] == 0, "words alone are not read"
