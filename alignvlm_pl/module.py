@@ -16,7 +16,7 @@ from .adapters import attach_adapters
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .checkpoint_contents import CONTENTS, check_contract, check_stage, contract
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .flops import Work, count_work, skeleton
 from .linear_cross_entropy import check_backend
 from .lora import parse_adapters
@@ -26,10 +26,10 @@ from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.on_meta import build_on_meta, load_parts
 from .models.processing import AlignVLMProcessor
-from .optim import freeze, gradient_norms, parameter_groups, set_modes, step_schedule
+from .optim import clip_gradients, freeze, gradient_norms, parameter_groups, set_modes, step_schedule
 from .page_readout import PageReadout
 from .parallel import ShardedStrategy, refuse_unknown
-from .sharding import clip_gradients, is_sharded, no_grad
+from .sharding import is_sharded, no_grad
 from .stages import PARTS, Stage
 
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
@@ -126,6 +126,11 @@ class AlignVLMModule(pl.LightningModule):
         if strategy is not None:
             refuse_unknown(strategy)
         if isinstance(strategy, ShardedStrategy):
+            if self.stage is not None and self.stage.adapters:
+                raise ConfigError(
+                    "stage.lora: adapters cannot be trained under ShardedStrategy (FSDP2), which loads weights after "
+                    "the model is sharded; use trainer.strategy: ddp, or stage.lora: null"
+                )
             self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
             self._prepare(self.model)
             strategy.shard(self.model)
@@ -204,11 +209,7 @@ class AlignVLMModule(pl.LightningModule):
                     parameter.grad.mul_(factor)
         self._micro_counts.clear()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
-        if (
-            every
-            and (self.trainer.global_step + 1) % every == 0
-            and not is_sharded(self.trainer.strategy.model)
-        ):
+        if every and (self.trainer.global_step + 1) % every == 0:
             norms = gradient_norms(optimizer.param_groups)
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .sharding import whole
 from .stages import PARTS, Stage
 
 
@@ -50,8 +51,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Norm of the gradients of each part, over all its groups, without waiting for the device.
 
-    All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient. Shards that
-    do not say they are any (FSDP1's flat parameters) give the norm of a rank's own.
+    All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient.
 
     Args:
         groups: As `parameter_groups` makes them, by an optimizer or not.
@@ -71,8 +71,17 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
         alike.setdefault(kind, []).append(gradient)
     norms = [nn.utils.get_total_norm(some) for some in alike.values()]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
+    return (
+        torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms])) if norms else torch.zeros(())
+    )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to a norm of at most `largest`; returns their norm before, over all parameters and ranks."""
+    parameters = list(parameters)
+    norm = total_norm([p.grad for p in parameters if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def schedule_factor(stage: Stage, progress: float) -> float:

@@ -6,7 +6,7 @@ as the model runs, which ALIGN needs: it reads the LLM's embedding table before 
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,11 +108,3 @@ def no_grad(model: nn.Module) -> Any:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor on every rank; all ranks must ask. Any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scale gradients down to a norm of at most `largest`; returns their norm before, over all parameters and ranks."""
-    parameters = list(parameters)
-    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return norm
