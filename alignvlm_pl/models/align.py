@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..ops import AUTO, align, align_read, check_backend, gathered
 from .kept_rows import check_kept, read_kept
+from .options import require_at_least, require_positive
 
 
 class ConnectorOutput(NamedTuple):
@@ -46,7 +47,8 @@ class AlignConnector(nn.Module):
         backend: Who computes it: `auto`, or a back-end of `alignvlm_pl.ops`.
 
     Raises:
-        ConfigError: If rows are out of range, given twice or in two ways, or the back-end is unknown.
+        ConfigError: If rows are out of range, given twice or in two ways, the back-end is unknown, or gain or epsilon
+            is no number above 0.
     """
 
     reads_text = True
@@ -69,8 +71,10 @@ class AlignConnector(nn.Module):
             raise ConfigError(
                 f"connector: vocab_rows={vocab_rows} and vocab_keep both choose the rows to keep; set one of them"
             )
+        require_positive(gain_init=gain_init, eps=eps)
         rows = vocab_size if vocab_rows is None else vocab_rows
-        if not 1 <= rows <= vocab_size:
+        require_at_least(1, vocab_rows=rows)
+        if rows > vocab_size:
             raise ConfigError(
                 f"connector vocab_rows={rows}: expected 1 to {vocab_size}, the LLM's vocabulary"
             )

@@ -1,6 +1,7 @@
 """Reading pretrained weights: what Hugging Face's loaders raise, or pass over with a warning, as one short error."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,41 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
         The model, and the names of its tensors that the weights lack (Hugging Face fills these with random numbers).
 
     Raises:
-        CheckpointError: If there is nothing at `source`, it is damaged, or it is a model of another kind.
+        CheckpointError: If there is nothing at `source`, it is damaged, it is a model of another kind, or a tensor has
+            not the shape that its own `config.json` gives.
     """
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise CheckpointError(
             f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id"
         )
     try:
-        model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, info = loader.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{what} weights cannot be loaded from {str(source)!r}: {reason}; expected a folder written by "
             "save_pretrained, or the hub id of a model of this kind"
         ) from error
+    _require_shapes(info["mismatched_keys"], what=what, source=source)
     return model, set(info["missing_keys"])
+
+
+def _require_shapes(mismatched: Iterable[tuple[str, Any, Any]], *, what: str, source: str | Path) -> None:
+    """Refuse weights that do not fit their own config, as embeddings that were resized and saved without it.
+
+    Raises:
+        CheckpointError: Naming the first tensor of (name, shape in the file, shape by the config), and both shapes.
+    """
+    if not (wrong := sorted(mismatched)):
+        return
+    name, found, expected = wrong[0]
+    raise CheckpointError(
+        f"{what} weights in {source}: {name} has shape {tuple(found)}, by config.json it is {tuple(expected)} "
+        f"({len(wrong)} tensors differ); the two are of different models, or the embeddings were resized or padded and "
+        "vocab_size does not say so"
+    )
 
 
 def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, source: str | Path) -> None:

@@ -128,6 +128,21 @@ def test_extreme_logits(backend, dtype, tolerance):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_logits_in_bfloat16_stay_weights(backend):
+    """Scores that are rounded to 8 bits and then scaled by 1e4 may choose another row, but a row they choose."""
+    torch.manual_seed(5)
+    operands = operands_of((11, 64, 1009), torch.bfloat16, gain_scale=1e4)
+    operands[4] = torch.eye(1009, dtype=torch.bfloat16)
+    leaves = [tensor.requires_grad_() for tensor in operands]
+    weights = BACKENDS[backend](*leaves, eps=EPS).embeds
+    assert bool((weights >= 0).all())
+    # Measured: 0, for nearly all weights are 0 or 1.
+    torch.testing.assert_close(weights.float().sum(-1), torch.ones(11), rtol=0, atol=1e-2)
+    weights.float().square().sum().backward()
+    assert all(bool(leaf.grad.isfinite().all()) for leaf in leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_scores_far_from_zero(backend):
     """Scores whose mean is 1e4 times their deviation. Measured: 4e-3, of the scores' own rounding in float32."""
     torch.manual_seed(5)

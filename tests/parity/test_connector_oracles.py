@@ -131,6 +131,34 @@ def test_perceiver_is_idefics_with_its_weights():
     np.testing.assert_allclose(embeds_of(connector, features), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_perceiver_is_idefics2_but_for_its_norms_and_gate():
+    """Attention, residuals and latents are Idefics2's own; its RMSNorm and gated MLP give way to Flamingo's."""
+    from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
+    from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
+
+    connector, features, _ = random_connector(PERCEIVER)
+    config = Idefics2PerceiverConfig(
+        hidden_size=6,
+        resampler_n_latents=7,
+        resampler_depth=3,
+        resampler_n_heads=2,
+        resampler_head_dim=5,
+        num_key_value_heads=2,
+    )
+    other = Idefics2PerceiverResampler(config).double().eval()
+    other.latents.data.copy_(connector.latents.data)
+    other.norm = connector.norm
+    for theirs, layer in zip(other.layers, connector.layers, strict=True):
+        keys, values = layer.to_kv.weight.chunk(2)
+        state = {"q_proj.weight": layer.to_q.weight, "k_proj.weight": keys, "v_proj.weight": values}
+        theirs.self_attn.load_state_dict({**state, "o_proj.weight": layer.to_out.weight})
+        theirs.input_context_norm, theirs.input_latents_norm = layer.norm_media, layer.norm_latents
+        theirs.post_attention_layernorm, theirs.mlp = layer.feed_forward[0], layer.feed_forward[1:]
+    with torch.no_grad():
+        expected = connector.projection(other(features, attention_mask=torch.ones(2, 15)))
+    np.testing.assert_allclose(embeds_of(connector, features), expected, rtol=1e-12, atol=1e-12)
+
+
 # --- Ovis -----------------------------------------------------------------------------------------
 
 

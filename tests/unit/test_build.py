@@ -93,6 +93,28 @@ def test_weights_of_another_size(saved, part):
         build_model(dataclasses.replace(spec, **{part: wide}), build_processor(spec))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_llm_whose_embeddings_were_resized_or_padded(saved, tmp_path, tied):
+    """The number of rows in its config is another than that of its weights: both are named."""
+    _, spec = saved
+    config = dataclasses.replace(spec.llm, config={**spec.llm.config, "tie_word_embeddings": tied})
+    llm = AutoModelForCausalLM.from_config(config.load_config())
+    llm.resize_token_embeddings(288, mean_resizing=False)
+    llm.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 259}))
+    with pytest.raises(CheckpointError, match=r"shape \(288, 64\), by config.json it is \(259, 64\).*padded"):
+        build_model(with_pretrained(spec, llm=tmp_path), build_processor(spec))
+
+
+def test_an_llm_without_a_head(saved, tmp_path):
+    _, spec = saved
+    config = dataclasses.replace(spec.llm, config={**spec.llm.config, "tie_word_embeddings": False})
+    AutoModel.from_config(config.load_config()).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lack 1 of the model's tensors, first 'lm_head.weight'"):
+        build_model(with_pretrained(spec, llm=tmp_path), build_processor(spec))
+
+
 def test_damaged_weights(saved, tmp_path):
     folder, spec = saved
     for file in (folder / "llm").iterdir():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..options import pair, require_at_least
 from .base import Connector
 from .grid import Grid, check_grid, to_picture, to_tokens
-from .options import pair, require_at_least
 from .regstage import RegStage
 
 _POSITION_STD = 0.02

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..options import pair
 from .base import Connector
 from .grid import Grid, append, check_grid, to_picture, to_tokens
-from .options import pair
 
 
 class HReducerConnector(Connector):

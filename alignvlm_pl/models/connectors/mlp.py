@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..options import require_choice
 from .base import Connector
-from .options import require_choice
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ..options import require_at_least, require_choice, require_positive
 from .base import Connector
 from .grid import Grid, check_grid, join_squares, repeat_for, shuffled_grid
-from .options import require_at_least, require_choice
 
 TOKENIZERS = ("softmax", "gumbel", "argmax")
 
@@ -29,7 +28,7 @@ class OvisConnector(Connector):
             131,072.
         tokenize: `softmax`; `gumbel` (one word, drawn while training and the likeliest otherwise) or `argmax` (the
             likeliest), both with the gradient of the softmax.
-        tau: Temperature of `gumbel`; Ovis lowers it from 5 to 0.05 while it trains.
+        tau: Temperature of `gumbel`, above 0. It stays as it is set; Ovis lowers it from 5 to 0.05 while it trains.
         hidden_stride: Side of the squares of tokens that become one: 3 makes 81 of 729.
         indicators: Last rows of the table that are no words: 5 in Ovis 1.6, 2 before.
         mark_tiles: Put the first two indicators before and behind each tile's tokens.
@@ -57,8 +56,7 @@ class OvisConnector(Connector):
         require_at_least(2 if mark_tiles else 0, indicators=indicators)
         rows = vocab_size if visual_vocab is None else visual_vocab
         require_at_least(indicators + 2, visual_vocab=rows)
-        if tau <= 0:
-            raise ConfigError(f"connector tau={tau}: expected a temperature above 0")
+        require_positive(tau=tau, init_std=init_std)
         self.grid, self.stride, self.mark_tiles = grid, hidden_stride, mark_tiles
         self.tokenize, self.tau, self.init_std = tokenize, tau, init_std
         self.words = rows - indicators

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..options import require_at_least, require_choice
 from .base import Connector
 from .grid import repeat_for
-from .options import require_at_least, require_choice
 
 PROJECTIONS = ("linear", "mlp2x_gelu")
 

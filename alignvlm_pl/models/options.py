@@ -1,9 +1,10 @@
 """Checks of connectors' options."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
-from ...errors import ConfigError, nearest
+from ..errors import ConfigError, nearest
 
 
 def require_choice(key: str, value: str, known: Collection[str]) -> None:
@@ -25,6 +26,18 @@ def require_at_least(lowest: int, **options: int) -> None:
     for key, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise ConfigError(f"connector {key}={value!r}: expected a whole number of at least {lowest}")
+
+
+def require_positive(**options: float) -> None:
+    """Refuse what is no finite number above 0.
+
+    Raises:
+        ConfigError: Naming the option and its value.
+    """
+    for key, value in options.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):
+            raise ConfigError(f"connector {key}={value!r}: expected a number above 0")
 
 
 def pair(key: str, value: Any) -> tuple[int, int]:
