@@ -40,13 +40,7 @@ class AveragedWeights(WeightAveraging):
         Raises:
             ConfigError: The strategy is not one device or DDP.
         """
-        strategy = trainer.strategy
-        whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
-        if not whole or isinstance(strategy, DeepSpeedStrategy):
-            raise ConfigError(
-                f"stage.ema_decay={self.decay} needs all parameters on each rank, trainer.strategy is "
-                f"{type(strategy).__name__}; use trainer.strategy: ddp, or stage.ema_decay: null"
-            )
+        require_whole_parameters(trainer, f"stage.ema_decay={self.decay}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the model."""
@@ -98,6 +92,21 @@ class AveragedWeights(WeightAveraging):
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
+
+
+def require_whole_parameters(trainer: pl.Trainer, setting: str) -> None:
+    """Refuse a setting under strategies that shard parameters.
+
+    Raises:
+        ConfigError: The strategy is not one device or DDP.
+    """
+    strategy = trainer.strategy
+    whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not whole or isinstance(strategy, DeepSpeedStrategy):
+        raise ConfigError(
+            f"{setting} needs all parameters on each rank, trainer.strategy is {type(strategy).__name__}; use "
+            f"trainer.strategy: ddp, or leave {setting.split('=')[0]} out"
+        )
 
 
 @contextmanager

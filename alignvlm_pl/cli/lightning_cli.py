@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks.averaged_weights import AveragedWeights
+from callbacks.averaged_weights import AveragedWeights, require_whole_parameters
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
@@ -288,9 +288,13 @@ class AlignCLI(LightningCLI):
         if config.get("enable_progress_bar") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingProgress)]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        for part, lora in (self._stage().adapters if self.subcommand == "fit" else {}).items():
+            if lora.load_in_4bit:
+                require_whole_parameters(trainer, f"stage.lora.{part}.load_in_4bit=true")
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

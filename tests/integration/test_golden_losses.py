@@ -1,8 +1,8 @@
 """Twenty training losses of the tiny model, in full digits: a refactor must not move them.
 
 `python tests/integration/test_golden_losses.py` writes tests/golden/training_losses.json anew, after a change of the
-maths that is meant (CONTRIBUTING.md). Float64 on one CPU thread; weights and pictures are made of whole numbers, so that
-they are the same on every machine.
+maths that is meant (CONTRIBUTING.md). Float64 on one CPU thread; weights and pictures are made of whole numbers, so
+that they are the same on every machine.
 """
 
 import json
@@ -109,6 +109,9 @@ def train(name: str, folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:.*val_dataloader", "ignore:.*does not have many workers"
+)
 @pytest.mark.parametrize("name", STAGES)
 def test_training_losses_are_the_committed_ones(name, tmp_path):
     expected = json.loads(GOLDEN.read_text())[name]

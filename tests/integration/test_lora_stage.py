@@ -144,3 +144,54 @@ def test_a_checkpoint_of_another_adapter_is_refused(world, recipe_run, tmp_path,
     error = capsys.readouterr().err
     assert "ckpt_path was trained with stage.lora={'llm': {'r': 4, 'alpha': 8," in error
     assert "this stage has {'llm': {'r': 4, 'alpha': 9," in error
+
+
+def test_a_four_bit_base_under_a_sharding_strategy_is_refused(world, tmp_path, capsys):
+    file = stage(world, tmp_path / "stage.yaml", lora={"llm": {"load_in_4bit": True}})
+    options = [
+        "--stage",
+        file,
+        "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
+    ]
+    assert world.run("fit", *options, "--run_dir", tmp_path / "run") == 1
+    expected = "stage.lora.llm.load_in_4bit=true needs all parameters on each rank, trainer.strategy is Model"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    from alignvlm_pl.module import AlignVLMModule
+
+    monkeypatch.setattr(
+        "alignvlm_pl.adapters._check_4bit", lambda part: None
+    )  # its own CPU code will do here
+    settings = {"llm": {"r": 4, "load_in_4bit": True}}
+    options = [
+        f"--stage={stage(world, tmp_path / 'stage.yaml', lora=settings)}",
+        "--checkpoint_every_n_steps=1",
+    ]
+    whole = world.fit(tmp_path / "whole", *options)
+    step = AlignVLMModule.training_step
+
+    def failing(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(AlignVLMModule, "training_step", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        world.fit(tmp_path / "cut", *options)
+    monkeypatch.setattr(AlignVLMModule, "training_step", step)
+    world.fit(tmp_path / "cut", *options)
+    first, second = (load_file(folder / "hf/model.safetensors") for folder in (whole, tmp_path / "cut"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not any("base_layer.weight" in name for name in checkpoint(whole)["state_dict"])
+    losses = {}
+    for name, source in {
+        "adapter": f"--ckpt_path={whole / 'checkpoints/last.ckpt'}",
+        "merged": f"--model.weights={whole / 'hf'}",
+    }.items():
+        assert world.run("test", source, "--run_dir", tmp_path / name) == 0
+        losses[name] = json.loads((tmp_path / name / "results.json").read_text())["loss"]["held"]
+    # The 4-bit layers compute in bfloat16.
+    assert losses["adapter"] == pytest.approx(losses["merged"], rel=1e-2)
