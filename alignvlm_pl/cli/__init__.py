@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "shards": ("alignvlm_pl.cli.shards", "verify sets of shards, count and show what they hold"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
+    "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or a stage-end folder is"),
     "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a set"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }

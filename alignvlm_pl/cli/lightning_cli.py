@@ -247,11 +247,11 @@ class AlignCLI(LightningCLI):
             )
             callbacks = [
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
-                FrozenWeights(),
                 LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every),
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
+                FrozenWeights(),
                 StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
                 RandomState(),
             ]

@@ -87,6 +87,23 @@ def test_samples_are_counted_through_a_resume(world, trained, tmp_path):
     assert json.loads((folder / "hf/stage.json").read_text())["samples_seen"] == {"made": 12}
 
 
+def test_describe_prints_what_a_checkpoint_and_a_folder_are(trained, tmp_path, capsys):
+    from alignvlm_pl.cli import main
+
+    assert main(["describe", str(trained / LAST)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 2, "epoch": 0, **contents(trained)}
+    assert main(["describe", str(trained / "hf")]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((trained / "hf/stage.json").read_text())
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
+    for name, message in [
+        ("none", "no such file"),
+        ("text", "is damaged"),
+        ("plain", "does not say what it is"),
+    ]:
+        assert message in error_of(capsys, main(["describe", str(tmp_path / f"{name}.ckpt")]))
+
+
 # --- random numbers -------------------------------------------------------------------------------
 
 
