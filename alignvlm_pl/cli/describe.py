@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 
 
 def run(argv: list[str]) -> int:
-    """Print JSON: stage and settings, parent, samples seen, model, processor, versions; of a checkpoint also its step."""
+    """Print JSON: stage and settings, parent, samples seen, model, processor, versions; and a checkpoint's step."""
     parser = argparse.ArgumentParser(prog="alignvlm describe", description=__doc__)
     parser.add_argument("path", type=Path, help="a .ckpt file, or the hf folder that a finished stage leaves")
     sys.stdout.write(json.dumps(describe(parser.parse_args(argv[1:]).path), indent=2) + "\n")
