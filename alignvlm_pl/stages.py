@@ -102,6 +102,11 @@ class Stage:
             raise ConfigError(f"stage.max_minutes={self.max_minutes}: expected more than 0, or null")
         if self.calibrate is not None:
             _check_calibration(self.calibrate)
+            if not self.lr_connector:
+                raise ConfigError(
+                    f"stage {self.name!r}: calibrate sets the connector's gain, but the stage freezes the connector; "
+                    "set lr_connector, or calibrate to null"
+                )
         for part, rate in self.learning_rates.items():
             if rate is not None and rate < 0:
                 raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")

@@ -12,8 +12,8 @@ from alignvlm_pl.module import AlignVLMModule
 class FrozenWeights(pl.Callback):
     """Compare checksums of all frozen tensors: at the stage's start, where it is resumed, and at its end.
 
-    The checksums of the start travel in the checkpoint. CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this before
-    `StageTransition`, which writes the weights that are handed over.
+    The checksums of the start travel in the checkpoint. CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this right
+    before `StageTransition`, which writes the weights that are handed over: so it sees what all others did to them.
     """
 
     def __init__(self) -> None:

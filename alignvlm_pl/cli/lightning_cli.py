@@ -272,12 +272,12 @@ class AlignCLI(LightningCLI):
                 Ledger(),
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
-                FrozenWeights(),
                 last,
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
                 Preemption(last, self._get(self.config_init, "preemption_every_n_steps")),
+                FrozenWeights(),
                 StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
                 RandomState(),
             ]

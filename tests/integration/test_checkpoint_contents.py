@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,23 @@ def test_samples_are_counted_through_a_resume(world, trained, tmp_path):
     world.fit(folder, "--stage.max_steps=3")
     assert contents(folder)["samples_seen"] == {"made": 12}
     assert json.loads((folder / "hf/stage.json").read_text())["samples_seen"] == {"made": 12}
+
+
+def test_describe_prints_what_a_checkpoint_and_a_folder_are(trained, tmp_path, capsys):
+    from alignvlm_pl.cli import main
+
+    assert main(["describe", str(trained / LAST)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 2, "epoch": 1, **contents(trained)}
+    assert main(["describe", str(trained / "hf")]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((trained / "hf/stage.json").read_text())
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
+    for name, message in [
+        ("none", "no such file"),
+        ("text", "is damaged"),
+        ("plain", "does not say what it is"),
+    ]:
+        assert message in error_of(capsys, main(["describe", str(tmp_path / f"{name}.ckpt")]))
 
 
 # --- random numbers -------------------------------------------------------------------------------
@@ -341,6 +360,37 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step
     # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB.
     assert "has 0.00 GB free, a checkpoint of this stage takes 0.00 GB" in error_of(capsys, status)
     assert names(tmp_path / "run") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 7 MB; mounting one takes the rights of root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_goes_on(
+    world, small_disk, capsys
+):
+    options = ["--stage.max_steps=6", "--checkpoint_every_n_steps=1", "--benchmark.at_stage_end=false"]
+    folder = small_disk / "run"
+    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
+    assert "No space left on device" in error_of(capsys, status)
+    kept = len(names(folder)) - 1  # of 1.8 MB each
+    assert 2 <= kept <= 3
+    assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in range(1, kept + 1))]
+    assert torch.load(folder / LAST, weights_only=True)["global_step"] == kept
+    assert not (folder / "hf").exists()
+    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
+    assert "a checkpoint of this stage takes" in error_of(capsys, status), "before another step is trained"
+    world.fit(folder, *options)
+    assert contents(folder)["samples_seen"] == {"made": 6 * 4}
 
 
 def test_a_checkpoint_is_about_as_large_as_was_reckoned(world, trained):

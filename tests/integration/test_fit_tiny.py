@@ -76,6 +76,27 @@ def test_fit_leaves_config_checkpoint_events_predictions_and_weights(trained):
     )
 
 
+def test_the_table_of_parts_is_printed_once_and_logged(world, tmp_path, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [
+        "--stage.max_steps=1",
+        "--stage.lr_vision=null",
+        "--stage.lr_llm=2e-3",
+        "--stage.weight_decay=0.1",
+    ]
+    folder = world.fit(tmp_path / "run", *options)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (logged,) = events.Tensors("stage/text_summary")
+    text = logged.tensor_proto.string_val[0].decode()
+    for told in (text, caplog.text):
+        assert told.count("stage all: objective answer, 1 steps, global batch 4") == 1
+        assert re.search(r"part +parameters +trainable +lr +weight decay", told)
+        assert re.search(r"vision +36,512 +0 +frozen +-", told)
+        assert re.search(r"llm +90,624 +90,624 +0\.002 +0, 0\.1", told)
+
+
 def test_fit_logs_the_loss_of_each_source_and_the_health_of_the_data(trained):
     assert losses(trained, "train/loss/made")[0] == pytest.approx(losses(trained)[0], rel=0.2)
     assert len(losses(trained, "train/loss/made")) == 3

@@ -88,15 +88,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_one_process_killed_at_every_point(world, tmp_path):
     points = [
-        "one:setup", "one:trained", "one:written", "one:unlinked", "one:ended", "one:exporting", "one:exported",
-        "two:setup", "two:begun", "two:trained", "two:exporting",
-        "three:written", "three:ended",
+        "one:trained", "one:written", "one:ended", "one:exporting", "one:exported",
+        "two:setup", "two:unlinked", "three:begun",
     ]  # fmt: skip
     check(world, tmp_path, points, devices=1)
 
 
 def test_two_processes_killed_in_each_stage(world, tmp_path):
-    check(world, tmp_path, ["one:written", "two:unlinked", "two:exporting", "three:trained"], devices=2)
+    check(world, tmp_path, ["one:written", "two:exporting"], devices=2)
 
 
 def check(world: Any, root: Path, points: list[str], *, devices: int) -> None:

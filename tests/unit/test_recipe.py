@@ -62,6 +62,17 @@ def test_options_behind_the_recipe_win_and_those_before_it_do_not(tmp_path, befo
         assert sum(word.startswith("--run_dir") for word in words) == 1
 
 
+@pytest.mark.parametrize("form", [["--stage.init_from", "elsewhere/hf"], ["--stage.init_from=elsewhere/hf"]])
+def test_a_start_given_by_the_user_is_the_first_stages_alone(tmp_path, form):
+    first, second = plan_runs(["--config", str(recipe(tmp_path)), *form, "--run_dir", str(tmp_path / "run")])
+    starts = [
+        [f"{word}={following}" for word, following in zip(run.options, [*run.options[1:], ""], strict=True)]
+        for run in (first, second)
+    ]
+    last = [[w.split("=")[1] for w in words if w.startswith("--stage.init_from")][-1] for words in starts]
+    assert last == ["elsewhere/hf", str(first.folder / "hf")]
+
+
 def test_read_stages_gives_absolute_paths(tmp_path):
     assert read_stages(recipe(tmp_path))[0]["stage"] == tmp_path / "stage/one.yaml"
     assert read_stages(recipe(tmp_path, None)) == []

@@ -3,7 +3,7 @@
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.stages import Stage, accumulation
+from alignvlm_pl.stages import Stage, accumulation, require_parent
 
 
 def test_learning_rates_by_part_and_frozen_by_default():
@@ -63,3 +63,19 @@ def test_an_indivisible_global_batch_names_the_nearest_valid_ones(batch, below, 
 def test_a_calibration_is_a_number_of_nats(calibrate, message):
     with pytest.raises(ConfigError, match=message):
         Stage(name="x", lr_llm=1e-3, calibrate=calibrate)
+
+
+def test_calibration_of_a_frozen_connector_is_refused():
+    # Frozen weights are compared at the stage's end, and its gain would have changed.
+    with pytest.raises(ConfigError, match="'x': calibrate sets the connector's gain, but the stage freezes"):
+        Stage(name="x", lr_llm=1e-3, calibrate={"target_entropy": 3.0})
+    assert Stage(name="x", lr_connector=1e-3, calibrate={"target_entropy": 3.0}).calibrate
+
+
+def test_a_stage_that_names_a_parent_needs_its_folder():
+    require_parent("two", parent="one", init_from="runs/one/hf")
+    require_parent("one", parent=None, init_from=None)
+    with pytest.raises(
+        ConfigError, match=r"stage 'two' starts from the end of stage 'one', but stage.init_from is null"
+    ):
+        require_parent("two", parent="one", init_from=None)

@@ -1,0 +1,51 @@
+"""`describe`: what a checkpoint or a stage-end folder is, as it says itself; its weights are not read."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from ..errors import CheckpointError
+
+
+def run(argv: list[str]) -> int:
+    """Print JSON: stage and settings, parent, samples seen, model, processor, versions; and a checkpoint's step."""
+    parser = argparse.ArgumentParser(prog="alignvlm describe", description=__doc__)
+    parser.add_argument("path", type=Path, help="a .ckpt file, or the hf folder that a finished stage leaves")
+    sys.stdout.write(json.dumps(describe(parser.parse_args(argv[1:]).path), indent=2) + "\n")
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The description of a checkpoint or folder.
+
+    Raises:
+        CheckpointError: There is none at `path`, or it does not describe itself.
+    """
+    from ..checkpoint import read_record
+    from ..checkpoint_contents import CONTENTS
+
+    if path.is_dir():
+        return read_record(path)
+    checkpoint = _load(path)
+    if CONTENTS not in checkpoint:
+        raise CheckpointError(
+            f"checkpoint {path} does not say what it is: expected {CONTENTS!r} in it; another program's?"
+        )
+    return {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], **checkpoint[CONTENTS]}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint ({str(error).splitlines()[0][:150]})"
+        ) from error
+    return found if isinstance(found, dict) else {}
