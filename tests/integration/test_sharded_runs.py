@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 
 
-def cli(*options: Any, expected: int = 0) -> str:
+def cli(*options: Any) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in RANKS}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
@@ -26,7 +26,7 @@ def cli(*options: Any, expected: int = 0) -> str:
         text=True,
         timeout=150,
     )
-    assert done.returncode == expected, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
@@ -85,20 +85,6 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path):
     assert configs[0]["architectures"] == configs[1]["architectures"]
     assert configs[0]["dtype"] == configs[1]["dtype"]
     assert all(torch.isfinite(value).all() for value in weights.values())
-
-
-@pytest.mark.slow
-def test_a_checkpoint_that_lacks_a_rank_is_refused(world, sharded, tmp_path):
-    run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
-    fit = [
-        "fit",
-        *world.options(*sharded, "--stage.max_steps=1", "--benchmark.at_stage_end=false", "--run_dir", run),
-    ]
-    cli(*fit)
-    (run / "hf").rename(tmp_path / "hf")
-    (last / "rank-00001-of-00002.ckpt").unlink()
-    assert "error: checkpoint " in (told := cli(*fit, expected=1))
-    assert "lacks rank-00001-of-00002.ckpt: it is no checkpoint folder, or was copied in part" in told
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])

@@ -1,0 +1,92 @@
+"""Training state in a folder of shards: rows from any number of files, replaced as a whole, refused when damaged."""
+
+import pytest
+import torch
+
+from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.sharded_checkpoint import (
+    RowPieces,
+    aside,
+    make_whole,
+    read_folder,
+    recover,
+    replace_path,
+    write_rank,
+)
+from callbacks.last_checkpoint import AtomicCheckpointIO
+
+
+def rows(*local):
+    return {"rows": torch.tensor(local), "shape": [5]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five rows on three ranks, of which the last has none."""
+    found = tmp_path / "last.ckpt"
+    found.mkdir()
+    for rank, local in enumerate(([1, 2, 3], [4, 5], [])):
+        own = {
+            "state_dict": {"a": rows(*local), "b": torch.tensor(7)},
+            "optimizer_states": [{"state": {0: {"step": torch.tensor(2.0), "exp_avg": rows(*local)}}}],
+        }
+        write_rank(found, own, {"global_step": 2, "loops": {"x": [1]}}, rank=rank, ranks=3)
+    return found
+
+
+@pytest.mark.parametrize("start", range(6))
+@pytest.mark.parametrize("stop", range(6))
+def test_any_rows_come_from_whichever_files_have_them(start, stop):
+    pieces = RowPieces([torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([])], (5,))
+    assert pieces[slice(start, stop)].tolist() == [1, 2, 3, 4, 5][start:stop]
+
+
+def test_a_run_that_is_not_sharded_reads_the_folder(folder):
+    found = AtomicCheckpointIO().load_checkpoint(folder)
+    assert found["state_dict"]["a"].tolist() == [1, 2, 3, 4, 5]
+    assert int(found["state_dict"]["b"]) == 7
+    assert found["optimizer_states"][0]["state"][0]["exp_avg"].tolist() == [1, 2, 3, 4, 5]
+    assert (found["global_step"], found["loops"]) == (2, {"x": [1]})
+    assert make_whole(read_folder(folder)).keys() == found.keys()
+
+
+@pytest.mark.parametrize("name", ["rest.ckpt", "rank-00002-of-00003.ckpt"])
+def test_a_folder_that_lacks_a_file_or_has_a_damaged_one(folder, name):
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=f"{name} is damaged; remove .*last.ckpt"):
+        read_folder(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"last.ckpt lacks {name}: it is no checkpoint folder, or was"):
+        read_folder(folder)
+
+
+def test_files_that_would_run_code_are_not_read(folder):
+    torch.save({"ranks": 3, "x": pytest.raises}, folder / "rest.ckpt")
+    with pytest.raises(CheckpointError, match=r"rest\.ckpt is damaged"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("new", ["file", "folder"])
+@pytest.mark.parametrize("old", ["file", "folder", "nothing"])
+def test_one_takes_the_place_of_the_other_whatever_they_are(tmp_path, new, old):
+    target, partial = tmp_path / "last.ckpt", tmp_path / "partial"
+    for path, kind in ((target, old), (partial, new)):
+        if kind == "file":
+            path.write_text(path.name)
+        elif kind == "folder":
+            path.mkdir()
+            (path / "x").write_text(path.name)
+    replace_path(partial, target)
+    assert (target / "x" if new == "folder" else target).read_text() == "partial"
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_kill_between_two_renames_leaves_the_earlier_one(tmp_path):
+    target = tmp_path / "last.ckpt"
+    assert not recover(target)
+    aside(target).mkdir()
+    assert recover(target)
+    assert target.is_dir()
+    assert not aside(target).exists()
