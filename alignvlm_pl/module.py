@@ -183,7 +183,8 @@ class AlignVLMModule(pl.LightningModule):
             of the micro batch.
         """
         loss, figures = self.batch_loss(batch)
-        self.log_dict(figures, batch_size=len(batch["keys"]))
+        if self._logs_this_step:
+            self.log_dict(figures, batch_size=len(batch["keys"]))
         self._micro_counts.append(loss.supervised.detach())
         # Nothing is read from the device here: a step would wait for it, and the device for the next step.
         self.last_loss = loss.total.detach() / loss.supervised.clamp(min=1)
@@ -208,10 +209,15 @@ class AlignVLMModule(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self._micro_counts.clear()
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
-        if every and (self.trainer.global_step + 1) % every == 0:
+        if self._logs_this_step:
             norms = gradient_norms(optimizer.param_groups)
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+
+    @property
+    def _logs_this_step(self) -> bool:
+        """Whether the step that is under way is one whose figures Lightning logs; others need not be handed to it."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
+        return bool(every) and (self.trainer.global_step + 1) % every == 0
 
     def configure_gradient_clipping(
         self,
@@ -225,7 +231,9 @@ class AlignVLMModule(pl.LightningModule):
         """
         if gradient_clip_val is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.log("train/gradient_norm", clip_gradients(parameters, gradient_clip_val))
+            norm = clip_gradients(parameters, gradient_clip_val)
+            if self._logs_this_step:
+                self.log("train/gradient_norm", norm)
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""

@@ -1,0 +1,321 @@
+"""Tokens per second of `fit` over those of a bare torch loop; MFU and memory of a training step.
+
+    python perf/train_step.py [--json] [--model small|paper] [--device cpu|cuda] [--tiles 1 9]
+                              [--strategies auto ddp fsdp] [--steps 10] [--rounds 6] [--batch_size 4] [--text 64]
+
+Every case (tiles x strategy) is a process that runs the real command line: `fit` with all its callbacks, on batches
+that were made beforehand and stay in memory, so that the loader's speed is not measured (perf/loader.py does that).
+With strategy auto, `--steps` optimizer steps of `fit` and as many of a bare loop over the same modules, batches and
+optimizer take turns in that process; the ratio is the median over the rounds (target: at least 0.97). The bare loop is
+forward, backward, clip, step. `--steps` is a multiple of `log_every_n_steps` (10), so that each round logs.
+Checkpoints, evaluation and the start are not in it.
+
+`small` is a random model for a CPU; `paper` is configs/model/llama3.2-1b.yaml with random weights and a byte tokenizer,
+all parts trained, for one GPU. Strategies are names that `trainer.strategy` takes, or files for `--trainer`. MFU is
+over the device's peak (alignvlm_pl/flops.py); on a CPU over the rate of a matrix product, measured at the start. With
+`--json` the last line is one JSON object; the exit status is 1 if a ratio misses the target.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from alignvlm_pl.flops import pairs_of
+from alignvlm_pl.module import AlignVLMModule, model_inputs
+from callbacks.throughput import Throughput, peak_memory
+from datamodules import WebDataModule
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = 0.97
+BATCHES = 4
+"""Different batches, which come again and again."""
+RESULT = "clock.json"
+
+
+class Recorded:
+    """Batches in memory, without end."""
+
+    def __init__(self, batches: list[dict[str, Any]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return cycle(self.batches)
+
+
+class RecordedDataModule(WebDataModule):
+    """The training batches of shards, made once."""
+
+    def train_dataloader(self) -> Any:
+        """The first batches of the stream, in pinned memory where there is a GPU."""
+        batches = list(islice(iter(super().train_dataloader()), BATCHES))
+        return Recorded(batches)
+
+
+class Clock(pl.Callback):
+    """Time rounds of `fit`, and after each as many steps of a bare loop over the same modules.
+
+    Args:
+        steps: Optimizer steps of a round.
+        rounds: Rounds that count; one more comes first, and does not.
+        bare: Whether the bare loop runs; wrapped modules are not for it.
+    """
+
+    def __init__(self, steps: int, rounds: int, bare: bool = True) -> None:
+        self.steps, self.rounds, self.bare = steps, rounds, bare
+        self.found: list[dict[str, float]] = []
+        self._since = 0.0
+        self._amounts = dict.fromkeys(("tiles", "tokens", "pairs", "supervised"), 0.0)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start with the first step."""
+        if not self._since:
+            self._since = now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of a round, take the time and let the bare loop run."""
+        assert isinstance(pl_module, AlignVLMModule)
+        self._amounts["tiles"] += sum(batch["tiles"])
+        self._amounts["tokens"] += sum(batch["tokens"])
+        self._amounts["pairs"] += pairs_of(batch["tokens"])
+        self._supervised = outputs["document_supervised"].sum()
+        if trainer.global_step % self.steps:
+            return
+        seconds = now(pl_module.device) - self._since
+        found = {"fit_s": seconds, "steps": self.steps, **self._amounts}
+        found["supervised"] = float(self._supervised) * self.steps  # all answers are of one length
+        if self.bare:
+            loader: Any = trainer.train_dataloader
+            batches = islice(loader, self.steps)
+            started = now(pl_module.device)
+            for own in batches:
+                bare_step(trainer, pl_module, own)
+            found["bare_s"] = now(pl_module.device) - started
+        self.found.append(found)
+        self._amounts = dict.fromkeys(self._amounts, 0.0)
+        self._since = now(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what was found."""
+        if not trainer.is_global_zero:
+            return
+        meter = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        figures = summary(self.found[1:], meter)
+        figures["memory_gib"] = peak_memory(pl_module.device) / 2**30
+        (Path(trainer.default_root_dir) / RESULT).write_text(json.dumps(figures))
+
+
+def bare_step(trainer: pl.Trainer, module: AlignVLMModule, batch: dict[str, Any]) -> None:
+    """What a loop without a framework does for one batch."""
+    optimizer, device = trainer.optimizers[0], module.device
+    batch = {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+    half = "bf16" in str(trainer.precision)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        loss = module.net(**model_inputs(batch), labels=batch["labels"], use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, float]:
+    """Medians over the rounds."""
+    names = ("tiles", "tokens", "pairs", "supervised")
+    seconds = [found["fit_s"] for found in rounds]
+    figures = {
+        "fit_tokens_per_s": statistics.median(found["tokens"] / found["fit_s"] for found in rounds),
+        "fit_tiles_per_s": statistics.median(found["tiles"] / found["fit_s"] for found in rounds),
+    }
+    if meter.work is not None:
+        first = {name: rounds[0][name] for name in names}
+        parts = meter.work.by_part(**first)
+        rate = sum(parts.values()) / statistics.median(seconds)
+        figures["tflops_per_s"] = rate / 1e12
+        figures |= {f"{part}_work_share": own / sum(parts.values()) for part, own in parts.items()}
+        attention = first["pairs"] * meter.work.attention
+        figures["attention_work_share"] = attention / sum(parts.values())
+        if meter.peak is not None:
+            figures["mfu"] = rate / meter.peak
+    if all("bare_s" in found for found in rounds):
+        figures["bare_tokens_per_s"] = statistics.median(f["tokens"] / f["bare_s"] for f in rounds)
+        figures["overhead_ms"] = 1000 * statistics.median(
+            (f["fit_s"] - f["bare_s"]) / f["steps"] for f in rounds
+        )
+        figures["fit_over_bare"] = statistics.median(found["bare_s"] / found["fit_s"] for found in rounds)
+    return figures
+
+
+def write_set(folder: Path, *, tiles: int, side: int, text: int, count: int) -> None:
+    """Samples of a picture that fills `tiles` tiles, with as many letters of question and answer as `text` says."""
+    from PIL import Image
+
+    from datamodules.writer import ShardWriter
+
+    rows = int(tiles**0.5) if int(tiles**0.5) ** 2 == tiles else 1
+    buffer = io.BytesIO()
+    Image.effect_noise((side * (tiles // rows), side * rows), 60).convert("RGB").save(buffer, "JPEG")
+    with ShardWriter(folder, name=folder.name, source="made", license="none") as out:
+        for _ in range(count):
+            asked = [{"type": "image", "index": 0}, {"type": "text", "text": "q" * (text // 2)}]
+            answer = [{"type": "text", "text": "a" * (text // 2)}]
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            out.add({"messages": messages}, [buffer.getvalue()], ["jpg"])
+
+
+def write_spec(folder: Path, *, model: str, tiles: int) -> dict[str, Any]:
+    """Write the model's file; returns its specification."""
+    import yaml
+
+    from alignvlm_pl.models.tiny import tiny_spec, tiny_tokenizer
+
+    tokenizer = folder / "tokenizer"
+    if model == "paper":
+        spec: dict[str, Any] = yaml.safe_load((ROOT / "configs/model/llama3.2-1b.yaml").read_text())["spec"]
+        tiny_tokenizer().save_pretrained(tokenizer)
+        for part in ("vision", "llm"):
+            spec[part]["pretrained"] = None
+        spec["llm"]["tokenizer"] = str(tokenizer)
+        spec["chat_template"] = "chatml"  # the byte tokenizer has no control tokens of Llama
+    else:
+        spec = dataclasses.asdict(
+            tiny_spec(
+                tokenizer,
+                vision={"width": 192, "layers": 6},
+                llm={"width": 256, "layers": 6},
+                tiling={"max_tiles": max(tiles, 1), "thumbnail": "none"},
+            )
+        )
+    (folder / "model.yaml").write_text(yaml.safe_dump({"spec": spec}))
+    return spec
+
+
+def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy: str) -> dict[str, float]:
+    """One case in a process of its own."""
+    folder.mkdir()
+    spec = write_spec(folder, model=options.model, tiles=tiles)
+    size = options.batch_size
+    write_set(
+        folder / "set",
+        tiles=tiles,
+        side=spec["tiling"]["tile_height"],
+        text=options.text,
+        count=BATCHES * size,
+    )
+    cuda = options.device == "cuda"
+    bare = strategy == "auto"
+    clock = {"steps": options.steps, "rounds": options.rounds, "bare": bare}
+    trainer = ["--trainer", strategy] if strategy.endswith(".yaml") else [f"--trainer.strategy={strategy}"]
+    command = [
+        *("fit", "--config", str(ROOT / "configs/base.yaml"), "--model", str(folder / "model.yaml")),
+        *("--data", "train_step.RecordedDataModule", f"--data.init_args.train=[{folder / 'set'}]"),
+        *(f"--data.init_args.batch_size={size}", "--data.init_args.num_workers=0"),
+        *("--stage.name=perf", "--stage.lr_vision=1e-6", "--stage.lr_connector=1e-6", "--stage.lr_llm=1e-6"),
+        *(f"--stage.global_batch_size={size}", f"--stage.max_steps={options.steps * (options.rounds + 1)}"),
+        *trainer,
+        *("--trainer.devices=1", f"--trainer.accelerator={'gpu' if cuda else 'cpu'}"),
+        f"--trainer.precision={options.precision or ('bf16-mixed' if cuda else '32-true')}",
+        *(
+            "--trainer.limit_val_batches=0",
+            "--trainer.num_sanity_val_steps=0",
+            "--benchmark.at_stage_end=false",
+        ),
+        *("--checkpoint_every_n_steps=1000000", f"--run_dir={folder / 'run'}"),
+        f"--trainer.callbacks={json.dumps([{'class_path': 'train_step.Clock', 'init_args': clock}])}",
+    ]
+    if not cuda:
+        command.append(f"--throughput.peak_tflops={matmul_tflops()}")
+    program = "import sys; from alignvlm_pl.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "perf")))}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{tiles} tiles, {strategy}: fit failed\n{done.stderr[-4000:]}")
+    figures: dict[str, float] = json.loads((folder / "run" / RESULT).read_text())
+    return figures
+
+
+def matmul_tflops(size: int = 1024, times: int = 8) -> float:
+    """Rate of a float32 matrix product on the CPU, in 10¹² operations a second: the best of some."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e12
+
+
+def main() -> int:
+    """Print the figures of each case."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--model", choices=("small", "paper"), default="paper" if cuda else "small")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[1, 9] if cuda else [1])
+    parser.add_argument("--strategies", nargs="+", default=["auto", "ddp", "fsdp"] if cuda else ["auto"])
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a round")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--batch_size", type=int, default=4, help="samples of a step")
+    parser.add_argument("--text", type=int, default=64, help="letters of question and answer, a token each")
+    parser.add_argument("--precision", help="default: bf16-mixed on a GPU, else 32-true")
+    options = parser.parse_args()
+    if options.device == "cuda" and not cuda:
+        raise SystemExit("--device cuda: there is no CUDA device here")
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu"}
+    with tempfile.TemporaryDirectory() as root:
+        for tiles in options.tiles:
+            for strategy in options.strategies:
+                case = f"{tiles}_tiles_{Path(strategy).stem}"
+                found = run_case(options, Path(root) / case, tiles=tiles, strategy=strategy)
+                print(case, *(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
+                figures |= {f"{case}_{name}": round(value, 5) for name, value in found.items()}
+    ratios = [value for name, value in figures.items() if name.endswith("fit_over_bare")]
+    if ratios:
+        figures["fit_over_bare"] = min(ratios)
+        print(f"fit over bare loop: {min(ratios):.3f} (target {TARGET})")
+    if options.json:
+        print(json.dumps(figures))
+    return int(bool(ratios) and min(ratios) < TARGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
