@@ -291,9 +291,8 @@ class AlignCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
-        for part, lora in (self._stage().adapters if self.subcommand == "fit" else {}).items():
-            if lora.load_in_4bit:
-                require_whole_parameters(trainer, f"stage.lora.{part}.load_in_4bit=true")
+        for part in self._stage().adapters if self.subcommand == "fit" else ():
+            require_whole_parameters(trainer, f"stage.lora.{part}")
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

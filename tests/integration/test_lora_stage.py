@@ -146,15 +146,15 @@ def test_a_checkpoint_of_another_adapter_is_refused(world, recipe_run, tmp_path,
     assert "this stage has {'llm': {'r': 4, 'alpha': 9," in error
 
 
-def test_a_four_bit_base_under_a_sharding_strategy_is_refused(world, tmp_path, capsys):
-    file = stage(world, tmp_path / "stage.yaml", lora={"llm": {"load_in_4bit": True}})
+def test_an_adapter_under_a_sharding_strategy_is_refused(world, tmp_path, capsys):
+    file = stage(world, tmp_path / "stage.yaml")
     options = [
         "--stage",
         file,
         "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
     ]
     assert world.run("fit", *options, "--run_dir", tmp_path / "run") == 1
-    expected = "stage.lora.llm.load_in_4bit=true needs all parameters on each rank, trainer.strategy is Model"
+    expected = "stage.lora.llm needs all parameters on each rank, trainer.strategy is ModelParallelStrategy"
     assert expected in capsys.readouterr().err
 
 
