@@ -49,6 +49,8 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         total = torch.stack(parts)
         if isinstance(layout, tuple):
             mesh, placements = layout
+            # Lightning moves a module to the CPU when training is over; the group of its ranks stays on their devices.
+            total = total.to(mesh.device_type)
             for dimension, placement in enumerate(placements):
                 if placement.is_shard():
                     dist.all_reduce(total, group=mesh.get_group(dimension))

@@ -117,7 +117,7 @@ class LastCheckpoint(pl.Callback):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def checkpoint_bytes(module: torch.nn.Module) -> int:
+def checkpoint_bytes(module: pl.LightningModule) -> int:
     """Size of a checkpoint: all weights, and AdamW's two moments of those that train."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     return 2 * trained + sum(p.numel() * p.element_size() for p in module.parameters())

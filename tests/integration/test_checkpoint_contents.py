@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -394,7 +395,8 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_go
 
 
 def test_a_checkpoint_is_about_as_large_as_was_reckoned(world, trained):
-    module = torch.nn.Linear(10, 10, bias=False)
+    module = pl.LightningModule()
+    module.layer = torch.nn.Linear(10, 10, bias=False)
     assert checkpoint_bytes(module) == 3 * 400
     module.requires_grad_(False)
     assert checkpoint_bytes(module) == 400
