@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -98,7 +98,7 @@ def _choose(hidden: Tensor, head: nn.Module, *, fits: bool) -> str:
     linear = _find_linear(head)
     if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
         return "liger"
-    in_one_call = linear is None and isinstance(head, FullyShardedDataParallel)
+    in_one_call = linear is None and isinstance(head, FSDPModule)
     return "plain" if fits or in_one_call else "chunked"
 
 
@@ -112,10 +112,11 @@ def _by_calls(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: in
     Raises:
         ConfigError: If the head is sharded.
     """
-    if isinstance(head, FullyShardedDataParallel):
+    if isinstance(head, FSDPModule):
         raise ConfigError(
-            f"loss_backend 'chunked' cannot call a sharded {type(head.module).__name__} chunk by chunk, for ranks with "
-            "more tokens would wait for the others; use loss_backend: plain, or a head that is an nn.Linear"
+            f"loss_backend 'chunked' cannot call a sharded {type(head).__name__.removeprefix('FSDP')} chunk by chunk, "
+            "for ranks with more tokens would wait for the others; use loss_backend: plain, or a head that is an "
+            "nn.Linear"
         )
     parts = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     return torch.cat([checkpoint(_plain, h, t, head, use_reentrant=False) for h, t in parts])
@@ -213,11 +214,10 @@ def _has_liger() -> bool:
 
 
 def _find_linear(head: nn.Module) -> nn.Linear | None:
-    """The linear layer that a head is, or that FSDP has wrapped; None for any other head."""
-    inner = head.module if isinstance(head, FullyShardedDataParallel) else head
+    """The linear layer that a head is; None for any other head."""
     # A subclass may compute something else; those of FSDP2 keep nn.Linear's forward.
-    plain = isinstance(inner, nn.Linear) and type(inner).forward is nn.Linear.forward
-    return inner if isinstance(inner, nn.Linear) and plain else None
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    return head if isinstance(head, nn.Linear) and plain else None
 
 
 def _within(head: nn.Module, linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:

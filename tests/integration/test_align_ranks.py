@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from alignvlm_pl.models.align import AlignConnector
@@ -64,7 +64,9 @@ else:
             mixed = connector(features, table, columns=torch.tensor([4, 100]))
             return mixed.embeds + table.full_tensor()[3], mixed.log_probs
     else:
-        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model.connector, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
     step(wrapped, features if kind == "rows" else features[2 * rank : 2 * rank + 2])
     if kind == "ddp":
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -74,11 +76,7 @@ else:
             for name, value in model.named_parameters()
         }
     else:
-        with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
-            found = {
-                name.replace("_fsdp_wrapped_module.", ""): parameter.grad.clone()
-                for name, parameter in wrapped.named_parameters()
-            }
+        found = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
     dist.barrier()
     dist.destroy_process_group()
 torch.save(found, folder / f"{kind}-{rank}.pt")
