@@ -184,6 +184,8 @@ class AlignVLMModule(pl.LightningModule):
         """
         loss, figures = self.batch_loss(batch)
         if self._logs_this_step:
+            # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
+            figures["step"] = torch.tensor(self.trainer.global_step + 1.0)
             self.log_dict(figures, batch_size=len(batch["keys"]))
         self._micro_counts.append(loss.supervised.detach())
         # Nothing is read from the device here: a step would wait for it, and the device for the next step.

@@ -1,7 +1,7 @@
 """Tokens per second of `fit` over those of a bare torch loop; MFU and memory of a training step.
 
     python perf/train_step.py [--json] [--model small|paper] [--device cpu|cuda] [--tiles 1 9]
-                              [--strategies auto ddp fsdp] [--steps 10] [--rounds 6] [--batch_size 4] [--text 64]
+                              [--strategies auto ddp fsdp] [--steps 10] [--rounds 6] [--batch_size N] [--text 64]
 
 Every case (tiles x strategy) is a process that runs the real command line: `fit` with all its callbacks, on batches
 that were made beforehand and stay in memory, so that the loader's speed is not measured (perf/loader.py does that).
@@ -294,10 +294,13 @@ def main() -> int:
     parser.add_argument("--strategies", nargs="+", default=["auto", "ddp", "fsdp"] if cuda else ["auto"])
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a round")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--batch_size", type=int, default=4, help="samples of a step")
+    parser.add_argument(
+        "--batch_size", type=int, help="samples of a step; default: 4, of the paper's model 2"
+    )
     parser.add_argument("--text", type=int, default=64, help="letters of question and answer, a token each")
     parser.add_argument("--precision", help="default: bf16-mixed on a GPU, else 32-true")
     options = parser.parse_args()
+    options.batch_size = options.batch_size or (2 if options.model == "paper" else 4)
     if options.device == "cuda" and not cuda:
         raise SystemExit("--device cuda: there is no CUDA device here")
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu"}

@@ -1,5 +1,6 @@
 """What is measured while training: rates, work, memory, norms and rates by part, in TensorBoard and in the bar."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,29 @@ def test_rates_norms_and_learning_rates_of_each_part_are_logged(world, tmp_path)
     # 16 tokens a tile and some text; the first step's four samples have 212 tokens and 6 tiles.
     assert ratio[0] == pytest.approx(212 / 6, rel=1e-5)
     assert found["perf/memory_gib"][0] > 0.05
+
+
+def test_every_figure_stands_at_the_step_it_is_of(world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["--trainer.log_every_n_steps=2", "--stage.max_steps=5"]
+    events = EventAccumulator(str(world.fit(tmp_path / "run", *options)))
+    events.Reload()
+    tags = [
+        "train/loss",
+        "train/gradient_norm",
+        "train/gradient_norm/llm",
+        "train/loss/made",
+        "perf/tokens_per_s",
+    ]
+    for tag in tags:
+        assert [event.step for event in events.Scalars(tag)] == [2, 4], tag
+    assert "step" not in events.Tags()["scalars"]
+    lines = [json.loads(line) for line in (tmp_path / "run/ledger/rank00000.jsonl").read_text().splitlines()]
+    recorded = {line["step"]: line["loss"] for line in lines if line.get("micro") == 1}
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        [recorded[2], recorded[4]], rel=1e-6
+    )
 
 
 def test_without_a_peak_there_is_no_mfu_and_frozen_parts_have_no_norm(world, tmp_path):

@@ -1,16 +1,19 @@
 """Counted work against torch's counter on whole steps, and against formulas by hand."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignvlm_pl.flops import Work, count_work, named_peak, pairs_of, peak_flops, skeleton
-from alignvlm_pl.models.build import build_model, build_processor
+from alignvlm_pl.models.build import Backbone, ModelSpec, build_config, build_model, build_processor
 from alignvlm_pl.models.connectors import CONNECTORS
+from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.optim import freeze
 from alignvlm_pl.stages import Stage
@@ -100,6 +103,24 @@ def test_work_by_hand(tmp_path):
     assert work.llm == layers * 6 * matrices
     assert work.attention == layers * 12 * width  # PaLM: 12 · L · H · Q for each of T tokens
     assert work.head == 6 * width * rows
+
+
+@pytest.mark.slow
+def test_work_of_the_paper_s_model(tmp_path):
+    """SigLIP-400M and Llama-3.2-1B, described only: PaLM's 6N, and 12 · L · H · Q."""
+    fields = yaml.safe_load((Path(__file__).parents[2] / "configs/model/llama3.2-1b.yaml").read_text())[
+        "spec"
+    ]
+    parts = {name: Backbone(config=fields[name]["config"]) for name in ("vision", "llm")}
+    with torch.device("meta"):
+        spec = ModelSpec(**parts, connector=fields["connector"], tiling=fields["tiling"])
+        model = AlignVLMForConditionalGeneration(build_config(spec, image_token_id=0))
+    work = count_work(skeleton(model))
+    matrices = sum(p.numel() for p in model.language_model.get_decoder().layers.parameters() if p.ndim == 2)
+    assert work.llm == 6 * matrices
+    assert work.attention == 12 * 16 * 32 * 64
+    assert work.head == 6 * 2048 * 128256
+    assert work.connector == 6 * 729 * (1152 * 2048 + 2 * 128256 * 2048)
 
 
 def test_frozen_parts_have_no_gradients_of_weights(tmp_path):
