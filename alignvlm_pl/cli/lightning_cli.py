@@ -39,7 +39,7 @@ from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..module import AlignVLMModule
 from ..stages import Stage, accumulation
 from .messages import explain
-from .slurm import check_allocation, cluster_plugins
+from .slurm import check_allocation, cluster_plugins, requeued
 
 DATA_MODULES = (
     BenchmarkDataModule,
@@ -177,6 +177,9 @@ class AlignCLI(LightningCLI):
                     "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"
                 )
             if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
+                if requeued(os.environ):
+                    log.info("stage in %s is finished", config.run_dir)
+                    raise SystemExit(0)
                 raise CheckpointError(
                     f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
                     "again"
