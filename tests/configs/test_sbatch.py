@@ -22,19 +22,23 @@ def _options(script: str) -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", text, flags=re.MULTILINE))
 
 
+def _size(cluster: str) -> tuple[str, int, int]:
+    machine = yaml.safe_load((CLUSTER / f"{cluster}.yaml").read_text("utf-8"))
+    return machine["accelerator"], machine["num_nodes"], machine["devices"]
+
+
 def test_every_cluster_file_has_its_script() -> None:
     assert sorted(SCRIPTS) == sorted(path.stem for path in CLUSTER.glob("*.sbatch"))
-    # Clusters of a sharded strategy differ from these in how they train, not in nodes and devices.
-    assert set(SCRIPTS.values()) <= {path.stem for path in CLUSTER.glob("*.yaml")}
+    sizes = {path.stem: _size(path.stem) for path in CLUSTER.glob("*.yaml")}
+    assert set(sizes.values()) == {sizes[cluster] for cluster in SCRIPTS.values()}, "one of the same size"
 
 
 @pytest.mark.parametrize(("script", "cluster"), SCRIPTS.items())
 def test_a_script_agrees_with_its_cluster_file(script: str, cluster: str) -> None:
-    options, machine = _options(script), yaml.safe_load((CLUSTER / f"{cluster}.yaml").read_text("utf-8"))
-    assert int(options["nodes"]) == machine["num_nodes"]
-    assert int(options["ntasks-per-node"]) == machine["devices"], "one task a GPU"
-    gpus = machine["devices"] if machine["accelerator"] == "gpu" else 0
-    assert int(options.get("gpus-per-node", "0")) == gpus
+    options, (accelerator, num_nodes, devices) = _options(script), _size(cluster)
+    assert int(options["nodes"]) == num_nodes
+    assert int(options["ntasks-per-node"]) == devices, "one task a GPU"
+    assert int(options.get("gpus-per-node", "0")) == (devices if accelerator == "gpu" else 0)
     common = ("job-name", "time", "signal", "requeue", "open-mode", "output")
     assert [options[key] for key in common] == [_options("submit")[key] for key in common]
     text = (CLUSTER / f"{script}.sbatch").read_text("utf-8")
