@@ -4,12 +4,14 @@ Nothing is saved inside a handler: it runs in the middle of a step, where anothe
 `callbacks.preemption` looks at the flag between steps.
 """
 
+import atexit
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 EXIT_CODE = 85
 """Exit status of a run that was asked to stop and has saved (CONTRACT: configs/cluster/submit.sbatch requeues it)."""
@@ -24,12 +26,8 @@ def received() -> str | None:
     return _received[0] if _received else None
 
 
-@contextmanager
-def listening() -> Iterator[None]:
-    """Take the signals as requests to stop while the block runs; outside of the main thread they are left alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def listen() -> dict[signal.Signals, Any]:
+    """Take the signals as requests to stop from now on; returns the earlier handlers."""
     main_pid = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -39,7 +37,22 @@ def listening() -> Iterator[None]:
     earlier = {number: signal.signal(number, note) for number in SIGNALS}
     for number in SIGNALS:
         signal.siginterrupt(number, False)  # a write to a network file system must not fail in the middle
-    _received.clear()
+    return earlier
+
+
+def listen_until_exit() -> None:
+    """As `listen`, and be deaf while the interpreter ends: a signal then would make a killed run of a finished one."""
+    listen()
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Take the signals as requests to stop while the block runs; outside of the main thread they are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = listen()
     try:
         yield
     finally:

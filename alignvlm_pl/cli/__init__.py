@@ -15,6 +15,8 @@ from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
 from ..ownership import check_top_level_packages
+from ..stop_request import listen_until_exit
+from .slurm import told_to_srun
 
 COMMANDS = {
     "fit": ("alignvlm_pl.cli.training", "train one stage, or the stages of a recipe one after the other"),
@@ -41,11 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's.
 
     Returns:
-        Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line.
+        Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line; of `fit` also 85
+        where it was asked to stop and has saved, and inside a SLURM job those of `slurm.told_to_srun`.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+            if arguments[:1] == ["fit"]:
+                if argv is None:  # this process is the command
+                    listen_until_exit()
+                return told_to_srun(lambda: _dispatch(arguments))
+            return _dispatch(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -47,7 +47,7 @@ from ..module import AlignVLMModule
 from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation, require_parent
 from .messages import explain
-from .slurm import check_allocation, cluster_plugins
+from .slurm import check_allocation, cluster_plugins, requeued
 
 DATA_MODULES = (
     BenchmarkDataModule,
@@ -205,6 +205,9 @@ class AlignCLI(LightningCLI):
                 )
             require_parent(config.stage.name, parent=config.stage.parent, init_from=config.stage.init_from)
             if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
+                if requeued(os.environ):
+                    log.info("stage in %s is finished", config.run_dir)
+                    raise SystemExit(0)
                 raise CheckpointError(
                     f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
                     "again"

@@ -1,7 +1,12 @@
-"""A run inside a SLURM job: its nodes and tasks must be those of the config, and Lightning requeues nothing."""
+"""A run inside a SLURM job: its nodes and tasks must be those of the config, and its exit status says what to do.
 
+Lightning's requeueing is off: callbacks/preemption.py saves, configs/cluster/submit.sbatch requeues.
+"""
+
+import os
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConfigError
@@ -9,12 +14,23 @@ from ..errors import ConfigError
 _INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which Lightning takes no notice of SLURM."""
 
+UNEXPECTED = 70
+"""Exit status after a traceback, which may be a lost node's doing (CONTRACT: configs/cluster/submit.sbatch)."""
+
+REFUSED = 200
+"""Exit status after an error of the user's (CONTRACT: configs/cluster/submit.sbatch)."""
+
 
 def in_slurm(environment: Mapping[str, str]) -> bool:
     """Whether Lightning will take ranks and addresses from SLURM: as it decides itself, torchrun's variables first."""
     elastic = "TORCHELASTIC_RUN_ID" in environment
     interactive = environment.get("SLURM_JOB_NAME") in _INTERACTIVE
     return "SLURM_NTASKS" in environment and not interactive and not elastic
+
+
+def requeued(environment: Mapping[str, str]) -> bool:
+    """Whether the job has run before: the command may then find its work done."""
+    return in_slurm(environment) and int(environment.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices: int) -> None:
@@ -53,12 +69,28 @@ def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices:
 
 
 def cluster_plugins(environment: Mapping[str, str]) -> list[Any]:
-    """Lightning's view of SLURM without its requeueing: callbacks/preemption.py saves, the batch script requeues."""
+    """Lightning's view of SLURM, without its requeueing; none outside of SLURM."""
     if not in_slurm(environment):
         return []
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)]
+
+
+def told_to_srun(run: Callable[[], int]) -> int:
+    """Run a command; returns its exit status, inside a SLURM job one that the batch script can tell apart.
+
+    srun reports the highest status of its tasks. An error of one rank's data ends the others with a traceback, or srun
+    kills them (137): it must be above both.
+    """
+    if not in_slurm(os.environ):
+        return run()
+    try:
+        status = run()
+    except Exception:
+        traceback.print_exc()
+        return UNEXPECTED
+    return REFUSED if status in (1, 2) else status
 
 
 def _tasks_per_node(text: str) -> list[int]:

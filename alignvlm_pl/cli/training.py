@@ -22,9 +22,7 @@ def run(argv: list[str]) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command, options = argv[0], argv[1:]
     if command == "fit":
-        with (
-            listening()
-        ):  # before torch is loaded: without a handler the signal would end the process at once
+        with listening():
             return _fit(options)
     from .lightning_cli import AlignCLI
 
@@ -44,6 +42,9 @@ def _fit(options: list[str]) -> int:
                 print(f"stage in {run.folder} is finished; going on with the next", flush=True)
                 continue
             done = AlignCLI.run_command(["fit", *run.options])
+            done.trainer.strategy.barrier(
+                "stage over"
+            )  # the others wait while rank 0 writes the stage-end folder
             if run is not planned[-1]:
                 leave_between_stages(done.trainer)
     except Preempted as left:

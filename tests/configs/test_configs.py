@@ -1,12 +1,7 @@
 """Every shipped configuration is true: it parses, its axes do not overlap, it says what the paper's table 6 says."""
 
 import inspect
-import os
-import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -271,47 +266,3 @@ def test_tables_of_the_paper_recipes(recipe: str, size: str) -> None:
         assert {part: int(rows[part][1].replace(",", "")) for part in parts} == trained
         assert int(rows["all"][1].replace(",", "")) == sum(trained.values())
         assert rows["vision"][2] == ("frozen" if number == 3 else f"{TABLE_6[f'{number}-{size}'][3]:g}")
-
-
-# --- the batch script -----------------------------------------------------------------------------
-
-SBATCH = CONFIGS / "cluster" / "submit.sbatch"
-
-
-def test_sbatch_asks_for_what_its_cluster_file_uses() -> None:
-    options = dict(
-        re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", SBATCH.read_text("utf-8"), flags=re.MULTILINE)
-    )
-    cluster = _load(CONFIGS / "cluster" / "slurm8x8.yaml")
-    assert int(options["nodes"]) == cluster["num_nodes"]
-    assert int(options["ntasks-per-node"]) == cluster["devices"]
-    assert int(options["gpus-per-node"]) == cluster["devices"]
-    assert "torchrun" not in re.sub(r"#.*", "", SBATCH.read_text("utf-8"))
-
-
-def _start_script(folder: Path, *, srun: str, arguments: list[str]) -> "subprocess.Popen[str]":
-    """Run submit.sbatch with stand-ins for SLURM's commands that write to `folder/log`."""
-    for name, body in (("srun", srun), ("scontrol", f'echo "scontrol $@" >> {folder}/log')):
-        script = folder / name
-        script.write_text(f"#!/bin/bash\n{body}\n")
-        script.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
-    return subprocess.Popen(["bash", str(SBATCH), *arguments], env=environment, cwd=folder, text=True)
-
-
-def test_sbatch_passes_arguments_and_status_on(tmp_path: Path) -> None:
-    script = _start_script(
-        tmp_path, srun=f'echo "$@" >> {tmp_path}/log; exit 7', arguments=["--config", "a b.yaml"]
-    )
-    assert script.wait(timeout=20) == 7
-    assert (tmp_path / "log").read_text() == "--kill-on-bad-exit=1 alignvlm fit --config a b.yaml\n"
-
-
-def test_sbatch_requeues_on_the_signal_and_waits_for_its_task(tmp_path: Path) -> None:
-    wait = f"touch {tmp_path}/started; while [ ! -s {tmp_path}/log ]; do sleep 0.02; done; exit 3"
-    script = _start_script(tmp_path, srun=wait, arguments=[])
-    while not (tmp_path / "started").exists():
-        time.sleep(0.01)
-    script.send_signal(signal.SIGUSR1)
-    assert script.wait(timeout=20) == 3
-    assert (tmp_path / "log").read_text() == "scontrol requeue 17\n"

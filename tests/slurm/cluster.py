@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -21,8 +21,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-# A job that is requeued waits until its credentials have expired.
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -97,25 +96,25 @@ class Cluster:
         process.kill()
         process.wait()
         for pid in self.tasks(node, job):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def tasks(self, node: str, job: str) -> list[int]:
         """Processes of a job's steps on a node, their managers first."""
-        found = []
+        wanted = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_JOB_ID={job}".encode()}
+        found: dict[int, int] = {}  # process -> parent
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                variables = (path / "environ").read_bytes().split(b"\0")
-            except OSError:
+                if wanted <= set((path / "environ").read_bytes().split(b"\0")):
+                    found[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:  # it has ended
                 continue
-            if (
-                f"SLURMD_NODENAME={node}".encode() in variables
-                and f"SLURM_JOB_ID={job}".encode() in variables
-            ):
-                found.append(int(path.name))
-            elif command.startswith("slurmstepd") and f"[{job}." in command:
-                found.insert(0, int(path.name))
-        return found
+        managers = {
+            parent
+            for parent in set(found.values()) - set(found)
+            if Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"slurmstepd")
+        }
+        return [*managers, *found]
 
     def call(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """Run a command of SLURM; returns what it prints, or what it says where it fails."""

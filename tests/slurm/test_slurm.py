@@ -50,13 +50,13 @@ class Checkout:
         self.stage = [f"--{group}={root / name}.yaml" for group, name in groups.items()]
         self.stage += self.recipe[1:]
 
-    def submit(self, *arguments: str, options: tuple[str, ...] = (), nodes: int = 2) -> str:
+    def submit(self, *arguments: str, options: tuple[str, ...] = (), nodes: int = 2, **variables: str) -> str:
         """Submit the script; returns the job's number."""
         sizes = [f"--nodes={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=10", *options]
         words = [*arguments, f"--trainer.num_nodes={nodes}", "--trainer.strategy=ddp"]
         job = self.slurm.call(
             "sbatch", "--parsable", *sizes, "configs/cluster/submit-cpu.sbatch", *words,
-            cwd=self.root, PATH=f"{self.root / 'bin'}:{PATH}", MASTER_ADDR="127.0.0.1",
+            cwd=self.root, PATH=f"{self.root / 'bin'}:{PATH}", MASTER_ADDR="127.0.0.1", **variables,
         )  # fmt: skip
         assert job.isdigit(), job
         return job
@@ -70,20 +70,21 @@ class Checkout:
         """Wait until all ranks there are have written a step down."""
         wait_for(lambda: _last_step(self.root / run) >= step, seconds=90, what=f"step {step} of {run}")
 
-    def finish(self, job: str, *, seconds: float = 150) -> dict[str, str]:
-        """Wait for the end of a job, letting it start at once where it was requeued; returns what SLURM knows of it."""
-        end = time.monotonic() + seconds
-        while (found := self.slurm.job(job)).get("JobState") in (
-            "PENDING",
-            "RUNNING",
-            "COMPLETING",
-            "REQUEUED",
-        ):
-            if found["JobState"] == "PENDING":  # SLURM lets a requeued job wait two minutes
+    def wait(self, job: str, *, restarts: int | None = None, seconds: float = 150) -> dict[str, str]:
+        """Wait until a job has ended, or runs for the n-th time again; returns what SLURM knows of it."""
+        end, pending = time.monotonic() + seconds, 0
+        while True:
+            found = self.slurm.job(job)
+            if found["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
+                return found
+            if found["JobState"] == "RUNNING" and found["Restarts"] == str(restarts):
+                return found
+            # SLURM lets a requeued job wait two minutes, and refuses it within the second of its end.
+            pending = pending + 1 if found["JobState"] == "PENDING" else 0
+            if pending == 10:
                 self.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
             assert time.monotonic() < end, f"{found}\n{self.log(job)[-3000:]}"
             time.sleep(0.3)
-        return found
 
 
 def _last_step(run: Path) -> int:
@@ -99,10 +100,10 @@ def test_a_job_preempted_in_every_stage_trains_what_an_unbroken_run_trains(check
     moments = [random.randrange(1, STEPS - 4) for _ in FOLDERS]
     job = checkout.submit(*checkout.recipe, "--run_dir=broken")
     for number, (folder, step) in enumerate(zip(FOLDERS, moments, strict=True)):
-        resume_at_once(checkout, job, restarts=number)
+        checkout.wait(job, restarts=number)
         checkout.wait_for_step(f"broken/{folder}", step)
         assert checkout.slurm.call("scancel", "--signal=USR1", job) == ""
-    done = checkout.finish(job)
+    done = checkout.wait(job)
     told = checkout.log(job)
     assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "3"), told[-3000:]
     assert told.count("asked to stop by SIGUSR1: left after step") == 3, moments
@@ -112,26 +113,13 @@ def test_a_job_preempted_in_every_stage_trains_what_an_unbroken_run_trains(check
     assert compare(checkout.root / "broken", checkout.root / "whole") == 3 * STEPS * 2
 
 
-def resume_at_once(checkout: Checkout, job: str, *, restarts: int) -> None:
-    """Wait until a job runs for the n-th time again."""
-    end = time.monotonic() + 60
-    while True:
-        found = checkout.slurm.job(job)
-        if found["JobState"] == "RUNNING" and found["Restarts"] == str(restarts):
-            return
-        assert found["JobState"] not in ("FAILED", "COMPLETED"), checkout.log(job)[-3000:]
-        assert time.monotonic() < end, f"{found}\n{checkout.log(job)[-3000:]}"
-        checkout.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
-        time.sleep(0.2)
-
-
 def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(checkout: Checkout) -> None:
-    job = checkout.submit(*checkout.stage, "--run_dir=run", "--checkpoint_every_n_steps=2")
+    job = checkout.submit(*checkout.stage, "--run_dir=run", "--checkpoint_every_n_steps=2", SLURM_WAIT="5")
     checkout.wait_for_step("run", 5)
     checkout.slurm.kill_node("n2", job)
     time.sleep(1)
     checkout.slurm.start_node("n2")
-    done = checkout.finish(job)
+    done = checkout.wait(job)
     told = checkout.log(job)
     assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), told[-3000:]
     assert len(history(checkout.root / "run")) == 2 * STEPS, "what was trained twice was the same"
@@ -141,12 +129,14 @@ def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(checkout: Check
 def test_a_time_limit_sends_the_job_back_by_itself(checkout: Checkout) -> None:
     """SLURM looks at limits every half minute: the signal comes 25 to 55 seconds before the end of the one minute."""
     options = ("--time=1", "--signal=USR1@25")
-    job = checkout.submit(*checkout.stage, "--stage.max_steps=250", "--run_dir=run", options=options)
-    done = checkout.finish(job, seconds=240)
+    job = checkout.submit(*checkout.stage, "--stage.max_steps=120", "--run_dir=run", options=options, nodes=1)
+    checkout.wait(job, restarts=1)
+    checkout.slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # the rest at one go
+    done = checkout.wait(job)
     told = checkout.log(job)
-    assert (done["JobState"], done["ExitCode"]) == ("COMPLETED", "0:0"), told[-3000:]
-    assert told.count("asked to stop by SIGUSR1") == int(done["Restarts"]) > 0
-    assert len(lines(checkout.root / "run")) == len(history(checkout.root / "run")) == 2 * 250
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), told[-3000:]
+    assert told.count("asked to stop by SIGUSR1") == 1
+    assert len(lines(checkout.root / "run")) == len(history(checkout.root / "run")) == 2 * 120
 
 
 def test_of_an_array_the_preempted_task_alone_goes_back(checkout: Checkout) -> None:
@@ -156,7 +146,7 @@ def test_of_an_array_the_preempted_task_alone_goes_back(checkout: Checkout) -> N
     checkout.wait_for_step("run-1", 2)  # the last task has the array's own number
     checkout.slurm.call("scancel", "--signal=USR1", f"{job}_1")
     for task in ("0", "1"):
-        done = checkout.finish(f"{job}_{task}")
+        done = checkout.wait(f"{job}_{task}")
         assert (done["JobState"], done["Restarts"]) == ("COMPLETED", task), checkout.log(done["JobId"])[
             -3000:
         ]
@@ -167,8 +157,8 @@ def test_of_an_array_the_preempted_task_alone_goes_back(checkout: Checkout) -> N
 
 def test_other_nodes_than_the_config_s_are_refused_before_the_first_step(checkout: Checkout) -> None:
     job = checkout.submit(*checkout.stage, "--run_dir=run", options=("--nodes=1", "--ntasks-per-node=2"))
-    done = checkout.finish(job)
-    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "1:0", "0")
+    done = checkout.wait(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "200:0", "0")
     assert re.findall("^error: .*", checkout.log(job), flags=re.MULTILINE) == 2 * [
         "error: SLURM started 1 node(s) x 2 tasks, the config has trainer.num_nodes=2 x trainer.devices=1; "
         "use sbatch --nodes=2 --ntasks-per-node=1, or --trainer.num_nodes=1 --trainer.devices=2"
