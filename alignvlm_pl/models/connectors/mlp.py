@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: the paper's one layer, or the two of LLaVA's `mlp2x_gelu`."""
+"""Multi-layer perceptron: the paper's one layer, or the two of LLaVA-1.5's `mlp2x_gelu` (arXiv 2310.03744)."""
 
 from torch import Tensor, nn
 
