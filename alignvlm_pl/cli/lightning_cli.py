@@ -234,8 +234,8 @@ class AlignCLI(LightningCLI):
         last = Path(config.run_dir) / CHECKPOINT
         if self.subcommand == "fit" and config.ckpt_path is None and last.is_symlink() and not last.exists():
             raise CheckpointError(
-                f"{last} points to {os.readlink(last)}, which is gone: give another state by --ckpt_path, or remove the "
-                "link and the stage starts again from its beginning"
+                f"{last} points to {os.readlink(last)}, which is gone: give another state by --ckpt_path, or remove "
+                "the link and the stage starts again from its beginning"
             )
         if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
             _check_checkpoint(last)
