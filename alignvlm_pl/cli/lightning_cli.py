@@ -246,10 +246,23 @@ class AlignCLI(LightningCLI):
             raise cause or error from None
 
     def after_instantiate_classes(self) -> None:
-        """Go on from the last checkpoint of an unfinished stage."""
+        """Go on from the last checkpoint of an unfinished stage.
+
+        Raises:
+            CheckpointError: It is damaged, or gone although there was one.
+        """
         config = self.config_init[self.subcommand]
         last = Path(config.run_dir) / CHECKPOINT
+<<<<<<< HEAD
         if self.subcommand == "fit" and config.ckpt_path is None and recover(last):
+=======
+        if self.subcommand == "fit" and config.ckpt_path is None and last.is_symlink() and not last.exists():
+            raise CheckpointError(
+                f"{last} points to {os.readlink(last)}, which is gone: give another state by --ckpt_path, or remove "
+                "the link and the stage starts again from its beginning"
+            )
+        if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
+>>>>>>> h-stages
             _check_checkpoint(last)
             config.ckpt_path = str(last)
 

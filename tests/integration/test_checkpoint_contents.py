@@ -347,6 +347,13 @@ def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, 
     assert "last.ckpt: there is no such file" in error_of(capsys, status)
 
 
+def test_a_link_to_a_state_that_is_gone_is_no_fresh_start(world, trained, tmp_path, capsys):
+    folder = unfinished(trained, tmp_path / "run")
+    (folder / LAST).resolve().unlink()
+    error = error_of(capsys, world.run("fit", "--run_dir", folder))
+    assert "last.ckpt points to step00000002.ckpt, which is gone: give another state by --ckpt_path" in error
+
+
 # --- full and unwritable folders ------------------------------------------------------------------
 
 
