@@ -115,26 +115,14 @@ def take_rows(stored: Tensor | RowPieces, tensor: Tensor) -> Tensor:
 
 
 def replace_path(partial: Path, target: Path) -> None:
-    """Put a file or folder in the place of another, which is only removed once the new one is there."""
-    old = aside(target)
+    """Put a file or folder in the place of another.
+
+    CONTRACT: callbacks/last_checkpoint.py gives every step a path of its own and moves a link, so a folder that is
+    replaced is not the one that a run goes on from.
+    """
     if target.is_dir() or partial.is_dir():
-        _remove(old)
-        if target.exists():
-            os.replace(target, old)
+        _remove(target)
     os.replace(partial, target)
-    _remove(old)
-
-
-def aside(target: Path) -> Path:
-    """Where the earlier folder is while a new one takes its place."""
-    return target.with_name(target.name + ".old")
-
-
-def recover(target: Path) -> bool:
-    """Take back the earlier checkpoint where a kill came between the two renames; returns whether there is one now."""
-    if not target.exists() and aside(target).exists():
-        os.replace(aside(target), target)
-    return target.exists()
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError

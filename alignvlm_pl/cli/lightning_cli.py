@@ -44,7 +44,6 @@ from ..checkpoint import RECORD
 from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..models.whole_weights import FILE_SIZE
 from ..module import AlignVLMModule
-from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation, require_parent
 from .messages import explain
 from .slurm import check_allocation, cluster_plugins, requeued
@@ -253,16 +252,12 @@ class AlignCLI(LightningCLI):
         """
         config = self.config_init[self.subcommand]
         last = Path(config.run_dir) / CHECKPOINT
-<<<<<<< HEAD
-        if self.subcommand == "fit" and config.ckpt_path is None and recover(last):
-=======
         if self.subcommand == "fit" and config.ckpt_path is None and last.is_symlink() and not last.exists():
             raise CheckpointError(
                 f"{last} points to {os.readlink(last)}, which is gone: give another state by --ckpt_path, or remove "
                 "the link and the stage starts again from its beginning"
             )
-        if self.subcommand == "fit" and config.ckpt_path is None and last.is_file():
->>>>>>> h-stages
+        if self.subcommand == "fit" and config.ckpt_path is None and last.exists():
             _check_checkpoint(last)
             config.ckpt_path = str(last)
 

@@ -6,10 +6,8 @@ import torch
 from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.sharded_checkpoint import (
     RowPieces,
-    aside,
     make_whole,
     read_folder,
-    recover,
     replace_path,
     write_rank,
 )
@@ -81,12 +79,3 @@ def test_one_takes_the_place_of_the_other_whatever_they_are(tmp_path, new, old):
     replace_path(partial, target)
     assert (target / "x" if new == "folder" else target).read_text() == "partial"
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_kill_between_two_renames_leaves_the_earlier_one(tmp_path):
-    target = tmp_path / "last.ckpt"
-    assert not recover(target)
-    aside(target).mkdir()
-    assert recover(target)
-    assert target.is_dir()
-    assert not aside(target).exists()
