@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +12,7 @@ from torch import Tensor
 from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .errors import CheckpointError
-from .flops import Work, count_work, skeleton
+from .flops import Work, work_of
 from .linear_cross_entropy import check_backend
 from .losses import TokenLoss
 from .models.build import ModelSpec, build_model, build_processor, load_weights
@@ -109,8 +108,7 @@ class AlignVLMModule(pl.LightningModule):
             load_weights(self.model, folder)
         if self.stage is not None:
             freeze(self.model, self.stage)
-            # The skeleton is taken before anything shards or wraps the model, and is no part of this module.
-            self.count_work = partial(count_work, skeleton(self.model), objective=self.stage.objective)
+            self.count_work = work_of(self.model, objective=self.stage.objective)  # before anything shards it
 
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
