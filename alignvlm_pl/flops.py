@@ -15,6 +15,7 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,11 +86,21 @@ class Work:
         return sum(self.by_part(tiles=tiles, tokens=tokens, pairs=pairs, supervised=supervised).values())
 
 
-def skeleton(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalGeneration:
-    """The model on the meta device: structure, shapes and freeze table, and no memory.
+def work_of(model: AlignVLMForConditionalGeneration, *, objective: str) -> Callable[[], Work]:
+    """Take the structure of a model as it is now; the call that is returned counts its work.
 
-    CONTRACT: taken before a strategy shards the model, which can then no longer be copied (`module.configure_model`).
+    CONTRACT: called before a strategy shards the model, which can then no longer be copied (`module.configure_model`).
+    Whatever goes wrong is raised by the call, whose caller can do without (callbacks.throughput).
     """
+    try:
+        structure = skeleton(model)
+    except Exception as error:
+        return partial(_fail, error)
+    return lambda: count_work(structure, objective=objective)
+
+
+def skeleton(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalGeneration:
+    """The model on the meta device: structure, shapes and freeze table, and no memory."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty(parameter.shape, device="meta")
@@ -158,6 +169,10 @@ def _count(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
         if result.requires_grad:
             result.sum().backward()
     return float(counter.get_total_flops()), result
+
+
+def _fail(error: Exception) -> Work:
+    raise error
 
 
 def _leaf(result: Tensor) -> Tensor:

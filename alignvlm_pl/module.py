@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +17,7 @@ from .allocator import keep_freed_memory
 from .checkpoint import compare_states
 from .checkpoint_contents import CONTENTS, check_contract, check_stage, contract
 from .errors import CheckpointError, ConfigError
-from .flops import Work, count_work, skeleton
+from .flops import Work, work_of
 from .linear_cross_entropy import check_backend
 from .lora import parse_adapters
 from .losses import TokenLoss
@@ -147,8 +147,7 @@ class AlignVLMModule(pl.LightningModule):
         if self.stage is not None:
             freeze(model, self.stage)
             attach_adapters(model, self.stage.adapters)
-            # The skeleton is taken before anything shards or wraps the model, and is no part of this module.
-            self.count_work = partial(count_work, skeleton(model), objective=self.stage.objective)
+            self.count_work = work_of(model, objective=self.stage.objective)  # before anything shards it
         checkpoint_activations(model, self.checkpointed)
         compile_parts(model, self.compiled)
 

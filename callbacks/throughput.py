@@ -57,7 +57,8 @@ class Throughput(pl.Callback):
                 name = torch.cuda.get_device_name(pl_module.device)
                 log.warning("no peak is known of %s, so no MFU: set throughput.peak_tflops", name)
         try:
-            self.work = None if pl_module.count_work is None else pl_module.count_work()
+            if pl_module.count_work is not None:
+                self.work = pl_module.count_work()
         except Exception as error:  # a model that cannot run without data must still train
             log.warning("no MFU: the work of this model cannot be counted (%s)", str(error)[:200])
         pl_module.count_work = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.ledger import with_losses
 from datamodules import WebDataModule
@@ -51,6 +52,7 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
+        plugins=[LightningEnvironment()],  # one process, whatever allocation this shell is in
         precision=head["precision"] if head["precision"] in _CPU_PRECISIONS else "32-true",
         logger=False,
         enable_checkpointing=False,

@@ -42,7 +42,7 @@ class LetterProcessor:
             raise DataError("refused")
         first = -1 if max_text_length is None else max_text_length
         return SimpleNamespace(
-            input_ids=[first, 1, 2], labels=[-100, -100, 2], tiles=len(images), truncated=False
+            input_ids=[first, 1, 2], labels=[-100, -100, 2], num_tiles=len(images), truncated=False
         )
 
     def collate(self, encoded, *, pad_left=False):
@@ -50,8 +50,10 @@ class LetterProcessor:
             "input_ids": torch.tensor([item.input_ids for item in encoded]),
             "attention_mask": torch.ones(len(encoded), 3, dtype=torch.long),
             "labels": torch.tensor([item.labels for item in encoded]),
-            "pixel_values": torch.from_numpy(np.zeros((sum(i.tiles for i in encoded), 3, 2, 2), np.float32)),
-            "num_tiles": torch.tensor([item.tiles for item in encoded]),
+            "pixel_values": torch.from_numpy(
+                np.zeros((sum(i.num_tiles for i in encoded), 3, 2, 2), np.float32)
+            ),
+            "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
 
 
@@ -64,7 +66,7 @@ class LongerProcessor(LetterProcessor):
     def encode(self, messages, images, **options):
         length = self.count_tokens(messages, [])
         return SimpleNamespace(
-            input_ids=[1] * length, labels=[2] * length, tiles=len(images), truncated=False
+            input_ids=[1] * length, labels=[2] * length, num_tiles=len(images), truncated=False
         )
 
     def collate(self, encoded, *, pad_left=False):
