@@ -108,6 +108,7 @@ def fit(
         strategy=strategy,
         max_epochs=1,
         gradient_clip_val=0.5,
+        log_every_n_steps=1,
         use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
