@@ -219,7 +219,8 @@ class AlignCLI(LightningCLI):
         _check_writable(Path(config.run_dir))
         last = Path(config.run_dir) / CHECKPOINT
         if self.subcommand == "fit":
-            _check_writable(last.parent)
+            if last.parent.exists():
+                _check_writable(last.parent)
             if config.ckpt_path == LAST:  # what `fit` does anyway, if there is one
                 config.ckpt_path = None
         elif config.ckpt_path == LAST:
