@@ -38,6 +38,7 @@ from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..module import AlignVLMModule
 from ..sharded_checkpoint import recover
 from ..stages import Stage, accumulation
+from ..zero import ZeroStrategy, require_deepspeed
 from .messages import explain
 
 DATA_MODULES = (
@@ -160,6 +161,8 @@ class AlignCLI(LightningCLI):
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        if getattr(config.trainer.strategy, "class_path", None) == f"{ZeroStrategy.__module__}.ZeroStrategy":
+            require_deepspeed()  # its constructor's own words would be lost among the parser's
         if self.subcommand == "fit":
             if not config.stage.name:
                 raise ConfigError(
