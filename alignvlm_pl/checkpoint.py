@@ -11,7 +11,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import CheckpointError
-from .models.whole_weights import FILE_SIZE
 
 RECORD = "stage.json"
 
@@ -41,7 +40,7 @@ def export(
         processor: Its processor.
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
-        save: What writes the model into a folder, where `save_pretrained` cannot: a sharded one.
+        save: What writes the model into a folder; null: its `save_pretrained`.
 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
@@ -50,10 +49,7 @@ def export(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        if save is None:
-            model.save_pretrained(partial, max_shard_size=FILE_SIZE)
-        else:
-            save(partial)
+        (save or model.save_pretrained)(partial)
         processor.save_pretrained(partial)
         record = {**record, "weights_sha256": weights_sha256(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")

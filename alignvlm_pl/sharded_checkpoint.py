@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def aside(target: Path) -> Path:
 def recover(target: Path) -> bool:
     """Take back the earlier checkpoint where a kill came between the two renames; returns whether there is one now."""
     if not target.exists() and aside(target).exists():
-        os.replace(aside(target), target)
+        with suppress(FileNotFoundError):  # another rank was faster
+            os.replace(aside(target), target)
     return target.exists()
 
 

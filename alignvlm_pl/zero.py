@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .sharded_checkpoint import replace_path
 
 
@@ -54,6 +54,20 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.is_global_zero:
             replace_path(partial, path)
         self.barrier("checkpoint in place")
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning.
+
+        Raises:
+            CheckpointError: It was written by another strategy.
+        """
+        if not (Path(checkpoint_path) / "latest").is_file():
+            raise CheckpointError(
+                f"checkpoint {checkpoint_path} was not written by ZeRO, which reads no other; go on with the strategy "
+                "that wrote it, or start the stage again in another run_dir"
+            )
+        found: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return found
 
 
 def require_deepspeed() -> None:

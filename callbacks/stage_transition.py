@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import alignvlm_pl
 from alignvlm_pl.checkpoint import export, verify_parent
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.models.whole_weights import whole_weights, write_weights
+from alignvlm_pl.models.whole_weights import FILE_SIZE, whole_weights, write_weights
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.part_table import part_table
 from alignvlm_pl.sharding import is_sharded
@@ -104,7 +104,8 @@ class StageTransition(pl.Callback):
         if is_sharded(pl_module.net):
             _export_together(trainer, pl_module, folder, record)
         elif trainer.is_global_zero:
-            export(pl_module.net, pl_module.processor, folder, record)
+            save = partial(pl_module.net.save_pretrained, max_shard_size=FILE_SIZE)
+            export(pl_module.net, pl_module.processor, folder, record, save=save)
         if trainer.is_global_zero:
             log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
 
