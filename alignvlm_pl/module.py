@@ -31,6 +31,7 @@ from .page_readout import PageReadout
 from .parallel import ShardedStrategy, refuse_unknown
 from .sharding import is_sharded, no_grad
 from .stages import PARTS, Stage
+from .zero import ZeroStrategy
 
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
 
@@ -201,15 +202,21 @@ class AlignVLMModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide gradients by the supervised tokens of the whole step: all micro batches and all ranks.
 
-        Runs before clipping. DDP and FSDP have averaged the gradients over ranks, hence the world size.
+        Runs before clipping. All strategies have averaged the gradients over ranks, hence the world size.
         """
+        if self.trainer.fit_loop._should_accumulate():
+            return  # DeepSpeed is asked to step after every micro batch
         total = self.trainer.strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
-        factor = self.trainer.world_size / total.clamp(min=1)  # nothing supervised: gradients of zero
+        self._micro_counts.clear()
+        total = total.clamp(min=1)  # nothing supervised: gradients of zero
+        if isinstance(self.trainer.strategy, ZeroStrategy):
+            self.trainer.strategy.divide_gradients(total / self.trainer.world_size)
+            return
+        factor = self.trainer.world_size / total
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-        self._micro_counts.clear()
         if self._logs_this_step:
             norms = gradient_norms(optimizer.param_groups)
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
@@ -229,8 +236,9 @@ class AlignVLMModule(pl.LightningModule):
         """Clip the norm of all gradients together.
 
         Lightning refuses to clip with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use.
+        DeepSpeed clips by itself, with the same value.
         """
-        if gradient_clip_val is not None:
+        if gradient_clip_val is not None and not isinstance(self.trainer.strategy, ZeroStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = clip_gradients(parameters, gradient_clip_val)
             if self._logs_this_step:

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from .errors import CheckpointError, ConfigError
 from .sharded_checkpoint import rank_state, read_folder, replace_path, take_rows, write_rank
 from .sharding import shard
+from .zero import ZeroStrategy
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -175,12 +176,11 @@ def refuse_unknown(strategy: Strategy) -> None:
     Raises:
         ConfigError: The strategy shards in a way of its own.
     """
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) and not isinstance(
-        strategy, ShardedStrategy
-    ):
+    known = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
+    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)) and not known:
         raise ConfigError(
             f"trainer.strategy {type(strategy).__name__} is not supported; configs/cluster/fsdp.yaml shards the model "
-            "with alignvlm_pl.parallel.ShardedStrategy"
+            "with alignvlm_pl.parallel.ShardedStrategy, and zero2.yaml with alignvlm_pl.zero.ZeroStrategy"
         )
 
 

@@ -45,6 +45,7 @@ from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..models.whole_weights import FILE_SIZE
 from ..module import AlignVLMModule
 from ..stages import Stage, accumulation, require_parent
+from ..zero import ZeroStrategy, require_deepspeed
 from .messages import explain
 from .slurm import check_allocation, cluster_plugins, requeued
 
@@ -197,6 +198,8 @@ class AlignCLI(LightningCLI):
         check_allocation(
             os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer.devices)
         )
+        if getattr(config.trainer.strategy, "class_path", None) == f"{ZeroStrategy.__module__}.ZeroStrategy":
+            require_deepspeed()  # its constructor's own words would be lost among the parser's
         if self.subcommand == "fit":
             if not config.stage.name:
                 raise ConfigError(

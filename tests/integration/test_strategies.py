@@ -32,6 +32,8 @@ TRAINED = {
 }
 # Tiles of each document of a step: all kinds, then a second rank without images, then no image anywhere.
 STEPS = ((1, 2, 1, 0), (2, 1, 0, 0), (0, 0, 0, 0), (1, 1, 2, 1))
+TWICE = STEPS[:2] * 2
+"""A plain DataLoader starts again from its first batch, so that the two steps after a resume are the first two."""
 
 
 def documents(tiles: tuple[int, ...]) -> list[Any]:
@@ -70,7 +72,14 @@ def batches(module: Any, steps: tuple[tuple[int, ...], ...], *, rank: int, ranks
 
 
 def fit(
-    folder: Path, kind: str, name: str, *, steps: Any, save: Path | None = None, resume: Path | None = None
+    folder: Path,
+    kind: str,
+    name: str,
+    *,
+    steps: Any,
+    save: Path | None = None,
+    resume: Path | None = None,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Losses, gradient norms, whole weights and the whole gradients of the last step."""
     import lightning.pytorch as pl
@@ -97,7 +106,7 @@ def fit(
             sums = torch.stack([outputs["document_loss_sums"].sum(), outputs["document_supervised"].sum()])
             total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             told["losses"].append(total / max(count, 1))
-            told["norms"].append(float(trainer.callback_metrics["train/gradient_norm"]))
+            told["norms"].append(float(trainer.callback_metrics.get("train/gradient_norm", 0.0)))
             if save is not None and trainer.global_step == 2:
                 trainer.save_checkpoint(save)
 
@@ -109,6 +118,7 @@ def fit(
         max_epochs=1,
         gradient_clip_val=0.5,
         log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
@@ -126,14 +136,17 @@ def fit(
 
 def main(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
+    if kind == "twice":  # what tests/integration/test_zero.py compares with
+        found = {name: fit(folder, "one", name, steps=TWICE) for name in STAGES}
+        found["accumulated"] = fit(folder, "one", "all", steps=TWICE, accumulate=2)
+        torch.save(found, folder / "twice-0.pt")
+        return
     found = {name: fit(folder, kind, name, steps=STEPS) for name in STAGES}
-    # A plain DataLoader starts again from its first batch, so the two steps after the resume are the first two.
-    twice = STEPS[:2] * 2
-    found["unbroken"] = fit(folder, kind, "no vision", steps=twice, save=folder / f"{kind}.ckpt")
+    found["unbroken"] = fit(folder, kind, "no vision", steps=TWICE, save=folder / f"{kind}.ckpt")
     sources = {"ddp": ["ddp"], "fsdp": ["fsdp", "ddp"], "one": ["fsdp"]}[kind]
     for source in sources:
         found[f"from {source}"] = fit(
-            folder, kind, "no vision", steps=twice, resume=folder / f"{source}.ckpt"
+            folder, kind, "no vision", steps=TWICE, resume=folder / f"{source}.ckpt"
         )
     torch.save(found, folder / f"{kind}-{os.environ.get('LOCAL_RANK', '0')}.pt")
     if torch.distributed.is_initialized():
@@ -141,7 +154,7 @@ def main(kind: str, folder: Path) -> None:
         os._exit(0)  # gloo's threads may abort the process while it is taken down
 
 
-def launch(kind: str, folder: Path, *, ranks: int) -> list[dict[str, Any]]:
+def launch(kind: str, folder: Path, *, ranks: int, script: str = __file__) -> list[dict[str, Any]]:
     left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
     left |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with socket.socket() as free:
@@ -149,7 +162,7 @@ def launch(kind: str, folder: Path, *, ranks: int) -> list[dict[str, Any]]:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, kind, str(folder)],
+            [sys.executable, script, kind, str(folder)],
             env=left | ({**meeting, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} if ranks > 1 else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -166,14 +179,12 @@ def launch(kind: str, folder: Path, *, ranks: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of each strategy what each rank found; under `start-True` and `start-False` the weights at the start."""
+def write_starts(folder: Path) -> dict[str, Any]:
+    """Write the weights that the stages start from, and return them."""
     from alignvlm_pl.models.build import build_model, build_processor
     from alignvlm_pl.models.tiny import tiny_spec
 
-    folder = tmp_path_factory.mktemp("strategies")
-    found: dict[str, Any] = {}
+    found = {}
     for tied in (True, False):
         torch.manual_seed(0)
         spec = tiny_spec(folder / "tokenizer", tied=tied)
@@ -181,6 +192,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         model.connector.norm2.weight.data.mul_(3.0)  # weights sharp enough for the connector to be felt
         model.save_pretrained(folder / f"start-{tied}")
         found[f"start-{tied}"] = model.state_dict()
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of each strategy what each rank found; under `start-True` and `start-False` the weights at the start."""
+    folder = tmp_path_factory.mktemp("strategies")
+    found: dict[str, Any] = write_starts(folder)
     for kind, ranks in (("ddp", 2), ("fsdp", 2), ("one", 1)):
         found[kind] = launch(kind, folder, ranks=ranks)
     return found

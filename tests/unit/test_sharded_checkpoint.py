@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from alignvlm_pl import parallel
 from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.parallel import ShardedStrategy
 from alignvlm_pl.sharded_checkpoint import (
     RowPieces,
     make_whole,
@@ -11,6 +13,7 @@ from alignvlm_pl.sharded_checkpoint import (
     replace_path,
     write_rank,
 )
+from alignvlm_pl.zero import ZeroStrategy
 from callbacks.last_checkpoint import AtomicCheckpointIO
 
 
@@ -79,3 +82,31 @@ def test_one_takes_the_place_of_the_other_whatever_they_are(tmp_path, new, old):
     replace_path(partial, target)
     assert (target / "x" if new == "folder" else target).read_text() == "partial"
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("writer", ["write_rank", "replace_path"])
+def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypatch, writer):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(parallel, writer, refuse)
+    with pytest.raises(
+        CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"
+    ):
+        ShardedStrategy().save_checkpoint(
+            {"state_dict": {"a": torch.zeros(3)}, "optimizer_states": []}, folder
+        )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_is_taken_by_those_that_can_read_it_alone(folder, tmp_path):
+    zero = object.__new__(ZeroStrategy)  # its constructor needs the package deepspeed
+    with pytest.raises(CheckpointError, match="was not written by ZeRO, which reads no other"):
+        zero.load_checkpoint(folder)
+    (tmp_path / "zero.ckpt" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "zero.ckpt" / "latest").write_text("checkpoint")
+    for load in (AtomicCheckpointIO().load_checkpoint, ShardedStrategy().load_checkpoint):
+        with pytest.raises(CheckpointError, match="it is no checkpoint folder"):
+            load(tmp_path / "zero.ckpt")
