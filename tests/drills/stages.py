@@ -61,15 +61,14 @@ def with_signals(root: Path, *places: dict[str, Any]) -> None:
 
 
 def fit(
-    run: Path, options: list[str], *, world: int = 1, port: int | None = None
+    run: Path, options: list[str], *, world: int = 1, strategy: str = "ddp"
 ) -> subprocess.CompletedProcess[str]:
-    """Run `fit` to its end on a number of gloo processes."""
+    """Run `fit` to its end; several ranks are gloo processes."""
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    if port:
-        environment["MASTER_PORT"] = str(port)
-    strategy = "ddp" if world > 1 else "auto"
-    words = [f"--run_dir={run}", f"--trainer.devices={world}", f"--trainer.strategy={strategy}"]
+    words = [f"--run_dir={run}", f"--trainer.devices={world}"]
+    chosen = json.dumps({"class_path": strategy}) if "." in strategy else strategy
+    words += [f"--trainer.strategy={chosen}"] if world > 1 else []
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "fit", *options, *words],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, start_new_session=True,

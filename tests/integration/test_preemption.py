@@ -9,6 +9,7 @@ from alignvlm_pl.stop_request import EXIT_CODE
 from tests.drills.stages import compare, fit, with_signals, write_recipe
 
 STEPS = 3
+SHARDED = "alignvlm_pl.parallel.ShardedStrategy"
 # Five samples to validate on and to answer, every second step.
 VALIDATED = ["--trainer.limit_val_batches=1.0", "--trainer.check_val_every_n_epoch=null"]
 LOOKS = ["--benchmark.every_n_steps=2", "--benchmark.subset=4", "--benchmark.max_new_tokens=2"]
@@ -28,15 +29,21 @@ def left_at(text: str) -> list[str]:
 
 
 def stopped(
-    tmp_path: Path, places: list[dict[str, Any]], options: list[str], *, world: int, stages: int
+    tmp_path: Path,
+    places: list[dict[str, Any]],
+    options: list[str],
+    *,
+    world: int,
+    stages: int,
+    strategy: str = "ddp",
 ) -> list[str]:
     """Run unbroken, then with a signal at each place; compares all that was trained, and returns where it left."""
     command = [*write_recipe(tmp_path, steps=STEPS, stages=stages), *options]
-    whole = fit(tmp_path / "whole", command, world=world)
+    whole = fit(tmp_path / "whole", command, world=world, strategy=strategy)
     assert whole.returncode == 0, whole.stderr[-3000:]
     with_signals(tmp_path, *places)
     told = []
-    while (done := fit(tmp_path / "broken", command, world=world)).returncode == EXIT_CODE:
+    while (done := fit(tmp_path / "broken", command, world=world, strategy=strategy)).returncode == EXIT_CODE:
         assert "Traceback" not in done.stderr
         told += left_at(done.stderr)
         assert len(told) <= len(places)
@@ -77,13 +84,16 @@ def test_validation_is_left_at_its_next_batch_and_run_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
+def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path, strategy):
+    if strategy == SHARDED:
+        pytest.importorskip("alignvlm_pl.parallel")
     places = [
         {"place": "step", "stage": "1-first", "step": 1, "rank": 1},
         {"place": "fit_end", "stage": "1-first", "step": 3, "rank": 1, "signals": ["SIGTERM"]},
         {"place": "step", "stage": "2-second", "step": 2, "group": True},
     ]
-    told = stopped(tmp_path, places, LOOKS, world=2, stages=2)
+    told = stopped(tmp_path, places, LOOKS, world=2, stages=2, strategy=strategy)
     assert told == ["left after step 2", "left after step 3", "left after step 3"]
     looks = {run: sorted((tmp_path / run).rglob("held-step*.jsonl")) for run in ("whole", "broken")}
     assert [path.parts[-3] for path in looks["whole"]] == ["1-first", "2-second"]
