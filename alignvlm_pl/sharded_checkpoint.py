@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
