@@ -11,6 +11,7 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
 from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.sharding import whole
+from alignvlm_pl.zero import ZeroStrategy
 
 from .connector_health import undisturbed
 from .data_health import sum_over_ranks
@@ -38,9 +39,15 @@ class GainCalibration(Callback):
         """Refuse what no gain can reach, before anything is trained.
 
         Raises:
-            ConfigError: The connector has no P_vocab, or its vocabulary is too small for the target.
+            ConfigError: The connector has no P_vocab, its vocabulary is too small for the target, or the strategy
+                would take the gain back.
         """
         assert isinstance(pl_module, AlignVLMModule)
+        if isinstance(trainer.strategy, ZeroStrategy):
+            raise ConfigError(
+                "stage.calibrate: ZeRO trains copies of the weights and would take the gain back; use "
+                "configs/cluster/fsdp.yaml, or leave calibrate out"
+            )
         net = pl_module.net
         if not net.connector.reads_text:
             raise ConfigError(
