@@ -133,7 +133,7 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(world, tmp_path, ca
         if len(saves) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("callbacks.last_checkpoint.torch.save", full)
+    monkeypatch.setattr("alignvlm_pl.sharded_checkpoint.torch.save", full)
     error = error_of(capsys, world.run("fit", *options))
     assert "No space left on device" in error
     assert "run_dir" in error
