@@ -84,17 +84,25 @@ def test_validation_is_left_at_its_next_batch_and_run_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
-def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path, strategy):
-    if strategy == SHARDED:
-        pytest.importorskip("alignvlm_pl.parallel")
+def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
     places = [
         {"place": "step", "stage": "1-first", "step": 1, "rank": 1},
         {"place": "fit_end", "stage": "1-first", "step": 3, "rank": 1, "signals": ["SIGTERM"]},
         {"place": "step", "stage": "2-second", "step": 2, "group": True},
     ]
-    told = stopped(tmp_path, places, LOOKS, world=2, stages=2, strategy=strategy)
+    told = stopped(tmp_path, places, LOOKS, world=2, stages=2)
     assert told == ["left after step 2", "left after step 3", "left after step 3"]
     looks = {run: sorted((tmp_path / run).rglob("held-step*.jsonl")) for run in ("whole", "broken")}
     assert [path.parts[-3] for path in looks["whole"]] == ["1-first", "2-second"]
     assert [path.parts[-3] for path in looks["broken"]] == ["2-second"], "the first look is cut short"
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_stopped_by_one_rank_s_signal(tmp_path):
+    pytest.importorskip("alignvlm_pl.parallel")
+    places = [
+        {"place": "step", "stage": "1-first", "step": 0, "rank": 1},
+        {"place": "saving", "stage": "1-first", "step": 1, "rank": 1, "signals": ["SIGTERM"]},
+    ]
+    told = stopped(tmp_path, places, [], world=2, stages=1, strategy=SHARDED)
+    assert told == ["left after step 1"]
