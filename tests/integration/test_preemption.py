@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from alignvlm_pl.cli.slurm import REFUSED
 from alignvlm_pl.stop_request import EXIT_CODE
 from tests.drills.stages import compare, fit, with_signals, write_recipe
 
@@ -106,3 +107,17 @@ def test_a_sharded_run_is_stopped_by_one_rank_s_signal(tmp_path):
     ]
     told = stopped(tmp_path, places, [], world=2, stages=1, strategy=SHARDED)
     assert told == ["left after step 1"]
+
+
+def test_a_requeued_job_that_finds_its_stage_finished_ends_well(world, tmp_path, monkeypatch, capsys):
+    """The node may be lost between the stage's end and the job's."""
+    (tmp_path / "run/hf").mkdir(parents=True)
+    (tmp_path / "run/hf/stage.json").write_text("{}")
+    for name, value in {"NTASKS": "1", "NNODES": "1", "NTASKS_PER_NODE": "1", "STEP_ID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert world.run("fit", "--run_dir", tmp_path / "run") == REFUSED
+    assert "holds a finished stage" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(SystemExit) as ended:
+        world.run("fit", "--run_dir", tmp_path / "run")
+    assert ended.value.code == 0
