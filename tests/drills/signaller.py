@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ class Signaller(pl.Callback):
         if here and trainer.global_step == self.step and not sent.exists():
             sent.touch()
             for name in self.signals:
-                (os.killpg if self.group else os.kill)(os.getpid(), getattr(signal, name))
+                if self.group:  # by another process: workers end at their main process's SIGTERM
+                    words = ["kill", f"-{name.removeprefix('SIG')}", "--", f"-{os.getpgrp()}"]
+                    subprocess.run(words, check=True, start_new_session=True)
+                else:
+                    os.kill(os.getpid(), getattr(signal, name))
 
 
 class Pace(pl.Callback):

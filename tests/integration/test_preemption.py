@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from alignvlm_pl.cli.slurm import REFUSED
 from alignvlm_pl.stop_request import EXIT_CODE
 from tests.drills.stages import compare, fit, with_signals, write_recipe
 
@@ -84,17 +85,39 @@ def test_validation_is_left_at_its_next_batch_and_run_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
-def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path, strategy):
-    if strategy == SHARDED:
-        pytest.importorskip("alignvlm_pl.parallel")
+def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
     places = [
         {"place": "step", "stage": "1-first", "step": 1, "rank": 1},
         {"place": "fit_end", "stage": "1-first", "step": 3, "rank": 1, "signals": ["SIGTERM"]},
         {"place": "step", "stage": "2-second", "step": 2, "group": True},
     ]
-    told = stopped(tmp_path, places, LOOKS, world=2, stages=2, strategy=strategy)
+    told = stopped(tmp_path, places, LOOKS, world=2, stages=2)
     assert told == ["left after step 2", "left after step 3", "left after step 3"]
     looks = {run: sorted((tmp_path / run).rglob("held-step*.jsonl")) for run in ("whole", "broken")}
     assert [path.parts[-3] for path in looks["whole"]] == ["1-first", "2-second"]
     assert [path.parts[-3] for path in looks["broken"]] == ["2-second"], "the first look is cut short"
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_stopped_by_one_rank_s_signal(tmp_path):
+    pytest.importorskip("alignvlm_pl.parallel")
+    places = [
+        {"place": "step", "stage": "1-first", "step": 0, "rank": 1},
+        {"place": "saving", "stage": "1-first", "step": 1, "rank": 1, "signals": ["SIGTERM"]},
+    ]
+    told = stopped(tmp_path, places, [], world=2, stages=1, strategy=SHARDED)
+    assert told == ["left after step 1"]
+
+
+def test_a_requeued_job_that_finds_its_stage_finished_ends_well(world, tmp_path, monkeypatch, capsys):
+    """The node may be lost between the stage's end and the job's."""
+    (tmp_path / "run/hf").mkdir(parents=True)
+    (tmp_path / "run/hf/stage.json").write_text("{}")
+    for name, value in {"NTASKS": "1", "NNODES": "1", "NTASKS_PER_NODE": "1", "STEP_ID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert world.run("fit", "--run_dir", tmp_path / "run") == REFUSED
+    assert "holds a finished stage" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(SystemExit) as ended:
+        world.run("fit", "--run_dir", tmp_path / "run")
+    assert ended.value.code == 0
