@@ -98,11 +98,13 @@ def token_spread(connector: Any, features: Tensor, table: Tensor, *, limit: int)
 
     Args:
         connector: Any connector.
-        features: (tiles, tokens, d) vision features; there may be none.
+        features: (tiles, tokens, d) vision features; there may be none, the connector runs all the same.
         table: (V, D) text embeddings.
         limit: Most visual tokens.
     """
     if not len(features):
+        # FSDP2 remembers what ran last and gathers it ahead in the next backward: on all ranks the same, or they hang.
+        connector(features.new_zeros((1, *features.shape[1:])), table)
         return TokenSpread(0, 0, 0, 0, 0)
     entropy = largest = 0.0
     if connector.reads_text:

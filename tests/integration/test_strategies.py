@@ -93,6 +93,7 @@ def fit(
     from alignvlm_pl.parallel import ShardedStrategy
     from alignvlm_pl.sharding import is_sharded, whole
     from alignvlm_pl.stages import Stage
+    from callbacks.connector_health import ConnectorHealth
     from callbacks.last_checkpoint import AtomicCheckpointIO
 
     ranks, rank = (1, 0) if kind == "one" else (2, int(os.environ["LOCAL_RANK"]))
@@ -130,7 +131,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[Told()],
+        callbacks=[ConnectorHealth(every_n_steps=1), Told()],
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
