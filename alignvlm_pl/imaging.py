@@ -245,9 +245,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
             f"({error}); the file is truncated or damaged"
         ) from error
-    turned = rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
-    # A copy where nothing was converted: the caller's image must outlive the file that is closed here.
-    return turned.copy() if turned is image else turned
+    # Where nothing was converted this is the image of the file; its pixels are loaded, and outlive the file.
+    return rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
 
 
 def _orientation(image: Image.Image) -> int:

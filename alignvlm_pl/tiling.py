@@ -150,6 +150,11 @@ def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
     Raises:
         DataError: The image has no pixels.
     """
+    return list(_plan(width, height, tiling))
+
+
+@lru_cache(maxsize=4096)
+def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
     grid = choose_grid(width, height, tiling)
     if tiling.rule == "ovis":
         tiles = [_fitted(box, tiling) for box in _partition(width, height, grid)]
@@ -158,8 +163,8 @@ def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
         tiles = [_stretched(box, tiling) for box in _even_partition(width, height, grid)]
         thumbnail = dataclasses.replace(_stretched((0, 0, width, height), tiling), is_thumbnail=True)
     if len(tiles) == 1 or tiling.thumbnail == "none":
-        return tiles
-    return [thumbnail, *tiles] if tiling.thumbnail == "first" else [*tiles, thumbnail]
+        return tuple(tiles)
+    return (thumbnail, *tiles) if tiling.thumbnail == "first" else (*tiles, thumbnail)
 
 
 def count_tiles(width: int, height: int, tiling: Tiling) -> int:
