@@ -38,7 +38,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured; default 3")
-    parser.add_argument("--samples", type=int, default=96, help="samples of a measurement; default 96")
+    parser.add_argument("--samples", type=int, default=96, help="pages of a measurement, and a 16th of its photos; default 96")
     parser.add_argument("--memory-samples", type=int, default=50_000, help="samples of the memory test")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     processor = processor_of()
     figures: dict[str, float] = {}
     for name, size in SIZES.items():
-        count = options.samples * (1 if name == "pages" else 6)
+        count = options.samples * (1 if name == "pages" else 16)
         write(folder / name, [picture(size, seed) for seed in range(24)], count)
         figures |= {
             f"{name}_{key}": value
