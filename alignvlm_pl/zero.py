@@ -78,6 +78,6 @@ def require_deepspeed() -> None:
     """
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            "trainer.strategy: ZeRO needs the package deepspeed: pip install 'deepspeed>=0.16'; "
+            "trainer.strategy: ZeRO needs the package deepspeed: pip install 'deepspeed>=0.19'; "
             "configs/cluster/fsdp.yaml does without"
         )

@@ -126,7 +126,7 @@ def test_without_deepspeed_its_cluster_file_says_what_to_install(world, tmp_path
     assert world.run("fit", "--trainer", file, "--run_dir", tmp_path / "run") == 1
     told = capsys.readouterr().err
     assert (
-        "ZeRO needs the package deepspeed: pip install 'deepspeed>=0.16'; configs/cluster/fsdp.yaml" in told
+        "ZeRO needs the package deepspeed: pip install 'deepspeed>=0.19'; configs/cluster/fsdp.yaml" in told
     )
     assert "Traceback" not in told
 
