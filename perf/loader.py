@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured; default 3")
     parser.add_argument(
-        "--samples", type=int, default=96, help="pages of a measurement, and a 16th of its photos; default 96"
+        "--samples", type=int, default=96, help="pages of a measurement, and 16 times as many photos"
     )
     parser.add_argument("--memory-samples", type=int, default=50_000, help="samples of the memory test")
     options = parser.parse_args()
