@@ -26,7 +26,7 @@ from .models.loading import choose_attention
 from .models.modeling import AlignVLMForConditionalGeneration
 from .models.on_meta import build_on_meta, load_parts
 from .models.processing import AlignVLMProcessor
-from .optim import clip_gradients, freeze, gradient_norms, parameter_groups, set_modes, step_schedule
+from .optim import freeze, gradient_norms, parameter_groups, scale_gradients, set_modes, step_schedule
 from .page_readout import PageReadout
 from .parallel import ShardedStrategy, refuse_unknown
 from .sharding import is_sharded, no_grad
@@ -78,6 +78,7 @@ class AlignVLMModule(pl.LightningModule):
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
         self._micro_counts: list[Tensor] = []
+        self._gradient_factor: Tensor | float = 1.0
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self.last_loss: Tensor | float = float("nan")  # on the device: reading it waits for it
@@ -175,7 +176,7 @@ class AlignVLMModule(pl.LightningModule):
         set_modes(self.net, self.stage)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Sum of the loss over supervised tokens; `on_before_optimizer_step` divides by their true number.
+        """Sum of the loss over supervised tokens; `configure_gradient_clipping` divides by their true number.
 
         Returns:
             `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
@@ -200,9 +201,9 @@ class AlignVLMModule(pl.LightningModule):
         }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide gradients by the supervised tokens of the whole step: all micro batches and all ranks.
+        """Find what gradients are to be divided by: the supervised tokens of all micro batches and all ranks.
 
-        Runs before clipping. All strategies have averaged the gradients over ranks, hence the world size.
+        All strategies have averaged the gradients over ranks, hence the world size.
         """
         if self.trainer.fit_loop._should_accumulate():
             return  # DeepSpeed is asked to step after every micro batch
@@ -212,14 +213,12 @@ class AlignVLMModule(pl.LightningModule):
         if isinstance(self.trainer.strategy, ZeroStrategy):
             self.trainer.strategy.divide_gradients(total / self.trainer.world_size)
             return
-        factor = self.trainer.world_size / total
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+        self._gradient_factor = self.trainer.world_size / total
         if self._logs_this_step:
             norms = gradient_norms(optimizer.param_groups)
-            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+            self.log_dict(
+                {f"train/gradient_norm/{part}": norm * self._gradient_factor for part, norm in norms.items()}
+            )
 
     @property
     def _logs_this_step(self) -> bool:
@@ -233,16 +232,18 @@ class AlignVLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients together.
+        """Divide the gradients by the step's tokens, and clip the norm of all of them together, in one pass.
 
-        Lightning refuses to clip with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use.
-        DeepSpeed clips by itself, with the same value.
+        Lightning calls it before every optimizer step, with no value where nothing is to be clipped. It refuses to clip
+        with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use. DeepSpeed divides and
+        clips by itself, with the same values.
         """
-        if gradient_clip_val is not None and not isinstance(self.trainer.strategy, ZeroStrategy):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = clip_gradients(parameters, gradient_clip_val)
-            if self._logs_this_step:
-                self.log("train/gradient_norm", norm)
+        if isinstance(self.trainer.strategy, ZeroStrategy):
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = scale_gradients(parameters, self._gradient_factor, largest=gradient_clip_val)
+        if norm is not None and self._logs_this_step:
+            self.log("train/gradient_norm", norm)
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""
