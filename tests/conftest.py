@@ -13,6 +13,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Hugging Face loaders fail at once instead of asking a server.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# A Trainer leaves them in its process; in another one they would mean a port that is taken, or a rank that is not meant.
+_OF_RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
+
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
@@ -21,6 +24,7 @@ def _repeatable() -> Iterator[None]:
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     folder = os.getcwd()
+    ranks = {name: os.environ[name] for name in _OF_RANKS if name in os.environ}
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
         torch.set_num_threads(1)
@@ -30,6 +34,9 @@ def _repeatable() -> Iterator[None]:
     else:
         yield
     os.chdir(folder)
+    for name in _OF_RANKS:
+        os.environ.pop(name, None)
+    os.environ.update(ranks)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ from datamodules.stream import Source, TrainStream
 
 class Processor:
     def encode(self, messages, images, *, max_text_length=None, generation=False):
-        return SimpleNamespace(truncated=False)
+        return SimpleNamespace(truncated=False, input_ids=[1], num_tiles=0)
 
     def collate(self, encoded, *, pad_left=False):
         return {"labels": torch.ones(len(encoded), 2)}
