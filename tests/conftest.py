@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Hugging Face loaders fail at once instead of asking a server.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A Trainer leaves them in its process; in another one they would mean a port that is taken, or a rank that is not meant.
+# A Trainer leaves them in its process; another one would find a port that is taken, or a rank that is not its own.
 _OF_RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
 
 
