@@ -5,6 +5,8 @@ import ctypes
 # malloc.h of glibc: names of mallopt's parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
+# Looked up here and not where it is called: in a forked worker, the loader of libraries may be locked for ever.
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 def keep_freed_memory() -> bool:
@@ -17,6 +19,5 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect; not where the C library is another one.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in settings)
+    return _mallopt is not None and all(_mallopt(name, value) == 1 for name, value in settings)
