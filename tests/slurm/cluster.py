@@ -147,7 +147,12 @@ class Cluster:
     def _spawn(self, *command: str, name: str | None = None) -> None:
         with (self.folder / f"{name or command[0]}.out").open("ab") as log:
             self._processes[name or command[0]] = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,  # where a daemon that is killed may leave its memory
             )
 
 
