@@ -80,6 +80,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root)
 
 
+@pytest.fixture(scope="session")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two steps; to be copied before it is changed."""
+    return world.fit(tmp_path_factory.mktemp("trained") / "run", "--stage.max_steps=2")
+
+
 @pytest.fixture(autouse=True)
 def _process_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the command line sets for its own process must not outlive a test."""

@@ -14,23 +14,12 @@ import yaml
 
 from alignvlm_pl.errors import CheckpointError
 from callbacks.last_checkpoint import AtomicCheckpointIO
+from tests.integration.checkpoint_files import error_of
 
 
 @pytest.fixture(scope="module")
 def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.fit(tmp_path_factory.mktemp("bad") / "run", "--stage.max_steps=1")
-
-
-def error_of(capsys: pytest.CaptureFixture[str], status: int) -> str:
-    """The error line; no traceback, and short."""
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))
-    ]
-    assert status == 1
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert len(lines[0]) < 500
-    return lines[0]
 
 
 def test_missing_checkpoint(world, tmp_path, capsys):

@@ -1,47 +1,20 @@
 """A checkpoint says what it is, is read with weights_only, and is refused by another model, stage or parent."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from callbacks.last_checkpoint import checkpoint_bytes
 from callbacks.random_state import KEY, generator_states, restore_generators
+from tests.integration.checkpoint_files import LAST, contents, error_of, unfinished
 
-LAST = "checkpoints/last.ckpt"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.fit(tmp_path_factory.mktemp("contents") / "run", "--stage.max_steps=2")
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / LAST, weights_only=True)["contents"]
-
-
-def error_of(capsys: pytest.CaptureFixture[str], status: int) -> str:
-    (line,) = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))
-    ]
-    assert status == 1
-    assert line.startswith("error: ")
-    return line
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -163,13 +136,6 @@ def change_contents(folder: Path, change: Any) -> None:
     torch.save(state, path)
 
 
-def unfinished(trained: Path, folder: Path) -> Path:
-    """A copy of the run that has not been exported."""
-    shutil.copytree(trained, folder, symlinks=True)
-    shutil.rmtree(folder / "hf")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -282,137 +248,3 @@ def test_a_world_that_does_not_fit_the_batch_is_refused(world, tmp_path, capsys)
     assert "stage.global_batch_size=5 is not a multiple of data batch_size 2 x 1 devices" in error_of(
         capsys, status
     )
-
-
-# --- which are kept -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("policy", "kept"),
-    [([], [5]), (["--checkpoint_keep_last=2"], [4, 5]), (["--checkpoint_keep_every_n_steps=2"], [2, 4, 5])],
-)
-def test_older_checkpoints_are_kept_by_policy(world, tmp_path, policy, kept):
-    folder = world.fit(tmp_path / "run", "--stage.max_steps=5", "--checkpoint_every_n_steps=1", *policy)
-    assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in kept)]
-    assert os.readlink(folder / LAST) == "step00000005.ckpt"
-    for step in kept:
-        assert (
-            torch.load(folder / f"checkpoints/step{step:08d}.ckpt", weights_only=True)["global_step"] == step
-        )
-
-
-def test_an_older_checkpoint_can_be_gone_on_from(world, tmp_path):
-    options = ["--stage.max_steps=4", "--checkpoint_every_n_steps=1", "--checkpoint_keep_last=4"]
-    folder = world.fit(tmp_path / "run", *options)
-    before = torch.load(folder / LAST, weights_only=True)
-    shutil.rmtree(folder / "hf")
-    world.fit(folder, *options, f"--ckpt_path={folder / 'checkpoints/step00000002.ckpt'}")
-    after = torch.load(folder / LAST, weights_only=True)
-    assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
-
-
-def test_what_a_killed_run_left_half_written_is_cleared_away(world, trained, tmp_path):
-    folder = unfinished(trained, tmp_path / "run")
-    (folder / "checkpoints/step00000009.ckpt.partial").write_bytes(b"half")
-    (folder / "checkpoints/step00000003.ckpt").write_bytes(b"written, but its run died before the link moved")
-    world.fit(folder, "--stage.max_steps=3")
-    assert names(folder) == ["last.ckpt", "step00000003.ckpt"]
-    assert torch.load(folder / LAST, weights_only=True)["global_step"] == 3
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--checkpoint_every_n_steps=0", "checkpoint_every_n_steps=0: expected at least 1"),
-        ("--checkpoint_keep_last=0", "checkpoint_keep_last=0: expected at least 1"),
-        (
-            "--checkpoint_keep_every_n_steps=700",
-            "=700: expected a multiple of checkpoint_every_n_steps=500, or null",
-        ),
-    ],
-)
-def test_a_policy_that_cannot_be_meant_is_refused(world, tmp_path, capsys, option, message):
-    assert message in error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", option))
-
-
-def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, capsys):
-    folder = tmp_path / "run"
-    world.fit(folder, "--ckpt_path=last", "--stage.max_steps=2")
-    shutil.rmtree(folder / "hf")
-    world.fit(folder, "--ckpt_path=last", "--stage.max_steps=3")
-    assert contents(folder)["samples_seen"] == {"made": 12}
-    assert world.run("test", "--run_dir", folder, "--ckpt_path=last") == 0
-    assert json.loads((folder / "results.json").read_text())["benchmarks"]["held"]["num"] == 5
-    status = world.run("test", "--run_dir", tmp_path / "none", "--ckpt_path=last")
-    assert "last.ckpt: there is no such file" in error_of(capsys, status)
-
-
-def test_a_link_to_a_state_that_is_gone_is_no_fresh_start(world, trained, tmp_path, capsys):
-    folder = unfinished(trained, tmp_path / "run")
-    (folder / LAST).resolve().unlink()
-    error = error_of(capsys, world.run("fit", "--run_dir", folder))
-    assert "last.ckpt points to step00000002.ckpt, which is gone: give another state by --ckpt_path" in error
-
-
-# --- full and unwritable folders ------------------------------------------------------------------
-
-
-def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(
-    world, tmp_path, capsys, monkeypatch
-):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        "callbacks.last_checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1_000_000)
-    )
-    status = world.run("fit", "--run_dir", tmp_path / "run", "--stage.lr_vision=null")
-    # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB.
-    assert "has 0.00 GB free, a checkpoint of this stage takes 0.00 GB" in error_of(capsys, status)
-    assert names(tmp_path / "run") == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 7 MB; mounting one takes the rights of root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_goes_on(
-    world, small_disk, capsys
-):
-    options = ["--stage.max_steps=6", "--checkpoint_every_n_steps=1", "--benchmark.at_stage_end=false"]
-    folder = small_disk / "run"
-    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
-    assert "No space left on device" in error_of(capsys, status)
-    kept = len(names(folder)) - 1  # of 1.8 MB each
-    assert 2 <= kept <= 3
-    assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in range(1, kept + 1))]
-    assert torch.load(folder / LAST, weights_only=True)["global_step"] == kept
-    assert not (folder / "hf").exists()
-    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
-    assert "a checkpoint of this stage takes" in error_of(capsys, status), "before another step is trained"
-    world.fit(folder, *options)
-    assert contents(folder)["samples_seen"] == {"made": 6 * 4}
-
-
-def test_a_checkpoint_is_about_as_large_as_was_reckoned(world, trained):
-    module = pl.LightningModule()
-    module.layer = torch.nn.Linear(10, 10, bias=False)
-    assert checkpoint_bytes(module) == 3 * 400
-    module.requires_grad_(False)
-    assert checkpoint_bytes(module) == 400
-    reckoned = 146_470 * 4 * 3
-    assert reckoned < (trained / LAST).stat().st_size < 1.3 * reckoned
-
-
-def test_a_checkpoint_folder_that_cannot_be_one_is_refused(world, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoints").write_text("a file")
-    error = error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run"))
-    assert f"{tmp_path / 'run/checkpoints'} cannot be written" in error
