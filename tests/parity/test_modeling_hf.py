@@ -2,86 +2,30 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.errors import DataError
 from alignvlm_pl.losses import supervised_cross_entropy
 from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-from alignvlm_pl.models.build import build_model, build_processor
-from alignvlm_pl.models.pixels import normalise
-from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
+from tests.parity.tiny_pages import (
+    SAMPLES,
+    batch_of,
+    encode,
+    greedy_without_cache,
+    inputs_of,
+    make,
+    tiles_of,
+)
 
-INPUTS = ("input_ids", "attention_mask", "pixel_values", "tile_boxes", "num_tiles")
 FEATURES = ("last_normed", "last", "penultimate")
-
-
-def make(folder, *, sharp=True, **options):
-    """A processor and a model whose answers depend on the image: random weights hardly differ in scores otherwise."""
-    torch.manual_seed(0)
-    spec = tiny_spec(folder, **options)
-    processor = build_processor(spec)
-    model = build_model(spec, processor).eval()
-    if sharp:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim > 1 and "embed" not in name:
-                    parameter.mul_(8.0 if "language_model" in name else 3.0)
-    return processor, model
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     return make(tmp_path_factory.mktemp("tokenizer"), connector={"type": "align", "gain_init": 3.0})
-
-
-def picture(width, height, seed):
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-SAMPLES = (
-    ("What?", "12", (120, 60)),
-    ("And what is the total of all?", "yes, 7", (40, 50)),
-    ("Why", "no", (60, 130)),
-)
-
-
-def encode(processor, index, *, generation=False):
-    question, answer, size = SAMPLES[index]
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
-    if not generation:
-        messages.append({"role": "assistant", "content": answer})
-    return processor.encode(messages, [picture(*size, index)], generation=generation)
-
-
-def batch_of(processor, indices, *, generation=False):
-    items = [encode(processor, index, generation=generation) for index in indices]
-    return processor.collate(items, pad_left=generation)
-
-
-def inputs_of(batch):
-    return {key: batch[key] for key in INPUTS}
-
-
-def tiles_of(batch):
-    return normalise(batch["pixel_values"], batch["tile_boxes"])
-
-
-@torch.no_grad()
-def greedy_without_cache(model, batch, steps):
-    """Arg-max of the whole forward, one token longer each time; one sample, no padding."""
-    ids = batch["input_ids"]
-    for _ in range(steps):
-        inputs = {**inputs_of(batch), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        logits = model(**inputs, use_cache=False).logits
-        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
-    return ids[:, batch["input_ids"].shape[1] :]
 
 
 def test_llm_path_equals_llama(parts):
@@ -436,21 +380,6 @@ def test_a_batch_without_supervised_tokens_has_the_loss_zero_and_gradients_of_ze
     output.loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
-
-
-def test_settings_that_cannot_work_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'last_norm' is unknown: did you mean 'last_normed'"):
-        AlignVLMConfig(tiny_vision(), tiny_llm(), vision_feature="last_norm")
-    with pytest.raises(
-        ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"
-    ):
-        AlignVLMConfig(tiny_vision(), {**tiny_llm(), "model_type": "lama"})
-    config = AlignVLMConfig(tiny_vision(), tiny_llm(logit_scale=0.1))
-    with pytest.raises(ConfigError, match=r"text_config\.logit_scale is set"):
-        AlignVLMForConditionalGeneration(config)
-    _, model = make(tmp_path, connector={"type": "mlp"})
-    with pytest.raises(ConfigError, match="'mlp' has no P_vocab"):
-        model.read(torch.zeros(1, 3, 56, 56), torch.tensor([1]))
 
 
 def test_bfloat16_takes_float32_pixels(parts):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.models import AlignVLMForConditionalGeneration
+from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm_pl.models import build as build_file
 from alignvlm_pl.models.build import (
     Backbone,
@@ -253,3 +253,19 @@ def test_token_grid(saved):
     assert token_grid(spec.vision.load_config(), tiling) == (4, 4)
     rectangular = dataclasses.make_dataclass("Config", [("patch_size", tuple)])((8, 4))
     assert token_grid(rectangular, tiling) == (7, 14)
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'last_norm' is unknown: did you mean 'last_normed'"):
+        AlignVLMConfig(tiny_vision(), tiny_llm(), vision_feature="last_norm")
+    with pytest.raises(
+        ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"
+    ):
+        AlignVLMConfig(tiny_vision(), {**tiny_llm(), "model_type": "lama"})
+    config = AlignVLMConfig(tiny_vision(), tiny_llm(logit_scale=0.1))
+    with pytest.raises(ConfigError, match=r"text_config\.logit_scale is set"):
+        AlignVLMForConditionalGeneration(config)
+    spec = tiny_spec(tmp_path, connector={"type": "mlp"})
+    model = build_model(spec, build_processor(spec))
+    with pytest.raises(ConfigError, match="'mlp' has no P_vocab"):
+        model.read(torch.zeros(1, 3, 56, 56), torch.tensor([1]))

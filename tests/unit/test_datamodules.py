@@ -3,8 +3,6 @@
 import io
 import itertools
 import json
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -65,9 +63,8 @@ class LongerProcessor(LetterProcessor):
 
     def encode(self, messages, images, **options):
         length = self.count_tokens(messages, [])
-        return SimpleNamespace(
-            input_ids=[1] * length, labels=[2] * length, num_tiles=len(images), truncated=False
-        )
+        ids, labels = [1] * length, [2] * length
+        return SimpleNamespace(input_ids=ids, labels=labels, num_tiles=len(images), truncated=False)
 
     def collate(self, encoded, *, pad_left=False):
         longest = max(len(item.input_ids) for item in encoded)
@@ -388,11 +385,6 @@ def test_validate_and_test_run_their_hooks_where_there_is_no_val_set(small, verb
         model, datamodule=BenchmarkDataModule({"quick": small}, num_workers=0), verbose=False
     )
     assert model.validated == ["small-00000000"]
-
-
-def test_importing_the_package_loads_no_torch():
-    code = "import sys, datamodules, datamodules.prepare; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*train_dataloader.* does not have many workers")

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -388,18 +386,6 @@ def test_tars_are_read_from_this_disk_only():
             main(["cc12m", "memory://tars", "out"])
     finally:
         memory.rm("/tars", recursive=True)
-
-
-def test_no_kind_needs_torch():
-    code = (
-        "import sys\n"
-        "from importlib import import_module\n"
-        f"for kind in {KINDS}:\n    import_module('datamodules.prepare.' + kind)\n"
-        "import fsspec, huggingface_hub, pyarrow.parquet\n"
-        "print('torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 def test_help_of_each_kind(capsys):

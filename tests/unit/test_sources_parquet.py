@@ -1,85 +1,22 @@
 """Parquet sources: rows of the published schemas, each kind of bad row, other schemas, where files lie."""
 
-import io
 import os
-import pickle
-import subprocess
-import sys
 import tracemalloc
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.sample import SampleError, check_record, message_text
+from datamodules.sample import SampleError
 from datamodules.sources.bigdocs import BigDocs
 from datamodules.sources.llava import LLaVARows
 from datamodules.sources.pictures import PictureFolder
-from datamodules.sources.source import SourceSample
-from datamodules.sources.stored_files import StoredFile, choose_files, list_files
 from datamodules.sources.vcr import PROMPT, VCRRows
+from tests.unit.parquet_files import bigdocs_row, files, image, png, read, texts, write
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-
-
-def png(width: int = 4, ending: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, 3), (width, 0, 0)).save(buffer, ending)
-    return buffer.getvalue()
-
-
-def image(width: int = 4, **changes: Any) -> dict[str, Any]:
-    return {"bytes": png(width), "path": None} | changes
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows)), path, **options)
-    return path
-
-
-def files(path: Path | str) -> tuple[StoredFile, ...]:
-    return tuple(list_files(str(path), ".parquet"))
-
-
-def read(raw: Any) -> tuple[list[SourceSample], Counter[str]]:
-    """Samples and counts of bad rows, as another process would read them: the source and its parts are pickled."""
-    samples, bad = [], Counter()
-    for part in pickle.loads(pickle.dumps(list(raw.parts()))):
-        assert all(value is None or isinstance(value, str | int) for value in part.payload)
-        found = list(pickle.loads(pickle.dumps(raw)).read(part))
-        assert len(found) == part.rows
-        for item in found:
-            if isinstance(item, SampleError):
-                bad[item.reason] += 1
-            else:
-                check_record(item.record, num_images=len(item.images), where="test")
-                samples.append(item)
-    return samples, bad
-
-
-def texts(sample: SourceSample) -> list[str]:
-    return [message_text(turn) for turn in sample.record["messages"]]
-
-
-# BigDocs
-
-
-def bigdocs_row(number: int = 0, **changes: Any) -> dict[str, Any]:
-    return {
-        "sample_id": f"2107.0451{number}v2.page_7.tab_2",
-        "image": image(number + 4),
-        "query": ["Write a caption for the table in the image."],
-        "annotations": [f"Table {number}: Ablation."],
-        "query_info": '{"source": "template", "license": "CC-BY-4.0"}',
-        "annotation_info": '{"source": "arXiv LaTeX"}',
-        "image_info": '{"source": "rendered from arXiv PDF"}',
-    } | changes
 
 
 def bigdocs(path: Path, **options: Any) -> BigDocs:
@@ -307,99 +244,6 @@ def test_vcr_bad_rows_are_counted_by_reason(tmp_path):
     samples, bad = read(VCRRows(files=files(write(tmp_path / "a.parquet", rows))))
     assert len(samples) == 1
     assert bad == {"empty_answer": 1, "bad_row": 1, "missing_image": 1, "undecodable_image": 1}
-
-
-# Where files lie
-
-
-@pytest.fixture
-def release(tmp_path) -> Path:
-    for place in (
-        "ArxivTableCap/train-00000-of-00002.parquet",
-        "ArxivTableCap/train-00001-of-00002.parquet",
-        "ArxivTableCap/val-00000-of-00001.parquet",
-        "WikiTQ/test-00000-of-00001.parquet",
-        "WikiTQ/train-00000-of-00001.parquet",
-    ):
-        write(tmp_path / "set" / place, [bigdocs_row()])
-    (tmp_path / "set/README.md").write_text("about")
-    return tmp_path / "set"
-
-
-def chosen(place: Any, config: str | None, split: str | None) -> list[str]:
-    found = choose_files(list_files(str(place), ".parquet"), config=config, split=split, where=str(place))
-    return ["/".join(Path(file.path).parts[-2:]) for file in found]
-
-
-def test_files_are_chosen_by_config_and_split(release):
-    first = "ArxivTableCap/train-00000-of-00002.parquet"
-    assert chosen(release, "ArxivTableCap", "train") == [first, first.replace("00000-of", "00001-of")]
-    assert chosen(release, "ArxivTableCap", "validation") == ["ArxivTableCap/val-00000-of-00001.parquet"]
-    assert len(chosen(release, "ArxivTableCap", None)) == 3
-    assert chosen(release / "WikiTQ", None, "test") == ["WikiTQ/test-00000-of-00001.parquet"]
-    assert chosen(release / "*" / "*-00001-of-*.parquet", None, "train") == [
-        "ArxivTableCap/train-00001-of-00002.parquet"
-    ]
-    assert chosen(release / first, None, "train") == [first]
-    with pytest.raises(ConfigError, match=r"several configs, name one with --config: ArxivTableCap, WikiTQ"):
-        chosen(release, None, "train")
-    with pytest.raises(DataError, match=r"no files of config 'TabFact'; found: ArxivTableCap, WikiTQ"):
-        chosen(release, "TabFact", "train")
-    with pytest.raises(DataError, match=r"no files of split 'val'.*found: test, train"):
-        chosen(release / "WikiTQ", None, "val")
-    with pytest.raises(DataError, match=r"no \.parquet file there .*other files"):
-        chosen(release / "README.md", None, None)
-    for place in (release / "none", release / "*.none"):
-        with pytest.raises(DataError, match=r"none: there is no such file or folder"):
-            chosen(place, None, None)
-
-
-def test_the_folders_above_a_set_say_nothing_of_its_split(tmp_path):
-    write(tmp_path / "test" / "set" / "a.parquet", [bigdocs_row()])
-    assert chosen(tmp_path / "test" / "set", None, "train") == ["set/a.parquet"]
-
-
-def test_another_store_reads_the_same(release):
-    """What a hub's files go through as well: fsspec lists and opens them, nothing lies on this disk."""
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    for path in release.rglob("*.parquet"):
-        memory.pipe(f"/hub/{path.relative_to(release).as_posix()}", path.read_bytes())
-    try:
-        found = choose_files(
-            list_files("memory://hub", ".parquet"), config="ArxivTableCap", split="train", where="m"
-        )
-        assert [file.path for file in found] == [
-            f"memory:///hub/ArxivTableCap/train-0000{number}-of-00002.parquet" for number in (0, 1)
-        ]
-        samples, bad = read(BigDocs(files=tuple(found), source="bigdocs/ArxivTableCap"))
-        assert (len(samples), bad) == (2, {})
-    finally:
-        memory.rm("/hub", recursive=True)
-
-
-def test_a_hub_without_network_fails_at_once_and_says_what_to_do(tmp_path):
-    """In a process of its own, whose hub is a port that nothing listens on."""
-    code = (
-        "from datamodules.sources.stored_files import list_files\n"
-        "try:\n    list_files('ServiceNow/BigDocs-7.5M', '.parquet')\n"
-        "except Exception as error:\n    print(type(error).__name__, error)\n"
-    )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
-    } | {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-        "PYTHONPATH": os.getcwd(),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=True
-    )
-    assert done.stdout.startswith("DataError ServiceNow/BigDocs-7.5M: there is no such file or folder"), done
-    assert "hf://datasets/ServiceNow/BigDocs-7.5M (ConnectError: " in done.stdout
-    assert "hf download --repo-type dataset ServiceNow/BigDocs-7.5M --local-dir FOLDER" in done.stdout
 
 
 def test_damaged_files_are_named(tmp_path):
