@@ -37,6 +37,23 @@ class World:
         assert self.run("fit", "--run_dir", folder, "--benchmark.at_stage_end=false", *options) == 0
         return folder
 
+    def cut(self, folder: Path, *options: Any, step: int = 2) -> Path:
+        """As `fit`, but an error ends the run after that many optimizer steps."""
+        from alignvlm_pl.module import AlignVLMModule
+
+        training_step = AlignVLMModule.training_step
+
+        def failing(module: Any, batch: Any, batch_idx: int) -> Any:
+            if module.trainer.global_step == step:
+                raise RuntimeError("power cut")
+            return training_step(module, batch, batch_idx)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AlignVLMModule, "training_step", failing)
+            with pytest.raises(RuntimeError, match="power cut"):
+                self.fit(folder, *options)
+        return folder
+
 
 def write_yaml(path: Path, content: Any) -> Path:
     path.write_text(yaml.safe_dump(content))

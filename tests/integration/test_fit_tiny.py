@@ -273,21 +273,11 @@ def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same
 
     options = ["--stage.max_steps=4", "--checkpoint_every_n_steps=1"]
     whole = world.fit(tmp_path / "whole", *options)
-    step = AlignVLMModule.training_step
-
-    def failing(self, batch, batch_idx):
-        if self.trainer.global_step == 2:
-            raise RuntimeError("power cut")
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(AlignVLMModule, "training_step", failing)
-    folder = tmp_path / "cut"
-    with pytest.raises(RuntimeError, match="power cut"):
-        world.fit(folder, *options)
+    folder = world.cut(tmp_path / "cut", *options)
     assert not (folder / "hf").exists()
     cut = torch.load(folder / "checkpoints/last.ckpt")
     assert cut["global_step"] == 2
-    calls = []
+    calls, step = [], AlignVLMModule.training_step
     monkeypatch.setattr(
         AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch)
     )

@@ -3,9 +3,8 @@
 import io
 import json
 import os
-import pickle
 import tarfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.sample import SampleError, check_record, message_text
+from datamodules.sample import SampleError
 from datamodules.sources import json_list
 from datamodules.sources.cc12m import CaptionTars
 from datamodules.sources.json_list import slice_list
 from datamodules.sources.llava import LLaVAList
 from datamodules.sources.pictures import PictureFolder, safe_path
 from datamodules.sources.sidecars import SidecarFolder
-from datamodules.sources.source import SourceSample
 from datamodules.sources.stored_files import list_files
+from tests.unit import reading
+from tests.unit.reading import texts
 
 
 def picture(width: int = 4, ending: str = "PNG") -> bytes:
@@ -30,23 +30,7 @@ def picture(width: int = 4, ending: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def read(raw: Any) -> tuple[list[SourceSample], Counter[str]]:
-    samples, bad = [], Counter()
-    for part in pickle.loads(pickle.dumps(list(raw.parts()))):
-        assert all(value is None or isinstance(value, str | int) for value in part.payload)
-        found = list(pickle.loads(pickle.dumps(raw)).read(part))
-        assert part.rows in (None, len(found))
-        for item in found:
-            if isinstance(item, SampleError):
-                bad[item.reason] += 1
-            else:
-                check_record(item.record, num_images=len(item.images), where="test")
-                samples.append(item)
-    return samples, bad
-
-
-def texts(sample: SourceSample) -> list[str]:
-    return [message_text(turn) for turn in sample.record["messages"]]
+read = partial(reading.read, counted=False)
 
 
 # Caption tars

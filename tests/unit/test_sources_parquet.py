@@ -13,7 +13,8 @@ from datamodules.sources.bigdocs import BigDocs
 from datamodules.sources.llava import LLaVARows
 from datamodules.sources.pictures import PictureFolder
 from datamodules.sources.vcr import PROMPT, VCRRows
-from tests.unit.parquet_files import bigdocs_row, files, image, png, read, texts, write
+from tests.unit.parquet_files import bigdocs_row, files, image, png, write
+from tests.unit.reading import read, texts
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -11,7 +11,8 @@ import pytest
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.sources.bigdocs import BigDocs
 from datamodules.sources.stored_files import choose_files, list_files
-from tests.unit.parquet_files import bigdocs_row, read, write
+from tests.unit.parquet_files import bigdocs_row, write
+from tests.unit.reading import read
 
 
 @pytest.fixture

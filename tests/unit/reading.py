@@ -1,0 +1,31 @@
+"""Reading a source to its end."""
+
+import pickle
+from collections import Counter
+from typing import Any
+
+from datamodules.sample import SampleError, check_record, message_text
+from datamodules.sources.source import SourceSample
+
+
+def read(raw: Any, *, counted: bool = True) -> tuple[list[SourceSample], Counter[str]]:
+    """Samples and counts of bad rows, as another process would read them: the source and its parts are pickled.
+
+    Parts say how many rows they have, unless they are not `counted`.
+    """
+    samples, bad = [], Counter()
+    for part in pickle.loads(pickle.dumps(list(raw.parts()))):
+        assert all(value is None or isinstance(value, str | int) for value in part.payload)
+        found = list(pickle.loads(pickle.dumps(raw)).read(part))
+        assert part.rows == len(found) or (part.rows is None and not counted)
+        for item in found:
+            if isinstance(item, SampleError):
+                bad[item.reason] += 1
+            else:
+                check_record(item.record, num_images=len(item.images), where="test")
+                samples.append(item)
+    return samples, bad
+
+
+def texts(sample: SourceSample) -> list[str]:
+    return [message_text(turn) for turn in sample.record["messages"]]
