@@ -51,7 +51,7 @@ class WebDataModule(pl.LightningDataModule):
         mixture: Name -> sets and weight of the sources of a weighted mixture, in place of `train`.
         resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of
             the epoch.
-        stall_seconds: Time without a training batch after which the stacks of all processes are printed; 0: never.
+        stall_seconds: Time without a batch after which the stacks of all processes are printed; 0: never.
         sources: Train only on samples of these sources; null takes all.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
             in it stands for the question.
@@ -120,7 +120,7 @@ class WebDataModule(pl.LightningDataModule):
         self.max_unlabelled_share = max_unlabelled_share
         self.strict = strict
         self.resume = resume
-        self.stall_seconds = stall_seconds
+        self.stall_seconds = stall_seconds or None
         self.sources = None if sources is None else frozenset(sources)
         self.prompts = dict(prompts or {})
         self.storage = Storage(
@@ -211,7 +211,7 @@ class WebDataModule(pl.LightningDataModule):
             mode=self.resume,
             num_batches=self.steps_per_epoch(),
             num_workers=self.num_workers,
-            stall_seconds=self.stall_seconds or None,
+            stall_seconds=self.stall_seconds,
         )
         return self.training.loader
 
@@ -257,10 +257,8 @@ class WebDataModule(pl.LightningDataModule):
             ConfigError: An unknown name, with the known ones.
         """
         chosen = self.benchmark_set(name)
-        positions = chosen.positions(limit=limit, done=done)
-        return self._evaluation(
-            chosen.manifest, positions, self._collator(generation=True, of=chosen.benchmark)
-        )
+        collator = self._collator(generation=True, of=chosen.benchmark)
+        return self._evaluation(chosen.manifest, chosen.positions(limit=limit, done=done), collator)
 
     def benchmark_set(self, name: str) -> BenchmarkSet:
         """One of the benchmarks, by its name.
@@ -307,10 +305,11 @@ class WebDataModule(pl.LightningDataModule):
     def _evaluation(self, manifest: Manifest, positions: Sequence[int], collator: Collator) -> ShardLoader:
         rank, world = self._place()
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world=world)
-        dataset = EvaluationBatches(
-            manifest, plan=plan, decoder=Decoder(adapter=self.adapter()), collator=collator
+        decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
+        dataset = EvaluationBatches(manifest, plan=plan, decoder=decoder, collator=collator)
+        return ShardLoader(
+            dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds
         )
-        return ShardLoader(dataset, num_batches=len(plan), num_workers=min(self.num_workers, len(plan)))
 
     def _collator(self, *, generation: bool = False, of: Benchmark | None = None) -> Collator:
         return Collator(

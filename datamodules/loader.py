@@ -197,6 +197,7 @@ class ShardLoader:
         self._num_batches = num_batches
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
+        self._epoch = 0
         self._senders: set[str] = set()
         self._watchdog = Watchdog(stall_seconds)
         self._loader: DataLoader[WorkerItem] = DataLoader(
@@ -224,12 +225,20 @@ class ShardLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
                 self._iterator = iter(self._loader)
-        yield from islice(self._batches(self._iterator), self._num_batches)
-        if not self._endless:
-            self.close()
+        self._epoch += 1
+        epoch = self._epoch
+        try:
+            for number, batch in enumerate(islice(self._batches(), self._num_batches), 1):
+                # Before the last batch is out: Lightning takes as many as there are, and does not ask for the end.
+                if number == self._num_batches and not self._endless:
+                    self.close()
+                yield batch
+        finally:
+            if not self._endless and epoch == self._epoch:  # an evaluation that was left
+                self.close()
 
-    def _batches(self, items: Iterator[WorkerItem]) -> Iterator[Batch]:
-        while (item := self._next(items)) is not None:
+    def _batches(self) -> Iterator[Batch]:
+        while (item := self._next()) is not None:
             for source, reasons in item.skipped.items():
                 self.skipped.setdefault(source, Counter()).update(reasons)
             if item.error is not None:
@@ -242,16 +251,22 @@ class ShardLoader:
                 self.seen.update(item.batch["sources"])
                 yield unpack(item.batch)
 
-    def _next(self, items: Iterator[WorkerItem]) -> WorkerItem | None:
+    def _next(self) -> WorkerItem | None:
+        if self._iterator is None:
+            return None
         started = time.monotonic()
-        with self._watchdog.watch(getattr(items, "_workers", ())):
-            item = next(items, None)
+        with self._watchdog.watch(getattr(self._iterator, "_workers", ())):
+            item = next(self._iterator, None)
         self.wait_seconds += time.monotonic() - started
         return item
 
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
-        self._iterator = None
+        workers = getattr(self._iterator, "_workers", ())
+        self._iterator = None  # ends its workers, and waits for them
+        for worker in workers:
+            if worker.is_alive():  # one that is stuck before it listens to SIGTERM, see `_start_worker`
+                worker.kill()
         self._watchdog.stop()
         while self._senders:
             forget(self._senders.pop())
@@ -290,7 +305,7 @@ def _require_answer(sample: Sample) -> None:
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
     """Yield the items, and as the last one the message of the error that ended them.
 
-    In a worker process batches are packed, as `Receiver.unpack` takes them.
+    In a worker process batches are packed, as `slots.unpack` takes them.
     """
     sender = Sender() if get_worker_info() is not None else None
     if sender is not None:

@@ -114,8 +114,9 @@ def unpack(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def forget(worker: str) -> None:
     """Let go of the slots of a worker that has ended; each is given back with the last tensor over it."""
-    for place in [place for place in _received if place[0] == worker]:
-        del _received[place]
+    for place in list(_received):  # another thread may add to it
+        if place[0] == worker:
+            del _received[place]
 
 
 def _tensor(value: Any) -> Any:
@@ -129,8 +130,14 @@ def _tensor(value: Any) -> Any:
     memory = _received[place]
     array = _content(memory, value.shape, np.dtype(value.dtype))
     # The storage of the tensor, and of all views of it, holds this array: when it goes, nobody reads the slot.
-    weakref.finalize(array, memory.__setitem__, 0, 0).atexit = False
+    weakref.finalize(array, _release, memory.numpy(), os.getpid()).atexit = False
     return torch.from_numpy(array)
+
+
+def _release(memory: np.ndarray, pid: int) -> None:
+    """Free a slot, in the process that received it: one that was forked since has the same arrays, and drops them."""
+    if os.getpid() == pid:
+        memory[0] = 0
 
 
 def _content(memory: Tensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Batches that worker processes hand over in shared memory: the same bits as made in this process."""
 
 import io
+import multiprocessing
 from collections import deque
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import IterableDataset
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.pixels import join
 from alignvlm_pl.models.tiny import tiny_spec
-from datamodules import WebDataModule
+from datamodules import WebDataModule, slots
 from datamodules.loader import ShardLoader, WorkerItem, with_errors
 from datamodules.writer import ShardWriter
 
@@ -80,6 +81,22 @@ class Tiles(IterableDataset):
     def _item(self, number: int) -> WorkerItem:
         tiles = join([np.full((count, 3, 500, 500), number, dtype=np.uint8) for count in (1, 0, 1)])
         return WorkerItem(batch={"pixel_values": tiles, "sources": ["a"]})
+
+
+def test_an_evaluation_ends_its_workers_with_its_last_batch():
+    """Lightning takes as many batches as there are, and does not ask for the end."""
+    loader = ShardLoader(Tiles("file_descriptor"), num_batches=20, num_workers=1)
+    for _ in range(2):
+        batches = iter(loader)
+        last = [next(batches)["pixel_values"] for _ in range(20)][-1]
+        assert slots._received == {}
+        assert not multiprocessing.active_children()
+        assert set(last.flatten().tolist()) == {19}
+    batches = iter(loader)
+    next(batches)
+    del batches  # left in the middle
+    assert slots._received == {}
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])

@@ -1,5 +1,6 @@
 """Memory that is used again for batch after batch, and never while somebody can read it."""
 
+import gc
 import os
 
 import numpy as np
@@ -67,6 +68,30 @@ def test_what_somebody_keeps_is_never_written_over(sender):
         send(sender, value)
     assert [tiles[0, 0, 0, 0].item() for tiles in kept] == [0, 1, 3]
     assert set(view.tolist()) == {3}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_frees_no_slot(sender):
+    """A worker that is forked while a batch waits for the garbage collector has it too, and collects it later."""
+    batch, _ = send(sender, 1)
+    gc.disable()
+    try:
+        batch["itself"] = batch
+        del batch
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(reader, 1)
+            gc.collect()
+            os._exit(0)
+        gc.collect()
+        kept = send(sender, 2)[0]["pixel_values"]  # in the slot of the first
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
+        send(sender, 3)
+    finally:
+        gc.enable()
+    assert kept[0, 0, 0, 0].item() == 2
 
 
 def test_a_larger_batch_gets_a_slot_of_its_own_and_small_ones_stay_in_theirs(sender):
