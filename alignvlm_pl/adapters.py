@@ -72,17 +72,16 @@ def has_adapters(model: nn.Module) -> bool:
     return any(hasattr(getattr(model, attribute, None), "peft_config") for attribute in PARTS.values())
 
 
-def save_adapters(model: nn.Module, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
+def save_adapters(model: nn.Module, folder: Path) -> None:
     """Write each part's adapter to `folder/<part>`, in the layout that peft's `PeftModel.from_pretrained` reads.
 
     Args:
         model: The model with its adapters.
         folder: Where to.
-        state: Its state dict if the parameters are sharded; None: `model.state_dict()`.
     """
     from safetensors.torch import save_file
 
-    state = model.state_dict() if state is None else state
+    state = model.state_dict()
     for part, attribute in PARTS.items():
         config = getattr(getattr(model, attribute), "peft_config", {}).get(ADAPTER)
         if config is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import __version__
 from .errors import CheckpointError, ConfigError
+from .lora import Lora, parse_adapters
 from .models.build import ModelSpec
 from .models.configuration import AlignVLMConfig
 from .models.connectors import connector_identity
@@ -88,15 +89,18 @@ def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
 
 
 def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
-    """Refuse settings that a resumed optimizer would overrule without a word.
+    """Refuse other adapters or averages than the checkpoint's, and settings that its optimizer would overrule.
 
     Args:
         found: `stage` of the checkpoint's description.
         stage: The configured stage.
 
     Raises:
-        ConfigError: Naming each setting with both values.
+        CheckpointError: It holds other weights than the stage has: adapters, or an average.
+        ConfigError: Naming each setting of the optimizer with both values.
     """
+    _check_weights("lora", _plain(parse_adapters(found.get("lora"))), _plain(stage.adapters))
+    _check_weights("ema_decay", found.get("ema_decay"), stage.ema_decay)
     now = asdict(stage)
     changed = [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]
     if changed:
@@ -118,6 +122,19 @@ def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | No
             f"the checkpoint's stage started from {_parent(found)}, stage.init_from holds {_parent(parent)}: give the "
             "folder that it started from, or start the stage again in another run_dir"
         )
+
+
+def _check_weights(name: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise CheckpointError(
+            f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it was "
+            "started with"
+        )
+
+
+def _plain(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
+    """Settings of adapters, defaults included."""
+    return {part: asdict(lora) for part, lora in adapters.items()} or None
 
 
 def _parent(parent: Mapping[str, str] | None) -> str:

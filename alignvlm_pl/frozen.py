@@ -15,8 +15,6 @@ from .stages import PARTS, Stage
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20  # elements at a time: with four times as many, a CPU takes eight times as long
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-"""What `torch.compile` and activation checkpointing put into names; a run may be resumed without them."""
 
 
 def frozen_tensors(model: nn.Module, stage: Stage) -> dict[str, Tensor]:
@@ -27,7 +25,7 @@ def frozen_tensors(model: nn.Module, stage: Stage) -> dict[str, Tensor]:
     for part, rate in stage.learning_rates.items():
         if not rate:
             found |= dict(_saved_buffers(getattr(model, PARTS[part]), PARTS[part]))
-    return {_plain(name): value for name, value in found.items()}
+    return found
 
 
 @torch.no_grad()
@@ -80,12 +78,6 @@ def _saved_buffers(part: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]
         for name, value in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 yield f"{path}.{name}", value
-
-
-def _plain(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _local_sum(value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -337,7 +336,6 @@ class AlignVLMModule(pl.LightningModule):
             "name": self.stage.name if self.stage else None,
             "seconds": self.stage_seconds,
             "calibration": self.calibration,
-            **self._weight_settings(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -353,34 +351,17 @@ class AlignVLMModule(pl.LightningModule):
                 f"ckpt_path is of stage {name!r}, this is stage {self.stage.name!r}; a stage starts from the folder of "
                 "another with stage.init_from"
             )
-        self._match_weights(checkpoint.get("stage", {}))
         if (contents := checkpoint.get(CONTENTS)) is not None:
             check_contract(contents["processor"], self.contract, source="ckpt_path")
-            if self.stage is not None:
+            if self.stage is None:  # outside of `fit` the checkpoint says which adapters there are
+                attach_adapters(self.net, parse_adapters(contents["stage"].get("lora")))
+            else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
             compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True
-
-    def _weight_settings(self) -> dict[str, Any]:
-        """Settings of the stage that decide which weights a checkpoint holds."""
-        if self.stage is None:
-            return {}
-        lora = {part: asdict(lora) for part, lora in self.stage.adapters.items()}
-        return {"lora": lora or None, "ema_decay": self.stage.ema_decay}
-
-    def _match_weights(self, found: Mapping[str, Any]) -> None:
-        """Outside `fit`, put the checkpoint's adapters into the model; within, they must be the stage's."""
-        if self.stage is None:
-            attach_adapters(self.net, parse_adapters(found.get("lora")))
-        for name, value in self._weight_settings().items():
-            if found.get(name) != value:
-                raise CheckpointError(
-                    f"ckpt_path was trained with stage.{name}={found.get(name)}, this stage has {value}; resume with "
-                    "the settings it was started with"
-                )
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
 from .errors import CheckpointError, ConfigError
-from .sharded_checkpoint import rank_state, read_folder, replace_path, take_rows, write_rank
+from .sharded_checkpoint import load_file, rank_state, read_folder, replace_path, take_rows, write_rank
 from .sharding import shard
 from .zero import ZeroStrategy
 
@@ -129,8 +129,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(checkpoint_path)
         if path.is_dir():
             return read_folder(path)
-        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return found
+        return load_file(path)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -178,10 +177,15 @@ def refuse_unknown(strategy: Strategy) -> None:
     """
     known = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)) and not known:
-        raise ConfigError(
-            f"trainer.strategy {type(strategy).__name__} is not supported; configs/cluster/fsdp.yaml shards the model "
-            "with alignvlm_pl.parallel.ShardedStrategy, and zero2.yaml with alignvlm_pl.zero.ZeroStrategy"
-        )
+        raise unsupported(type(strategy).__name__)
+
+
+def unsupported(strategy: str) -> ConfigError:
+    """The refusal of a strategy, by its name."""
+    return ConfigError(
+        f"trainer.strategy {strategy} is not supported; configs/cluster/fsdp.yaml shards the model with "
+        "alignvlm_pl.parallel.ShardedStrategy, and zero2.yaml with alignvlm_pl.zero.ZeroStrategy"
+    )
 
 
 def _trying(action: Any) -> str | None:

@@ -86,15 +86,55 @@ def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank:
         write_file({**rest, _RANKS: ranks}, folder / _REST)
 
 
+def load_file(path: Path) -> dict[str, Any]:
+    """A file of training state; tensors are mapped, not read, and nothing but tensors and plain types is taken.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
+    return found
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a checkpoint is a folder of shards."""
+    return (path / _REST).is_file()
+
+
+def read_rest(path: Path) -> dict[str, Any]:
+    """A checkpoint without the tensors of a folder of shards: all that it says of itself.
+
+    Raises:
+        CheckpointError: As `load_file`.
+    """
+    return load_file(path / _REST if is_folder(path) else path)
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """A checkpoint, file or folder, as an unsharded model takes it.
+
+    Raises:
+        CheckpointError: As `load_file` and `read_folder`.
+    """
+    whole: dict[str, Any] = make_whole(read_folder(path)) if path.is_dir() else load_file(path)
+    return whole
+
+
 def read_folder(folder: Path) -> dict[str, Any]:
     """Lightning's checkpoint with `RowPieces` for what was sharded; files are mapped, not read.
 
     Raises:
         CheckpointError: A file is missing or damaged.
     """
-    checkpoint = _load(folder / _REST)
+    checkpoint = _load_part(folder / _REST)
     ranks = checkpoint.pop(_RANKS)
-    parts = [_load(folder / _file_of(rank, ranks)) for rank in range(ranks)]
+    parts = [_load_part(folder / _file_of(rank, ranks)) for rank in range(ranks)]
     return {**checkpoint, **_join(parts)}
 
 
@@ -161,16 +201,15 @@ def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError as error:
+def _load_part(path: Path) -> dict[str, Any]:
+    if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path.parent} lacks {path.name}: it is no checkpoint folder, or was copied in part; copy it "
             "again, or remove it and the stage starts again from its beginning"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        )
+    try:
+        return load_file(path)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"checkpoint file {path} is damaged; remove {path.parent}, the stage then starts again from its beginning"
+            f"{error}; remove {path.parent}, the stage then starts again from its beginning"
         ) from error
-    return found

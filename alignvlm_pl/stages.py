@@ -33,7 +33,7 @@ class Stage:
         max_minutes: Wall time after which the stage ends early, its schedule fully run down; null: none.
         schedule: Decay after warm-up. The paper gives none: cosine is our choice.
         warmup_share: Share of the stage spent in linear warm-up (our choice: 0.03).
-        min_lr_share: Learning rate at the end as a share of the peak.
+        min_lr_share: Learning rate at the end as a share of the peak; not with a constant schedule.
         weight_decay: Decay of matrices; norms, biases and embeddings have none.
         adam_beta2: Decay of AdamW's mean square; a short stage forgets its large first gradients sooner with 0.95.
         gradient_clip_norm: Largest norm of the gradient; null: no clipping.

@@ -72,7 +72,7 @@ class BenchmarkEvaluation(pl.Callback):
     ) -> None:
         """Answer the subset every n optimizer steps."""
         step = trainer.global_step
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
+        accumulating = trainer.fit_loop._should_accumulate()
         if self.every_n_steps and step and step % self.every_n_steps == 0 and not accumulating:
             self._look(trainer, pl_module)
 

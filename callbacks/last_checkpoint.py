@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.sharded_checkpoint import make_whole, read_folder, replace_path, write_file
+from alignvlm_pl.sharded_checkpoint import read_whole, replace_path, write_file
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -54,6 +54,9 @@ class LastCheckpoint(pl.Callback):
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
         self._saved_step = -1
+        self.validation_is_due = (
+            False  # after the step that is being saved (CONTRACT: callbacks/preemption.py)
+        )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -69,19 +72,30 @@ class LastCheckpoint(pl.Callback):
         """
         refused = None
         if trainer.is_global_zero:
-            folder = _folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
-            self._prune(trainer)
-            refused = _no_room(folder, checkpoint_bytes(pl_module))
+            refused = self._prepare(trainer, pl_module)
         if (refused := trainer.strategy.broadcast(refused)) is not None:
             raise CheckpointError(refused)
+
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+        folder = _folder(trainer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._prune(trainer)
+            averaged = bool(getattr(getattr(pl_module, "stage", None), "ema_decay", None))
+            return _no_room(folder, checkpoint_bytes(pl_module, averaged=averaged))
+        except OSError as error:
+            return _unwritable(folder, error)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every n optimizer steps."""
         if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            loop = trainer.fit_loop
+            assert loop._data_fetcher is not None, "set before the first batch"
+            self.validation_is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
             self.save(trainer)
+            self.validation_is_due = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the stage, or where it was interrupted."""
@@ -89,16 +103,25 @@ class LastCheckpoint(pl.Callback):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the state of this step, once; all ranks must call it, between two optimizer steps."""
+        """Save the state of this step, once; all ranks must call it, between two optimizer steps.
+
+        Raises:
+            CheckpointError: The folder could not be written; on all ranks.
+        """
         step = trainer.global_step
         if step == self._saved_step:
             return
         path = _folder(trainer) / _NAME.format(step)
         trainer.save_checkpoint(path)
+        problem = None
         if trainer.is_global_zero:
-            _point(trainer, path)
-            self._prune(trainer)
-        trainer.strategy.barrier("checkpoint")
+            try:
+                _point(trainer, path)
+                self._prune(trainer)
+            except OSError as error:
+                problem = _unwritable(path.parent, error)
+        if (problem := trainer.strategy.broadcast(problem)) is not None:
+            raise CheckpointError(problem)
         self._saved_step = step
 
     def _prune(self, trainer: pl.Trainer) -> None:
@@ -116,10 +139,11 @@ class LastCheckpoint(pl.Callback):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def checkpoint_bytes(module: pl.LightningModule) -> int:
-    """Size of a checkpoint: all weights, and AdamW's two moments of those that train."""
+def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
+    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    return 2 * trained + sum(p.numel() * p.element_size() for p in module.parameters())
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return 2 * trained + (2 if averaged else 1) * weights
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -133,6 +157,10 @@ def _point(trainer: pl.Trainer, path: Path) -> None:
     new.unlink(missing_ok=True)
     new.symlink_to(path.name)
     os.replace(new, link)
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"{folder} cannot be written: {error.strerror}; free some space, or set another run_dir"
 
 
 def _no_room(folder: Path, needed: int) -> str | None:
@@ -169,7 +197,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
         """Load a file, or the folder of a sharded strategy with its tensors put together."""
         if Path(path).is_dir():
-            whole: dict[str, Any] = make_whole(read_folder(Path(path)))
-            return whole
+            return read_whole(Path(path))
         found: dict[str, Any] = super().load_checkpoint(path, *args, **options)
         return found

@@ -111,8 +111,11 @@ class Preemption(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make Lightning run a validation that is being left again, from its first batch."""
-        if self._validating:
+        """Make Lightning run a validation that is being left again, from its first batch.
+
+        So that it is run whenever the run ends in it, one that only comes after the save counts as left too.
+        """
+        if self._validating or self._last.validation_is_due:
             for counts in (
                 checkpoint["loops"]["fit_loop"][_VALIDATION][name] for name in ("total", "current")
             ):

@@ -125,7 +125,6 @@ class StageTransition(pl.Callback):
         self._samples_seen = state.get("samples_seen", self._samples_seen)
         self._export(trainer, pl_module)
         self._exported = True
-        trainer.strategy.barrier("stage end")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folder of a stage that was killed between its last step and this: then no training starts."""
@@ -151,7 +150,7 @@ class StageTransition(pl.Callback):
         Raises:
             CheckpointError: They could not be written; on all ranks.
         """
-        weights = whole_weights(module.net, self.max_shard_size)
+        weights = whole_weights(module.net, self.max_shard_size, keep=trainer.is_global_zero)
         problem = ""
         try:
             if trainer.is_global_zero:

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from ..errors import CheckpointError
@@ -13,7 +12,7 @@ from ..errors import CheckpointError
 def run(argv: list[str]) -> int:
     """Print JSON: stage and settings, parent, samples seen, model, processor, versions; and a checkpoint's step."""
     parser = argparse.ArgumentParser(prog="alignvlm describe", description=__doc__)
-    parser.add_argument("path", type=Path, help="a .ckpt file, or the hf folder that a finished stage leaves")
+    parser.add_argument("path", type=Path, help="a checkpoint, or the hf folder that a finished stage leaves")
     sys.stdout.write(json.dumps(describe(parser.parse_args(argv[1:]).path), indent=2) + "\n")
     return 0
 
@@ -26,26 +25,15 @@ def describe(path: Path) -> dict[str, Any]:
     """
     from ..checkpoint import read_record
     from ..checkpoint_contents import CONTENTS
+    from ..sharded_checkpoint import is_folder, read_rest
 
-    if path.is_dir():
+    if (path / "latest").is_file():
+        raise CheckpointError(f"checkpoint {path} was written by ZeRO, which alone reads it")
+    if path.is_dir() and not is_folder(path):
         return read_record(path)
-    checkpoint = _load(path)
+    checkpoint = read_rest(path)
     if CONTENTS not in checkpoint:
         raise CheckpointError(
             f"checkpoint {path} does not say what it is: expected {CONTENTS!r} in it; another program's?"
         )
     return {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], **checkpoint[CONTENTS]}
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file") from error
-    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint ({str(error).splitlines()[0][:150]})"
-        ) from error
-    return found if isinstance(found, dict) else {}

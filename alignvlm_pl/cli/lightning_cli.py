@@ -45,8 +45,8 @@ from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..models.whole_weights import FILE_SIZE
 from ..module import AlignVLMModule
 from ..stages import Stage, accumulation, require_parent
-from ..zero import ZeroStrategy, require_deepspeed
 from .messages import explain
+from .refusals import check_fit, check_trainer
 from .slurm import check_allocation, cluster_plugins, requeued
 
 DATA_MODULES = (
@@ -66,6 +66,7 @@ _DERIVED = {  # setting of the trainer -> its untouched value and the setting it
     "gradient_clip_val": (None, "stage.gradient_clip_norm"),
     "accumulate_grad_batches": (1, "stage.global_batch_size"),
     "default_root_dir": (None, "run_dir"),
+    "max_time": (None, "stage.max_minutes"),
 }
 
 # Set to INFO when lightning is imported: seeds, devices and loops, which this project's own lines cover.
@@ -195,12 +196,12 @@ class AlignCLI(LightningCLI):
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        check_trainer(config.trainer)
         check_allocation(
             os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer.devices)
         )
-        if getattr(config.trainer.strategy, "class_path", None) == f"{ZeroStrategy.__module__}.ZeroStrategy":
-            require_deepspeed()  # its constructor's own words would be lost among the parser's
         if self.subcommand == "fit":
+            check_fit(config)
             if not config.stage.name:
                 raise ConfigError(
                     "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"

@@ -17,6 +17,7 @@ from datamodules.resume import differences
 from datamodules.training import Training
 
 from ..errors import DataError
+from ..models.loading import choose_attention
 from ..module import AlignVLMModule
 from ..optim import set_modes
 from ..stages import Stage
@@ -46,7 +47,7 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
     parser.add_subclass_arguments(WebDataModule, "data")
     parser.add_class_arguments(Stage, "stage")
     parsed = parser.parse_object({name: config[name] for name in ("model", "data", "stage")})
-    built = parser.instantiate_classes(parsed)
+    built = parser.instantiate(parsed)
     module, data = built.model, built.data
     module.begin_stage(built.stage)
     trainer = pl.Trainer(
@@ -98,14 +99,15 @@ def compute(
     head, step = micros[0].entry.head, micros[0].entry.line["step"]
     seed = config.get("seed_everything")
     pl.seed_everything(seed if isinstance(seed, int) else 0, verbose=False)
-    weights = replay_weights.choose(run, step, given=given, initial_doubt=_initial_doubt(module, head, seed))
+    assert module.stage is not None
+    doubt = _initial_doubt(module, head, seed)
+    weights = replay_weights.choose(run, step, given=given, initial_doubt=doubt, stage=module.stage)
     module.configure_model()
     replay_weights.load(module, weights)
-    if weights.path is None and module.stage is not None and module.stage.calibrate:
+    if weights.path is None and module.stage.calibrate:
         weights = _calibrate(module, weights, replay_weights.calibration(run))
     if module.attention in ("eager", "sdpa"):
-        module.net.language_model.set_attn_implementation(module.attention)
-    assert module.stage is not None
+        choose_attention(module.net.language_model, module.attention)
     precision = module.trainer.precision_plugin
     precision.convert_module(module)
     set_modes(module.net, module.stage)

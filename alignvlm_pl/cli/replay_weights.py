@@ -3,13 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoint import RECORD, compare_states
 from ..errors import CheckpointError
+from ..sharded_checkpoint import is_folder, read_rest, read_whole
 
 if TYPE_CHECKING:
     from ..module import AlignVLMModule
+    from ..stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Weights:
     Attributes:
         path: Checkpoint or folder; None: the stage's initial ones.
         after: Optimizer steps of the stage that they have had; None: unknown.
-        doubt: Why the initial ones may be others than the run's; empty: they are the same.
+        doubt: Why they may be others than those the step began with; empty: they are the same.
     """
 
     path: Path | None
@@ -40,7 +42,7 @@ class Weights:
         return f"{name} ({known}), NOT those the step began with: {why}. The losses differ from the recorded ones"
 
 
-def choose(run: Path, step: int, *, given: Path | None, initial_doubt: str) -> Weights:
+def choose(run: Path, step: int, *, given: Path | None, initial_doubt: str, stage: "Stage") -> Weights:
     """The weights that a step began with, or the nearest of those that the run has left.
 
     Args:
@@ -48,6 +50,7 @@ def choose(run: Path, step: int, *, given: Path | None, initial_doubt: str) -> W
         step: Counted from 1.
         given: What the user chose instead.
         initial_doubt: See `Weights.doubt`.
+        stage: The stage of the run.
 
     Raises:
         CheckpointError: What the user chose is not there.
@@ -55,12 +58,13 @@ def choose(run: Path, step: int, *, given: Path | None, initial_doubt: str) -> W
     if given is not None:
         if not given.exists():
             raise CheckpointError(f"--weights {given}: there is no such file or folder")
-        return Weights(path=given, after=_steps(given))
+        return Weights(path=given, after=_steps(given), doubt=_doubt(given, stage))
     found = [Weights(path=None, after=0, doubt=initial_doubt)]
-    for path in [*sorted((run / "checkpoints").glob("*.ckpt")), run / "hf"]:
+    end = [] if stage.adapters else [run / "hf"]  # adapters are merged there, and cannot be told apart
+    for path in [*sorted((run / "checkpoints").glob("*.ckpt")), *end]:
         after = _steps(path) if path.exists() else None
         if after is not None:
-            found.append(Weights(path=path, after=after))
+            found.append(Weights(path=path, after=after, doubt=_doubt(path, stage)))
     return min(found, key=lambda weights: (abs((weights.after or 0) - (step - 1)), bool(weights.doubt)))
 
 
@@ -74,10 +78,12 @@ def load(module: "AlignVLMModule", weights: Weights) -> None:
 
     if weights.path is None:
         return
-    if weights.path.is_dir():
+    if weights.path.is_dir() and not is_folder(weights.path):
         load_weights(module.net, weights.path)
         return
-    state = _checkpoint(weights.path)["state_dict"]
+    checkpoint = read_whole(weights.path)
+    # With stage.ema_decay a checkpoint has two states (CONTRACT: callbacks/averaged_weights.py); this one trains.
+    state = checkpoint.get("current_model_state", checkpoint["state_dict"])
     compare_states(state, module.state_dict(), source=str(weights.path))
     module.load_state_dict(state)
 
@@ -89,29 +95,20 @@ def calibration(run: Path) -> dict[str, float] | None:
         found: dict[str, float] | None = json.loads(record.read_text()).get("calibration")
         return found
     for path in sorted((run / "checkpoints").glob("*.ckpt")):
-        if path.is_file():
-            kept: dict[str, float] | None = _checkpoint(path).get("stage", {}).get("calibration")
+        if path.exists():
+            kept: dict[str, float] | None = read_rest(path).get("stage", {}).get("calibration")
             return kept
     return None
 
 
+def _doubt(path: Path, stage: "Stage") -> str:
+    averaged = stage.ema_decay and path.is_dir() and not is_folder(path)
+    return "the folder holds the average of stage.ema_decay" if averaged else ""
+
+
 def _steps(path: Path) -> int | None:
     """Optimizer steps that weights have had in their stage; None where nothing says so."""
-    if path.is_dir():
+    if path.is_dir() and not is_folder(path):
         record = path / RECORD
         return int(json.loads(record.read_text())["steps"]) if record.is_file() else None
-    return int(_checkpoint(path)["global_step"])
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    import pickle
-
-    import torch
-
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({str(error).splitlines()[0][:120]}); give other --weights"
-        ) from error
-    return content
+    return int(read_rest(path)["global_step"])

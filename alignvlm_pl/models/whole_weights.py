@@ -26,14 +26,22 @@ class WholeTensor(NamedTuple):
     value: Tensor
 
 
-def whole_weights(model: nn.Module, max_shard_size: str = FILE_SIZE) -> Iterator[WholeTensor]:
-    """Gather every tensor of the model's state once, file by file. All ranks must go through to the end."""
+def whole_weights(
+    model: nn.Module, max_shard_size: str = FILE_SIZE, *, keep: bool = True
+) -> Iterator[WholeTensor]:
+    """Gather every tensor of the model's state once, file by file. All ranks must go through to the end.
+
+    Args:
+        model: A sharded model.
+        max_shard_size: Most bytes of a file.
+        keep: Whether this rank wants them; the others' are not copied to the CPU.
+    """
     tensors = {names[0]: tensor for names, tensor in names_by_tensor(model)}
     for file, names in _plan(tensors, max_shard_size).filename_to_tensors.items():
         for name in names:
             tensor = tensors[name].detach()
             value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            yield WholeTensor(file, name, value.cpu().contiguous())
+            yield WholeTensor(file, name, value.cpu().contiguous() if keep else value)
 
 
 def write_weights(

@@ -85,6 +85,16 @@ def test_validation_is_left_at_its_next_batch_and_run_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_validation_is_run_again_also_where_its_step_was_just_saved(tmp_path):
+    places = [{"place": "validation", "stage": "1-first", "step": 2}]
+    options = [*VALIDATED, "--trainer.val_check_interval=2", "--checkpoint_every_n_steps=1"]
+    assert stopped(tmp_path, places, options, world=1, stages=1) == ["left after step 2"]
+    found = validations(tmp_path / "broken" / "1-first")
+    assert found == validations(tmp_path / "whole" / "1-first")
+    assert [step for step, _ in found] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
     places = [
         {"place": "step", "stage": "1-first", "step": 1, "rank": 1},
@@ -100,7 +110,6 @@ def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
 
 @pytest.mark.slow
 def test_a_sharded_run_is_stopped_by_one_rank_s_signal(tmp_path):
-    pytest.importorskip("alignvlm_pl.parallel")
     places = [
         {"place": "step", "stage": "1-first", "step": 0, "rank": 1},
         {"place": "saving", "stage": "1-first", "step": 1, "rank": 1, "signals": ["SIGTERM"]},

@@ -93,6 +93,18 @@ def test_losses_of_other_weights_are_said_to_be_so(whole, capsys):
     assert "hf (after step 5)" in given["weights"]
 
 
+def test_weights_beside_their_average_are_those_that_train(world, tmp_path, capsys):
+    options = ["--stage.max_steps=3", "--stage.ema_decay=0.9"]
+    every = ["--checkpoint_every_n_steps=1", "--checkpoint_keep_last=3"]
+    folder = world.fit(tmp_path / "run", *options, *every)
+    for step in (2, 3):
+        found = replay(capsys, folder, step)
+        assert f"step{step - 1:08d}.ckpt" in found["weights"]
+        assert_recomputed(found)
+    told = replay(capsys, folder, 3, "--weights", folder / "hf")
+    assert "the folder holds the average of stage.ema_decay" in told["weights"]
+
+
 def test_the_table_shows_every_sample(whole, capsys):
     assert main(["replay", "--run", str(whole), "--step", "2", "--samples_only"]) == 0
     told = capsys.readouterr().out
@@ -166,7 +178,7 @@ def test_bad_input_is_told(whole, tmp_path, capsys):
     assert "no.ckpt: there is no such file" in error(capsys, "--run", whole, "--step", 1, *missing)
     (tmp_path / "bad.ckpt").write_text("no")
     bad = ["--weights", tmp_path / "bad.ckpt"]
-    assert "bad.ckpt cannot be read" in error(capsys, "--run", whole, "--step", 1, *bad)
+    assert "bad.ckpt is damaged or no checkpoint" in error(capsys, "--run", whole, "--step", 1, *bad)
 
 
 def test_changed_data_and_settings_are_refused(world, tmp_path, capsys):

@@ -8,6 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from alignvlm_pl.cli import main
+from alignvlm_pl.cli.describe import describe
 from tests.integration.command import cli
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +26,11 @@ def sharded(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path):
+def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, capsys):
     run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
     health = ["--stage.calibrate.target_entropy=3.0", "--connector_health.every_n_steps=1"]
     stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--checkpoint_every_n_steps=1"]
+    stage += ["--checkpoint_keep_last=2"]
     fit = ["fit", *world.options(*sharded, *health, *stage, "--benchmark.subset=3", "--run_dir", run)]
     told = cli(*fit)
     assert told.count("stage all: 2 steps, weights in") == told.count("calibrated:") == 1
@@ -37,8 +40,20 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path):
         "rank-00001-of-00002.ckpt",
         "rest.ckpt",
     ]
-    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "step00000002.ckpt"]
+    assert sorted(path.name for path in last.parent.iterdir()) == [
+        "last.ckpt",
+        "step00000001.ckpt",
+        "step00000002.ckpt",
+    ]
+    assert (describe(last)["step"], describe(last)["stage"]["name"]) == (2, "all")
     weights, record = load_file(run / "hf/model.safetensors"), (run / "hf/stage.json").read_text()
+
+    # One process computes the losses of both ranks' batches, with the weights that the step began with.
+    capsys.readouterr()
+    assert main(["replay", "--run", str(run), "--step", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights_of_the_step"] and "step00000001.ckpt" in found["weights"]
+    assert found["recomputed"] == pytest.approx(found["recorded"], rel=1e-5)
 
     # Killed after the last checkpoint, before the stage's end was written.
     (run / "hf").rename(tmp_path / "first")

@@ -137,6 +137,16 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "trainer.default_root_dir follows from run_dir; set run_dir instead",
         ),
         ("--trainer.strategy=dpp", "trainer: "),
+        ("--trainer.strategy=fsdp", "trainer.strategy fsdp is not supported; configs/cluster/fsdp.yaml"),
+        ("--trainer.strategy=deepspeed_stage_3", "trainer.strategy deepspeed_stage_3 is not supported"),
+        (
+            "--trainer.gradient_clip_algorithm=value",
+            "trainer.gradient_clip_algorithm=value: gradients are clipped by their norm",
+        ),
+        ("--trainer.max_time=00:00:01:00", "trainer.max_time follows from stage.max_minutes"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run=True: it would leave a finished stage"),
+        ("--max_shard_size=nonsense", "max_shard_size=nonsense: expected a size such as 5GB"),
+        ("--max_shard_size=0GB", "max_shard_size=0GB: expected a size such as 5GB"),
         ("--stage=none.yaml", "stage: "),
     ],
 )
