@@ -102,4 +102,4 @@ def load_part(kind: type, path: Path, *, key: str | None = None) -> Any:
     parser.add_class_arguments(kind, "value")
     content = yaml.safe_load(path.read_text())
     parsed = parser.parse_object({"value": content[key] if key else content})
-    return parser.instantiate_classes(parsed).value
+    return parser.instantiate(parsed).value

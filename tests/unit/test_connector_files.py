@@ -14,11 +14,6 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_model, build_processor, tokens_per_tile
 from alignvlm_pl.models.tiny import tiny_spec
 
-# jsonargparse 4.49 renamed what the command line calls; the first such warning comes with a note about itself.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
-)
-
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "model" / "connector").glob("*.yaml"))
 TOKENS = {

@@ -21,11 +21,6 @@ from alignvlm_pl.models.pruning import calibrate, prune, transfer_rows, unprune
 from alignvlm_pl.models.tiny import VOCAB_SIZE, tiny_spec
 from datamodules.writer import ShardWriter
 
-# jsonargparse 4.49 renamed what `load_part` calls; the first such warning comes with a note about itself.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
-)
-
 KEPT = [3, 97, 98, 200, 258]
 
 

@@ -79,9 +79,6 @@ def test_what_cannot_be_read_is_named(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
-)
 def test_a_config_counts_as_its_processor_does(tmp_path):
     import dataclasses
 
@@ -101,9 +98,6 @@ def test_a_config_counts_as_its_processor_does(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    r"ignore:\s*``instantiate_classes``", r"ignore:\s*By default only one JsonargparseDeprecationWarning"
-)
 def test_preview_shows_prompt_and_supervised_tokens(tmp_path, capsys):
     import dataclasses
     import re
