@@ -118,7 +118,6 @@ def tokenize(
     pieces: Sequence[Piece],
     *,
     image_token_id: int,
-    image_lengths: Sequence[int],
     spell_answers: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Turn pieces into token ids and labels.
@@ -126,28 +125,20 @@ def tokenize(
     Args:
         tokenizer: A fast Hugging Face tokenizer.
         pieces: Output of `render`.
-        image_token_id: Id put at every visual position.
-        image_lengths: Visual tokens of each image, in order.
+        image_token_id: Id put where an image is, once for each.
         spell_answers: Write answers one character a token, as BPE-dropout at rate 1 does (Provilkov et al. 2020).
 
     Returns:
         Ids and labels of equal length; a label is the id itself or `IGNORE_INDEX`.
 
     Raises:
-        DataError: If the number of image pieces differs from `image_lengths`.
         ConfigError: If the template closes an assistant turn without a special token, or the tokenizer cannot spell.
     """
-    found = sum(piece.kind == "image" for piece in pieces)
-    if found != len(image_lengths):
-        raise DataError(
-            f"the conversation has {found} image placeholders but {len(image_lengths)} images came with it"
-        )
     ids: list[int] = []
     labels: list[int] = []
-    lengths = iter(image_lengths)
     for index, piece in enumerate(pieces):
         if piece.kind == "image":
-            new = [image_token_id] * next(lengths)
+            new = [image_token_id]
         elif piece.supervised and spell_answers:
             new = _spelled_ids(tokenizer, piece.text)
         elif piece.kind == "template":
@@ -179,7 +170,7 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int:
 
 
 def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max_text_length: int) -> bool:
-    """Drop text tokens beyond `max_text_length` in place; visual positions are never dropped.
+    """Drop text tokens beyond `max_text_length` in place; images are never dropped.
 
     Returns:
         Whether anything was dropped.

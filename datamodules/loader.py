@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.models.pixels import allocate_with
+from alignvlm_pl.tile_memory import use_tile_memory
 
 from .collate import Batch, Collator, EncodedSample, answered_messages
 from .cursor import Cursor
@@ -309,13 +309,16 @@ def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
     """
     sender = Sender() if get_worker_info() is not None else None
     if sender is not None:
-        allocate_with(sender.allocate)
+        use_tile_memory(sender)
     try:
         for item in items:
-            if sender is not None and item.batch is not None:
-                yield replace(item, batch=sender.pack(item.batch), sender=sender.worker)
-            else:
+            if sender is None:
                 yield item
+            elif item.batch is None:
+                sender.discard()
+                yield item
+            else:
+                yield replace(item, batch=sender.pack(item.batch), sender=sender.worker)
     except DataError as error:
         yield WorkerItem(error=str(error))
 

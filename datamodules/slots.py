@@ -7,8 +7,9 @@ tensor over it is gone, so a consumer may keep a batch as long as it likes: the 
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import get_sharing_strategy
 
-LARGE_BYTES = 2**20
-"""Smaller arrays go through the pipe with the rest of a batch, which is cheaper than a slot."""
+from alignvlm_pl.tile_memory import TileMemory
+
+SMALL_BYTES = 2**20
+"""Less than that goes through the pipe with the rest of a batch, which is cheaper than a slot."""
+SLOT_BYTES = 2**28
+"""Room of a slot. Only address space: what no batch has been written to is not there."""
 MAX_SLOTS = 64
 _HEADER_BYTES = 64
 """In front of the content; the first byte says whether the slot is taken, the others keep the content aligned."""
@@ -26,25 +31,27 @@ _HEADER_BYTES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InSlot:
-    """An array that lies in a slot, as it travels to the main process.
+    """A uint8 array that lies in a slot, as it travels to the main process.
 
     Attributes:
         worker: Name of the sender, see `Sender`.
         slot: Number of the slot.
+        start: Its place in the content of the slot.
         shape: Of the array.
-        dtype: Of the array, as NumPy spells it.
         memory: The slot, with the first array that travels in it.
     """
 
     worker: str
     slot: int
+    start: int
     shape: tuple[int, ...]
-    dtype: str
     memory: Tensor | None
 
 
-class Sender:
+class Sender(TileMemory):
     """The slots of one worker process.
+
+    Tiles are cut one after another into the same slot, so that those of a batch are joined without being copied.
 
     Attributes:
         worker: A name that no other sender has.
@@ -54,51 +61,88 @@ class Sender:
         self.worker = f"{os.getpid()}-{os.urandom(8).hex()}"
         self._slots: list[Tensor] = []
         self._known: set[int] = set()  # slots that the main process has mapped
-        self._taken: dict[int, int] = {}  # address of an array that has not been sent yet -> its slot
+        self._room = SLOT_BYTES  # of a new slot
+        self._open: int | None = None  # the slot that is being written
+        self._content = np.empty(0, np.uint8)  # of the open slot
+        self._used = 0  # bytes of it
 
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return an array for tiles, not initialised; in a slot if it is large and there is a free one."""
-        size = prod(shape) * dtype.itemsize
-        slot = self._free_slot(size) if size >= LARGE_BYTES else None
-        if slot is None:
-            return np.empty(shape, dtype)
-        array = _content(self._slots[slot], shape, dtype)
-        self._slots[slot][0] = 1
-        self._taken[array.ctypes.data] = slot
-        return array
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array that is not initialised, behind the last one where there is room."""
+        size = prod(shape)
+        if self._open is None:
+            self._begin_slot(size)
+        start = self._used
+        if start + size > len(self._content):
+            return super().empty(shape)
+        self._used += size
+        return self._content[start : start + size].reshape(shape)
+
+    def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return arrays one after another; they are copied only where they do not lie like this."""
+        filled = [array for array in arrays if array.size]
+        shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        start = self._start(filled[0]) if filled else None
+        if start is not None and all(
+            one.ctypes.data + one.size == other.ctypes.data for one, other in pairwise(filled)
+        ):
+            return self._content[start : start + prod(shape)].reshape(shape)
+        if self._used + prod(shape) > len(self._content):
+            self._begin_slot(prod(shape))
+        return np.concatenate(arrays, out=self.empty(shape))
 
     def pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a batch whose tensors are arrays or in slots. Slots that are in no tensor of it become free."""
+        """Return a batch whose tensors are arrays or in slots. Nothing else of what was written is kept."""
         packed = {
             name: self._pack(value) if isinstance(value, Tensor) else value for name, value in batch.items()
         }
-        for slot in self._taken.values():
-            self._slots[slot][0] = 0
-        self._taken.clear()
+        self.discard()
         return packed
+
+    def discard(self) -> None:
+        """Let what was written since the last batch be written over, if none of it was sent."""
+        if self._open is not None and self._slots[self._open][0]:
+            self._open = None
+        self._used = 0
 
     def _pack(self, tensor: Tensor) -> "np.ndarray | InSlot":
         array = tensor.numpy()
-        slot = self._taken.pop(array.ctypes.data, None)
-        if slot is None:
+        start = self._start(array)
+        if start is None:
             return array
+        if array.size < SMALL_BYTES:
+            return array.copy()  # it is written into the pipe later on, when the slot holds other tiles
+        slot = self._open
+        assert slot is not None, "it has the array"
+        self._slots[slot][0] = 1
         memory = None if slot in self._known else self._slots[slot]
         self._known.add(slot)
-        return InSlot(worker=self.worker, slot=slot, shape=array.shape, dtype=array.dtype.str, memory=memory)
+        return InSlot(worker=self.worker, slot=slot, start=start, shape=array.shape, memory=memory)
+
+    def _start(self, array: np.ndarray) -> int | None:
+        """Place of an array in the open slot; None where it lies elsewhere."""
+        start = array.ctypes.data - self._content.ctypes.data
+        return start if 0 <= start < self._used else None
+
+    def _begin_slot(self, size: int) -> None:
+        """Go on with a slot that is free and has room for so many bytes; with none where too many are taken."""
+        self._room = max(self._room, size)
+        self._open = self._free_slot(size)
+        memory = None if self._open is None else self._slots[self._open].numpy()
+        self._content = np.empty(0, np.uint8) if memory is None else memory[_HEADER_BYTES:]
+        self._used = 0
 
     def _free_slot(self, size: int) -> int | None:
-        """Return a slot with room, the smallest that is free; None where the main process keeps too many."""
-        free = [number for number, memory in enumerate(self._slots) if not memory[0]]
-        fitting = [number for number in free if len(self._slots[number]) >= _HEADER_BYTES + size]
-        if fitting:
-            return min(fitting, key=lambda number: len(self._slots[number]))
+        # Not the open one either: what lies there may be about to be copied.
+        free = [number for number, memory in enumerate(self._slots) if not memory[0] and number != self._open]
+        for number in free:
+            if len(self._slots[number]) >= _HEADER_BYTES + size:
+                return number
         if len(self._slots) < MAX_SLOTS:
-            slot = len(self._slots)
-            self._slots.append(_shared(_HEADER_BYTES + size))
-            return slot
+            self._slots.append(_shared(_HEADER_BYTES + self._room))
+            return len(self._slots) - 1
         if not free:
             return None
-        self._slots[free[0]] = _shared(_HEADER_BYTES + size)
+        self._slots[free[0]] = _shared(_HEADER_BYTES + self._room)
         self._known.discard(free[0])
         return free[0]
 
@@ -128,7 +172,8 @@ def _tensor(value: Any) -> Any:
     if value.memory is not None:
         _received[place] = value.memory
     memory = _received[place]
-    array = _content(memory, value.shape, np.dtype(value.dtype))
+    start = _HEADER_BYTES + value.start
+    array: np.ndarray = memory.numpy()[start : start + prod(value.shape)].reshape(value.shape)
     # The storage of the tensor, and of all views of it, holds this array: when it goes, nobody reads the slot.
     weakref.finalize(array, _release, memory.numpy(), os.getpid()).atexit = False
     return torch.from_numpy(array)
@@ -138,12 +183,6 @@ def _release(memory: np.ndarray, pid: int) -> None:
     """Free a slot, in the process that received it: one that was forked since has the same arrays, and drops them."""
     if os.getpid() == pid:
         memory[0] = 0
-
-
-def _content(memory: Tensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    end = _HEADER_BYTES + prod(shape) * dtype.itemsize
-    array: np.ndarray = memory.numpy()[_HEADER_BYTES:end].view(dtype).reshape(shape)
-    return array
 
 
 def _shared(size: int) -> Tensor:

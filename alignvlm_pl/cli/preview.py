@@ -69,10 +69,10 @@ def _samples(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "key": sample.key,
             "source": sample.source,
             "images": [_data_address(image) for image in sample.images],
-            "spans": list(spans(processor, encoded.input_ids, encoded.labels)),
+            "spans": list(spans(processor, encoded.input_ids.tolist(), encoded.labels.tolist())),
             "tiles": encoded.num_tiles,
             "length": len(encoded.input_ids),
-            "supervised": sum(label != IGNORED for label in encoded.labels[1:]),
+            "supervised": int((encoded.labels[1:] != IGNORED).sum()),
             "truncated": encoded.truncated,
         }
 

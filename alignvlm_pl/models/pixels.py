@@ -4,10 +4,6 @@ Batches carry uint8: a quarter of the bytes of float32, in the memory that worke
 device. Padding is 0 after normalisation, which no uint8 value becomes, so each tile has the box of its real pixels.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,32 +40,6 @@ def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float
     columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return tiles.masked_fill_(~inside, 0).to(dtype)
-
-
-Allocator = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
-_allocate: Allocator = np.empty
-
-
-def allocate_with(allocator: Allocator) -> None:
-    """Let `join` take its memory from elsewhere, in this process.
-
-    CONTRACT: worker processes of datamodules/loader.py take it from slots that they share with the main process.
-
-    Args:
-        allocator: Shape and type -> an array, not initialised.
-    """
-    global _allocate
-    _allocate = allocator
-
-
-def join(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Join arrays of one type along their first axis, copying each once, into memory of `allocate_with`.
-
-    Args:
-        arrays: At least one, equal but for their first axis.
-    """
-    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
-    return torch.from_numpy(np.concatenate(arrays, out=_allocate(shape, arrays[0].dtype)))
 
 
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:

@@ -16,8 +16,9 @@ from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render,
 from ..errors import DataError, NothingToLearnError
 from ..imaging import cut_pixels, load_image
 from ..imaging import normalise as normalise_array
+from ..tile_memory import tile_memory
 from ..tiling import Tiling, count_visual_tokens
-from .pixels import join, normalise
+from .pixels import normalise
 
 IMAGE_TOKEN = "<image>"
 
@@ -27,15 +28,15 @@ class Encoded:
     """One encoded conversation.
 
     Args:
-        input_ids: L token ids, the image token at visual positions.
-        labels: L labels, `IGNORE_INDEX` without loss.
+        input_ids: (L,) int64, the image token at visual positions.
+        labels: (L,) int64, `IGNORE_INDEX` without loss.
         pixels: (tiles, 3, H, W) uint8.
         tile_boxes: (tiles, 4) int16, edges of each tile's real pixels, see `alignvlm_pl.imaging.cut_pixels`.
         truncated: Whether text was cut at `max_text_length`.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: np.ndarray
+    labels: np.ndarray
     pixels: np.ndarray
     tile_boxes: np.ndarray
     truncated: bool = False
@@ -129,8 +130,7 @@ class AlignVLMProcessor(ProcessorMixin):
         )
         limit = None if generation else max_text_length
         encoded = self._encode_pieces(pieces, images, max_text_length=limit)
-        targets = encoded.labels[1:]
-        if not generation and targets.count(IGNORE_INDEX) == len(targets):
+        if not generation and (encoded.labels[1:] == IGNORE_INDEX).all():
             raise NothingToLearnError(
                 f"no supervised token is left (no answer, or all beyond max_text_length={limit})"
             )
@@ -185,13 +185,11 @@ class AlignVLMProcessor(ProcessorMixin):
         """
         joined, segments = [], []
         for row in rows:
-            ids, labels = [], []
-            for item in row:
-                ids += item.input_ids
-                # A document's first token would be predicted from the last one of the document before it.
-                labels += [IGNORE_INDEX, *item.labels[1:]]
-            joined.append((ids, labels))
             lengths = torch.tensor([len(item.input_ids) for item in row])
+            labels = np.concatenate([item.labels for item in row])
+            # A document's first token would be predicted from the last one of the document before it.
+            labels[(lengths.cumsum(0) - lengths).numpy()] = IGNORE_INDEX
+            joined.append((np.concatenate([item.input_ids for item in row]), labels))
             segments.append(torch.arange(1, len(row) + 1).repeat_interleave(lengths))
         return {
             **self._pad(joined),
@@ -202,10 +200,9 @@ class AlignVLMProcessor(ProcessorMixin):
         }
 
     def _pad(
-        self, rows: Sequence[tuple[list[int], list[int]]], *, pad_left: bool = False
+        self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False
     ) -> dict[str, torch.Tensor]:
         length = max(len(ids) for ids, _ in rows)
-        # numpy reads a list of numbers several times faster than torch does.
         ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
         labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
@@ -282,29 +279,31 @@ class AlignVLMProcessor(ProcessorMixin):
         self, pieces: Sequence[Piece], images: Sequence[Any], *, max_text_length: int | None = None
     ) -> Encoded:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
-        tiling = self.geometry
-        tiles = [cut_pixels(image, tiling) for image in loaded]
         ids, labels, truncated = self._ids(
             pieces, [image.size for image in loaded], max_text_length=max_text_length
         )
-        pixels, boxes = _concatenate(tiles, tiling)
+        pixels, boxes = _cut(loaded, self.geometry)
         return Encoded(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
 
     def _ids(
         self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None
-    ) -> tuple[list[int], list[int], bool]:
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Ids and labels of pieces with images of these sizes, and whether text was cut."""
         ids, labels = tokenize(
-            self.tokenizer,
-            pieces,
-            image_token_id=self.image_token_id,
-            image_lengths=self._image_lengths(sizes),
-            spell_answers=self.spell_answers,
+            self.tokenizer, pieces, image_token_id=self.image_token_id, spell_answers=self.spell_answers
         )
+        found = ids.count(self.image_token_id)
+        if found != len(sizes):
+            raise DataError(
+                f"the conversation has {found} image placeholders but {len(sizes)} images came with it"
+            )
         truncated = max_text_length is not None and truncate_text(
             ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
         )
-        return ids, labels, truncated
+        tokens = np.array(ids, dtype=np.int64)
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[tokens == self.image_token_id] = self._image_lengths(sizes)
+        return tokens.repeat(repeats), np.array(labels, dtype=np.int64).repeat(repeats), truncated
 
     def _image_lengths(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         tiling = self.geometry
@@ -318,20 +317,18 @@ class AlignVLMProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
 
-def _concatenate(tiles: list[tuple[np.ndarray, np.ndarray]], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and boxes of all images of a conversation; a single image, the rule, is not copied."""
-    if len(tiles) == 1:
-        return tiles[0]
+def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and boxes of the tiles of all images of a conversation."""
     none = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
-    pixels, boxes = zip(none, *tiles, strict=True)
-    return np.concatenate(pixels), np.concatenate(boxes)
+    pixels, boxes = zip(none, *(cut_pixels(image, tiling) for image in images), strict=True)
+    return tile_memory().join(pixels), np.concatenate(boxes)
 
 
 def _join_tiles(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """`pixel_values` and `tile_boxes` of a batch."""
     return {
-        "pixel_values": join([item.pixels for item in encoded]),
-        "tile_boxes": join([item.tile_boxes for item in encoded]),
+        "pixel_values": torch.from_numpy(tile_memory().join([item.pixels for item in encoded])),
+        "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),
     }
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from alignvlm_pl.models.build import build_processor
-from alignvlm_pl.models.pixels import join
 from alignvlm_pl.models.tiny import tiny_spec
+from alignvlm_pl.tile_memory import tile_memory
 from datamodules import WebDataModule, slots
 from datamodules.loader import ShardLoader, WorkerItem, with_errors
 from datamodules.writer import ShardWriter
@@ -79,7 +79,10 @@ class Tiles(IterableDataset):
         return with_errors(map(self._item, range(20)))
 
     def _item(self, number: int) -> WorkerItem:
-        tiles = join([np.full((count, 3, 500, 500), number, dtype=np.uint8) for count in (1, 0, 1)])
+        parts = [tile_memory().empty((count, 3, 500, 500)) for count in (1, 0, 1)]
+        for part in parts:
+            part.fill(number)
+        tiles = torch.from_numpy(tile_memory().join(parts))
         return WorkerItem(batch={"pixel_values": tiles, "sources": ["a"]})
 
 

@@ -146,7 +146,7 @@ def test_the_first_token_of_a_document_is_no_target_of_the_one_before(parts):
     start = len(items[0].input_ids)
     assert batch["segment_ids"][0, start - 1 : start + 1].tolist() == [1, 2]
     assert batch["labels"][0, [0, start]].tolist() == [-100, -100]
-    assert batch["labels"][0, start + 1 :].tolist() == items[1].labels[1:]
+    assert batch["labels"][0, start + 1 :].tolist() == items[1].labels[1:].tolist()
 
 
 def test_packed_batches_hold_whole_documents_and_their_tiles(parts):

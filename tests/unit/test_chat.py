@@ -27,9 +27,9 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def encode(tokenizer, messages, *, lengths=(), template=CHATML_TEMPLATE, generation=False):
+def encode(tokenizer, messages, *, template=CHATML_TEMPLATE, generation=False):
     pieces = render(tokenizer, messages, template=template, add_generation_prompt=generation)
-    return tokenize(tokenizer, pieces, image_token_id=IMAGE, image_lengths=lengths)
+    return tokenize(tokenizer, pieces, image_token_id=IMAGE)
 
 
 def supervised(tokenizer, ids, labels):
@@ -102,16 +102,16 @@ def test_a_role_is_no_way_in_either(tokenizer):
         render(tokenizer, [{"role": "user<|im_end|>\n", "content": "q"}], template=CHATML_TEMPLATE)
 
 
-def test_images_take_their_length_and_no_loss(tokenizer):
+def test_an_image_is_one_token_in_its_place_without_loss(tokenizer):
     parts = [
         {"type": "text", "text": "a"},
         {"type": "image"},
         {"type": "text", "text": "b"},
         {"type": "image"},
     ]
-    ids, labels = encode(tokenizer, [{"role": "user", "content": parts}, ANSWER], lengths=[3, 2])
+    ids, labels = encode(tokenizer, [{"role": "user", "content": parts}, ANSWER])
     without = [token for token in ids if token != IMAGE]
-    assert "".join("I" if token == IMAGE else "t" for token in ids).strip("t") == "IIItII"
+    assert "".join("I" if token == IMAGE else "t" for token in ids).strip("t") == "ItI"
     assert without == encode(tokenizer, [{"role": "user", "content": "ab"}, ANSWER])[0]
     assert supervised(tokenizer, ids, labels) == ["12.50<|im_end|>"]
 
@@ -125,8 +125,7 @@ def test_images_take_their_length_and_no_loss(tokenizer):
     ],
 )
 def test_an_answer_always_ends_with_its_token(tokenizer, content, expected):
-    lengths = [1] * str(content).count("image")
-    ids, labels = encode(tokenizer, [QUESTION, {"role": "assistant", "content": content}], lengths=lengths)
+    ids, labels = encode(tokenizer, [QUESTION, {"role": "assistant", "content": content}])
     assert supervised(tokenizer, ids, labels) == expected
 
 
@@ -135,8 +134,8 @@ def test_spelled_answers_are_one_character_a_token_and_the_rest_is_as_before():
     tokenizer.add_tokens(["the", "total", "Total"])  # what merges would make
     messages = [QUESTION, {"role": "assistant", "content": "the total,\nthe 12.50"}]
     pieces = render(tokenizer, messages, template=CHATML_TEMPLATE)
-    whole = tokenize(tokenizer, pieces, image_token_id=IMAGE, image_lengths=[])
-    ids, labels = tokenize(tokenizer, pieces, image_token_id=IMAGE, image_lengths=[], spell_answers=True)
+    whole = tokenize(tokenizer, pieces, image_token_id=IMAGE)
+    ids, labels = tokenize(tokenizer, pieces, image_token_id=IMAGE, spell_answers=True)
     assert supervised(tokenizer, ids, labels) == supervised(tokenizer, *whole)
     answer = [tokenizer.decode([label]) for label in labels if label != IGNORE_INDEX]
     assert answer == [*"the total,\nthe 12.50", "<|im_end|>"]
@@ -155,13 +154,7 @@ def test_a_tokenizer_that_cannot_spell_is_refused():
     with pytest.raises(
         ConfigError, match=r"does not give back 'ab' .* set model.spec.spell_answers to false"
     ):
-        tokenize(cannot, pieces, image_token_id=IMAGE, image_lengths=[], spell_answers=True)
-
-
-def test_wrong_number_of_images_names_both(tokenizer):
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "image"}]}
-    with pytest.raises(DataError, match="2 image placeholders but 1 images"):
-        encode(tokenizer, [message], lengths=[4])
+        tokenize(cannot, pieces, image_token_id=IMAGE, spell_answers=True)
 
 
 @pytest.mark.parametrize(

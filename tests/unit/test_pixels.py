@@ -8,7 +8,8 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.imaging import cut_pixels, cut_tiles
 from alignvlm_pl.imaging import normalise as normalise_array
-from alignvlm_pl.models.pixels import as_tiles, join, normalise
+from alignvlm_pl.models.pixels import as_tiles, normalise
+from alignvlm_pl.tile_memory import TileMemory
 from alignvlm_pl.tiling import Tiling, choose_grid, plan_tiles
 
 SIZES = [(97, 31), (31, 200), (1, 1), (130, 129), (57, 900), (56, 42), (113, 112)]
@@ -96,8 +97,9 @@ def test_normalised_tiles_pass_as_they_are_and_others_need_their_boxes():
         as_tiles(tiles.long(), torch.zeros(2, 4))
 
 
-def test_arrays_are_joined_along_their_first_axis():
-    arrays = [np.full((count, 2, 3), count, dtype=np.int16) for count in (2, 0, 1)]
-    joined = join(arrays)
-    assert (joined.dtype, joined[:, 0, 0].tolist()) == (torch.int16, [2, 2, 1])
-    assert not joined.is_shared()
+def test_tiles_are_joined_along_their_first_axis():
+    arrays = [np.full((count, 3, 2, 2), count, dtype=np.uint8) for count in (2, 0, 1)]
+    joined = TileMemory().join(arrays)
+    assert (joined.dtype, joined[:, 0, 0, 0].tolist()) == (np.uint8, [2, 2, 1])
+    assert TileMemory().join(arrays[:2]) is arrays[0]
+    assert TileMemory().join(arrays[1:2]).shape == (0, 3, 2, 2)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from alignvlm_pl.models import pixels
 from datamodules import slots
 from datamodules.slots import Sender, forget, unpack
 
 SIDE = 64
+TILE = 3 * SIDE * SIDE
 
 
 @pytest.fixture(autouse=True)
@@ -23,17 +23,34 @@ def _no_memory_left_behind():
 
 @pytest.fixture
 def sender(monkeypatch):
-    monkeypatch.setattr(slots, "LARGE_BYTES", 1000)
-    found = Sender()
-    monkeypatch.setattr(pixels, "_allocate", found.allocate)
+    monkeypatch.setattr(slots, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(slots, "SLOT_BYTES", 4 * TILE)
+    return Sender()
+
+
+def cut(sender, value, tiles=1):
+    """Tiles as a picture is cut into them."""
+    found = sender.empty((tiles, 3, SIDE, SIDE))
+    found[:] = np.arange(value, value + tiles, dtype=np.uint8).reshape(-1, 1, 1, 1)
     return found
 
 
 def send(sender, value, tiles=2):
     """A batch as the main process gets it, and how it travelled."""
-    joined = pixels.join([np.full((1, 3, SIDE, SIDE), value + number, np.uint8) for number in range(tiles)])
-    packed = sender.pack({"pixel_values": joined, "num_tiles": torch.tensor([tiles]), "keys": ["a"]})
+    return pack(sender, [cut(sender, value + number) for number in range(tiles)])
+
+
+def pack(sender, arrays):
+    joined = torch.from_numpy(sender.join(arrays))
+    packed = sender.pack({"pixel_values": joined, "num_tiles": torch.tensor([len(joined)]), "keys": ["a"]})
     return unpack(packed), packed["pixel_values"]
+
+
+def values(batch):
+    """The value of each tile, all pixels of which are equal."""
+    flat = batch["pixel_values"].flatten(1)
+    assert torch.equal(flat.amin(1), flat.amax(1))
+    return flat[:, 0].tolist()
 
 
 def test_a_batch_arrives_as_it_was_sent(sender):
@@ -42,11 +59,7 @@ def test_a_batch_arrives_as_it_was_sent(sender):
     assert torch.equal(batch["num_tiles"], torch.tensor([2]))
     assert batch["pixel_values"].shape == (2, 3, SIDE, SIDE)
     assert batch["pixel_values"].dtype == torch.uint8
-    assert (
-        batch["pixel_values"].amin(dim=(1, 2, 3)).tolist()
-        == batch["pixel_values"].amax(dim=(1, 2, 3)).tolist()
-    )
-    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [7, 8]
+    assert values(batch) == [7, 8]
     assert travelled.memory is not None
 
 
@@ -94,45 +107,85 @@ def test_a_forked_process_frees_no_slot(sender):
     assert kept[0, 0, 0, 0].item() == 2
 
 
-def test_a_larger_batch_gets_a_slot_of_its_own_and_small_ones_stay_in_theirs(sender):
+def test_tiles_are_joined_where_they_were_cut(sender):
+    arrays = [cut(sender, 1), np.zeros((0, 3, SIDE, SIDE), np.uint8), cut(sender, 2, tiles=2)]
+    joined = sender.join([sender.join(arrays[:2]), arrays[2]])  # a conversation's, then a batch's
+    assert joined.ctypes.data == arrays[0].ctypes.data
+    assert joined[:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 2], [1, 0, 2], [2, 1], [1, 1]], ids=["hole", "other order", "backwards", "twice"]
+)
+def test_tiles_that_do_not_lie_one_after_another_are_copied(sender, order):
+    """As where a sample between them turned out bad."""
+    arrays = [cut(sender, number) for number in range(3)]
+    batch, travelled = pack(sender, [arrays[number] for number in order])
+    assert isinstance(travelled, slots.InSlot)
+    assert values(batch) == order
+
+
+def test_tiles_of_other_memory_are_copied(sender):
+    own, other = cut(sender, 1), np.full((1, 3, SIDE, SIDE), 2, np.uint8)
+    assert values(pack(sender, [own, other])[0]) == [1, 2]
+    assert values(pack(sender, [other])[0]) == [2]
+
+
+def test_a_batch_larger_than_its_slot_gets_a_larger_one_and_so_do_those_after_it(sender):
     first, _ = send(sender, 0)
     del first
-    large, travelled = send(sender, 1, tiles=5)
-    assert (travelled.slot, len(large["pixel_values"])) == (1, 5)
+    large, travelled = send(sender, 1, tiles=6)  # the slots have room for four
+    assert (travelled.slot, values(large)) == (1, [1, 2, 3, 4, 5, 6])
     del large
-    assert send(sender, 2)[1].slot == 0
+    kept = [send(sender, number)[0] for number in range(2)]  # in both
+    arrays = [cut(sender, number) for number in range(6)]
+    batch, travelled = pack(sender, arrays)
+    assert (travelled.slot, values(batch)) == (2, [0, 1, 2, 3, 4, 5])
+    assert batch["pixel_values"].data_ptr() == arrays[0].ctypes.data, "nothing was copied"
+    assert [values(batch) for batch in kept] == [[0, 1], [1, 2]]
+
+
+def test_tiles_that_have_to_move_are_not_moved_onto_themselves(sender):
+    """The slot that is too full is free, and has room for them once it is begun anew."""
+    arrays = [cut(sender, number) for number in range(4)]
+    batch, travelled = pack(sender, [arrays[number] for number in (3, 1, 0, 2)])
+    assert (travelled.slot, values(batch)) == (1, [3, 1, 0, 2])
 
 
 def test_batches_beyond_the_last_slot_are_copied_or_get_a_larger_slot(sender, monkeypatch):
     monkeypatch.setattr(slots, "MAX_SLOTS", 2)
     kept = [send(sender, value) for value in range(3)]
     assert [isinstance(travelled, np.ndarray) for _, travelled in kept] == [False, False, True]
-    assert [batch["pixel_values"][0, 0, 0, 0].item() for batch, _ in kept] == [0, 1, 2]
+    assert [values(batch) for batch, _ in kept] == [[0, 1], [1, 2], [2, 3]]
     del kept[0]
     grown, travelled = send(sender, 50, tiles=5)
     assert travelled.memory is not None
-    assert grown["pixel_values"][:, 0, 0, 0].tolist() == [50, 51, 52, 53, 54]
-    assert kept[0][0]["pixel_values"][1, 0, 0, 0].item() == 2
+    assert values(grown) == [50, 51, 52, 53, 54]
+    assert values(kept[0][0]) == [1, 2]
 
 
 def test_tiles_of_a_batch_that_was_never_made_leave_their_slot(sender):
-    pixels.join([np.zeros((2, 3, SIDE, SIDE), np.uint8)])  # the sample turned out bad afterwards
-    assert send(sender, 1)[1].slot == 1
+    for _ in range(9):
+        cut(sender, 0)  # the sample turned out bad afterwards
+        sender.discard()
+    assert send(sender, 1)[1].start == 0
+    sender.discard()
     assert send(sender, 1)[1].slot == 0
 
 
 def test_small_tiles_take_no_slot(sender, monkeypatch):
-    monkeypatch.setattr(slots, "LARGE_BYTES", 10**6)
-    batch, travelled = send(sender, 3)
+    monkeypatch.setattr(slots, "SMALL_BYTES", 10**6)
+    first, travelled = send(sender, 3)
     assert isinstance(travelled, np.ndarray)
-    assert batch["pixel_values"][1, 0, 0, 0].item() == 4
+    send(sender, 7)
+    assert values(first) == [3, 4]
 
 
 def test_the_memory_of_a_worker_that_ended_goes_with_its_last_tensor(sender):
     batch, _ = send(sender, 9)
     forget(sender.worker)
     assert not slots._received
-    assert batch["pixel_values"][1, 0, 0, 0].item() == 10
+    assert values(batch) == [9, 10]
 
 
 @pytest.mark.parametrize("anonymous", [True, False])
