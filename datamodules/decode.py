@@ -115,8 +115,8 @@ class SkipCounter:
         if number <= allowed * max(self.seen, MIN_JUDGED_SAMPLES):
             return
         raise DataError(
-            f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of {allowed:g} "
-            f"({setting}); repair the shards or raise it. Last: {last}"
+            f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of "
+            f"{allowed:g} ({setting}); repair the shards or raise it. Last: {last}"
         )
 
     def _listing(self) -> str:

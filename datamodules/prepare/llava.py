@@ -33,8 +33,8 @@ def _raw(options: argparse.Namespace) -> RawData:
     path = Path(options.input)
     if path.suffix == ".jsonl":
         raise ConfigError(
-            f"{path}: LLaVA's records are read from one JSON list (.json) or from parquet files; make its lines a list, "
-            "for example with `jq -s .`"
+            f"{path}: LLaVA's records are read from one JSON list (.json) or from parquet files; make its lines a "
+            "list, for example with `jq -s .`"
         )
     if path.suffix == ".json":
         if options.config or options.split:

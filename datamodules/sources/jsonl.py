@@ -2,8 +2,8 @@
 
 One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|image|>Total?"}, {"role":
 "assistant", "content": "12.50"}], "task_name": "qa_sft", "dataset_name": "DocVQA"}`, with optional
-`references` (accepted answers) and `lines` (text lines of the first image). `images` may stand for `image`, `<image>` for
-`<|image|>`, and the content of a turn may be the parts of the normal form.
+`references` (accepted answers) and `lines` (text lines of the first image). `images` may stand for `image`, `<image>`
+for `<|image|>`, and the content of a turn may be the parts of the normal form.
 """
 
 import contextlib

@@ -141,9 +141,7 @@ def test_a_set_without_any_good_sample_ends_the_run_whatever_is_allowed(tmp_path
     with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0") as out:
         for _ in range(5):
             out.add({"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}, [], [])
-    data = module(
-        tmp_path / "set", processor, rank=0, world=1, num_workers=workers, max_unlabelled_share=1.0
-    )
+    data = module(tmp_path / "set", processor, rank=0, world=1, num_workers=workers, max_unlabelled_share=1.0)
     with pytest.raises(DataError, match="none of the first 200 samples can be trained on"):
         train(data, epochs=1)
 

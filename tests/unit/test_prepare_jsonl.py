@@ -242,7 +242,10 @@ def test_other_forms_of_a_conversation_are_the_same_sample(root, form):
 
 
 def test_a_mark_that_does_not_stand_for_pictures_stays_text(root):
-    turns = [{"role": "user", "content": "What is <image> in HTML?"}, {"role": "assistant", "content": "no tag"}]
+    turns = [
+        {"role": "user", "content": "What is <image> in HTML?"},
+        {"role": "assistant", "content": "no tag"},
+    ]
     write(root, line(0, image=None, messages=turns))
     prepare(root, "out")
     (sample,) = samples(root / "out")
@@ -254,8 +257,8 @@ def test_a_mark_that_does_not_stand_for_pictures_stays_text(root):
     ("command", "record", "message"),
     [
         ("jsonl", {"image": "a.png", "question": "?", "answer": "!"},
-         r"train\.jsonl: no column messages; .*found: answer, image, question\)\. Expected: messages, image or images\. "
-         "No other kind"),
+         r"train\.jsonl: no column messages; .*found: answer, image, question\)\. Expected: messages, image or "
+         r"images\. No other kind"),
         ("jsonl", {"id": 1, "image": "a.png", "conversations": []}, r"These are columns that `prepare llava` reads"),
         ("docdownstream", {"id": 1, "conversations": []}, r"found: conversations, id.*`prepare llava` reads"),
         ("llava", [{"messages": [], "image": "a.png"}],

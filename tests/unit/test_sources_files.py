@@ -19,7 +19,7 @@ from datamodules.sources.json_list import slice_list
 from datamodules.sources.llava import LLaVAList
 from datamodules.sources.pictures import PictureFolder, safe_path
 from datamodules.sources.sidecars import SidecarFolder
-from datamodules.sources.stored_files import list_files
+from datamodules.sources.stored_files import StoredFile, list_files
 from tests.unit import reading
 from tests.unit.reading import texts
 
@@ -71,6 +71,31 @@ def test_caption_pairs_of_several_runs(tmp_path):
     assert texts(samples[1]) == ["Describe.", "à la plage"]
     assert samples[0].record["meta"] == {"url": "https://example.org/000000001"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc12m-train-0000.tar", "other-0000.tar"]
+
+
+def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        write_tar(tmp_path / run / "00000.tar", pair("000000001", run))
+    raw = tars(tmp_path)
+    assert [part.name for part in raw.parts()] == [
+        str(tmp_path / run / "00000.tar") for run in ("one", "two")
+    ]
+    assert [texts(sample)[1] for sample in read(raw)[0]] == ["one", "two"]
+
+
+def test_a_store_that_fails_is_named(tmp_path, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise RuntimeError("gone")
+
+    file = StoredFile(url="memory://set/a.tar", path="memory://set/a.tar", size=10240)
+    monkeypatch.setattr(StoredFile, "open", lambda self: Broken())
+    raw = CaptionTars(files=(file,), prompt="")
+    with pytest.raises(
+        DataError, match=r"memory://set/a\.tar does not read \(RuntimeError: gone\); run the same"
+    ):
+        list(raw.read(raw.parts()[0]))
 
 
 def test_bad_caption_pairs_are_counted_by_reason(tmp_path):
