@@ -165,7 +165,7 @@ def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 def _marked(record: dict[str, Any], num_images: int) -> dict[str, Any]:
     """Spell LLaVA's and ms-swift's mark as ours, where it stands once for each picture and ours nowhere."""
-    turns = record.get("messages")
+    turns: Any = record.get("messages")
     plain = isinstance(turns, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
     )

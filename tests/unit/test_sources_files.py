@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.sample import SampleError
-from datamodules.sources import json_list
+from datamodules.sources import json_list, sidecars
 from datamodules.sources.cc12m import CaptionTars
 from datamodules.sources.json_list import slice_list
 from datamodules.sources.llava import LLaVAList
@@ -206,6 +207,18 @@ def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
     assert folder(tmp_path).parts() == before
     os.utime(tmp_path / changed, ns=(1, 1))
     assert folder(tmp_path).parts() != before
+
+
+def test_parts_of_many_pictures_take_little_memory(monkeypatch):
+    names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(30_000))
+    monkeypatch.setattr(sidecars, "picture_paths", lambda root: names)
+    raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
+    tracemalloc.start()
+    parts = raw.parts()
+    peak = tracemalloc.get_traced_memory()[1] / 30_000
+    tracemalloc.stop()
+    assert sum(part.rows for part in parts) == 30_000
+    assert peak < 50  # bytes a picture: 10 million in 0.5 GB
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
