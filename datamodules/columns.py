@@ -1,7 +1,9 @@
 """Columns of published tables: by which names each kind of source is known (no torch here)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from alignvlm_pl.errors import DataError, nearest
 
@@ -41,6 +43,21 @@ class Schema:
             found[field] = column
         return found
 
+    def check_records(self, records: Iterable[Any], field: str, *, where: str) -> None:
+        """Refuse the records of a file of which none of the first has a field; single bad ones are for who reads them.
+
+        Args:
+            records: What was parsed, in order; only objects count.
+            field: The field.
+            where: How an error names the file.
+
+        Raises:
+            DataError: As `resolve`.
+        """
+        first = [record for record in islice(records, _LOOKED_AT) if isinstance(record, Mapping)]
+        if first and not any(name in record for name in self.fields[field] for record in first):
+            self.resolve([str(name) for name in first[0]], where=where, fields=(field,))
+
     def _unknown(self, columns: Collection[str], field: str, where: str) -> str:
         expected = ", ".join(" or ".join(names) for names in self.fields.values())
         found = nearest(self.fields[field][0], columns).replace("known:", "found:")
@@ -78,8 +95,15 @@ VCR = Schema(
     unknown="this is no known VCR-wiki schema",
     fields={"id": ("question_id",), "images": ("stacked_image",), "answers": ("crossed_text",)},
 )
-SCHEMAS = (BIGDOCS, LLAVA, VCR)
+# Lines of text alone have no picture.
+LINES = Schema(
+    kind="jsonl",
+    unknown="these are no lines of conversations",
+    fields={"messages": ("messages",), "images": ("image", "images")},
+)
+SCHEMAS = (BIGDOCS, LLAVA, VCR, LINES)
 _NEAR = 0.5
+_LOOKED_AT = 256
 
 
 def _nearest(columns: Collection[str], asked: Schema) -> str:

@@ -93,7 +93,7 @@ class SkipCounter:
         """Count one bad sample.
 
         Raises:
-            DataError: More samples were skipped than allowed.
+            DataError: More samples were skipped than allowed, or all of many.
         """
         self.reasons[source, error.reason] += 1
         count = self.reasons[source, error.reason]
@@ -104,16 +104,24 @@ class SkipCounter:
         self._judge(
             unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error
         )
+        if self.reasons.total() == self.seen >= MIN_JUDGED_SAMPLES:
+            # Whatever shares are allowed: the stream has no end, and a loader without a batch would go on for ever.
+            raise DataError(
+                f"none of the first {self.seen} samples can be trained on ({self._listing()}); repair the shards, or "
+                f"see whether they fit the settings. Last: {error}"
+            )
 
     def _judge(self, number: int, allowed: float, setting: str, what: str, last: SampleError) -> None:
         if number <= allowed * max(self.seen, MIN_JUDGED_SAMPLES):
             return
-        listing = ", ".join(
-            f"{reason} of {source}: {count}" for (source, reason), count in self.reasons.most_common()
-        )
         raise DataError(
-            f"{number} of {self.seen} samples were {what} ({listing}), more than the allowed share of {allowed:g} "
-            f"({setting}); repair the shards or raise it. Last: {last}"
+            f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of "
+            f"{allowed:g} ({setting}); repair the shards or raise it. Last: {last}"
+        )
+
+    def _listing(self) -> str:
+        return ", ".join(
+            f"{reason} of {source}: {count}" for (source, reason), count in self.reasons.most_common()
         )
 
     def take(self) -> dict[str, dict[str, int]]:

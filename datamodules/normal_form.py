@@ -150,7 +150,8 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
 
     Args:
         record: ``messages`` with plain strings holding ``<|image|>``, ``dataset_name``, ``task_name``, and
-            optionally ``id``, ``references`` and ``lines``. Several user and assistant turns are kept.
+            optionally ``id``, ``references`` and ``lines``. Several user and assistant turns are kept; a turn whose
+            content is a list of parts is in normal form already.
         where: How errors name the record.
 
     Raises:
@@ -164,6 +165,9 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
     turns: list[Message] = []
     index = 0
     for turn in messages:
+        if isinstance(turn, Mapping) and isinstance(turn.get("content"), list):
+            turns.append({"role": turn.get("role"), "content": turn["content"]})
+            continue
         if not _is_plain(turn):
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
         content: list[dict[str, Any]] = []

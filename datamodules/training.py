@@ -42,7 +42,15 @@ class MixtureSource:
             name: Its name in the mixture.
             load: Folder -> manifest.
             only: See `Source`.
+
+        Raises:
+            ConfigError: It has no sets.
         """
+        if not self.sets:
+            raise ConfigError(
+                f"data.init_args.mixture.{name}.sets names no folder; give at least one set of shards, or leave the "
+                "source out"
+            )
         return Source(name=name, manifests=tuple(map(load, self.sets)), weight=self.weight, only=only)
 
 

@@ -130,7 +130,6 @@ class Engine:
         """Do the first pass and return what became of the rows of each part."""
         job = SpoolJob(
             raw=self.raw,
-            parts=self.parts,
             folder=self.work.spool,
             name=self.options.set_name,
             source=self.options.source or self.raw.source,
@@ -161,14 +160,15 @@ class Engine:
         for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
             done = {number: report for number in numbers if (report := self._spooled(number))}
-            tasks = [(number, self.options.limit) for number in numbers if number not in done]
+            # Each with its part alone: all parts of millions of files in every process would fill the memory.
+            tasks = [(n, self.parts[n], self.options.limit) for n in numbers if n not in done]
             workers, lock = self.options.workers, self.work.workers_lock
             with closing(run_jobs(job, tasks, workers=workers, lock=lock)) as fresh:
                 for number in numbers:
                     report = done.get(number) or next(fresh)
                     if remaining is not None and report.read > remaining:
                         SpoolFiles(folder=self.work.spool, number=number).report.unlink()
-                        report = job(number, remaining)
+                        report = job(number, self.parts[number], remaining)
                     reports.append(report)
                     bar.update(report.read if bar.unit == "row" else 1)
                     remaining = None if remaining is None else remaining - report.read

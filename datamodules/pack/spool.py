@@ -74,7 +74,6 @@ class SpoolJob:
 
     Attributes:
         raw: The data.
-        parts: All its parts.
         folder: Where the spool files go.
         name: Name of the set.
         source: ``source`` of samples that name none.
@@ -86,7 +85,6 @@ class SpoolJob:
     """
 
     raw: RawData
-    parts: Sequence[Part]
     folder: Path
     name: str
     source: str
@@ -96,14 +94,14 @@ class SpoolJob:
     known: KnownPictures | None = None
     drop_overlap: bool = False
 
-    def __call__(self, number: int, cap: int | None = None) -> PartReport:
-        """Spool one part, of which at most `cap` rows are read.
+    def __call__(self, number: int, part: Part, cap: int | None = None) -> PartReport:
+        """Spool one part, the `number`-th, of which at most `cap` rows are read.
 
         Raises:
             SampleError: A bad row, with `strict`.
             DataError: The part cannot be read, or the disk is full.
         """
-        part, files = self.parts[number], SpoolFiles(folder=self.folder, number=number)
+        files = SpoolFiles(folder=self.folder, number=number)
         report = PartReport(part=part.name, cap=cap)
         spooled = _Spooled()
         try:

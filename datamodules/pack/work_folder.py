@@ -115,7 +115,9 @@ def identity_of(
     for path in input_files(raw, parts):
         status = path.stat()
         inputs.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    listing = hashlib.sha256("".join(f"{part.name}\0{part.payload!r}\n" for part in parts).encode())
+    listing = hashlib.sha256()
+    for part in parts:
+        listing.update(f"{part.name}\0{part.payload!r}\n".encode())
     return {
         "format": _FORMAT,
         "version": __version__,

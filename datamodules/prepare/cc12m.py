@@ -3,8 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from alignvlm_pl.errors import ConfigError
-
 from ..normal_form import CAPTION_PROMPT
 from ..pack.command import add_options, pack, print_yield
 from ..sources.cc12m import CaptionTars
@@ -14,17 +12,16 @@ from ..sources.stored_files import list_files
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare cc12m", description=__doc__, allow_abbrev=False)
-    parser.add_argument("input", help="folder, file or pattern of tars")
+    parser.add_argument(
+        "input",
+        help="tar, folder, pattern, address that fsspec opens, or set of the hub such as pixparse/cc12m-wds",
+    )
     parser.add_argument(
         "--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)"
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
     files = tuple(list_files(options.input, ".tar"))
-    if far := [file.path for file in files if not file.local]:
-        raise ConfigError(
-            f"tars are read from this disk only, found {far[0]}: fetch them and name their folder"
-        )
     raw = CaptionTars(files=files, prompt=options.prompt, source=options.source or "cc12m")
     print_yield(pack(raw, options))
     return 0

@@ -31,6 +31,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _raw(options: argparse.Namespace) -> RawData:
     path = Path(options.input)
+    if path.suffix == ".jsonl":
+        raise ConfigError(
+            f"{path}: LLaVA's records are read from one JSON list (.json) or from parquet files; make its lines a "
+            "list, for example with `jq -s .`"
+        )
     if path.suffix == ".json":
         if options.config or options.split:
             raise ConfigError(f"--config and --split choose parquet files, but {path} is one list")

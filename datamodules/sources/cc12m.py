@@ -6,18 +6,19 @@ repeat from one download to the next.
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import PurePosixPath
+from typing import IO, Any, BinaryIO, cast
 
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import AlignVLMError, DataError
 
 from ..normal_form import CaptionReader
 from ..pack.source import Part
 from ..sample import SampleError
-from ..tar_walk import Damage, Member, field_name, sample_groups, walk
+from ..tar_walk import Damage, Member, field_name, sample_groups, walk_range
 from .source import SourceSample, checked_image
-from .stored_files import StoredFile
+from .stored_files import StoredFile, short_names
 
 _KEPT = ("url", "sha256")
 """Fields of a pair's json that say where the picture came from."""
@@ -43,7 +44,10 @@ class CaptionTars:
 
     def parts(self) -> list[Part]:
         """Return a part for each tar."""
-        return [Part(name=file.name, payload=(file.path,)) for file in self.files]
+        return [
+            Part(name=name, payload=(file.url, file.path, file.size))
+            for file, name in zip(self.files, short_names(self.files), strict=True)
+        ]
 
     def input_bytes(self) -> int:
         """Return the size of all tars."""
@@ -53,26 +57,37 @@ class CaptionTars:
         """Yield the pairs of a tar in its order.
 
         Raises:
-            DataError: The tar is damaged.
+            DataError: The tar is damaged, or the store that it lies in does not give it.
         """
-        path = Path(str(part.payload[0]))
-        with path.open("rb") as stream:
-            for key, members in sample_groups(_members(path)):
-                try:
-                    yield self._pair(path, key, members, stream)
-                except SampleError as error:
-                    yield error
+        url, path, size = part.payload
+        file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
+        try:
+            with closing(file.open()) as stream:
+                for key, members in sample_groups(_members(file, stream)):
+                    try:
+                        yield self._pair(file, key, members, stream)
+                    except SampleError as error:
+                        yield error
+        except (AlignVLMError, MemoryError):
+            raise
+        except Exception as error:  # each store has its own errors
+            if file.local:
+                raise
+            raise DataError(
+                f"{file.path} does not read ({type(error).__name__}: {error}); run the same command again, it goes on "
+                "where it was"
+            ) from error
 
-    def _pair(self, path: Path, key: str, members: list[Member], stream: BinaryIO) -> SourceSample:
+    def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # The tar's name makes the key unique; names of members are names only, nothing is written to them.
-        raw: dict[str, Any] = {"__key__": f"{path.stem}/{key}", "__url__": str(path)}
+        raw: dict[str, Any] = {"__key__": f"{PurePosixPath(file.name).stem}/{key}", "__url__": file.path}
         for member in members:
             stream.seek(member.data_offset)
             raw[field_name(member)] = stream.read(member.size)
         record, images, names = CaptionReader(prompt=self.prompt, source=self.source)(raw)
         kept = json.loads(raw["json"]) if "json" in raw else {}
         record["meta"] = {name: kept[name] for name in _KEPT if isinstance(kept.get(name), str)}
-        where = f"sample '{key}' in {path}"
+        where = f"sample '{key}' in {file.path}"
         return SourceSample(
             record=record,
             images=[
@@ -81,8 +96,8 @@ class CaptionTars:
         )
 
 
-def _members(path: Path) -> Iterator[Member]:
-    for found in walk(path):
+def _members(file: StoredFile, stream: IO[bytes]) -> Iterator[Member]:
+    for found in walk_range(cast(BinaryIO, stream), file.name, 0, file.size):
         if isinstance(found, Damage):
-            raise DataError(f"{path.parent / str(found)}; fetch the tar again")
+            raise DataError(f"{file.path.removesuffix(file.name)}{found}; fetch the tar again")
         yield found

@@ -51,12 +51,12 @@ class DocDownstreamArchive:
 
         Raises:
             ConfigError: A piece or a set that is asked for is missing.
-            DataError: No such file.
+            DataError: No such file, or its lines are of another schema.
         """
         if not self.pieces:
             raise ConfigError("name the pieces of the archive with --archive")
         ordered_pieces(self.pieces)
-        self.lines.check_sources()
+        self.lines.check()
         return [Part(name=self.lines.path.name, payload=(), rows=sum(1 for _ in self.lines.raw()))]
 
     def input_bytes(self) -> int:

@@ -13,9 +13,11 @@ from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
+from ..columns import LINES
 from ..normal_form import convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
+from .jsonl import parsed_lines
 from .pictures import PictureFolder
 from .source import SourceSample
 
@@ -85,12 +87,15 @@ class DocumentLines:
         record.setdefault("id", f"{self.path.stem}/{number}")
         return DocumentLine(record=record, pages=pages)
 
-    def check_sources(self) -> None:
-        """Check that the sets that are asked for are there.
+    def check(self) -> None:
+        """Check that the lines are conversations, and that the sets that are asked for are there.
 
         Raises:
-            ConfigError: One is not, with those that are.
+            ConfigError: A set is not, with those that are.
+            DataError: The lines are of another schema.
         """
+        texts = (text for _, _, text in self.raw())
+        LINES.check_records(parsed_lines(texts), "messages", where=str(self.path))
         if not self.sources:
             return
         names: Counter[str] = Counter()
@@ -142,9 +147,9 @@ class DocDownstreamFolder:
 
         Raises:
             ConfigError: A set that is asked for is not there.
-            DataError: No such file.
+            DataError: No such file, or its lines are of another schema.
         """
-        self.lines.check_sources()
+        self.lines.check()
         found = [(number, at, at + len(text)) for number, at, text in self.lines.raw()]
         pieces = [found[at : at + _PART_LINES] for at in range(0, len(found), _PART_LINES)]
         return [

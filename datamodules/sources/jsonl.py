@@ -2,11 +2,13 @@
 
 One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|image|>Total?"}, {"role":
 "assistant", "content": "12.50"}], "task_name": "qa_sft", "dataset_name": "DocVQA"}`, with optional
-`references` (accepted answers) and `lines` (text lines of the first image).
+`references` (accepted answers) and `lines` (text lines of the first image). `images` may stand for `image`, `<image>`
+for `<|image|>`, and the content of a turn may be the parts of the normal form.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..normal_form import convert_docdownstream
+from ..columns import LINES
+from ..normal_form import IMAGE_PLACEHOLDER, convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
 from ..shard_file import EXTENSIONS
+from .dialogues import IMAGE_TOKEN
 from .pictures import Picture, PictureFolder, safe_path
 from .source import SourceSample
 
@@ -56,12 +60,14 @@ class JsonlData:
 
         Raises:
             ConfigError: `start` is negative.
-            DataError: There is no such file.
+            DataError: There is no such file, or its lines are of another schema.
         """
         if self.start < 0:
             raise ConfigError(f"start={self.start}: expected 0 or more")
         if not self.path.is_file():
             raise DataError(f"no such jsonl file: {self.path}")
+        with self.path.open("rb") as stream:
+            LINES.check_records(parsed_lines(stream), "messages", where=str(self.path))
         parts: list[Part] = []
         skip = self.start
         begin = offset = records = 0
@@ -119,7 +125,7 @@ class JsonlData:
     def _sample(self, text: bytes, where: str) -> SourceSample:
         record = _parse(text, where)
         paths = _paths(record, where)
-        normal = convert_docdownstream(record, where=where)
+        normal = convert_docdownstream(_marked(record, len(paths)), where=where)
         check_record(normal, num_images=len(paths), where=where)
         return SourceSample(record=normal, images=[self._picture(path, where) for path in paths])
 
@@ -150,8 +156,29 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
     return record
 
 
+def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    """Yield what lines hold, those apart that are no JSON."""
+    for text in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(text)
+
+
+def _marked(record: dict[str, Any], num_images: int) -> dict[str, Any]:
+    """Spell LLaVA's and ms-swift's mark as ours, where it stands once for each picture and ours nowhere."""
+    turns: Any = record.get("messages")
+    plain = isinstance(turns, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
+    )
+    if not plain or any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns):
+        return record
+    if sum(turn["content"].count(IMAGE_TOKEN) for turn in turns) != num_images:
+        return record
+    spelled = [turn | {"content": turn["content"].replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)} for turn in turns]
+    return record | {"messages": spelled}
+
+
 def _paths(record: dict[str, Any], where: str) -> list[str]:
-    named = record.get("image", [])
+    named = record.get("image") or record.get("images") or []
     paths = [named] if isinstance(named, str) else named
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise SampleError(f"{where}: 'image' must be a list of paths, found {named!r:.120}")

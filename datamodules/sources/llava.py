@@ -41,15 +41,18 @@ class LLaVAList:
         """Return a part for each few thousand records.
 
         Raises:
-            DataError: The file is no JSON list.
+            DataError: The file is no JSON list, or its records are of another schema.
         """
+        pieces = slice_list(self.path)
+        for piece in pieces[:1]:
+            LLAVA.check_records(piece.load(self.path), "conversations", where=str(self.path))
         return [
             Part(
                 name=f"{self.path.name}#{piece.first}",
                 payload=(piece.first, piece.records, piece.start, piece.end),
                 rows=piece.records,
             )
-            for piece in slice_list(self.path)
+            for piece in pieces
         ]
 
     def input_bytes(self) -> int:

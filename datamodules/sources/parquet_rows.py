@@ -1,6 +1,6 @@
 """Rows of parquet files, a few at a time: a row group of pictures may be larger than the memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..columns import Schema
 from ..pack.source import Part
 from ..sample import SampleError
 from .source import SourceSample
-from .stored_files import StoredFile
+from .stored_files import StoredFile, short_names
 
 BATCH_ROWS = 8
 """Rows that are decoded together: with pictures of a megabyte, tens of megabytes of memory."""
@@ -52,7 +52,7 @@ class ParquetRows:
             counts = list(pool.map(self._group_sizes, self.files))
         return [
             Part(name=f"{name}#{group}", payload=(file.url, file.path, file.size, group), rows=rows)
-            for file, name, sizes in zip(self.files, _short_names(self.files), counts, strict=True)
+            for file, name, sizes in zip(self.files, short_names(self.files), counts, strict=True)
             for group, rows in enumerate(sizes)
         ]
 
@@ -145,14 +145,6 @@ def _parquet_file(stream: Any, file: StoredFile) -> Any:
         raise DataError(
             f"{file.path} is no whole parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
         ) from error
-
-
-def _short_names(files: Sequence[StoredFile]) -> list[str]:
-    """Names of files, with their folder where several files have one name."""
-    names = [file.name for file in files]
-    if len(set(names)) == len(names):
-        return names
-    return [file.path for file in files]
 
 
 def _first_line(error: Exception) -> str:

@@ -140,6 +140,14 @@ def choose_files(
     return list(files)
 
 
+def short_names(files: Sequence[StoredFile]) -> list[str]:
+    """Return names of files, with their folder where several files have one name."""
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    return [file.path for file in files]
+
+
 def canonical_split(name: str) -> str:
     """Return ``train``, ``val`` or ``test`` for any of their names; another name as it is."""
     return _SPLITS.get(name, name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.processing import AlignVLMProcessor
 from alignvlm_pl.models.tiny import TILE_PX, TOKENS_PER_TILE, tiny_tokenizer
 from datamodules import WebDataModule
@@ -128,6 +128,22 @@ def test_validation_has_each_sample_once(sets, processor, shards, world, workers
 def test_fewer_samples_than_a_step_needs_is_said_before_training(sets, processor):
     with pytest.raises(ConfigError, match=r"batch_size=7 on 8 ranks needs 56 samples per step.* have 48"):
         module(sets[1], processor, rank=0, world=8, batch_size=7).setup("fit")
+
+
+def test_a_source_without_sets_is_said_before_training(sets, processor):
+    data = WebDataModule(mixture={"a": {"sets": [sets[1]]}, "b": {"weight": 5}}).attach(processor)
+    with pytest.raises(ConfigError, match=r"mixture\.b\.sets names no folder"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_without_any_good_sample_ends_the_run_whatever_is_allowed(tmp_path, processor, workers):
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0") as out:
+        for _ in range(5):
+            out.add({"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}, [], [])
+    data = module(tmp_path / "set", processor, rank=0, world=1, num_workers=workers, max_unlabelled_share=1.0)
+    with pytest.raises(DataError, match="none of the first 200 samples can be trained on"):
+        train(data, epochs=1)
 
 
 @pytest.mark.slow

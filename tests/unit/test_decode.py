@@ -211,3 +211,16 @@ def test_few_samples_are_judged_mildly():
     counter.skip(bad(1), source="a")
     with pytest.raises(DataError, match="3 of 2 samples"):
         counter.skip(bad(2), source="a")
+
+
+def test_a_run_in_which_every_sample_is_bad_stops_whatever_is_allowed():
+    counter = SkipCounter(max_share=1.0, max_unlabelled=1.0)
+    for number in range(199):
+        counter.seen += 1
+        counter.skip(bad(number, UNLABELLED if number % 2 else "bad_json"), source="a")
+    counter.seen += 1
+    with pytest.raises(DataError, match=r"none of the first 200 samples.*nothing_to_learn of a.*number 199"):
+        counter.skip(bad(199), source="a")
+    counter = SkipCounter(max_share=1.0, seen=201)
+    for number in range(200):
+        counter.skip(bad(number), source="a")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
+from datamodules.decode import Decoder
 from datamodules.manifest import load_manifest
+from datamodules.sample import message_text
+from datamodules.shards import read_range
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -34,6 +38,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.root = root
         self.asked: list[tuple[str, str | None]] = []
+        self.failing = 0  # requests for files that are refused before one is answered
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -59,6 +64,10 @@ class Answer(BaseHTTPRequestHandler):
                 ]
             )
         elif match := re.fullmatch(r"/datasets/owner/set/resolve/main/(.+)", path):
+            if self.server.failing:
+                self.server.failing -= 1
+                self._send(503, b"", {})
+                return
             data = (self.server.root / match[1]).read_bytes()
             bounds = re.fullmatch(r"bytes=(\d+)-(\d+)", given or "")
             begin, end = (
@@ -109,7 +118,7 @@ def write(path: Path, count: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=count // 2)
 
 
-def prepare(hub: Hub, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def prepare(hub: Hub, out: Path, *words: str, kind: str = "bigdocs") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HUB_OFFLINE": "0",
@@ -120,7 +129,7 @@ def prepare(hub: Hub, out: Path, *words: str) -> subprocess.CompletedProcess[str
         sys.executable,
         "cli.py",
         "prepare",
-        "bigdocs",
+        kind,
         "owner/set",
         str(out),
         "--workers",
@@ -141,6 +150,35 @@ def test_a_config_of_a_hub_set_is_read_in_pieces_and_nothing_is_kept(tmp_path, h
     assert {path.rpartition("/")[2] for path, _ in fetched} == {
         "train-00000-of-00002.parquet", "train-00001-of-00002.parquet",
     }  # fmt: skip
+    assert all(given for _, given in fetched)  # never a file as a whole
+    assert not [
+        file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000
+    ]
+
+
+def test_tars_of_a_hub_set_are_read_in_pieces_through_a_failing_request(tmp_path, hub):
+    (hub.root / "data").mkdir(parents=True)
+    for shard in range(2):
+        with tarfile.open(hub.root / f"data/cc12m-train-{shard:04d}.tar", "w") as tar:
+            for key in range(30):
+                buffer = io.BytesIO()
+                Image.frombytes("RGB", (200, 200), os.urandom(120_000)).save(buffer, "PNG")
+                for ending, data in (("png", buffer.getvalue()), ("txt", f"{shard}/{key}".encode())):
+                    info = tarfile.TarInfo(f"{key:09d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    hub.failing = 1
+    done = prepare(hub, tmp_path / "out", kind="cc12m")
+    assert done.returncode == 0, done.stderr
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.num_samples, manifest.extra["skipped"], hub.failing) == (60, {}, 0)
+    answers = {message_text(Decoder()(raw).messages[-1]) for raw in read_range(manifest, 0, 60)}
+    assert answers == {f"{shard}/{key}" for shard in range(2) for key in range(30)}
+    fetched = [(path, given) for path, given in hub.asked if "/resolve/" in path]
+    assert {path.rpartition("/")[2] for path, _ in fetched} == {
+        "cc12m-train-0000.tar",
+        "cc12m-train-0001.tar",
+    }
     assert all(given for _, given in fetched)  # never a file as a whole
     assert not [
         file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000

@@ -211,3 +211,74 @@ def test_an_unknown_kind_is_answered_with_the_nearest(capsys):
         main(["jsnol"])
     assert main([]) == 0
     assert "synthetic" in capsys.readouterr().out
+
+
+IN_PARTS = [
+    {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "Question 1?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "answer 1"}]},
+]
+OTHER_FORMS = {
+    "images": {"image": None, "images": ["imgs/1.png"]},
+    "a path alone": {"image": "imgs/1.png"},
+    "another mark": {
+        "messages": [
+            {"role": "user", "content": "<image>Question 1?"},
+            {"role": "assistant", "content": "answer 1"},
+        ]
+    },
+    "parts": {"messages": IN_PARTS},
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_other_forms_of_a_conversation_are_the_same_sample(root, form):
+    write(root, line(1))
+    prepare(root, "plain")
+    write(root, line(1, **OTHER_FORMS[form]))
+    prepare(root, "other")
+    one, other = (samples(root / out)[0] for out in ("plain", "other"))
+    assert (one.messages, one.sizes) == (other.messages, other.sizes)
+    assert one.sizes == [(3, 3)]
+
+
+def test_a_mark_that_does_not_stand_for_pictures_stays_text(root):
+    turns = [
+        {"role": "user", "content": "What is <image> in HTML?"},
+        {"role": "assistant", "content": "no tag"},
+    ]
+    write(root, line(0, image=None, messages=turns))
+    prepare(root, "out")
+    (sample,) = samples(root / "out")
+    assert message_text(sample.messages[0]) == "What is <image> in HTML?"
+    assert sample.images == []
+
+
+@pytest.mark.parametrize(
+    ("command", "record", "message"),
+    [
+        ("jsonl", {"image": "a.png", "question": "?", "answer": "!"},
+         r"train\.jsonl: no column messages; .*found: answer, image, question\)\. Expected: messages, image or "
+         r"images\. No other kind"),
+        ("jsonl", {"id": 1, "image": "a.png", "conversations": []}, r"These are columns that `prepare llava` reads"),
+        ("docdownstream", {"id": 1, "conversations": []}, r"found: conversations, id.*`prepare llava` reads"),
+        ("llava", [{"messages": [], "image": "a.png"}],
+         r"train\.json: no column conversations; .*\(found: image, messages\).*`prepare jsonl` reads"),
+        ("llava", [{"sample_id": 1, "query": "", "annotations": "", "image": ""}], r"`prepare bigdocs` reads"),
+    ],
+)  # fmt: skip
+def test_records_of_another_schema_are_refused_with_what_reads_them(root, command, record, message):
+    path = root / ("train.json" if isinstance(record, list) else "train.jsonl")
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=message):
+        main([command, str(path), str(root / "out"), "--workers", "1"])
+    assert not (root / "out").exists()
+
+
+def test_one_record_of_another_schema_is_a_bad_record(root):
+    write(root, {"question": "?"}, line(1))
+    assert prepare(root, "out").extra["skipped"] == {"invalid_sample": 1}
+
+
+def test_lines_of_llava_are_no_list(root):
+    with pytest.raises(ConfigError, match=r"train\.jsonl: LLaVA's records are read from one JSON list"):
+        main(["llava", str(root / "train.jsonl"), str(root / "out")])

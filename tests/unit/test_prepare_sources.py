@@ -377,17 +377,6 @@ def test_several_processes_give_the_same_bytes(tmp_path):
     assert skipped(tmp_path / "2") == {"missing_image": 3}
 
 
-def test_tars_are_read_from_this_disk_only():
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/tars/a.tar", b"")
-    try:
-        with pytest.raises(ConfigError, match=r"read from this disk only, found memory:///tars/a\.tar"):
-            main(["cc12m", "memory://tars", "out"])
-    finally:
-        memory.rm("/tars", recursive=True)
-
-
 def test_help_of_each_kind(capsys):
     for kind in KINDS:
         with pytest.raises(SystemExit) as caught:

@@ -1,9 +1,11 @@
 """Sources of plain files: caption tars, pictures with texts beside them, LLaVA's list; good rows and all bad ones."""
 
+import gc
 import io
 import json
 import os
 import tarfile
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,13 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.sample import SampleError
-from datamodules.sources import json_list
+from datamodules.sources import json_list, sidecars
 from datamodules.sources.cc12m import CaptionTars
 from datamodules.sources.json_list import slice_list
 from datamodules.sources.llava import LLaVAList
 from datamodules.sources.pictures import PictureFolder, safe_path
 from datamodules.sources.sidecars import SidecarFolder
-from datamodules.sources.stored_files import list_files
+from datamodules.sources.stored_files import StoredFile, list_files
 from tests.unit import reading
 from tests.unit.reading import texts
 
@@ -71,6 +73,31 @@ def test_caption_pairs_of_several_runs(tmp_path):
     assert texts(samples[1]) == ["Describe.", "à la plage"]
     assert samples[0].record["meta"] == {"url": "https://example.org/000000001"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc12m-train-0000.tar", "other-0000.tar"]
+
+
+def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        write_tar(tmp_path / run / "00000.tar", pair("000000001", run))
+    raw = tars(tmp_path)
+    assert [part.name for part in raw.parts()] == [
+        str(tmp_path / run / "00000.tar") for run in ("one", "two")
+    ]
+    assert [texts(sample)[1] for sample in read(raw)[0]] == ["one", "two"]
+
+
+def test_a_store_that_fails_is_named(tmp_path, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise RuntimeError("gone")
+
+    file = StoredFile(url="memory://set/a.tar", path="memory://set/a.tar", size=10240)
+    monkeypatch.setattr(StoredFile, "open", lambda self: Broken())
+    raw = CaptionTars(files=(file,), prompt="")
+    with pytest.raises(
+        DataError, match=r"memory://set/a\.tar does not read \(RuntimeError: gone\); run the same"
+    ):
+        list(raw.read(raw.parts()[0]))
 
 
 def test_bad_caption_pairs_are_counted_by_reason(tmp_path):
@@ -181,6 +208,19 @@ def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
     assert folder(tmp_path).parts() == before
     os.utime(tmp_path / changed, ns=(1, 1))
     assert folder(tmp_path).parts() != before
+
+
+def test_parts_of_many_pictures_take_little_memory(monkeypatch):
+    names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(30_000))
+    monkeypatch.setattr(sidecars, "picture_paths", lambda root: names)
+    raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
+    tracemalloc.start()
+    parts = raw.parts()
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0] / 30_000
+    tracemalloc.stop()
+    assert sum(part.rows for part in parts) == 30_000
+    assert held < 50  # bytes a picture: 10 million in 0.5 GB
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
