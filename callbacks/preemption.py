@@ -87,6 +87,7 @@ class Preemption(pl.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         if self._agreed or (trainer.global_step % self.every_n_steps == 0 and self.asked(trainer)):
+            trainer._logger_connector.update_train_step_metrics()  # Lightning logs them behind this hook
             self._save_and_leave(trainer)
 
     def on_validation_batch_end(

@@ -38,6 +38,16 @@ class StageLoop(_FitLoop):
         self._validation_is_due = state_dict.get(_DUE, False)
         super().on_load_checkpoint(state_dict)
 
+    def reset(self) -> None:
+        """As Lightning's, which takes the epoch behind a checkpoint of an epoch's last step for that epoch's rest.
+
+        It would then count one epoch too few, and train one too many.
+        """
+        super().reset()
+        epochs: Any = self.epoch_progress.total
+        if self.restarted_mid_epoch and epochs.processed == epochs.started:
+            self.reset_restart_stage()
+
     def on_run_start(self) -> None:
         """Run the validation that is due from its first batch, before anything is trained."""
         super().on_run_start()

@@ -36,10 +36,11 @@ def stopped(
     *,
     world: int,
     stages: int,
+    steps: int = STEPS,
     strategy: str = "ddp",
 ) -> list[str]:
     """Run unbroken, then with a signal at each place; compares all that was trained, and returns where it left."""
-    command = [*write_recipe(tmp_path, steps=STEPS, stages=stages), *options]
+    command = [*write_recipe(tmp_path, steps=steps, stages=stages), *options]
     whole = fit(tmp_path / "whole", command, world=world, strategy=strategy)
     assert whole.returncode == 0, whole.stderr[-3000:]
     with_signals(tmp_path, *places)
@@ -49,7 +50,7 @@ def stopped(
         told += left_at(done.stderr)
         assert len(told) <= len(places)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert compare(tmp_path / "broken", tmp_path / "whole") == stages * STEPS * 2
+    assert compare(tmp_path / "broken", tmp_path / "whole") == stages * steps * 2
     return told
 
 
@@ -93,6 +94,23 @@ def test_two_ranks_are_stopped_in_two_stages_and_between_them(tmp_path, strategy
 
 
 @pytest.mark.slow
+def test_a_stage_of_epochs_that_is_stopped_at_their_ends_has_as_many(tmp_path):
+    places = [
+        {"place": "step", "stage": "1-first", "step": 1},
+        {"place": "validation", "stage": "1-first", "step": 2},
+        {"place": "step", "stage": "1-first", "step": 3},
+    ]
+    # Two steps an epoch; it ends with a validation.
+    options = ["--stage.max_steps=null", "--stage.epochs=2", f"--data.init_args.train=[{tmp_path}/sets/c]"]
+    told = stopped(tmp_path, places, [*options, VALIDATED[0]], world=1, stages=1, steps=4)
+    assert told == [f"left after step {step}" for step in (2, 2, 4)]
+    broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
+    for tag, steps in (("val/held/loss", [2, 4]), ("train/loss", [1, 2, 3, 4])):
+        assert figures(broken, tag) == figures(whole, tag)
+        assert [step for step, _ in figures(whole, tag)] == steps
+
+
+@pytest.mark.slow
 def test_nothing_is_left_out_of_validation_and_benchmarks(tmp_path):
     places = [
         {"place": "step", "stage": "1-first", "step": 0},
@@ -106,8 +124,9 @@ def test_nothing_is_left_out_of_validation_and_benchmarks(tmp_path):
     told = stopped(tmp_path, places, [*options, "--benchmark.every_n_steps=2"], world=1, stages=1)
     assert told == [f"left after step {step}" for step in (1, 2, 3, 3, 3)]
     broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
-    assert figures(broken, "val/held/loss") == figures(whole, "val/held/loss")
-    assert [step for step, _ in figures(whole, "val/held/loss")] == [1, 2, 3]
+    for tag in ("val/held/loss", "train/loss"):
+        assert figures(broken, tag) == figures(whole, tag)
+        assert [step for step, _ in figures(whole, tag)] == [1, 2, 3]
     assert figures(broken, "bench/held/num") == figures(whole, "bench/held/num") == [(2, 5.0), (3, 5.0)]
     assert (broken / "results.json").read_text() == (whole / "results.json").read_text()
 
