@@ -14,6 +14,8 @@ class StageLoop(_FitLoop):
     Lightning's own leaves a validation out that was to follow the step of the checkpoint. Where that step was the last
     one it does nothing at all: the benchmarks and the stage-end folder would be missing for good. Its hooks of the end
     of a fit come too late for them, as the model has left its device.
+
+    CONTRACT: callbacks/stage_transition.py puts it in place; preemption.py leaves, and saves, wherever it is asked to.
     """
 
     _validation_is_due = False
