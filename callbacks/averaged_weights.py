@@ -67,10 +67,6 @@ class AveragedWeights(WeightAveraging):
         if not self._swapped:
             self._swap_models(pl_module)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """As `on_train_end`, for a stage that was cut off before its export: then no training starts."""
-        self.on_train_end(trainer, pl_module)
-
     @contextmanager
     def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
         """Have the module hold the average."""

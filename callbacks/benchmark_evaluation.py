@@ -20,7 +20,7 @@ from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 from .answering import answer
 from .averaged_weights import averaged
 from .journal import Journal, weights_identity
-from .outputs import log_figures, show, write_run, write_set
+from .outputs import log_figures, predictions_path, show, write_run, write_set
 from .preemption import EvaluationAbandoned
 
 log = logging.getLogger(__name__)
@@ -67,13 +67,22 @@ class BenchmarkEvaluation(pl.Callback):
         self._loss: dict[int, torch.Tensor] = {}
         self._loss_problems: dict[str, list[str]] = {}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Answer the subset if it was due at the step that the run goes on from, and its predictions are not there."""
+        assert isinstance(pl_module, AlignVLMModule)
+        if self._is_due(trainer.global_step):
+            written = self.subset is not None and all(
+                predictions_path(trainer, name, whole=False).is_file()
+                for name in self._names(trainer, pl_module)
+            )
+            if not trainer.strategy.broadcast(written):
+                self._look(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Answer the subset every n optimizer steps."""
-        step = trainer.global_step
-        accumulating = trainer.fit_loop._should_accumulate()
-        if self.every_n_steps and step and step % self.every_n_steps == 0 and not accumulating:
+        if self._is_due(trainer.global_step) and not trainer.fit_loop._should_accumulate():
             self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,6 +141,9 @@ class BenchmarkEvaluation(pl.Callback):
                     ]
         log_figures(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
         return losses
+
+    def _is_due(self, step: int) -> bool:
+        return bool(self.every_n_steps and step and step % self.every_n_steps == 0)
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer the subset, unless the run is asked to stop meanwhile."""

@@ -17,7 +17,6 @@ class FrozenWeights(pl.Callback):
 
     def __init__(self) -> None:
         self._start: dict[str, int] | None = None
-        self._trained = False
 
     def state_dict(self) -> dict[str, Any]:
         """The checksums of the stage's start."""
@@ -44,17 +43,7 @@ class FrozenWeights(pl.Callback):
         Raises:
             CheckpointError: A frozen tensor changed.
         """
-        self._trained = True
         self._compare(pl_module)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare where a stage was killed between its last step and its export: then no training starts.
-
-        Raises:
-            CheckpointError: A frozen tensor changed.
-        """
-        if self._start is not None and not self._trained:
-            self._compare(pl_module)
 
     def _compare(self, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)

@@ -54,9 +54,6 @@ class LastCheckpoint(pl.Callback):
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
         self._saved_step = -1
-        self.validation_is_due = (
-            False  # after the step that is being saved (CONTRACT: callbacks/preemption.py)
-        )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -81,6 +78,8 @@ class LastCheckpoint(pl.Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._prune(trainer)
+            if trainer.fit_loop.done:  # nothing is saved any more
+                return None
             averaged = bool(getattr(getattr(pl_module, "stage", None), "ema_decay", None))
             return _no_room(folder, checkpoint_bytes(pl_module, averaged=averaged))
         except OSError as error:
@@ -91,11 +90,7 @@ class LastCheckpoint(pl.Callback):
     ) -> None:
         """Save every n optimizer steps."""
         if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
-            loop = trainer.fit_loop
-            assert loop._data_fetcher is not None, "set before the first batch"
-            self.validation_is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
             self.save(trainer)
-            self.validation_is_due = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the stage, or where it was interrupted."""

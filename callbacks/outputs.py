@@ -22,6 +22,12 @@ PAGE_PX = 1600  # longest side of a page image: legible, and a report of them st
 _SHOWN = 4
 
 
+def predictions_path(trainer: pl.Trainer, name: str, *, whole: bool) -> Path:
+    """File of the predictions of one set, of a part of it with the optimizer step."""
+    tag = "" if whole else f"-step{trainer.global_step:06d}"
+    return Path(trainer.default_root_dir) / "predictions" / f"{name}{tag}.jsonl"
+
+
 def write_set(
     trainer: pl.Trainer,
     name: str,
@@ -32,9 +38,7 @@ def write_set(
     whole: bool,
 ) -> None:
     """Write the predictions of one set, and the pages of its first samples and its worst answers."""
-    folder = Path(trainer.default_root_dir) / "predictions"
-    tag = "" if whole else f"-step{trainer.global_step:06d}"
-    write_predictions(folder / f"{name}{tag}.jsonl", scored_records(records, scored))
+    write_predictions(predictions_path(trainer, name, whole=whole), scored_records(records, scored))
     worst = scored.worst_first()[: page_images // 2]
     keys = [answer.key for answer in scored.answers[: page_images - len(worst)]]
     _write_pages(trainer, name, {*keys, *(scored.answers[index].key for index in worst)})

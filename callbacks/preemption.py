@@ -15,7 +15,6 @@ from alignvlm_pl.stop_request import EXIT_CODE, received
 from .last_checkpoint import LastCheckpoint
 
 log = logging.getLogger(__name__)
-_VALIDATION = "epoch_loop.val_loop.batch_progress"
 
 
 class Preempted(SystemExit):
@@ -39,7 +38,7 @@ class Preemption(pl.Callback):
 
     The ranks agree by one reduction of a flag. They do at the end of every n-th optimizer step, after each batch of a
     validation or a benchmark, and where a fit begins and ends; so a rank that got no signal leaves with the others.
-    A validation that is left is run again from its beginning, the answers of a benchmark are not.
+    What is left is run again from its beginning when the run goes on (stage_loop.py, benchmark_evaluation.py).
 
     CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this behind every callback that has something to do at a step's end,
     which would be lost, and before `StageTransition`, which would mark the stage as finished.
@@ -59,7 +58,6 @@ class Preemption(pl.Callback):
         self.every_n_steps = every_n_steps
         self._agreed = False
         self._first_step = 0
-        self._validating = False
 
     def asked(self, trainer: pl.Trainer) -> bool:
         """Whether any rank has been asked to stop; all ranks must call it."""
@@ -77,8 +75,10 @@ class Preemption(pl.Callback):
             self._leave(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what needs no saving: the steps of the checkpoint this run goes on from."""
+        """Note what needs no saving, the steps of the checkpoint this run goes on from; leave if asked by now."""
         self._first_step = trainer.global_step
+        if self.asked(trainer):
+            self._leave(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -87,6 +87,7 @@ class Preemption(pl.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         if self._agreed or (trainer.global_step % self.every_n_steps == 0 and self.asked(trainer)):
+            trainer._logger_connector.update_train_step_metrics()  # Lightning logs them behind this hook
             self._save_and_leave(trainer)
 
     def on_validation_batch_end(
@@ -100,27 +101,12 @@ class Preemption(pl.Callback):
     ) -> None:
         """Save the step before this validation and leave; between two micro batches of a step it is run to its end."""
         if (trainer.sanity_checking or not trainer.fit_loop._should_accumulate()) and self.asked(trainer):
-            self._validating = not trainer.sanity_checking
             self._save_and_leave(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave before the stage-end folder is written; `LastCheckpoint` has saved the last step."""
         if self.asked(trainer):
             self._leave(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Make Lightning run a validation that is being left again, from its first batch.
-
-        So that it is run whenever the run ends in it, one that only comes after the save counts as left too.
-        """
-        if self._validating or self._last.validation_is_due:
-            for counts in (
-                checkpoint["loops"]["fit_loop"][_VALIDATION][name] for name in ("total", "current")
-            ):
-                # Lightning's mark of a validation that was interrupted: a batch was started and not processed.
-                counts.update(ready=1, started=1, processed=0, completed=0)
 
     def _save_and_leave(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self._first_step:

@@ -19,6 +19,8 @@ from alignvlm_pl.part_table import part_table
 from alignvlm_pl.sharding import is_sharded
 from alignvlm_pl.stages import Stage
 
+from .stage_loop import StageLoop
+
 log = logging.getLogger(__name__)
 EXPORT_FOLDER = "hf"
 
@@ -39,7 +41,6 @@ class StageTransition(pl.Callback):
         self.max_shard_size = max_shard_size
         self.parent: dict[str, str] | None = None
         self._samples_seen: dict[str, int] = {}
-        self._exported = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Verify the parent and hand the stage to the module, before the model is built.
@@ -50,6 +51,7 @@ class StageTransition(pl.Callback):
         assert isinstance(pl_module, AlignVLMModule)
         if stage != "fit":
             return
+        trainer.fit_loop.__class__ = StageLoop  # Lightning does not ask which loop to take
         if self.stage.init_from is not None:
             # Rank 0 alone reads and hashes the weights, but all must hear of it, or the others would wait for it.
             verified = trainer.strategy.broadcast(
@@ -124,12 +126,6 @@ class StageTransition(pl.Callback):
         state = trainer.datamodule.state_dict()  # type: ignore[attr-defined]  # set by Lightning
         self._samples_seen = state.get("samples_seen", self._samples_seen)
         self._export(trainer, pl_module)
-        self._exported = True
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the folder of a stage that was killed between its last step and this: then no training starts."""
-        if not trainer.interrupted and not self._exported:
-            self._export(trainer, pl_module)
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)

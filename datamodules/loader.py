@@ -6,6 +6,7 @@ Training keeps one set of workers and one endless iterator for life: an epoch is
 """
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, islice
 from multiprocessing import parent_process
 from typing import Any
@@ -27,6 +29,7 @@ from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.tile_memory import use_tile_memory
 
+from . import roll_call
 from .collate import Batch, Collator, EncodedSample, answered_messages
 from .cursor import Cursor
 from .decode import Decoder, SkipCounter
@@ -38,6 +41,7 @@ from .slots import Sender, forget, unpack
 from .stream import TrainStream
 from .watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
 _SIGTERM = (
     {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
 )  # macOS cannot tell who sent a signal
@@ -204,7 +208,6 @@ class ShardLoader:
             dataset,
             batch_size=None,
             num_workers=num_workers,
-            worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context=start_method if num_workers else None,
             # Its own generator: evaluating more often must not change the random numbers of training.
@@ -223,8 +226,7 @@ class ShardLoader:
         if self._iterator is None or not self._endless:
             # Tokenizers must not run threads in forked workers, and warn unless told so.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
-                self._iterator = iter(self._loader)
+            self._start()
         self._epoch += 1
         epoch = self._epoch
         try:
@@ -236,6 +238,27 @@ class ShardLoader:
         finally:
             if not self._endless and epoch == self._epoch:  # an evaluation that was left
                 self.close()
+
+    def _start(self) -> None:
+        """Start the workers, and again where one hangs in its start: nothing has been taken from them yet."""
+        loader = self._loader
+        called = loader.num_workers > 0 and roll_call.forks(loader.multiprocessing_context)
+        seeds = loader.generator.get_state()
+        for attempt in range(1, roll_call.ATTEMPTS + 1):
+            call = roll_call.RollCall() if called else None
+            loader.worker_init_fn = partial(_start_worker, call=call)
+            with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
+                self._iterator = iter(loader)
+            if call is None or call.complete(loader.num_workers, seconds=roll_call.START_SECONDS):
+                return
+            if attempt < roll_call.ATTEMPTS:  # the last ones are left to the watchdog
+                logger.warning(
+                    "a data worker has not started within %.0f s; all are started again (python/cpython#112275, fixed "
+                    "in Python 3.12)",
+                    roll_call.START_SECONDS,
+                )
+                self.close()
+                loader.generator.set_state(seeds)
 
     def _batches(self) -> Iterator[Batch]:
         while (item := self._next()) is not None:
@@ -340,8 +363,10 @@ def _held_back(signals: Collection[signal.Signals]) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(worker: int, *, call: "roll_call.RollCall | None") -> None:
     """Keep freed memory, and leave signals to the main process: a worker must not save a checkpoint or requeue."""
+    if call is not None:
+        call.answer()
     keep_freed_memory()
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):

@@ -16,13 +16,13 @@ VALIDATED = ["--trainer.limit_val_batches=1.0", "--trainer.check_val_every_n_epo
 LOOKS = ["--benchmark.every_n_steps=2", "--benchmark.subset=4", "--benchmark.max_new_tokens=2"]
 
 
-def validations(run: Path) -> list[tuple[int, float]]:
-    """Step and loss of each validation of a stage."""
+def figures(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Steps and values of a tag of TensorBoard; what two processes have said alike stands there once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("val/held/loss")]
+    return sorted({(event.step, event.value) for event in events.Scalars(tag)})
 
 
 def left_at(text: str) -> list[str]:
@@ -36,10 +36,11 @@ def stopped(
     *,
     world: int,
     stages: int,
+    steps: int = STEPS,
     strategy: str = "ddp",
 ) -> list[str]:
     """Run unbroken, then with a signal at each place; compares all that was trained, and returns where it left."""
-    command = [*write_recipe(tmp_path, steps=STEPS, stages=stages), *options]
+    command = [*write_recipe(tmp_path, steps=steps, stages=stages), *options]
     whole = fit(tmp_path / "whole", command, world=world, strategy=strategy)
     assert whole.returncode == 0, whole.stderr[-3000:]
     with_signals(tmp_path, *places)
@@ -49,7 +50,7 @@ def stopped(
         told += left_at(done.stderr)
         assert len(told) <= len(places)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert compare(tmp_path / "broken", tmp_path / "whole") == stages * STEPS * 2
+    assert compare(tmp_path / "broken", tmp_path / "whole") == stages * steps * 2
     return told
 
 
@@ -71,51 +72,63 @@ def test_a_signal_anywhere_leaves_with_85_and_nothing_is_trained_twice(tmp_path)
 
 
 @pytest.mark.slow
-def test_validation_is_left_at_its_next_batch_and_run_again(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
+def test_two_ranks_are_stopped_in_two_stages_and_between_them(tmp_path, strategy):
     places = [
-        {"place": "validation", "stage": "1-first", "step": 1},
-        {"place": "validation", "stage": "1-first", "step": 2, "rank": 1, "signals": ["SIGTERM"]},
+        {"place": "step", "stage": "1-first", "step": 1, "rank": 1},  # a benchmark was to follow it
+        {"place": "saving", "stage": "1-first", "step": 2, "rank": 1, "signals": ["SIGTERM", "SIGUSR1"]},
+        {"place": "fit_end", "stage": "1-first", "step": 3, "rank": 1, "signals": ["SIGTERM"]},
+        {"place": "validation", "stage": "2-second", "step": 1, "rank": 1, "signals": ["SIGTERM"]},
+        {"place": "step", "stage": "2-second", "step": 1, "group": True},  # twice in a row
     ]
     # Two ranks take a step in one micro batch.
-    told = stopped(tmp_path, places, [*VALIDATED, "--trainer.val_check_interval=1"], world=2, stages=1)
-    assert told == ["left after step 1", "left after step 2"]
-    found = validations(tmp_path / "broken" / "1-first")
-    assert found == validations(tmp_path / "whole" / "1-first")
-    assert [step for step, _ in found] == [1, 2, 3]
+    options = [*VALIDATED, "--trainer.val_check_interval=1", *LOOKS]
+    told = stopped(tmp_path, places, options, world=2, stages=2, strategy=strategy)
+    assert told == [f"left after step {step}" for step in (2, 3, 1, 2)], "that while saving adds no stop"
+    for stage in ("1-first", "2-second"):
+        broken, whole = (tmp_path / name / stage for name in ("broken", "whole"))
+        assert figures(broken, "val/held/loss") == figures(whole, "val/held/loss")
+        assert [step for step, _ in figures(whole, "val/held/loss")] == [1, 2, 3]
+        look = "predictions/held-step000002.jsonl"
+        assert (broken / look).read_text() == (whole / look).read_text()
 
 
 @pytest.mark.slow
-def test_a_validation_is_run_again_also_where_its_step_was_just_saved(tmp_path):
-    places = [{"place": "validation", "stage": "1-first", "step": 2}]
-    options = [*VALIDATED, "--trainer.val_check_interval=2", "--checkpoint_every_n_steps=1"]
-    assert stopped(tmp_path, places, options, world=1, stages=1) == ["left after step 2"]
-    found = validations(tmp_path / "broken" / "1-first")
-    assert found == validations(tmp_path / "whole" / "1-first")
-    assert [step for step, _ in found] == [1, 2, 3]
-
-
-@pytest.mark.slow
-def test_one_rank_s_signal_stops_all_and_cuts_the_benchmarks_short(tmp_path):
+def test_a_stage_of_epochs_that_is_stopped_at_their_ends_has_as_many(tmp_path):
     places = [
-        {"place": "step", "stage": "1-first", "step": 1, "rank": 1},
-        {"place": "fit_end", "stage": "1-first", "step": 3, "rank": 1, "signals": ["SIGTERM"]},
-        {"place": "step", "stage": "2-second", "step": 2, "group": True},
+        {"place": "step", "stage": "1-first", "step": 1},
+        {"place": "validation", "stage": "1-first", "step": 2},
+        {"place": "step", "stage": "1-first", "step": 3},
     ]
-    told = stopped(tmp_path, places, LOOKS, world=2, stages=2)
-    assert told == ["left after step 2", "left after step 3", "left after step 3"]
-    looks = {run: sorted((tmp_path / run).rglob("held-step*.jsonl")) for run in ("whole", "broken")}
-    assert [path.parts[-3] for path in looks["whole"]] == ["1-first", "2-second"]
-    assert [path.parts[-3] for path in looks["broken"]] == ["2-second"], "the first look is cut short"
+    # Two steps an epoch; it ends with a validation.
+    options = ["--stage.max_steps=null", "--stage.epochs=2", f"--data.init_args.train=[{tmp_path}/sets/c]"]
+    told = stopped(tmp_path, places, [*options, VALIDATED[0]], world=1, stages=1, steps=4)
+    assert told == [f"left after step {step}" for step in (2, 2, 4)]
+    broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
+    for tag, steps in (("val/held/loss", [2, 4]), ("train/loss", [1, 2, 3, 4])):
+        assert figures(broken, tag) == figures(whole, tag)
+        assert [step for step, _ in figures(whole, tag)] == steps
 
 
 @pytest.mark.slow
-def test_a_sharded_run_is_stopped_by_one_rank_s_signal(tmp_path):
+def test_nothing_is_left_out_of_validation_and_benchmarks(tmp_path):
     places = [
-        {"place": "step", "stage": "1-first", "step": 0, "rank": 1},
-        {"place": "saving", "stage": "1-first", "step": 1, "rank": 1, "signals": ["SIGTERM"]},
+        {"place": "step", "stage": "1-first", "step": 0},
+        {"place": "validation", "stage": "1-first", "step": 2},
+        {"place": "step", "stage": "1-first", "step": 2},  # the last one
+        {"place": "validation", "stage": "1-first", "step": 3},
+        {"place": "train_end", "stage": "1-first", "step": 3},
     ]
-    told = stopped(tmp_path, places, [], world=2, stages=1, strategy=SHARDED)
-    assert told == ["left after step 1"]
+    options = [*VALIDATED, "--trainer.val_check_interval=2", "--checkpoint_every_n_steps=2"]
+    options += ["--benchmark.at_stage_end=true", "--benchmark.subset=null", "--benchmark.max_new_tokens=2"]
+    told = stopped(tmp_path, places, [*options, "--benchmark.every_n_steps=2"], world=1, stages=1)
+    assert told == [f"left after step {step}" for step in (1, 2, 3, 3, 3)]
+    broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
+    for tag in ("val/held/loss", "train/loss"):
+        assert figures(broken, tag) == figures(whole, tag)
+        assert [step for step, _ in figures(whole, tag)] == [1, 2, 3]
+    assert figures(broken, "bench/held/num") == figures(whole, "bench/held/num") == [(2, 5.0), (3, 5.0)]
+    assert (broken / "results.json").read_text() == (whole / "results.json").read_text()
 
 
 def test_a_requeued_job_that_finds_its_stage_finished_ends_well(world, tmp_path, monkeypatch, capsys):
