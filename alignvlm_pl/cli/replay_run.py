@@ -46,7 +46,10 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
     parser.add_class_arguments(AlignVLMModule, "model")
     parser.add_subclass_arguments(WebDataModule, "data")
     parser.add_class_arguments(Stage, "stage")
-    parsed = parser.parse_object({name: config[name] for name in ("model", "data", "stage")})
+    values = {name: config[name] for name in ("model", "data", "stage")}
+    if head["device"] != "cpu":
+        values["model"] = _computed_anywhere(values["model"])
+    parsed = parser.parse_object(values)
     built = parser.instantiate(parsed)
     module, data = built.model, built.data
     module.begin_stage(built.stage)
@@ -119,6 +122,14 @@ def compute(
         own = with_losses({"of": micro.batch["sources"]}, torch.cat(figures).tolist())
         found.append(replace(micro, own=own))
     return found, weights
+
+
+def _computed_anywhere(model: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model without those that name who computes it, which a CPU may not be able to."""
+    spec = model["spec"]
+    connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
+    own = {"spec": {**spec, "connector": connector}, "loss_backend": "auto", "compile": None}
+    return {**model, **own}
 
 
 def _rows(training: Training, entry: "Entry", verified: set[str]) -> Iterator[list[EncodedSample]]:
