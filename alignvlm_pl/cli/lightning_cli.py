@@ -370,7 +370,7 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.write_text("x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a rank of another machine may have the same number
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; set another run_dir") from error
 

@@ -101,6 +101,20 @@ def test_sizes_and_intervals_that_cannot_be_meant(world, tmp_path, capsys, optio
     assert message in error_of(capsys, world.run("fit", *options, f"--{option}"))
 
 
+def test_ranks_of_two_machines_that_share_a_process_number_look_at_one_folder(tmp_path, monkeypatch):
+    from alignvlm_pl.cli.lightning_cli import _check_writable
+
+    write_text = Path.write_text
+
+    def and_the_other_removes_it(self: Path, text: str) -> int:
+        written = write_text(self, text)
+        self.unlink()
+        return written
+
+    monkeypatch.setattr(Path, "write_text", and_the_other_removes_it)
+    _check_writable(tmp_path)
+
+
 def test_a_cpu_is_one_device_whatever_else_the_machine_has(monkeypatch):
     from alignvlm_pl.cli.lightning_cli import _count
 
