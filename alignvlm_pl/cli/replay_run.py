@@ -103,7 +103,7 @@ def compute(
     seed = config.get("seed_everything")
     pl.seed_everything(seed if isinstance(seed, int) else 0, verbose=False)
     assert module.stage is not None
-    doubt = _initial_doubt(module, head, seed)
+    doubt = _initial_doubt(module, head, config)
     weights = replay_weights.choose(run, step, given=given, initial_doubt=doubt, stage=module.stage)
     module.configure_model()
     replay_weights.load(module, weights)
@@ -155,13 +155,17 @@ def _rows(training: Training, entry: "Entry", verified: set[str]) -> Iterator[li
         yield row
 
 
-def _initial_doubt(module: AlignVLMModule, head: Any, seed: Any) -> str:
+def _initial_doubt(module: AlignVLMModule, head: Any, config: dict[str, Any]) -> str:
     """Why the weights that the stage began with may not be built again."""
+    seed, strategy = config.get("seed_everything"), config["trainer"].get("strategy")
+    kind = strategy["class_path"] if isinstance(strategy, dict) else ""
     if module.stage is not None and module.stage.init_from is None and module.weights is None:
         if not isinstance(seed, int):
             return f"seed_everything was {seed}, so what started at random cannot be had again"
         if head["device"] != "cpu":
             return f"what started at random was drawn on {head['device']}"
+        if kind.startswith("alignvlm_pl."):  # those that shard (models/on_meta.py)
+            return f"what started at random was drawn in another order under {kind}"
     return ""
 
 

@@ -176,6 +176,21 @@ def test_a_run_with_kernels_of_a_gpu_is_rebuilt_on_a_cpu(whole, tmp_path, capsys
     assert found["recomputed"] == pytest.approx(found["recorded"], rel=1e-6)
 
 
+def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
+    trainer = yaml.safe_load((world.root / "cpu.yaml").read_text())
+    trainer["strategy"] = {"class_path": "alignvlm_pl.parallel.ShardedStrategy"}
+    (tmp_path / "trainer.yaml").write_text(yaml.safe_dump({**trainer, "devices": 2}))
+    options = world.options(
+        f"--trainer={tmp_path / 'trainer.yaml'}", "--benchmark.at_stage_end=false", "--stage.max_steps=1"
+    )
+    done = process("cli.py", "fit", *options, "--run_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = replay(capsys, tmp_path / "run", 1)
+    assert not found["weights_of_the_step"]
+    assert "drawn in another order under alignvlm_pl.parallel.ShardedStrategy" in found["weights"]
+    assert found["recomputed"] != found["recorded"]
+
+
 def error(capsys: pytest.CaptureFixture, *options: Any) -> str:
     capsys.readouterr()
     assert main(["replay", *map(str, options)]) == 1
