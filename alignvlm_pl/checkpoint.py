@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +19,10 @@ from .models.whole_weights import FILE_SIZE
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
 _RECORDED = ("stage", "processor", "weights_sha256")
+_INPUT = ("chat_template", "tiling", "tokens_per_tile", "spell_answers")
+"""Keys of a contract (`checkpoint_contents.contract`) that say how pages and conversations become tokens."""
+
+log = logging.getLogger(__name__)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -99,7 +104,18 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the folder is not one, or its weights are not the recorded ones.
     """
-    path = Path(folder)
+    path, record = Path(folder), _stated(Path(folder))
+    found = weights_sha256(path)
+    if found != record["weights_sha256"]:
+        raise CheckpointError(
+            f"weights in {path} have sha256 {found[:12]}…, its {RECORD} says {record['weights_sha256'][:12]}…: "
+            "the files were changed or damaged; run the stage that wrote them again"
+        )
+    return record
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The record as it stands there."""
     if not (path / RECORD).is_file():
         raise CheckpointError(
             f"{path} has no {RECORD}: expected the hf/ folder that a finished stage leaves behind"
@@ -114,12 +130,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if missing or not isinstance(record, dict):
         raise CheckpointError(
             f"{path / RECORD} lacks {', '.join(missing)}; run the stage that wrote it again"
-        )
-    found = weights_sha256(path)
-    if found != record["weights_sha256"]:
-        raise CheckpointError(
-            f"weights in {path} have sha256 {found[:12]}…, its {RECORD} says {record['weights_sha256'][:12]}…: "
-            "the files were changed or damaged; run the stage that wrote them again"
         )
     return record
 
@@ -167,3 +177,33 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
         )
     check_contract(record["processor"], contract, source=str(folder))
     return record
+
+
+def check_given(folder: str | Path, contract: Mapping[str, Any], *, tell: bool = True) -> None:
+    """Check the folder of `model.weights`, where a stage has written it.
+
+    How a page and a conversation become tokens may be changed on purpose, such as to train on larger pages: that is
+    told. What the weights cannot be used without is checked.
+
+    Args:
+        folder: The folder.
+        contract: Of the model that will load it (`checkpoint_contents.contract`).
+        tell: Whether this process is the one that says what differs.
+
+    Raises:
+        CheckpointError: Naming both values, if they were trained with another tokenizer, connector or vision feature.
+    """
+    if not (Path(folder) / RECORD).is_file():
+        return
+    found, source = _stated(Path(folder))["processor"], f"model.weights={folder}"
+    free, bound = ([_part(c, free) for c in (found, contract)] for free in (True, False))
+    check_contract(*bound, source=source)
+    try:
+        check_contract(*free, source=source)
+    except CheckpointError as difference:
+        if tell:
+            log.warning("%s, unless it is to be trained with this one", difference)
+
+
+def _part(contract: Mapping[str, Any], free: bool) -> dict[str, Any]:
+    return {key: value for key, value in contract.items() if (key in _INPUT) is free}

@@ -1,10 +1,11 @@
 """What a checkpoint and a stage-end folder say about themselves, and what is refused because of it."""
 
+import contextlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import __version__
@@ -20,6 +21,10 @@ CONTENTS = "contents"
 """Key of a checkpoint."""
 
 _VERSION = 1
+_LIBRARIES = (
+    *("torch", "lightning", "transformers", "tokenizers", "numpy", "pillow"),
+    *("peft", "bitsandbytes", "deepspeed", "liger_kernel", "triton", "flash_attn"),  # extras
+)
 _KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "adam_beta2")
 """Settings of a stage that a resumed optimizer brings back, whatever the configuration says now."""
 
@@ -36,9 +41,12 @@ def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of this project, Python, and the libraries that decide what is computed."""
-    libraries = {name: version(name) for name in ("torch", "lightning", "transformers")}
-    return {"alignvlm_pl": __version__, "python": platform.python_version(), **libraries}
+    """Versions of this project, Python, and those of the libraries that decide what is computed which are installed."""
+    found = {"alignvlm_pl": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def describe(

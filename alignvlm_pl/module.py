@@ -13,7 +13,7 @@ from torch import Tensor
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .adapters import attach_adapters
 from .allocator import keep_freed_memory
-from .checkpoint import compare_states
+from .checkpoint import check_given, compare_states
 from .checkpoint_contents import CONTENTS, check_contract, check_stage, contract
 from .errors import CheckpointError, ConfigError
 from .flops import Work, work_of
@@ -123,6 +123,8 @@ class AlignVLMModule(pl.LightningModule):
         if self.model is not None:
             return
         folder = (self.stage.init_from if self.stage else None) or self.weights
+        if folder is not None and folder == self.weights:
+            check_given(folder, self.contract, tell=self.global_rank == 0)
         strategy = self._trainer.strategy if self._trainer is not None else None
         if strategy is not None:
             refuse_unknown(strategy)

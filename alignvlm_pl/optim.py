@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor
 from .sharding import whole
 from .stages import PARTS, Stage
 
+_MATRIX = ("weight", "proj")
+"""Ends of the names of matrices: `weight` in a layer, `proj` where transformers stacks those of experts."""
+
 
 def freeze(model: nn.Module, stage: Stage) -> None:
     """Apply the stage's freeze table. CONTRACT: called before a strategy wraps the model (`module.configure_model`)."""
@@ -27,7 +30,8 @@ def set_modes(model: nn.Module, stage: Stage) -> None:
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     """Groups `<part>/decay` and `<part>/no_decay` with their learning rates; frozen parameters are in none.
 
-    Norms, biases and embeddings (a head tied to them included) are not decayed.
+    Norms, biases and embeddings are not decayed: a head tied to the table and tables without a module of their own
+    (positions, learned queries, class tokens) included.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = []
@@ -35,9 +39,9 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         if not rate:
             continue
         named: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
-        for parameter in getattr(model, PARTS[part]).parameters():
+        for name, parameter in getattr(model, PARTS[part]).named_parameters():
             if parameter.requires_grad:
-                plain = parameter.ndim < 2 or id(parameter) in embeddings
+                plain = parameter.ndim < 2 or id(parameter) in embeddings or not name.endswith(_MATRIX)
                 named["no_decay" if plain else "decay"].append(parameter)
         for kind, parameters in named.items():
             if parameters:

@@ -98,8 +98,13 @@ class Stage:
             raise ConfigError(f"stage.min_lr_share={self.min_lr_share}: expected a share in [0, 1]")
         if not 0 <= self.adam_beta2 < 1:
             raise ConfigError(f"stage.adam_beta2={self.adam_beta2}: expected a share in [0, 1)")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ConfigError(f"stage.max_minutes={self.max_minutes}: expected more than 0, or null")
+        for field in ("max_minutes", "gradient_clip_norm"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ConfigError(f"stage.{field}={value}: expected more than 0, or null")
+        for field in ("weight_decay", "readout_weight"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 0")
         if self.calibrate is not None:
             _check_calibration(self.calibrate)
             if not self.lr_connector:
@@ -108,7 +113,7 @@ class Stage:
                     "set lr_connector, or calibrate to null"
                 )
         for part, rate in self.learning_rates.items():
-            if rate is not None and rate < 0:
+            if rate is not None and not rate >= 0:
                 raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
         self._check_adapters()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -4,23 +4,31 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
+from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.module import AlignVLMModule
 
 log = logging.getLogger(__name__)
 _REFRESH_S = 2.0
 """Shortest time between two looks at the loss: reading it waits for the device."""
 _SHOWN = {  # tag -> name in the bar, format
+    "perf/tokens_per_s": ("tokens/s", "{:.0f}"),
     "perf/tiles_per_s": ("tiles/s", "{:.1f}"),
     "perf/mfu": ("MFU", "{:.1%}"),
     "data/wait_share": ("wait", "{:.0%}"),
     "data/padding_share": ("padding", "{:.0%}"),
     "perf/memory_gib": ("GiB", "{:.1f}"),
+}
+_SHOWN_OF_EACH = {  # beginning of the tags of sources or parts -> what stands before their names, format
+    "train/loss/": ("loss", "{:.3f}"),
+    "train/gradient_norm/": ("norm", "{:.3g}"),
+    "lr/": ("lr", "{:.2g}"),
 }
 
 
@@ -28,11 +36,16 @@ class TrainingProgress(RichProgressBar):
     """Show how training goes.
 
     Args:
-        every_n_steps: Interval in optimizer steps of the plain lines, and of the tokens per second. What else the bar
-            shows is as new as TensorBoard's (`trainer.log_every_n_steps`).
+        every_n_steps: Interval in optimizer steps of the plain lines, with their tokens per second. What the bar shows
+            is as new as TensorBoard's (`trainer.log_every_n_steps`).
+
+    Raises:
+        ConfigError: `every_n_steps` is less than 1.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"progress.every_n_steps={every_n_steps}: expected at least 1")
         super().__init__(leave=True)
         self.every_n_steps = every_n_steps
         self._tokens = 0
@@ -87,7 +100,6 @@ class TrainingProgress(RichProgressBar):
             self._fields = {
                 "stage": pl_module.stage.name,
                 "loss": f"{float(pl_module.last_loss):.3f}",
-                "tokens/s": f"{self._tokens_per_s:.0f}",
                 **shown(latest(trainer)),
                 "ETA": str(eta),
             }
@@ -112,15 +124,18 @@ class TrainingProgress(RichProgressBar):
         )
 
 
-def latest(trainer: pl.Trainer) -> dict[str, float]:
-    """What the callbacks that measure have logged last, by tag."""
-    return {
-        tag: value
-        for callback in cast(Any, trainer).callbacks
-        for tag, value in getattr(callback, "latest", {}).items()
-    }
+def latest(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the callbacks that measure and the module have logged last, by tag."""
+    logged: dict[str, Any] = {**trainer.logged_metrics}
+    for callback in cast(Any, trainer).callbacks:
+        logged |= getattr(callback, "latest", {})
+    return logged
 
 
-def shown(values: dict[str, float]) -> dict[str, str]:
-    """Fields of the bar, of what there is."""
-    return {name: form.format(values[tag]) for tag, (name, form) in _SHOWN.items() if tag in values}
+def shown(values: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of the bar, of what there is; reading them may wait for the device."""
+    fields = {name: form.format(values[tag]) for tag, (name, form) in _SHOWN.items() if tag in values}
+    for start, (name, form) in _SHOWN_OF_EACH.items():
+        of_each = {tag.removeprefix(start): value for tag, value in values.items() if tag.startswith(start)}
+        fields |= {f"{name} {of}": form.format(float(value)) for of, value in of_each.items()}
+    return fields

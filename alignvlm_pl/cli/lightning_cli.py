@@ -197,9 +197,7 @@ class AlignCLI(LightningCLI):
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
         check_trainer(config.trainer)
-        check_allocation(
-            os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer.devices)
-        )
+        check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer))
         if self.subcommand == "fit":
             check_fit(config)
             if not config.stage.name:
@@ -327,7 +325,7 @@ class AlignCLI(LightningCLI):
 
 def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
     """Settings of the trainer that follow from the stage."""
-    num_devices = _count(trainer["devices"]) * trainer["num_nodes"]
+    num_devices = _count(trainer) * trainer["num_nodes"]
     return {
         "max_steps": stage.max_steps or -1,
         "max_epochs": -1 if stage.max_steps else stage.epochs,
@@ -336,14 +334,28 @@ def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -
     }
 
 
-def _count(devices: Any) -> int:
-    """Number of devices behind a `trainer.devices` setting, "auto" by what the machine has."""
+def _count(trainer: Any) -> int:
+    """Number of devices a node behind the trainer's settings, "auto" by what the machine has.
+
+    Raises:
+        ConfigError: They say none.
+    """
+    devices = trainer["devices"]
+    if isinstance(devices, str) and "," in devices:  # "0,1"
+        devices = [word for word in devices.split(",") if word.strip()]
     if isinstance(devices, (list, tuple)):
-        return len(devices)
+        devices = len(devices)
     if str(devices) in ("auto", "-1"):
+        if trainer["accelerator"] == "cpu":
+            return 1  # as Lightning has it, whatever else the machine has
         import torch
 
         return max(torch.cuda.device_count(), 1)
+    for name, value in (("devices", devices), ("num_nodes", trainer["num_nodes"])):
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ConfigError(
+                f"trainer.{name}={trainer[name]}: expected at least 1 (devices also: a list, or auto)"
+            )
     return int(devices)
 
 
@@ -358,7 +370,7 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.write_text("x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a rank of another machine may have the same number
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; set another run_dir") from error
 

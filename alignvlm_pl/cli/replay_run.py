@@ -46,7 +46,10 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
     parser.add_class_arguments(AlignVLMModule, "model")
     parser.add_subclass_arguments(WebDataModule, "data")
     parser.add_class_arguments(Stage, "stage")
-    parsed = parser.parse_object({name: config[name] for name in ("model", "data", "stage")})
+    values = {name: config[name] for name in ("model", "data", "stage")}
+    if head["device"] != "cpu":
+        values["model"] = _computed_anywhere(values["model"])
+    parsed = parser.parse_object(values)
     built = parser.instantiate(parsed)
     module, data = built.model, built.data
     module.begin_stage(built.stage)
@@ -100,7 +103,7 @@ def compute(
     seed = config.get("seed_everything")
     pl.seed_everything(seed if isinstance(seed, int) else 0, verbose=False)
     assert module.stage is not None
-    doubt = _initial_doubt(module, head, seed)
+    doubt = _initial_doubt(module, head, config)
     weights = replay_weights.choose(run, step, given=given, initial_doubt=doubt, stage=module.stage)
     module.configure_model()
     replay_weights.load(module, weights)
@@ -119,6 +122,14 @@ def compute(
         own = with_losses({"of": micro.batch["sources"]}, torch.cat(figures).tolist())
         found.append(replace(micro, own=own))
     return found, weights
+
+
+def _computed_anywhere(model: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model without those that name who computes it, which a CPU may not be able to."""
+    spec = model["spec"]
+    connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
+    own = {"spec": {**spec, "connector": connector}, "loss_backend": "auto", "compile": None}
+    return {**model, **own}
 
 
 def _rows(training: Training, entry: "Entry", verified: set[str]) -> Iterator[list[EncodedSample]]:
@@ -144,13 +155,17 @@ def _rows(training: Training, entry: "Entry", verified: set[str]) -> Iterator[li
         yield row
 
 
-def _initial_doubt(module: AlignVLMModule, head: Any, seed: Any) -> str:
+def _initial_doubt(module: AlignVLMModule, head: Any, config: dict[str, Any]) -> str:
     """Why the weights that the stage began with may not be built again."""
+    seed, strategy = config.get("seed_everything"), config["trainer"].get("strategy")
+    kind = strategy["class_path"] if isinstance(strategy, dict) else ""
     if module.stage is not None and module.stage.init_from is None and module.weights is None:
         if not isinstance(seed, int):
             return f"seed_everything was {seed}, so what started at random cannot be had again"
         if head["device"] != "cpu":
             return f"what started at random was drawn on {head['device']}"
+        if kind.startswith("alignvlm_pl."):  # those that shard (models/on_meta.py)
+            return f"what started at random was drawn in another order under {kind}"
     return ""
 
 

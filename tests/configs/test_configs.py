@@ -207,6 +207,14 @@ def test_global_batch_divides_on_every_cluster(recipe: str, cluster: str) -> Non
         assert accumulation(wanted, batch_size, num_devices) * batch_size * num_devices == wanted
 
 
+@pytest.mark.parametrize("recipe", ["llama3.2-3b", "llama3.1-8b", "vcr-3b", "low-data-3b"])
+def test_models_that_do_not_fit_a_gpu_are_shared_out(recipe: str) -> None:
+    """20 bytes a trained parameter under ddp (docs/cluster.md): 80 GB for the 3B model."""
+    path = CONFIGS / "recipe" / f"{recipe}.yaml"
+    strategy = _load((path.parent / _load(path)["trainer"]).resolve())["strategy"]
+    assert strategy["class_path"] == "alignvlm_pl.parallel.ShardedStrategy"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", _files("recipe"), ids=_ids)
 def test_every_stage_of_a_recipe_parses_as_a_command_line(

@@ -86,6 +86,45 @@ def test_parts_of_the_model_that_do_not_exist(world, tmp_path, capsys, option, m
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer.devices=0", "trainer.devices=0: expected at least 1"),
+        ("trainer.devices=two", "trainer.devices=two: expected at least 1"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0: expected at least 1"),
+        ("trainer.devices=0,1", "is not a multiple of data batch_size 2 x 2 devices = 4"),
+        ("progress.every_n_steps=0", "progress.every_n_steps=0: expected at least 1"),
+    ],
+)
+def test_sizes_and_intervals_that_cannot_be_meant(world, tmp_path, capsys, option, message):
+    options = ["--run_dir", tmp_path / "run", "--stage.global_batch_size=6"]
+    assert message in error_of(capsys, world.run("fit", *options, f"--{option}"))
+
+
+def test_ranks_of_two_machines_that_share_a_process_number_look_at_one_folder(tmp_path, monkeypatch):
+    from alignvlm_pl.cli.lightning_cli import _check_writable
+
+    write_text = Path.write_text
+
+    def and_the_other_removes_it(self: Path, text: str) -> int:
+        written = write_text(self, text)
+        self.unlink()
+        return written
+
+    monkeypatch.setattr(Path, "write_text", and_the_other_removes_it)
+    _check_writable(tmp_path)
+
+
+def test_a_cpu_is_one_device_whatever_else_the_machine_has(monkeypatch):
+    from alignvlm_pl.cli.lightning_cli import _count
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    found = {
+        name: _count({"accelerator": name, "devices": "auto", "num_nodes": 1}) for name in ("cpu", "gpu")
+    }
+    assert found == {"cpu": 1, "gpu": 8}
+
+
 def test_changed_parent_weights(world, trained, tmp_path, capsys):
     parent = tmp_path / "hf"
     shutil.copytree(trained / "hf", parent)

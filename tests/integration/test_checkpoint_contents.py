@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ def test_a_checkpoint_describes_its_model_stage_data_and_libraries(world, traine
     assert found["samples_seen"] == {"made": 2 * 4}
     assert found["versions"]["torch"] == torch.__version__
     assert {"alignvlm_pl", "python", "lightning", "transformers"} < set(found["versions"])
+    assert found["versions"]["pillow"] == PIL.__version__, "it cuts the tiles"
     processor = found["processor"]
     assert processor["tiling"]["tile_height"] == 56
     assert processor["tokens_per_tile"] == 16
@@ -163,11 +165,28 @@ def test_another_tokenizer_is_refused(world, trained, tmp_path, capsys):
     (tokenizer / "tokenizer.json").write_text(json.dumps(content))
     assert Tokenizer.from_file(str(tokenizer / "tokenizer.json")).encode("a").ids == [vocabulary["a"]]
     option = f"--model.spec.llm.tokenizer={tokenizer}"
-    for source in (f"--ckpt_path={trained / LAST}", f"--stage.init_from={trained / 'hf'}"):
+    folder = trained / "hf"
+    for source in (
+        f"--ckpt_path={trained / LAST}",
+        f"--stage.init_from={folder}",
+        f"--model.weights={folder}",
+    ):
         error = error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", source, option))
         assert (
             f"trained with tokenizer {contents(trained)['processor']['tokenizer']}, the model has " in error
         )
+
+
+def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path, capsys, caplog):
+    given = f"--model.weights={trained / 'hf'}"
+    world.fit(tmp_path / "same", given, "--stage.max_steps=1")
+    assert "model.weights" not in caplog.text
+    world.fit(tmp_path / "larger", given, "--stage.max_steps=1", "--model.spec.tiling.max_tiles=2")
+    assert "hf was trained with tiling.max_tiles 4, the model has 2." in caplog.text
+    option = "--model.spec.connector={type: align, eps: 1e-3}"
+    for command in ("fit", "test"):
+        status = world.run(command, "--run_dir", tmp_path / "run", given, option)
+        assert "hf was trained with connector.eps 1e-05, the model has 0.001" in error_of(capsys, status)
 
 
 @pytest.mark.parametrize(

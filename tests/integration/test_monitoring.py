@@ -152,10 +152,20 @@ def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, cap
 
 
 def test_the_bar_shows_what_the_callbacks_have_logged_last():
-    callbacks = [SimpleNamespace(latest={"perf/mfu": 0.123, "lr/llm": 1.0}), SimpleNamespace()]
+    callbacks = [SimpleNamespace(latest={"perf/mfu": 0.123, "lr/llm": 1e-5}), SimpleNamespace()]
     callbacks.append(SimpleNamespace(latest={"data/wait_share": 0.02, "perf/memory_gib": 61.25}))
-    values = latest(SimpleNamespace(callbacks=callbacks))
-    assert shown(values) == {"MFU": "12.3%", "wait": "2%", "GiB": "61.2"}
+    callbacks.append(SimpleNamespace(latest={"train/loss/made": 1.25, "perf/tokens_per_s": 1234.4}))
+    norms = {"train/gradient_norm/llm": torch.tensor(0.5), "train/gradient_norm": torch.tensor(0.75)}
+    values = latest(SimpleNamespace(callbacks=callbacks, logged_metrics=norms))
+    assert shown(values) == {
+        "tokens/s": "1234",
+        "MFU": "12.3%",
+        "wait": "2%",
+        "GiB": "61.2",
+        "loss made": "1.250",
+        "norm llm": "0.5",
+        "lr llm": "1e-05",
+    }
 
 
 def test_norms_of_a_part_are_over_all_its_groups():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignvlm_pl.cli import main
 
@@ -159,6 +160,35 @@ def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys
 def test_other_batches_and_objectives_are_rebuilt(world, tmp_path, capsys, options):
     folder = world.fit(tmp_path / "run", "--stage.max_steps=1", *options)
     assert_recomputed(replay(capsys, folder, 1))
+
+
+def test_a_run_with_kernels_of_a_gpu_is_rebuilt_on_a_cpu(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["spec"]["connector"]["backend"] = "triton"
+    config["model"] |= {"loss_backend": "liger", "compile": ["llm"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    path = folder / "ledger/rank00000.jsonl"
+    path.write_text(path.read_text().replace('"device":"cpu"', '"device":"cuda"'))
+    found = replay(capsys, folder, 1)
+    assert "what started at random was drawn on cuda" in found["weights"]
+    assert found["recomputed"] == pytest.approx(found["recorded"], rel=1e-6)
+
+
+def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
+    trainer = yaml.safe_load((world.root / "cpu.yaml").read_text())
+    trainer["strategy"] = {"class_path": "alignvlm_pl.parallel.ShardedStrategy"}
+    (tmp_path / "trainer.yaml").write_text(yaml.safe_dump({**trainer, "devices": 2}))
+    options = world.options(
+        f"--trainer={tmp_path / 'trainer.yaml'}", "--benchmark.at_stage_end=false", "--stage.max_steps=1"
+    )
+    done = process("cli.py", "fit", *options, "--run_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = replay(capsys, tmp_path / "run", 1)
+    assert not found["weights_of_the_step"]
+    assert "drawn in another order under alignvlm_pl.parallel.ShardedStrategy" in found["weights"]
+    assert found["recomputed"] != found["recorded"]
 
 
 def error(capsys: pytest.CaptureFixture, *options: Any) -> str:

@@ -49,6 +49,24 @@ def test_norms_biases_and_embeddings_are_not_decayed(model):
             assert id(parameter) in decayed, name
 
 
+@pytest.mark.parametrize(
+    ("connector", "table"),
+    [
+        ({"type": "c_abstractor", "hidden": 8, "depth": 1}, "position"),
+        ({"type": "perceiver", "num_latents": 4, "heads": 2}, "latents"),
+        ({"type": "h_reducer", "end_token": True}, "end"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["type"],
+)
+def test_tables_without_a_module_of_their_own_are_not_decayed(tmp_path, connector, table):
+    spec = tiny_spec(tmp_path, connector=connector)
+    model = build_model(spec, build_processor(spec))
+    decayed = {id(p) for g in parameter_groups(model, stage()) if g["weight_decay"] for p in g["params"]}
+    own = dict(model.connector.named_parameters())
+    assert own[table].ndim == 2
+    assert {name for name, p in own.items() if p.ndim > 1 and id(p) not in decayed} == {table}
+
+
 @pytest.mark.parametrize("frozen", ["vision", "connector", "llm"])
 def test_a_frozen_part_has_no_group_no_gradient_and_stays_in_eval_mode(model, frozen):
     chosen = stage(**{f"lr_{frozen}": None})
