@@ -80,10 +80,16 @@ class LastCheckpoint(pl.Callback):
             self._prune(trainer)
             if trainer.fit_loop.done:  # nothing is saved any more
                 return None
-            averaged = bool(getattr(getattr(pl_module, "stage", None), "ema_decay", None))
-            return _no_room(folder, checkpoint_bytes(pl_module, averaged=averaged))
+            return _no_room(folder, self._bytes_to_come(folder, pl_module))
         except OSError as error:
             return _unwritable(folder, error)
+
+    def _bytes_to_come(self, folder: Path, module: pl.LightningModule) -> int:
+        """What the newest states, one written beside them and the stage-end weights take on top of what is there."""
+        averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
+        there = sum(1 for path in folder.iterdir() if _WRITTEN.fullmatch(path.name))
+        states = max(self.keep_last + 1 - there, 1)
+        return states * checkpoint_bytes(module, averaged=averaged) + _bytes(module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,9 +142,11 @@ class LastCheckpoint(pl.Callback):
 
 def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
     """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train."""
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return 2 * trained + (2 if averaged else 1) * weights
+    return 2 * _bytes(module, trained=True) + (2 if averaged else 1) * _bytes(module)
+
+
+def _bytes(module: pl.LightningModule, *, trained: bool = False) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained)
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -163,8 +171,8 @@ def _no_room(folder: Path, needed: int) -> str | None:
     if free >= needed:
         return None
     return (
-        f"{folder} has {free / 1e9:.2f} GB free, a checkpoint of this stage takes {needed / 1e9:.2f} GB: free some "
-        "space, or set another run_dir"
+        f"{folder} has {free / 1e9:.2f} GB free, the checkpoints and the end of this stage take {needed / 1e9:.2f} GB: "
+        "free some space, lower checkpoint_keep_last, or set another run_dir"
     )
 
 

@@ -68,6 +68,8 @@ class StageTransition(pl.Callback):
             record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
         except CheckpointError as error:
             return str(error)
+        except OSError as error:  # told to all ranks, which would wait for this one
+            return f"stage.init_from={folder} cannot be read: {error}"
         return {"stage": record["stage"], "weights_sha256": record["weights_sha256"]}
 
     def on_save_checkpoint(

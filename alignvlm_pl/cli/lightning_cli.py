@@ -56,7 +56,7 @@ DATA_MODULES = (
     DocDownstreamDataModule,
     WebDataModule,
 )
-LAST = "last"
+LAST = ("last", "latest")
 """As `--ckpt_path`: the run's own last checkpoint; `fit` starts afresh where there is none yet."""
 
 log = logging.getLogger(__name__)
@@ -223,9 +223,9 @@ class AlignCLI(LightningCLI):
         if self.subcommand == "fit":
             if last.parent.exists():
                 _check_writable(last.parent)
-            if config.ckpt_path == LAST:  # what `fit` does anyway, if there is one
+            if config.ckpt_path in LAST:  # what `fit` does anyway, if there is one
                 config.ckpt_path = None
-        elif config.ckpt_path == LAST:
+        elif config.ckpt_path in LAST:
             config.ckpt_path = str(last)
         # Checkpoints hold tensors and plain types: one that would run code when it is read is refused.
         if config.weights_only is None:

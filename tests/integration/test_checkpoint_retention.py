@@ -67,7 +67,7 @@ def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, 
     folder = tmp_path / "run"
     world.fit(folder, "--ckpt_path=last", "--stage.max_steps=2")
     shutil.rmtree(folder / "hf")
-    world.fit(folder, "--ckpt_path=last", "--stage.max_steps=3")
+    world.fit(folder, "--ckpt_path=latest", "--stage.max_steps=3")
     assert contents(folder)["samples_seen"] == {"made": 12}
     assert world.run("test", "--run_dir", folder, "--ckpt_path=last") == 0
     assert json.loads((folder / "results.json").read_text())["benchmarks"]["held"]["num"] == 5
@@ -85,16 +85,18 @@ def test_a_link_to_a_state_that_is_gone_is_no_fresh_start(world, trained, tmp_pa
 # --- full and unwritable folders ------------------------------------------------------------------
 
 
-def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(
-    world, tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize(("free", "keep_last"), [(3_500_000, 1), (4_900_000, 2)])
+def test_a_disk_without_room_for_what_a_stage_writes_is_refused_before_the_first_step(
+    world, tmp_path, capsys, monkeypatch, free, keep_last
 ):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        "callbacks.last_checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1_000_000)
-    )
-    status = world.run("fit", "--run_dir", tmp_path / "run", "--stage.lr_vision=null")
-    # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB.
-    assert "has 0.00 GB free, a checkpoint of this stage takes 0.00 GB" in error_of(capsys, status)
+    monkeypatch.setattr("callbacks.last_checkpoint.shutil.disk_usage", lambda path: usage._replace(free=free))
+    options = ["--stage.lr_vision=null", "--checkpoint_keep_last", keep_last]
+    status = world.run("fit", "--run_dir", tmp_path / "run", *options)
+    # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB a checkpoint, one of them
+    # written beside those that are kept, and 0.59 MB in `hf/`.
+    told = error_of(capsys, status)
+    assert "has 0.00 GB free, the checkpoints and the end of this stage take 0.00 GB: free some space" in told
     assert names(tmp_path / "run") == []
 
 
@@ -116,15 +118,15 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_go
 ):
     options = ["--stage.max_steps=6", "--checkpoint_every_n_steps=1", "--benchmark.at_stage_end=false"]
     folder = small_disk / "run"
-    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
+    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_every_n_steps=1")
     assert "No space left on device" in error_of(capsys, status)
     kept = len(names(folder)) - 1  # of 1.8 MB each
     assert 2 <= kept <= 3
     assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in range(1, kept + 1))]
     assert torch.load(folder / LAST, weights_only=True)["global_step"] == kept
     assert not (folder / "hf").exists()
-    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_last=9")
-    assert "a checkpoint of this stage takes" in error_of(capsys, status), "before another step is trained"
+    status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_every_n_steps=1")
+    assert "the end of this stage take" in error_of(capsys, status), "before another step is trained"
     world.fit(folder, *options)
     assert contents(folder)["samples_seen"] == {"made": 6 * 4}
 
