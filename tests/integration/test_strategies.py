@@ -82,16 +82,18 @@ def fit(
     accumulate: int = 1,
     precision: str = "32-true",
     reshard: bool = True,
+    strategy: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Losses, gradient norms, whole weights and the whole gradients of the last step."""
     import lightning.pytorch as pl
     from torch.utils.data import DataLoader
 
+    from alignvlm_pl.models.partitioned import whole
     from alignvlm_pl.models.tiny import tiny_spec
     from alignvlm_pl.module import AlignVLMModule
     from alignvlm_pl.parallel import ShardedStrategy
-    from alignvlm_pl.sharding import is_sharded, whole
+    from alignvlm_pl.sharding import is_sharded
     from alignvlm_pl.stages import Stage
     from callbacks.connector_health import ConnectorHealth
     from callbacks.last_checkpoint import AtomicCheckpointIO
@@ -116,7 +118,7 @@ def fit(
             if save is not None and trainer.global_step == 2:
                 trainer.save_checkpoint(save)
 
-    strategy: Any = {"one": "auto", "ddp": "ddp", "fsdp": ShardedStrategy(reshard, reshard)}[kind]
+    strategy = strategy or {"one": "auto", "ddp": "ddp", "fsdp": ShardedStrategy(reshard, reshard)}[kind]
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -135,7 +137,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
-    assert is_sharded(module.net) == (kind == "fsdp")
+    assert is_sharded(module.net) == (kind in ("fsdp", "zero3"))
     state = {key: whole(value).clone() for key, value in module.net.state_dict().items()}
     gradients = {key: whole(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
     return {**told, "state": state, "gradients": gradients}

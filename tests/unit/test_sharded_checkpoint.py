@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from alignvlm_pl import parallel
+from alignvlm_pl import folder_checkpoints
 from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.parallel import ShardedStrategy
 from alignvlm_pl.sharded_checkpoint import (
-    RowPieces,
+    Pieces,
     make_whole,
     read_folder,
     replace_path,
@@ -18,7 +18,7 @@ from callbacks.last_checkpoint import AtomicCheckpointIO
 
 
 def rows(*local):
-    return {"rows": torch.tensor(local), "shape": [5]}
+    return {"values": torch.tensor(local), "shape": [5]}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("start", range(6))
 @pytest.mark.parametrize("stop", range(6))
 def test_any_rows_come_from_whichever_files_have_them(start, stop):
-    pieces = RowPieces([torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([])], (5,))
+    pieces = Pieces([torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([])], (5,))
     assert pieces[slice(start, stop)].tolist() == [1, 2, 3, 4, 5][start:stop]
 
 
@@ -90,7 +90,7 @@ def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypat
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(parallel, writer, refuse)
+    monkeypatch.setattr(folder_checkpoints, writer, refuse)
     with pytest.raises(
         CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"
     ):
