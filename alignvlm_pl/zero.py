@@ -63,6 +63,18 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
             assert self.lightning_module is not None
             self.lightning_module.to(self.root_device)  # its buffers, which DeepSpeed leaves where they are
         super().setup(trainer)
+        if self.zero_stage_3:
+            self.lightning_module.net.forget_order = self._forget_order  # CONTRACT: sharding.gathered_parts calls it
+
+    def _forget_order(self) -> None:
+        """Have DeepSpeed learn anew in which order modules run; all ranks must call.
+
+        It gathers ahead by that order, and holds ranks to the same one: to be called where they may differ.
+        """
+        engine = self.deepspeed_engine
+        coordinator = getattr(engine.optimizer, "parameter_offload", engine.optimizer).get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
     def shard(self, model: Any, load: Callable[[Callable[[nn.Parameter], None]], None]) -> None:
         """Load a model that was built on the meta device, each parameter cut as soon as it is there (stage 3).
@@ -71,29 +83,30 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
             model: An `AlignVLMForConditionalGeneration` whose freeze table has been applied.
             load: Loads its weights, and hands each new parameter to the function that it is given.
         """
-        from deepspeed.zero import register_external_parameter
+        import deepspeed
 
+        register = deepspeed.zero.register_external_parameter
         load(self._cut)
         for parameter in model.parameters():  # those that no file had
             self._cut(parameter)
         # Read by others than the modules that own them: gathered while these run.
         for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-            register_external_parameter(model, part.weight)
+            register(model, part.weight)
         for parameter in model.connector.parameters():
-            register_external_parameter(model.connector, parameter)
+            register(model.connector, parameter)
         if hasattr(model.connector, "log_probs"):
             _run_as_forward(model.connector, "log_probs")
 
     def _cut(self, parameter: nn.Parameter) -> None:
         """Keep this rank's piece of a parameter."""
-        from deepspeed.zero import Init
+        import deepspeed
 
         if is_partitioned(parameter):
             return
         if str(self.precision_plugin.precision).startswith("bf16"):
             parameter.data = parameter.data.to(torch.bfloat16)
         if self._partitioned is None:
-            Init(module=nn.ParameterList([parameter]), config_dict_or_path=self.config)
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self.config)
             self._partitioned = parameter
         else:
             self._partitioned.convert_to_zero_parameters(param_list=[parameter])
@@ -104,6 +117,15 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
         assert optimizer is not None
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+
+    def teardown(self) -> None:
+        """As Lightning; a sharded model stays where it is."""
+        if not self.zero_stage_3:
+            return super().teardown()
+        assert self.cluster_environment is not None and self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
 
     def divide_gradients(self, number: Tensor) -> None:
         """Have the next step divide the gradients, which DeepSpeed keeps to itself, before it clips them."""

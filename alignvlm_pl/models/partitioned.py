@@ -40,9 +40,9 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
     if not parts:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parts):
+    with deepspeed.zero.GatheredParameters(parts):
         for parameter in parts:
             parameter.ds_active_sub_modules.add("held")
         try:

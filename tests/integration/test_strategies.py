@@ -138,7 +138,8 @@ def fit(
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
     assert is_sharded(module.net) == (kind in ("fsdp", "zero3"))
-    state = {key: whole(value).clone() for key, value in module.net.state_dict().items()}
+    tensors = module.net.state_dict(keep_vars=True)
+    state = {key: whole(value).detach().clone() for key, value in tensors.items()}
     gradients = {key: whole(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
     return {**told, "state": state, "gradients": gradients}
 
@@ -191,7 +192,7 @@ def launch(kind: str, folder: Path, *, ranks: int, script: str = __file__) -> li
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, "\n".join(told)[-4000:]
+    assert [process.returncode for process in started] == [0] * ranks, "\n".join(told)[-20000:]
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 
