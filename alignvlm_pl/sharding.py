@@ -88,7 +88,7 @@ def gathered_parts(model: Any) -> Iterator[None]:
     if not is_sharded(model):
         yield
         return
-    if not isinstance(model, FSDPModule):  # ZeRO-3
+    if hasattr(model, "forget_order"):  # ZeRO-3
         model.forget_order()
         parts = (model.get_input_embeddings(), model.connector, model.get_output_embeddings())
         with gathered(parameter for part in parts for parameter in part.parameters()):

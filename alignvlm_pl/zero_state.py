@@ -87,7 +87,7 @@ class ZeroState:
         state: dict[int, dict[str, Any]] = {}
         groups: list[dict[str, Any]] = []
         for settings, parameters in zip(adam.param_groups, self.groups, strict=True):
-            indices = []
+            indices: list[int] = []
             for parameter in parameters:
                 indices.append(sum(len(group["params"]) for group in groups) + len(indices))
                 own = self.stretch(parameter)

@@ -15,7 +15,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.models.partitioned import whole_shape
 from alignvlm_pl.sharded_checkpoint import read_whole, replace_path, write_file
+from alignvlm_pl.zero import ZeroStrategy
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -82,7 +84,8 @@ class LastCheckpoint(pl.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             self._prune(trainer)
             averaged = bool(getattr(getattr(pl_module, "stage", None), "ema_decay", None))
-            return _no_room(folder, checkpoint_bytes(pl_module, averaged=averaged))
+            in_float32 = isinstance(trainer.strategy, ZeroStrategy)
+            return _no_room(folder, checkpoint_bytes(pl_module, averaged=averaged, in_float32=in_float32))
         except OSError as error:
             return _unwritable(folder, error)
 
@@ -139,11 +142,19 @@ class LastCheckpoint(pl.Callback):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
-    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train."""
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return 2 * trained + (2 if averaged else 1) * weights
+def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False, in_float32: bool = False) -> int:
+    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train.
+
+    Args:
+        module: Its parameters may be sharded.
+        averaged: Whether there is an average of the weights.
+        in_float32: Whether those that train are saved in float32 whatever the model has them in.
+    """
+    sizes = {True: 0, False: 0}  # by whether they train
+    for p in module.parameters():
+        element = 4 if in_float32 and p.requires_grad else p.element_size()
+        sizes[p.requires_grad] += whole_shape(p).numel() * element
+    return 2 * sizes[True] + (2 if averaged else 1) * sum(sizes.values())
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -177,7 +188,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
 
     Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
-    strategies write folders of their own (alignvlm_pl/parallel.py), which are read here for those that are not.
+    strategies write folders (alignvlm_pl/folder_checkpoints.py), which are read here for those that are not.
     """
 
     def save_checkpoint(

@@ -196,7 +196,7 @@ def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> Non
         before = stage.name
 
 
-@pytest.mark.parametrize("cluster", ["gpu1", "node8", "fsdp", "zero2", "slurm8x8", "slurm8x8-fsdp"])
+@pytest.mark.parametrize("cluster", ["gpu1", "node8", "fsdp", "zero2", "zero3", "slurm8x8", "slurm8x8-fsdp"])
 @pytest.mark.parametrize("recipe", PAPER_RECIPES)
 def test_global_batch_divides_on_every_cluster(recipe: str, cluster: str) -> None:
     machine = _load(CONFIGS / "cluster" / f"{cluster}.yaml")
