@@ -64,9 +64,8 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
             self.lightning_module.to(self.root_device)  # its buffers, which DeepSpeed leaves where they are
         super().setup(trainer)
         if self.zero_stage_3:
-            self.lightning_module.net.forget_order = (
-                self._forget_order
-            )  # CONTRACT: sharding.gathered_parts calls it
+            net: Any = trainer.lightning_module.net
+            net.forget_order = self._forget_order  # CONTRACT: sharding.gathered_parts calls it
 
     def _forget_order(self) -> None:
         """Have DeepSpeed learn anew in which order modules run; all ranks must call.
