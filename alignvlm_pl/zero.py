@@ -128,6 +128,12 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
         self.precision_plugin.teardown()
         self.accelerator.teardown()
 
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **options: Any
+    ) -> Tensor:
+        """As Lightning, which has divided the loss by the accumulation already; DeepSpeed would a second time."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **options)
+
     def divide_gradients(self, number: Tensor) -> None:
         """Have the next step divide the gradients, which DeepSpeed keeps to itself, before it clips them."""
         # They are divided by the loss's scale. The losses were not multiplied by it, so it is set for the step alone.
