@@ -346,7 +346,8 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back.
+            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back; or the model is
+                sharded, and the checkpoint has adapters.
         """
         name = checkpoint.get("stage", {}).get("name")
         if self.stage is not None and name != self.stage.name:
@@ -357,7 +358,13 @@ class AlignVLMModule(pl.LightningModule):
         if (contents := checkpoint.get(CONTENTS)) is not None:
             check_contract(contents["processor"], self.contract, source="ckpt_path")
             if self.stage is None:  # outside of `fit` the checkpoint says which adapters there are
-                attach_adapters(self.net, parse_adapters(contents["stage"].get("lora")))
+                adapters = parse_adapters(contents["stage"].get("lora"))
+                if adapters and is_sharded(self.net):
+                    raise ConfigError(
+                        f"ckpt_path has adapters on {', '.join(adapters)}, which a sharded model cannot take: use "
+                        "trainer.strategy: ddp, or --model.weights with the stage's hf folder, where they are merged"
+                    )
+                attach_adapters(self.net, adapters)
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:

@@ -123,6 +123,9 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
         """As Lightning; a sharded model stays where it is."""
         if not self.zero_stage_3:
             return super().teardown()
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        FWD_MODULE_STACK.clear()  # it would keep the model for good
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
