@@ -92,9 +92,11 @@ class ZeroState:
                 indices.append(sum(len(group["params"]) for group in groups) + len(indices))
                 own = self.stretch(parameter)
                 kept = adam.state.get(own.flat, {})
-                if kept:  # there is none before the first step
+                if kept:  # there is none before the first step; each parameter has its own number of steps
                     state[indices[-1]] = {
-                        key: value if key == _STEP else Piece(own.of(value).cpu(), whole_shape(parameter))
+                        key: value.clone()
+                        if key == _STEP
+                        else Piece(own.of(value).cpu(), whole_shape(parameter))
                         for key, value in kept.items()
                     }
             groups.append({**settings, "params": indices})

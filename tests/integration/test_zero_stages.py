@@ -87,7 +87,7 @@ def test_adapters_and_averages_are_refused(world, tmp_path, stage):
     }
     file = tmp_path / "zero.yaml"
     file.write_text(yaml.safe_dump({**shipped, **settings, "strategy": strategy}))
-    for setting in ("ema_decay=0.5", "lora.llm.r=2"):
+    for setting in ("ema_decay=0.5", 'lora={"llm": {"r": 2}}'):
         with pytest.raises(AssertionError) as refused:
             cli("fit", *world.options("--trainer", file, f"--stage.{setting}", "--run_dir", tmp_path / "run"))
         assert (
