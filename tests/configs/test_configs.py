@@ -171,7 +171,7 @@ def test_nobody_sets_what_follows_from_other_values() -> None:
 def test_gpu_clusters_set_the_same_keys() -> None:
     # `--trainer` after a recipe puts one cluster over another; a key that only the first sets would survive.
     keys = {path.stem: set(_load(path)) for path in _files("cluster") if _load(path)["accelerator"] == "gpu"}
-    assert len(keys) == 6
+    assert len(keys) == 7
     assert len(set(map(frozenset, keys.values()))) == 1, keys
 
 
