@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, nearest
 from .lora import ALL_LINEAR, Lora
+from .models.partitioned import whole_shape
 from .stages import PARTS
 
 ADAPTER = "default"
@@ -39,7 +40,7 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
 
 def num_parameters(module: nn.Module) -> int:
     """Parameters of a part, two for each byte of a 4-bit layer."""
-    return sum(p.numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
+    return sum(whole_shape(p).numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
 
 
 def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

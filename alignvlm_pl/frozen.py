@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from .errors import CheckpointError
+from .models.partitioned import is_partitioned, own_piece
 from .stages import PARTS, Stage
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_IN_PIECES = "in pieces"
 _CHUNK = 1 << 20  # elements at a time: with four times as many, a CPU takes eight times as long
 
 
@@ -39,7 +41,11 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     names: dict[Any, list[str]] = defaultdict(list)
     sums: dict[Any, list[Tensor]] = defaultdict(list)
     for name, value in tensors.items():
-        layout = (value.device_mesh, tuple(value.placements)) if isinstance(value, DTensor) else value.device
+        layout: Any = value.device
+        if isinstance(value, DTensor):
+            layout = (value.device_mesh, tuple(value.placements))
+        elif is_partitioned(value):
+            layout = _IN_PIECES
         names[layout].append(name)
         sums[layout].append(_local_sum(value))
     found: dict[str, int] = {}
@@ -52,6 +58,8 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             for dimension, placement in enumerate(placements):
                 if placement.is_shard():
                     dist.all_reduce(total, group=mesh.get_group(dimension))
+        elif layout == _IN_PIECES:
+            dist.all_reduce(total)
         found |= dict(zip(names[layout], total.tolist(), strict=True))
     return found
 
@@ -87,7 +95,11 @@ def _local_sum(value: Tensor) -> Tensor:
     if isinstance(value, DTensor):
         _, offsets = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
         local = value.to_local().detach()
-    if value.ndim == 0:
+    elif is_partitioned(value):
+        # In the order of the flattened whole, in which elements are counted anyway.
+        local, start = own_piece(value)
+        shape, offsets = (start + len(local),), (start,)
+    elif value.ndim == 0:
         local, shape, offsets = local.reshape(1), (1,), (0,)
     total = torch.zeros((), dtype=torch.int64, device=local.device)
     if local.numel() == 0:

@@ -128,16 +128,17 @@ class AlignVLMModule(pl.LightningModule):
         strategy = self._trainer.strategy if self._trainer is not None else None
         if strategy is not None:
             refuse_unknown(strategy)
-        if isinstance(strategy, ShardedStrategy):
+        if isinstance(strategy, ShardedStrategy) or (
+            isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3
+        ):
             if self.stage is not None and self.stage.adapters:
                 raise ConfigError(
-                    "stage.lora: adapters cannot be trained under ShardedStrategy (FSDP2), which loads weights after "
-                    "the model is sharded; use trainer.strategy: ddp, or stage.lora: null"
+                    f"stage.lora: adapters cannot be trained under {type(strategy).__name__}, which loads weights "
+                    "after the model is sharded; use trainer.strategy: ddp, or stage.lora: null"
                 )
-            self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
-            self._prepare(self.model)
-            strategy.shard(self.model)
-            load_parts(self.model, self.spec, folder)
+            model = self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
+            self._prepare(model)
+            strategy.shard(model, lambda cut: load_parts(model, self.spec, folder, cut=cut))
             return
         self.model = build_model(self.spec, self.processor)
         if folder is not None:
@@ -208,18 +209,20 @@ class AlignVLMModule(pl.LightningModule):
         """
         if self.trainer.fit_loop._should_accumulate():
             return  # DeepSpeed is asked to step after every micro batch
-        total = self.trainer.strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
+        strategy = self.trainer.strategy
+        total = strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
         self._micro_counts.clear()
         total = total.clamp(min=1)  # nothing supervised: gradients of zero
-        if isinstance(self.trainer.strategy, ZeroStrategy):
-            self.trainer.strategy.divide_gradients(total / self.trainer.world_size)
-            return
+        zero = strategy if isinstance(strategy, ZeroStrategy) else None
+        if zero is not None:
+            zero.divide_gradients(total / self.trainer.world_size)
         self._gradient_factor = self.trainer.world_size / total
         if self._logs_this_step:
-            norms = gradient_norms(optimizer.param_groups)
-            self.log_dict(
-                {f"train/gradient_norm/{part}": norm * self._gradient_factor for part, norm in norms.items()}
-            )
+            norms = gradient_norms(optimizer.param_groups) if zero is None else zero.gradient_norms()
+            norms = {part: norm * self._gradient_factor for part, norm in norms.items()}
+            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+            if zero is not None:  # others know it when they clip
+                self.log("train/gradient_norm", torch.linalg.vector_norm(torch.stack([*norms.values()])))
 
     @property
     def _logs_this_step(self) -> bool:
@@ -345,7 +348,8 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back.
+            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back; or the model is
+                sharded, and the checkpoint has adapters.
         """
         name = checkpoint.get("stage", {}).get("name")
         if self.stage is not None and name != self.stage.name:
@@ -356,11 +360,18 @@ class AlignVLMModule(pl.LightningModule):
         if (contents := checkpoint.get(CONTENTS)) is not None:
             check_contract(contents["processor"], self.contract, source="ckpt_path")
             if self.stage is None:  # outside of `fit` the checkpoint says which adapters there are
-                attach_adapters(self.net, parse_adapters(contents["stage"].get("lora")))
+                adapters = parse_adapters(contents["stage"].get("lora"))
+                if adapters and is_sharded(self.net):
+                    raise ConfigError(
+                        f"ckpt_path has adapters on {', '.join(adapters)}, which a sharded model cannot take: use "
+                        "trainer.strategy: ddp, or --model.weights with the stage's hf folder, where they are merged"
+                    )
+                attach_adapters(self.net, adapters)
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
-            compare_states(checkpoint["state_dict"], self.state_dict(), source="ckpt_path")
+            expected = self.trainer.strategy.lightning_module_state_dict()
+            compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .sharding import whole
+from .models.partitioned import whole, whole_shape
 from .stages import PARTS, Stage
 
 _MATRIX = ("weight", "proj")
@@ -41,7 +41,8 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         named: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
         for name, parameter in getattr(model, PARTS[part]).named_parameters():
             if parameter.requires_grad:
-                plain = parameter.ndim < 2 or id(parameter) in embeddings or not name.endswith(_MATRIX)
+                matrix = len(whole_shape(parameter)) > 1 and name.endswith(_MATRIX)
+                plain = not matrix or id(parameter) in embeddings
                 named["no_decay" if plain else "decay"].append(parameter)
         for kind, parameters in named.items():
             if parameters:

@@ -1,9 +1,7 @@
 """FSDP2 as a Lightning strategy: the model is built and loaded in shards, and saved as a folder of them."""
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,13 +11,14 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
-from .errors import CheckpointError, ConfigError
-from .sharded_checkpoint import load_file, rank_state, read_folder, replace_path, take_rows, write_rank
+from .errors import ConfigError
+from .folder_checkpoints import FolderCheckpoints, evaluate_without_inference_mode
+from .sharded_checkpoint import take_rows
 from .sharding import shard
 from .zero import ZeroStrategy
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
     """Parameters, gradients and optimizer state are sharded over all ranks (FSDP2); works on CPUs too.
 
     With `precision: bf16-mixed` each rank keeps its rows in float32; they are gathered in bfloat16, and gradients are
@@ -57,19 +56,16 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """As Lightning; evaluation without `torch.inference_mode`, whose tensors training cannot use again."""
-        loops = (
-            trainer.fit_loop.epoch_loop.val_loop,
-            trainer.validate_loop,
-            trainer.test_loop,
-            trainer.predict_loop,
-        )
-        for loop in loops:
-            loop.inference_mode = False
+        """As Lightning; evaluation without `torch.inference_mode`."""
+        evaluate_without_inference_mode(trainer)
         super().setup(trainer)
 
-    def shard(self, model: nn.Module) -> None:
-        """Shard a model whose freeze table has been applied.
+    def shard(self, model: nn.Module, load: Callable[[None], None]) -> None:
+        """Shard a model that was built on the meta device, and load it.
+
+        Args:
+            model: An `AlignVLMForConditionalGeneration` whose freeze table has been applied.
+            load: Loads each rank's rows.
 
         Raises:
             ConfigError: The precision needs a loss scale, which is not kept in step over ranks here.
@@ -89,6 +85,7 @@ class ShardedStrategy(ModelParallelStrategy):
             reshard_vision=self.reshard_vision,
             reshard_llm=self.reshard_llm,
         )
+        load(None)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The module's state, sharded."""
@@ -100,36 +97,6 @@ class ShardedStrategy(ModelParallelStrategy):
         """The optimizer's state, sharded."""
         state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
         return state
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
-        """Write a folder beside its place and rename it; all ranks must call.
-
-        Raises:
-            CheckpointError: A rank could not write; on all ranks. An earlier checkpoint is as it was.
-        """
-        path = Path(self.broadcast(str(filepath)))
-        partial = path.with_name(path.name + ".partial")
-        own = rank_state(checkpoint)
-        problem = None
-        if self.is_global_zero:
-            problem = _trying(lambda: _make_empty(partial))
-        self._agree(problem, path, partial)
-        rank, ranks = self.global_rank, self.world_size
-        self._agree(
-            _trying(lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)), path, partial
-        )
-        if self.is_global_zero:
-            problem = _trying(lambda: replace_path(partial, path))
-        self._agree(problem, path, partial)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a folder of this strategy, or another strategy's file; this rank's rows are taken when they are set."""
-        path = Path(checkpoint_path)
-        if path.is_dir():
-            return read_folder(path)
-        return load_file(path)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -154,20 +121,6 @@ class ShardedStrategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**stored, "state": state})
 
-    def _agree(self, problem: str | None, path: Path, partial: Path) -> None:
-        """Raise on all ranks if one has a problem."""
-        problems: list[str | None] = [problem]
-        if torch.distributed.is_initialized():
-            problems = [None] * self.world_size
-            torch.distributed.all_gather_object(problems, problem)
-        if found := next(filter(None, problems), None):
-            if self.is_global_zero:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not write checkpoint {path}: {found}; the earlier one is as it was; free some space or set "
-                "another run_dir"
-            )
-
 
 def refuse_unknown(strategy: Strategy) -> None:
     """Refuse strategies whose gradients, checkpoints or stage-end folders would be wrong.
@@ -184,18 +137,5 @@ def unsupported(strategy: str) -> ConfigError:
     """The refusal of a strategy, by its name."""
     return ConfigError(
         f"trainer.strategy {strategy} is not supported; configs/cluster/fsdp.yaml shards the model with "
-        "alignvlm_pl.parallel.ShardedStrategy, and zero2.yaml with alignvlm_pl.zero.ZeroStrategy"
+        "alignvlm_pl.parallel.ShardedStrategy, zero2.yaml and zero3.yaml with alignvlm_pl.zero.ZeroStrategy"
     )
-
-
-def _trying(action: Any) -> str | None:
-    try:
-        action()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from torch import nn
 
 from .adapters import num_parameters
+from .models.partitioned import whole_shape
 from .optim import parameter_groups
 from .stages import PARTS, Stage
 
@@ -17,7 +18,7 @@ def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, 
     for part, rate in stage.learning_rates.items():
         module, lora = getattr(model, PARTS[part]), stage.adapters.get(part)
         total = num_parameters(module)
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
         decays = sorted({group["weight_decay"] for group in groups if group["name"].startswith(part + "/")})
         decay = ", ".join(f"{d:g}" for d in decays) or "-"
         kind = "" if lora is None else f" ({'QLoRA' if lora.load_in_4bit else 'LoRA'} r={lora.r})"

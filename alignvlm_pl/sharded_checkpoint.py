@@ -1,4 +1,4 @@
-"""Training state as a folder: one file of each rank with the rows that it owns, and one with everything else.
+"""Training state as a folder: one file of each rank with the values that it owns, and one with everything else.
 
 Only `torch.load(weights_only=True)` reads them, so a folder from elsewhere can run no code. Any number of ranks,
 and a run that is not sharded, can go on from it.
@@ -7,7 +7,7 @@ and a run that is not sharded, can go on from it.
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,65 @@ from .models.on_meta import like, own_rows
 
 _REST = "rest.ckpt"
 _STATE_DICT, _OPTIMIZERS, _RANKS = "state_dict", "optimizer_states", "ranks"
-_ROWS, _SHAPE = "rows", "shape"
+_VALUES, _SHAPE = "values", "shape"
 
 
-class RowPieces:
-    """A tensor of which each rank's file has some rows.
+class Piece:
+    """What a rank has of a tensor: some of its values, in the order in which they lie in the whole.
+
+    Args:
+        values: (n,), or rows (n, ...) of the whole.
+        shape: Of the whole.
+    """
+
+    def __init__(self, values: Tensor, shape: Iterable[int]) -> None:
+        self.values, self.shape = values, torch.Size(shape)
+
+
+class Pieces:
+    """A tensor of which each rank's file has some values.
 
     Args:
         pieces: In order of the ranks.
         shape: Of the whole.
     """
 
-    def __init__(self, pieces: list[Tensor], shape: tuple[int, ...]) -> None:
-        self.pieces, self.shape = pieces, torch.Size(shape)
+    def __init__(self, pieces: list[Tensor], shape: Iterable[int]) -> None:
+        self.pieces, self.shape = [piece.reshape(-1) for piece in pieces], torch.Size(shape)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """The rows from `rows.start` to `rows.stop`, of whichever files have them."""
+        row = self.shape[1:].numel()
+        return self.flat(rows.start * row, rows.stop * row).view(-1, *self.shape[1:])
+
+    def flat(self, start: int, stop: int) -> Tensor:
+        """The values (stop - start,) of the flattened tensor."""
         found, begin = [], 0
         for piece in self.pieces:
-            found.append(piece[max(rows.start - begin, 0) : max(rows.stop - begin, 0)])
+            found.append(piece[max(start - begin, 0) : max(stop - begin, 0)])
             begin += len(piece)
         return torch.cat(found)
 
     def whole(self) -> Tensor:
-        """All rows."""
-        return torch.cat(self.pieces)
+        """All values."""
+        return torch.cat(self.pieces).view(self.shape)
 
 
-def rank_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Take the tensors out of Lightning's checkpoint: those of this rank, sharded ones as their rows."""
-    own = {
-        key: _map_tensors(checkpoint.pop(key), _to_rows)
-        for key in (_STATE_DICT, _OPTIMIZERS)
-        if key in checkpoint
+def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
+    """Take the tensors out of Lightning's checkpoint: this rank's pieces; what all have whole is the first rank's."""
+
+    def own(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            value = Piece(value.to_local(), value.shape)
+        if isinstance(value, Piece):
+            return {_VALUES: value.values.detach().cpu(), _SHAPE: list(value.shape)}
+        if isinstance(value, Tensor):
+            return None if rank else value.detach().cpu()
+        return value
+
+    return {
+        key: _map_tensors(checkpoint.pop(key), own) for key in (_STATE_DICT, _OPTIMIZERS) if key in checkpoint
     }
-    return own
 
 
 def write_file(content: Any, path: Path) -> None:
@@ -127,7 +151,7 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """Lightning's checkpoint with `RowPieces` for what was sharded; files are mapped, not read.
+    """Lightning's checkpoint with `Pieces` for what was sharded; files are mapped, not read.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -139,19 +163,24 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 
 def make_whole(state: Any) -> Any:
-    """The same with tensors in place of `RowPieces`, as an unsharded model takes it."""
-    return _map_tensors(state, lambda value: value.whole() if isinstance(value, RowPieces) else value)
+    """The same with tensors in place of `Pieces`, as an unsharded model takes it."""
+    return _map_tensors(state, lambda value: value.whole() if isinstance(value, Pieces) else value)
 
 
-def take_rows(stored: Tensor | RowPieces, tensor: Tensor) -> Tensor:
+def take_rows(stored: Tensor | Pieces, tensor: Tensor) -> Tensor:
     """What a rank owns of a stored tensor, sharded as `tensor` is."""
-    if isinstance(stored, RowPieces) and not isinstance(tensor, DTensor):
+    if isinstance(stored, Pieces) and not isinstance(tensor, DTensor):
         stored = stored.whole()
     if isinstance(tensor, DTensor):
         local = stored[own_rows(stored.shape[0], tensor)]
         return like(tensor, local.to(tensor.to_local(), copy=True))
     assert isinstance(stored, Tensor)
     return stored
+
+
+def take_values(stored: Tensor | Pieces, start: int, stop: int) -> Tensor:
+    """The values (stop - start,) of a stored tensor, flattened."""
+    return stored.flat(start, stop) if isinstance(stored, Pieces) else stored.detach().reshape(-1)[start:stop]
 
 
 def replace_path(partial: Path, target: Path) -> None:
@@ -176,17 +205,11 @@ def _file_of(rank: int, ranks: int) -> str:
     return f"rank-{rank:05d}-of-{ranks:05d}.ckpt"
 
 
-def _to_rows(value: Any) -> Any:
-    if isinstance(value, DTensor):
-        return {_ROWS: value.to_local().detach().cpu(), _SHAPE: list(value.shape)}
-    return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
 def _join(parts: list[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
-        if first.keys() == {_ROWS, _SHAPE}:
-            return RowPieces([part[_ROWS] for part in parts], tuple(first[_SHAPE]))
+        if first.keys() == {_VALUES, _SHAPE}:
+            return Pieces([part[_VALUES] for part in parts], first[_SHAPE])
         return {key: _join([part[key] for part in parts]) for key in first}
     if isinstance(first, list):
         return [_join(list(entries)) for entries in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""A model whose parameters are sharded over ranks by FSDP2 (`fully_shard`): wrapping, calling its parts, gradients.
+"""A model whose parameters are sharded over ranks: wrapping by FSDP2 (`fully_shard`), calling its parts.
 
 The groups whose parameters are gathered together: each layer of the vision tower, the rest of the tower, the connector,
 each layer of the LLM, a head that is not tied, and the root with what is left. The root's parameters are there as long
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -19,7 +19,8 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+
+from .models.partitioned import gathered, is_partitioned
 
 
 def shard(
@@ -74,7 +75,7 @@ def layers(part: nn.Module) -> list[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are sharded, so that all ranks must call it equally often."""
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or any(is_partitioned(parameter) for parameter in model.parameters())
 
 
 @contextmanager
@@ -87,8 +88,18 @@ def gathered_parts(model: Any) -> Iterator[None]:
     if not is_sharded(model):
         yield
         return
+    if hasattr(model, "forget_order"):  # ZeRO-3
+        model.forget_order()
+        parts = (model.get_input_embeddings(), model.connector, model.get_output_embeddings())
+        with gathered(parameter for part in parts for parameter in part.parameters()):
+            yield
+        return
     model.wake()  # the first call decides which module is the root
-    held = [part for part in (model, model.connector, model.get_output_embeddings()) if is_sharded(part)]
+    held = [
+        part
+        for part in (model, model.connector, model.get_output_embeddings())
+        if isinstance(part, FSDPModule)
+    ]
     for part in held:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -103,8 +114,3 @@ def gathered_parts(model: Any) -> Iterator[None]:
 def no_grad(model: nn.Module) -> Any:
     """`torch.inference_mode`; `torch.no_grad` for a sharded model, whose gathered tensors are used in training too."""
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor on every rank; all ranks must ask. Any other tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -8,9 +8,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.models.partitioned import whole
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
 from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.sharding import whole
 from alignvlm_pl.zero import ZeroStrategy
 
 from .connector_health import undisturbed

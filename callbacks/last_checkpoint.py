@@ -15,7 +15,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.models.partitioned import whole_shape
 from alignvlm_pl.sharded_checkpoint import read_whole, replace_path, write_file
+from alignvlm_pl.zero import ZeroStrategy
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -80,16 +82,18 @@ class LastCheckpoint(pl.Callback):
             self._prune(trainer)
             if trainer.fit_loop.done:  # nothing is saved any more
                 return None
-            return _no_room(folder, self._bytes_to_come(folder, pl_module))
+            in_float32 = isinstance(trainer.strategy, ZeroStrategy)
+            return _no_room(folder, self._bytes_to_come(folder, pl_module, in_float32=in_float32))
         except OSError as error:
             return _unwritable(folder, error)
 
-    def _bytes_to_come(self, folder: Path, module: pl.LightningModule) -> int:
+    def _bytes_to_come(self, folder: Path, module: pl.LightningModule, *, in_float32: bool) -> int:
         """What the newest states, one written beside them and the stage-end weights take on top of what is there."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
         there = sum(1 for path in folder.iterdir() if _WRITTEN.fullmatch(path.name))
         states = max(self.keep_last + 1 - there, 1)
-        return states * checkpoint_bytes(module, averaged=averaged) + _bytes(module)
+        state = checkpoint_bytes(module, averaged=averaged, in_float32=in_float32)
+        return states * state + _bytes(module, trained=True) + _bytes(module, trained=False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,13 +144,22 @@ class LastCheckpoint(pl.Callback):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
-    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train."""
-    return 2 * _bytes(module, trained=True) + (2 if averaged else 1) * _bytes(module)
+def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False, in_float32: bool = False) -> int:
+    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train.
+
+    Args:
+        module: Its parameters may be sharded.
+        averaged: Whether there is an average of the weights.
+        in_float32: Whether those that train are saved in float32 whatever the model has them in.
+    """
+    trained = _bytes(module, trained=True, in_float32=in_float32)
+    return 2 * trained + (2 if averaged else 1) * (trained + _bytes(module, trained=False))
 
 
-def _bytes(module: pl.LightningModule, *, trained: bool = False) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained)
+def _bytes(module: pl.LightningModule, *, trained: bool, in_float32: bool = False) -> int:
+    """Size of the parameters that train, or of the others."""
+    parameters = [p for p in module.parameters() if p.requires_grad == trained]
+    return sum(whole_shape(p).numel() * (4 if in_float32 else p.element_size()) for p in parameters)
 
 
 def _folder(trainer: pl.Trainer) -> Path:
@@ -180,7 +193,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
 
     Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
-    strategies write folders of their own (alignvlm_pl/parallel.py), which are read here for those that are not.
+    strategies write folders (alignvlm_pl/folder_checkpoints.py), which are read here for those that are not.
     """
 
     def save_checkpoint(

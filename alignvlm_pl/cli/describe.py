@@ -27,8 +27,6 @@ def describe(path: Path) -> dict[str, Any]:
     from ..checkpoint_contents import CONTENTS
     from ..sharded_checkpoint import is_folder, read_rest
 
-    if (path / "latest").is_file():
-        raise CheckpointError(f"checkpoint {path} was written by ZeRO, which alone reads it")
     if path.is_dir() and not is_folder(path):
         return read_record(path)
     checkpoint = read_rest(path)

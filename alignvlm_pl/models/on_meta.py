@@ -5,7 +5,7 @@ then reads the rows that it owns from the safetensors files.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .build import ModelSpec, build_config, set_generation
 from .configuration import AlignVLMConfig
 from .loading import require_complete, require_model_type
 from .modeling import AlignVLMForConditionalGeneration, connector_of
+from .partitioned import gathered
 from .processing import AlignVLMProcessor
 from .vision import build_vision_tower
 
@@ -76,29 +77,44 @@ def build_on_meta(
     return model
 
 
-def load_parts(model: AlignVLMForConditionalGeneration, spec: ModelSpec, folder: str | Path | None) -> None:
+def load_parts(
+    model: AlignVLMForConditionalGeneration,
+    spec: ModelSpec,
+    folder: str | Path | None,
+    *,
+    cut: Callable[[nn.Parameter], None] | None = None,
+) -> None:
     """Read the weights of a sharded model that `build_on_meta` made; each rank reads its own rows.
 
     Args:
         model: The model; what is on the meta device gets memory.
         spec: Where its pretrained parts are.
         folder: A saved AlignVLM with all weights, instead of the pretrained parts.
+        cut: See `load_rows`.
 
     Raises:
         CheckpointError: Files are missing or damaged, or their tensors are not the model's.
     """
     if folder is not None:
         require_model_type(folder, AlignVLMConfig.model_type)
-        load_rows(model, folder, what="AlignVLM", strict=True)
+        load_rows(model, folder, what="AlignVLM", strict=True, cut=cut)
         return
     if (source := spec.vision.folder()) is not None:
-        load_rows(model.vision_tower, source, what="vision")
+        load_rows(model.vision_tower, source, what="vision", cut=cut)
     if (source := spec.llm.folder()) is not None:
-        load_rows(model.language_model, source, what="LLM")
-    model.initialize_connector()
+        load_rows(model.language_model, source, what="LLM", cut=cut)
+    with gathered(model.get_output_embeddings().parameters()):
+        model.initialize_connector()
 
 
-def load_rows(module: PreTrainedModel, source: str | Path, *, what: str, strict: bool = False) -> None:
+def load_rows(
+    module: PreTrainedModel,
+    source: str | Path,
+    *,
+    what: str,
+    strict: bool = False,
+    cut: Callable[[nn.Parameter], None] | None = None,
+) -> None:
     """Read a module's tensors from safetensors files; of a sharded parameter, the rows of this rank.
 
     Args:
@@ -106,13 +122,13 @@ def load_rows(module: PreTrainedModel, source: str | Path, *, what: str, strict:
         source: Folder or hub id.
         what: What errors call the module.
         strict: Whether the files may hold nothing else.
+        cut: Takes each parameter as soon as it is loaded; it may keep a piece of it only.
 
     Raises:
         CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.
     """
     files = _Files(source, what=what)
     names = names_by_tensor(module)
-    state: dict[str, Any] = {}
     missing = set()
     used = set()
     for aliases, tensor in names:
@@ -121,14 +137,23 @@ def load_rows(module: PreTrainedModel, source: str | Path, *, what: str, strict:
             missing.add(aliases[0])
             continue
         used.add(key)
-        state |= dict.fromkeys(aliases, files.read(key, tensor))
+        found = files.read(key, tensor)
+        for name in aliases:
+            _assign(module, name, found)
+        if cut is not None and isinstance(found, nn.Parameter):
+            cut(found)
     require_complete(missing, what=what, source=source)
     if strict and (extra := sorted(files.places.keys() - used)):
         raise CheckpointError(
             f"{what} weights in {source} hold {len(extra)} tensors that the model lacks, first {extra[0]!r}; use the "
             "model config that they were trained with"
         )
-    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or buffer in the place of another."""
+    path, _, own = name.rpartition(".")
+    setattr(module.get_submodule(path), own, tensor)
 
 
 def own_rows(length: int, tensor: Tensor) -> slice:

@@ -68,6 +68,15 @@ def test_missing_weights_folder(world, tmp_path, capsys, source):
     assert f"{tmp_path / 'none'} has no" in error_of(capsys, status)
 
 
+def test_a_parent_that_cannot_be_read(world, trained, tmp_path, capsys):
+    parent = tmp_path / "hf"
+    shutil.copytree(trained / "hf", parent)
+    (parent / "model.safetensors").unlink()
+    (parent / "model.safetensors").mkdir()
+    status = world.run("fit", "--run_dir", tmp_path / "run", "--stage.init_from", parent)
+    assert f"{parent} cannot be read: " in error_of(capsys, status)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from alignvlm_pl import parallel
+from alignvlm_pl import folder_checkpoints
 from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.parallel import ShardedStrategy
 from alignvlm_pl.sharded_checkpoint import (
-    RowPieces,
+    Piece,
+    Pieces,
     make_whole,
+    rank_state,
     read_folder,
     replace_path,
+    take_values,
     write_rank,
 )
 from alignvlm_pl.zero import ZeroStrategy
@@ -18,7 +21,7 @@ from callbacks.last_checkpoint import AtomicCheckpointIO
 
 
 def rows(*local):
-    return {"rows": torch.tensor(local), "shape": [5]}
+    return {"values": torch.tensor(local), "shape": [5]}
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("start", range(6))
 @pytest.mark.parametrize("stop", range(6))
 def test_any_rows_come_from_whichever_files_have_them(start, stop):
-    pieces = RowPieces([torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([])], (5,))
+    pieces = Pieces([torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([])], (5,))
     assert pieces[slice(start, stop)].tolist() == [1, 2, 3, 4, 5][start:stop]
 
 
@@ -90,7 +93,7 @@ def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypat
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(parallel, writer, refuse)
+    monkeypatch.setattr(folder_checkpoints, writer, refuse)
     with pytest.raises(
         CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"
     ):
@@ -101,12 +104,34 @@ def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypat
     assert [path.name for path in folder.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_checkpoint_is_taken_by_those_that_can_read_it_alone(folder, tmp_path):
-    zero = object.__new__(ZeroStrategy)  # its constructor needs the package deepspeed
-    with pytest.raises(CheckpointError, match="was not written by ZeRO, which reads no other"):
-        zero.load_checkpoint(folder)
+def test_a_folder_in_deepspeeds_own_format_is_refused(tmp_path):
     (tmp_path / "zero.ckpt" / "checkpoint").mkdir(parents=True)
     (tmp_path / "zero.ckpt" / "latest").write_text("checkpoint")
-    for load in (AtomicCheckpointIO().load_checkpoint, ShardedStrategy().load_checkpoint):
+    zero = object.__new__(ZeroStrategy)  # its constructor needs the package deepspeed
+    for reader in (AtomicCheckpointIO(), ShardedStrategy(), zero):
         with pytest.raises(CheckpointError, match="it is no checkpoint folder"):
-            load(tmp_path / "zero.ckpt")
+            reader.load_checkpoint(tmp_path / "zero.ckpt")
+
+
+@pytest.mark.parametrize("start", range(6))
+@pytest.mark.parametrize("stop", range(6))
+def test_pieces_cut_within_a_row_give_any_values_and_rows(start, stop):
+    whole = torch.arange(6).view(3, 2)
+    pieces = Pieces([torch.tensor([0, 1, 2]), torch.tensor([]), torch.tensor([3, 4, 5])], (3, 2))
+    assert torch.equal(take_values(pieces, start, stop), whole.flatten()[start:stop])
+    assert torch.equal(take_values(whole, start, stop), whole.flatten()[start:stop])
+    assert torch.equal(pieces.whole(), whole)
+    if start <= stop <= 3:
+        assert torch.equal(pieces[slice(start, stop)], whole[start:stop])
+
+
+def test_what_all_ranks_have_whole_is_written_by_the_first_alone(tmp_path):
+    for rank in range(2):
+        piece = Piece(torch.tensor([2.0 * rank, 2.0 * rank + 1]), (2, 2))
+        checkpoint = {"state_dict": {"a": piece, "b": torch.tensor(7.0)}, "global_step": 3}
+        own = rank_state(checkpoint, rank=rank)
+        assert own["state_dict"]["b"] == (None if rank else 7.0)
+        write_rank(tmp_path, own, checkpoint, rank=rank, ranks=2)
+    found = make_whole(read_folder(tmp_path))
+    assert found["state_dict"]["a"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert found["state_dict"]["b"] == 7.0
