@@ -1,8 +1,10 @@
 """`fit`, `validate`, `test` and `predict`: one run of LightningCLI, or one for each stage of a recipe."""
 
+import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..stop_request import listening
 from .recipe import plan_runs
@@ -47,9 +49,18 @@ def _fit(options: list[str]) -> int:
             )  # the others wait while rank 0 writes the stage-end folder
             if run is not planned[-1]:
                 leave_between_stages(done.trainer)
+                _let_go(done)
     except Preempted as left:
         return left.status
     return 0
+
+
+def _let_go(done: Any) -> None:
+    """Free model and optimizer of a stage: the next one builds its own, and the parser keeps the stage's run."""
+    strategy = done.trainer.strategy
+    strategy.optimizers, strategy.lr_scheduler_configs, strategy._model = [], [], None
+    done.model._modules.clear()
+    gc.collect()
 
 
 def _finished(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,24 @@ def test_recipe_hands_weights_from_stage_to_stage_and_skips_what_is_finished(wor
     assert main(command) == 0
     assert capsys.readouterr().out.count("is finished") == 2
     assert (second / "hf/model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_stage_begins_when_nothing_of_the_one_before_it_is_left(world, tmp_path, monkeypatch):
+    from alignvlm_pl.cli import main
+    from alignvlm_pl.cli.lightning_cli import AlignCLI
+
+    left: list[tuple[weakref.ref, ...]] = []
+    run = AlignCLI.run_command
+
+    def watched(options):
+        assert all(one() is None for stage in left for one in stage)
+        done = run(options)
+        left.append((weakref.ref(done.model.net), weakref.ref(done.trainer.optimizers[0])))
+        return done
+
+    monkeypatch.setattr(AlignCLI, "run_command", watched)
+    assert main(["fit", "--config", str(recipe(world, tmp_path / "recipe")), "--run_dir", str(tmp_path)]) == 0
+    assert len(left) == 2
 
 
 def test_a_stage_refuses_a_parent_of_another_name(world, trained, tmp_path, capsys):
