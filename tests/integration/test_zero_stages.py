@@ -24,7 +24,8 @@ def _deepspeed():
         yield
 
 
-@pytest.mark.parametrize("stage", STRATEGIES)
+# A minute each: kills under ZeRO-3, whose checkpoints hold shares of all, and signals under ZeRO-2.
+@pytest.mark.parametrize("stage", [3])
 def test_stages_killed_in_the_second_end_as_unbroken_ones_and_are_evaluated(world, tmp_path, stage):
     recipe = write_recipe(world, tmp_path, 2)
     machine = yaml.safe_load((tmp_path / "cpu.yaml").read_text())
@@ -65,7 +66,7 @@ def test_stages_killed_in_the_second_end_as_unbroken_ones_and_are_evaluated(worl
         assert found[name]["loss"]["held"] == pytest.approx(found["one"]["loss"]["held"], rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", STRATEGIES)
+@pytest.mark.parametrize("stage", [2])
 def test_two_stages_are_stopped_by_signals_wherever_they_come(tmp_path, stage):
     places = [
         {"place": "step", "stage": "1-first", "step": 0, "rank": 1},
