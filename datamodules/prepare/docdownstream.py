@@ -16,7 +16,7 @@ from ..pack.source import RawData
 from ..sources.docdownstream_archive import DocDownstreamArchive
 from ..sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
 from ..sources.pictures import PictureFolder
-from ..sources.stored_files import StoredFile, list_folder, local_file
+from ..sources.stored_files import StoredFile, find_file, list_folder
 from .listed_set import choose_list, fetched_list
 
 _LIST = "train.jsonl"
@@ -78,10 +78,7 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
     if Path(options.input).is_file() or options.input.endswith(".jsonl"):
         if options.file:
             raise ConfigError(f"--file chooses a file of a folder or set, but {options.input} is one file")
-        if "://" not in options.input:
-            return local_file(Path(options.input)), given
-        (file,) = list_folder(options.input)
-        return file, given
+        return find_file(options.input), given
     beside = list_folder(options.input)
     lines = choose_list(beside, options.file or _LIST, where=options.input, expected=_LAYOUT)
     pieces = given or [file for file in beside if file.name.startswith(_PIECES)]
@@ -90,12 +87,9 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
 
 def _pieces(place: str) -> list[StoredFile]:
     """Return the piece at a place, or all pieces that a folder or set holds."""
-    path = Path(place)
-    if path.is_file() or ("://" not in place and place.rpartition("/")[2].startswith(_PIECES)):
-        return [local_file(path)]
+    if Path(place).is_file() or place.rpartition("/")[2].startswith(_PIECES):
+        return [find_file(place)]
     found = list_folder(place)
-    if len(found) == 1 and place.endswith(f"/{found[0].name}"):
-        return found
     if pieces := [file for file in found if file.name.startswith(_PIECES)]:
         return pieces
     names = ", ".join(file.name for file in found[:12]) or "no files"

@@ -56,4 +56,4 @@ def fetched_list(file: StoredFile, options: PackOptions) -> Path:
         raise DataError(
             f"{options.out} already holds a finished set; choose another folder or allow overwriting"
         )
-    return fetch(file.url, cache=work / "fetched", expected_bytes=file.size)
+    return fetch(file.url, cache=work / "fetched", expected_bytes=file.size or None)

@@ -15,7 +15,7 @@ from ..pack.source import RawData
 from ..sources.llava import LLaVAList, LLaVARows
 from ..sources.llava_zip import LLaVAZip
 from ..sources.pictures import PictureFolder
-from ..sources.stored_files import StoredFile, list_files, list_folder, local_file
+from ..sources.stored_files import StoredFile, find_file, list_files, list_folder
 from .files_options import add_parquet_options, parquet_files
 from .listed_set import choose_list, fetched_list
 
@@ -53,11 +53,10 @@ def _raw(options: argparse.Namespace) -> RawData:
     if place.endswith(".json"):
         if options.file:
             raise ConfigError(f"--file chooses a file of a folder or set, but {place} is one file")
-        file = list_folder(place)[0] if "://" in place else local_file(Path(place))
-        return _list(options, file, None)
+        return _list(options, find_file(place), None)
     if options.file or _is_list_set(place):
         beside = list_folder(place)
-        expected = f"{_LIST} beside {_ZIP}"
+        expected = f"parquet files, or {_LIST} beside {_ZIP}"
         file = choose_list(beside, options.file or _LIST, where=place, expected=expected)
         return _list(options, file, next((file for file in beside if file.name == _ZIP), None))
     if _is_zip(root):
@@ -84,7 +83,7 @@ def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | No
     if options.config or options.split:
         raise ConfigError(f"--config and --split choose parquet files, but {file.path} is one list")
     root = options.image_root
-    zipped = _zip(root) if _is_zip(root) else None if root else beside
+    zipped = find_file(root) if _is_zip(root) else None if root else beside
     if not zipped and not root and not file.local:
         raise ConfigError(
             f"{file.path} does not lie on this disk and no {_ZIP} is in its set; name its pictures with --image-root"
@@ -99,7 +98,3 @@ def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | No
 
 def _is_zip(root: str | None) -> bool:
     return root is not None and root.endswith(".zip")
-
-
-def _zip(place: str) -> StoredFile:
-    return list_folder(place)[0] if "://" in place else local_file(Path(place))

@@ -88,6 +88,20 @@ def local_file(path: Path) -> StoredFile:
     return StoredFile(url=f"file://{path.absolute()}", path=str(path), size=path.stat().st_size)
 
 
+def find_file(place: str) -> StoredFile:
+    """Return the file at a path or an address.
+
+    Raises:
+        DataError: There is none, or the store does not answer.
+    """
+    if "://" not in place:
+        return local_file(Path(place))
+    found = list_folder(place)
+    if len(found) != 1 or found[0].name != place.rpartition("/")[2]:
+        raise DataError(f"{place} is no file")
+    return found[0]
+
+
 def list_files(location: str, ending: str) -> list[StoredFile]:
     """List the files with an ending at a path (file, folder, pattern), an address, or in a set of the hub.
 

@@ -97,7 +97,9 @@ def serving(root: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def prepare(hub: Hub, out: Path, *words: str, kind: str = "bigdocs") -> subprocess.CompletedProcess[str]:
+def prepare(
+    hub: Hub, out: Path, *words: str, kind: str = "bigdocs", place: str = "owner/set"
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HUB_OFFLINE": "0",
@@ -109,7 +111,7 @@ def prepare(hub: Hub, out: Path, *words: str, kind: str = "bigdocs") -> subproce
         "cli.py",
         "prepare",
         kind,
-        "owner/set",
+        place,
         str(out),
         "--workers",
         "1",

@@ -124,11 +124,24 @@ def test_a_short_piece_of_the_hub_is_named_with_its_byte(tmp_path, hub):
     expected = "hf://datasets/owner/set/partial-imgs.00 ends at byte 20000, expected 20005 bytes"
     assert expected in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
-    # What was stored is used again when the piece is whole.
-    hub.lacking.clear()
+    # The lines are there already, and the same command goes on with the same work.
     hub.asked.clear()
+    identity = (tmp_path / "out/.prepare/identity.json").read_text()
+    again = prepare(hub, tmp_path / "out", kind="docdownstream")
+    assert "thrown away" not in again.stderr
+    assert (tmp_path / "out/.prepare/identity.json").read_text() == identity
+    hub.lacking.clear()
     assert prepare(hub, tmp_path / "out", kind="docdownstream").returncode == 0
     assert not [path for path, _ in hub.asked if path.endswith("/train.jsonl")]
+
+
+def test_a_list_of_this_disk_with_the_zip_of_the_hub(tmp_path, hub):
+    write_llava(hub.root)
+    (hub.root / LLAVA_LIST).rename(tmp_path / LLAVA_LIST)
+    words = ("--image-root", "hf://datasets/owner/set/images.zip")
+    done = prepare(hub, tmp_path / "out", *words, kind="llava", place=str(tmp_path / LLAVA_LIST))
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out").num_samples == 5
 
 
 @pytest.mark.parametrize("kind", ["docdownstream", "llava"])
@@ -138,7 +151,7 @@ def test_a_set_of_another_layout_says_what_it_holds(tmp_path, kind):
     (root / "README.md").write_text("about")
     (root / "other.json").write_text("[]")
     expected = {"docdownstream": r"train\.jsonl; expected train\.jsonl or val\.jsonl beside partial-imgs\.00",
-                "llava": rf"{LLAVA_LIST}; expected {LLAVA_LIST} beside images\.zip"}  # fmt: skip
+                "llava": rf"{LLAVA_LIST}; expected parquet files, or {LLAVA_LIST} beside images\.zip"}  # fmt: skip
     with pytest.raises(DataError, match=rf"{expected[kind]}.*, found README\.md, other\.json; name the list"):
         main([kind, str(root), str(tmp_path / "out")])
 
