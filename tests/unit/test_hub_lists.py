@@ -15,6 +15,9 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.manifest import load_manifest
 from datamodules.prepare import main
+from datamodules.sources import llava_zip
+from datamodules.sources.llava_zip import LLaVAZip
+from datamodules.sources.stored_files import local_file
 from tests.unit.hub_server import Hub, prepare, serving
 
 pytest.importorskip("huggingface_hub")
@@ -197,3 +200,56 @@ def test_a_finished_set_is_left_alone(tmp_path, hub):
     done = prepare(hub, tmp_path / "out", kind="docdownstream")
     assert "already holds a finished set" in " ".join(done.stderr.split())
     assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_other_lines_and_an_archive_that_lies_elsewhere(tmp_path, hub):
+    write_docdownstream(hub.root)
+    lines = (hub.root / "train.jsonl").read_text().splitlines(keepends=True)
+    (hub.root / "val.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "some.jsonl").write_text("".join(lines[4:6]))
+    assert prepare(hub, tmp_path / "val", "--file", "val.jsonl", kind="docdownstream").returncode == 0
+    assert load_manifest(tmp_path / "val").num_samples == 3
+    here = str(tmp_path / "some.jsonl")
+    words = ("--archive", "owner/set")
+    done = prepare(hub, tmp_path / "some", *words, kind="docdownstream", place=here)
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "some").num_samples == 2
+
+
+@pytest.mark.parametrize("folder", ["images", "photos"])
+def test_a_zip_of_one_folder(tmp_path, folder):
+    """Its members may lie below a folder that is named as the zip is; of another layout it says what it holds."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr(f"{folder}/00453/0.png", png(0))
+    (tmp_path / LLAVA_LIST).write_text(json.dumps([llava_row(0, "00453/0.png")]))
+    words = ["llava", str(tmp_path), str(tmp_path / "out"), "--workers", "1"]
+    if folder == "images":
+        assert main(words) == 0
+        assert load_manifest(tmp_path / "out").num_samples == 1
+        return
+    message = (
+        r"images\.zip holds none of the pictures of .*: expected such as '00453/0\.png', "
+        r"found such as 'photos/00453/0\.png'"
+    )
+    with pytest.raises(DataError, match=message):
+        main(words)
+
+
+def test_pictures_of_parquet_rows_lie_in_no_zip(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pictures of parquet rows are read from a folder; unpack it"):
+        main(["llava", str(tmp_path), str(tmp_path / "out"), "--image-root", "images.zip"])
+
+
+def test_a_zip_is_read_by_several_processes_in_its_own_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(llava_zip, "_PART_RECORDS", 2)
+    write_llava(tmp_path)
+    raw = LLaVAZip(path=tmp_path / LLAVA_LIST, zip=local_file(tmp_path / "images.zip"))
+    parts = raw.parts()
+    numbers = [[row[0] for row in json.loads(str(part.payload[0]))] for part in parts]
+    # What has no picture there comes first, then the zip's members as they lie.
+    assert numbers == [[5, 6], [9, 4], [3, 2], [1, 0], [7, 8]]
+    for workers in ("1", "2"):
+        main(["llava", str(tmp_path), str(tmp_path / workers / "out"), "--workers", workers])
+    one, two = (load_manifest(tmp_path / workers / "out").shards for workers in ("1", "2"))
+    assert [shard.sha256 for shard in one] == [shard.sha256 for shard in two]
