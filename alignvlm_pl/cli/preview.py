@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError, NothingToLearnError
 from ..output_files import write_atomically
 
 _IMAGE_PX = 900
@@ -38,16 +38,26 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"--start {options.start} --count {options.count}: expected start >= 0 and count >= 1"
         )
-    samples = list(_samples(options))
-    write_atomically(options.out, _page(options, samples))
+    skipped: list[tuple[str, str]] = []
+    samples = list(_samples(options, skipped))
+    if skipped and not samples:
+        raise DataError(
+            f"{options.folder}: none of {len(skipped)} samples reads as --format {options.format}, the first: "
+            f"{skipped[0][1]}; known formats: {', '.join(FORMATS)}; see `shards verify`"
+        )
+    write_atomically(options.out, _page(options, samples, skipped))
     sys.stdout.write(f"{len(samples)} samples: {options.out}\n")
+    for reason, message in skipped:
+        sys.stdout.write(f"  skipped ({reason}): {message}\n")
     return 0
 
 
-def _samples(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield what the page says of each sample; reason and message of those that are of no use go to `skipped`."""
     from datamodules.collate import answered_messages
     from datamodules.decode import Decoder
     from datamodules.manifest import load_manifest
+    from datamodules.sample import UNLABELLED
     from datamodules.shards import read_range
     from datamodules.verify import FORMATS
 
@@ -61,10 +71,16 @@ def _samples(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     manifest = load_manifest(options.folder)
     stop = min(options.start + options.count, manifest.num_samples)
     for raw in islice(read_range(manifest, options.start, stop), options.count):
-        sample = decode(raw)
-        assert sample is not None, "no source was asked for"
-        messages = answered_messages(sample.messages, sample.references)
-        encoded = processor.encode(messages, sample.images, max_text_length=options.max_text_length)
+        try:
+            sample = decode(raw)
+            messages = answered_messages(sample.messages, sample.references)
+            encoded = processor.encode(messages, sample.images, max_text_length=options.max_text_length)
+        except NothingToLearnError as error:
+            skipped.append((UNLABELLED, f"sample {raw['__key__']!r}: {error}"))
+            continue
+        except DataError as error:  # a whole set of another schema says so for each of its samples
+            skipped.append((getattr(error, "reason", "invalid_sample"), str(error)))
+            continue
         yield {
             "key": sample.key,
             "source": sample.source,
@@ -104,11 +120,13 @@ def _data_address(image: Any) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _page(options: argparse.Namespace, samples: list[dict[str, Any]]) -> str:
+def _page(options: argparse.Namespace, samples: list[dict[str, Any]], skipped: list[tuple[str, str]]) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
         loader=PackageLoader("alignvlm_pl.cli", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("preview.html.j2")
-    return template.render(folder=options.folder, model=options.model, start=options.start, samples=samples)
+    return template.render(
+        folder=options.folder, model=options.model, start=options.start, samples=samples, skipped=skipped
+    )

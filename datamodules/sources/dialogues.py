@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..sample import Message, SampleError
+from ..sample import Message, SampleError, message_text
 
 IMAGE_TOKEN = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -62,3 +62,16 @@ def _parts(text: str, first: int) -> list[dict[str, Any]]:
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts
+
+
+def check_answered(record: Mapping[str, Any], *, where: str) -> None:
+    """Check that a record in normal form has an answer: a turn that says anything, or a reference.
+
+    Records without a turn of the assistant pass: they are questions alone, as of a benchmark's test split.
+
+    Raises:
+        SampleError: All its answers are empty (``empty_answer``).
+    """
+    answers = [message_text(turn) for turn in record["messages"] if turn["role"] == "assistant"]
+    if answers and not any(text.strip() for text in (*answers, *record.get("references", ()))):
+        raise SampleError(f"{where}: all answers are empty", "empty_answer")

@@ -22,6 +22,7 @@ from .docdownstream_rows import DocumentLines
 from .pictures import Picture
 from .source import SourceSample, checked_image
 from .split_archive import ordered_pieces, stream_files
+from .stored_files import StoredFile
 
 _DECODERS = min(os.cpu_count() or 1, 8)
 _IN_MEMORY_BYTES = 256 << 20
@@ -41,7 +42,7 @@ class DocDownstreamArchive:
     """
 
     lines: DocumentLines
-    pieces: tuple[Path, ...]
+    pieces: tuple[StoredFile, ...]
     name: str = "docdownstream"
     source: str = "docdownstream"
     license: str = "Apache-2.0"
@@ -62,7 +63,7 @@ class DocDownstreamArchive:
     def input_bytes(self) -> int:
         """Estimate the size of all pages, each as often as lines ask about it, from that of the archive."""
         pages = self.lines.pages()
-        size = sum(path.stat().st_size for path in self.pieces)
+        size = sum(piece.size for piece in self.pieces)
         return size * pages.total() // max(len(pages), 1)
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:

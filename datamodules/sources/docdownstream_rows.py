@@ -17,6 +17,7 @@ from ..columns import LINES
 from ..normal_form import convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
+from .dialogues import check_answered
 from .jsonl import parsed_lines
 from .pictures import PictureFolder
 from .source import SourceSample
@@ -43,10 +44,12 @@ class DocumentLines:
 
     Attributes:
         path: The file.
+        origin: What errors call it; empty: by its path.
         sources: Values of ``dataset_name`` to keep; empty: all.
     """
 
     path: Path
+    origin: str = ""
     sources: tuple[str, ...] = ()
 
     def raw(self, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
@@ -84,6 +87,7 @@ class DocumentLines:
             raise SampleError(f"{where}: 'image' must be a list of paths, found {named!r:.120}", "bad_row")
         record = convert_docdownstream(given, where=where)
         check_record(record, num_images=len(pages), where=where)
+        check_answered(record, where=where)
         record.setdefault("id", f"{self.path.stem}/{number}")
         return DocumentLine(record=record, pages=pages)
 
@@ -95,7 +99,7 @@ class DocumentLines:
             DataError: The lines are of another schema.
         """
         texts = (text for _, _, text in self.raw())
-        LINES.check_records(parsed_lines(texts), "messages", where=str(self.path))
+        LINES.check_records(parsed_lines(texts), "messages", where=self.origin or str(self.path))
         if not self.sources:
             return
         names: Counter[str] = Counter()
@@ -106,7 +110,9 @@ class DocumentLines:
                 continue  # such lines are counted as bad where they are read
         for name in self.sources:
             if name not in names:
-                raise ConfigError(f"--sources: {self.path} has no lines of {name!r}; {nearest(name, names)}")
+                raise ConfigError(
+                    f"--sources: {self.origin or self.path} has no lines of {name!r}; {nearest(name, names)}"
+                )
 
     def pages(self) -> Counter[str]:
         """Return how many lines ask about each page."""
@@ -121,7 +127,7 @@ class DocumentLines:
 
     def where(self, number: int) -> str:
         """Name a line in errors."""
-        return f"{self.path}, line {number}"
+        return f"{self.origin or self.path}, line {number}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

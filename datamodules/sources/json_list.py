@@ -62,7 +62,7 @@ def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
     """
     slices: list[ListSlice] = []
     first = start = last = number = 0
-    for number, (begin, end) in enumerate(_elements(path), start=1):
+    for number, (begin, end) in enumerate(element_ranges(path), start=1):
         if number - 1 == first:
             start = begin
         last = end
@@ -74,8 +74,12 @@ def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
     return slices
 
 
-def _elements(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the byte at which each element begins, and the one after its end."""
+def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the byte at which each element of a list begins, and the one after its end.
+
+    Raises:
+        DataError: There is no such file, or it is no JSON list to its end; names the byte.
+    """
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:

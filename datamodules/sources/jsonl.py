@@ -21,7 +21,7 @@ from ..normal_form import IMAGE_PLACEHOLDER, convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
 from ..shard_file import EXTENSIONS
-from .dialogues import IMAGE_TOKEN
+from .dialogues import IMAGE_TOKEN, check_answered
 from .pictures import Picture, PictureFolder, safe_path
 from .source import SourceSample
 
@@ -127,6 +127,7 @@ class JsonlData:
         paths = _paths(record, where)
         normal = convert_docdownstream(_marked(record, len(paths)), where=where)
         check_record(normal, num_images=len(paths), where=where)
+        check_answered(normal, where=where)
         return SourceSample(record=normal, images=[self._picture(path, where) for path in paths])
 
     def _picture(self, name: str, where: str) -> Picture:

@@ -4,8 +4,9 @@ Formats: liuhaotian/LLaVA-Pretrain `blip_laion_cc_sbu_558k.json`, one JSON list;
 `id`, `conversations`, `data_source`, `image`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class LLaVAList:
     Attributes:
         path: The list.
         pictures: Folder that the records' paths are relative to.
+        origin: What errors call the list; empty: by its path.
         name: Name of the set.
         source: Value of ``source`` for records without ``data_source``.
         license: Terms of the set.
@@ -33,6 +35,7 @@ class LLaVAList:
 
     path: Path
     pictures: PictureFolder
+    origin: str = ""
     name: str = "llava"
     source: str = "llava"
     license: str = "unknown"
@@ -44,8 +47,9 @@ class LLaVAList:
             DataError: The file is no JSON list, or its records are of another schema.
         """
         pieces = slice_list(self.path)
+        where = self.origin or str(self.path)
         for piece in pieces[:1]:
-            LLAVA.check_records(piece.load(self.path), "conversations", where=str(self.path))
+            LLAVA.check_records(piece.load(self.path), "conversations", where=where)
         return [
             Part(
                 name=f"{self.path.name}#{piece.first}",
@@ -68,23 +72,18 @@ class LLaVAList:
         first, records, start, end = (int(value or 0) for value in part.payload)
         piece = ListSlice(first=first, records=records, start=start, end=end)
         for number, record in enumerate(piece.load(self.path), start=piece.first):
-            where = f"{self.path}, record {number}"
+            where = f"{self.origin or self.path}, record {number}"
             try:
                 yield self._sample(record, number, where)
             except SampleError as error:
                 yield error
 
     def _sample(self, record: Any, number: int, where: str) -> SourceSample:
-        if not isinstance(record, Mapping):
-            raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
-        named = record.get("image") or []
-        paths = [named] if isinstance(named, str) else named
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise SampleError(
-                f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row"
-            )
-        pictures = [(path, self.pictures) for path in paths]
-        return _sample(record, pictures, default=self.source, name=record.get("id", number), where=where)
+        readers = [
+            partial(self.pictures.read, path, where=where) for path in check_paths(record, where=where)
+        ]
+        name = record.get("id", number)
+        return llava_sample(record, readers, default=self.source, name=name, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +106,41 @@ class LLaVARows(ParquetRows):
         held = row.get("image")
         # The hub writes a missing picture as null, or as {bytes: null, path: null}.
         there = any(held.values()) if isinstance(held, Mapping) else held is not None
-        pictures = [(held, self.pictures)] if there else []
-        return _sample(row, pictures, default=self.source, name=row[columns["id"]], where=where)
+        readers = [partial(_cell, held, self.pictures, where)] if there else []
+        return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
 
 
-def _sample(
+def check_paths(record: Any, *, where: str) -> list[str]:
+    """Return the paths of a record's pictures.
+
+    Raises:
+        SampleError: It is no object, or names its pictures otherwise (``bad_row``).
+    """
+    if not isinstance(record, Mapping):
+        raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
+    named = record.get("image") or []
+    paths = [named] if isinstance(named, str) else named
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise SampleError(
+            f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row"
+        )
+    return paths
+
+
+def llava_sample(
     record: Mapping[str, Any],
-    pictures: Sequence[tuple[Any, PictureFolder | None]],
+    readers: Sequence[Callable[[], Picture]],
     *,
     default: str,
     name: Any,
     where: str,
 ) -> SourceSample:
-    """Convert a record whose pictures are given as cells or paths, with the folder of the latter."""
-    turns = llava_turns(record.get("conversations"), num_images=len(pictures), where=where)
+    """Convert a record; its pictures are read when its turns are known to be of use.
+
+    Raises:
+        SampleError: It or a picture of it is of no use.
+    """
+    turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
     source = str(record.get("data_source") or default)
     normal = {
         "id": f"{source}/{name}",
@@ -128,10 +148,10 @@ def _sample(
         "task": "instruction",
         "messages": turns,
     }
-    return SourceSample(record=normal, images=[_picture(cell, folder, where) for cell, folder in pictures])
+    return SourceSample(record=normal, images=[read() for read in readers])
 
 
-def _picture(cell: Any, folder: PictureFolder | None, where: str) -> Picture:
+def _cell(cell: Any, folder: PictureFolder | None, where: str) -> Picture:
     if isinstance(cell, str) and folder is not None:
         return folder.read(cell, where=where)
     return held_picture(cell, where=where, folder=folder)

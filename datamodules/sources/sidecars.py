@@ -14,6 +14,7 @@ from alignvlm_pl.errors import DataError
 from ..normal_form import conversation, convert_docdownstream
 from ..pack.source import Part
 from ..sample import SampleError, check_record
+from .dialogues import check_answered
 from .pictures import PictureFolder, picture_paths, total_bytes
 from .source import SourceSample
 
@@ -142,6 +143,7 @@ def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     )
     record = convert_docdownstream(given, where=where) if plain else {"messages": turns}
     check_record(record, num_images=_count_images(record["messages"]), where=where)
+    check_answered(record, where=where)
     if not _count_images(record["messages"]):
         first = next((turn for turn in record["messages"] if turn["role"] == "user"), None)
         if first is None:

@@ -6,10 +6,12 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
+
+from .stored_files import StoredFile
+from .stored_stream import StoredStream
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = tarfile.BLOCKSIZE
@@ -17,28 +19,24 @@ _BUFFER_BYTES = 4 << 20
 _PIECE_NUMBER = re.compile(r"\.(\d+)$")
 
 
-def ordered_pieces(paths: Sequence[Path]) -> list[Path]:
+def ordered_pieces(pieces: Sequence[StoredFile]) -> list[StoredFile]:
     """Return the pieces of an archive in their order.
 
     Raises:
         ConfigError: Their names end in numbers, and one of these is missing.
-        DataError: A piece is not there.
     """
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"there is no {path}")
-    numbers = {path: int(match[1]) for path in paths if (match := _PIECE_NUMBER.search(path.name))}
-    if len(numbers) != len(paths):
-        return list(paths)
-    if sorted(numbers.values()) != list(range(len(paths))):
+    numbers = {piece: int(match[1]) for piece in pieces if (match := _PIECE_NUMBER.search(piece.name))}
+    if len(numbers) != len(pieces):
+        return list(pieces)
+    if sorted(numbers.values()) != list(range(len(pieces))):
         raise ConfigError(
             f"the pieces of the archive must be numbered from 0 without a gap, found {sorted(numbers.values())}: "
             "name all of them"
         )
-    return sorted(paths, key=lambda path: numbers[path])
+    return sorted(pieces, key=lambda piece: numbers[piece])
 
 
-def stream_files(pieces: Sequence[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the files of a tar, gzipped or not, in its order.
 
     Args:
@@ -46,7 +44,7 @@ def stream_files(pieces: Sequence[Path], wanted: Callable[[str], bool]) -> Itera
         wanted: Whether a file of a name is yielded; the others' content is passed over.
 
     Raises:
-        DataError: It is damaged or ends early; names the piece and the byte of it.
+        DataError: It is damaged, ends early, or its store does not give it; names the piece and the byte of it.
     """
     with _Joined(pieces) as joined:
         try:
@@ -117,35 +115,25 @@ class _Forward:
 class _Joined(io.RawIOBase):
     """Files one after the other."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[StoredFile]) -> None:
         super().__init__()
-        self._rest = list(paths)
-        self._path = paths[0]
-        self._stream: IO[bytes] | None = None
+        self._rest = list(files)
+        self._stream = StoredStream(self._rest.pop(0))
 
     @property
     def place(self) -> str:
         """Piece and byte that the stream has come to."""
-        return f"{self._path}, near byte {self._stream.tell() if self._stream else self._path.stat().st_size}"
+        return f"{self._stream.file.path}, near byte {self._stream.tell()}"
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            if self._stream is None:
-                if not self._rest:
-                    return 0
-                self._path = self._rest.pop(0)
-                self._stream = self._path.open("rb", buffering=0)
-            count: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]  # a raw file has it
-            if count:
-                return count
+        while not (count := self._stream.readinto(buffer)) and self._rest:
             self._stream.close()
-            self._stream = None
+            self._stream = StoredStream(self._rest.pop(0))
+        return count
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._stream.close()
         super().close()

@@ -4,7 +4,7 @@ Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parq
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,6 +20,10 @@ _FAR: dict[str, Any] = {
     "block_size": 2 << 20,
     "cache_options": {"maxblocks": 16},
 }
+
+
+# What is read from its beginning to its end: few requests, each with what comes next.
+_FORWARD: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +58,48 @@ class StoredFile:
             return _SPLITS[match[1]]
         return _SPLITS.get(path.parent.name)
 
-    def open(self) -> IO[bytes]:
+    def open(self, *, forward: bool = False) -> IO[bytes]:
         """Open it for reading.
+
+        Args:
+            forward: It will be read in its order, so that what comes next is worth fetching along.
 
         Raises:
             DataError: It cannot be opened.
         """
         try:
+            if self.local:
+                return Path(self.path).open("rb")
             filesystem, path = _fsspec().core.url_to_fs(self.url)
-            stream: IO[bytes] = filesystem.open(path, "rb", **({} if self.local else _FAR))
+            stream: IO[bytes] = filesystem.open(path, "rb", **(_FORWARD if forward else _FAR))
         except Exception as error:  # each store has its own errors, and few of them are OSErrors
             raise DataError(f"{self.path} cannot be opened: {_words(error)}") from error
         return stream
+
+
+def local_file(path: Path) -> StoredFile:
+    """Return a file of this disk.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no {path}")
+    return StoredFile(url=f"file://{path.absolute()}", path=str(path), size=path.stat().st_size)
+
+
+def find_file(place: str) -> StoredFile:
+    """Return the file at a path or an address.
+
+    Raises:
+        DataError: There is none, or the store does not answer.
+    """
+    if "://" not in place:
+        return local_file(Path(place))
+    found = list_folder(place)
+    if len(found) != 1 or found[0].name != place.rpartition("/")[2]:
+        raise DataError(f"{place} is no file")
+    return found[0]
 
 
 def list_files(location: str, ending: str) -> list[StoredFile]:
@@ -81,28 +115,20 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
     Raises:
         DataError: There are none, or the store does not answer.
     """
-    url, hub = _address(location)
-    try:
-        filesystem, root = _fsspec().core.url_to_fs(url)
-        found = _found(filesystem, root)
-        there = bool(found) or filesystem.exists(root)
-    except ConfigError:
-        raise
-    except Exception as error:  # as in StoredFile.open
-        raise DataError(_unreachable(location, url, hub, error)) from error
-    files = [
-        StoredFile(url=full, path=full.removeprefix("file://"), size=int(info["size"] or 0))
-        for path, info in sorted(found.items())
-        if path.endswith(ending)
-        for full in [filesystem.unstrip_protocol(path)]
-    ]
-    if not there:
-        raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
-    if not files:
-        raise DataError(
-            f"{location}: no {ending} file there (looked at {url.removeprefix('file://')}, {len(found)} other files)"
-        )
-    return files
+    everything = _listed(location, _found)
+    if files := [file for file in everything if file.path.endswith(ending)]:
+        return files
+    where = _address(location)[0].removeprefix("file://")
+    raise DataError(f"{location}: no {ending} file there (looked at {where}, {len(everything)} other files)")
+
+
+def list_folder(location: str) -> list[StoredFile]:
+    """List the files that lie right in a folder, at an address or in a set of the hub; a file is itself alone.
+
+    Raises:
+        DataError: There is no such place, or the store does not answer.
+    """
+    return _listed(location, _right_in)
 
 
 def choose_files(
@@ -171,6 +197,35 @@ def _address(location: str) -> tuple[str, bool]:
     if not Path(location).exists() and _HUB_ID.fullmatch(location) and not Path(location).parent.is_dir():
         return f"hf://datasets/{location}", True
     return f"file://{Path(location).absolute()}", False
+
+
+def _listed(location: str, look: Callable[[Any, str], dict[str, Any]]) -> list[StoredFile]:
+    """Return the files that `look` finds in a store, sorted by path."""
+    url, hub = _address(location)
+    try:
+        filesystem, root = _fsspec().core.url_to_fs(url)
+        found = look(filesystem, root)
+        there = bool(found) or filesystem.exists(root)
+    except ConfigError:
+        raise
+    except Exception as error:  # as in StoredFile.open
+        raise DataError(_unreachable(location, url, hub, error)) from error
+    if not there:
+        raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
+    return [
+        StoredFile(url=full, path=full.removeprefix("file://"), size=int(info["size"] or 0))
+        for path, info in sorted(found.items())
+        for full in [filesystem.unstrip_protocol(path)]
+    ]
+
+
+def _right_in(filesystem: Any, root: str) -> dict[str, Any]:
+    """Path -> what the store says of it, for the files right in a folder, or for a file alone."""
+    if filesystem.isfile(root):
+        return {root: filesystem.info(root)}
+    if not filesystem.exists(root):
+        return {}
+    return {info["name"]: info for info in filesystem.ls(root, detail=True) if info["type"] == "file"}
 
 
 def _found(filesystem: Any, root: str) -> dict[str, Any]:

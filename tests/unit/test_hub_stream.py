@@ -1,21 +1,10 @@
-"""A set of the hub through huggingface_hub's own client: a server on this machine answers as the hub does.
-
-The client reads its address when it is imported, so the command runs in a process of its own.
-"""
+"""A set of the hub through huggingface_hub's own client: parquet files and tars, read in pieces."""
 
 import io
-import json
 import os
-import re
-import subprocess
-import sys
 import tarfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from PIL import Image
@@ -24,85 +13,17 @@ from datamodules.decode import Decoder
 from datamodules.manifest import load_manifest
 from datamodules.sample import message_text
 from datamodules.shards import read_range
+from tests.unit.hub_server import Hub, prepare, serving
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("huggingface_hub")
-COMMIT = "a" * 40
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as one data set."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.root = root
-        self.asked: list[tuple[str, str | None]] = []
-        self.failing = 0  # requests for files that are refused before one is answered
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def do_GET(self) -> None:
-        path, given = unquote(urlsplit(self.path).path), self.headers.get("Range")
-        self.server.asked.append((path, given))
-        if re.fullmatch(r"/api/datasets/[^/]+/[^/]+", path):
-            self._json({"id": "owner/set", "sha": COMMIT, "private": False, "siblings": []})
-        elif path.startswith("/api/datasets/owner/set/tree/main"):
-            files = sorted(file for file in self.server.root.rglob("*") if file.is_file())
-            self._json(
-                [
-                    {
-                        "type": "file",
-                        "oid": "c" * 40,
-                        "size": file.stat().st_size,
-                        "path": file.relative_to(self.server.root).as_posix(),
-                    }
-                    for file in files
-                ]
-            )
-        elif match := re.fullmatch(r"/datasets/owner/set/resolve/main/(.+)", path):
-            if self.server.failing:
-                self.server.failing -= 1
-                self._send(503, b"", {})
-                return
-            data = (self.server.root / match[1]).read_bytes()
-            bounds = re.fullmatch(r"bytes=(\d+)-(\d+)", given or "")
-            begin, end = (
-                (int(bounds[1]), min(int(bounds[2]), len(data) - 1)) if bounds else (0, len(data) - 1)
-            )
-            place = {
-                "Content-Range": f"bytes {begin}-{end}/{len(data)}",
-                "X-Repo-Commit": COMMIT,
-                "ETag": '"c"',
-            }
-            self._send(206, data[begin : end + 1], place)
-        else:
-            self._send(404, b"{}", {})
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[Hub]:
-    server = Hub(tmp_path / "hub")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path / "hub") as server:
+        yield server
 
 
 def write(path: Path, count: int) -> None:
@@ -116,27 +37,6 @@ def write(path: Path, count: int) -> None:
             {"sample_id": f"{path.stem}/{number}", "image": picture, "query": ["q"], "annotations": ["a"]}
         )
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=count // 2)
-
-
-def prepare(hub: Hub, out: Path, *words: str, kind: str = "bigdocs") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(out.parent / "cache"),
-        "NO_PROXY": "127.0.0.1",
-    }
-    command = [
-        sys.executable,
-        "cli.py",
-        "prepare",
-        kind,
-        "owner/set",
-        str(out),
-        "--workers",
-        "1",
-        *words,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def test_a_config_of_a_hub_set_is_read_in_pieces_and_nothing_is_kept(tmp_path, hub):

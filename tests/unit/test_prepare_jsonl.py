@@ -104,7 +104,31 @@ BAD = {
     "placeholder_count": line(1, image=["imgs/1.png", "imgs/2.png"]),
     "invalid_sample": line(1, messages=[{"role": "user", "content": 7}]),
     "unsafe_path": line(1, image=["imgs/../../secret.png"]),
+    "empty_answer": line(
+        1,
+        messages=[
+            {"role": "user", "content": "<|image|>?"},
+            {"role": "assistant", "content": ""},
+            {"role": "user", "content": "and?"},
+            {"role": "assistant", "content": " \n"},
+        ],
+        references=[" "],
+    ),
 }
+
+
+def test_questions_alone_and_answers_that_are_references_are_kept(root):
+    asked = [{"role": "user", "content": "<|image|>?"}]
+    empty = [*asked, {"role": "assistant", "content": ""}]
+    more = [{"role": "user", "content": "and?"}, {"role": "assistant", "content": "b"}]
+    write(
+        root,
+        line(0, messages=asked),
+        line(1, messages=asked, references=["a"]),
+        line(2, messages=empty, references=["a"]),
+        line(3, messages=[*empty, *more]),
+    )
+    assert prepare(root, "out").num_samples == 4
 
 
 def test_bad_records_are_counted_by_reason_in_manifest_and_report(root):
@@ -114,7 +138,7 @@ def test_bad_records_are_counted_by_reason_in_manifest_and_report(root):
     assert manifest.num_samples == 2
     assert manifest.extra["skipped"] == dict.fromkeys(sorted(BAD), 1)
     report = json.loads((root / "out" / "report.json").read_text())
-    assert (report["read"], report["written"], report["skipped"]) == (9, 2, manifest.extra["skipped"])
+    assert (report["read"], report["written"], report["skipped"]) == (10, 2, manifest.extra["skipped"])
     for number, (reason, problem) in enumerate(zip(BAD, report["problems"], strict=True), start=2):
         assert problem["reason"] == reason
         assert f"train.jsonl, line {number}:" in problem["message"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import pytest
 from PIL import Image
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_quantities_by_source(folder):
-    found = collect(folder)
+    found = collect(folder).sources
     assert {source: info.samples for source, info in found.items()} == {"forms": 3, "charts": 2}
     assert found["forms"].measures == {
         "turns": [1, 1, 1],
@@ -48,7 +49,8 @@ def test_quantities_by_source(folder):
 
 def test_a_model_counts_tokens(folder):
     tiling = Tiling(tile_height=50, tile_width=100, max_tiles=9, thumbnail="none")
-    found = collect(folder, Model(count_tokens=lambda text: len(text) // 5, tiling=tiling, tokens_per_tile=7))
+    model = Model(count_tokens=lambda text: len(text) // 5, tiling=tiling, tokens_per_tile=7)
+    found = collect(folder, model).sources
     assert found["forms"].measures["prompt tokens"] == [2, 4, 6]
     assert found["forms"].measures["visual tokens"] == [7, 14, 21]
 
@@ -70,12 +72,54 @@ def test_the_command_prints_a_table_a_source(folder, capsys):
 def test_what_cannot_be_read_is_named(folder, tmp_path, capsys):
     assert main(["shards", "info", str(folder), "--model", str(tmp_path / "no.yaml")]) == 1
     assert "there is no such file" in capsys.readouterr().err
+
+
+def spoil(folder, *changes):
+    """Change the first few bytes that are found in the first shard."""
     path = folder / "set-00000.tar"
     data = bytearray(path.read_bytes())
-    data[data.index(b'"messages"') + 1] = ord("M")
+    for old, new in changes:
+        at = data.index(old)
+        data[at : at + len(new)] = new
     path.write_bytes(data)
-    assert main(["shards", "info", str(folder)]) == 1
-    assert "is not in normal form" in capsys.readouterr().err
+
+
+def test_bad_samples_are_counted_and_the_others_told(folder, capsys):
+    spoil(folder, (b'"messages"', b'"M'), (b'"messages"', b"}}"))
+    assert main(["shards", "info", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "  charts: 2 samples" in told
+    assert "  forms: 1 samples" in told
+    assert "skipped: 1 (invalid_sample), the first: " in told
+    assert "set-00000000.json is not in normal form (KeyError('messages'))" in told
+    assert "skipped: 1 (bad_json), the first: " in told
+    assert collect(folder).sources["forms"].measures["turns"] == [1]
+
+
+def test_sets_of_another_format(tmp_path, capsys):
+    from datamodules.prepare import main as prepare
+
+    (tmp_path / "cc").mkdir()
+    with tarfile.open(tmp_path / "cc/00000.tar", "w") as tar:
+        for key in range(3):
+            note = json.dumps({"caption": "two people", "key": str(key)}).encode()
+            members = {"jpg": png(40 + key, 30) if key else b"", "txt": b"two people", "json": note}
+            for ending, data in members.items():
+                info = tarfile.TarInfo(f"{key:09d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert prepare(["index", str(tmp_path / "cc"), "--source", "cc12m", "--license", "other"]) == 0
+    capsys.readouterr()
+    assert main(["shards", "info", str(tmp_path / "cc")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "none of 3 samples reads as --format normal, the first: " in told
+    assert "known formats: normal, docdownstream, bigdocs, captions" in told
+    assert main(["shards", "info", str(tmp_path / "cc"), "--format", "captions"]) == 0
+    told = capsys.readouterr().out
+    assert "2 samples" in told
+    assert "skipped: 1 (" in told
+    (info,) = collect(tmp_path / "cc", form="captions").sources.values()
+    assert (info.measures["width px"], info.measures["answer characters"]) == ([41, 42], [10, 10])
 
 
 @pytest.mark.slow
@@ -136,3 +180,14 @@ def test_preview_shows_prompt_and_supervised_tokens(tmp_path, capsys):
     assert re.search(r'<span class="image">\[\d+ visual tokens\]</span>', page)
     assert main([*words, "--count", "0"]) == 1
     assert "expected start >= 0" in capsys.readouterr().err
+    # One bad sample is listed, and the other shown; nothing but bad ones is an error.
+    spoil(tmp_path / "set", (b'"messages"', b'"M'))
+    capsys.readouterr()
+    assert main(words) == 0
+    told, page = capsys.readouterr().out, (tmp_path / "p.html").read_text()
+    assert "1 samples" in told
+    assert re.search(r"skipped \(invalid_sample\): .*set-00000000", told)
+    assert page.count("<section>") == 1
+    assert re.search(r"<li>invalid_sample: .*set-00000000", page)
+    assert main([*words, "--count", "1"]) == 1
+    assert "none of 1 samples reads as --format normal" in " ".join(capsys.readouterr().err.split())

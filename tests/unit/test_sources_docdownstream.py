@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
+from datamodules.prepare import main
 from datamodules.sample import SampleError, message_text
 from datamodules.sources import docdownstream_archive
 from datamodules.sources.docdownstream_archive import DocDownstreamArchive
@@ -22,6 +23,7 @@ from datamodules.sources.docdownstream_rows import DocDownstreamFolder, Document
 from datamodules.sources.pictures import PictureFolder
 from datamodules.sources.source import SourceSample, image_bytes
 from datamodules.sources.split_archive import stream_files
+from datamodules.sources.stored_files import StoredFile, local_file
 
 
 def page(number: int) -> str:
@@ -64,6 +66,7 @@ BAD: list[Any] = [
     line(page(4)),
     line(page(4), page(3)),
     line(image={"a": 1}),
+    line(page(0), messages=[{"role": "user", "content": "<|image|>?"}, {"role": "assistant", "content": ""}]),
 ]
 REASONS = {
     "bad_json": 2,
@@ -71,6 +74,7 @@ REASONS = {
     "placeholder_count": 1,
     "undecodable_image": 2,
     "bad_row": 1,
+    "empty_answer": 1,
 }
 
 
@@ -86,7 +90,7 @@ def pages() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def archive(tmp_path) -> list[Path]:
+def archive(tmp_path) -> list[StoredFile]:
     """Make a gzipped tar of the pages in three pieces, cut anywhere; page 1 comes twice."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -98,8 +102,9 @@ def archive(tmp_path) -> list[Path]:
     cuts = (0, len(data) // 3, len(data) // 2, len(data))
     pieces = []
     for number in range(3):
-        pieces.append(tmp_path / f"partial-imgs.{number:02d}")
-        pieces[-1].write_bytes(data[cuts[number] : cuts[number + 1]])
+        path = tmp_path / f"partial-imgs.{number:02d}"
+        path.write_bytes(data[cuts[number] : cuts[number + 1]])
+        pieces.append(local_file(path))
     return pieces
 
 
@@ -205,7 +210,7 @@ def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, arch
     folder = DocDownstreamFolder(lines=lines, pictures=images)
     assert folder.input_bytes() == 3 * len(picture(0)) + len(picture(1)) + len(picture(2))
     assert folder.spool_bytes() == lines.path.stat().st_size
-    whole = sum(path.stat().st_size for path in archive)
+    whole = sum(piece.size for piece in archive)
     assert DocDownstreamArchive(lines=lines, pieces=tuple(archive)).input_bytes() == whole * 5 // 3
 
 
@@ -227,19 +232,20 @@ def test_parts_cut_a_long_file(tmp_path, images):
 # Damage
 
 
-def unpacked(archive: list[Path]) -> bytes:
-    return gzip.decompress(b"".join(path.read_bytes() for path in archive))
+def unpacked(archive: list[StoredFile]) -> bytes:
+    return gzip.decompress(b"".join(Path(piece.path).read_bytes() for piece in archive))
 
 
 def streamed(path: Path) -> list[str]:
-    return [name for name, _ in stream_files([path], lambda name: True)]
+    return [name for name, _ in stream_files([local_file(path)], lambda name: True)]
 
 
 def test_a_tar_that_is_not_zipped(tmp_path, archive):
     (tmp_path / "plain.tar").write_bytes(unpacked(archive))
-    assert [data for name, data in stream_files([tmp_path / "plain.tar"], lambda name: name == page(2))] == [
-        picture(2)
-    ]
+    assert [
+        data
+        for name, data in stream_files([local_file(tmp_path / "plain.tar")], lambda name: name == page(2))
+    ] == [picture(2)]
 
 
 def test_long_names(tmp_path):
@@ -262,7 +268,15 @@ def test_a_missing_piece_is_named(tmp_path, archive):
     ):
         list(cut.read(cut.parts()[0]))
     with pytest.raises(DataError, match=r"there is no .*partial-imgs\.03"):
-        DocDownstreamArchive(lines=raw.lines, pieces=(*archive, tmp_path / "partial-imgs.03")).parts()
+        main(
+            [
+                "docdownstream",
+                str(raw.lines.path),
+                str(tmp_path / "out"),
+                "--archive",
+                str(tmp_path / "partial-imgs.03"),
+            ]
+        )
 
 
 def test_damage_that_tarfile_takes_for_the_end_is_found(tmp_path, archive):

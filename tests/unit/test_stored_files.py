@@ -10,7 +10,7 @@ import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.sources.bigdocs import BigDocs
-from datamodules.sources.stored_files import choose_files, list_files
+from datamodules.sources.stored_files import choose_files, find_file, list_files, list_folder
 from tests.unit.parquet_files import bigdocs_row, write
 from tests.unit.reading import read
 
@@ -55,6 +55,30 @@ def test_files_are_chosen_by_config_and_split(release):
     for place in (release / "none", release / "*.none"):
         with pytest.raises(DataError, match=r"none: there is no such file or folder"):
             chosen(place, None, None)
+
+
+def test_one_file_by_its_path_or_address(release):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/one/a.jsonl", b"{}")
+    try:
+        assert (find_file("memory://one/a.jsonl").size, find_file(str(release / "README.md")).size) == (2, 5)
+        with pytest.raises(DataError, match=r"memory://one is no file"):
+            find_file("memory://one")
+        with pytest.raises(DataError, match=r"b\.jsonl: there is no such file or folder"):
+            find_file("memory://one/b.jsonl")
+        with pytest.raises(DataError, match=r"there is no .*none"):
+            find_file(str(release / "none"))
+    finally:
+        memory.rm("/one", recursive=True)
+
+
+def test_only_what_lies_right_in_a_folder(release):
+    assert [file.name for file in list_folder(str(release))] == ["README.md"]
+    assert [file.name for file in list_folder(str(release / "README.md"))] == ["README.md"]
+    with pytest.raises(DataError, match=r"none: there is no such file or folder"):
+        list_folder(str(release / "none"))
 
 
 def test_the_folders_above_a_set_say_nothing_of_its_split(tmp_path):
