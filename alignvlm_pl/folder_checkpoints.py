@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.strategies import ParallelStrategy
 
 from .errors import CheckpointError
+from .ranks import gather
 from .sharded_checkpoint import load_file, rank_state, read_folder, replace_path, write_rank
 
 
@@ -48,11 +48,7 @@ class FolderCheckpoints(ParallelStrategy):
 
     def _agree(self, problem: str | None, path: Path, partial: Path) -> None:
         """Raise on all ranks if one has a problem."""
-        problems: list[str | None] = [problem]
-        if torch.distributed.is_initialized():
-            problems = [None] * self.world_size
-            torch.distributed.all_gather_object(problems, problem)
-        if found := next(filter(None, problems), None):
+        if found := next(filter(None, gather(problem)), None):
             if self.is_global_zero:
                 shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from alignvlm_pl.ranks import gather
+
 
 class DataHealth(Callback):
     """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
@@ -49,7 +51,7 @@ class DataHealth(Callback):
         self._read_tensors()
         self._read_loader(cast(Any, trainer).datamodule)
         # Ranks have different sources, so plain objects are gathered, and only now.
-        total = sum_over_ranks(self._sums, trainer.world_size)
+        total = sum_over_ranks(self._sums)
         self._sums.clear()
         self.latest = data_metrics(total)
         if trainer.logger is not None:
@@ -86,11 +88,9 @@ def is_due(trainer: pl.Trainer) -> bool:
     return bool(step and every) and step % every == 0 and not trainer.fit_loop._should_accumulate()
 
 
-def sum_over_ranks(sums: Mapping[str, float], world_size: int) -> dict[str, float]:
+def sum_over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
     """Add up counts whose names may differ from rank to rank."""
-    ranks: list[Any] = [dict(sums)] * world_size
-    if world_size > 1:
-        torch.distributed.all_gather_object(ranks, dict(sums))
+    ranks = gather(dict(sums))
     return {name: sum(rank.get(name, 0) for rank in ranks) for rank in ranks for name in rank}
 
 

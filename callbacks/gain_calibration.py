@@ -77,7 +77,7 @@ class GainCalibration(Callback):
             features = visual_features(
                 pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS
             )
-            having = sum_over_ranks({str(trainer.global_rank): len(features)}, trainer.world_size)
+            having = sum_over_ranks({str(trainer.global_rank): len(features)})
             ranks = [int(rank) for rank, tiles in having.items() if tiles]
             if not ranks:
                 return  # text alone on all ranks; the next batch may have images

@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from alignvlm_pl.ranks import gather
+
 log = logging.getLogger(__name__)
 KEY = "random_state"
 State = dict[str, Any]
@@ -27,7 +29,7 @@ class RandomState(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Gather the states of all ranks; all of them save."""
-        checkpoint[KEY] = _gather(generator_states(), trainer.world_size)
+        checkpoint[KEY] = gather(generator_states())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -78,11 +80,3 @@ def restore_generators(state: State) -> None:
 def _tuples(value: Any) -> Any:
     """`random.setstate` takes tuples alone."""
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _gather(state: State, world: int) -> list[State]:
-    if world == 1:
-        return [state]
-    states: list[Any] = [None] * world
-    torch.distributed.all_gather_object(states, state)
-    return states

@@ -78,7 +78,7 @@ class Throughput(pl.Callback):
         self._supervised.clear()
         memory = f"memory/{trainer.global_rank}"
         self._sums[memory] = peak_memory(pl_module.device)
-        total = sum_over_ranks(self._sums, trainer.world_size)
+        total = sum_over_ranks(self._sums)
         now = time.monotonic()
         self.latest = self.metrics(total, seconds=now - self._since, world=trainer.world_size)
         self._sums.clear()

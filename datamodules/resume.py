@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch.distributed as dist
-
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.ranks import gather
 
 from .cursor import Cursor, first_cursors, share_out, unread
 from .planner import BatchPlanner
@@ -53,7 +52,7 @@ def to_state(
         cursor: What this rank has still to read.
         seen: Samples this rank was given, by source.
     """
-    ranks = _gather({"cursor": dict(cursor), "seen": dict(seen)})
+    ranks = gather({"cursor": dict(cursor), "seen": dict(seen)})
     _, begun = unread([Cursor.of_state(rank["cursor"]) for rank in ranks])
     return {
         "version": _VERSION,
@@ -113,12 +112,3 @@ def differences(saved: Mapping[str, Any], identity: Mapping[str, str]) -> Sequen
         for name in names
         if saved.get(name) != identity.get(name)
     ]
-
-
-def _gather(value: Any) -> list[Any]:
-    """Return the values of all ranks."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found

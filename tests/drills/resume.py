@@ -26,9 +26,10 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
+from tests.integration.command import RANKS
+
 ROOT = Path(__file__).parents[2]
 SOURCES = {"a": (61, 5), "b": (17, 3), "c": (5, 2)}  # name -> samples, weight
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 LIMIT_SECONDS = 300
 ATTEMPTS = 3
 MODES: dict[str, list[str]] = {

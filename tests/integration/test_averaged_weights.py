@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.integration.command import RANKS
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 DECAY = 0.9
 OPTIONS = ["--stage.max_steps=4", f"--stage.ema_decay={DECAY}", "--stage.lr_vision=null"]
 # One micro batch a step: with more, the next one would make up for an update that came after the checkpoint.

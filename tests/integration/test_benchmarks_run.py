@@ -12,9 +12,9 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import get_benchmark
 from datamodules.writer import ShardWriter
+from tests.integration.command import RANKS
 
 ROOT = Path(__file__).parents[2]
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 FIELDS = ("advertiser", "flight_from")
 # Question, accepted answers and meta; the tiny model answers nonsense, which the scores of some rules tell apart.
 SETS = {

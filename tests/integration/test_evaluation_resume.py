@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.integration.command import RANKS
+
 from .conftest import write_set
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = 30
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 
 
 def start(*options: Any) -> subprocess.Popen:

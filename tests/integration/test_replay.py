@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from alignvlm_pl.cli import main
+from tests.integration.command import RANKS
 
 ROOT = Path(__file__).parents[2]
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 KILLED = """
 import os, signal, sys
 from alignvlm_pl.module import AlignVLMModule

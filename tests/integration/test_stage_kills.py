@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.integration.command import RANKS
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("one", "two", "three")
-RANKS = "LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED".split()
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 

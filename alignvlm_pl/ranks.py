@@ -1,0 +1,18 @@
+"""What all processes of a run know."""
+
+from typing import Any
+
+import torch.distributed as dist
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order; all of them must call it.
+
+    Args:
+        value: Anything that can be pickled.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
