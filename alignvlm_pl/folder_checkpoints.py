@@ -73,6 +73,8 @@ def _trying(action: Callable[[], None]) -> str | None:
         action()
     except OSError as error:
         return str(error)
+    except Exception as error:  # told to all ranks: they would wait for this one for ever
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -370,7 +370,9 @@ class AlignVLMModule(pl.LightningModule):
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
-            expected = self.trainer.strategy.lightning_module_state_dict()
+            # A strategy may keep weights in pieces; without a trainer they are whole.
+            trainer = self._trainer
+            expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")

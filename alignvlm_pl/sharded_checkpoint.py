@@ -123,6 +123,10 @@ def load_file(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})"
+        )
     return found
 
 
@@ -132,7 +136,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """A checkpoint without the tensors of a folder of shards: all that it says of itself.
+    """A checkpoint, without weights and optimizer state where it is a folder of shards: all that it says of itself.
 
     Raises:
         CheckpointError: As `load_file`.

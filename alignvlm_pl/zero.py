@@ -121,6 +121,7 @@ class ZeroStrategy(FolderCheckpoints, DeepSpeedStrategy):
 
     def teardown(self) -> None:
         """As Lightning; a sharded model stays where it is."""
+        self._groups, self._partitioned = [], None  # they lead to the optimizer's state
         if not self.zero_stage_3:
             return super().teardown()
         from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK

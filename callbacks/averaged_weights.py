@@ -79,6 +79,10 @@ class AveragedWeights(WeightAveraging):
             if swap:
                 self._swap_models(pl_module)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Free the copy: a recipe's next stage makes its own."""
+        self._average_model = None
+
     def _copy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._average_model is None:
             self._average_model = AveragedModel(

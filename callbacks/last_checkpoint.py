@@ -90,7 +90,8 @@ class LastCheckpoint(pl.Callback):
     def _bytes_to_come(self, folder: Path, module: pl.LightningModule, *, in_float32: bool) -> int:
         """What the newest states, one written beside them and the stage-end weights take on top of what is there."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
-        there = sum(1 for path in folder.iterdir() if _WRITTEN.fullmatch(path.name))
+        steps = [int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name))]
+        there = sum(1 for step in steps if not self._is_kept(step))
         states = max(self.keep_last + 1 - there, 1)
         state = checkpoint_bytes(module, averaged=averaged, in_float32=in_float32)
         return states * state + _bytes(module, trained=True) + _bytes(module, trained=False)
@@ -129,6 +130,10 @@ class LastCheckpoint(pl.Callback):
             raise CheckpointError(problem)
         self._saved_step = step
 
+    def _is_kept(self, step: int) -> bool:
+        """Whether the state of a step is kept for good."""
+        return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+
     def _prune(self, trainer: pl.Trainer) -> None:
         """Remove older states, and what a killed run left half-written."""
         folder = _folder(trainer)
@@ -137,8 +142,7 @@ class LastCheckpoint(pl.Callback):
         # One that is newer than `last.ckpt` was written by a run that died before it moved the link.
         newest = [step for step in steps if linked is None or step <= int(linked[1])][-self.keep_last :]
         for step in steps:
-            forever = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
-            if step not in newest and not forever:
+            if step not in newest and not self._is_kept(step):
                 trainer.strategy.remove_checkpoint(folder / _NAME.format(step))
         for left in folder.glob("*.partial"):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()

@@ -167,6 +167,9 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
     for turn in messages:
         if isinstance(turn, Mapping) and isinstance(turn.get("content"), list):
             turns.append({"role": turn.get("role"), "content": turn["content"]})
+            index += sum(
+                isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"]
+            )
             continue
         if not _is_plain(turn):
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")

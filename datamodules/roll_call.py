@@ -6,8 +6,8 @@ lock for ever (python/cpython#112275; Python 3.12 and late releases of 3.11 do n
 
 import multiprocessing
 import os
-import select
 import time
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 
 START_SECONDS = 30.0
@@ -40,7 +40,7 @@ class RollCall:
         self._writer = -1
         end, answers = time.monotonic() + seconds, 0
         while answers < workers:
-            if not select.select([self._reader], [], [], max(end - time.monotonic(), 0.0))[0]:
+            if not wait([self._reader], max(end - time.monotonic(), 0.0)):
                 break
             read = len(os.read(self._reader, workers))
             answers = answers + read if read else workers

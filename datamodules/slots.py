@@ -63,6 +63,7 @@ class Sender(TileMemory):
         self._known: set[int] = set()  # slots that the main process has mapped
         self._room = SLOT_BYTES  # of a new slot
         self._open: int | None = None  # the slot that is being written
+        self._begun: set[int] = set()  # slots that the next batch has been written to
         self._content = np.empty(0, np.uint8)  # of the open slot
         self._used = 0  # bytes of it
 
@@ -102,6 +103,7 @@ class Sender(TileMemory):
         """Let what was written since the last batch be written over, if none of it was sent."""
         if self._open is not None and self._slots[self._open][0]:
             self._open = None
+        self._begun = set() if self._open is None else {self._open}
         self._used = 0
 
     def _pack(self, tensor: Tensor) -> "np.ndarray | InSlot":
@@ -109,10 +111,10 @@ class Sender(TileMemory):
         start = self._start(array)
         if start is None:
             return array
-        if array.size < SMALL_BYTES:
-            return array.copy()  # it is written into the pipe later on, when the slot holds other tiles
         slot = self._open
         assert slot is not None, "it has the array"
+        if array.size < SMALL_BYTES or self._slots[slot][0]:  # a slot carries one array
+            return array.copy()  # it is written into the pipe later on, when the slot holds other tiles
         self._slots[slot][0] = 1
         memory = None if slot in self._known else self._slots[slot]
         self._known.add(slot)
@@ -127,22 +129,25 @@ class Sender(TileMemory):
         """Go on with a slot that is free and has room for so many bytes; with none where too many are taken."""
         self._room = max(self._room, size)
         self._open = self._free_slot(size)
-        memory = None if self._open is None else self._slots[self._open].numpy()
+        memory = None
+        if self._open is not None:
+            self._begun.add(self._open)
+            memory = self._slots[self._open].numpy()
         self._content = np.empty(0, np.uint8) if memory is None else memory[_HEADER_BYTES:]
         self._used = 0
 
     def _free_slot(self, size: int) -> int | None:
-        # Not the open one either: what lies there may be about to be copied.
-        free = [number for number, memory in enumerate(self._slots) if not memory[0] and number != self._open]
+        free = [number for number, memory in enumerate(self._slots) if not memory[0]]
         for number in free:
-            if len(self._slots[number]) >= _HEADER_BYTES + size:
+            # None of this batch: what lies there has still to be joined.
+            if number not in self._begun and len(self._slots[number]) >= _HEADER_BYTES + size:
                 return number
         if len(self._slots) < MAX_SLOTS:
             self._slots.append(_shared(_HEADER_BYTES + self._room))
             return len(self._slots) - 1
         if not free:
             return None
-        self._slots[free[0]] = _shared(_HEADER_BYTES + self._room)
+        self._slots[free[0]] = _shared(_HEADER_BYTES + self._room)  # arrays in the former memory keep it
         self._known.discard(free[0])
         return free[0]
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
 from alignvlm_pl.errors import AlignVLMError, DataError
@@ -65,7 +64,7 @@ class CaptionTars:
             with closing(file.open()) as stream:
                 for key, members in sample_groups(_members(file, stream)):
                     try:
-                        yield self._pair(file, key, members, stream)
+                        yield self._pair(file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
                     except SampleError as error:
                         yield error
         except (AlignVLMError, MemoryError):
@@ -79,8 +78,8 @@ class CaptionTars:
             ) from error
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
-        # The tar's name makes the key unique; names of members are names only, nothing is written to them.
-        raw: dict[str, Any] = {"__key__": f"{PurePosixPath(file.name).stem}/{key}", "__url__": file.path}
+        # Names of members are names only, nothing is written to them.
+        raw: dict[str, Any] = {"__key__": key, "__url__": file.path}
         for member in members:
             stream.seek(member.data_offset)
             raw[field_name(member)] = stream.read(member.size)

@@ -81,7 +81,7 @@ class DocumentLines:
             raise SampleError(f"{where}: expected an object, found {type(given).__name__}", "bad_json")
         if self.sources and given.get("dataset_name") not in self.sources:
             return None
-        named = given.get("image") or []
+        named = given.get("image") or given.get("images") or []
         pages = [named] if isinstance(named, str) else named
         if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
             raise SampleError(f"{where}: 'image' must be a list of paths, found {named!r:.120}", "bad_row")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alignvlm_pl.errors import DataError
 
@@ -146,6 +146,9 @@ class _Named:
         return (place.offset, place.packed, place.size, place.crc, place.method, place.flags)
 
 
-def _load(stream: Any, start: int, end: int) -> Any:
+def _load(stream: IO[bytes], start: int, end: int) -> Any:
     stream.seek(start)
-    return json.loads(stream.read(end - start))
+    try:
+        return json.loads(stream.read(end - start))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{stream.name}: the record at byte {start} is not JSON ({error})") from error

@@ -259,20 +259,28 @@ def test_recipe_hands_weights_from_stage_to_stage_and_skips_what_is_finished(wor
 
 
 def test_a_stage_begins_when_nothing_of_the_one_before_it_is_left(world, tmp_path, monkeypatch):
+    import gc
+
+    from torch.optim.swa_utils import AveragedModel
+
     from alignvlm_pl.cli import main
     from alignvlm_pl.cli.lightning_cli import AlignCLI
 
+    path = recipe(world, tmp_path / "recipe")
+    first = yaml.safe_load((path.parent / "first.yaml").read_text())
+    (path.parent / "first.yaml").write_text(yaml.safe_dump({**first, "ema_decay": 0.5}))
     left: list[tuple[weakref.ref, ...]] = []
     run = AlignCLI.run_command
 
     def watched(options):
         assert all(one() is None for stage in left for one in stage)
+        assert not any(type(one) is AveragedModel for one in gc.get_objects())
         done = run(options)
         left.append((weakref.ref(done.model.net), weakref.ref(done.trainer.optimizers[0])))
         return done
 
     monkeypatch.setattr(AlignCLI, "run_command", watched)
-    assert main(["fit", "--config", str(recipe(world, tmp_path / "recipe")), "--run_dir", str(tmp_path)]) == 0
+    assert main(["fit", "--config", str(path), "--run_dir", str(tmp_path)]) == 0
     assert len(left) == 2
 
 

@@ -235,6 +235,14 @@ def test_a_zip_of_one_folder(tmp_path, folder):
         main(words)
 
 
+def test_a_list_of_a_zip_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
+    write_llava(tmp_path)
+    path = tmp_path / LLAVA_LIST
+    path.write_bytes(path.read_bytes().replace(b"answer 3", b"answer \xff"))
+    with pytest.raises(DataError, match=rf"{LLAVA_LIST}: the record at byte \d+ is not JSON \(.*0xff"):
+        main(["llava", str(tmp_path), str(tmp_path / "out"), "--workers", "1"])
+
+
 def test_pictures_of_parquet_rows_lie_in_no_zip(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"pictures of parquet rows are read from a folder; unpack it"):

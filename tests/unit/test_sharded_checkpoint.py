@@ -9,6 +9,7 @@ from alignvlm_pl.parallel import ShardedStrategy
 from alignvlm_pl.sharded_checkpoint import (
     Piece,
     Pieces,
+    load_file,
     make_whole,
     rank_state,
     read_folder,
@@ -64,6 +65,12 @@ def test_a_folder_that_lacks_a_file_or_has_a_damaged_one(folder, name):
     path.unlink()
     with pytest.raises(CheckpointError, match=f"last.ckpt lacks {name}: it is no checkpoint folder, or was"):
         read_folder(folder)
+
+
+def test_a_file_of_one_tensor_is_no_checkpoint(tmp_path):
+    torch.save(torch.zeros(2), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt is damaged or no checkpoint \(it holds a Tensor\)"):
+        load_file(tmp_path / "x.pt")
 
 
 def test_files_that_would_run_code_are_not_read(folder):

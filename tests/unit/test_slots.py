@@ -152,6 +152,24 @@ def test_tiles_that_have_to_move_are_not_moved_onto_themselves(sender):
     assert (travelled.slot, values(batch)) == (1, [3, 1, 0, 2])
 
 
+def test_a_batch_of_many_slots_is_joined_from_all_of_them(sender):
+    """Each sample is joined by itself first; those beyond the first slot have to move, and so do those after them."""
+    none = np.zeros((0, 3, SIDE, SIDE), np.uint8)
+    for _ in range(2):
+        samples = [sender.join([none, cut(sender, number, tiles=2)]) for number in range(1, 14, 2)]
+        cut(sender, 99)  # of a sample that turned out bad
+        batch, _ = pack(sender, samples)
+        assert values(batch) == list(range(1, 15))
+        del batch
+
+
+def test_a_slot_carries_one_array(sender):
+    first, second = cut(sender, 1), cut(sender, 2)
+    packed = sender.pack({"one": torch.from_numpy(first), "two": torch.from_numpy(second)})
+    assert isinstance(packed["one"], slots.InSlot)
+    assert isinstance(packed["two"], np.ndarray)
+
+
 def test_batches_beyond_the_last_slot_are_copied_or_get_a_larger_slot(sender, monkeypatch):
     monkeypatch.setattr(slots, "MAX_SLOTS", 2)
     kept = [send(sender, value) for value in range(3)]

@@ -153,6 +153,20 @@ def test_pages_of_a_folder(tmp_path, images):
     }
 
 
+def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
+    given = line(page(0), page(1), question="and?")
+    given["images"] = given.pop("image")
+    first = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "one"}]}
+    answer = {"role": "assistant", "content": "$1"}
+    given["messages"] = [first, answer, {"role": "user", "content": "<|image|>two"}, answer]
+    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [given]), pictures=images))
+    assert not bad
+    sample = samples["one"]
+    assert contents(sample) == [picture(0), picture(1)]
+    parts = [part for turn in sample.record["messages"] for part in turn["content"]]
+    assert [part["index"] for part in parts if part["type"] == "image"] == [0, 1]
+
+
 def test_pages_of_the_archive_in_pieces_give_the_same_samples(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
     from_folder, _ = read(DocDownstreamFolder(lines=lines, pictures=images))

@@ -75,6 +75,16 @@ def test_caption_pairs_of_several_runs(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc12m-train-0000.tar", "other-0000.tar"]
 
 
+def test_caption_pairs_of_tars_of_one_name_have_ids_of_their_own(tmp_path):
+    for run in "ab":
+        (tmp_path / run).mkdir()
+        write_tar(tmp_path / run / "00000.tar", pair("000000001"))
+    samples, bad = read(tars(tmp_path))
+    assert not bad
+    ids = [sample.record["id"] for sample in samples]
+    assert [i.removeprefix(f"cc12m/{tmp_path}") for i in ids] == ["/a/00000/000000001", "/b/00000/000000001"]
+
+
 def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
