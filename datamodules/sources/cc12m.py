@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import IO, Any, BinaryIO, cast
 
-from alignvlm_pl.errors import AlignVLMError, DataError
+from alignvlm_pl.errors import DataError
 
 from ..normal_form import CaptionReader
 from ..pack.source import Part
@@ -18,6 +19,7 @@ from ..sample import SampleError
 from ..tar_walk import Damage, Member, field_name, sample_groups, walk_range
 from .source import SourceSample, checked_image
 from .stored_files import StoredFile, short_names
+from .stored_stream import StoredStream
 
 _KEPT = ("url", "sha256")
 """Fields of a pair's json that say where the picture came from."""
@@ -60,22 +62,12 @@ class CaptionTars:
         """
         url, path, size = part.payload
         file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
-        try:
-            with closing(file.open()) as stream:
-                for key, members in sample_groups(_members(file, stream)):
-                    try:
-                        yield self._pair(file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
-                    except SampleError as error:
-                        yield error
-        except (AlignVLMError, MemoryError):
-            raise
-        except Exception as error:  # each store has its own errors
-            if file.local:
-                raise
-            raise DataError(
-                f"{file.path} does not read ({type(error).__name__}: {error}); run the same command again, it goes on "
-                "where it was"
-            ) from error
+        with closing(BufferedReader(StoredStream(file))) as stream:
+            for key, members in sample_groups(_members(file, stream)):
+                try:
+                    yield self._pair(file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
+                except SampleError as error:
+                    yield error
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # Names of members are names only, nothing is written to them.

@@ -21,12 +21,11 @@ from .source import SourceSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LLaVAList:
-    """The records of a JSON list.
+class LLaVARecords:
+    """The records of a JSON list, wherever their pictures are.
 
     Attributes:
         path: The list.
-        pictures: Folder that the records' paths are relative to.
         origin: What errors call the list; empty: by its path.
         name: Name of the set.
         source: Value of ``source`` for records without ``data_source``.
@@ -34,11 +33,26 @@ class LLaVAList:
     """
 
     path: Path
-    pictures: PictureFolder
     origin: str = ""
     name: str = "llava"
     source: str = "llava"
     license: str = "unknown"
+
+    @property
+    def called(self) -> str:
+        """What errors call the list."""
+        return self.origin or str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLaVAList(LLaVARecords):
+    """Records whose pictures lie in a folder.
+
+    Attributes:
+        pictures: Folder that the records' paths are relative to.
+    """
+
+    pictures: PictureFolder
 
     def parts(self) -> list[Part]:
         """Return a part for each few thousand records.
@@ -47,9 +61,8 @@ class LLaVAList:
             DataError: The file is no JSON list, or its records are of another schema.
         """
         pieces = slice_list(self.path)
-        where = self.origin or str(self.path)
         for piece in pieces[:1]:
-            LLAVA.check_records(piece.load(self.path), "conversations", where=where)
+            LLAVA.check_records(piece.load(self.path), "conversations", where=self.called)
         return [
             Part(
                 name=f"{self.path.name}#{piece.first}",
@@ -72,7 +85,7 @@ class LLaVAList:
         first, records, start, end = (int(value or 0) for value in part.payload)
         piece = ListSlice(first=first, records=records, start=start, end=end)
         for number, record in enumerate(piece.load(self.path), start=piece.first):
-            where = f"{self.origin or self.path}, record {number}"
+            where = f"{self.called}, record {number}"
             try:
                 yield self._sample(record, number, where)
             except SampleError as error:

@@ -18,7 +18,7 @@ from ..columns import LLAVA
 from ..pack.source import Part
 from ..sample import SampleError
 from .json_list import element_ranges
-from .llava import check_paths, llava_sample
+from .llava import LLaVARecords, check_paths, llava_sample
 from .pictures import Picture, safe_path
 from .source import SourceSample, checked_image
 from .stored_files import StoredFile
@@ -30,24 +30,14 @@ _CHECKED_RECORDS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LLaVAZip:
-    """The records of a JSON list, in the order in which a zip holds their first pictures.
+class LLaVAZip(LLaVARecords):
+    """Records in the order in which a zip holds their first pictures.
 
     Attributes:
-        path: The list.
         zip: The zip; its members' names are the records' paths, or those below one folder named as the zip is.
-        origin: What errors call the list; empty: by its path.
-        name: Name of the set.
-        source: Value of ``source`` for records without ``data_source``.
-        license: Terms of the set.
     """
 
-    path: Path
     zip: StoredFile
-    origin: str = ""
-    name: str = "llava"
-    source: str = "llava"
-    license: str = "unknown"
 
     def parts(self) -> list[Part]:
         """Return a part for each few thousand records.
@@ -59,14 +49,14 @@ class LLaVAZip:
         found = _Named(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
         with self.path.open("rb") as stream:
             first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
-            LLAVA.check_records(first, "conversations", where=self.origin or str(self.path))
+            LLAVA.check_records(first, "conversations", where=self.called)
             rows = [
                 (number, start, end, found.places_of(_load(stream, start, end)))
                 for number, (start, end) in enumerate(ranges)
             ]
         if found.missing and not found.found:
             raise DataError(
-                f"{self.zip.path} holds none of the pictures of {self.origin or self.path}: expected such as "
+                f"{self.zip.path} holds none of the pictures of {self.called}: expected such as "
                 f"{found.missing!r}, found such as {next(iter(found.places), 'no file')!r}"
             )
         # Each part lies together in the zip, which it reads forward.
@@ -90,7 +80,7 @@ class LLaVAZip:
         """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as pictures:
             for number, start, end, places in json.loads(str(part.payload[0])):
-                where = f"{self.origin or self.path}, record {number}"
+                where = f"{self.called}, record {number}"
                 try:
                     yield self._sample(_load(records, start, end), number, places, pictures, where)
                 except SampleError as error:

@@ -58,6 +58,10 @@ def check_anls(case, rule, figures):
 
 def check_relaxed(case, rule, figures):
     yield "score", figures, relaxed_accuracy(case["prediction"], case["references"], rule=rule)
+    yield from _scored_texts(case, figures)
+
+
+def _scored_texts(case, figures):
     if "scored_prediction" in figures:
         yield "prediction", figures["scored_prediction"], without_newlines(case["prediction"])
     if "scored_reference" in figures and case["references"]:
@@ -90,11 +94,7 @@ def check_wtq(case, rule, figures):
 
 def check_tabfact(case, rule, figures):
     yield "score", figures, tabfact(case["prediction"], case["references"], rule=rule)
-    if "scored_prediction" in figures:
-        yield "prediction", figures["scored_prediction"], without_newlines(case["prediction"])
-    if "scored_reference" in figures and case["references"]:
-        gold = without_final_period(without_newlines(case["references"][0]))
-        yield "reference", figures["scored_reference"], gold
+    yield from _scored_texts(case, figures)
 
 
 def check_fintabnetqa(case, rule, figures):
