@@ -17,7 +17,9 @@ import torch
 from alignvlm_pl.zero import ZeroStrategy
 
 FOLDER = Path(sys.prefix) / "deepspeed"
-INSTALLED = find_spec("deepspeed") is not None or (FOLDER / "deepspeed").is_dir()
+IMPORTABLE = find_spec("deepspeed") is not None
+"""By this process too, not only by those that are started with the folder on their path."""
+INSTALLED = IMPORTABLE or (FOLDER / "deepspeed").is_dir()
 needs_deepspeed = pytest.mark.skipif(not INSTALLED, reason="deepspeed is not installed")
 
 
