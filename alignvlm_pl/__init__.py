@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-    from .module import AlignVLMModule
+    from .training.module import AlignVLMModule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +25,7 @@ _HOME = {
     "AlignVLMConfig": ".models",
     "AlignVLMForConditionalGeneration": ".models",
     "AlignVLMProcessor": ".models",
-    "AlignVLMModule": ".module",
+    "AlignVLMModule": ".training.module",
 }
 
 

@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.evaluation import bad_records, batch_records, readout_records
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.evaluation.batch_records import bad_records, batch_records, readout_records
 from alignvlm_pl.scoring.metric import BenchmarkMetric
 from alignvlm_pl.scoring.records import Record
+from alignvlm_pl.training.module import AlignVLMModule
 
 from .journal import Journal
 from .preemption import abandon_if_asked

@@ -11,11 +11,11 @@ import torch
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.module import AlignVLMModule
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, to_answers, unread
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
+from alignvlm_pl.training.module import AlignVLMModule
 
 from .answering import answer
 from .averaged_weights import averaged

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.token_spread import TokenSpread, token_spread, visual_features
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.sharding import gathered_parts
+from alignvlm_pl.strategies.sharding import gathered_parts
+from alignvlm_pl.training.module import AlignVLMModule
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from alignvlm_pl.ranks import gather
+from alignvlm_pl.utils.collectives import gather
 
 
 class DataHealth(Callback):

@@ -4,8 +4,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from alignvlm_pl.frozen import checksums, compare_checksums, frozen_tensors
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.frozen import checksums, compare_checksums, frozen_tensors
+from alignvlm_pl.training.module import AlignVLMModule
 
 
 class FrozenWeights(pl.Callback):

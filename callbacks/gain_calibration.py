@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.models.partitioned import whole
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.zero import ZeroStrategy
+from alignvlm_pl.strategies.zero import ZeroStrategy
+from alignvlm_pl.strategies.zero_parameters import whole
+from alignvlm_pl.training.module import AlignVLMModule
 
 from .connector_health import undisturbed
 from .data_health import sum_over_ranks

@@ -15,9 +15,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.models.partitioned import whole_shape
-from alignvlm_pl.sharded_checkpoint import read_whole, replace_path, write_file
-from alignvlm_pl.zero import ZeroStrategy
+from alignvlm_pl.strategies.sharded_checkpoint import read_whole, replace_path, write_file
+from alignvlm_pl.strategies.zero import ZeroStrategy
+from alignvlm_pl.strategies.zero_parameters import whole_shape
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -197,7 +197,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
 
     Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
-    strategies write folders (alignvlm_pl/folder_checkpoints.py), which are read here for those that are not.
+    strategies write folders (alignvlm_pl/strategies/folder_checkpoints.py), which are read here for those that are not.
     """
 
     def save_checkpoint(

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.module import AlignVLMModule
 
 from .ledger_file import FOLDER, VERSION, cut, rank_file, short, to_line
 

@@ -26,7 +26,7 @@ class Entry:
 
     Attributes:
         head: What the process said when it began: `after` (the step it went on from), `world`, `stage`, `device`,
-            `precision`, `data` (fingerprint of the training data, see datamodules/resume.py).
+            `precision`, `data` (fingerprint of the training data, see datamodules/stream/state.py).
         line: `step`, `micro`, `rank`; by document `keys`, `positions`, `tiles`, `tokens`, `supervised`, `losses` (mean
             of a supervised token); `per_row`, the documents of each row of a packed batch; `loss`, the mean of a
             supervised token; `sources`, name -> that mean and the tokens.

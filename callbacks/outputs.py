@@ -10,12 +10,12 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from alignvlm_pl.output_files import printable, write_predictions, write_results
 from alignvlm_pl.scoring.faults import problem_lists
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import write_reports
 from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
+from alignvlm_pl.utils.atomic_files import printable, write_predictions, write_results
 
 log = logging.getLogger(__name__)
 PAGE_PX = 1600  # longest side of a page image: legible, and a report of them still opens at once

@@ -7,8 +7,8 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from alignvlm_pl.evaluation import bad_records
-from alignvlm_pl.output_files import write_predictions
+from alignvlm_pl.evaluation.batch_records import bad_records
+from alignvlm_pl.utils.atomic_files import write_predictions
 
 
 class PredictionWriter(BasePredictionWriter):

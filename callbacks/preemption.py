@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.stop_request import EXIT_CODE, received
+from alignvlm_pl.utils.stop_signals import EXIT_CODE, received
 
 from .last_checkpoint import LastCheckpoint
 

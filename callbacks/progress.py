@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.module import AlignVLMModule
 
 log = logging.getLogger(__name__)
 _REFRESH_S = 2.0

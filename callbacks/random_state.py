@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from alignvlm_pl.ranks import gather
+from alignvlm_pl.utils.collectives import gather
 
 log = logging.getLogger(__name__)
 KEY = "random_state"

@@ -10,14 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from alignvlm_pl.checkpoint import export, verify_parent
-from alignvlm_pl.checkpoint_contents import CONTENTS, check_parent, describe, library_versions
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.models.whole_weights import FILE_SIZE, whole_weights, write_weights
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.part_table import part_table
-from alignvlm_pl.sharding import is_sharded
-from alignvlm_pl.stages import Stage
+from alignvlm_pl.strategies.gather_weights import FILE_SIZE, whole_weights, write_weights
+from alignvlm_pl.strategies.sharding import is_sharded
+from alignvlm_pl.training.checkpoint_metadata import CONTENTS, check_parent, describe, library_versions
+from alignvlm_pl.training.export import export, verify_parent
+from alignvlm_pl.training.module import AlignVLMModule
+from alignvlm_pl.training.part_table import part_table
+from alignvlm_pl.training.stage import Stage
 
 from .stage_loop import StageLoop
 
@@ -33,7 +33,7 @@ class StageTransition(pl.Callback):
 
     Args:
         stage: The stage to run.
-        max_shard_size: See `alignvlm_pl.checkpoint.export`.
+        max_shard_size: See `alignvlm_pl.training.export.export`.
     """
 
     def __init__(self, stage: Stage, *, max_shard_size: str = FILE_SIZE) -> None:

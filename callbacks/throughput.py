@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.flops import Work, pairs_of, peak_flops
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.flops import Work, pairs_of, peak_flops
+from alignvlm_pl.training.module import AlignVLMModule
 
 from .data_health import is_due, sum_over_ranks
 
@@ -25,14 +25,16 @@ class Throughput(pl.Callback):
     """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
 
     `perf/tokens_per_s`, `perf/tiles_per_s`: positions that are not padding, and real tiles, over the wall time.
-    `perf/tflops_per_s`: operations that the model needs for them (alignvlm_pl/flops.py), a device. `perf/mfu`: these
+    `perf/tflops_per_s`: operations that the model needs for them (alignvlm_pl/training/flops.py), a device.
+    `perf/mfu`: these
     over the device's peak, 0 to 1. `perf/memory_gib`: the largest of the ranks' peaks since they started, of what
     torch allocated on a GPU, else of the process. `lr/<part>`: learning rate. Time is the clock's on the wall, so that
     waiting for data, evaluation and checkpoints lower the rates.
 
     Args:
         peak_tflops: Peak of one device in 10¹² operations a second, for `perf/mfu`; null: by its name (table in
-            alignvlm_pl/flops.py). A CPU, and a device that is not in the table, have none and log no `perf/mfu`.
+            alignvlm_pl/training/flops.py). A CPU, and a device that is not in the table, have none and log no
+            `perf/mfu`.
 
     Raises:
         ConfigError: The peak is not positive.

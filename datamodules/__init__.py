@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import WebDataModule
     from .benchmarks import BenchmarkDataModule
-    from .captions import CC12MDataModule
-    from .documents import BigDocsDataModule
-    from .instructions import DocDownstreamDataModule
+    from .bigdocs import BigDocsDataModule
+    from .cc12m import CC12MDataModule
+    from .docdownstream import DocDownstreamDataModule
 
-# CONTRACT: alignvlm_pl/ownership.py compares this with the name of the distribution that ships the package.
+# CONTRACT: alignvlm_pl/utils/ownership.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
 __all__ = [
     "BenchmarkDataModule",
@@ -25,9 +25,9 @@ __all__ = [
 
 _HOME = {
     "BenchmarkDataModule": ".benchmarks",
-    "BigDocsDataModule": ".documents",
-    "CC12MDataModule": ".captions",
-    "DocDownstreamDataModule": ".instructions",
+    "BigDocsDataModule": ".bigdocs",
+    "CC12MDataModule": ".cc12m",
+    "DocDownstreamDataModule": ".docdownstream",
     "WebDataModule": ".base",
 }
 

@@ -13,19 +13,19 @@ import lightning.pytorch as pl
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
-from .benchmark_set import BenchmarkSet
-from .collate import Collator, Processor
-from .decode import Decoder, SkipCounter
-from .evaluation import EvaluationBatches, plan_evaluation
-from .fetching import Policy
-from .loader import ShardLoader
-from .manifest import Manifest, load_manifest
-from .normal_form import Adapter, read_normal
-from .planner import BatchPlanner
-from .resume import State
-from .storage import Storage
-from .stream import TrainStream
-from .training import MixtureSource, Training, at_least, packed_rows, shares
+from .loading.benchmark_set import BenchmarkSet
+from .loading.collate import Collator, Processor
+from .loading.eval_batches import EvaluationBatches, plan_evaluation
+from .loading.loader import ShardLoader
+from .loading.train_data import MixtureSource, Training, at_least, packed_rows, shares
+from .shards.decode import Decoder, SkipCounter
+from .shards.manifest import Manifest, load_manifest
+from .shards.sample_formats import Adapter, read_normal
+from .storage.fetching import Policy
+from .storage.location import Storage
+from .stream.batching import BatchPlanner
+from .stream.state import State
+from .stream.stream import TrainStream
 
 
 class WebDataModule(pl.LightningDataModule):
@@ -333,7 +333,7 @@ class WebDataModule(pl.LightningDataModule):
             raise ConfigError(
                 f"{type(self).__name__} has no processor: give it to a Trainer or call attach()"
             )
-        processor: Processor = module.processor  # CONTRACT: alignvlm_pl/module.py
+        processor: Processor = module.processor  # CONTRACT: alignvlm_pl/training/module.py
         return processor
 
     def _text_limit(self) -> int | None:
@@ -374,7 +374,9 @@ class WebDataModule(pl.LightningDataModule):
         return str(self.seed) if stage is None else f"{self.seed}/{stage.name}"
 
     def _stage(self) -> Any:
-        """Return the stage of the trainer's module, None outside of a fit (CONTRACT: alignvlm_pl/module.py)."""
+        """Return the stage of the trainer's module, None outside of a fit (CONTRACT:
+        alignvlm_pl/training/module.py).
+        """
         return None if self.trainer is None else getattr(self.trainer.lightning_module, "stage", None)
 
     def _place(self) -> tuple[int, int]:

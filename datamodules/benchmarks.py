@@ -1,7 +1,7 @@
 """Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered.
 
-Sets are shards in normal form. `datamodules/sources/` reads the files that benchmarks are published in, of which
-`prepare benchmark` makes such shards.
+Sets are shards in normal form. `datamodules/prepare/sources/` reads the files that benchmarks are published
+in, of which `prepare benchmark` makes such shards.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .base import WebDataModule
-from .normal_form import Adapter, NormalSample, RawSample, describe, read_docdownstream
-from .sample import SampleError
-from .sources.docdownstream import DocDownstreamTest
-from .sources.vlmevalkit import VLMEvalKitTable
+from .prepare.sources.docdownstream import DocDownstreamTest
+from .prepare.sources.vlmevalkit import VLMEvalKitTable
+from .shards.sample import SampleError
+from .shards.sample_formats import Adapter, NormalSample, RawSample, describe, read_docdownstream
 
 __all__ = ["AnswerRequired", "BenchmarkDataModule", "DocDownstreamTest", "VLMEvalKitTable"]
 

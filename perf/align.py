@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from alignvlm_pl.allocator import keep_freed_memory
 from alignvlm_pl.ops import AUTO, align
+from alignvlm_pl.utils.allocator import keep_freed_memory
 
 GIB = 2**30
 _M_MMAP_THRESHOLD, _M_PERTURB = -3, -6

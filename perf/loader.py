@@ -98,7 +98,7 @@ def picture(size: tuple[int, int], seed: int) -> bytes:
 
 def write(folder: Path, pictures: list[bytes], count: int) -> None:
     """A set of `count` samples with a question and an answer each; none has a picture where there are none."""
-    from datamodules.writer import ShardWriter
+    from datamodules.shards.writer import ShardWriter
 
     with ShardWriter(
         folder, name=folder.name, source=folder.name, license="none", samples_per_shard=256
@@ -131,7 +131,7 @@ def bare_rate(folder: Path, processor: Any) -> float:
     """Read, decode, resize and cut; nothing else."""
     from PIL import Image
 
-    from alignvlm_pl.imaging import cut_tiles
+    from alignvlm_pl.preprocessing.imaging import cut_tiles
 
     count, start = 0, time.perf_counter()
     for path in sorted(folder.glob("*.tar")):

@@ -12,8 +12,8 @@ Checkpoints, evaluation and the start are not in it.
 
 `small` is a random model for a CPU; `paper` is configs/model/llama3.2-1b.yaml with random weights and a byte tokenizer,
 all parts trained, for one GPU. Strategies are names that `trainer.strategy` takes, or files for `--trainer`. MFU is
-over the device's peak (alignvlm_pl/flops.py); on a CPU over the rate of a matrix product, measured at the start. With
-`--json` the last line is one JSON object; the exit status is 1 if a ratio misses the target.
+over the device's peak (alignvlm_pl/training/flops.py); on a CPU over the rate of a matrix product, measured at
+the start. With `--json` the last line is one JSON object; the exit status is 1 if a ratio misses the target.
 """
 
 import argparse
@@ -39,8 +39,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from alignvlm_pl.flops import pairs_of
-from alignvlm_pl.module import AlignVLMModule, model_inputs
+from alignvlm_pl.training.flops import pairs_of
+from alignvlm_pl.training.module import AlignVLMModule, model_inputs
 from callbacks.throughput import Throughput, peak_memory
 from datamodules import WebDataModule
 
@@ -184,7 +184,7 @@ def write_set(folder: Path, *, tiles: int, side: int, text: int, count: int) -> 
     """Samples of a picture that fills `tiles` tiles, with as many letters of question and answer as `text` says."""
     from PIL import Image
 
-    from datamodules.writer import ShardWriter
+    from datamodules.shards.writer import ShardWriter
 
     rows = int(tiles**0.5) if int(tiles**0.5) ** 2 == tiles else 1
     buffer = io.BytesIO()

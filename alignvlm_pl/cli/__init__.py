@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
-from ..ownership import check_top_level_packages
-from ..stop_request import listen_until_exit
+from ..utils.ownership import check_top_level_packages
+from ..utils.stop_signals import listen_until_exit
 from .slurm import told_to_srun
 
 COMMANDS = {

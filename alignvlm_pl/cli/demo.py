@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
-from ..output_files import write_results
-from ..paths import configs_dir
+from ..utils.atomic_files import write_results
+from ..utils.paths import configs_dir
 
 DATA = Path("data/demo")
 PAGE_HEIGHT_PX = 96
@@ -110,7 +110,7 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], minutes: float) -> None:
-    from ..examples import contact_sheet
+    from ..evaluation.contact_sheet import contact_sheet
 
     figures = {
         "exact_match": trained["overall"]["exact_match"],

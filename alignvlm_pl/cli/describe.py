@@ -23,9 +23,9 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none at `path`, or it does not describe itself.
     """
-    from ..checkpoint import read_record
-    from ..checkpoint_contents import CONTENTS
-    from ..sharded_checkpoint import is_folder, read_rest
+    from ..strategies.sharded_checkpoint import is_folder, read_rest
+    from ..training.checkpoint_metadata import CONTENTS
+    from ..training.export import read_record
 
     if path.is_dir() and not is_folder(path):
         return read_record(path)

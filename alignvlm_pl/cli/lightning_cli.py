@@ -40,11 +40,11 @@ from datamodules import (
     WebDataModule,
 )
 
-from ..checkpoint import RECORD
 from ..errors import AlignVLMError, CheckpointError, ConfigError
-from ..models.whole_weights import FILE_SIZE
-from ..module import AlignVLMModule
-from ..stages import Stage, accumulation, require_parent
+from ..strategies.gather_weights import FILE_SIZE
+from ..training.export import RECORD
+from ..training.module import AlignVLMModule
+from ..training.stage import Stage, accumulation, require_parent
 from .messages import explain
 from .refusals import check_fit, check_trainer
 from .slurm import check_allocation, cluster_plugins, requeued

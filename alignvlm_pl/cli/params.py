@@ -40,12 +40,12 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     import torch
     import yaml
 
-    from ..adapters import attach_adapters
     from ..models.build import ModelSpec, build_config
     from ..models.modeling import AlignVLMForConditionalGeneration
-    from ..optim import freeze
-    from ..part_table import part_table
-    from ..stages import Stage
+    from ..training.lora import attach_adapters
+    from ..training.optim import freeze
+    from ..training.part_table import part_table
+    from ..training.stage import Stage
 
     stages = read_stages(recipe)
     if not stages:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, NothingToLearnError
-from ..output_files import write_atomically
+from ..utils.atomic_files import write_atomically
 
 _IMAGE_PX = 900
 IGNORED = -100
-"""CONTRACT: datamodules/collate.py and alignvlm_pl/chat.py; the label of tokens without loss."""
+"""CONTRACT: datamodules/loading/collate.py and alignvlm_pl/preprocessing/chat.py; the label of tokens without loss."""
 
 
 def main(argv: list[str]) -> int:
     """Run `shards preview`."""
-    from datamodules.verify import FORMATS
+    from datamodules.shards.verify import FORMATS
 
     parser = argparse.ArgumentParser(prog="shards preview", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a set")
@@ -54,12 +54,12 @@ def main(argv: list[str]) -> int:
 
 def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """Yield what the page says of each sample; reason and message of those that are of no use go to `skipped`."""
-    from datamodules.collate import answered_messages
-    from datamodules.decode import Decoder
-    from datamodules.manifest import load_manifest
-    from datamodules.sample import UNLABELLED
-    from datamodules.shards import read_range
-    from datamodules.verify import FORMATS
+    from datamodules.loading.collate import answered_messages
+    from datamodules.shards.decode import Decoder
+    from datamodules.shards.manifest import load_manifest
+    from datamodules.shards.reader import read_range
+    from datamodules.shards.sample import UNLABELLED
+    from datamodules.shards.verify import FORMATS
 
     from ..models.build import ModelSpec, build_processor
     from .params import load_part

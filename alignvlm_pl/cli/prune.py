@@ -121,11 +121,11 @@ def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
 def _images(options: argparse.Namespace, processor: "AlignVLMProcessor") -> "Iterator[Tensor]":
     import torch
 
-    from datamodules.decode import Decoder
-    from datamodules.manifest import load_manifest
-    from datamodules.shards import read_range
+    from datamodules.shards.decode import Decoder
+    from datamodules.shards.manifest import load_manifest
+    from datamodules.shards.reader import read_range
 
-    from ..imaging import cut_tiles
+    from ..preprocessing.imaging import cut_tiles
 
     decode = Decoder()
     for folder in options.data:

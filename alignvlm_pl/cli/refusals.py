@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 from ..errors import ConfigError
-from ..parallel import unsupported
-from ..zero import ZeroStrategy, require_deepspeed
+from ..strategies.fsdp import unsupported
+from ..strategies.zero import ZeroStrategy, require_deepspeed
 
 
 def check_trainer(trainer: Any) -> None:

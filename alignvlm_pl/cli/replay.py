@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     from callbacks.ledger_file import Entry
 
-    from ..module import AlignVLMModule
+    from ..training.module import AlignVLMModule
     from .replay_weights import Weights
 
 _PROMPT_CHARACTERS = 48

@@ -11,16 +11,16 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.ledger import with_losses
 from datamodules import WebDataModule
-from datamodules.collate import Batch, EncodedSample, question
-from datamodules.manifest import verify_shard
-from datamodules.resume import differences
-from datamodules.training import Training
+from datamodules.loading.collate import Batch, EncodedSample, question
+from datamodules.loading.train_data import Training
+from datamodules.shards.manifest import verify_shard
+from datamodules.stream.state import differences
 
 from ..errors import DataError
 from ..models.loading import choose_attention
-from ..module import AlignVLMModule
-from ..optim import set_modes
-from ..stages import Stage
+from ..training.module import AlignVLMModule
+from ..training.optim import set_modes
+from ..training.stage import Stage
 from . import replay_weights
 from .lightning_cli import AlignParser
 from .replay import Micro, changed

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint import RECORD, compare_states
 from ..errors import CheckpointError
-from ..sharded_checkpoint import is_folder, read_rest, read_whole
+from ..strategies.sharded_checkpoint import is_folder, read_rest, read_whole
+from ..training.export import RECORD, compare_states
 
 if TYPE_CHECKING:
-    from ..module import AlignVLMModule
-    from ..stages import Stage
+    from ..training.module import AlignVLMModule
+    from ..training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,8 @@ def run(argv: list[str]) -> int:
     benchmark = replace(get_benchmark(options.benchmark), prompt=Prompt(), prompts={})
     found, expected = read_predictions(options.predictions, benchmark), None
     if options.answers:
-        from datamodules.answers import read_answers
-        from datamodules.manifest import load_manifest
+        from datamodules.shards.manifest import load_manifest
+        from datamodules.shards.references import read_answers
 
         found = join_gold(found, read_answers(options.answers))
         expected = benchmark.size_from(load_manifest(options.answers).extra.get("origin", ""))
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     if options.out:
         _write(options.out, scored, found)
     if options.json:
-        from ..output_files import to_json
+        from ..utils.atomic_files import to_json
 
         figures = {"num": scored.num, "complete": not scored.problems, **scored.figures}
         sys.stdout.write(to_json(figures) + "\n")
@@ -102,8 +102,8 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
 
 
 def _print(scored: "Scored", notes: list[str]) -> None:
-    from ..output_files import printable
     from ..scoring.report import percent
+    from ..utils.atomic_files import printable
 
     def write(line: str) -> None:
         sys.stdout.write(printable(line))
@@ -123,11 +123,11 @@ def _print(scored: "Scored", notes: list[str]) -> None:
 
 
 def _write(folder: Path, scored: "Scored", found: "PredictionFile") -> None:
-    from ..output_files import write_predictions, write_results
     from ..scoring.faults import problem_lists
     from ..scoring.records import scored_records, to_records
     from ..scoring.report import write_reports
     from ..scoring.results import results
+    from ..utils.atomic_files import write_predictions, write_results
 
     name = scored.benchmark.name
     records = [*to_records(scored.answers), *found.unread]

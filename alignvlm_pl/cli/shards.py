@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from datamodules.info import Model
+    from datamodules.shards.info import Model
 
 KINDS = {
     "verify": "find every damage of sets of shards, with shard, member and offset",
@@ -27,14 +27,14 @@ def run(argv: list[str]) -> int:
     if kind not in KINDS:
         raise ConfigError(f"shards: unknown kind {kind!r}; {nearest(kind, KINDS)}")
     if kind == "info":
-        from datamodules.info import main as info
+        from datamodules.shards.info import main as info
 
         return info(argv[2:], load_model)
     if kind == "preview":
         from .preview import main as preview
 
         return preview(argv[2:])
-    from datamodules.verify import main as verify
+    from datamodules.shards.verify import main as verify
 
     return verify(argv[2:])
 
@@ -45,7 +45,7 @@ def load_model(path: Path) -> "Model":
     Raises:
         ConfigError: There is no such file, or it describes no model.
     """
-    from datamodules.info import Model
+    from datamodules.shards.info import Model
 
     from ..models.build import ModelSpec, build_processor
     from .params import load_part

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..stop_request import listening
+from ..utils.stop_signals import listening
 from .recipe import plan_runs
 
 
@@ -64,6 +64,6 @@ def _let_go(done: Any) -> None:
 
 
 def _finished(folder: Path) -> bool:
-    from ..checkpoint import RECORD
+    from ..training.export import RECORD
 
     return (folder / "hf" / RECORD).is_file()

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from ..errors import AlignVLMError, CheckpointError, ConfigError, nearest
+from ..preprocessing.tiling import Tiling
 from ..pretrained import ensure_pp_ocr_trunk, ensure_smollm2
-from ..tiling import Tiling
 from .align import AlignConnector
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept

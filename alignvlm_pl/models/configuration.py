@@ -5,7 +5,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from ..errors import ConfigError, nearest
-from ..tiling import Tiling
+from ..preprocessing.tiling import Tiling
 
 FEATURES = ("last_normed", "last", "penultimate")
 
@@ -18,7 +18,7 @@ class AlignVLMConfig(PretrainedConfig):
             (tiles, tokens, width).
         text_config: Configuration (or its dict) of any causal LM.
         connector: `{"type": name, ...}`; the other keys are the connector's own options.
-        tiling: Fields of `alignvlm_pl.tiling.Tiling`.
+        tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
         tokens_per_tile: Visual tokens the LLM sees for one tile.
         image_token_id: Id of the placeholder in `input_ids`. It may lie outside the LLM's vocabulary: the embedding
             at these positions is replaced and never looked up, so no embedding table is resized for it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..output_files import write_atomically
+from ..utils.atomic_files import write_atomically
 
 
 def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int, ...]:

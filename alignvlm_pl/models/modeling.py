@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..errors import ConfigError, DataError
-from ..losses import supervised_cross_entropy
-from ..tiling import Tiling
+from ..preprocessing.tiling import Tiling
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import join_squares
+from .losses import supervised_cross_entropy
 from .packing import packed_arguments
 from .pixels import as_tiles
 from .splice import splice
@@ -73,7 +73,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
         self.connector: Any = connector_of(config)
         self.language_model = AutoModelForCausalLM.from_config(text)
-        self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.linear_cross_entropy
+        self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.ops.linear_cross_entropy
         self.post_init()
         self.initialize_connector()
 

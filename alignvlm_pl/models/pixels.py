@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..imaging import HALF_RANGE
+from ..preprocessing.imaging import HALF_RANGE
 
 
 def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,12 +12,20 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
-from ..chat import IGNORE_INDEX, Piece, choose_template, end_of_turn_id, render, tokenize, truncate_text
 from ..errors import DataError, NothingToLearnError
-from ..imaging import cut_pixels, load_image
-from ..imaging import normalise as normalise_array
-from ..tile_memory import tile_memory
-from ..tiling import Tiling, count_visual_tokens
+from ..preprocessing.chat import (
+    IGNORE_INDEX,
+    Piece,
+    choose_template,
+    end_of_turn_id,
+    render,
+    tokenize,
+    truncate_text,
+)
+from ..preprocessing.imaging import cut_pixels, load_image
+from ..preprocessing.imaging import normalise as normalise_array
+from ..preprocessing.tile_memory import tile_memory
+from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise
 
 IMAGE_TOKEN = "<image>"
@@ -31,7 +39,8 @@ class Encoded:
         input_ids: (L,) int64, the image token at visual positions.
         labels: (L,) int64, `IGNORE_INDEX` without loss.
         pixels: (tiles, 3, H, W) uint8.
-        tile_boxes: (tiles, 4) int16, edges of each tile's real pixels, see `alignvlm_pl.imaging.cut_pixels`.
+        tile_boxes: (tiles, 4) int16, edges of each tile's real pixels, see
+            `alignvlm_pl.preprocessing.imaging.cut_pixels`.
         truncated: Whether text was cut at `max_text_length`.
     """
 
@@ -57,11 +66,11 @@ class AlignVLMProcessor(ProcessorMixin):
 
     Args:
         tokenizer: A fast Hugging Face tokenizer; the image token is added to it (not to the LLM's embeddings).
-        tiling: Fields of `alignvlm_pl.tiling.Tiling`.
+        tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
         tokens_per_tile: Visual tokens of one tile.
-        chat_template: See `alignvlm_pl.chat.choose_template`.
-        spell_answers: See `alignvlm_pl.chat.tokenize`. Kept with the model, because the answers of earlier turns
-            must be written in a prompt as they were in training.
+        chat_template: See `alignvlm_pl.preprocessing.chat.choose_template`.
+        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize`. Kept with the model, because the answers
+            of earlier turns must be written in a prompt as they were in training.
     """
 
     def __init__(
@@ -117,7 +126,7 @@ class AlignVLMProcessor(ProcessorMixin):
         """Encode one conversation.
 
         Args:
-            messages: See `alignvlm_pl.chat.render`; image parts in the order of `images`.
+            messages: See `alignvlm_pl.preprocessing.chat.render`; image parts in the order of `images`.
             images: RGB images.
             max_text_length: Limit on text tokens; visual tokens never count and are never cut.
             generation: Open an assistant turn at the end instead of supervising answers.

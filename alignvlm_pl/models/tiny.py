@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ..chat import CHATML_TEMPLATE
+from ..preprocessing.chat import CHATML_TEMPLATE
 from .build import Backbone, ModelSpec
 
 TILE_PX = 56

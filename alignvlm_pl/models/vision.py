@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError
-from ..tiling import Tiling
+from ..preprocessing.tiling import Tiling
 from .loading import copy_weights, load_pretrained, require_complete
 
 _HEADS = ("head", "pooler")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from alignvlm_pl.output_files import printable
+from alignvlm_pl.utils.atomic_files import printable
 
 MAX_NAMED = 5
 

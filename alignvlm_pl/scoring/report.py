@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from alignvlm_pl.output_files import write_atomically
+from alignvlm_pl.utils.atomic_files import write_atomically
 
 from .records import page_path
 from .run import Scored

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.tsv import TabTable
+from alignvlm_pl.scoring.tsv import TabTable
 
 from .faults import Faults
 

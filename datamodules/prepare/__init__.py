@@ -15,11 +15,14 @@ _KINDS = {
         "datamodules.prepare.index",
         "manifest and sample indexes for shards made elsewhere (img2dataset)",
     ),
-    "synthetic": ("datamodules.synthetic", "rendered documents with questions and text lines -> shards"),
+    "synthetic": (
+        "datamodules.prepare.synthetic",
+        "rendered documents with questions and text lines -> shards",
+    ),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
-    "wtq": ("datamodules.prepare.wtq", "tables of WikiTableQuestions -> pages, questions"),
-    "tabfact": ("datamodules.prepare.tabfact", "tables of TabFact -> pages, statements"),
+    "wtq": ("datamodules.prepare.rendered_tables.wtq", "tables of WikiTableQuestions -> pages, questions"),
+    "tabfact": ("datamodules.prepare.rendered_tables.tabfact", "tables of TabFact -> pages, statements"),
     "cc12m": ("datamodules.prepare.cc12m", "tars of pictures and captions (img2dataset) -> shuffled shards"),
     "bigdocs": ("datamodules.prepare.bigdocs", "BigDocs-7.5M, parquet of any config -> shuffled shards"),
     "docdownstream": (

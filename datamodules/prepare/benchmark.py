@@ -9,13 +9,13 @@ from pathlib import Path
 from alignvlm_pl.benchmarks import Benchmark, Source, get_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..manifest import Manifest, file_digest, file_sha256, load_manifest
-from ..sample import SampleError
-from ..sources.docdownstream import DocDownstreamTest
-from ..sources.source import SourceSample, image_bytes
-from ..sources.vlmevalkit import VLMEvalKitTable
-from ..writer import ShardWriter
-from .left_out import LeftOut, print_left_out
+from ..shards.left_out import LeftOut, print_left_out
+from ..shards.manifest import Manifest, file_digest, file_sha256, load_manifest
+from ..shards.sample import SampleError
+from ..shards.writer import ShardWriter
+from .sources.docdownstream import DocDownstreamTest
+from .sources.source import SourceSample, image_bytes
+from .sources.vlmevalkit import VLMEvalKitTable
 
 logger = logging.getLogger(__name__)
 _READERS = {".tsv": "vlmevalkit-tsv", ".jsonl": "docdownstream"}

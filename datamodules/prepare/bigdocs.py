@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from alignvlm_pl.errors import ConfigError
 
-from ..pack.command import add_options, pack, print_yield
-from ..sources.bigdocs import CONFIGS, FROM_TABLES, WITH_PICTURES, BigDocs, NamedPictures
-from ..sources.pictures import PictureFolder
-from ..sources.stored_files import StoredFile, canonical_split
-from . import tabfact, wtq
+from ..storage.stored_files import StoredFile, canonical_split
 from .files_options import DEFAULT_SPLIT, add_parquet_options, parquet_files
-from .rendered_tables import RenderedTables
-from .table_questions import TableNames
+from .pack.command import add_options, pack, print_yield
+from .rendered_tables import tabfact, wtq
+from .rendered_tables.source import RenderedTables
+from .rendered_tables.table_questions import TableNames
+from .sources.bigdocs import CONFIGS, FROM_TABLES, WITH_PICTURES, BigDocs, NamedPictures
+from .sources.pictures import PictureFolder
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from ..normal_form import CAPTION_PROMPT
-from ..pack.command import add_options, pack, print_yield
-from ..sources.cc12m import CaptionTars
-from ..sources.stored_files import list_files
+from ..shards.sample_formats import CAPTION_PROMPT
+from ..storage.stored_files import list_files
+from .pack.command import add_options, pack, print_yield
+from .sources.cc12m import CaptionTars
 
 
 def main(argv: Sequence[str]) -> int:

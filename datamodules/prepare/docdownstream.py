@@ -10,14 +10,14 @@ from pathlib import Path
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..pack.command import add_options, pack, print_yield
-from ..pack.options import PackOptions
-from ..pack.source import RawData
-from ..sources.docdownstream_archive import DocDownstreamArchive
-from ..sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
-from ..sources.pictures import PictureFolder
-from ..sources.stored_files import StoredFile, find_file, list_folder
+from ..storage.stored_files import StoredFile, find_file, list_folder
 from .listed_set import choose_list, fetched_list
+from .pack.command import add_options, pack, print_yield
+from .pack.options import PackOptions
+from .pack.source import RawData
+from .sources.docdownstream_archive import DocDownstreamArchive
+from .sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
+from .sources.pictures import PictureFolder
 
 _LIST = "train.jsonl"
 _PIECES = "partial-imgs."

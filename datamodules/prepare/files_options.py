@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..sources.stored_files import StoredFile, choose_files, list_files
+from ..storage.stored_files import StoredFile, choose_files, list_files
 
 DEFAULT_SPLIT = "train"
 

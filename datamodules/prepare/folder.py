@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..normal_form import CAPTION_PROMPT
-from ..pack.command import add_options, pack, print_yield
-from ..sources.sidecars import SidecarFolder
+from ..shards.sample_formats import CAPTION_PROMPT
+from .pack.command import add_options, pack, print_yield
+from .sources.sidecars import SidecarFolder
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from alignvlm_pl.errors import DataError
 
-from ..manifest import (
+from ..shards.index import IndexRow, SampleIndex, index_path, index_row, write_index
+from ..shards.manifest import (
     MANIFEST_NAME,
     Manifest,
     Shard,
@@ -26,12 +27,18 @@ from ..manifest import (
     verify_shard,
     write_manifest,
 )
-from ..normal_form import Adapter, CaptionReader, NormalSample, RawSample, read_bigdocs, read_docdownstream
-from ..sample import SampleError, check_record
-from ..sample_index import IndexRow, SampleIndex, index_path, index_row, write_index
-from ..shard_file import upright_size
-from ..tar_walk import Damage, Member, field_name, sample_groups, walk
-from ..verify import FORMATS
+from ..shards.sample import SampleError, check_record
+from ..shards.sample_formats import (
+    Adapter,
+    CaptionReader,
+    NormalSample,
+    RawSample,
+    read_bigdocs,
+    read_docdownstream,
+)
+from ..shards.shard_file import upright_size
+from ..shards.tar_walk import Damage, Member, field_name, sample_groups, walk
+from ..shards.verify import FORMATS
 
 AUTO = "auto"
 

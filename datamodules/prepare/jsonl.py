@@ -1,14 +1,14 @@
 """`prepare jsonl`: DocDownstream-style jsonl and its images -> shards and manifest, shuffled once for all.
 
-datamodules/sources/jsonl.py shows a line. Two runs give the same bytes.
+datamodules/prepare/sources/jsonl.py shows a line. Two runs give the same bytes.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pack.command import add_options, pack, print_yield
-from ..sources.jsonl import JsonlData
+from .pack.command import add_options, pack, print_yield
+from .sources.jsonl import JsonlData
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..fetching import fetch
-from ..manifest import MANIFEST_NAME
-from ..pack.options import PackOptions
-from ..pack.work_folder import WORK_FOLDER
-from ..sources.stored_files import StoredFile
-from ..transfer import PACKAGES
+from ..shards.manifest import MANIFEST_NAME
+from ..storage.fetching import fetch
+from ..storage.stored_files import StoredFile
+from ..storage.transfer import PACKAGES
+from .pack.options import PackOptions
+from .pack.work_folder import WORK_FOLDER
 
 _NAMES = 12
 

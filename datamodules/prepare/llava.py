@@ -9,15 +9,15 @@ from pathlib import Path
 
 from alignvlm_pl.errors import ConfigError
 
-from ..pack.command import add_options, pack, print_yield
-from ..pack.options import PackOptions
-from ..pack.source import RawData
-from ..sources.llava import LLaVAList, LLaVARows
-from ..sources.llava_zip import LLaVAZip
-from ..sources.pictures import PictureFolder
-from ..sources.stored_files import StoredFile, find_file, list_files, list_folder
+from ..storage.stored_files import StoredFile, find_file, list_files, list_folder
 from .files_options import add_parquet_options, parquet_files
 from .listed_set import choose_list, fetched_list
+from .pack.command import add_options, pack, print_yield
+from .pack.options import PackOptions
+from .pack.source import RawData
+from .sources.llava import LLaVAList, LLaVARows
+from .sources.llava_zip import LLaVAZip
+from .sources.pictures import PictureFolder
 
 _LIST = "blip_laion_cc_sbu_558k.json"
 _ZIP = "images.zip"

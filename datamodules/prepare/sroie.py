@@ -18,9 +18,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.imaging import load_image
+from alignvlm_pl.preprocessing.imaging import load_image
 
-from ..writer import ShardWriter
+from ..shards.writer import ShardWriter
 
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22

@@ -4,9 +4,9 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from ..pack.command import add_options, pack, print_yield
-from ..sources.vcr import PROMPT, VCRRows
 from .files_options import add_parquet_options, parquet_files
+from .pack.command import add_options, pack, print_yield
+from .sources.vcr import PROMPT, VCRRows
 
 _VARIANT = re.compile(r"VCR-wiki-(en|zh)-(easy|hard)", re.IGNORECASE)
 

@@ -12,8 +12,8 @@ import datamodules
 from alignvlm_pl.cli import demo
 from alignvlm_pl.cli.recipe import plan_runs, read_stages
 from alignvlm_pl.metrics import METRICS
-from alignvlm_pl.stages import Stage, accumulation
-from alignvlm_pl.tiling import Tiling
+from alignvlm_pl.preprocessing.tiling import Tiling
+from alignvlm_pl.training.stage import Stage, accumulation
 from datamodules.prepare import sroie
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -212,7 +212,7 @@ def test_models_that_do_not_fit_a_gpu_are_shared_out(recipe: str) -> None:
     """20 bytes a trained parameter under ddp (docs/cluster.md): 80 GB for the 3B model."""
     path = CONFIGS / "recipe" / f"{recipe}.yaml"
     strategy = _load((path.parent / _load(path)["trainer"]).resolve())["strategy"]
-    assert strategy["class_path"] == "alignvlm_pl.parallel.ShardedStrategy"
+    assert strategy["class_path"] == "alignvlm_pl.strategies.fsdp.ShardedStrategy"
 
 
 @pytest.mark.slow

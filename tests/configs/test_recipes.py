@@ -9,8 +9,8 @@ import yaml
 
 from alignvlm_pl.cli.recipe import plan_runs, read_stages
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.stages import PARTS, Stage
-from datamodules.training import MixtureSource
+from alignvlm_pl.training.stage import PARTS, Stage
+from datamodules.loading.train_data import MixtureSource
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "recipe").glob("*.yaml"))
@@ -160,8 +160,8 @@ def _check_groups(module: Any, stage: Stage) -> None:
     """The built model trains what the stage says, at its rates, and decays matrices alone."""
     from torch import nn
 
-    from alignvlm_pl.optim import parameter_groups
-    from alignvlm_pl.part_table import part_rows
+    from alignvlm_pl.training.optim import parameter_groups
+    from alignvlm_pl.training.part_table import part_rows
 
     module.begin_stage(stage)
     module.configure_model()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from alignvlm_pl.cli.slurm import REFUSED, UNEXPECTED
-from alignvlm_pl.stop_request import EXIT_CODE
+from alignvlm_pl.utils.stop_signals import EXIT_CODE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLUSTER = CONFIGS / "cluster"

@@ -44,7 +44,7 @@ MODES: dict[str, list[str]] = {
 
 def write_sets(root: Path) -> None:
     """Pages of one or two tiles, and text alone, in shards of unequal sizes."""
-    from datamodules.writer import ShardWriter
+    from datamodules.shards.writer import ShardWriter
 
     for name, (count, _) in SOURCES.items():
         with ShardWriter(root / name, name=name, source=name, license="CC0-1.0", samples_per_shard=7) as out:
@@ -225,13 +225,13 @@ def closes(line: dict[str, Any]) -> bool:
 
 def expected_keys(root: Path, mode: str, state: dict[str, Any]) -> Counter[str]:
     """The keys of all batches before the cursors of a state, asked of the stream itself."""
-    from datamodules.cursor import Cursor, unread
-    from datamodules.shards import ShardReader
+    from datamodules.shards.reader import ShardReader
+    from datamodules.stream.cursor import Cursor, unread
 
     data, collator = drill_data(root, mode)
     stream, planner, reader = data._stream(), data._planner(), ShardReader()
-    from datamodules.decode import Decoder
-    from datamodules.loader import TrainBatches
+    from datamodules.loading.loader import TrainBatches
+    from datamodules.shards.decode import Decoder
 
     batches = TrainBatches(
         stream=stream, planner=planner, cursor=Cursor(), decoder=Decoder(), collator=collator, counter=None

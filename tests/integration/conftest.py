@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 
 GROUPS = {"model": "model", "data": "data", "stage": "stage", "trainer": "cpu"}
 
@@ -39,7 +39,7 @@ class World:
 
     def cut(self, folder: Path, *options: Any, step: int = 2) -> Path:
         """As `fit`, but an error ends the run after that many optimizer steps."""
-        from alignvlm_pl.module import AlignVLMModule
+        from alignvlm_pl.training.module import AlignVLMModule
 
         training_step = AlignVLMModule.training_step
 

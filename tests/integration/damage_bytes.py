@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from datamodules.tar_walk import Member
+from datamodules.shards.tar_walk import Member
 from tests.integration.damage_kinds import HTML
 from tests.integration.damage_world import TARGET, members
 

@@ -17,8 +17,8 @@ from PIL import Image
 from alignvlm_pl.cli import main
 from datamodules import CC12MDataModule, WebDataModule
 from datamodules.prepare.index import index_shards
-from datamodules.tar_walk import Member, walk
-from datamodules.writer import ShardWriter
+from datamodules.shards.tar_walk import Member, walk
+from datamodules.shards.writer import ShardWriter
 
 Files = list[tuple[str, bytes]]
 Skips = dict[str, dict[str, int]]

@@ -32,7 +32,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The trained weights after each optimizer step."""
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
     from callbacks import DataHealth
 
     found: list[dict[str, torch.Tensor]] = []
@@ -74,7 +74,7 @@ def test_frozen_weights_are_bit_identical(world, tmp_path, recorded):
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_an_interrupted_average_goes_on_bit_for_bit(world, tmp_path, monkeypatch, cut):
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
 
     whole = world.fit(tmp_path / "whole", *OPTIONS)
     step = AlignVLMModule.training_step
@@ -109,7 +109,7 @@ def test_a_stage_cut_off_before_its_export_exports_the_average(world, tmp_path):
 def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the_weights(
     world, tmp_path, monkeypatch
 ):
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
     from callbacks import benchmark_evaluation
 
     seen: list[tuple[str, int, torch.Tensor]] = []

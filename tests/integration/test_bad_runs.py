@@ -170,7 +170,7 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(world, tmp_path, ca
         if len(saves) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("alignvlm_pl.sharded_checkpoint.torch.save", full)
+    monkeypatch.setattr("alignvlm_pl.strategies.sharded_checkpoint.torch.save", full)
     error = error_of(capsys, world.run("fit", *options))
     assert "No space left on device" in error
     assert "run_dir" in error
@@ -203,7 +203,7 @@ def test_a_refused_write_tells_the_reason(tmp_path):
 
 
 def test_weights_folder_is_whole_or_absent(tmp_path):
-    from alignvlm_pl.checkpoint import export
+    from alignvlm_pl.training.export import export
 
     class Full:
         def save_pretrained(self, folder: Path, **_) -> None:

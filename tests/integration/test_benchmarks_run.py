@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.benchmarks import get_benchmark
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 from tests.integration.command import RANKS
 
 ROOT = Path(__file__).parents[2]

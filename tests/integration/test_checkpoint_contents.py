@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_contract_is_refused_with_both_values(
 def test_a_parent_of_another_contract_is_refused_before_weights_are_loaded(
     world, trained, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("alignvlm_pl.module.build_model", None)
+    monkeypatch.setattr("alignvlm_pl.training.module.build_model", None)
     options = [f"--stage.init_from={trained / 'hf'}", "--model.spec.tiling.thumbnail=none"]
     error = error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", *options))
     assert "hf was trained with tiling.thumbnail first, the model has none" in error

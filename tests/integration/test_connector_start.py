@@ -98,11 +98,11 @@ def main(folder: Path) -> None:
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
-    from alignvlm_pl.stages import Stage
+    from alignvlm_pl.training.module import AlignVLMModule
+    from alignvlm_pl.training.stage import Stage
     from callbacks import ConnectorHealth, GainCalibration
-    from datamodules.collate import Collator
-    from datamodules.sample import Sample
+    from datamodules.loading.collate import Collator
+    from datamodules.shards.sample import Sample
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.manual_seed(0)

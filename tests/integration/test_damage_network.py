@@ -38,7 +38,7 @@ def site(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "verified"))
-    monkeypatch.setattr("datamodules.fetching.MAX_BACKOFF_S", 0.01)
+    monkeypatch.setattr("datamodules.storage.fetching.MAX_BACKOFF_S", 0.01)
     answers: dict[str, list[int | str]] = {}
 
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 
 
 def scalars(run: Path) -> dict[str, float]:

@@ -10,8 +10,8 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.processing import AlignVLMProcessor
 from alignvlm_pl.models.tiny import TILE_PX, TOKENS_PER_TILE, tiny_tokenizer
 from datamodules import WebDataModule
-from datamodules.manifest import load_manifest
-from datamodules.writer import ShardWriter
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.writer import ShardWriter
 
 pytestmark = pytest.mark.timeout(60)
 BATCH = 2

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alignvlm_pl.stages import PARTS
+from alignvlm_pl.training.stage import PARTS
 
 FREEZE_TABLES = [
     ({"vision": 1e-3, "connector": 1e-3, "llm": 1e-3}, {"vision_tower", "connector", "language_model"}),
@@ -296,7 +296,7 @@ def test_a_stage_refuses_a_parent_of_another_name(world, trained, tmp_path, caps
 def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same_step(
     world, tmp_path, monkeypatch
 ):
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
 
     options = ["--stage.max_steps=4", "--checkpoint_every_n_steps=1"]
     whole = world.fit(tmp_path / "whole", *options)

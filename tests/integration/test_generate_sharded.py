@@ -21,11 +21,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from alignvlm_pl.models.partitioned import whole
+from alignvlm_pl.strategies.zero_parameters import whole
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.models.token_spread import token_spread, visual_features
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.sharding import shard
+from alignvlm_pl.training.module import AlignVLMModule
+from alignvlm_pl.strategies.sharding import shard
 from callbacks.connector_health import undisturbed
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])

@@ -44,8 +44,8 @@ def set_weights(net: torch.nn.Module) -> None:
 
 def batches(module: Any) -> list[Any]:
     """Documents of one or two tiles, and text alone, with answers of 1 to 15 characters."""
-    from datamodules.collate import Collator
-    from datamodules.sample import Sample
+    from datamodules.loading.collate import Collator
+    from datamodules.shards.sample import Sample
 
     collator, encoded = Collator(processor=module.processor), []
     for number in range(STEPS * ACCUMULATE * SIZE):
@@ -75,8 +75,8 @@ def train(name: str, folder: Path) -> list[float]:
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
-    from alignvlm_pl.stages import Stage
+    from alignvlm_pl.training.module import AlignVLMModule
+    from alignvlm_pl.training.stage import Stage
 
     class StepLosses(pl.Callback):
         def on_train_batch_end(

@@ -148,7 +148,7 @@ def test_an_adapter_under_a_sharding_strategy_is_refused(world, tmp_path, capsys
 def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(
-        "alignvlm_pl.adapters._check_4bit", lambda part: None
+        "alignvlm_pl.training.lora._check_4bit", lambda part: None
     )  # its own CPU code will do here
     settings = {"llm": {"r": 4, "load_in_4bit": True}}
     options = [

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.flops import Work
-from alignvlm_pl.optim import gradient_norms
+from alignvlm_pl.training.flops import Work
+from alignvlm_pl.training.optim import gradient_norms
 from callbacks.progress import latest, shown
 from callbacks.throughput import Throughput, peak_memory
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from alignvlm_pl.optim import gradient_norms
+from alignvlm_pl.training.optim import gradient_norms
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, cap
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("looks at values")
 
-    monkeypatch.setattr(f"alignvlm_pl.flops.{function}", refuse)
+    monkeypatch.setattr(f"alignvlm_pl.training.flops.{function}", refuse)
     folder = world.fit(tmp_path / "run", "--stage.max_steps=1", "--throughput.peak_tflops=1")
     assert "no MFU: the work of this model cannot be counted (looks at values)" in caplog.text
     assert "perf/tflops_per_s" not in scalars(folder)

@@ -18,7 +18,7 @@ RATES = {"lr_vision": 1e-3, "lr_connector": 1e-3, "lr_llm": 1e-3}
 def build(folder: Path) -> Any:
     """A module with a random tiny model, the same in every process."""
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
 
     torch.manual_seed(0)
     return AlignVLMModule(spec=tiny_spec(folder / f"tokenizer-{os.getpid()}"))
@@ -26,8 +26,8 @@ def build(folder: Path) -> Any:
 
 def samples(module: Any, *kinds: tuple[str, str, tuple[int, int] | None], limit: int | None = None) -> Any:
     """A collator and encoded samples: (source, answer, size of the picture or None)."""
-    from datamodules.collate import Collator
-    from datamodules.sample import Sample
+    from datamodules.loading.collate import Collator
+    from datamodules.shards.sample import Sample
 
     def sample(number: int, source: str, answer: str, size: tuple[int, int] | None) -> Sample:
         content: list[dict[str, Any]] = [{"type": "text", "text": "what?"}]
@@ -55,7 +55,7 @@ def train(module: Any, batches: list[Any], folder: Path, *, accumulate: int = 1,
     from lightning.pytorch.loggers import CSVLogger
     from torch.utils.data import DataLoader
 
-    from alignvlm_pl.stages import Stage
+    from alignvlm_pl.training.stage import Stage
     from callbacks.data_health import DataHealth
 
     class Kept(CSVLogger):

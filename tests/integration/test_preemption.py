@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.cli.slurm import REFUSED
-from alignvlm_pl.stop_request import EXIT_CODE
+from alignvlm_pl.utils.stop_signals import EXIT_CODE
 from tests.drills.stages import compare, fit, with_signals, write_recipe
 
 STEPS = 3
-SHARDED = "alignvlm_pl.parallel.ShardedStrategy"
+SHARDED = "alignvlm_pl.strategies.fsdp.ShardedStrategy"
 # Five samples to validate on and to answer, every second step.
 VALIDATED = ["--trainer.limit_val_batches=1.0", "--trainer.check_val_every_n_epoch=null"]
 LOOKS = ["--benchmark.every_n_steps=2", "--benchmark.subset=4", "--benchmark.max_new_tokens=2"]

@@ -18,7 +18,7 @@ from tests.integration.command import RANKS
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.module import AlignVLMModule
 step = AlignVLMModule.training_step
 def training_step(self, batch, index):
     if self.trainer.global_step == 3:
@@ -178,7 +178,7 @@ def test_a_run_with_kernels_of_a_gpu_is_rebuilt_on_a_cpu(whole, tmp_path, capsys
 
 def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
     trainer = yaml.safe_load((world.root / "cpu.yaml").read_text())
-    trainer["strategy"] = {"class_path": "alignvlm_pl.parallel.ShardedStrategy"}
+    trainer["strategy"] = {"class_path": "alignvlm_pl.strategies.fsdp.ShardedStrategy"}
     (tmp_path / "trainer.yaml").write_text(yaml.safe_dump({**trainer, "devices": 2}))
     options = world.options(
         f"--trainer={tmp_path / 'trainer.yaml'}", "--benchmark.at_stage_end=false", "--stage.max_steps=1"
@@ -187,7 +187,7 @@ def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
     assert done.returncode == 0, done.stderr[-2000:]
     found = replay(capsys, tmp_path / "run", 1)
     assert not found["weights_of_the_step"]
-    assert "drawn in another order under alignvlm_pl.parallel.ShardedStrategy" in found["weights"]
+    assert "drawn in another order under alignvlm_pl.strategies.fsdp.ShardedStrategy" in found["weights"]
     assert found["recomputed"] != found["recorded"]
 
 

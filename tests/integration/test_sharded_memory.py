@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from alignvlm_pl.models.build import build_processor
-from alignvlm_pl.models.on_meta import build_on_meta, load_parts
+from alignvlm_pl.strategies.meta_init import build_on_meta, load_parts
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.sharding import shard
+from alignvlm_pl.strategies.sharding import shard
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=2)

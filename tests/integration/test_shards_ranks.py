@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.manifest import load_manifest
-from datamodules.writer import ShardWriter
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,15 +19,15 @@ RANK = """
 import json, sys
 from types import SimpleNamespace
 import torch
-from datamodules.collate import Collator
-from datamodules.decode import Decoder
-from datamodules.evaluation import EvaluationBatches, plan_evaluation
-from datamodules.loader import ShardLoader, TrainBatches
-from datamodules.cursor import first_cursors
-from datamodules.decode import SkipCounter
-from datamodules.manifest import load_manifest
-from datamodules.planner import BatchPlanner
-from datamodules.stream import Source, TrainStream
+from datamodules.loading.collate import Collator
+from datamodules.shards.decode import Decoder
+from datamodules.loading.eval_batches import EvaluationBatches, plan_evaluation
+from datamodules.loading.loader import ShardLoader, TrainBatches
+from datamodules.stream.cursor import first_cursors
+from datamodules.shards.decode import SkipCounter
+from datamodules.shards.manifest import load_manifest
+from datamodules.stream.batching import BatchPlanner
+from datamodules.stream.stream import Source, TrainStream
 
 
 class Processor:

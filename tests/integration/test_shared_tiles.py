@@ -12,10 +12,11 @@ from torch.utils.data import IterableDataset
 
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.tile_memory import tile_memory
-from datamodules import WebDataModule, slots
-from datamodules.loader import ShardLoader, WorkerItem, with_errors
-from datamodules.writer import ShardWriter
+from alignvlm_pl.preprocessing.tile_memory import tile_memory
+from datamodules import WebDataModule
+from datamodules.loading import shared_tiles as slots
+from datamodules.loading.loader import ShardLoader, WorkerItem, with_errors
+from datamodules.shards.writer import ShardWriter
 
 
 def png(seed: int) -> bytes:

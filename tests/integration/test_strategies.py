@@ -37,7 +37,7 @@ TWICE = STEPS[:2] * 2
 
 
 def documents(tiles: tuple[int, ...]) -> list[Any]:
-    from datamodules.sample import Sample
+    from datamodules.shards.sample import Sample
 
     found = []
     for number, count in enumerate(tiles):
@@ -61,7 +61,7 @@ def documents(tiles: tuple[int, ...]) -> list[Any]:
 
 
 def batches(module: Any, steps: tuple[tuple[int, ...], ...], *, rank: int, ranks: int) -> list[Any]:
-    from datamodules.collate import Collator
+    from datamodules.loading.collate import Collator
 
     collator = Collator(processor=module.processor)
     share = DOCUMENTS // ranks
@@ -90,12 +90,12 @@ def fit(
     import lightning.pytorch as pl
     from torch.utils.data import DataLoader
 
-    from alignvlm_pl.models.partitioned import whole
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
-    from alignvlm_pl.parallel import ShardedStrategy
-    from alignvlm_pl.sharding import is_sharded
-    from alignvlm_pl.stages import Stage
+    from alignvlm_pl.strategies.fsdp import ShardedStrategy
+    from alignvlm_pl.strategies.sharding import is_sharded
+    from alignvlm_pl.strategies.zero_parameters import whole
+    from alignvlm_pl.training.module import AlignVLMModule
+    from alignvlm_pl.training.stage import Stage
     from callbacks.connector_health import ConnectorHealth
     from callbacks.last_checkpoint import AtomicCheckpointIO
 
@@ -146,7 +146,7 @@ def fit(
 
 
 def main(kind: str, folder: Path) -> None:
-    from alignvlm_pl import acceleration
+    from alignvlm_pl.training import acceleration
 
     torch.manual_seed(0)
     found = {name: fit(folder, kind, name, steps=STEPS) for name in STAGES}

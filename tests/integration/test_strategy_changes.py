@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignvlm_pl.stop_request import EXIT_CODE
+from alignvlm_pl.utils.stop_signals import EXIT_CODE
 from callbacks.ledger_file import read_step
 from tests.drills.stages import fit, with_signals, write_recipe
 
 STAGE = "1-first"
 STARTS = (  # of the steps 1, 2, …: ranks and strategy
-    (2, "alignvlm_pl.parallel.ShardedStrategy"),
+    (2, "alignvlm_pl.strategies.fsdp.ShardedStrategy"),
     (2, "ddp"),
-    (2, "alignvlm_pl.parallel.ShardedStrategy"),
+    (2, "alignvlm_pl.strategies.fsdp.ShardedStrategy"),
     (1, ""),
 )
 

@@ -36,7 +36,7 @@ def encoded(collator: Any) -> Iterator[Any]:
 
     A tile has four rows of four visual tokens, so that a picture has 4 to 7 characters to read out, empty rows as one.
     """
-    from datamodules.sample import Sample
+    from datamodules.shards.sample import Sample
 
     for number in range(STEPS * DOCUMENTS):
         answer = "abcdefg"[number % 7] * (1 + (11 * number) % 40 if number % DOCUMENTS < 4 else 1)
@@ -60,7 +60,7 @@ def encoded(collator: Any) -> Iterator[Any]:
 
 def micro_batches(module: Any, *, rank: int, ranks: int, size: int, rows: int) -> list[Any]:
     """This rank's micro batches of all steps; a rank takes neighbours, so counts differ between ranks."""
-    from datamodules.collate import Collator
+    from datamodules.loading.collate import Collator
 
     collator = Collator(processor=module.processor)
     documents, found = list(encoded(collator)), []
@@ -80,8 +80,8 @@ def main(name: str, folder: Path) -> None:
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
-    from alignvlm_pl.stages import Stage
+    from alignvlm_pl.training.module import AlignVLMModule
+    from alignvlm_pl.training.stage import Stage
 
     class StepLosses(pl.Callback):
         """Sum of the loss, readout included, and supervised tokens of each step on this rank."""

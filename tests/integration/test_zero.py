@@ -30,7 +30,7 @@ class AtEnd(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Ask."""
-        from alignvlm_pl.frozen import checksums, frozen_tensors
+        from alignvlm_pl.training.frozen import checksums, frozen_tensors
 
         pl_module.eval()
         pl_module.processor.post_process_image_text_to_text = lambda ids: ids.tolist()

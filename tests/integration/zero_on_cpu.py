@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignvlm_pl.zero import ZeroStrategy
+from alignvlm_pl.strategies.zero import ZeroStrategy
 
 FOLDER = Path(sys.prefix) / "deepspeed"
 IMPORTABLE = find_spec("deepspeed") is not None

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.losses import supervised_cross_entropy
 from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm_pl.models.losses import supervised_cross_entropy
 from tests.parity.tiny_pages import (
     SAMPLES,
     batch_of,

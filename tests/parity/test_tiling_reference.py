@@ -1,7 +1,8 @@
 """Both tiling rules against a second, plain statement of what their authors' code does (square tiles).
 
 Written from a description of Ovis 1.6 `base_visual_tokenizer.py` and InternVL `train/dataset.py`, in another
-form than alignvlm_pl.tiling: loops over crops with explicit sums, and pixels through Pillow a tile at a time.
+form than alignvlm_pl.preprocessing.tiling: loops over crops with explicit sums, and pixels through Pillow a
+tile at a time.
 """
 
 import random
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvlm_pl.imaging import cut_tiles
-from alignvlm_pl.tiling import Tiling, choose_grid
+from alignvlm_pl.preprocessing.imaging import cut_tiles
+from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid
 
 
 def ovis_crops(width, height, rows, cols):

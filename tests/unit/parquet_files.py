@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.sources.stored_files import StoredFile, list_files
+from datamodules.storage.stored_files import StoredFile, list_files
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -4,8 +4,8 @@ import pickle
 from collections import Counter
 from typing import Any
 
-from datamodules.sample import SampleError, check_record, message_text
-from datamodules.sources.source import SourceSample
+from datamodules.prepare.sources.source import SourceSample
+from datamodules.shards.sample import SampleError, check_record, message_text
 
 
 def read(raw: Any, *, counted: bool = True) -> tuple[list[SourceSample], Counter[str]]:

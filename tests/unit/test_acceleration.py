@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from alignvlm_pl import acceleration
-from alignvlm_pl.acceleration import checkpoint_activations, compile_parts
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.sharding import layers
+from alignvlm_pl.strategies.sharding import layers
+from alignvlm_pl.training import acceleration
+from alignvlm_pl.training.acceleration import checkpoint_activations, compile_parts
+from alignvlm_pl.training.module import AlignVLMModule
 
 # torch's compiler, of its own code.
 pytestmark = pytest.mark.filterwarnings(

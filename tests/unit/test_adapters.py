@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from alignvlm_pl.adapters import attach_adapters, merge_state, num_parameters, save_adapters
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.lora import Lora, parse_adapters
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.optim import freeze, parameter_groups
-from alignvlm_pl.part_table import part_rows
-from alignvlm_pl.stages import Stage
+from alignvlm_pl.training.lora import attach_adapters, merge_state, num_parameters, save_adapters
+from alignvlm_pl.training.lora_config import Lora, parse_adapters
+from alignvlm_pl.training.optim import freeze, parameter_groups
+from alignvlm_pl.training.part_table import part_rows
+from alignvlm_pl.training.stage import Stage
 
 pytest.importorskip("peft")
 BOTH = {"llm": {"r": 4, "alpha": 12}, "vision": {"r": 2, "target_modules": ["q_proj", "self_attn.v_proj"]}}
@@ -170,7 +170,7 @@ def test_four_bits_without_cuda_are_refused(model, monkeypatch):
 def test_a_four_bit_base_is_near_the_base_trains_an_adapter_and_merges(tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(
-        "alignvlm_pl.adapters._check_4bit", lambda part: None
+        "alignvlm_pl.training.lora._check_4bit", lambda part: None
     )  # its own CPU code will do here
     model, plain = fresh(tmp_path / "a"), fresh(tmp_path / "b")
     before = num_parameters(model.language_model)

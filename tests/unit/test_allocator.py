@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import ctypes, sys
-from alignvlm_pl.allocator import keep_freed_memory
+from alignvlm_pl.utils.allocator import keep_freed_memory
 
 def resident_mb():
     with open("/proc/self/status") as status:

@@ -15,16 +15,16 @@ from PIL import Image
 from alignvlm_pl.benchmarks import Prompt, get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
-from datamodules.answers import read_answers
-from datamodules.benchmark_set import BenchmarkSet
-from datamodules.collate import Collator
-from datamodules.decode import Decoder
-from datamodules.manifest import load_manifest
-from datamodules.normal_form import read_docdownstream
-from datamodules.sample import SampleError
-from datamodules.shards import read_range
-from datamodules.sources.docdownstream import DocDownstreamTest
-from datamodules.sources.vlmevalkit import VLMEvalKitTable
+from datamodules.loading.benchmark_set import BenchmarkSet
+from datamodules.loading.collate import Collator
+from datamodules.prepare.sources.docdownstream import DocDownstreamTest
+from datamodules.prepare.sources.vlmevalkit import VLMEvalKitTable
+from datamodules.shards.decode import Decoder
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.references import read_answers
+from datamodules.shards.sample import SampleError
+from datamodules.shards.sample_formats import read_docdownstream
 
 DOCVQA = get_benchmark("docvqa")
 

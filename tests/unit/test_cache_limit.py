@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules import cache_limit
-from datamodules.cache_limit import make_room, open_held
-from datamodules.manifest import load_manifest
-from datamodules.storage import Storage
-from datamodules.writer import ShardWriter
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.writer import ShardWriter
+from datamodules.storage import cache_limit
+from datamodules.storage.cache_limit import make_room, open_held
+from datamodules.storage.location import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def test_an_open_shard_stays_also_for_other_processes(folder, tmp_path, caplog):
     with manifest.open_shard(manifest.shards[0]) as stream:
         age(Path(stream.name), 1000)
         code = (
-            "import sys; from pathlib import Path; from datamodules import cache_limit\n"
+            "import sys; from pathlib import Path; from datamodules.storage import cache_limit\n"
             "cache_limit.GRACE_S = 0.0\n"
             f"cache_limit.make_room(Path({str(tmp_path / 'cache')!r}), limit=1, needed=0)"
         )

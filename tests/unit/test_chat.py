@@ -4,7 +4,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alignvlm_pl.chat import (
+from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.models.tiny import tiny_tokenizer
+from alignvlm_pl.preprocessing.chat import (
     CHATML_TEMPLATE,
     IGNORE_INDEX,
     LLAMA3_TEMPLATE,
@@ -14,8 +16,6 @@ from alignvlm_pl.chat import (
     tokenize,
     truncate_text,
 )
-from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.models.tiny import tiny_tokenizer
 
 IMAGE = 9999
 QUESTION = {"role": "user", "content": "Total?"}

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from alignvlm_pl.checkpoint import RECORD, compare_states, export, read_record, verify_parent
 from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.training.export import RECORD, compare_states, export, read_record, verify_parent
 
 CONTRACT = {"tokenizer": "ab12", "tiling": {"rule": "ovis", "max_tiles": 9}, "connector": {"type": "align"}}
 

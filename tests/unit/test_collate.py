@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.collate import Collator
-from datamodules.sample import Sample, SampleError, message_text
+from datamodules.loading.collate import Collator
+from datamodules.shards.sample import Sample, SampleError, message_text
 
 
 @dataclass

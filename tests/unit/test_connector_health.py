@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.module import AlignVLMModule
+from alignvlm_pl.training.module import AlignVLMModule
 from callbacks.connector_health import ConnectorHealth, undisturbed
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.cursor import Cursor, first_cursors, share_out, unread
+from datamodules.stream.cursor import Cursor, first_cursors, share_out, unread
 
 
 def take(cursor: Cursor, count: int, batches: dict[int, int]) -> tuple[list[tuple[int, int]], Cursor]:

@@ -18,8 +18,8 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules import BenchmarkDataModule, BigDocsDataModule, CC12MDataModule, WebDataModule
 from datamodules.prepare.index import index_shards
-from datamodules.sample import message_text
-from datamodules.writer import ShardWriter
+from datamodules.shards.sample import message_text
+from datamodules.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
 

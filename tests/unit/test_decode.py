@@ -9,9 +9,9 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.benchmarks import AnswerRequired
-from datamodules.decode import Decoder, SkipCounter
-from datamodules.normal_form import CaptionReader, read_bigdocs, read_docdownstream, read_normal
-from datamodules.sample import UNLABELLED, SampleError, message_text
+from datamodules.shards.decode import Decoder, SkipCounter
+from datamodules.shards.sample import UNLABELLED, SampleError, message_text
+from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream, read_normal
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (6, 4)) -> bytes:

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from alignvlm_pl import paths
 from alignvlm_pl.errors import AlignVLMError, CheckpointError, ConfigError, DataError, nearest
+from alignvlm_pl.utils import paths
 
 
 @pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError])

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.evaluation import batch_records, readout_records
-from alignvlm_pl.output_files import write_predictions, write_results
+from alignvlm_pl.evaluation.batch_records import batch_records, readout_records
 from alignvlm_pl.scoring.records import to_answers
 from alignvlm_pl.scoring.results import overall
+from alignvlm_pl.utils.atomic_files import write_predictions, write_results
 
 
 def batch(*references):

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules import fetching
-from datamodules.fetching import Policy, cache_path, fetch, fetch_small
-from datamodules.transfer import MissingFileError
+from datamodules.storage import fetching
+from datamodules.storage.fetching import Policy, cache_path, fetch, fetch_small
+from datamodules.storage.transfer import MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = b"".join(number.to_bytes(4, "big") for number in range(100_000))
@@ -112,7 +112,7 @@ def files(cache: Path) -> list[str]:
 def program(cache: Path, url: str, *, timeout_s: float = 60) -> list[str]:
     """A process of its own that fetches."""
     code = (
-        "import sys; from pathlib import Path; from datamodules.fetching import Policy, fetch\n"
+        "import sys; from pathlib import Path; from datamodules.storage.fetching import Policy, fetch\n"
         f"path = fetch({url!r}, cache=Path({str(cache)!r}), expected_bytes={len(BODY)}, expected_sha256={SHA!r},"
         f" policy=Policy(retries=0, timeout_s={timeout_s}))\nprint(path)"
     )
@@ -351,7 +351,7 @@ def test_a_forked_worker_fetches_after_its_parent_has(server, tmp_path):
     fetch(server.url("/a.tar"), cache=tmp_path)
     # A process of its own, because forking this one, which has threads, would warn.
     code = (
-        "import multiprocessing, sys; from pathlib import Path; from datamodules.fetching import fetch\n"
+        "import multiprocessing, sys; from pathlib import Path; from datamodules.storage.fetching import fetch\n"
         f"get = lambda name: fetch({server.url('/')!r} + name, cache=Path({str(tmp_path / 'c')!r}))\n"
         "get('a.tar')\n"
         "run = multiprocessing.get_context('fork').Process(target=get, args=('b.tar',)); run.start(); run.join(30)\n"

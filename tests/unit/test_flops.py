@@ -10,13 +10,13 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from alignvlm_pl.flops import Work, count_work, named_peak, pairs_of, peak_flops, skeleton
 from alignvlm_pl.models.build import Backbone, ModelSpec, build_config, build_model, build_processor
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.optim import freeze
-from alignvlm_pl.stages import Stage
+from alignvlm_pl.training.flops import Work, count_work, named_peak, pairs_of, peak_flops, skeleton
+from alignvlm_pl.training.optim import freeze
+from alignvlm_pl.training.stage import Stage
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "c_abstractor": {"hidden": 16, "depth": 1, "pool": [2, 2]},

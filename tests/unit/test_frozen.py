@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.frozen import checksums, compare_checksums, frozen_tensors
-from alignvlm_pl.stages import Stage
+from alignvlm_pl.training.frozen import checksums, compare_checksums, frozen_tensors
+from alignvlm_pl.training.stage import Stage
 
 
 def checksum(tensor: torch.Tensor) -> int:
@@ -47,7 +47,7 @@ def test_equal_numbers_in_another_place_and_another_zero_are_seen():
 def test_pieces_of_a_large_tensor_are_counted_through(monkeypatch):
     value = torch.randn(50, 7)
     whole = checksum(value)
-    monkeypatch.setattr("alignvlm_pl.frozen._CHUNK", 20)
+    monkeypatch.setattr("alignvlm_pl.training.frozen._CHUNK", 20)
     assert checksum(value) == whole
 
 
@@ -96,7 +96,7 @@ SHARDED = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from alignvlm_pl.frozen import checksums
+from alignvlm_pl.training.frozen import checksums
 
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[1]), world_size=2)
 mesh = init_device_mesh("cpu", (2,))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.imaging import cut_tiles, load_image
-from alignvlm_pl.tiling import Tiling
+from alignvlm_pl.preprocessing.imaging import cut_tiles, load_image
+from alignvlm_pl.preprocessing.tiling import Tiling
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 60_000
@@ -200,7 +200,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.imaging import load_image
+from alignvlm_pl.preprocessing.imaging import load_image
 from PIL import Image
 Image.init()
 paths = sorted(Path(sys.argv[1]).iterdir())

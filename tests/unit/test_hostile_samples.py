@@ -14,13 +14,19 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.answers import read_answers
-from datamodules.decode import Decoder
-from datamodules.info import collect
-from datamodules.manifest import Manifest, Shard, file_sha256, load_manifest, write_manifest
-from datamodules.normal_form import MAX_JSON_BYTES, read_bigdocs, read_docdownstream, read_json, read_normal
-from datamodules.sample import SampleError
-from datamodules.shards import read_range
+from datamodules.shards.decode import Decoder
+from datamodules.shards.info import collect
+from datamodules.shards.manifest import Manifest, Shard, file_sha256, load_manifest, write_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.references import read_answers
+from datamodules.shards.sample import SampleError
+from datamodules.shards.sample_formats import (
+    MAX_JSON_BYTES,
+    read_bigdocs,
+    read_docdownstream,
+    read_json,
+    read_normal,
+)
 
 SOURCES = sorted((Path(__file__).resolve().parents[2] / "datamodules").rglob("*.py"))
 # Modules that run code from data, or hand data to something that does.

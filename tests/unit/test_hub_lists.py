@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.manifest import load_manifest
 from datamodules.prepare import main
-from datamodules.sources import llava_zip
-from datamodules.sources.llava_zip import LLaVAZip
-from datamodules.sources.stored_files import local_file
+from datamodules.prepare.sources import llava_zip
+from datamodules.prepare.sources.llava_zip import LLaVAZip
+from datamodules.shards.manifest import load_manifest
+from datamodules.storage.stored_files import local_file
 from tests.unit.hub_server import Hub, prepare, serving
 
 pytest.importorskip("huggingface_hub")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.decode import Decoder
-from datamodules.manifest import load_manifest
-from datamodules.sample import message_text
-from datamodules.shards import read_range
+from datamodules.shards.decode import Decoder
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample import message_text
 from tests.unit.hub_server import Hub, prepare, serving
 
 pa = pytest.importorskip("pyarrow")

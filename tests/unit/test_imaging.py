@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.imaging import cut_tiles, load_image, to_rgb
-from alignvlm_pl.tiling import Tiling
+from alignvlm_pl.preprocessing.imaging import cut_tiles, load_image, to_rgb
+from alignvlm_pl.preprocessing.tiling import Tiling
 
 WHITE, RED, BLACK = (255, 255, 255), (255, 0, 0), (0, 0, 0)
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from alignvlm_pl import linear_cross_entropy
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.linear_cross_entropy import check_backend, head_losses
-from alignvlm_pl.losses import supervised_cross_entropy
+from alignvlm_pl.models.losses import supervised_cross_entropy
+from alignvlm_pl.ops import linear_cross_entropy
+from alignvlm_pl.ops.linear_cross_entropy import check_backend, head_losses
 
 ROOT = Path(__file__).parents[2]
 WIDTH, ROWS = 24, 61
@@ -221,7 +221,7 @@ def test_unknown_and_unusable_backends_are_refused(monkeypatch):
 
 def test_the_module_takes_the_backend_and_the_model_uses_it(tmp_path, monkeypatch):
     from alignvlm_pl.models.tiny import tiny_spec
-    from alignvlm_pl.module import AlignVLMModule
+    from alignvlm_pl.training.module import AlignVLMModule
 
     spec, used = tiny_spec(tmp_path), []
     with pytest.raises(ConfigError, match="loss_backend='chunkt' is unknown"):
@@ -243,7 +243,7 @@ import sys, torch
 def peak():  # in KiB; ru_maxrss would be at least what the process was forked from
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
-from alignvlm_pl.losses import supervised_cross_entropy
+from alignvlm_pl.models.losses import supervised_cross_entropy
 torch.set_num_threads(1)
 backend, count = sys.argv[1], int(sys.argv[2])
 head = torch.nn.Linear(16, 40_000, bias=False)
@@ -278,7 +278,7 @@ def test_memory_is_that_of_one_chunk():
 
 LIGER = """
 import torch
-from alignvlm_pl.linear_cross_entropy import head_losses
+from alignvlm_pl.ops.linear_cross_entropy import head_losses
 torch.manual_seed(0)
 worst = 0.0
 for bias in (True, False):

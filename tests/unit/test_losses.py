@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from alignvlm_pl.losses import supervised_cross_entropy
+from alignvlm_pl.models.losses import supervised_cross_entropy
 
 
 def test_equals_cross_entropy_of_all_positions():

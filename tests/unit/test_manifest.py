@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.manifest import load_manifest
-from datamodules.normal_form import read_normal
 from datamodules.prepare.index import read_index
-from datamodules.writer import ShardWriter
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.sample_formats import read_normal
+from datamodules.shards.writer import ShardWriter
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.models import whole_weights
 from alignvlm_pl.models.build import Backbone, ModelSpec, build_model, build_processor, load_weights
-from alignvlm_pl.models.on_meta import build_on_meta, load_parts, parameters_on_meta
 from alignvlm_pl.models.tiny import tiny_spec
+from alignvlm_pl.strategies import gather_weights as whole_weights
+from alignvlm_pl.strategies.meta_init import build_on_meta, load_parts, parameters_on_meta
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

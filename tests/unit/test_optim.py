@@ -5,9 +5,9 @@ import torch
 
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.optim import freeze, parameter_groups, schedule_factor, set_modes, step_schedule
-from alignvlm_pl.part_table import part_rows, part_table
-from alignvlm_pl.stages import PARTS, Stage
+from alignvlm_pl.training.optim import freeze, parameter_groups, schedule_factor, set_modes, step_schedule
+from alignvlm_pl.training.part_table import part_rows, part_table
+from alignvlm_pl.training.stage import PARTS, Stage
 
 RATES = {"lr_vision": 1e-5, "lr_connector": 1e-3, "lr_llm": 1e-4}
 

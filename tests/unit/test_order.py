@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.order import BLOCK, SLOTS, Mixture, SetOrder
+from datamodules.stream.order import BLOCK, SLOTS, Mixture, SetOrder
 
 SIZES = (4, 150, 1, 70, 0, 33)
 

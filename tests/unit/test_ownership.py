@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm_pl import ownership
-from alignvlm_pl.ownership import check_top_level_packages
+from alignvlm_pl.utils import ownership
+from alignvlm_pl.utils.ownership import check_top_level_packages
 
 
 @pytest.fixture(params=ownership.TOP_LEVEL_PACKAGES)

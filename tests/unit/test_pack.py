@@ -15,19 +15,19 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.manifest import Manifest, load_manifest
-from datamodules.pack.command import pack, print_yield
-from datamodules.pack.options import PackOptions
-from datamodules.pack.plan import first_repeats, make_plan
-from datamodules.pack.source import Part
-from datamodules.pack.spool import ROW, SpoolFiles
-from datamodules.pack.work_folder import WorkFolder
-from datamodules.sample import SampleError
-from datamodules.sample_index import load_index
-from datamodules.shards import read_range
-from datamodules.sources.jsonl import JsonlData
-from datamodules.sources.source import SourceSample
-from datamodules.verify import Verification
+from datamodules.prepare.pack.command import pack, print_yield
+from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.pack.plan import first_repeats, make_plan
+from datamodules.prepare.pack.source import Part
+from datamodules.prepare.pack.spool import ROW, SpoolFiles
+from datamodules.prepare.pack.work_folder import WorkFolder
+from datamodules.prepare.sources.jsonl import JsonlData
+from datamodules.prepare.sources.source import SourceSample
+from datamodules.shards.index import load_index
+from datamodules.shards.manifest import Manifest, load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample import SampleError
+from datamodules.shards.verify import Verification
 
 
 def record(text: str, images: int = 0, **fields: Any) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def test_a_set_that_was_about_to_be_replaced_is_not_taken_for_the_new_one(jsonl,
         raise KeyboardInterrupt
 
     # Whatever of the old set is still there, the next run must make the new one.
-    for place in ("datamodules.pack.engine._clear", "datamodules.pack.engine.Engine._pack"):
+    for place in ("datamodules.prepare.pack.engine._clear", "datamodules.prepare.pack.engine.Engine._pack"):
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
             with pytest.raises(KeyboardInterrupt):

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import DataError
-from datamodules.pack.command import pack, print_yield
-from datamodules.pack.options import PackOptions
-from datamodules.pack.overlap import KnownPictures, perceptual_hash, read_known
-from datamodules.sources.jsonl import JsonlData
-from datamodules.writer import ShardWriter
+from datamodules.prepare.pack.command import pack, print_yield
+from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.pack.overlap import KnownPictures, perceptual_hash, read_known
+from datamodules.prepare.sources.jsonl import JsonlData
+from datamodules.shards.writer import ShardWriter
 
 
 def page(seed: int, size: tuple[int, int] = (620, 800)) -> Image.Image:

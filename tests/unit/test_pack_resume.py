@@ -13,20 +13,20 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.manifest import load_manifest
-from datamodules.pack.command import pack
-from datamodules.pack.locks import take
-from datamodules.pack.options import PackOptions
-from datamodules.pack.work_folder import WorkFolder
-from datamodules.sources.jsonl import JsonlData
+from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.locks import take
+from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.pack.work_folder import WorkFolder
+from datamodules.prepare.sources.jsonl import JsonlData
+from datamodules.shards.manifest import load_manifest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from datamodules.pack.command import pack
-from datamodules.pack.options import PackOptions
-from datamodules.sources.jsonl import JsonlData
+from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.sources.jsonl import JsonlData
 
 if __name__ == "__main__":
     raw, out = Path(sys.argv[1]), Path(sys.argv[2])

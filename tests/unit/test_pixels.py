@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.imaging import cut_pixels, cut_tiles
-from alignvlm_pl.imaging import normalise as normalise_array
 from alignvlm_pl.models.pixels import as_tiles, normalise
-from alignvlm_pl.tile_memory import TileMemory
-from alignvlm_pl.tiling import Tiling, choose_grid, plan_tiles
+from alignvlm_pl.preprocessing.imaging import cut_pixels, cut_tiles
+from alignvlm_pl.preprocessing.imaging import normalise as normalise_array
+from alignvlm_pl.preprocessing.tile_memory import TileMemory
+from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid, plan_tiles
 
 SIZES = [(97, 31), (31, 200), (1, 1), (130, 129), (57, 900), (56, 42), (113, 112)]
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from datamodules.planner import BatchPlanner, pack
+from datamodules.stream.batching import BatchPlanner, pack
 
 
 def never(positions):

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.decode import Decoder
-from datamodules.manifest import load_manifest
-from datamodules.pack.command import pack
-from datamodules.pack.options import PackOptions
 from datamodules.prepare import main
-from datamodules.sample import message_text
-from datamodules.shards import read_range
-from datamodules.sources.jsonl import JsonlData
+from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.sources.jsonl import JsonlData
+from datamodules.shards.decode import Decoder
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample import message_text
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.left_out import LeftOut, read_left_out
-from datamodules.prepare.tabfact import FactTable, read_statements
-from datamodules.prepare.table_questions import TableQuestion, read_bigdocs_rows
-from datamodules.prepare.wtq import WikiTable, read_questions
-from datamodules.sample import SampleError
+from datamodules.prepare.rendered_tables.tabfact import FactTable, read_statements
+from datamodules.prepare.rendered_tables.table_questions import TableQuestion, read_bigdocs_rows
+from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions
+from datamodules.shards.left_out import LeftOut, read_left_out
+from datamodules.shards.sample import SampleError
 
 GOOD = {"id": "nu-0", "question": "who?", "context": "csv/203-csv/1.csv", "answers": ["Ada", "Bob"]}
 FACT = {"table": "1.csv", "statement": "it be", "label": 1, "caption": ""}

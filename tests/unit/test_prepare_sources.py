@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.decode import Decoder
-from datamodules.manifest import load_manifest
 from datamodules.prepare import main
-from datamodules.sample import message_text
-from datamodules.shards import read_range
-from datamodules.verify import Verification
+from datamodules.shards.decode import Decoder
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample import message_text
+from datamodules.shards.verify import Verification
 
 KINDS = ("cc12m", "bigdocs", "docdownstream", "llava", "vcr", "folder")
 REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real"))
@@ -136,7 +136,7 @@ def test_bigdocs_with_pictures_in_a_folder(tmp_path, config):
 
 
 def renderer_is_there() -> bool:
-    from datamodules.prepare.tables import _pdfium, _weasyprint
+    from datamodules.prepare.rendered_tables.tables import _pdfium, _weasyprint
 
     try:
         _weasyprint(), _pdfium()

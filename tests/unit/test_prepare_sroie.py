@@ -8,7 +8,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import DataError
-from datamodules.manifest import load_manifest
 from datamodules.prepare.sroie import (
     ROW_HEIGHT_PX,
     TILE_HEIGHT_PX,
@@ -17,6 +16,7 @@ from datamodules.prepare.sroie import (
     main,
     prepare_sroie,
 )
+from datamodules.shards.manifest import load_manifest
 
 REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real")) / "sroie"
 

@@ -10,9 +10,8 @@ import pytest
 from PIL import ImageFile
 
 from alignvlm_pl.cli import main
-from datamodules.manifest import load_manifest
-from datamodules.prepare.table_questions import TableNames, TableQuestion
-from datamodules.prepare.tables import (
+from datamodules.prepare.rendered_tables.table_questions import TableNames, TableQuestion
+from datamodules.prepare.rendered_tables.tables import (
     PAGE_HEIGHT_PX,
     PAGE_WIDTH_PX,
     DrawnCell,
@@ -21,16 +20,17 @@ from datamodules.prepare.tables import (
     render,
     to_png,
 )
-from datamodules.prepare.wtq import WikiTable, read_questions, unescape
-from datamodules.sample import SampleError
-from datamodules.shards import read_range
+from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions, unescape
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample import SampleError
 
 REAL = Path(os.environ.get("ALIGNVLM_REAL", Path(__file__).parents[3] / "shared" / "real"))
 
 
 def renderer_is_there() -> bool:
     from alignvlm_pl.errors import ConfigError
-    from datamodules.prepare.tables import _pdfium, _weasyprint
+    from datamodules.prepare.rendered_tables.tables import _pdfium, _weasyprint
 
     try:
         _weasyprint(), _pdfium()

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from alignvlm_pl.chat import IGNORE_INDEX
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.imaging import cut_tiles
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.processing import AlignVLMProcessor
 from alignvlm_pl.models.tiny import TOKENS_PER_TILE, VOCAB_SIZE, tiny_spec, tiny_tokenizer
-from alignvlm_pl.tiling import count_visual_tokens
+from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
+from alignvlm_pl.preprocessing.imaging import cut_tiles
+from alignvlm_pl.preprocessing.tiling import count_visual_tokens
 
 
 @pytest.fixture(scope="module")

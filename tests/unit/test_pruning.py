@@ -19,7 +19,7 @@ from alignvlm_pl.models.connectors import build_connector
 from alignvlm_pl.models.kept_rows import choose_rows, resolve_kept
 from alignvlm_pl.models.pruning import calibrate, prune, transfer_rows, unprune
 from alignvlm_pl.models.tiny import VOCAB_SIZE, tiny_spec
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 
 KEPT = [3, 97, 98, 200, 258]
 

@@ -12,8 +12,8 @@ import torch
 
 from alignvlm_pl.errors import ConfigError
 from datamodules import WebDataModule
-from datamodules.sample import message_text
-from datamodules.writer import ShardWriter
+from datamodules.shards.sample import message_text
+from datamodules.shards.writer import ShardWriter
 
 
 class Words:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from datamodules.loader import WorkerItem, worker_place
+from datamodules.loading.loader import WorkerItem, worker_place
 
 PROGRAM = """
 import json, logging, os, sys, time, torch
-from datamodules import roll_call
-from datamodules.loader import ShardLoader
+from datamodules.loading import roll_call
+from datamodules.loading.loader import ShardLoader
 from tests.unit.test_roll_call import Numbers
 
 logging.basicConfig(format="%(message)s")

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.manifest import load_manifest, read_manifest
 from datamodules.prepare import main
 from datamodules.prepare.index import index_shards
-from datamodules.sample_index import SampleIndex, index_path, load_index
-from datamodules.shard_file import upright_size
-from datamodules.verify import Verification
-from datamodules.writer import ShardWriter
+from datamodules.shards.index import SampleIndex, index_path, load_index
+from datamodules.shards.manifest import load_manifest, read_manifest
+from datamodules.shards.shard_file import upright_size
+from datamodules.shards.verify import Verification
+from datamodules.shards.writer import ShardWriter
 
 
 def picture(size: tuple[int, int], orientation: int = 1) -> bytes:

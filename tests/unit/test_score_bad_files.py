@@ -11,7 +11,7 @@ from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.scoring.files import read_predictions
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 
 DOCVQA = get_benchmark("docvqa")
 

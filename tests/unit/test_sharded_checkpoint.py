@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from alignvlm_pl import folder_checkpoints
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.parallel import ShardedStrategy
-from alignvlm_pl.sharded_checkpoint import (
+from alignvlm_pl.strategies import folder_checkpoints
+from alignvlm_pl.strategies.fsdp import ShardedStrategy
+from alignvlm_pl.strategies.sharded_checkpoint import (
     Piece,
     Pieces,
     load_file,
@@ -17,7 +17,7 @@ from alignvlm_pl.sharded_checkpoint import (
     take_values,
     write_rank,
 )
-from alignvlm_pl.zero import ZeroStrategy
+from alignvlm_pl.strategies.zero import ZeroStrategy
 from callbacks.last_checkpoint import AtomicCheckpointIO
 
 

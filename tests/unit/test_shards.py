@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.evaluation import plan_evaluation
-from datamodules.manifest import Manifest, load_manifest
-from datamodules.shards import ShardReader, read_range, read_shard
-from datamodules.stream import Location, Source, TrainStream
-from datamodules.writer import ShardWriter
+from datamodules.loading.eval_batches import plan_evaluation
+from datamodules.shards.manifest import Manifest, load_manifest
+from datamodules.shards.reader import ShardReader, read_range, read_shard
+from datamodules.shards.writer import ShardWriter
+from datamodules.stream.stream import Location, Source, TrainStream
 
 
 def make_set(folder: Path, *, num_samples: int, samples_per_shard: int, name: str = "set") -> Manifest:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from alignvlm_pl.cli import main
 from alignvlm_pl.cli.shards import load_model
-from alignvlm_pl.tiling import Tiling
-from datamodules.info import Model, collect, histogram
-from datamodules.writer import ShardWriter
+from alignvlm_pl.preprocessing.tiling import Tiling
+from datamodules.shards.info import Model, collect, histogram
+from datamodules.shards.writer import ShardWriter
 
 
 def png(width: int, height: int) -> bytes:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import slots
-from datamodules.slots import Sender, forget, unpack
+from datamodules.loading import shared_tiles as slots
+from datamodules.loading.shared_tiles import Sender, forget, unpack
 
 SIDE = 64
 TILE = 3 * SIDE * SIDE

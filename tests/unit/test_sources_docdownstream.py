@@ -16,14 +16,14 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare import main
-from datamodules.sample import SampleError, message_text
-from datamodules.sources import docdownstream_archive
-from datamodules.sources.docdownstream_archive import DocDownstreamArchive
-from datamodules.sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
-from datamodules.sources.pictures import PictureFolder
-from datamodules.sources.source import SourceSample, image_bytes
-from datamodules.sources.split_archive import stream_files
-from datamodules.sources.stored_files import StoredFile, local_file
+from datamodules.prepare.sources import docdownstream_archive
+from datamodules.prepare.sources.docdownstream_archive import DocDownstreamArchive
+from datamodules.prepare.sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
+from datamodules.prepare.sources.pictures import PictureFolder
+from datamodules.prepare.sources.source import SourceSample, image_bytes
+from datamodules.shards.sample import SampleError, message_text
+from datamodules.storage.split_archive import stream_files
+from datamodules.storage.stored_files import StoredFile, local_file
 
 
 def page(number: int) -> str:

@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.sample import SampleError
-from datamodules.sources import json_list, sidecars, stored_stream
-from datamodules.sources.cc12m import CaptionTars
-from datamodules.sources.json_list import slice_list
-from datamodules.sources.llava import LLaVAList
-from datamodules.sources.pictures import PictureFolder, safe_path
-from datamodules.sources.sidecars import SidecarFolder
-from datamodules.sources.stored_files import StoredFile, list_files
+from datamodules.prepare.sources import json_list, sidecars
+from datamodules.prepare.sources.cc12m import CaptionTars
+from datamodules.prepare.sources.json_list import slice_list
+from datamodules.prepare.sources.llava import LLaVAList
+from datamodules.prepare.sources.pictures import PictureFolder, safe_path
+from datamodules.prepare.sources.sidecars import SidecarFolder
+from datamodules.shards.sample import SampleError
+from datamodules.storage import stored_stream
+from datamodules.storage.stored_files import StoredFile, list_files
 from tests.unit import reading
 from tests.unit.reading import texts
 

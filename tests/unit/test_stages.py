@@ -3,7 +3,7 @@
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.stages import Stage, accumulation, require_parent
+from alignvlm_pl.training.stage import Stage, accumulation, require_parent
 
 
 def test_learning_rates_by_part_and_frozen_by_default():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm_pl.stop_request import EXIT_CODE, SIGNALS, listening, received
+from alignvlm_pl.utils.stop_signals import EXIT_CODE, SIGNALS, listening, received
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_a_finished_run_is_not_killed_by_a_signal_that_comes_as_it_ends(first):
     program = (
         "import atexit, os, signal\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))  # after what is registered later\n"
-        "from alignvlm_pl.stop_request import listen_until_exit\n"
+        "from alignvlm_pl.utils.stop_signals import listen_until_exit\n"
         f"{first}"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60)

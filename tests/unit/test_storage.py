@@ -19,14 +19,14 @@ from fsspec.registry import _registry
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.answers import read_answers
-from datamodules.fetching import Policy
-from datamodules.info import collect
-from datamodules.manifest import Manifest, load_manifest, read_manifest
-from datamodules.shards import read_range
-from datamodules.storage import Storage, address, default_cache
-from datamodules.transfer import MissingFileError
-from datamodules.writer import ShardWriter
+from datamodules.shards.info import collect
+from datamodules.shards.manifest import Manifest, load_manifest, read_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.references import read_answers
+from datamodules.shards.writer import ShardWriter
+from datamodules.storage.fetching import Policy
+from datamodules.storage.location import Storage, address, default_cache
+from datamodules.storage.transfer import MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,7 +146,7 @@ def test_an_index_of_other_bytes_than_the_manifest_means_is_refused(folder, site
 
 
 def test_an_index_that_is_too_large_is_not_stored(folder, site, storage, monkeypatch):
-    monkeypatch.setattr("datamodules.manifest.MAX_INDEX_BYTES", 10)
+    monkeypatch.setattr("datamodules.shards.manifest.MAX_INDEX_BYTES", 10)
     (folder / "set-00000.index.json").write_text(" " * 11)
     manifest = load_manifest(site.url, storage=storage)
     with pytest.raises(DataError, match=r"index\.json has more than the expected 10 bytes"):
@@ -266,9 +266,9 @@ class Hub(BaseHTTPRequestHandler):
 server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HUB_OFFLINE": "0"}
-from datamodules.manifest import load_manifest
-from datamodules.shards import read_range
-from datamodules.storage import Storage
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.storage.location import Storage
 manifest = load_manifest("hf://datasets/org/name/set", storage=Storage(cache=cache))
 print([sample["__key__"] for sample in read_range(manifest, 0, 6)])
 """
@@ -361,7 +361,7 @@ def test_names_are_quoted_in_urls_and_queries_stay():
 
 
 def test_a_manifest_that_is_too_large_is_not_read(folder, site, storage, monkeypatch):
-    monkeypatch.setattr("datamodules.manifest.MAX_MANIFEST_BYTES", 100)
+    monkeypatch.setattr("datamodules.shards.manifest.MAX_MANIFEST_BYTES", 100)
     with pytest.raises(DataError, match=r"manifest\.json: expected at most 100 bytes"):
         load_manifest(folder)
     with pytest.raises(DataError, match=r"manifest\.json has more than the expected 100 bytes"):
@@ -370,7 +370,7 @@ def test_a_manifest_that_is_too_large_is_not_read(folder, site, storage, monkeyp
 
 def test_local_sets_need_no_network_library():
     heavy = ("torch", "fsspec", "aiohttp", "filelock", "huggingface_hub")
-    program = f"import sys, datamodules.manifest; print([m for m in {heavy} if m in sys.modules])"
+    program = f"import sys, datamodules.shards.manifest; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

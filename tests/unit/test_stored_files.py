@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.sources.bigdocs import BigDocs
-from datamodules.sources.stored_files import choose_files, find_file, list_files, list_folder
+from datamodules.prepare.sources.bigdocs import BigDocs
+from datamodules.storage.stored_files import choose_files, find_file, list_files, list_folder
 from tests.unit.parquet_files import bigdocs_row, write
 from tests.unit.reading import read
 
@@ -109,7 +109,7 @@ def test_another_store_reads_the_same(release):
 def test_a_hub_without_network_fails_at_once_and_says_what_to_do(tmp_path):
     """In a process of its own, whose hub is a port that nothing listens on."""
     code = (
-        "from datamodules.sources.stored_files import list_files\n"
+        "from datamodules.storage.stored_files import list_files\n"
         "try:\n    list_files('ServiceNow/BigDocs-7.5M', '.parquet')\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules.fetching import Policy
-from datamodules.sample import SampleError
-from datamodules.sources import zipped
-from datamodules.sources.stored_files import StoredFile, list_folder, local_file
-from datamodules.sources.stored_stream import StoredStream
-from datamodules.sources.zipped import read_directory, read_member
+from datamodules.prepare.sources import zipped
+from datamodules.prepare.sources.zipped import read_directory, read_member
+from datamodules.shards.sample import SampleError
+from datamodules.storage.fetching import Policy
+from datamodules.storage.stored_files import StoredFile, list_folder, local_file
+from datamodules.storage.stored_stream import StoredStream
 
 DATA = random.Random(0).randbytes(100_000)
 AT_ONCE = Policy(retries=2, backoff_s=0)

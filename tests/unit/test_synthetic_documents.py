@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.sample import check_record
-from datamodules.synthetic import KINDS, generate_document, layouts
-from datamodules.synthetic.fonts import load_faces
-from datamodules.synthetic.generate import LAYOUTS
-from datamodules.synthetic.render import render
-from datamodules.synthetic.resources import package_folder
-from datamodules.synthetic.sheet import Sheet
-from datamodules.synthetic.style import draw_style
+from datamodules.prepare.synthetic import KINDS, generate_document, layouts
+from datamodules.prepare.synthetic.fonts import load_faces
+from datamodules.prepare.synthetic.generate import LAYOUTS
+from datamodules.prepare.synthetic.render import render
+from datamodules.prepare.synthetic.resources import package_folder
+from datamodules.prepare.synthetic.sheet import Sheet
+from datamodules.prepare.synthetic.style import draw_style
+from datamodules.shards.sample import check_record
 
 SEEDS = range(25)
 KIND_AND_SPLIT = [(kind, split) for kind in KINDS for split in ("train", "heldout")]

@@ -7,10 +7,10 @@ from random import Random
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.synthetic import KINDS, Document, generate_document
-from datamodules.synthetic.lexicon import SHARED_RUNS, belongs, fingerprint, load_lexicon
-from datamodules.synthetic.makers import draw
-from datamodules.synthetic.values import TEXT_MAKERS
+from datamodules.prepare.synthetic import KINDS, Document, generate_document
+from datamodules.prepare.synthetic.lexicon import SHARED_RUNS, belongs, fingerprint, load_lexicon
+from datamodules.prepare.synthetic.makers import draw
+from datamodules.prepare.synthetic.values import TEXT_MAKERS
 
 NUM_DOCUMENTS = 40  # of each kind and split
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.manifest import load_manifest
-from datamodules.synthetic import main, write_split
+from datamodules.prepare.synthetic import main, write_split
+from datamodules.shards.manifest import load_manifest
 
 
 def _records(folder: Path) -> list[dict]:
@@ -111,7 +111,7 @@ def test_the_command_writes_all_sets(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_generator_does_not_import_torch() -> None:
-    render = "import sys, datamodules.synthetic as s; s.generate_document(0, split='train')"
+    render = "import sys, datamodules.prepare.synthetic as s; s.generate_document(0, split='train')"
     code = f"{render}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

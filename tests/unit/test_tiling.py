@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.imaging import cut_tiles
-from alignvlm_pl.tiling import (
+from alignvlm_pl.preprocessing.imaging import cut_tiles
+from alignvlm_pl.preprocessing.tiling import (
     TileBox,
     Tiling,
     choose_grid,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm_pl.tsv import TabTable
+from alignvlm_pl.scoring.tsv import TabTable
 
 HEADER = b"index\timage\tquestion\n"
 
@@ -45,7 +45,7 @@ def test_quotes_of_the_next_row_do_not_close_those_of_another(tmp_path):
 
 
 def test_a_quote_that_is_not_closed_is_not_followed_to_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("alignvlm_pl.tsv.MAX_CONTINUED", 10_000)
+    monkeypatch.setattr("alignvlm_pl.scoring.tsv.MAX_CONTINUED", 10_000)
     path = tmp_path / "t.tsv"
     path.write_bytes(HEADER + b'1\tx\t"open\n' + b"".join(b"%d\tx\tq\n" % n for n in range(2, 50_000)))
     rows = TabTable(path).rows()

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.cli import main
-from datamodules.tar_walk import Damage, Member, walk
-from datamodules.verify import Verification
-from datamodules.writer import ShardWriter
+from datamodules.shards.tar_walk import Damage, Member, walk
+from datamodules.shards.verify import Verification
+from datamodules.shards.writer import ShardWriter
 
 
 def png(size: int = 16) -> bytes:

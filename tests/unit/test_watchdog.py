@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 HANGING = """
 import logging, sys, time
 from torch.utils.data import IterableDataset
-from datamodules.loader import ShardLoader, WorkerItem
+from datamodules.loading.loader import ShardLoader, WorkerItem
 
 
 class Slow(IterableDataset):

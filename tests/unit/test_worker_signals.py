@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import IterableDataset
 
-from datamodules.loader import ShardLoader, WorkerItem
+from datamodules.loading.loader import ShardLoader, WorkerItem
 
 
 class Pids(IterableDataset[WorkerItem]):

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.manifest import load_manifest
-from datamodules.writer import ShardWriter
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_an_error_inside_the_block_leaves_nothing(tmp_path):
 
 KILLED = """
 import os, sys
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 turn = {"role": "user", "content": [{"type": "text", "text": "a"}]}
 out = ShardWriter(sys.argv[1], name="set", source="made", license="none", samples_per_shard=1).__enter__()
 for _ in range(2):
@@ -200,7 +200,7 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_writing_and_preparing_import_no_torch():
     code = (
-        "import sys, datamodules, datamodules.writer, datamodules.manifest, datamodules.prepare.jsonl;"
+        "import sys, datamodules, datamodules.shards.writer, datamodules.shards.manifest, datamodules.prepare.jsonl;"
         "import datamodules.prepare.index; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignvlm_pl import zero
-from alignvlm_pl.checkpoint_contents import CONTENTS
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.module import AlignVLMModule
-from alignvlm_pl.zero import ZeroStrategy
+from alignvlm_pl.strategies import zero
+from alignvlm_pl.strategies.zero import ZeroStrategy
+from alignvlm_pl.training.checkpoint_metadata import CONTENTS
+from alignvlm_pl.training.module import AlignVLMModule
 from callbacks.gain_calibration import GainCalibration
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from alignvlm_pl.sharded_checkpoint import Pieces
-from alignvlm_pl.zero_state import ZeroState
+from alignvlm_pl.strategies.sharded_checkpoint import Pieces
+from alignvlm_pl.strategies.zero_state import ZeroState
 
 SHAPES = ((2, 2), (3,), (3,))
 """Ten values of one group: the second parameter is cut."""

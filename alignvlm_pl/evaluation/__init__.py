@@ -1,0 +1,1 @@
+"""Records of a batch of predictions, and the contact sheet that shows them."""

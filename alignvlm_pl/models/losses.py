@@ -1,0 +1,73 @@
+"""Next-token loss over supervised positions only."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.linear_cross_entropy import head_losses
+from ..preprocessing.chat import IGNORE_INDEX
+
+
+class TokenLoss(NamedTuple):
+    """Cross entropy of a batch, in float32; the sums in float64 for a model in float64.
+
+    Args:
+        total: Sum over the supervised positions, with gradient.
+        supervised: Number of supervised positions.
+        document_sums: (documents,) the sum of each document, in reading order, without gradient.
+        document_supervised: (documents,) supervised positions of each document.
+    """
+
+    total: Tensor
+    supervised: Tensor
+    document_sums: Tensor
+    document_supervised: Tensor
+
+
+def supervised_cross_entropy(
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    *,
+    segment_ids: Tensor | None = None,
+    backend: str = "auto",
+    chunk_tokens: int | None = None,
+) -> TokenLoss:
+    """Sum of the next-token cross entropy; only supervised positions meet the LM head.
+
+    A batch without a supervised position has the loss 0, with gradients of 0.
+
+    Args:
+        hidden: (B, L, D) last hidden states.
+        labels: (B, L) token ids, `IGNORE_INDEX` where there is no loss. Position t is predicted from t - 1.
+        head: The LM head, (n, D) -> (n, V).
+        segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
+            None: each row is one document.
+        backend: How positions meet the head, and how many at a time: see `linear_cross_entropy.head_losses`.
+        chunk_tokens: As there.
+
+    Raises:
+        ConfigError: The back-end is unknown, or does not take this head, device or precision.
+    """
+    targets = labels[:, 1:]
+    supervised = targets != IGNORE_INDEX
+    losses = head_losses(
+        hidden[:, :-1][supervised], targets[supervised], head, backend=backend, chunk_tokens=chunk_tokens
+    )
+    numbers, documents = _document_numbers(labels, segment_ids)
+    own = numbers[:, 1:][supervised]
+    sums, counts = losses.new_zeros(2, documents)
+    sums.index_add_(0, own, losses.detach())
+    counts.index_add_(0, own, torch.ones_like(losses))
+    return TokenLoss(losses.sum(), supervised.sum().to(torch.float32), sums, counts)
+
+
+def _document_numbers(labels: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, int]:
+    """Number of each position's document in the batch (padding: of any), and of the documents."""
+    if segment_ids is None:
+        rows = torch.arange(len(labels), device=labels.device)
+        return rows[:, None].expand_as(labels), len(labels)
+    per_row = segment_ids.amax(dim=1)
+    before = per_row.cumsum(0) - per_row
+    return before[:, None] + segment_ids - 1, int(per_row.sum())

@@ -1,0 +1,276 @@
+"""Cross entropy of hidden states through an LM head, without the logits of all of them at once.
+
+At a vocabulary of 128,256 the logits of 4,096 positions are 2.1 GB in float32, and a plain loss holds them several
+times. Here they exist for one chunk of positions at a time, in forward and, computed again, in backward.
+
+How the head's parameters are obtained: an `nn.Linear` that nothing has wrapped is read (`weight`, `bias`). One that is
+wrapped or hooked (FSDP shards its parameters, and gathers them while the head is called) is called once, and the loss
+is computed within that call. Any other module, such as a head with an adapter, is called for each chunk.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError, nearest
+
+BACKENDS = ("auto", "chunked", "liger", "plain")
+CHUNK_LOGITS = 2**25
+"""Logits of one chunk: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
+LIGER = "liger-kernel>=0.7"
+
+_Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def check_backend(name: str) -> None:
+    """Refuse a back-end that does not exist or cannot run here.
+
+    Raises:
+        ConfigError: The name is unknown (the message lists the known ones), or its package is missing.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"loss_backend={name!r} is unknown: {nearest(name, BACKENDS)}")
+    if name == "liger" and not _has_liger():
+        raise ConfigError(
+            f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "
+            "or loss_backend: auto, which does without"
+        )
+
+
+@torch.compiler.disable
+def head_losses(
+    hidden: Tensor,
+    targets: Tensor,
+    head: nn.Module,
+    *,
+    backend: str = "auto",
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Cross entropy of each position, with gradients for `hidden` and for what trains in `head`.
+
+    torch.compile leaves this function as it is: the number of positions differs from batch to batch.
+
+    Args:
+        hidden: (n, D) hidden states of the positions.
+        targets: (n,) the token that each is to predict.
+        head: The LM head, (n, D) -> (n, V).
+        backend: `plain` holds all logits at once. `chunked` holds those of one chunk and computes them twice. `liger`
+            is Liger's fused kernel (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` for
+            what fits into one chunk, else `chunked`.
+        chunk_tokens: Positions of a chunk; None: as many as have `CHUNK_LOGITS` logits.
+
+    Returns:
+        (n,) losses in float32, or float64 for such hidden states.
+
+    Raises:
+        ConfigError: The back-end is unknown or does not take this head, device or precision.
+    """
+    check_backend(backend)
+    linear = _find_linear(head)
+    if chunk_tokens is None:
+        # Other heads may hide their number of rows; 2^17 is as many as large vocabularies have.
+        chunk_tokens = max(1, CHUNK_LOGITS // int(getattr(linear or head, "out_features", 2**17)))
+    if backend == "auto":
+        backend = _choose(hidden, head, fits=len(hidden) <= chunk_tokens)
+    if backend == "plain":
+        return _plain(hidden, targets, head)
+    if backend == "liger":
+        if obstacle := _liger_obstacle(hidden, linear):
+            raise ConfigError(f"loss_backend 'liger' {obstacle}; use loss_backend: auto")
+        if len(hidden):
+            return _within(head, linear, hidden, lambda h, w, b: _liger(h, w, b, targets))
+    if linear is None:
+        return _by_calls(hidden, targets, head, chunk_tokens)
+    return _within(head, linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
+
+
+def _choose(hidden: Tensor, head: nn.Module, *, fits: bool) -> str:
+    """The back-end of `auto`."""
+    linear = _find_linear(head)
+    if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
+        return "liger"
+    in_one_call = linear is None and isinstance(head, FSDPModule)
+    return "plain" if fits or in_one_call else "chunked"
+
+
+def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+    return F.cross_entropy(_at_least_float32(head(hidden)), targets, reduction="none")
+
+
+def _by_calls(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: int) -> Tensor:
+    """Chunks through any head; each is computed again in backward.
+
+    Raises:
+        ConfigError: If the head is sharded.
+    """
+    if isinstance(head, FSDPModule):
+        raise ConfigError(
+            f"loss_backend 'chunked' cannot call a sharded {type(head).__name__.removeprefix('FSDP')} chunk by chunk, "
+            "for ranks with more tokens would wait for the others; use loss_backend: plain, or a head that is an "
+            "nn.Linear"
+        )
+    parts = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    return torch.cat([checkpoint(_plain, h, t, head, use_reentrant=False) for h, t in parts])
+
+
+class _Chunked(torch.autograd.Function):
+    """Losses of a linear head. Saved for backward are the arguments alone, so memory is that of one chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_tokens: int,
+    ) -> Tensor:
+        dtype = _compute_dtype(hidden)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.chunk_tokens, ctx.dtype = chunk_tokens, dtype
+        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
+        with _no_autocast(hidden):
+            w, b = _cast(weight, dtype), _cast(bias, dtype)
+            for part in _slices(len(hidden), chunk_tokens):
+                logits = F.linear(hidden[part].to(dtype), w, b)
+                losses[part] = F.cross_entropy(_at_least_float32(logits), targets[part], reduction="none")
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        dtype = ctx.dtype
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Sums over chunks are kept in float32 at least: in bfloat16 each chunk would round what came before it.
+        total = torch.promote_types(weight.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=total) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=total) if needs_bias else None
+        with _no_autocast(hidden):
+            w, b = _cast(weight, dtype), _cast(bias, dtype)
+            for part in _slices(len(hidden), ctx.chunk_tokens):
+                states = hidden[part].to(dtype)
+                # d loss / d logits = softmax(logits) - onehot(target)
+                slope = _at_least_float32(F.linear(states, w, b)).softmax(dim=-1)
+                slope[torch.arange(len(slope), device=slope.device), targets[part]] -= 1
+                slope = slope.mul_(grad[part, None]).to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = slope @ w
+                if grad_weight is not None:
+                    _add_product(grad_weight, slope.t(), states)
+                if grad_bias is not None:
+                    grad_bias += slope.sum(dim=0, dtype=total)
+        return grad_hidden, _cast(grad_weight, weight.dtype), _cast(grad_bias, weight.dtype), None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """CONTRACT: losses.py adds the losses up, so all have the same gradient; releases before 0.8 take no other."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    # The casts are in the graph, so gradients come back in the parameters' own precision.
+    dtype = _compute_dtype(hidden)
+    w, b = _cast(weight, dtype), _cast(bias, dtype)
+    with _no_autocast(hidden):
+        losses: Tensor = liger_fused_linear_cross_entropy(
+            hidden.to(dtype), w, targets, bias=b, reduction="none", accum_dtype=torch.float32
+        )
+    return losses
+
+
+def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
+    """Why Liger's kernel does not apply, or None."""
+    # Triton's interpreter runs its kernels on the CPU, which is how they are tested.
+    if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs a CUDA device, the model is on {hidden.device.type}"
+    if linear is None:
+        return "takes an LM head that is an nn.Linear only"
+    if _compute_dtype(hidden) == torch.float64:
+        return "computes in float32 at most, the model in float64"
+    trained = any(parameter.requires_grad for parameter in linear.parameters())
+    if torch.is_grad_enabled() and trained and not hidden.requires_grad:
+        return "gives the LM head no gradient where nothing below it trains"
+    return None
+
+
+def _has_liger() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("liger_kernel", "triton"))
+
+
+def _find_linear(head: nn.Module) -> nn.Linear | None:
+    """The linear layer that a head is; None for any other head."""
+    # A subclass may compute something else; those of FSDP2 keep nn.Linear's forward.
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    return head if isinstance(head, nn.Linear) and plain else None
+
+
+def _within(head: nn.Module, linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
+    """`loss` of the hidden states and the head's parameters; within a call of the head, if anything hooks on to it."""
+    assert linear is not None
+    if head is linear and type(head) is nn.Linear and not _has_hooks(head):
+        return loss(hidden, linear.weight, linear.bias)
+    with _forward_replaced(linear, lambda states: loss(states, linear.weight, linear.bias)):
+        losses: Tensor = head(hidden)
+    return losses
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(kinds)
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:  # somebody else's replacement
+            module.forward = before
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The precision in which autocast, if it is on, would compute the head."""
+    kind = hidden.device.type
+    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return hidden.dtype
+
+
+def _no_autocast(hidden: Tensor) -> torch.autocast:
+    return torch.autocast(hidden.device.type, enabled=False)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Any:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""Images to tiles, conversations to token ids and labels: what happens before the model."""

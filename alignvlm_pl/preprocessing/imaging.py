@@ -1,0 +1,271 @@
+"""Pixels: read an image file safely, and cut it into the tiles that the vision encoder takes.
+
+Pillow and numpy only. Files come from the web and from scanners, so nothing is trusted: the size is checked
+before anything is decoded, and whatever a decoder says about a bad file becomes one DataError naming it.
+"""
+
+import io
+import os
+import warnings
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import DataError
+from .tile_memory import tile_memory
+from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
+
+MAX_PIXELS = 100_000_000
+# The longest side that JPEG can say. A file of 60 bytes may promise a column of 90 million pixels, for which Pillow
+# takes a gigabyte: it keeps a pointer for every row.
+MAX_SIDE = 65_535
+HALF_RANGE = 127.5
+"""A pixel x becomes x / HALF_RANGE - 1 (CONTRACT: models/pixels.py computes the same on any device)."""
+
+# Named, because Pillow would otherwise also hand bytes to formats that run other programs (EPS: Ghostscript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(
+    source: bytes | str | os.PathLike[str], *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read an image as RGB: upright, on white where transparent, the first frame of an animation.
+
+    Args:
+        source: The file's bytes, or its path.
+        name: What error messages call it (shard and member, say); the path by default.
+        max_pixels: Largest width times height that is decoded. Pillow's own limit (twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, 179 million) stays in force above it.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        DataError: No such file, not an image of a known format, too large, truncated or damaged.
+    """
+    if name is None:
+        name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
+    content = source if isinstance(source, bytes) else _read(source, name)
+    if not content:
+        raise DataError(f"{name}: the image file is empty; write it again or leave the sample out")
+    with warnings.catch_warnings():
+        # Pillow warns of large images, where our limit decides, and of damaged metadata, which nobody needs here;
+        # what it cannot decode it raises.
+        warnings.simplefilter("ignore")
+        with _open(content, name) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(
+                    f"{name}: image of {width}x{height} pixels, expected at most {max_pixels} in all "
+                    "(max_pixels); scale the image down or raise max_pixels"
+                )
+            if max(width, height) > MAX_SIDE:
+                raise DataError(
+                    f"{name}: image of {width}x{height} pixels, expected sides of at most {MAX_SIDE}; "
+                    "scale the image down or leave it out"
+                )
+            return _decode(image, name)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes resolved.
+
+    Images of 32-bit integers or floats have no agreed white: their smallest value becomes black, the largest
+    white.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _deep_to_gray(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode == "La":  # premultiplied grey has no direct way to RGBA
+            image = image.convert("LA")
+        colours = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """Cut an image into tiles, in the order and number of `tiling.plan_tiles`.
+
+    Pixels are resampled bicubically, as by both rules' authors, and normalised with mean and deviation 0.5;
+    padding is 0 after normalisation, a mid grey.
+
+    Args:
+        image: An image of any mode.
+        tiling: The settings.
+
+    Returns:
+        float32 (tiles, 3, tile_height, tile_width), RGB in [-1, 1].
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    return normalise(*cut_pixels(image, tiling))
+
+
+def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """Cut as `cut_tiles` does, but leave the pixels as they are: a quarter of the bytes.
+
+    Args:
+        image: An image of any mode.
+        tiling: The settings.
+
+    Returns:
+        uint8 (tiles, 3, tile_height, tile_width), RGB, and int16 (tiles, 4): left, upper, right and lower edge of each
+        tile's real pixels, the last two exclusive. What lies outside is padding and 0.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    image = to_rgb(image)
+    plan = plan_tiles(*image.size, tiling)
+    # Most tiles are filled whole: clearing their memory first would touch it twice.
+    out = tile_memory().empty((len(plan), 3, tiling.tile_height, tiling.tile_width))
+    boxes = np.empty((len(plan), 4), dtype=np.int16)
+    if tiling.rule == "ovis":
+        pieces = _fitted_pieces(image, plan)
+    else:
+        pieces = _stretched_pieces(image, plan, choose_grid(*image.size, tiling), tiling)
+    for tile, edges, box, piece in zip(out, boxes, plan, pieces, strict=True):
+        x, y, width, height = box.offset_x, box.offset_y, box.resized_width, box.resized_height
+        edges[:] = x, y, x + width, y + height
+        _clear_outside(tile, edges)
+        for channel, band in zip(tile, "RGB", strict=True):
+            # Pillow keeps pixels interleaved. One band at a time is packed faster than all three are transposed.
+            packed = np.frombuffer(piece.tobytes("raw", band), dtype=np.uint8)
+            channel[y : y + height, x : x + width] = packed.reshape(height, width)
+    return out, boxes
+
+
+def normalise(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Tiles as the vision encoder takes them.
+
+    Args:
+        pixels: uint8 (tiles, 3, H, W), see `cut_pixels`.
+        boxes: int16 (tiles, 4), see `cut_pixels`.
+
+    Returns:
+        float32 (tiles, 3, H, W) in [-1, 1]; padding is 0, which no pixel value becomes.
+    """
+    tiles: np.ndarray = np.divide(pixels, np.float32(HALF_RANGE), dtype=np.float32)
+    tiles -= np.float32(1)
+    for tile, edges in zip(tiles, boxes, strict=True):
+        _clear_outside(tile, edges)
+    return tiles
+
+
+def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:
+    """Set a tile (3, H, W) to 0 outside of its real pixels, in place."""
+    left, top, right, bottom = edges.tolist()
+    for padding in (tile[:, :top], tile[:, bottom:], tile[:, :, :left], tile[:, :, right:]):
+        padding.fill(0)
+
+
+def _fitted_pieces(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
+    pieces = []
+    for box in plan:
+        # Cropped before resizing: with resize(box=...) the filter would see pixels across the tile's border.
+        edges = (box.left, box.top, box.right, box.bottom)
+        source = image if edges == (0, 0, *image.size) else image.crop(edges)
+        size = (box.resized_width, box.resized_height)
+        # Pillow copies where there is nothing to resize.
+        pieces.append(source if source.size == size else source.resize(size, Image.Resampling.BICUBIC))
+    return pieces
+
+
+def _stretched_pieces(
+    image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling
+) -> list[Image.Image]:
+    # Resized as one and then cut, as InternVL does: the filter does see across the borders.
+    rows, cols = grid
+    width, height = tiling.tile_width, tiling.tile_height
+    canvas = image.resize((width * cols, height * rows), Image.Resampling.BICUBIC)
+    corners = iter([(col * width, row * height) for row in range(rows) for col in range(cols)])
+    pieces = []
+    for box in plan:
+        if box.is_thumbnail:
+            pieces.append(image.resize((width, height), Image.Resampling.BICUBIC))
+        else:
+            x, y = next(corners)
+            pieces.append(canvas.crop((x, y, x + width, y + height)))
+    return pieces
+
+
+def _read(path: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
+
+
+@lru_cache(maxsize=1)
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(known for known in _FORMATS if known in Image.OPEN)
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """Read the header only."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_known_formats())
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: too large to decode ({error}); scale it down") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what a decoder raises on hostile bytes is not documented
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise DataError(
+            f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}){why}; "
+            f"known formats: {', '.join(_known_formats())}"
+        ) from error
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        orientation = _orientation(image)
+        rgb = to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _open
+        raise DataError(
+            f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
+            f"({error}); the file is truncated or damaged"
+        ) from error
+    # Where nothing was converted this is the image of the file; its pixels are loaded, and outlive the file.
+    return rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation (1 = upright); a damaged EXIF block does not make the pixels unusable."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # as in _open
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _deep_to_gray(image: Image.Image) -> Image.Image:
+    """16-bit and 32-bit greys as 8-bit grey; Pillow's own conversion clips everything above 255 to white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    # Older Pillow opens 16-bit PNG and PGM as mode "I"; these formats know no deeper grey.
+    if image.mode.startswith("I;16") or getattr(image, "format", None) in ("PNG", "PPM"):
+        low, high = 0.0, 65535.0
+    else:
+        low, high = float(values.min()), float(values.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))

@@ -1,0 +1,325 @@
+"""Image geometry: which grid of tiles an image is cut into, and where each tile comes from.
+
+Pure functions of (width, height, settings): no pixels, no torch. Two published rules are offered: `ovis`
+takes the fewest tiles that keep enough of the image's pixels, `internvl` the grid nearest to the image's
+aspect ratio. Sizes are pixels; boxes are (left, top, right, bottom); grids are (rows, cols).
+
+CONTRACT: `count_visual_tokens` is the only place that says how many vision tokens an image costs. The
+processor (placeholders), the collators (budgets) and the model (splicing) all rely on it, and
+imaging.cut_tiles cuts by `plan_tiles`, so that text and vision cannot disagree.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError, DataError, nearest
+
+RULES = ("ovis", "internvl")
+THUMBNAILS = ("first", "last", "none")
+
+Box = tuple[float, float, float, float]
+
+
+class Grid(NamedTuple):
+    """Numbers of tile rows and tile columns, in this order."""
+
+    rows: int
+    cols: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Tiling:
+    """How an image becomes tiles of one size.
+
+    Args:
+        rule: `ovis` (covering ratio; each tile keeps its ratio and is padded) or `internvl` (nearest aspect
+            ratio; the image is stretched over the grid).
+        tile_height: Height of a tile in pixels, the input height of the vision encoder.
+        tile_width: Width of a tile in pixels.
+        max_tiles: Most tiles in the grid; the thumbnail is not counted.
+        max_side: Most rows and most columns of the grid; None: as many as `max_tiles` allows.
+        thumbnail: Where the whole image, as one more tile, goes among the tiles: `first`, `last` or `none`.
+            An image of a single tile never gets one.
+        covering_threshold: Share of the image's area (0-1) above which a grid is good enough; `ovis` only.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+    """
+
+    rule: str = "ovis"
+    tile_height: int = 384
+    tile_width: int = 384
+    max_tiles: int = 9
+    max_side: int | None = None
+    thumbnail: str = "first"
+    covering_threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        for key, known in (("rule", RULES), ("thumbnail", THUMBNAILS)):
+            value = getattr(self, key)
+            if value not in known:
+                raise ConfigError(f"tiling.{key} is {value!r}; {nearest(str(value), known)}")
+        for key in ("tile_height", "tile_width", "max_tiles", "max_side"):
+            value = getattr(self, key)
+            if key == "max_side" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"tiling.{key} must be a whole number of at least 1, found {value!r}")
+        share = self.covering_threshold
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ConfigError(f"tiling.covering_threshold must be a share between 0 and 1, found {share!r}")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Tiling":
+        """Read the settings stored by `to_dict`; keys left out take their defaults.
+
+        Raises:
+            ConfigError: A key is unknown or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"tiling has no setting {key!r}; {nearest(str(key), known)}")
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for a JSON config."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TileBox:
+    """Where one tile comes from and where it lies within the encoder's input.
+
+    Args:
+        left: Left edge of the tile's source in pixels of the image. The edges are whole numbers under `ovis`,
+            and possibly fractions under `internvl`, whose grid lines fall where the stretched image is cut.
+        top: Upper edge of the source.
+        right: Right edge of the source, exclusive.
+        bottom: Lower edge of the source, exclusive.
+        resized_width: Width in pixels to which the source is resized.
+        resized_height: Height in pixels to which the source is resized.
+        offset_x: Left edge of the resized source within the tile; what it does not cover is padding.
+        offset_y: Upper edge of the resized source within the tile.
+        is_thumbnail: Whether this is the whole image added to the grid.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    resized_width: int
+    resized_height: int
+    offset_x: int
+    offset_y: int
+    is_thumbnail: bool = False
+
+    def to_tile(self, box: Box) -> Box:
+        """Map a box of the image to pixels of this tile; what lies outside the source is not clipped."""
+        x_scale = self.resized_width / (self.right - self.left)
+        y_scale = self.resized_height / (self.bottom - self.top)
+        return (
+            self.offset_x + (box[0] - self.left) * x_scale,
+            self.offset_y + (box[1] - self.top) * y_scale,
+            self.offset_x + (box[2] - self.left) * x_scale,
+            self.offset_y + (box[3] - self.top) * y_scale,
+        )
+
+
+def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
+    """Choose the grid for an image of this size.
+
+    Args:
+        width: Image width in pixels.
+        height: Image height in pixels.
+        tiling: The settings.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    if width < 1 or height < 1:
+        raise DataError(f"an image must be at least 1x1 pixels, found width {width} and height {height}")
+    return _choose_grid(width, height, tiling)
+
+
+def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
+    """List the tiles of an image in the order in which the model sees them: row by row, thumbnail included.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    return list(_plan(width, height, tiling))
+
+
+@lru_cache(maxsize=4096)
+def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
+    grid = choose_grid(width, height, tiling)
+    if tiling.rule == "ovis":
+        tiles = [_fitted(box, tiling) for box in _partition(width, height, grid)]
+        thumbnail = dataclasses.replace(_fitted((0, 0, width, height), tiling), is_thumbnail=True)
+    else:
+        tiles = [_stretched(box, tiling) for box in _even_partition(width, height, grid)]
+        thumbnail = dataclasses.replace(_stretched((0, 0, width, height), tiling), is_thumbnail=True)
+    if len(tiles) == 1 or tiling.thumbnail == "none":
+        return tuple(tiles)
+    return (thumbnail, *tiles) if tiling.thumbnail == "first" else (*tiles, thumbnail)
+
+
+def count_tiles(width: int, height: int, tiling: Tiling) -> int:
+    """Count the tiles of an image, thumbnail included.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    rows, cols = choose_grid(width, height, tiling)
+    return rows * cols + int(rows * cols > 1 and tiling.thumbnail != "none")
+
+
+def count_visual_tokens(width: int, height: int, tiling: Tiling, tokens_per_tile: int) -> int:
+    """Count the vision tokens that an image takes in the language model's sequence.
+
+    Args:
+        width: Image width in pixels.
+        height: Image height in pixels.
+        tiling: The settings.
+        tokens_per_tile: Vision tokens that the encoder gives for one tile, 729 for SigLIP so400m-patch14-384.
+
+    Raises:
+        DataError: The image has no pixels.
+    """
+    return count_tiles(width, height, tiling) * tokens_per_tile
+
+
+@lru_cache(maxsize=4096)
+def _choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
+    rule = _covering_grid if tiling.rule == "ovis" else _nearest_grid
+    return rule(width, height, tiling)
+
+
+@lru_cache(maxsize=64)
+def _candidates(max_tiles: int, max_side: int | None) -> tuple[Grid, ...]:
+    """All grids within both limits, by rows and then columns (23 grids for 9 tiles)."""
+    side = max_side or max_tiles
+    return tuple(
+        Grid(rows, cols)
+        for rows in range(1, min(side, max_tiles) + 1)
+        for cols in range(1, min(side, max_tiles // rows) + 1)
+    )
+
+
+def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
+    """Ovis 1.6, `base_visual_tokenizer.py`, `_get_best_grid`, generalised to tiles that are not square."""
+    # A grid with more rows (columns) than the image has pixels would hold empty tiles. It covers exactly what
+    # the one-row (one-column) grid covers, with more tiles, so that Ovis never takes it: left out, no result
+    # changes.
+    grids = [
+        grid
+        for grid in _candidates(tiling.max_tiles, tiling.max_side)
+        if grid.rows <= height and grid.cols <= width
+    ]
+    covered = {grid: _covering_ratio(width, height, grid, tiling) for grid in grids}
+    good = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
+    # min() keeps the first of equals, i.e. the order of enumeration, as Ovis's stable sort does.
+    if good:
+        return min(good, key=lambda grid: (grid.rows * grid.cols, -covered[grid]))
+    return min(grids, key=lambda grid: (-covered[grid], grid.rows * grid.cols))
+
+
+def _covering_ratio(width: int, height: int, grid: Grid, tiling: Tiling) -> float:
+    """Share of the image's area that is left when each source larger than the tile is shrunk to fit (0-1)."""
+    # Added one by one, not with sum(), which rounds differently from Python 3.12 on: a square image's grids (2, 3)
+    # and (3, 2) cover the same up to the last bit, and the choice must not depend on the interpreter.
+    area = 0.0
+    for box in _partition(width, height, grid):
+        area += _covering_area(box, tiling)
+    return area / (width * height)
+
+
+def _covering_area(box: tuple[int, int, int, int], tiling: Tiling) -> float:
+    """Area of a tile's source in pixels, after shrinking to fit where it is too large."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if width <= tiling.tile_width and height <= tiling.tile_height:
+        return width * height
+    # The order of the operations is Ovis's: ties between grids depend on the last bit.
+    if width * tiling.tile_height >= height * tiling.tile_width:
+        return tiling.tile_width * (height / width * tiling.tile_width)
+    return tiling.tile_height * (width / height * tiling.tile_height)
+
+
+def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
+    """InternVL, `train/dataset.py`, `find_closest_aspect_ratio`, generalised to tiles that are not square.
+
+    InternVL sorts by area only, so that grids of equal area keep the order of a Python set. Here they go by
+    columns: stated, because a result must not depend on the interpreter. Up to 24 tiles no result differs, as
+    two grids of equal area never compete (tests/parity/test_tiling_reference.py tries every border).
+    """
+    aspect = width / height
+    best, best_difference = Grid(1, 1), float("inf")
+    for grid in sorted(
+        _candidates(tiling.max_tiles, tiling.max_side), key=lambda grid: (grid.rows * grid.cols, grid.cols)
+    ):
+        difference = abs(aspect - (grid.cols * tiling.tile_width) / (grid.rows * tiling.tile_height))
+        canvas_area = tiling.tile_width * tiling.tile_height * grid.rows * grid.cols
+        # Among grids of one ratio the larger is taken where the image fills more than half of it.
+        if difference < best_difference or (
+            difference == best_difference and width * height > 0.5 * canvas_area
+        ):
+            best, best_difference = grid, difference
+    return best
+
+
+def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int, int]]:
+    """Cut into whole pixels, row by row; the last row and the last column take the remainder."""
+    row_height, col_width = height // grid.rows, width // grid.cols
+    xs = [*(col * col_width for col in range(grid.cols)), width]
+    ys = [*(row * row_height for row in range(grid.rows)), height]
+    return [
+        (xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)
+    ]
+
+
+def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
+    """Cut into equal parts, row by row, at fractions of a pixel where need be."""
+    xs = [width * col / grid.cols for col in range(grid.cols + 1)]
+    ys = [height * row / grid.rows for row in range(grid.rows + 1)]
+    return [
+        (xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)
+    ]
+
+
+def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:
+    """Enlarge or shrink to fit the tile, keeping the ratio, and centre (Ovis 1.6, `preprocess_image`)."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    new_width, new_height = tiling.tile_width, tiling.tile_height
+    # Compared as products of whole numbers; an equal ratio fills the tile. Ovis truncates; the clamp is ours,
+    # since a strip of 4000x10 would otherwise be resized to a height of 0.
+    if width * tiling.tile_height > height * tiling.tile_width:
+        new_height = max(1, min(new_height, int(height / width * new_width)))
+    elif width * tiling.tile_height < height * tiling.tile_width:
+        new_width = max(1, min(new_width, int(width / height * new_height)))
+    return TileBox(
+        left=box[0],
+        top=box[1],
+        right=box[2],
+        bottom=box[3],
+        resized_width=new_width,
+        resized_height=new_height,
+        offset_x=(tiling.tile_width - new_width) // 2,
+        offset_y=(tiling.tile_height - new_height) // 2,
+    )
+
+
+def _stretched(box: Box, tiling: Tiling) -> TileBox:
+    """Fill the tile, whatever the ratio (InternVL, `dynamic_preprocess`)."""
+    return TileBox(
+        left=box[0],
+        top=box[1],
+        right=box[2],
+        bottom=box[3],
+        resized_width=tiling.tile_width,
+        resized_height=tiling.tile_height,
+        offset_x=0,
+        offset_y=0,
+    )

@@ -1,0 +1,261 @@
+"""A model whose parameters have shapes but no memory, and weights read into them a slice at a time.
+
+A model that is sharded over ranks is never whole on any of them: it is built on the meta device, sharded, and each rank
+then reads the rows that it owns from the safetensors files.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from ..errors import CheckpointError
+from ..models.build import ModelSpec, build_config, set_generation
+from ..models.configuration import AlignVLMConfig
+from ..models.loading import require_complete, require_model_type
+from ..models.modeling import AlignVLMForConditionalGeneration, connector_of
+from ..models.processing import AlignVLMProcessor
+from ..models.vision import build_vision_tower
+from .zero_parameters import gathered
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_NESTED = "vision_model."  # transformers nests SigLIP and CLIP one level deeper in some versions
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within, the parameters of new modules are on the meta device; buffers, which files may lack, are real.
+
+    `torch.device("meta")` would take buffers along, and with them tables of rotary positions that nothing restores.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and not parameter.is_meta:  # a tied one comes a second time
+            module._parameters[name] = nn.Parameter(
+                parameter.to("meta"), requires_grad=parameter.requires_grad
+            )
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_on_meta(
+    spec: ModelSpec, processor: AlignVLMProcessor, *, whole: bool
+) -> AlignVLMForConditionalGeneration:
+    """Build the model without memory for what `load_parts` reads from files; only parts with random weights are real.
+
+    Args:
+        spec: The model.
+        processor: Its processor.
+        whole: Whether all weights come from one folder; else those of the pretrained parts do.
+    """
+    config = build_config(spec, image_token_id=processor.image_token_id)
+    with parameters_on_meta():
+        model = AlignVLMForConditionalGeneration(config)
+    set_generation(model, processor)
+    if whole:
+        return model
+    if spec.vision.pretrained is None:
+        model.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
+    if spec.llm.pretrained is None:
+        model.language_model = AutoModelForCausalLM.from_config(config.text_config)
+    model.connector = connector_of(config)
+    model.connector.apply(model._init_weights)
+    return model
+
+
+def load_parts(
+    model: AlignVLMForConditionalGeneration,
+    spec: ModelSpec,
+    folder: str | Path | None,
+    *,
+    cut: Callable[[nn.Parameter], None] | None = None,
+) -> None:
+    """Read the weights of a sharded model that `build_on_meta` made; each rank reads its own rows.
+
+    Args:
+        model: The model; what is on the meta device gets memory.
+        spec: Where its pretrained parts are.
+        folder: A saved AlignVLM with all weights, instead of the pretrained parts.
+        cut: See `load_rows`.
+
+    Raises:
+        CheckpointError: Files are missing or damaged, or their tensors are not the model's.
+    """
+    if folder is not None:
+        require_model_type(folder, AlignVLMConfig.model_type)
+        load_rows(model, folder, what="AlignVLM", strict=True, cut=cut)
+        return
+    if (source := spec.vision.folder()) is not None:
+        load_rows(model.vision_tower, source, what="vision", cut=cut)
+    if (source := spec.llm.folder()) is not None:
+        load_rows(model.language_model, source, what="LLM", cut=cut)
+    with gathered(model.get_output_embeddings().parameters()):
+        model.initialize_connector()
+
+
+def load_rows(
+    module: PreTrainedModel,
+    source: str | Path,
+    *,
+    what: str,
+    strict: bool = False,
+    cut: Callable[[nn.Parameter], None] | None = None,
+) -> None:
+    """Read a module's tensors from safetensors files; of a sharded parameter, the rows of this rank.
+
+    Args:
+        module: Its parameters may be on the meta device, and sharded over their first dimension.
+        source: Folder or hub id.
+        what: What errors call the module.
+        strict: Whether the files may hold nothing else.
+        cut: Takes each parameter as soon as it is loaded; it may keep a piece of it only.
+
+    Raises:
+        CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.
+    """
+    files = _Files(source, what=what)
+    names = names_by_tensor(module)
+    missing = set()
+    used = set()
+    for aliases, tensor in names:
+        key = next((key for name in aliases for key in _spellings(name) if key in files.places), None)
+        if key is None:
+            missing.add(aliases[0])
+            continue
+        used.add(key)
+        found = files.read(key, tensor)
+        for name in aliases:
+            _assign(module, name, found)
+        if cut is not None and isinstance(found, nn.Parameter):
+            cut(found)
+    require_complete(missing, what=what, source=source)
+    if strict and (extra := sorted(files.places.keys() - used)):
+        raise CheckpointError(
+            f"{what} weights in {source} hold {len(extra)} tensors that the model lacks, first {extra[0]!r}; use the "
+            "model config that they were trained with"
+        )
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or buffer in the place of another."""
+    path, _, own = name.rpartition(".")
+    setattr(module.get_submodule(path), own, tensor)
+
+
+def own_rows(length: int, tensor: Tensor) -> slice:
+    """Of a dimension that `fully_shard` divides, the part of this rank: equal parts, the last ones shorter or empty."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, length)
+    mesh = tensor.device_mesh
+    part = -(-length // mesh.size())
+    start = min(mesh.get_local_rank() * part, length)
+    return slice(start, min(start + part, length))
+
+
+def like(tensor: Tensor, local: Tensor) -> Tensor:
+    """`local` as a tensor of the kind that `tensor` is: the rows of this rank of a sharded one, or all of it."""
+    if not isinstance(tensor, DTensor):
+        return local
+    assert local.shape == tensor.to_local().shape, "CONTRACT: own_rows cuts as fully_shard does"
+    return DTensor.from_local(
+        local,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
+class _Files:
+    """The safetensors files of a folder or hub id."""
+
+    def __init__(self, source: str | Path, *, what: str) -> None:
+        self.source, self.what = source, what
+        self._open: dict[str, Any] = {}
+        try:
+            self.places = self._places()
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise self._error(error) from error
+
+    def _places(self) -> Mapping[str, str]:
+        if (index := self._find(_INDEX)) is not None:
+            weight_map: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
+            paths = {file: self._find(file, required=True) for file in sorted(set(weight_map.values()))}
+            return {name: str(paths[file]) for name, file in weight_map.items()}
+        single = str(self._find(_SINGLE, required=True))
+        return dict.fromkeys(self._file(single).keys(), single)
+
+    def _find(self, name: str, *, required: bool = False) -> str | None:
+        found: str | None = cached_file(
+            str(self.source), name, _raise_exceptions_for_missing_entries=required
+        )
+        return found
+
+    def _file(self, path: str) -> Any:
+        if path not in self._open:
+            self._open[path] = safe_open(path, "pt")
+        return self._open[path]
+
+    def read(self, key: str, tensor: Tensor) -> Tensor:
+        """What `tensor` owns of the tensor `key`, in its precision, on the device it is to have."""
+        try:
+            stored = self._file(self.places[key]).get_slice(key)
+            shape = tuple(stored.get_shape())
+            if shape != tuple(tensor.shape):
+                raise CheckpointError(
+                    f"{self.what} weights in {self.source} have {key!r} of shape {shape}, the model's is "
+                    f"{tuple(tensor.shape)}; use the model config that they were trained with (a sharded model is not "
+                    "pruned while it is loaded: let `prune` write the folder first)"
+                )
+            values = (
+                stored[own_rows(shape[0], tensor)] if shape else self._file(self.places[key]).get_tensor(key)
+            )
+        except (OSError, SafetensorError) as error:
+            raise self._error(error) from error
+        device = tensor.device_mesh.device_type if isinstance(tensor, DTensor) else None
+        if device == "cuda":
+            device = f"cuda:{torch.cuda.current_device()}"
+        values = values.to(device=device, dtype=tensor.dtype, copy=True)
+        found = like(tensor, values)
+        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
+    def _error(self, error: Exception) -> CheckpointError:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return CheckpointError(
+            f"{self.what} weights cannot be read in slices from {str(self.source)!r}: {reason}; a sharded model needs "
+            "a folder or hub id with model.safetensors or its index"
+        )
+
+
+def names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Names of each tensor of the state, tied ones together."""
+    found: dict[int, tuple[list[str], Tensor]] = {}
+    persistent = module.state_dict().keys()
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        if name in persistent:
+            found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(found.values())
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """Names under which a file may hold a tensor."""
+    return name, _NESTED + name, name.removeprefix(_NESTED)

@@ -1,0 +1,242 @@
+"""Training state as a folder: one file of each rank with the values that it owns, and one with everything else.
+
+Only `torch.load(weights_only=True)` reads them, so a folder from elsewhere can run no code. Any number of ranks,
+and a run that is not sharded, can go on from it.
+"""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ..errors import CheckpointError
+from .meta_init import like, own_rows
+
+_REST = "rest.ckpt"
+_STATE_DICT, _OPTIMIZERS, _RANKS = "state_dict", "optimizer_states", "ranks"
+_VALUES, _SHAPE = "values", "shape"
+
+
+class Piece:
+    """What a rank has of a tensor: some of its values, in the order in which they lie in the whole.
+
+    Args:
+        values: (n,), or rows (n, ...) of the whole.
+        shape: Of the whole.
+    """
+
+    def __init__(self, values: Tensor, shape: Iterable[int]) -> None:
+        self.values, self.shape = values, torch.Size(shape)
+
+
+class Pieces:
+    """A tensor of which each rank's file has some values.
+
+    Args:
+        pieces: In order of the ranks.
+        shape: Of the whole.
+    """
+
+    def __init__(self, pieces: list[Tensor], shape: Iterable[int]) -> None:
+        self.pieces, self.shape = [piece.reshape(-1) for piece in pieces], torch.Size(shape)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The rows from `rows.start` to `rows.stop`, of whichever files have them."""
+        row = self.shape[1:].numel()
+        return self.flat(rows.start * row, rows.stop * row).view(-1, *self.shape[1:])
+
+    def flat(self, start: int, stop: int) -> Tensor:
+        """The values (stop - start,) of the flattened tensor."""
+        found, begin = [], 0
+        for piece in self.pieces:
+            found.append(piece[max(start - begin, 0) : max(stop - begin, 0)])
+            begin += len(piece)
+        return torch.cat(found)
+
+    def whole(self) -> Tensor:
+        """All values."""
+        return torch.cat(self.pieces).view(self.shape)
+
+
+def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
+    """Take the tensors out of Lightning's checkpoint: this rank's pieces; what all have whole is the first rank's."""
+
+    def own(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            value = Piece(value.to_local(), value.shape)
+        if isinstance(value, Piece):
+            return {_VALUES: value.values.detach().cpu(), _SHAPE: list(value.shape)}
+        if isinstance(value, Tensor):
+            return None if rank else value.detach().cpu()
+        return value
+
+    return {
+        key: _map_tensors(checkpoint.pop(key), own) for key in (_STATE_DICT, _OPTIMIZERS) if key in checkpoint
+    }
+
+
+def write_file(content: Any, path: Path) -> None:
+    """Save and wait until it is on the disk.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        # Where a write is refused, torch's own archive writer fails as well and hides the reason.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank: int, ranks: int) -> None:
+    """Write what a rank has to the folder, the first rank the rest too.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_file(own, folder / _file_of(rank, ranks))
+    if rank == 0:
+        write_file({**rest, _RANKS: ranks}, folder / _REST)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """A file of training state; tensors are mapped, not read, and nothing but tensors and plain types is taken.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})"
+        )
+    return found
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a checkpoint is a folder of shards."""
+    return (path / _REST).is_file()
+
+
+def read_rest(path: Path) -> dict[str, Any]:
+    """A checkpoint, without weights and optimizer state where it is a folder of shards: all that it says of itself.
+
+    Raises:
+        CheckpointError: As `load_file`.
+    """
+    return load_file(path / _REST if is_folder(path) else path)
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """A checkpoint, file or folder, as an unsharded model takes it.
+
+    Raises:
+        CheckpointError: As `load_file` and `read_folder`.
+    """
+    whole: dict[str, Any] = make_whole(read_folder(path)) if path.is_dir() else load_file(path)
+    return whole
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Lightning's checkpoint with `Pieces` for what was sharded; files are mapped, not read.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    checkpoint = _load_part(folder / _REST)
+    ranks = checkpoint.pop(_RANKS)
+    parts = [_load_part(folder / _file_of(rank, ranks)) for rank in range(ranks)]
+    return {**checkpoint, **_join(parts)}
+
+
+def make_whole(state: Any) -> Any:
+    """The same with tensors in place of `Pieces`, as an unsharded model takes it."""
+    return _map_tensors(state, lambda value: value.whole() if isinstance(value, Pieces) else value)
+
+
+def take_rows(stored: Tensor | Pieces, tensor: Tensor) -> Tensor:
+    """What a rank owns of a stored tensor, sharded as `tensor` is."""
+    if isinstance(stored, Pieces) and not isinstance(tensor, DTensor):
+        stored = stored.whole()
+    if isinstance(tensor, DTensor):
+        local = stored[own_rows(stored.shape[0], tensor)]
+        return like(tensor, local.to(tensor.to_local(), copy=True))
+    assert isinstance(stored, Tensor)
+    return stored
+
+
+def take_values(stored: Tensor | Pieces, start: int, stop: int) -> Tensor:
+    """The values (stop - start,) of a stored tensor, flattened."""
+    return stored.flat(start, stop) if isinstance(stored, Pieces) else stored.detach().reshape(-1)[start:stop]
+
+
+def replace_path(partial: Path, target: Path) -> None:
+    """Put a file or folder in the place of another.
+
+    CONTRACT: callbacks/last_checkpoint.py gives every step a path of its own and moves a link, so a folder that is
+    replaced is not the one that a run goes on from.
+    """
+    if target.is_dir() or partial.is_dir():
+        _remove(target)
+    os.replace(partial, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _file_of(rank: int, ranks: int) -> str:
+    return f"rank-{rank:05d}-of-{ranks:05d}.ckpt"
+
+
+def _join(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        if first.keys() == {_VALUES, _SHAPE}:
+            return Pieces([part[_VALUES] for part in parts], first[_SHAPE])
+        return {key: _join([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [_join(list(entries)) for entries in zip(*parts, strict=True)]
+    return first
+
+
+def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(inner, change) for inner in value)
+    return change(value)
+
+
+def _load_part(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {path.parent} lacks {path.name}: it is no checkpoint folder, or was copied in part; copy it "
+            "again, or remove it and the stage starts again from its beginning"
+        )
+    try:
+        return load_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; remove {path.parent}, the stage then starts again from its beginning"
+        ) from error

@@ -1,0 +1,1 @@
+"""The LightningModule, what a stage is, optimizer, LoRA, FLOPs, export."""

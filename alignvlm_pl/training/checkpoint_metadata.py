@@ -1,0 +1,160 @@
+"""What a checkpoint and a stage-end folder say about themselves, and what is refused because of it."""
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import __version__
+from ..errors import CheckpointError, ConfigError
+from ..models.build import ModelSpec
+from ..models.configuration import AlignVLMConfig
+from ..models.connectors import connector_identity
+from ..models.processing import AlignVLMProcessor
+from .lora_config import Lora, parse_adapters
+from .stage import Stage
+
+CONTENTS = "contents"
+"""Key of a checkpoint."""
+
+_VERSION = 1
+_LIBRARIES = (
+    *("torch", "lightning", "transformers", "tokenizers", "numpy", "pillow"),
+    *("peft", "bitsandbytes", "deepspeed", "liger_kernel", "triton", "flash_attn"),  # extras
+)
+_KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "adam_beta2")
+"""Settings of a stage that a resumed optimizer brings back, whatever the configuration says now."""
+
+
+def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
+    """What weights were trained with and must be used with, in plain types: equal contracts are exchangeable.
+
+    Tokenizer and chat template as hashes, tiling, tokens of a tile, spelling of answers, which vision feature the
+    connector reads, and what the connector computes.
+    """
+    own = {"vision_feature": spec.vision_feature, "connector": connector_identity(spec.connector)}
+    plain: dict[str, Any] = json.loads(json.dumps({**processor.identity(), **own}))
+    return plain
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this project, Python, and those of the libraries that decide what is computed which are installed."""
+    found = {"alignvlm_pl": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def describe(
+    *,
+    config: AlignVLMConfig,
+    contract: dict[str, Any],
+    stage: Stage,
+    parent: dict[str, str] | None,
+    samples_seen: dict[str, int],
+) -> dict[str, Any]:
+    """The description that goes into a checkpoint, in plain types.
+
+    Args:
+        config: Of the model.
+        contract: See `contract`.
+        stage: With all its settings.
+        parent: `stage` and `weights_sha256` of the folder that the stage started from.
+        samples_seen: Samples of this stage by source, over all ranks.
+    """
+    return {
+        "version": _VERSION,
+        "model": json.loads(config.to_json_string(use_diff=False)),
+        "processor": contract,
+        "stage": asdict(stage),
+        "parent": parent,
+        "samples_seen": samples_seen,
+        "versions": library_versions(),
+    }
+
+
+def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
+    """Refuse weights that were trained with another tokenizer, template, tiling or connector.
+
+    Args:
+        found: Contract in the checkpoint or folder.
+        expected: Contract of the configured model.
+        source: Setting or folder that `found` comes from, for the message.
+
+    Raises:
+        CheckpointError: Naming each difference with both values.
+    """
+    differences = list(_differences(found, expected))
+    if differences:
+        listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
+        raise CheckpointError(
+            f"{source} was trained with {listing}. Use the model file that it was trained with"
+        )
+
+
+def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
+    """Refuse other adapters or averages than the checkpoint's, and settings that its optimizer would overrule.
+
+    Args:
+        found: `stage` of the checkpoint's description.
+        stage: The configured stage.
+
+    Raises:
+        CheckpointError: It holds other weights than the stage has: adapters, or an average.
+        ConfigError: Naming each setting of the optimizer with both values.
+    """
+    _check_weights("lora", _plain(parse_adapters(found.get("lora"))), _plain(stage.adapters))
+    _check_weights("ema_decay", found.get("ema_decay"), stage.ema_decay)
+    now = asdict(stage)
+    changed = [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]
+    if changed:
+        listing = ", ".join(f"stage.{key}={found.get(key)}, now {now[key]}" for key in changed)
+        raise ConfigError(
+            f"the checkpoint was trained with {listing}: its optimizer would bring the old value back. Restore the "
+            "setting, or start the stage again in another run_dir"
+        )
+
+
+def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
+    """Refuse to resume a stage that started from other weights than `stage.init_from` holds.
+
+    Raises:
+        CheckpointError: Naming stage and hash of both.
+    """
+    if found != parent:
+        raise CheckpointError(
+            f"the checkpoint's stage started from {_parent(found)}, stage.init_from holds {_parent(parent)}: give the "
+            "folder that it started from, or start the stage again in another run_dir"
+        )
+
+
+def _check_weights(name: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise CheckpointError(
+            f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it was "
+            "started with"
+        )
+
+
+def _plain(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
+    """Settings of adapters, defaults included."""
+    return {part: asdict(lora) for part, lora in adapters.items()} or None
+
+
+def _parent(parent: Mapping[str, str] | None) -> str:
+    if parent is None:
+        return "no stage"
+    return f"stage {parent['stage']!r} with weights {parent['weights_sha256'][:12]}…"
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**expected, **found}:
+        old, new = found.get(key, "none"), expected.get(key, "none")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{key}.{inner}", one, other) for inner, one, other in _differences(old, new))
+        elif old != new:
+            yield key, old, new

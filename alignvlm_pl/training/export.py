@@ -1,0 +1,209 @@
+"""Stage-end folders: Hugging Face weights, processor, and a record of where they come from."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..errors import CheckpointError
+from ..strategies.gather_weights import FILE_SIZE
+from .checkpoint_metadata import check_contract
+from .lora import has_adapters, merge_state, save_adapters
+
+RECORD = "stage.json"
+ADAPTER_FOLDER = "adapter"
+_RECORDED = ("stage", "processor", "weights_sha256")
+_INPUT = ("chat_template", "tiling", "tokens_per_tile", "spell_answers")
+"""Keys of a contract (`checkpoint_contents.contract`) that say how pages and conversations become tokens."""
+
+log = logging.getLogger(__name__)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash over the safetensors files of a folder and the index that says what lies in which, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def export(
+    model: Any,
+    processor: Any,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    max_shard_size: str = FILE_SIZE,
+    save: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
+    """Write model, processor and record as one folder that is either whole or absent.
+
+    Args:
+        model: A Hugging Face model. If it has adapters, its weights are written with them merged, and the adapters
+            alone in `adapter/<part>` (`alignvlm_pl.training.lora`).
+        processor: Its processor.
+        folder: Where to; replaced if it exists.
+        record: Facts about the stage; `weights_sha256` is added.
+        max_shard_size: Most bytes of a file of weights. Several files come with an index.
+        save: What writes the model into a folder, where `save_pretrained` cannot: a sharded one.
+
+    Raises:
+        CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        if save is not None:
+            save(partial)
+        elif has_adapters(model):
+            merged = merge_state(model, model.state_dict())
+            model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
+            save_adapters(model, partial / ADAPTER_FOLDER)
+        else:
+            model.save_pretrained(partial, max_shard_size=max_shard_size)
+        processor.save_pretrained(partial)
+        record = {**record, "weights_sha256": weights_sha256(partial)}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        _to_disk(partial)
+        if folder.exists():
+            old = folder.with_name(folder.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write weights to {folder}: {error}; free some space or set another run_dir"
+        ) from error
+    return record
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the files are on the disk: a record that outlives its weights would end the stage for good."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a stage-end folder.
+
+    Raises:
+        CheckpointError: If the folder is not one, or its weights are not the recorded ones.
+    """
+    path, record = Path(folder), _stated(Path(folder))
+    found = weights_sha256(path)
+    if found != record["weights_sha256"]:
+        raise CheckpointError(
+            f"weights in {path} have sha256 {found[:12]}…, its {RECORD} says {record['weights_sha256'][:12]}…: "
+            "the files were changed or damaged; run the stage that wrote them again"
+        )
+    return record
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The record as it stands there."""
+    if not (path / RECORD).is_file():
+        raise CheckpointError(
+            f"{path} has no {RECORD}: expected the hf/ folder that a finished stage leaves behind"
+        )
+    try:
+        record: dict[str, Any] = json.loads((path / RECORD).read_text())
+        missing = [key for key in _RECORDED if key not in record]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path / RECORD} is damaged ({error}); run the stage that wrote it again"
+        ) from error
+    if missing or not isinstance(record, dict):
+        raise CheckpointError(
+            f"{path / RECORD} lacks {', '.join(missing)}; run the stage that wrote it again"
+        )
+    return record
+
+
+def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
+    """Refuse the state of another model.
+
+    Args:
+        found: Name -> tensor in the checkpoint.
+        expected: Name -> tensor of the model.
+        source: Setting or file that `found` comes from, for the message.
+
+    Raises:
+        CheckpointError: With the number of differences and the first one.
+    """
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name} is not in the model" for name in found if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and hasattr(expected[name], "shape") and found[name].shape != expected[name].shape
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{source} is of another model ({len(differences)} differences): {differences[0]}; use the model config "
+            "that the checkpoint was trained with"
+        )
+
+
+def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the folder that a stage starts from.
+
+    Args:
+        folder: `stage.init_from`.
+        parent: Name the stage expects, or None for any.
+        contract: Contract of the model that will load it (`checkpoint_contents.contract`).
+
+    Raises:
+        CheckpointError: Naming both values, if the stage or the contract differs, or the weights are damaged.
+    """
+    record = read_record(folder)
+    if parent is not None and record["stage"] != parent:
+        raise CheckpointError(
+            f"stage.init_from={folder} was written by stage {record['stage']!r}, expected {parent!r}"
+        )
+    check_contract(record["processor"], contract, source=str(folder))
+    return record
+
+
+def check_given(folder: str | Path, contract: Mapping[str, Any], *, tell: bool = True) -> None:
+    """Check the folder of `model.weights`, where a stage has written it.
+
+    How a page and a conversation become tokens may be changed on purpose, such as to train on larger pages: that is
+    told. What the weights cannot be used without is checked.
+
+    Args:
+        folder: The folder.
+        contract: Of the model that will load it (`checkpoint_contents.contract`).
+        tell: Whether this process is the one that says what differs.
+
+    Raises:
+        CheckpointError: Naming both values, if they were trained with another tokenizer, connector or vision feature.
+    """
+    if not (Path(folder) / RECORD).is_file():
+        return
+    found, source = _stated(Path(folder))["processor"], f"model.weights={folder}"
+    free, bound = ([_part(c, free) for c in (found, contract)] for free in (True, False))
+    check_contract(*bound, source=source)
+    try:
+        check_contract(*free, source=source)
+    except CheckpointError as difference:
+        if tell:
+            log.warning("%s, unless it is to be trained with this one", difference)
+
+
+def _part(contract: Mapping[str, Any], free: bool) -> dict[str, Any]:
+    return {key: value for key, value in contract.items() if (key in _INPUT) is free}

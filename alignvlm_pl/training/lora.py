@@ -1,0 +1,212 @@
+"""Low-rank adapters on parts of the model: peft's layers put in place, merged for export, saved in peft's layout."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, nearest
+from ..strategies.zero_parameters import whole_shape
+from .lora_config import ALL_LINEAR, Lora
+from .stage import PARTS
+
+ADAPTER = "default"
+"""Name of the adapter within peft's layers."""
+_BASE, _FACTORS = ".base_layer.", (".lora_A.", ".lora_B.")
+
+
+def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
+    """Put an adapter into each named part, in place; the part's own weights are frozen. A fresh one changes nothing.
+
+    The embedding table and the LM head never take one: ALIGN mixes the table's rows, and the merged model may tie both.
+
+    CONTRACT: called after weights are loaded and before a strategy wraps the model (`module.configure_model`).
+
+    Raises:
+        ConfigError: If a package or CUDA is missing, or no linear layer goes by a name in `target_modules`.
+    """
+    for part, lora in adapters.items():
+        module = getattr(model, PARTS[part])
+        _require("peft", f"stage.lora.{part}")
+        _check_targets(module, part, lora)
+        if lora.load_in_4bit:
+            _check_4bit(part)
+            quantize_linear(module)
+        _inject(module, lora)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Parameters of a part, two for each byte of a 4-bit layer."""
+    return sum(whole_shape(p).numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
+
+
+def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state that the model has without adapters: W + alpha / r · B A in place of W, A and B.
+
+    Args:
+        model: The model with its adapters.
+        state: Its state dict, whole tensors; not changed.
+
+    Returns:
+        Names and shapes of the model as it was before `attach_adapters`, in its precision (float32 for 4-bit layers).
+    """
+    merged = {
+        name.replace(_BASE, "."): value
+        for name, value in state.items()
+        if not any(factor in name for factor in _FACTORS)
+    }
+    for name, layer in _linear_4bit(model):
+        merged[f"{name}.weight".replace(_BASE, ".")] = _dequantize(layer)
+    for name, layer in _adapted(model):
+        a, b = (state[f"{name}{factor}{ADAPTER}.weight"] for factor in _FACTORS)
+        weight = merged[f"{name}.weight"]
+        update = layer.scaling[ADAPTER] * (b.to(weight.device) @ a.to(weight.device))
+        merged[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+    return merged
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether any part has an adapter."""
+    return any(hasattr(getattr(model, attribute, None), "peft_config") for attribute in PARTS.values())
+
+
+def save_adapters(model: nn.Module, folder: Path) -> None:
+    """Write each part's adapter to `folder/<part>`, in the layout that peft's `PeftModel.from_pretrained` reads.
+
+    Args:
+        model: The model with its adapters.
+        folder: Where to.
+    """
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    for part, attribute in PARTS.items():
+        config = getattr(getattr(model, attribute), "peft_config", {}).get(ADAPTER)
+        if config is None:
+            continue
+        prefix, target = f"{attribute}.", folder / part
+        target.mkdir(parents=True)
+        # peft's names: those within its wrapper of the part, without the adapter's name.
+        factors = {
+            f"base_model.model.{name.removeprefix(prefix).replace(f'.{ADAPTER}.', '.')}": value.contiguous()
+            for name, value in state.items()
+            if name.startswith(prefix) and any(factor in name for factor in _FACTORS)
+        }
+        save_file(factors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(target)
+
+
+def quantize_linear(module: nn.Module) -> None:
+    """Replace the linear layers of a part, but for the LM head, by NF4 ones (bitsandbytes' `Linear4bit`), in place.
+
+    They compute in bfloat16. Their weights are in no state dict: they are frozen, and follow from the folder or hub id
+    that the part was loaded from.
+    """
+    import bitsandbytes
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    for name, layer in list(_linear(module)):
+        new = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
+        new.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
+        )
+        new.bias = layer.bias
+        new.register_state_dict_post_hook(_leave_out_weight)
+        new.register_load_state_dict_pre_hook(_keep_weight)
+        module.set_submodule(name, new.to(device))
+    module.is_loaded_in_4bit = True  # type: ignore[assignment]  # asked by peft
+
+
+def _leave_out_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}weight")]:
+        del state[name]
+
+
+def _keep_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state[f"{prefix}weight"] = layer.weight.data
+
+
+def _inject(module: nn.Module, lora: Lora) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=[name for name, _ in _linear(module) if _is_target(name, lora)],
+    )
+    inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+
+
+def _check_targets(module: nn.Module, part: str, lora: Lora) -> None:
+    layers = [name for name, _ in _linear(module)]
+    known = {name.rsplit(".", 1)[-1] for name in layers}
+    for name in [] if lora.target_modules == ALL_LINEAR else lora.target_modules:
+        if not any(_ends_with(layer, name) for layer in layers):
+            raise ConfigError(
+                f"stage.lora.{part}.target_modules: there is no linear layer {name!r} that takes an adapter; "
+                f"{nearest(name, known)}"
+            )
+    if not known:
+        raise ConfigError(
+            f"stage.lora.{part}: the part has no linear layer for an adapter; leave stage.lora.{part} out, and "
+            f"stage.lr_{part} trains the part itself"
+        )
+
+
+def _is_target(layer: str, lora: Lora) -> bool:
+    return lora.target_modules == ALL_LINEAR or any(_ends_with(layer, name) for name in lora.target_modules)
+
+
+def _ends_with(layer: str, name: str) -> bool:
+    return f".{layer}".endswith(f".{name}")
+
+
+def _linear(module: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """Linear layers of a part, the LM head left out."""
+    head = module.get_output_embeddings()
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and layer is not head:
+            yield name, layer
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
+            yield name, layer
+
+
+def _is_4bit(weight: Any) -> bool:
+    return getattr(weight, "quant_state", None) is not None
+
+
+def _linear_4bit(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and _is_4bit(layer.weight):
+            yield name, layer
+
+
+def _dequantize(layer: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight.reshape(layer.out_features, layer.in_features).float()
+
+
+def _check_4bit(part: str) -> None:
+    where = f"stage.lora.{part}.load_in_4bit"
+    _require("bitsandbytes", where)
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{where} needs a CUDA device, and none was found; set load_in_4bit: false")
+
+
+def _require(package: str, where: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{where} needs the package {package}, which is not installed: pip install {package}"
+        )

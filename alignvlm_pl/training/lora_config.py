@@ -1,0 +1,64 @@
+"""Settings of low-rank adapters (LoRA, Hu et al. 2021; on a 4-bit base QLoRA, Dettmers et al. 2023)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import ConfigError, nearest
+
+ALL_LINEAR = "all-linear"
+LORA_PARTS = ("vision", "llm")
+"""Parts that can take an adapter; the connector is small and trains as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapter of one part: every targeted W becomes W + alpha / r · B A, where only A (r, in) and B (out, r) train.
+
+    Args:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: Dropout of the adapter's input while it trains.
+        target_modules: Names of the linear layers, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head.
+        load_in_4bit: Hold the frozen linear layers in NF4 with double quantization (QLoRA; CUDA and bitsandbytes).
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = ALL_LINEAR
+    load_in_4bit: bool = False
+
+
+def parse_adapters(settings: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Lora]:
+    """Adapters by part of a `stage.lora` setting.
+
+    Raises:
+        ConfigError: Naming the setting that is unknown or out of range.
+    """
+    return {part: _parse(part, values) for part, values in (settings or {}).items()}
+
+
+def _parse(part: str, values: Mapping[str, Any]) -> Lora:
+    where = f"stage.lora.{part}"
+    if part not in LORA_PARTS:
+        raise ConfigError(f"{where}: this part takes no adapter; {nearest(part, LORA_PARTS)}")
+    known = [field.name for field in fields(Lora)]
+    for key in values or {}:
+        if key not in known:
+            raise ConfigError(f"{where} has no setting {key!r}: {nearest(str(key), known)}")
+    lora = Lora(**(values or {}))
+    if isinstance(lora.r, bool) or not isinstance(lora.r, int) or lora.r < 1:
+        raise ConfigError(f"{where}.r={lora.r!r}: expected a whole number of at least 1")
+    if not isinstance(lora.alpha, (int, float)) or not lora.alpha > 0:
+        raise ConfigError(f"{where}.alpha={lora.alpha!r}: expected a number above 0")
+    if not isinstance(lora.dropout, (int, float)) or not 0 <= lora.dropout < 1:
+        raise ConfigError(f"{where}.dropout={lora.dropout!r}: expected a share in [0, 1)")
+    names = lora.target_modules
+    if names != ALL_LINEAR and not (
+        isinstance(names, list) and names and all(isinstance(n, str) for n in names)
+    ):
+        raise ConfigError(
+            f"{where}.target_modules={names!r}: expected a list of layer names, or {ALL_LINEAR}"
+        )
+    return lora

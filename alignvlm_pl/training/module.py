@@ -1,0 +1,392 @@
+"""The LightningModule: steps, token-normalised loss, optimizers, generation."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from ..models.build import ModelSpec, build_model, build_processor, load_weights
+from ..models.loading import choose_attention
+from ..models.losses import TokenLoss
+from ..models.modeling import AlignVLMForConditionalGeneration
+from ..models.processing import AlignVLMProcessor
+from ..ops.linear_cross_entropy import check_backend
+from ..strategies.fsdp import ShardedStrategy, refuse_unknown
+from ..strategies.meta_init import build_on_meta, load_parts
+from ..strategies.sharding import is_sharded, no_grad
+from ..strategies.zero import ZeroStrategy
+from ..utils.allocator import keep_freed_memory
+from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
+from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
+from .export import check_given, compare_states
+from .flops import Work, work_of
+from .lora import attach_adapters
+from .lora_config import parse_adapters
+from .optim import (
+    freeze,
+    gradient_norms,
+    parameter_groups,
+    scale_gradients,
+    set_modes,
+    step_schedule,
+)
+from .page_readout import PageReadout
+from .stage import PARTS, Stage
+
+MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+
+
+class AlignVLMModule(pl.LightningModule):
+    """Train and run an AlignVLM.
+
+    Args:
+        spec: Vision encoder, LLM, connector, tiling.
+        weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
+            parts of `spec`. A stage's `init_from` takes precedence.
+        attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
+            null: its choice. `validate`, `test` and `predict` always take that choice, as whoever
+            loads the folder does.
+        loss_backend: How supervised positions meet the LM head: `auto`, `chunked`, `liger` or `plain`
+            (`alignvlm_pl.ops.linear_cross_entropy.head_losses`).
+        activation_checkpointing: Parts (`vision`, `llm`) whose layers run again in backward instead of keeping what
+            they computed; null: none.
+        compile: Parts (`vision`, `connector`, `llm`) that `torch.compile` compiles; null: none.
+
+    Raises:
+        ConfigError: If there is no such `loss_backend` or part, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: str | None = None,
+        attention: str | None = None,
+        loss_backend: str = "auto",
+        activation_checkpointing: list[str] | None = None,
+        compile: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_backend(loss_backend)
+        self.checkpointed = check_parts("activation_checkpointing", activation_checkpointing, CHECKPOINTED)
+        self.compiled = check_parts("compile", compile, tuple(PARTS))
+        self.spec = spec
+        self.weights = weights
+        self.attention = attention
+        self.loss_backend = loss_backend
+        self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
+        self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
+        self.stage: Stage | None = None
+        self._processor: AlignVLMProcessor | None = None
+        self._micro_counts: list[Tensor] = []
+        self._gradient_factor: Tensor | float = 1.0
+        self._started = time.monotonic()
+        self._earlier_seconds = 0.0
+        self.last_loss: Tensor | float = float("nan")  # on the device: reading it waits for it
+        self.tokens_seen = 0
+        self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
+        self.resumed = False
+        self.max_new_tokens = 64  # of `predict` (CONTRACT: callbacks.benchmark_evaluation sets it)
+
+    @property
+    def processor(self) -> AlignVLMProcessor:
+        """Processor of the model (CONTRACT: datamodules.base takes it in setup)."""
+        if self._processor is None:
+            self._processor = build_processor(self.spec)
+        return self._processor
+
+    @cached_property
+    def readout(self) -> PageReadout:
+        """What reads pages through P_vocab."""
+        return PageReadout(self.processor)
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What this model's weights are trained with and must be used with."""
+        return contract(self.spec, self.processor)
+
+    @property
+    def net(self) -> AlignVLMForConditionalGeneration:
+        """The built model."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Set the stage (CONTRACT: callbacks.stage_transition calls this in `setup`, before configure_model)."""
+        self.stage = stage
+
+    def configure_model(self) -> None:
+        """Build the model once, load the stage's start, freeze what it does not train, and shard it if it is to be.
+
+        Raises:
+            ConfigError: The strategy is not supported.
+            CheckpointError: Weights are missing, damaged, or of another model.
+        """
+        if self.model is not None:
+            return
+        folder = (self.stage.init_from if self.stage else None) or self.weights
+        if folder is not None and folder == self.weights:
+            check_given(folder, self.contract, tell=self.global_rank == 0)
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        if strategy is not None:
+            refuse_unknown(strategy)
+        if isinstance(strategy, ShardedStrategy) or (
+            isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3
+        ):
+            if self.stage is not None and self.stage.adapters:
+                raise ConfigError(
+                    f"stage.lora: adapters cannot be trained under {type(strategy).__name__}, which loads weights "
+                    "after the model is sharded; use trainer.strategy: ddp, or stage.lora: null"
+                )
+            model = self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
+            self._prepare(model)
+            strategy.shard(model, lambda cut: load_parts(model, self.spec, folder, cut=cut))
+            return
+        self.model = build_model(self.spec, self.processor)
+        if folder is not None:
+            load_weights(self.model, folder)
+        self._prepare(self.model)
+
+    def _prepare(self, model: AlignVLMForConditionalGeneration) -> None:
+        """What must be done before a strategy wraps the model."""
+        model.loss_backend = self.loss_backend
+        if self.stage is not None:
+            freeze(model, self.stage)
+            attach_adapters(model, self.stage.adapters)
+            self.count_work = work_of(model, objective=self.stage.objective)  # before anything shards it
+        checkpoint_activations(model, self.checkpointed)
+        compile_parts(model, self.compiled)
+
+    def on_fit_start(self) -> None:
+        """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
+
+        Raises:
+            ConfigError: If there is no such attention, or its package is missing.
+        """
+        if self.attention is not None:
+            choose_attention(self.net.language_model, self.attention)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._started = time.monotonic()
+
+    def on_train_start(self) -> None:
+        """Put frozen towers in eval mode: a run that goes on inside an epoch has no `on_train_epoch_start`."""
+        assert self.stage is not None
+        set_modes(self.net, self.stage)
+
+    def on_train_epoch_start(self) -> None:
+        """Keep frozen towers in eval mode, whoever changed it since the last epoch."""
+        assert self.stage is not None
+        set_modes(self.net, self.stage)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Sum of the loss over supervised tokens; `configure_gradient_clipping` divides by their true number.
+
+        Returns:
+            `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
+            `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters); `loss_sum`, that
+            of the micro batch.
+        """
+        loss, figures = self.batch_loss(batch)
+        if self._logs_this_step:
+            # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
+            figures["step"] = torch.tensor(self.trainer.global_step + 1.0)
+            self.log_dict(figures, batch_size=len(batch["keys"]))
+        self._micro_counts.append(loss.supervised.detach())
+        # Nothing is read from the device here: a step would wait for it, and the device for the next step.
+        self.last_loss = loss.total.detach() / loss.supervised.clamp(min=1)
+        self.tokens_seen += sum(batch["tokens"])
+        # Lightning divides by the accumulation; the sums of the micro batches must simply add up.
+        return {
+            "loss": loss.total * self.trainer.accumulate_grad_batches,
+            "loss_sum": loss.total.detach(),
+            "document_loss_sums": loss.document_sums.detach(),
+            "document_supervised": loss.document_supervised.detach(),
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Find what gradients are to be divided by: the supervised tokens of all micro batches and all ranks.
+
+        All strategies have averaged the gradients over ranks, hence the world size.
+        """
+        if self.trainer.fit_loop._should_accumulate():
+            return  # DeepSpeed is asked to step after every micro batch
+        strategy = self.trainer.strategy
+        total = strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
+        self._micro_counts.clear()
+        total = total.clamp(min=1)  # nothing supervised: gradients of zero
+        zero = strategy if isinstance(strategy, ZeroStrategy) else None
+        if zero is not None:
+            zero.divide_gradients(total / self.trainer.world_size)
+        self._gradient_factor = self.trainer.world_size / total
+        if self._logs_this_step:
+            norms = gradient_norms(optimizer.param_groups) if zero is None else zero.gradient_norms()
+            norms = {part: norm * self._gradient_factor for part, norm in norms.items()}
+            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+            if zero is not None:  # others know it when they clip
+                self.log("train/gradient_norm", torch.linalg.vector_norm(torch.stack([*norms.values()])))
+
+    @property
+    def _logs_this_step(self) -> bool:
+        """Whether the step that is under way is one whose figures Lightning logs; others need not be handed to it."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
+        return bool(every) and (self.trainer.global_step + 1) % every == 0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Divide the gradients by the step's tokens, and clip the norm of all of them together, in one pass.
+
+        Lightning calls it before every optimizer step, with no value where nothing is to be clipped. It refuses to clip
+        with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use. DeepSpeed divides and
+        clips by itself, with the same values.
+        """
+        if isinstance(self.trainer.strategy, ZeroStrategy):
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = scale_gradients(parameters, self._gradient_factor, largest=gradient_clip_val)
+        if norm is not None and self._logs_this_step:
+            self.log("train/gradient_norm", norm)
+
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""
+        assert self.stage is not None
+        return self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+
+    def _answer_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+        assert self.stage is not None
+        weight = self.stage.readout_weight
+        columns = self.readout.columns(self.device) if weight else None
+        inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
+        output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
+        loss_sum, count = output.loss_sum, output.num_supervised
+        figures = {"train/loss": output.loss}
+        if weight:
+            readout = self.readout.loss(self.net.config, output.readout_log_probs, batch)
+            figures["train/readout_loss"] = readout.total.detach() / readout.supervised.clamp(min=1)
+            # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
+            loss_sum = loss_sum + weight * readout.total
+        loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
+        return loss, figures
+
+    def _read_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+        loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
+        return loss, {"train/readout_loss": loss.total / loss.supervised.clamp(min=1)}
+
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Loss sum and supervised tokens of one batch (CONTRACT: callbacks.benchmark_evaluation adds them up)."""
+        inputs = model_inputs(batch)
+        if batch[
+            "filler"
+        ]:  # evens out the ranks: the forward must run (FSDP gathers in it) but nothing counts
+            self.net(**inputs, logits_to_keep=1, use_cache=False)
+            nothing = torch.zeros((), device=self.device)
+            return {"loss_sum": nothing, "num_supervised": nothing}
+        output = self.net(**inputs, labels=batch["labels"], use_cache=False)
+        return {"loss_sum": output.loss_sum, "num_supervised": output.num_supervised}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Greedy answers of a generation batch."""
+        return self.generate(batch, max_new_tokens=self.max_new_tokens)
+
+    def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers of a left-padded generation batch, one string a sample."""
+        inputs = {key: value.to(self.device) for key, value in model_inputs(batch).items()}
+        # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
+        with no_grad(self.net), self.trainer.precision_plugin.forward_context():
+            # Sharded ranks go on together until the longest answer is through, or they would wait for each other.
+            ids = self.net.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, synced_gpus=is_sharded(self.net)
+            )
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        return self.processor.post_process_image_text_to_text(new)
+
+    def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
+        """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
+        with no_grad(self.net), self.trainer.precision_plugin.forward_context():
+            log_probs = self.readout.log_probs(self.net, batch)
+        return self.readout.texts(self.net.config, log_probs, batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the trained parts, stepped with a `LambdaLR`."""
+        assert self.stage is not None
+        groups = parameter_groups(self.net, self.stage)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), fused=True)
+        factor = step_schedule(self.stage, int(self.trainer.estimated_stepping_batches), self._minutes())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _minutes(self) -> Callable[[], float]:
+        def elapsed() -> float:
+            # All ranks must take the same learning rate, so rank 0's clock counts.
+            return float(self.trainer.strategy.broadcast(self.stage_seconds) / 60)
+
+        return elapsed
+
+    @property
+    def stage_seconds(self) -> float:
+        """Wall time spent in this stage, runs before a resume included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the stage and the time spent in it."""
+        checkpoint["stage"] = {
+            "name": self.stage.name if self.stage else None,
+            "seconds": self.stage_seconds,
+            "calibration": self.calibration,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
+
+        Raises:
+            CheckpointError: It is not; naming the first difference.
+            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back; or the model is
+                sharded, and the checkpoint has adapters.
+        """
+        name = checkpoint.get("stage", {}).get("name")
+        if self.stage is not None and name != self.stage.name:
+            raise CheckpointError(
+                f"ckpt_path is of stage {name!r}, this is stage {self.stage.name!r}; a stage starts from the folder of "
+                "another with stage.init_from"
+            )
+        if (contents := checkpoint.get(CONTENTS)) is not None:
+            check_contract(contents["processor"], self.contract, source="ckpt_path")
+            if self.stage is None:  # outside of `fit` the checkpoint says which adapters there are
+                adapters = parse_adapters(contents["stage"].get("lora"))
+                if adapters and is_sharded(self.net):
+                    raise ConfigError(
+                        f"ckpt_path has adapters on {', '.join(adapters)}, which a sharded model cannot take: use "
+                        "trainer.strategy: ddp, or --model.weights with the stage's hf folder, where they are merged"
+                    )
+                attach_adapters(self.net, adapters)
+            else:
+                check_stage(contents["stage"], self.stage)
+        if "state_dict" in checkpoint:
+            # A strategy may keep weights in pieces; without a trainer they are whole.
+            trainer = self._trainer
+            expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
+            compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
+        self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
+        self.calibration = checkpoint.get("stage", {}).get("calibration")
+        self.resumed = True
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes of a batch; one of Hugging Face's entry points has normalised tiles and no `tile_boxes`."""
+    keys = (*MODEL_KEYS, "tile_boxes") if "tile_boxes" in batch else MODEL_KEYS
+    return {key: batch[key] for key in keys}

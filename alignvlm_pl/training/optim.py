@@ -1,0 +1,140 @@
+"""Freezing, parameter groups by part, and the learning-rate schedule of a stage."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..strategies.zero_parameters import whole, whole_shape
+from .stage import PARTS, Stage
+
+_MATRIX = ("weight", "proj")
+"""Ends of the names of matrices: `weight` in a layer, `proj` where transformers stacks those of experts."""
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Apply the stage's freeze table. CONTRACT: called before a strategy wraps the model (`module.configure_model`)."""
+    for part, rate in stage.learning_rates.items():
+        getattr(model, PARTS[part]).requires_grad_(bool(rate))
+
+
+def set_modes(model: nn.Module, stage: Stage) -> None:
+    """Put trained parts in train mode and frozen ones in eval mode (no dropout, no running statistics)."""
+    for part, rate in stage.learning_rates.items():
+        getattr(model, PARTS[part]).train(bool(rate))
+
+
+def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Groups `<part>/decay` and `<part>/no_decay` with their learning rates; frozen parameters are in none.
+
+    Norms, biases and embeddings are not decayed: a head tied to the table and tables without a module of their own
+    (positions, learned queries, class tokens) included.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups = []
+    for part, rate in stage.learning_rates.items():
+        if not rate:
+            continue
+        named: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+        for name, parameter in getattr(model, PARTS[part]).named_parameters():
+            if parameter.requires_grad:
+                matrix = len(whole_shape(parameter)) > 1 and name.endswith(_MATRIX)
+                plain = not matrix or id(parameter) in embeddings
+                named["no_decay" if plain else "decay"].append(parameter)
+        for kind, parameters in named.items():
+            if parameters:
+                decay = stage.weight_decay if kind == "decay" else 0.0
+                groups.append(
+                    {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"}
+                )
+    return groups
+
+
+def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Norm of the gradients of each part, over all its groups, without waiting for the device.
+
+    All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient.
+
+    Args:
+        groups: As `parameter_groups` makes them, by an optimizer or not.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for group in groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        found.setdefault(group["name"].partition("/")[0], []).extend(gradients)
+    return {part: total_norm(gradients) for part, gradients in found.items()}
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of all gradients together; sharded ones count whole."""
+    alike: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        # One reduction over the ranks for all that are sharded alike.
+        kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+        alike.setdefault(kind, []).append(gradient)
+    norms = [nn.utils.get_total_norm(some) for some in alike.values()]
+    return (
+        torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms])) if norms else torch.zeros(())
+    )
+
+
+def scale_gradients(
+    parameters: Iterable[nn.Parameter], factor: Tensor | float, *, largest: float | None = None
+) -> Tensor | None:
+    """Multiply gradients by a factor, and further down to a norm of at most `largest`, touching each once.
+
+    Clipping is that of `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        parameters: Those without a gradient are passed over.
+        factor: What the gradients are multiplied by.
+        largest: Largest norm, over all parameters and ranks; None: any.
+
+    Returns:
+        The norm after the factor and before clipping; None where nothing is clipped.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = None
+    if largest is not None:
+        norm = total_norm(gradients) * factor
+        factor = factor * (largest / (norm + 1e-6)).clamp(max=1.0)
+    plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    if plain:
+        torch._foreach_mul_(plain, factor)
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            gradient.mul_(factor)
+    return norm
+
+
+def schedule_factor(stage: Stage, progress: float) -> float:
+    """Share of the peak learning rate at `progress` in [0, 1] of the stage."""
+    if progress < stage.warmup_share:
+        return progress / stage.warmup_share
+    if stage.schedule == "constant":
+        return 1.0
+    done = min((progress - stage.warmup_share) / (1 - stage.warmup_share), 1.0)
+    decayed = 1 - done if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return stage.min_lr_share + (1 - stage.min_lr_share) * decayed
+
+
+def step_schedule(
+    stage: Stage, total_steps: int, elapsed_minutes: Callable[[], float]
+) -> Callable[[int], float]:
+    """Factor by optimizer step, for `LambdaLR`.
+
+    With `stage.max_minutes`, progress is that of steps or of time, whichever is further, so that a stage which runs out
+    of time has run its schedule down as well.
+    """
+
+    def factor(step: int) -> float:
+        # Step s is taken with factor(s), so s + 1 keeps the first step of a warm-up from being wasted at rate zero.
+        progress = (step + 1) / (total_steps + 1)
+        if stage.max_minutes is not None:
+            progress = max(progress, elapsed_minutes() / stage.max_minutes)
+        return schedule_factor(stage, min(progress, 1.0))
+
+    return factor

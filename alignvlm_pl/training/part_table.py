@@ -1,0 +1,45 @@
+"""One table of what a stage trains: part (with its adapter), parameters, trainable, learning rate, decay."""
+
+from torch import nn
+
+from ..strategies.zero_parameters import whole_shape
+from .lora import num_parameters
+from .optim import parameter_groups
+from .stage import PARTS, Stage
+
+_HEADER = ("part", "parameters", "trainable", "lr", "weight decay")
+
+
+def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, str]]:
+    """Rows of the table for a model to which the stage's freeze table was applied."""
+    groups = parameter_groups(model, stage)
+    rows = []
+    totals = [0, 0]
+    for part, rate in stage.learning_rates.items():
+        module, lora = getattr(model, PARTS[part]), stage.adapters.get(part)
+        total = num_parameters(module)
+        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
+        decays = sorted({group["weight_decay"] for group in groups if group["name"].startswith(part + "/")})
+        decay = ", ".join(f"{d:g}" for d in decays) or "-"
+        kind = "" if lora is None else f" ({'QLoRA' if lora.load_in_4bit else 'LoRA'} r={lora.r})"
+        rows.append((part + kind, f"{total:,}", f"{trainable:,}", f"{rate:g}" if rate else "frozen", decay))
+        totals = [totals[0] + total, totals[1] + trainable]
+    rows.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", ""))
+    return rows
+
+
+def part_table(model: nn.Module, stage: Stage) -> str:
+    """The table as aligned text."""
+    rows = [_HEADER, *part_rows(model, stage)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
+        )
+        for r in rows
+    ]
+    limit = f"{stage.max_steps} steps" if stage.max_steps else f"{stage.epochs} epochs"
+    title = (
+        f"stage {stage.name}: objective {stage.objective}, {limit}, global batch {stage.global_batch_size}"
+    )
+    return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,195 @@
+"""A stage: what trains, at which rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .lora_config import Lora, parse_adapters
+
+PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_model"}
+"""Name of a part in configs, logs and tables -> its attribute of the model."""
+
+OBJECTIVES = ("answer", "read")
+SCHEDULES = ("cosine", "linear", "constant")
+TARGET_ENTROPY = "target_entropy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training stage.
+
+    Args:
+        name: Name in logs, run folders and hand-over records.
+        objective: `answer` (next-token loss on answers, paper) or `read` (CTC on P_vocab: the read warm start).
+        lr_vision: Learning rate of the vision tower; null freezes it.
+        lr_connector: Learning rate of the connector; null freezes it.
+        lr_llm: Learning rate of the LLM; null freezes it.
+        readout_weight: Weight of a character that is read out against a supervised token of the answer loss (needs
+            `lines` in the samples). Both are summed and divided by the supervised tokens of the step.
+        global_batch_size: Samples per optimizer step over all devices; accumulation follows from it.
+        max_text_length: Text tokens a sample may have; visual tokens never count.
+        max_steps: Optimizer steps; null: `epochs` decides.
+        epochs: Passes over the data, if `max_steps` is null.
+        max_minutes: Wall time after which the stage ends early, its schedule fully run down; null: none.
+        schedule: Decay after warm-up. The paper gives none: cosine is our choice.
+        warmup_share: Share of the stage spent in linear warm-up (our choice: 0.03).
+        min_lr_share: Learning rate at the end as a share of the peak; not with a constant schedule.
+        weight_decay: Decay of matrices; norms, biases and embeddings have none.
+        adam_beta2: Decay of AdamW's mean square; a short stage forgets its large first gradients sooner with 0.95.
+        gradient_clip_norm: Largest norm of the gradient; null: no clipping.
+        calibrate: `{target_entropy: 3.0}` multiplies the gain of ALIGN's vocabulary norm, before the first step of a
+            fresh stage, so that P_vocab has this mean entropy in nats on the first batch; null: the gain stays. The
+            entropy of n equal weights is ln n: 3.0 is as sharp as 20 tokens.
+        lora: Adapters trained in place of a part, at its rate, such as `{llm: {r: 16, alpha: 32}}` (fields:
+            `alignvlm_pl.training.lora_config.Lora`); the part's own weights stay as they are. null: parts
+            train themselves.
+        ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation
+            and the stage-end folder use the average; null: the weights themselves.
+        parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any, or none.
+        init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
+    """
+
+    name: str
+    objective: str = "answer"
+    lr_vision: float | None = None
+    lr_connector: float | None = None
+    lr_llm: float | None = None
+    readout_weight: float = 0.0
+    global_batch_size: int = 8
+    max_text_length: int = 2048
+    max_steps: int | None = None
+    epochs: int = 1
+    max_minutes: float | None = None
+    schedule: str = "cosine"
+    warmup_share: float = 0.03
+    min_lr_share: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    gradient_clip_norm: float | None = 1.0
+    calibrate: dict[str, float] | None = None
+    lora: dict[str, dict[str, Any]] | None = None
+    ema_decay: float | None = None
+    parent: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ConfigError: Naming the field, its value, and what is allowed.
+        """
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"stage.objective={self.objective!r}: {nearest(self.objective, OBJECTIVES)}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"stage.schedule={self.schedule!r}: {nearest(self.schedule, SCHEDULES)}")
+        if not any(self.learning_rates.values()):
+            raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
+        if self.objective == "read" and self.lr_llm:
+            raise ConfigError(
+                f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null"
+            )
+        for field in ("global_batch_size", "max_text_length", "epochs"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"stage.max_steps={self.max_steps}: expected at least 1, or null")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"stage.warmup_share={self.warmup_share}: expected a share in [0, 1)")
+        if not 0 <= self.min_lr_share <= 1:
+            raise ConfigError(f"stage.min_lr_share={self.min_lr_share}: expected a share in [0, 1]")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ConfigError(f"stage.adam_beta2={self.adam_beta2}: expected a share in [0, 1)")
+        for field in ("max_minutes", "gradient_clip_norm"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ConfigError(f"stage.{field}={value}: expected more than 0, or null")
+        for field in ("weight_decay", "readout_weight"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 0")
+        if self.calibrate is not None:
+            _check_calibration(self.calibrate)
+            if not self.lr_connector:
+                raise ConfigError(
+                    f"stage {self.name!r}: calibrate sets the connector's gain, but the stage freezes the connector; "
+                    "set lr_connector, or calibrate to null"
+                )
+        for part, rate in self.learning_rates.items():
+            if rate is not None and not rate >= 0:
+                raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
+        self._check_adapters()
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"stage.ema_decay={self.ema_decay}: expected a share in (0, 1), or null")
+
+    def _check_adapters(self) -> None:
+        for part, lora in self.adapters.items():
+            if not self.learning_rates[part]:
+                raise ConfigError(
+                    f"stage.lora.{part} needs stage.lr_{part}, the adapter's learning rate; it is "
+                    f"{self.learning_rates[part]}"
+                )
+            if lora.load_in_4bit and self.ema_decay is not None:
+                raise ConfigError(
+                    f"stage.ema_decay cannot average the 4-bit weights of stage.lora.{part}.load_in_4bit; set one of "
+                    "them to null"
+                )
+
+    @property
+    def learning_rates(self) -> dict[str, float | None]:
+        """Learning rate of each part; None or 0 means frozen."""
+        return {"vision": self.lr_vision, "connector": self.lr_connector, "llm": self.lr_llm}
+
+    @property
+    def adapters(self) -> dict[str, Lora]:
+        """Adapter of each part that has one."""
+        return parse_adapters(self.lora)
+
+
+def _check_calibration(settings: dict[str, float]) -> None:
+    for key in settings:
+        if key != TARGET_ENTROPY:
+            raise ConfigError(f"stage.calibrate has no setting {key!r}: {nearest(key, (TARGET_ENTROPY,))}")
+    target = settings.get(TARGET_ENTROPY)
+    if target is None or not target > 0:
+        raise ConfigError(
+            f"stage.calibrate.{TARGET_ENTROPY}={target}: expected nats above 0 and below ln of ALIGN's rows, or "
+            "calibrate: null"
+        )
+
+
+def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:
+    """Micro batches per optimizer step.
+
+    Args:
+        global_batch_size: Samples per optimizer step.
+        batch_size: Samples per device and micro batch.
+        num_devices: Devices over all nodes.
+
+    Raises:
+        ConfigError: If it does not divide; the message names the nearest valid global batch sizes.
+    """
+    per_step = batch_size * num_devices
+    if global_batch_size % per_step:
+        below = max(global_batch_size // per_step, 1) * per_step
+        raise ConfigError(
+            f"stage.global_batch_size={global_batch_size} is not a multiple of data batch_size {batch_size} x "
+            f"{num_devices} devices = {per_step}; nearest valid values: {below}, {below + per_step}"
+        )
+    return global_batch_size // per_step
+
+
+def require_parent(name: str, *, parent: str | None, init_from: str | None) -> None:
+    """Refuse to start a stage without the parent that it names.
+
+    Args:
+        name: `stage.name`.
+        parent: `stage.parent`.
+        init_from: `stage.init_from`.
+
+    Raises:
+        ConfigError: Saying what to set.
+    """
+    if parent is not None and init_from is None:
+        raise ConfigError(
+            f"stage {name!r} starts from the end of stage {parent!r}, but stage.init_from is null: set it to the hf "
+            f"folder in the run folder of stage {parent!r}, or stage.parent to null to start from the pretrained parts"
+        )

@@ -1,0 +1,1 @@
+"""Files, paths, signals and collectives that all other packages may use."""

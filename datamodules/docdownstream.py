@@ -1,0 +1,15 @@
+"""Question answering for stage 3: DocDownstream records stored as json beside images, or the normal form."""
+
+from .base import WebDataModule
+from .shards.sample_formats import Adapter, read_docdownstream
+
+
+class DocDownstreamDataModule(WebDataModule):
+    """DocDownstream: shards of `prepare jsonl` (normal form), or its records packed as `{key}.json` + images.
+
+    `sources` takes the names of its ten sets (`DocVQA`, `ChartQA`, …), checked against the manifests.
+    """
+
+    def adapter(self) -> Adapter:
+        """Read plain-text messages with `<|image|>` placeholders."""
+        return read_docdownstream

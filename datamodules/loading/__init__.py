@@ -1,0 +1,1 @@
+"""DataLoaders: positions of the stream become batches, in worker processes."""

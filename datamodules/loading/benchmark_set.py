@@ -1,0 +1,104 @@
+"""One set of shards that is answered and scored: which benchmark it is, and its pages."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, with_prompt_files
+from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.scoring.faults import Problem
+
+from ..shards.left_out import read_left_out
+from ..shards.manifest import Manifest
+from ..shards.reader import read_range
+from ..shards.sample_formats import Adapter, describe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkSet:
+    """A set and the benchmark it belongs to.
+
+    Attributes:
+        name: Its name in the config.
+        manifest: Its shards.
+        benchmark: The registered benchmark, with the user's prompts; None: a set of one's own.
+    """
+
+    name: str
+    manifest: Manifest
+    benchmark: Benchmark | None
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, prompts: Mapping[str, Path]) -> "BenchmarkSet":
+        """Find the benchmark of a set: what the manifest says, else what it is called.
+
+        Args:
+            name: Name in the config.
+            manifest: Manifest of the set; `prepare` writes the benchmark's name into it.
+            prompts: ``name`` or ``name/part`` -> the user's prompt file.
+
+        Raises:
+            ConfigError: The manifest names an unknown benchmark, or a prompt file an unknown part.
+            DataError: A prompt file is not one.
+        """
+        known = manifest.extra.get("benchmark")
+        benchmark = get_benchmark(known) if known else BENCHMARKS.get(name)
+        own = {part: path for part, path in prompts.items() if part.split("/")[0] == name}
+        return cls(
+            name=name,
+            manifest=manifest,
+            benchmark=with_prompt_files(
+                benchmark, {part[len(name) + 1 :]: own[part] for part in own}, name=name
+            ),
+        )
+
+    @property
+    def expected(self) -> int | None:
+        """Questions a whole set has, counted as the benchmark counts; None: not known."""
+        origin = str(self.manifest.extra.get("origin", ""))
+        return self.benchmark.size_from(origin) or None if self.benchmark else None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was left out when the set was prepared (CONTRACT: datamodules/shards/left_out.py)."""
+        made = self.manifest.extra
+        first = made.get("skipped_first") or {}
+        folder = self.manifest.folder  # of a set that lies elsewhere, the manifest names the first rows
+        rows = (read_left_out(folder) if isinstance(folder, Path) else {}) or first
+        return [
+            Problem(
+                f"{count} rows left out when it was prepared: {reason}"
+                + (f" ({'; '.join(first[reason])})" if reason in first else ""),
+                rows.get(reason, ()),
+            )
+            for reason, count in (made.get("skipped") or {}).items()
+        ]
+
+    def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
+        """Positions of the samples to be answered.
+
+        Args:
+            limit: Only the first samples; None for all.
+            done: Positions that are answered already.
+        """
+        size = self.manifest.num_samples if limit is None else min(limit, self.manifest.num_samples)
+        return [position for position in range(size) if position not in done]
+
+    def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
+        """Yield key and first image of the samples with these keys; those without an image are passed over.
+
+        Args:
+            keys: Keys of samples.
+            adapter: Reads the members of the source's format.
+        """
+        left = set(keys)
+        for raw in read_range(self.manifest, 0, self.manifest.num_samples if left else 0):
+            if raw["__key__"] in left:
+                _, images, files = adapter(raw)
+                if images:
+                    yield raw["__key__"], load_image(images[0], name=f"{describe(raw)}, {files[0]}")
+                left.remove(raw["__key__"])
+                if not left:
+                    return

@@ -1,0 +1,260 @@
+"""`Sample` -> encoded conversation -> batch, a plain dict that Lightning can move to a device.
+
+Padding is the processor's (right for training, left for generation); here are the choice of turns, the
+fields beside the tensors, and the refusal of a batch that could teach nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from alignvlm_pl.benchmarks import Benchmark
+from alignvlm_pl.errors import DataError, NothingToLearnError
+
+from ..shards.sample import UNLABELLED, Message, Sample, SampleError, message_text
+
+IGNORE_INDEX = -100
+Batch = dict[str, Any]
+
+
+class Encoded(Protocol):
+    """What `processor.encode` gives: ids and labels of one conversation and its tiles."""
+
+    @property
+    def input_ids(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def pixels(self) -> np.ndarray: ...
+    @property
+    def tile_boxes(self) -> np.ndarray: ...
+    @property
+    def num_tiles(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+class Processor(Protocol):
+    """What batches need of the model's processor (CONTRACT: alignvlm_pl/models/processing.py)."""
+
+    def identity(self) -> dict[str, Any]:
+        """What ids and tiles depend on, in plain types."""
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Any],
+        *,
+        max_text_length: int | None = None,
+        generation: bool = False,
+    ) -> Any:
+        """Give an `Encoded`; raise DataError for a conversation that cannot be encoded."""
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Count the visual tokens of images of these (width, height) in pixels."""
+
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        max_text_length: int | None = None,
+    ) -> int:
+        """Count the ids that `encode` gives, from the sizes of the images; DataError as there."""
+
+    def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
+        """Pad to input_ids, attention_mask, labels (B, L), join pixel_values (N, 3, H, W) and tile_boxes (N, 4).
+
+        Also num_tiles (B,).
+        """
+
+    def collate_packed(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+        """As `collate` of rows of documents; also segment_ids (R, L) and document_tiles (documents,)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """A sample with its encoding; the unit that is batched. `position` is its place in the training stream, if any."""
+
+    sample: Sample
+    encoded: Any
+    position: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collator:
+    """Encode samples and put them into batches.
+
+    Attributes:
+        processor: The model's processor.
+        max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
+        generation: Make prompts, left padded, without the last assistant turn.
+        benchmark: Its prompt is put around the questions; None: they are asked as they are.
+    """
+
+    processor: Processor
+    max_text_length: int | None = None
+    generation: bool = False
+    benchmark: Benchmark | None = None
+
+    def encode(self, sample: Sample, *, token_budget: int | None = None) -> EncodedSample:
+        """Encode one conversation.
+
+        Args:
+            sample: The sample.
+            token_budget: Tokens that it may have at most; None: any number.
+
+        Raises:
+            SampleError: The processor refuses it, for example because no supervised token fits, or it is too long.
+        """
+        messages = (
+            self._prompt(sample) if self.generation else answered_messages(sample.messages, sample.references)
+        )
+        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+        images = [sample.images[part["index"]] for part in parts]
+        try:
+            encoded = self.processor.encode(
+                messages, images, max_text_length=self.max_text_length, generation=self.generation
+            )
+        except DataError as error:
+            reason = UNLABELLED if isinstance(error, NothingToLearnError) else "not_encodable"
+            raise SampleError(f"sample '{sample.key}' of {sample.source}: {error}", reason) from error
+        if token_budget is not None and len(encoded.input_ids) > token_budget:
+            raise SampleError(
+                f"sample '{sample.key}' of {sample.source} has {len(encoded.input_ids)} tokens, which no row of "
+                f"token_budget={token_budget} can hold; raise it, or lower max_text_length or the number of tiles",
+                "longer_than_budget",
+            )
+        return EncodedSample(sample=sample, encoded=encoded)
+
+    def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
+        """Count the tokens of a record in normal form that is trained on; no picture is opened.
+
+        Raises:
+            SampleError: The processor refuses it.
+        """
+        messages = answered_messages(record["messages"], record.get("references") or [])
+        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+        try:
+            return self.processor.count_tokens(
+                messages, [sizes[part["index"]] for part in parts], max_text_length=self.max_text_length
+            )
+        except (DataError, IndexError) as error:
+            raise SampleError(str(error), "not_encodable") from error
+
+    def filler(self) -> EncodedSample:
+        """Make the sample of a batch that only evens out the ranks: a blank picture and a question mark."""
+        parts = [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]
+        blank = Sample(
+            key="",
+            source="filler",
+            task="vqa",
+            messages=[{"role": "user", "content": parts}],
+            images=[Image.new("RGB", (8, 8), "white")],
+            references=["."],
+            lines=[],
+            sizes=[(8, 8)],
+        )
+        return replace(self, benchmark=None).encode(blank)
+
+    def _prompt(self, sample: Sample) -> list[Message]:
+        turns = prompt_messages(sample)
+        if self.benchmark is None:
+            return turns
+        content = self.benchmark.prompt_of(sample.meta).apply(turns[-1]["content"], sample.meta)
+        return [*turns[:-1], {**turns[-1], "content": content}]
+
+    def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:
+        """Pad encoded samples to one batch; docs/data.md lists its fields.
+
+        Args:
+            items: At least one encoded sample.
+            filler: The batch only evens out the ranks: it has no supervised token.
+
+        Raises:
+            DataError: A batch for a loss without any supervised token, naming its keys.
+        """
+        batch: Batch = dict(
+            self.processor.collate([item.encoded for item in items], pad_left=self.generation)
+        )
+        batch |= {**_fields(items), "filler": filler}
+        if self.generation:
+            samples = [item.sample for item in items]
+            batch["references"] = [sample.references for sample in samples]
+            batch["questions"] = [question(sample) for sample in samples]
+            batch["meta"] = [sample.meta for sample in samples]
+        elif filler:
+            batch["labels"].fill_(IGNORE_INDEX)
+        else:
+            self._require_supervision(batch)
+        return batch
+
+    def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
+        """Put several documents into each row of a training batch.
+
+        Args:
+            rows: The documents of each row, at least one in each.
+
+        Returns:
+            The fields of `collate`, those beside the tensors by document in reading order; also `rows`, the row of each
+            document, and `documents_per_row`.
+
+        Raises:
+            DataError: A batch without any supervised token, naming its keys.
+        """
+        encoded = [[item.encoded for item in row] for row in rows]
+        batch: Batch = dict(self.processor.collate_packed(encoded))
+        batch |= {
+            **_fields([item for row in rows for item in row]),
+            "filler": False,
+            "rows": [number for number, row in enumerate(rows) for _ in row],
+            "documents_per_row": [len(row) for row in rows],
+        }
+        self._require_supervision(batch)
+        return batch
+
+    def _require_supervision(self, batch: Batch) -> None:
+        # The first label has no position before it that could predict it.
+        if not (batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).any():
+            raise DataError(
+                f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
+                f"the answers are empty or cut by max_text_length={self.max_text_length}"
+            )
+
+
+def _fields(items: Sequence[EncodedSample]) -> Batch:
+    """What stands beside the tensors, one entry a document."""
+    samples = [item.sample for item in items]
+    return {
+        "keys": [sample.key for sample in samples],
+        "sources": [sample.source for sample in samples],
+        # Per image: only image 0 has lines.
+        "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
+        "sizes": [sample.sizes for sample in samples],
+        "truncated": [item.encoded.truncated for item in items],
+        # Numbers of their own, so that nobody who counts has to wait for the device.
+        "tokens": [len(item.encoded.input_ids) for item in items],
+        "tiles": [item.encoded.num_tiles for item in items],
+    }
+
+
+def prompt_messages(sample: Sample) -> list[Message]:
+    """Return the turns before the answer that is asked for."""
+    return sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
+
+
+def answered_messages(messages: list[Message], references: Sequence[str]) -> list[Message]:
+    """Return all turns; the first reference is the answer of a conversation that ends with a question."""
+    if messages[-1]["role"] == "assistant" or not references:
+        return messages
+    return [*messages, {"role": "assistant", "content": [{"type": "text", "text": references[0]}]}]
+
+
+def question(sample: Sample) -> str:
+    """Return the text of the last user turn."""
+    turns = [turn for turn in prompt_messages(sample) if turn["role"] == "user"]
+    return message_text(turns[-1]) if turns else ""

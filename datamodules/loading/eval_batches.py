@@ -1,0 +1,119 @@
+"""Evaluation sets -> batches: every sample once over all ranks; bad samples are named and counted, never silent.
+
+All ranks take the same number of batches, or collectives would hang: a rank that has fewer, and a batch whose samples
+are all bad, gets a filler in their place.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from torch.utils.data import IterableDataset
+
+from ..shards.decode import Decoder
+from ..shards.manifest import Manifest
+from ..shards.reader import ShardReader
+from ..shards.sample import SampleError
+from ..stream.stream import Location
+from .collate import Collator, EncodedSample
+from .loader import WorkerItem, decode, with_errors, worker_place
+
+
+class BadSample(NamedTuple):
+    """A sample of an evaluation set that could not be read.
+
+    Attributes:
+        key: Its key.
+        reason: Short name under which it is counted.
+        message: What is wrong, with its place.
+    """
+
+    key: str
+    reason: str
+    message: str
+
+
+def plan_evaluation(
+    positions: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1
+) -> list[tuple[int, ...]]:
+    """Split an evaluation set into the batches of one rank: positions of samples, none for a filler.
+
+    Every sample is in exactly one batch of one rank. All ranks get the same number of batches.
+
+    Args:
+        positions: Indices of the samples that are to be answered, ascending; all of the set, or what a killed run
+            has left.
+        batch_size: Largest number of samples in a batch.
+        rank: This process.
+        world: Number of processes.
+    """
+    own = positions[len(positions) * rank // world : len(positions) * (rank + 1) // world]
+    plan = [tuple(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
+    most = math.ceil(math.ceil(len(positions) / world) / batch_size)
+    return plan + [()] * (most - len(plan))
+
+
+class EvaluationBatches(IterableDataset[WorkerItem]):
+    """The batches of an evaluation set that fall to one rank.
+
+    Beside the fields of the collator each has ``positions`` of its samples in the set, and ``bad``, the samples that
+    could not be read: a list of `BadSample`.
+
+    Args:
+        manifest: The set.
+        plan: Batches of this rank; see `plan_evaluation`.
+        decoder: Raw sample -> sample.
+        collator: Sample -> encoded -> batch.
+    """
+
+    def __init__(
+        self, manifest: Manifest, *, plan: Sequence[tuple[int, ...]], decoder: Decoder, collator: Collator
+    ) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self.plan = list(plan)
+        self.decoder = decoder
+        self.collator = collator
+
+    def __iter__(self) -> Iterator[WorkerItem]:
+        return with_errors(self._items())
+
+    def _items(self) -> Iterator[WorkerItem]:
+        worker, num_workers = worker_place()
+        first, last = (len(self.plan) * part // num_workers for part in (worker, worker + 1))
+        own = self.plan[first:last]
+        samples = self._samples([position for part in own for position in part])
+        for part in own:
+            found = [next(samples) for _ in part]
+            good = [
+                (position, item)
+                for position, item in zip(part, found, strict=True)
+                if not isinstance(item, BadSample)
+            ]
+            items = [item for _, item in good]
+            batch = self.collator.collate(items or [self.collator.filler()], filler=not items)
+            batch |= {
+                "positions": [position for position, _ in good],
+                "bad": [item for item in found if isinstance(item, BadSample)],
+            }
+            yield WorkerItem(batch=batch)
+
+    def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | BadSample]:
+        reader = ShardReader()
+        ends = list(accumulate(shard.num_samples for shard in self.manifest.shards))
+        for position in positions:
+            number = bisect_right(ends, position)
+            shard = self.manifest.shards[number]
+            start = ends[number] - shard.num_samples
+            # By its index: read in a row, the samples of another shard would be answered without a word.
+            location = Location(manifest=self.manifest, shard=shard, number=position - start)
+            raw = reader.read(location)
+            try:
+                sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
+                item = self.collator.encode(sample)
+            except SampleError as error:
+                yield BadSample(key=raw["__key__"], reason=error.reason, message=str(error))
+            else:
+                yield item

@@ -1,0 +1,392 @@
+"""Worker processes around the stream: they make whole batches; errors, skip counts and cursors travel with these.
+
+A rank's batches are numbered; of W workers, worker w makes those whose number leaves w when divided by W, and the
+DataLoader takes them in turn. So the batches of a rank, and their order, do not depend on the number of workers.
+Training keeps one set of workers and one endless iterator for life: an epoch is `steps_per_epoch` batches of it.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, islice
+from multiprocessing import parent_process
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.tile_memory import use_tile_memory
+from alignvlm_pl.utils.allocator import keep_freed_memory
+
+from ..shards.decode import Decoder, SkipCounter
+from ..shards.reader import ShardReader
+from ..shards.sample import UNLABELLED, Sample, SampleError, message_text
+from ..shards.sample_formats import RawSample
+from ..stream.batching import BatchPlanner, Row
+from ..stream.cursor import Cursor
+from ..stream.stream import TrainStream
+from . import roll_call
+from .collate import Batch, Collator, EncodedSample, answered_messages
+from .shared_tiles import Sender, forget, unpack
+from .workers import Watchdog
+
+logger = logging.getLogger(__name__)
+_SIGTERM = (
+    {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+)  # macOS cannot tell who sent a signal
+Skipped = dict[str, dict[str, int]]
+"""Source -> reason -> samples that were left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerItem:
+    """What a worker hands over: a batch, or the message of the error that ended it.
+
+    An error travels as text because torch would wrap an exception in the worker's whole traceback.
+
+    Attributes:
+        batch: The batch; None where every sample of it was bad, which is no step for the trainer.
+        cursor: What is left of the stream after it, see `Cursor.to_state`.
+        skipped: Samples left out of it.
+        error: Why there is nothing more.
+        sender: The worker whose slots the batch lies in; None where it was made in this process.
+    """
+
+    batch: Batch | None = None
+    cursor: dict[str, Any] | None = None
+    skipped: Skipped = field(default_factory=dict)
+    error: str | None = None
+    sender: str | None = None
+
+    def pin_memory(self) -> "WorkerItem":
+        """Return the item with its tensors in pinned memory; torch calls this where there is a GPU."""
+        if self.batch is None:
+            return self
+        batch = unpack(self.batch)
+        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+        return replace(self, batch=pinned)
+
+
+@dataclass(kw_only=True)
+class TrainBatches(IterableDataset[WorkerItem]):
+    """Endless training batches of one rank, those of one worker.
+
+    Attributes:
+        stream: Position -> sample.
+        planner: Window of positions -> batches.
+        cursor: What this rank has still to read.
+        decoder: Raw sample -> sample.
+        collator: Sample -> encoded -> batch.
+        counter: Counts bad samples and stops at too many; None raises at the first.
+    """
+
+    stream: TrainStream
+    planner: BatchPlanner
+    cursor: Cursor
+    decoder: Decoder
+    collator: Collator
+    counter: SkipCounter | None
+    reader: ShardReader = field(default_factory=ShardReader)
+
+    def __iter__(self) -> Iterator[WorkerItem]:
+        return with_errors(self._items())
+
+    def _items(self) -> Iterator[WorkerItem]:
+        worker, num_workers = worker_place()
+        number = count()
+        for window, done, after in self.cursor.windows():
+            batches = self.planner.plan(window, self._lengths)
+            for index in range(done, len(batches)):
+                if next(number) % num_workers == worker:
+                    left = after if index + 1 == len(batches) else after.within(window, index + 1)
+                    yield self._item(batches[index], left)
+
+    def _item(self, rows: Sequence[Row], left: Cursor) -> WorkerItem:
+        read = [[item for item in map(self.read, row) if item is not None] for row in rows]
+        kept = [row for row in read if row]
+        batch = self.collate(kept) if kept else None
+        skipped = self.counter.take() if self.counter else {}
+        return WorkerItem(batch=batch, cursor=left.to_state(), skipped=skipped)
+
+    def collate(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
+        """Return the batch of rows of samples, as training is given it, with the `positions` of its documents."""
+        items = [item for row in rows for item in row]
+        packed = self.planner.token_budget is not None
+        batch = self.collator.collate_packed(rows) if packed else self.collator.collate(items)
+        return batch | {"positions": [item.position for item in items]}
+
+    def read(self, position: int) -> EncodedSample | None:
+        """Return the sample at a position; None where it is bad, which is counted.
+
+        Raises:
+            SampleError: It is bad and none may be.
+            DataError: The shard is damaged, or too many samples were bad.
+        """
+        location = self.stream.locate(position)
+        if self.counter is not None:
+            self.counter.seen += 1
+        try:
+            sample = decode(
+                self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location)
+            )
+            _require_answer(sample)
+            encoded = self.collator.encode(sample, token_budget=self.planner.token_budget)
+            return replace(encoded, position=position)
+        except SampleError as error:
+            if self.counter is None:
+                raise
+            self.counter.skip(error, source=self.reader.source(location))
+            return None
+
+    def _lengths(self, positions: Sequence[int]) -> list[int]:
+        """Count the tokens of samples from their text and the sizes of their pictures; 0 where they are bad."""
+        found = []
+        for position in positions:
+            location = self.stream.locate(position)
+            try:
+                record = self.decoder.record(self.reader.read(location, pictures=False))
+                length = self.collator.count_tokens(record, self.reader.sizes(location))
+            except SampleError:
+                length = 0
+            found.append(0 if length > (self.planner.token_budget or length) else length)
+        return found
+
+
+class ShardLoader:
+    """Iterable of batches with a length, over a DataLoader whose workers make whole batches.
+
+    Not a DataLoader itself, so that Lightning neither injects a sampler nor resizes it. It has a length, so that
+    Lightning fetches nothing ahead, and the cursor is that of the batches which were trained on.
+
+    Attributes:
+        cursor: What is left of the stream after the batches handed out; None where nothing was.
+        skipped: Samples left out so far, all workers of this rank together.
+        seen: Samples handed out so far, by source.
+        wait_seconds: Time spent waiting for batches.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset[WorkerItem],
+        *,
+        num_batches: int,
+        num_workers: int,
+        start_method: str | None = None,
+        stall_seconds: float | None = None,
+    ) -> None:
+        """Prepare a loader; workers start with the first batch.
+
+        Args:
+            dataset: Makes the batches.
+            num_batches: Batches per epoch, the same on all ranks.
+            num_workers: Worker processes; 0 makes the batches in this process.
+            start_method: ``fork``, ``spawn`` or ``forkserver``; None for the platform's default.
+            stall_seconds: Time without a batch after which the stacks of all processes are printed; None: never.
+        """
+        self.cursor: dict[str, Any] | None = None
+        self.skipped: dict[str, Counter[str]] = {}
+        self.seen: Counter[str] = Counter()
+        self.wait_seconds = 0.0
+        self._num_batches = num_batches
+        self._endless = isinstance(dataset, TrainBatches)
+        self._iterator: Iterator[WorkerItem] | None = None
+        self._epoch = 0
+        self._senders: set[str] = set()
+        self._watchdog = Watchdog(stall_seconds)
+        self._loader: DataLoader[WorkerItem] = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=start_method if num_workers else None,
+            # Its own generator: evaluating more often must not change the random numbers of training.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one epoch; training goes on where the last epoch stopped.
+
+        Raises:
+            DataError: What a worker met: a damaged shard, too many bad samples.
+        """
+        if self._iterator is None or not self._endless:
+            # Tokenizers must not run threads in forked workers, and warn unless told so.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            self._start()
+        self._epoch += 1
+        epoch = self._epoch
+        try:
+            for number, batch in enumerate(islice(self._batches(), self._num_batches), 1):
+                # Before the last batch is out: Lightning takes as many as there are, and does not ask for the end.
+                if number == self._num_batches and not self._endless:
+                    self.close()
+                yield batch
+        finally:
+            if not self._endless and epoch == self._epoch:  # an evaluation that was left
+                self.close()
+
+    def _start(self) -> None:
+        """Start the workers, and again where one hangs in its start: nothing has been taken from them yet."""
+        loader = self._loader
+        called = loader.num_workers > 0 and roll_call.forks(loader.multiprocessing_context)
+        seeds = loader.generator.get_state()
+        for attempt in range(1, roll_call.ATTEMPTS + 1):
+            call = roll_call.RollCall() if called else None
+            loader.worker_init_fn = partial(_start_worker, call=call)
+            with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
+                self._iterator = iter(loader)
+            if call is None or call.complete(loader.num_workers, seconds=roll_call.START_SECONDS):
+                return
+            if attempt < roll_call.ATTEMPTS:  # the last ones are left to the watchdog
+                logger.warning(
+                    "a data worker has not started within %.0f s; all are started again (python/cpython#112275, fixed "
+                    "in Python 3.12)",
+                    roll_call.START_SECONDS,
+                )
+                self.close()
+                loader.generator.set_state(seeds)
+
+    def _batches(self) -> Iterator[Batch]:
+        while (item := self._next()) is not None:
+            for source, reasons in item.skipped.items():
+                self.skipped.setdefault(source, Counter()).update(reasons)
+            if item.error is not None:
+                self.close()
+                raise DataError(item.error)
+            self.cursor = item.cursor
+            if item.sender is not None:
+                self._senders.add(item.sender)
+            if item.batch is not None:
+                self.seen.update(item.batch["sources"])
+                yield unpack(item.batch)
+
+    def _next(self) -> WorkerItem | None:
+        if self._iterator is None:
+            return None
+        started = time.monotonic()
+        with self._watchdog.watch(getattr(self._iterator, "_workers", ())):
+            item = next(self._iterator, None)
+        self.wait_seconds += time.monotonic() - started
+        return item
+
+    def close(self) -> None:
+        """Stop the workers; the next epoch of training would start from the beginning."""
+        workers = getattr(self._iterator, "_workers", ())
+        self._iterator = None  # ends its workers, and waits for them
+        for worker in workers:
+            if worker.is_alive():  # one that is stuck before it listens to SIGTERM, see `_start_worker`
+                worker.kill()
+        self._watchdog.stop()
+        while self._senders:
+            forget(self._senders.pop())
+
+
+def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
+    """Decode one sample.
+
+    Args:
+        raw: Its members.
+        decoder: Raw sample -> sample.
+        sizes: (width, height) in pixels of its pictures by the index of its shard.
+
+    Raises:
+        SampleError: It is bad, or its pictures have other sizes.
+    """
+    sample = decoder(raw)
+    if list(sizes) != sample.sizes:
+        raise SampleError(
+            f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
+            f"{list(sizes)}; write the index again with `prepare index`",
+            "size_mismatch",
+        )
+    return sample
+
+
+def _require_answer(sample: Sample) -> None:
+    """Refuse a sample whose answers are all empty: only to end the turn at once would be learned from it."""
+    turns = answered_messages(sample.messages, sample.references)
+    answers = [message_text(turn) for turn in turns if turn["role"] == "assistant"]
+    # Where there is no turn of the assistant at all, the processor says so.
+    if answers and not any(answer.strip() for answer in answers):
+        raise SampleError(f"sample '{sample.key}' of {sample.source}: its answer is empty", UNLABELLED)
+
+
+def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
+    """Yield the items, and as the last one the message of the error that ended them.
+
+    In a worker process batches are packed, as `slots.unpack` takes them.
+    """
+    sender = Sender() if get_worker_info() is not None else None
+    if sender is not None:
+        use_tile_memory(sender)
+    try:
+        for item in items:
+            if sender is None:
+                yield item
+            elif item.batch is None:
+                sender.discard()
+                yield item
+            else:
+                yield replace(item, batch=sender.pack(item.batch), sender=sender.worker)
+    except DataError as error:
+        yield WorkerItem(error=str(error))
+
+
+def worker_place() -> tuple[int, int]:
+    """Return this worker and the number of workers; (0, 1) outside of a worker process."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+@contextmanager
+def _held_back(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Deliver signals to this thread, and to the processes it starts meanwhile, only after the block."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if signals else set()
+    try:
+        yield
+    finally:
+        if signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def _start_worker(worker: int, *, call: "roll_call.RollCall | None") -> None:
+    """Keep freed memory, and leave signals to the main process: a worker must not save a checkpoint or requeue."""
+    if call is not None:
+        call.answer()
+    keep_freed_memory()
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if _SIGTERM:
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, _SIGTERM
+        )  # also where the start method did not hand the mask on
+        threading.Thread(target=_end_with_main_process, daemon=True).start()
+    if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
+        # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
+        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def _end_with_main_process() -> None:
+    """End at the main process's SIGTERM, and pass over that of a scheduler, which wants the main process to save.
+
+    The DataLoader, and multiprocessing where the interpreter ends, stop workers by SIGTERM and wait for them.
+    """
+    main = parent_process()
+    while main is not None and signal.sigwaitinfo(_SIGTERM).si_pid != main.pid:
+        pass
+    os._exit(0)

@@ -1,0 +1,200 @@
+"""The training loader with its state, put together of stream, planner and cursors."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvlm_pl.errors import ConfigError
+
+from ..shards.decode import Decoder, SkipCounter
+from ..shards.index import load_index
+from ..shards.manifest import Manifest
+from ..stream.batching import BatchPlanner
+from ..stream.cursor import first_cursors
+from ..stream.state import State, fingerprint, resumed, to_state
+from ..stream.stream import Source, TrainStream
+from .collate import Collator, Processor
+from .loader import ShardLoader, TrainBatches
+
+_MEASURED_SHARDS = 64
+_BYTES_A_TOKEN = 4  # of text, roughly; only the nominal length of an epoch depends on it
+
+
+@dataclass(kw_only=True)
+class MixtureSource:
+    """One source of a weighted mixture.
+
+    Args:
+        sets: Folders of its sets; several are concatenated.
+        weight: Its share of the samples; the weights of a mixture need not sum to 1. Samples, not tokens: a page of
+            nine tiles is one sample.
+    """
+
+    sets: list[str | Path] = field(default_factory=list)
+    weight: float = 1.0
+
+    def load(self, name: str, load: Callable[[str | Path], Manifest], only: frozenset[str] | None) -> Source:
+        """Return the source with its manifests read.
+
+        Args:
+            name: Its name in the mixture.
+            load: Folder -> manifest.
+            only: See `Source`.
+
+        Raises:
+            ConfigError: It has no sets.
+        """
+        if not self.sets:
+            raise ConfigError(
+                f"data.init_args.mixture.{name}.sets names no folder; give at least one set of shards, or leave the "
+                "source out"
+            )
+        return Source(name=name, manifests=tuple(map(load, self.sets)), weight=self.weight, only=only)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A running training loader and what its state needs.
+
+    Attributes:
+        stream: Position -> sample.
+        planner: Window -> batches.
+        identity: See `resume.fingerprint`.
+        batches: What makes the batches (CONTRACT: alignvlm_pl/cli/replay.py makes single ones with it).
+        loader: The batches of this rank.
+        start: What this rank had to read at the beginning.
+        seen_before: Samples of earlier runs by source; of rank 0, which keeps those of all.
+    """
+
+    stream: TrainStream
+    planner: BatchPlanner
+    identity: dict[str, str]
+    batches: TrainBatches
+    loader: ShardLoader
+    start: dict[str, Any]
+    seen_before: dict[str, int]
+
+    @classmethod
+    def begin(
+        cls,
+        stream: TrainStream,
+        planner: BatchPlanner,
+        *,
+        collator: Collator,
+        decoder: Decoder,
+        counter: SkipCounter | None,
+        place: tuple[int, int],
+        state: State | None,
+        mode: str,
+        num_batches: int,
+        num_workers: int,
+        stall_seconds: float | None,
+    ) -> "Training":
+        """Prepare the batches of one rank, from a state or from the beginning.
+
+        Args:
+            stream: Position -> sample.
+            planner: Window -> batches.
+            collator: Sample -> batch.
+            decoder: Raw sample -> sample.
+            counter: Of bad samples.
+            place: Rank and number of ranks.
+            state: Of a checkpoint; None begins anew.
+            mode: See `resume.resumed`.
+            num_batches: Batches of an epoch.
+            num_workers: Worker processes.
+            stall_seconds: See `ShardLoader`.
+
+        Raises:
+            ConfigError: The state is of other data or settings.
+        """
+        rank, world = place
+        identity = fingerprint(
+            stream,
+            planner,
+            max_text_length=collator.max_text_length,
+            members=getattr(decoder.adapter, "__qualname__", repr(decoder.adapter)),
+            **{f"processor.{name}": value for name, value in collator.processor.identity().items()},
+        )
+        cursors = (
+            first_cursors(world)
+            if state is None
+            else resumed(state, stream, planner, identity=identity, world=world, mode=mode)
+        )
+        batches = TrainBatches(
+            stream=stream,
+            planner=planner,
+            cursor=cursors[rank],
+            decoder=decoder,
+            collator=collator,
+            counter=counter,
+        )
+        loader = ShardLoader(
+            batches, num_batches=num_batches, num_workers=num_workers, stall_seconds=stall_seconds
+        )
+        before = state["samples_seen"] if state is not None and rank == 0 else {}
+        start = cursors[rank].to_state()
+        return cls(
+            stream=stream,
+            planner=planner,
+            identity=identity,
+            batches=batches,
+            loader=loader,
+            start=start,
+            seen_before=before,
+        )
+
+    def state(self) -> State:
+        """Return the state of all ranks; all of them must call it."""
+        return to_state(
+            self.stream,
+            self.planner,
+            identity=self.identity,
+            cursor=self.loader.cursor or self.start,
+            seen=Counter(self.seen_before) + self.loader.seen,
+        )
+
+
+def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> int:
+    """Estimate how many rows of a token budget an epoch fills, from sizes and bytes in the indexes of the shards.
+
+    Of more than 64 shards of a source, 64 evenly spread ones are measured.
+    """
+    tokens = 0.0
+    for source in stream.sources:
+        step = -(-len(source.shards) // _MEASURED_SHARDS)
+        measured = samples = 0
+        for number in range(0, len(source.shards), step):
+            index = load_index(*source.shards[number])
+            chosen = source.chosen[number]
+            samples += len(chosen)
+            measured += sum(
+                processor.visual_tokens(index.sizes[n]) + index.text_bytes[n] // _BYTES_A_TOKEN
+                for n in chosen
+            )
+        tokens += measured / max(samples, 1) * len(source)
+    return int(tokens / budget)
+
+
+def at_least(least: int, **settings: float) -> None:
+    """Refuse settings that are too small.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    for name, value in settings.items():
+        if value < least:
+            raise ConfigError(f"data.init_args.{name}={value}: expected at least {least}")
+
+
+def shares(**settings: float) -> None:
+    """Refuse settings that are no share.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"data.init_args.{name}={value}: expected a share in [0, 1]")

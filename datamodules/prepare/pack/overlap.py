@@ -1,0 +1,182 @@
+"""Pictures that look like those of benchmarks, also where they were scaled or compressed again.
+
+A picture is described by 64 signs: of its grey values at 32 x 32 pixels the 8 x 8 lowest cosine frequencies, and
+whether each is above their median (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
+Forms of one kind have the same signs, so pictures whose signs are near are compared at 64 x 64 pixels as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.imaging import load_image
+
+from ...shards.manifest import MANIFEST_NAME, file_sha256, load_manifest
+from ...shards.shard_file import EXTENSIONS
+from ...shards.tar_walk import Damage, walk
+from .work_folder import write_array, write_whole
+
+MAX_DISTANCE = 6
+"""Signs that may differ. Of 60 receipts, copies at a quarter of the size or of quality 40 differ in 4 at the most."""
+MIN_CORRELATION = 0.95
+"""Of the grey values at 64 x 64 pixels. Those copies have 0.95 and more; receipts of one shop have 0.89 and less."""
+_SIDE = 32
+_LOW = 8
+_FINE = 64
+_HASHES, _GREYS, _NAMES = "known.hashes.npy", "known.greys.npy", "known.json"
+_FLAT = 2.0
+"""Deviation of the grey values below which a picture shows nothing: all empty pages are alike."""
+_ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
+_angles = (2 * np.arange(_SIDE)[None, :] + 1) * np.arange(_LOW)[:, None] * np.pi / (2 * _SIDE)
+_COSINES = np.cos(_angles)
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """Return the 64 signs of a picture as a number; None for one that shows nothing."""
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
+    if grey.std() < _FLAT:
+        return None
+    low = (_COSINES @ grey @ _COSINES.T).ravel()
+    bits = low > np.median(low)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def grey_values(image: Image.Image) -> np.ndarray:
+    """Return a picture as (64, 64) uint8."""
+    return np.asarray(image.convert("L").resize((_FINE, _FINE), Image.Resampling.BOX), dtype=np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownPictures:
+    """The pictures of benchmarks, in files: processes share their memory.
+
+    Attributes:
+        folder: Where `read_known` has written them.
+    """
+
+    folder: Path
+
+    def find_any(self, pictures: Sequence[bytes]) -> str | None:
+        """Return the name of the benchmark's picture that the first match looks like; None where no picture does."""
+        for data in pictures:
+            try:
+                match = self._find(load_image(data))
+            except DataError:  # the sample is checked elsewhere
+                continue
+            if match is not None:
+                return match
+        return None
+
+    def _find(self, image: Image.Image) -> str | None:
+        signs = perceptual_hash(image)
+        hashes, greys, names = _load(self.folder)
+        if signs is None or not len(hashes):
+            return None
+        differing = hashes ^ np.uint64(signs)
+        distance = _ONES[differing.view(np.uint16)].reshape(-1, 4).sum(axis=1)
+        near = np.flatnonzero(distance <= MAX_DISTANCE)
+        if not len(near):
+            return None
+        own = _normalised(grey_values(image)[None])
+        correlation = (_normalised(greys[near]) * own).sum(axis=(1, 2))
+        best = int(correlation.argmax())
+        return names[near[best]] if correlation[best] >= MIN_CORRELATION else None
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the signs (n), grey values (n, 64, 64) and names (n)."""
+    hashes = np.load(folder / _HASHES, allow_pickle=False)
+    greys = np.load(folder / _GREYS, mmap_mode="r", allow_pickle=False)
+    return hashes, greys, json.loads((folder / _NAMES).read_bytes())
+
+
+def _normalised(greys: np.ndarray) -> np.ndarray:
+    """Bring each (64, 64) of (n, 64, 64) to mean 0 and length 1."""
+    values = greys.astype(np.float64)
+    values -= values.mean(axis=(1, 2), keepdims=True)
+    return values / np.maximum(np.sqrt((values**2).sum(axis=(1, 2), keepdims=True)), 1e-9)
+
+
+def describe_folder(folder: Path) -> str:
+    """Return what tells whether the pictures of a benchmark are still the same.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--overlap-with: there is no folder {folder}")
+    if (folder / MANIFEST_NAME).is_file():
+        return f"{folder.resolve()} {file_sha256(folder / MANIFEST_NAME)}"
+    digest = hashlib.sha256()
+    for path in _picture_files(folder):
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return f"{folder.resolve()} {digest.hexdigest()}"
+
+
+def read_known(folders: Sequence[Path], out: Path) -> KnownPictures:
+    """Read all pictures of benchmarks, of sets of shards or below folders, unless that is done already.
+
+    Args:
+        folders: The benchmarks.
+        out: Folder for the files of the result.
+
+    Raises:
+        DataError: A folder holds no picture, or one that does not decode.
+    """
+    if (out / _NAMES).exists():
+        return KnownPictures(folder=out)
+    hashes: list[int] = []
+    greys: list[np.ndarray] = []
+    names: list[str] = []
+    for folder in folders:
+        number = 0
+        for name, data in tqdm(_pictures(folder), unit="picture", desc=f"pictures of {folder.name}"):
+            number += 1
+            image = load_image(data, name=name)
+            signs = perceptual_hash(image)
+            if signs is not None:
+                hashes.append(signs)
+                greys.append(grey_values(image))
+                names.append(name)
+        if not number:
+            raise DataError(f"--overlap-with: {folder} holds no set of shards and no pictures")
+    write_array(out / _HASHES, np.array(hashes, dtype="<u8"))
+    write_array(out / _GREYS, np.array(greys, dtype=np.uint8).reshape(-1, _FINE, _FINE))
+    write_whole(out / _NAMES, json.dumps(names).encode())
+    _load.cache_clear()
+    return KnownPictures(folder=out)
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+    if not (folder / MANIFEST_NAME).is_file():
+        for path in _picture_files(folder):
+            yield str(path), path.read_bytes()
+        return
+    manifest = load_manifest(folder)
+    for shard in manifest.shards:
+        path = manifest.shard_path(shard)
+        with path.open("rb") as stream:
+            for member in walk(path):
+                if isinstance(member, Damage):
+                    raise DataError(f"{folder}/{member}; see `shards verify`")
+                if _is_picture(member.name):
+                    stream.seek(member.data_offset)
+                    yield f"{path}/{member.name}", stream.read(member.size)
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if _is_picture(path.name) and path.is_file())
+
+
+def _is_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS

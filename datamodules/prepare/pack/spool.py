@@ -1,0 +1,282 @@
+"""First pass: each part of the raw data -> one file of samples in the order of the rows, and an index of them.
+
+A record of the spool file is the length of its head (4 bytes), its head, and the bytes of its pictures, one after
+another. The head is JSON: the sample's record, and for each picture its ending, checksum, length, and path where it
+stays outside.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from alignvlm_pl.errors import DataError
+
+from ...shards.sample import SampleError
+from ...shards.shard_file import ShardSample, shard_sample
+from ...shards.writer import space_error
+from ..sources.source import SourceSample, image_bytes
+from .overlap import KnownPictures
+from .report import PartReport
+from .source import Part, RawData
+from .work_folder import write_array, write_whole
+
+ROW = np.dtype(
+    [("order", "<u8"), ("id", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("size", "<u4")], align=False
+)
+"""One sample: its place in the shuffle, hash of its id (0 = none), place in the spool file, bytes in a shard."""
+_LARGEST = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpoolFiles:
+    """The files of one part.
+
+    Attributes:
+        folder: Where they lie.
+        number: The part's place among all parts.
+    """
+
+    folder: Path
+    number: int
+
+    @property
+    def samples(self) -> Path:
+        """The samples."""
+        return self.folder / f"{self.number:06d}.bin"
+
+    @property
+    def rows(self) -> Path:
+        """Array of `ROW`."""
+        return self.folder / f"{self.number:06d}.rows.npy"
+
+    @property
+    def pictures(self) -> Path:
+        """Array of 64-bit checksums: each different picture of each sample."""
+        return self.folder / f"{self.number:06d}.pictures.npy"
+
+    @property
+    def report(self) -> Path:
+        """What became of the rows; written last: the part is finished where it is there."""
+        return self.folder / f"{self.number:06d}.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpoolJob:
+    """Spool single parts; an object, because it is sent to other processes.
+
+    Attributes:
+        raw: The data.
+        folder: Where the spool files go.
+        name: Name of the set.
+        source: ``source`` of samples that name none.
+        license: ``license`` of samples that name none.
+        seed: Seed of the shuffle.
+        strict: Raise the first bad row.
+        known: Pictures of benchmarks that are looked for; None for none.
+        drop_overlap: Leave out samples with such a picture.
+    """
+
+    raw: RawData
+    folder: Path
+    name: str
+    source: str
+    license: str
+    seed: int
+    strict: bool = False
+    known: KnownPictures | None = None
+    drop_overlap: bool = False
+
+    def __call__(self, number: int, part: Part, cap: int | None = None) -> PartReport:
+        """Spool one part, the `number`-th, of which at most `cap` rows are read.
+
+        Raises:
+            SampleError: A bad row, with `strict`.
+            DataError: The part cannot be read, or the disk is full.
+        """
+        files = SpoolFiles(folder=self.folder, number=number)
+        report = PartReport(part=part.name, cap=cap)
+        spooled = _Spooled()
+        try:
+            with _SpoolFile(files.samples) as out:
+                for row, item in enumerate(islice(self._read(part), cap)):
+                    report.read += 1
+                    try:
+                        if isinstance(item, SampleError):
+                            raise item
+                        self._add(item, part, row, out, spooled, report)
+                    except SampleError as error:
+                        if self.strict:
+                            raise
+                        report.leave_out(error, row)
+            write_array(files.rows, np.array(spooled.rows, dtype=ROW))
+            write_array(files.pictures, np.array(spooled.pictures, dtype="<u8"))
+            write_whole(files.report, report.to_json())
+        except OSError as error:
+            raise space_error(self.folder, error) from error
+        return report
+
+    def _read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Read a part; what its files say is not to be taken for what the disk of the shards says."""
+        try:
+            yield from self.raw.read(part)
+        except OSError as error:
+            raise DataError(
+                f"{part.name} cannot be read ({error}); check the file and start again"
+            ) from error
+
+    def _add(
+        self,
+        item: SourceSample,
+        part: Part,
+        row: int,
+        out: "_SpoolFile",
+        spooled: "_Spooled",
+        report: PartReport,
+    ) -> None:
+        """Check a sample as it will be written, and spool it."""
+        where = f"{part.name}, row {row}"
+        data = [image_bytes(image, where=where) for image, _ in item.images]
+        # A key of the same length, so that the size is that of the sample in its shard.
+        sample = shard_sample(
+            item.record,
+            data,
+            [ending for _, ending in item.images],
+            key=f"{self.name}-00000000",
+            source=self.source,
+            license=self.license,
+            where=where,
+        )
+        if self.known is not None and (match := self.known.find_any(data)):
+            report.add_overlap(row, match)
+            if self.drop_overlap:
+                raise SampleError(
+                    f"{where}: a picture like {match}, which a benchmark holds", "benchmark_overlap"
+                )
+        size = sample.stored_size
+        if 2 * size > _LARGEST:
+            raise SampleError(f"{where}: a sample of {size} bytes, expected less than 2 GiB", "too_large")
+        offset = out.size
+        length = out.add(_head(item, data, sample), data, item)
+        place = _hash64(f"{self.seed}\0{part.name}\0{row}")
+        spooled.rows.append((place, _id_hash(item.record), offset, length, size))
+        digests = {image["sha256"] for image in sample.record["images"]}
+        spooled.pictures.extend(sorted(int(digest[:16], 16) for digest in digests))
+        report.add_sample(sample.record["source"], len(data))
+
+
+@dataclass(kw_only=True, slots=True)
+class _Spooled:
+    """The index of the part as it grows."""
+
+    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
+
+
+class _SpoolFile:
+    """Appends records; the file gets its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        self._path = path
+        self._partial = path.with_name(path.name + ".tmp")
+        self._stream = self._partial.open("wb")
+
+    def __enter__(self) -> "_SpoolFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream:
+            if kind is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def add(self, head: bytes, data: Sequence[bytes], item: SourceSample) -> int:
+        """Append a record and return its length in bytes."""
+        pieces = [len(head).to_bytes(4, "big"), head]
+        pieces += [held for held, (image, _) in zip(data, item.images, strict=True) if image is held]
+        self._stream.writelines(pieces)
+        length = sum(len(piece) for piece in pieces)
+        self.size += length
+        return length
+
+
+def read_record(
+    stream: BinaryIO, offset: int, length: int
+) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
+    """Read a sample back.
+
+    Args:
+        stream: A spool file.
+        offset: Where its record begins.
+        length: Bytes of its record.
+
+    Returns:
+        Its JSON, the bytes of its pictures, and what is known of each: ``extension``, ``path``, ``w``, ``h`` and
+        ``sha256``.
+
+    Raises:
+        DataError: The spool file is damaged, or a picture that stayed outside is not there any more.
+    """
+    stream.seek(offset)
+    content = stream.read(length)
+    start = 4 + int.from_bytes(content[:4], "big")
+    try:
+        head = json.loads(content[4:start])
+    except ValueError as error:
+        raise DataError(
+            f"{stream.name} is damaged at byte {offset} ({error}); remove its folder and start again"
+        ) from error
+    pictures = []
+    for image in head["images"]:
+        if image["path"] is None:
+            pictures.append(content[start : start + image["bytes"]])
+            start += image["bytes"]
+        else:
+            pictures.append(_read_again(Path(image["path"])))
+    return head["record"], pictures, head["images"]
+
+
+def _head(item: SourceSample, data: Sequence[bytes], sample: ShardSample) -> bytes:
+    images = [
+        {
+            "extension": ending,
+            "bytes": len(held),
+            "path": None if isinstance(image, bytes) else str(image.absolute()),
+            **{name: described[name] for name in ("w", "h", "sha256")},
+        }
+        for (image, ending), held, described in zip(item.images, data, sample.record["images"], strict=True)
+    ]
+    return json.dumps({"record": item.record, "images": images}, ensure_ascii=False).encode()
+
+
+def _read_again(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} was there when its row was read, but not now ({error.strerror}); put it back"
+        ) from error
+
+
+def _id_hash(record: Mapping[str, Any]) -> int:
+    return 0 if record.get("id") is None else _hash64(str(record["id"])) or 1
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )

@@ -1,0 +1,1 @@
+"""Tables of WikiTableQuestions and TabFact, rendered as pages."""

@@ -1,0 +1,253 @@
+"""Questions about rendered tables -> shards; what `prepare wtq` and `prepare tabfact` have in common."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvlm_pl.errors import DataError
+
+from ...shards.left_out import LeftOut, print_left_out
+from ...shards.manifest import Manifest, load_manifest
+from ...shards.sample import SampleError
+from ...shards.sample_formats import conversation
+from ...shards.writer import ShardWriter
+from ..sources.lines import is_text, json_lines
+from .tables import Table, render, to_png
+
+_AHEAD = 4  # tables a worker draws ahead of the writer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableQuestion:
+    """A question about a table.
+
+    Attributes:
+        name: Its name in the data set.
+        table: Name of the table.
+        text: The question or statement.
+        answers: What is right: all items of the answer.
+        meta: What its benchmark needs to score it.
+    """
+
+    name: str
+    table: str
+    text: str
+    answers: tuple[str, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSet:
+    """Where questions and tables come from.
+
+    Attributes:
+        name: Name of the shards.
+        benchmark: Registered benchmark that the set is; empty for training sets.
+        license: Terms of the tables.
+        questions: In the order of the source; errors of bad lines among them.
+    """
+
+    name: str
+    benchmark: str
+    license: str
+    questions: Sequence[TableQuestion | SampleError]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both commands share."""
+    parser.add_argument("folder", type=Path, help="folder of the release")
+    parser.add_argument("out", type=Path, help="folder for the shards")
+    parser.add_argument(
+        "--split", default="test", choices=("train", "dev", "test"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--conversations", action="store_true", help="one sample a table, its questions as turns"
+    )
+    parser.add_argument(
+        "--bigdocs",
+        type=Path,
+        help="jsonl rows of BigDocs-7.5M with img_id, query and annotations, asked instead",
+    )
+    parser.add_argument("--limit", type=int, help="only the first tables")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+
+
+def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespace) -> Manifest:
+    """Draw the tables and write their questions as shards; bad ones are counted by reason, and the first are named.
+
+    Args:
+        chosen: Questions.
+        load: Gives a table by its name.
+        options: Of `add_options`.
+
+    Raises:
+        DataError: Nothing could be written.
+    """
+    left_out = LeftOut()
+    by_table: dict[str, list[TableQuestion]] = {}
+    for question in chosen.questions:
+        if isinstance(question, SampleError):
+            left_out.add(question)
+        else:
+            by_table.setdefault(question.table, []).append(question)
+    names = list(by_table)[: options.limit]
+    with ShardWriter(
+        options.out, name=chosen.name, source=chosen.name, license=chosen.license, overwrite=options.overwrite
+    ) as writer:
+        for name, pages in zip(names, _drawn(names, load, options.workers), strict=True):
+            if isinstance(pages, SampleError):
+                left_out.add(pages, len(by_table[name]))
+                continue
+            for record in _records(by_table[name], len(pages), conversations=options.conversations):
+                writer.add(record, pages, ["png"] * len(pages))
+        writer.extra |= {"split": options.split} | left_out.extra()
+        writer.extra |= (
+            {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
+        )
+    left_out.write(options.out)
+    manifest = load_manifest(options.out)
+    sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
+    print_left_out(manifest.extra)
+    return manifest
+
+
+class LoadTable:
+    """Callable that gives a table by its name; subclasses can be sent to another process."""
+
+    def __call__(self, name: str) -> Table:
+        """Return the table.
+
+        Raises:
+            SampleError: There is none, or it does not read.
+        """
+        raise NotImplementedError
+
+
+def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | SampleError]:
+    """Read rows of BigDocs-7.5M's table configs, which come without images, as questions.
+
+    A row's ``img_id`` names its table: the table's whole name, or the last part of it where that is unique; endings
+    such as ``.csv`` do not count.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
+    tables = TableNames.of(names)
+    found: list[TableQuestion | SampleError] = []
+    asked: Counter[str] = Counter()
+    for where, row in json_lines(path):
+        if isinstance(row, SampleError):
+            found.append(row)
+            continue
+        queries, answers = (_as_list(row.get(key)) for key in ("query", "annotations"))
+        if not is_text(row.get("img_id")) or not queries or not all(map(is_text, [*queries, *answers])):
+            problem = f"{where}: expected texts as img_id, query and annotations, found {row!r:.200}"
+            found.append(SampleError(problem, "bad_row"))
+            continue
+        given = plain_name(row["img_id"])
+        table = tables.find(given)
+        if table is None or len(queries) != len(answers):
+            problem = (
+                "names no table of the release" if table is None else "has not as many answers as questions"
+            )
+            found.append(SampleError(f"{where}: img_id {row['img_id']!r} {problem}", "unknown_table"))
+            continue
+        for query, answer in zip(queries, answers, strict=True):
+            name = f"{given}/{asked[given]}"
+            found.append(TableQuestion(name=name, table=table, text=query, answers=(answer,)))
+            asked[given] += 1
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableNames:
+    """Names of a release's tables, found by what BigDocs' `img_id` holds.
+
+    Attributes:
+        whole: Name without endings -> name.
+        last: Last part of it -> name, where only one has that part.
+    """
+
+    whole: Mapping[str, str]
+    last: Mapping[str, str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "TableNames":
+        """Index names."""
+        whole = {plain_name(name): name for name in sorted(names)}
+        counts = Counter(name.rpartition("/")[2] for name in whole)
+        last = {
+            name.rpartition("/")[2]: full
+            for name, full in whole.items()
+            if counts[name.rpartition("/")[2]] == 1
+        }
+        return cls(whole=whole, last=last)
+
+    def find(self, name: str) -> str | None:
+        """Return the table of a name; None where there is none, or several could be meant."""
+        plain = plain_name(name)
+        return self.whole.get(plain) or self.last.get(plain.rpartition("/")[2])
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a table without endings and the folder that all are in."""
+    for ending in (".html.csv", ".csv", ".html", ".png", ".jpg"):
+        name = name.removesuffix(ending)
+    return name.removeprefix("csv/")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _records(
+    questions: Sequence[TableQuestion], num_pages: int, *, conversations: bool
+) -> Iterator[dict[str, Any]]:
+    if conversations:
+        pairs = [(question.text, ", ".join(question.answers)) for question in questions]
+        table = questions[0].table
+        yield {
+            "id": table,
+            "task": "table_qa",
+            "messages": conversation(pairs, num_images=num_pages),
+            "meta": {"table": table},
+        }
+        return
+    for question in questions:
+        turn = conversation([(question.text, "")], num_images=num_pages)[0]
+        meta = {"table": question.table, "index": question.name, **question.meta}
+        references = list(question.answers)
+        yield {
+            "id": question.name,
+            "task": "table_qa",
+            "messages": [turn],
+            "references": references,
+            "meta": meta,
+        }
+
+
+def _drawn(names: Sequence[str], load: LoadTable, workers: int) -> Iterator[list[bytes] | SampleError]:
+    """Draw tables in order, in this process or a few ahead in others."""
+    if workers <= 1:
+        yield from (_draw(name, load) for name in names)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        step = workers * _AHEAD  # the pool itself would draw everything ahead and keep it in memory
+        for start in range(0, len(names), step):
+            part = names[start : start + step]
+            yield from pool.map(_draw, part, [load] * len(part))
+
+
+def _draw(name: str, load: LoadTable) -> list[bytes] | SampleError:
+    try:
+        return [to_png(page) for page in render(load(name))]
+    except SampleError as error:
+        return error

@@ -1,0 +1,293 @@
+"""Tables as page images: HTML -> PDF (weasyprint) -> pixels (pdfium). Nothing of a table is lost.
+
+Wide tables get a wider page; long ones several pages, each with the header row again. What the PDF's text layer lacks
+of a table's cells is an error.
+"""
+
+import html
+import io
+import logging
+import math
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image, ImageChops, ImageFile
+
+from alignvlm_pl.errors import ConfigError
+
+from ...shards.sample import SampleError
+
+PAGE_WIDTH_PX, PAGE_HEIGHT_PX, MARGIN_PX = 1000, 1400, 16
+_POINTS_PER_PX = 72 / 96
+_WIDENINGS = 4
+_BORDER_PX = 2
+_STYLE = """
+@font-face {{ font-family: Table; src: url({font}); }}
+@font-face {{ font-family: Table; font-weight: bold; src: url({bold}); }}
+@page {{ size: {width}px {height}px; margin: {margin}px; }}
+body {{ font: 14px Table, sans-serif; margin: 0; color: #202122; }}
+table {{ border-collapse: collapse; }}
+caption {{ font-weight: bold; text-align: left; padding: 0 0 6px; }}
+th, td {{ border: 1px solid #a2a9b1; padding: 3px 6px; }}
+th {{ background: #eaecf0; font-weight: bold; text-align: center; }}
+tr {{ break-inside: avoid; }}
+a {{ color: #0645ad; text-decoration: none; }}
+th, td {{ bookmark-level: 1 !important; bookmark-label: attr(rowspan) "|" attr(colspan) "|" content(text) !important; }}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: Its name in the data set, for example ``203-csv/393``.
+        rows: Cells of each row, the header first.
+        caption: Title above it; may be empty.
+        markup: HTML of the table as published; empty: it is made of the rows.
+    """
+
+    name: str
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    markup: str = ""
+
+    def to_html(self) -> str:
+        """Return the table as HTML; cells of `rows` are escaped."""
+        if self.markup:
+            return self.markup
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        head, *body = [[html.escape(cell).replace("\n", "<br>") for cell in row] for row in self.rows] or [[]]
+        header = "".join(f"<th>{cell}</th>" for cell in head)
+        lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
+        return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnCell:
+    """A cell that is on a page: its text without what is hidden in it, and the rows and columns it spans."""
+
+    text: str
+    rows: int = 1
+    columns: int = 1
+
+    @classmethod
+    def read(cls, label: str) -> "DrawnCell":
+        """Read the bookmark of a cell."""
+        rows, columns, text = label.split("|", 2)
+        spans = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in (rows, columns)]
+        return cls(text=text, rows=max(spans[0], 1), columns=max(spans[1], 1))
+
+
+def render(table: Table) -> list[Image.Image]:
+    """Draw a table.
+
+    Returns:
+        Pages of at most `PAGE_HEIGHT_PX`, cropped to what is on them.
+
+    Raises:
+        SampleError: It is empty, or text of its cells is not on the pages.
+        ConfigError: The renderer is not installed.
+    """
+    if not table.rows or not any(cell.strip() for row in table.rows for cell in row):
+        raise SampleError(f"table {table.name} is empty", "empty_table")
+    layout, drawn = _pdf(table)
+    with layout as document:
+        missing = missing_cells(table, drawn, "".join(_texts(document)))
+        if missing:
+            raise SampleError(
+                f"table {table.name}: {len(missing)} cells are not on its pages, the first is {missing[0]!r:.80}",
+                "lost_text",
+            )
+        return [_cropped(page.render(scale=1 / _POINTS_PER_PX).to_pil().convert("RGB")) for page in document]
+
+
+def missing_cells(table: Table, drawn: Sequence[DrawnCell], text: str) -> list[str]:
+    """Return the cells of a table that are not on its pages; white space, case and invisible marks do not count.
+
+    Each cell of the table needs a drawn one for itself: of two equal cells one that is lost is noticed, and so is a
+    `12` beside a `123`. A drawn cell that spans rows or columns stands for as many. In published markup it may hold
+    more than the cell, such as notes.
+
+    Args:
+        table: The table.
+        drawn: The cells that the renderer has put on pages.
+        text: The text layer of the pages; where the drawn cells hold more characters than it, all are missing.
+    """
+    held = Counter(_plain(cell.text) for cell in drawn for _ in range(_copies(cell, table)))
+    needed = Counter(plain for row in table.rows for cell in row if (plain := _plain(cell)))
+    lost = sorted((needed - held).elements(), key=len, reverse=True)
+    if table.markup:
+        lost = _without_notes(lost, held - needed)
+        lost = _without_joined(lost, table.rows[0], held)
+    cells = {_plain(cell): cell for row in table.rows for cell in row}
+    characters = sum((_characters(_plain(cell.text)) for cell in drawn), Counter[str]())
+    unseen = characters - _characters(_plain(text))
+    return [cells[plain] for plain in lost] or ["".join(unseen)] * bool(unseen)
+
+
+def _without_notes(lost: Sequence[str], spare: Counter[str]) -> list[str]:
+    """Leave out the cells that a drawn one holds among other things: notes, or the names of pictures.
+
+    Args:
+        lost: Cells, the longest first, because few drawn ones can hold them.
+        spare: Drawn cells that are equal to none of the table.
+    """
+    for holds in (str.__contains__, _holds):  # in one piece where that can be
+        left = []
+        for cell in lost:
+            found = (text for text, count in spare.items() if count > 0 and holds(text, cell))
+            holder = min(found, key=len, default=None)
+            if holder is None:
+                left.append(cell)
+            else:
+                spare[holder] -= 1
+        lost = left
+    return list(lost)
+
+
+def _holds(text: str, cell: str) -> bool:
+    """Whether all characters of a cell are in a text, in their order."""
+    letters = iter(text)
+    return all(letter in letters for letter in cell)
+
+
+def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[str]) -> list[str]:
+    """Leave out the cells that the release has joined, line by line, from several header rows."""
+    joined = {
+        _plain(cell)
+        for cell in header
+        if "\n" in cell and all(any(_plain(line) in text for text in held) for line in cell.split("\n"))
+    }
+    return [cell for cell in lost if cell not in joined]
+
+
+def _copies(cell: DrawnCell, table: Table) -> int:
+    """How many cells of the table a drawn one stands for; spans may be given wider than the table is."""
+    return min(cell.rows, len(table.rows)) * min(cell.columns, max(map(len, table.rows), default=1))
+
+
+def _characters(plain: str) -> Counter[str]:
+    # Dashes at the end of a line are not in a PDF's text as they are in the cell.
+    return Counter(letter for letter in plain if unicodedata.category(letter) != "Pd")
+
+
+def _plain(text: str) -> str:
+    folded = re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+    return "".join(letter for letter in folded if unicodedata.category(letter) not in ("Cf", "Cc"))
+
+
+def _pdf(table: Table) -> tuple[Any, list[DrawnCell]]:
+    """Lay a table out on pages that are wide enough; return the document, and the cells that are on them."""
+    pdfium = _pdfium()
+    width = PAGE_WIDTH_PX
+    for _ in range(_WIDENINGS):
+        data, drawn = _layout(table, width)
+        document = pdfium.PdfDocument(data)
+        right = max(_right_edges(document), default=0) / _POINTS_PER_PX
+        if right <= width - MARGIN_PX + _BORDER_PX:
+            return document, drawn
+        width = math.ceil(right) + MARGIN_PX
+    raise SampleError(
+        f"table {table.name} is wider than its page however wide that is made (last {width} px): its markup sets "
+        "widths; draw it from its cells",
+        "too_wide",
+    )
+
+
+def _layout(table: Table, width: int) -> tuple[bytes, list[DrawnCell]]:
+    weasyprint = _weasyprint()
+    font, bold = _font_files()
+    style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
+
+    class OnlyFonts(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]  # the package has no types
+        """Fetches nothing that a published table refers to: no pictures, no style sheets."""
+
+        def fetch(self, url: str, headers: Any = None) -> Any:
+            if url not in (font, bold):
+                raise ValueError("not fetched")
+            return super().fetch(url, headers)
+
+    page = f'<!doctype html><html><head><meta charset="utf-8"><style>{style}</style></head><body>{table.to_html()}'
+    document = weasyprint.HTML(string=page, url_fetcher=OnlyFonts()).render()
+    # Each cell that gets a box is a bookmark (see _STYLE), those of a repeated header row once.
+    drawn = [DrawnCell.read(label) for label, *_ in document.make_bookmark_tree()]
+    return document.write_pdf(), drawn
+
+
+def _right_edges(document: Any) -> Iterator[float]:
+    for page in document:
+        for item in page.get_objects(max_depth=4):
+            bounds = item.get_bounds() if hasattr(item, "get_bounds") else item.get_pos()
+            yield bounds[2]
+
+
+def _texts(document: Any) -> Iterator[str]:
+    for page in document:
+        yield page.get_textpage().get_text_range()
+
+
+def _cropped(page: Image.Image) -> Image.Image:
+    """Cut a page to its content and a margin."""
+    box = ImageChops.difference(page, Image.new("RGB", page.size, "white")).getbbox()
+    if box is None:
+        return page
+    left, top, right, bottom = box
+    inside = (max(left - MARGIN_PX, 0), max(top - MARGIN_PX, 0))
+    return page.crop((*inside, min(right + MARGIN_PX, page.width), min(bottom + MARGIN_PX, page.height)))
+
+
+def to_png(page: Image.Image) -> bytes:
+    """Return a page as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _weasyprint() -> Any:
+    # Its import lets Pillow read cut images everywhere in the process, which would hide damaged pages.
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        with warnings.catch_warnings():
+            # It does without the library HarfBuzz-Subset, and says that it will not for ever.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import weasyprint
+    except ImportError as error:
+        raise ConfigError("rendering tables needs weasyprint: pip install 'alignvlm_pl[tables]'") from error
+    except OSError as error:
+        raise ConfigError(
+            f"rendering tables needs the library pango ({str(error).splitlines()[0]}); on Debian or Ubuntu: "
+            "apt-get install libpangoft2-1.0-0 libharfbuzz-subset0"
+        ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
+    return weasyprint
+
+
+def _pdfium() -> Any:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise ConfigError("rendering tables needs pypdfium2: pip install 'alignvlm_pl[tables]'") from error
+    return pypdfium2
+
+
+@lru_cache(maxsize=1)
+def _font_files() -> tuple[str, str]:
+    """Return addresses of the typeface and its bold: the same on every machine; others only for letters it lacks."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    found = find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return "file:///none", "file:///none"
+    folder = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return (folder / "DejaVuSans.ttf").as_uri(), (folder / "DejaVuSans-Bold.ttf").as_uri()

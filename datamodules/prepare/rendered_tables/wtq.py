@@ -1,0 +1,193 @@
+"""`prepare wtq`: WikiTableQuestions -> page images and questions.
+
+Format: ppasupat/WikiTableQuestions 1.0.2, `data/<split>.tsv`, `tagged/data/<split>.tagged`, `csv/<n>-csv/<m>.csv` and
+`.html`. A folder with a `questions.jsonl` of id, question, context and answers is taken as well.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvlm_pl.errors import DataError
+
+from ...shards.sample import SampleError
+from ..sources.lines import is_text, json_lines
+from .table_questions import (
+    LoadTable,
+    TableQuestion,
+    TableSet,
+    add_options,
+    read_bigdocs_rows,
+    write_tables,
+)
+from .tables import Table
+
+_FILES = {"test": "pristine-unseen-tables", "train": "random-split-1-train", "dev": "random-split-1-dev"}
+_ORIGIN = "https://github.com/ppasupat/WikiTableQuestions/releases (WikiTableQuestions-1.0.2-compact.zip)"
+_Row = tuple[Any, Any, Any, Any]
+"""Id, question, table and answers, of whatever types the file has."""
+_ESCAPES = {"\\n": "\n", "\\p": "|", "\\\\": "\\"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `prepare wtq`."""
+    parser = argparse.ArgumentParser(prog="prepare wtq", description=(__doc__ or "").split("\n")[0])
+    add_options(parser)
+    parser.add_argument(
+        "--markup",
+        choices=("html", "csv"),
+        default="html",
+        help="draw the page's own HTML, or its cells; default html",
+    )
+    options = parser.parse_args(argv)
+    if options.bigdocs:
+        questions = read_bigdocs_rows(options.bigdocs, table_names(options.folder))
+    else:
+        questions = list(read_questions(options.folder, options.split))
+    chosen = TableSet(
+        name="wtq",
+        benchmark="wtq" if options.split == "test" and not options.bigdocs else "",
+        license="CC BY-SA 4.0",
+        questions=questions,
+    )
+    write_tables(chosen, WikiTable(folder=options.folder, html=options.markup == "html"), options)
+    return 0
+
+
+def table_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the release's tables."""
+    return (f"{path.parent.name}/{path.stem}" for path in (folder / "csv").glob("*/*.csv"))
+
+
+def all_tables(folder: Path) -> "WikiTable":
+    """Return the tables of all splits, drawn from the pages' own HTML where it is there."""
+    return WikiTable(folder=folder)
+
+
+def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleError]:
+    """Read the questions of a split.
+
+    Raises:
+        DataError: The file of the split is missing.
+    """
+    listed = folder / "questions.jsonl"
+    path = listed if listed.is_file() else folder / "data" / f"{_FILES[split]}.tsv"
+    if not path.is_file():
+        raise DataError(f"there is no {path}; fetch the release from {_ORIGIN}")
+    canonical = _canonical(folder / "tagged" / "data" / f"{_FILES[split]}.tagged")
+    seen = set()
+    for where, row in _json_rows(path) if path == listed else _tsv_rows(path):
+        if isinstance(row, SampleError):
+            yield row
+            continue
+        name, question, context, answers = row
+        if answers in ([""], []):
+            yield SampleError(f"{where}: no answer", "no_answer")
+        elif problem := _problem(name, question, context, answers):
+            yield SampleError(f"{where}: {problem}", "bad_row")
+        elif name in seen:
+            yield SampleError(f"{where}: id {name!r} is that of an earlier question", "repeated_id")
+        else:
+            seen.add(name)
+            meta = {"canonical": canonical[name]} if name in canonical else {}
+            yield TableQuestion(
+                name=name, table=_table_name(context), text=question, answers=tuple(answers), meta=meta
+            )
+
+
+def _problem(name: object, question: object, context: object, answers: object) -> str:
+    """What is wrong with a row; empty where nothing is."""
+    for what, value in (("id", name), ("question", question), ("table", context)):
+        if not is_text(value):
+            return f"expected text as {what}, found {value!r:.60}"
+    if not isinstance(answers, list) or not any(map(is_text, answers)):
+        return f"expected a list of texts as answers, found {answers!r:.60}"
+    odd = [answer for answer in answers if answer != "" and not is_text(answer)]
+    return f"expected texts as answers, found {odd[0]!r:.60}" if odd else ""
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    for where, row in json_lines(path):
+        if isinstance(row, SampleError):
+            yield where, row
+        else:
+            yield where, (row.get("id"), row.get("question"), row.get("context"), row.get("answers"))
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if not text.strip():
+                    continue
+                name, question, context, answers = text.split("\t")
+            except ValueError as error:
+                problem = f"{where}: expected id, question, table and answers ({error})"
+                yield where, SampleError(problem, "bad_row")
+                continue
+            if name != "id":
+                yield where, (name, unescape(question), context, list(map(unescape, answers.split("|"))))
+
+
+def unescape(text: str) -> str:
+    r"""Undo the release's escapes: ``\n`` line end, ``\p`` vertical bar, ``\\`` backslash."""
+    pieces, rest = [], text
+    while rest:
+        if rest[:2] in _ESCAPES:
+            pieces.append(_ESCAPES[rest[:2]])
+            rest = rest[2:]
+        else:
+            pieces.append(rest[0])
+            rest = rest[1:]
+    return "".join(pieces)
+
+
+def _canonical(path: Path) -> dict[str, list[str]]:
+    """Question -> canonical forms of its answers, where the release's tagged file is there."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            # Without a canonical form a question has none: its answers stand for themselves.
+            return {
+                row["id"]: [unescape(item) for item in row["targetCanon"].split("|")]
+                for row in rows
+                if row.get("targetCanon")
+            }
+    except (ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path} does not read as a tagged file: {error!r}") from error
+
+
+def _table_name(context: str) -> str:
+    return context.removeprefix("csv/").removesuffix(".csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikiTable(LoadTable):
+    """Tables of the release.
+
+    Attributes:
+        folder: Folder of the release.
+        html: Whether to draw the page's own HTML where it is there.
+    """
+
+    folder: Path
+    html: bool = True
+
+    def __call__(self, name: str) -> Table:
+        """Read a table, for example ``203-csv/393``."""
+        path = self.folder / "csv" / f"{name}.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as stream:
+                rows = list(csv.reader(stream, escapechar="\\", doublequote=False))
+            page = path.with_suffix(".html")
+            markup = page.read_text("utf-8") if self.html and page.is_file() else ""
+        except (OSError, ValueError, csv.Error) as error:
+            raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
+        return Table(name=name, rows=rows, markup=markup)

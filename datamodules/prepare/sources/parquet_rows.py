@@ -1,0 +1,151 @@
+"""Rows of parquet files, a few at a time: a row group of pictures may be larger than the memory."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from alignvlm_pl.errors import ConfigError, DataError
+
+from ...shards.columns import Schema
+from ...shards.sample import SampleError
+from ...storage.stored_files import StoredFile, short_names
+from ..pack.source import Part
+from .source import SourceSample
+
+BATCH_ROWS = 8
+"""Rows that are decoded together: with pictures of a megabyte, tens of megabytes of memory."""
+BUFFER_BYTES = 1 << 20
+"""Bytes of each column that are read at a time; without it pyarrow reads the whole column of a row group."""
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetRows:
+    """Rows of parquet files as raw data; a subclass converts one row.
+
+    Attributes:
+        files: The files, all of one schema.
+        name: Name of the set.
+        source: Value of the samples' ``source``.
+        license: Terms of the set.
+        schema: Columns that a file must have.
+        optional: Columns that are read where they are there; no others are.
+    """
+
+    files: tuple[StoredFile, ...]
+    name: str
+    source: str
+    license: str
+    schema: ClassVar[Schema]
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    def parts(self) -> list[Part]:
+        """Return a part for each row group of each file, in order; only the files' footers are read.
+
+        Raises:
+            DataError: A file is no parquet file, or of another schema.
+        """
+        # Footers of a hub's files come one by one over the network: waiting for them is what takes the time.
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE if any(not f.local for f in self.files) else 1) as pool:
+            counts = list(pool.map(self._group_sizes, self.files))
+        return [
+            Part(name=f"{name}#{group}", payload=(file.url, file.path, file.size, group), rows=rows)
+            for file, name, sizes in zip(self.files, short_names(self.files), counts, strict=True)
+            for group, rows in enumerate(sizes)
+        ]
+
+    def input_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(file.size for file in self.files)
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the rows of a row group.
+
+        Raises:
+            DataError: The file is damaged or of another schema.
+        """
+        url, path, size, group = part.payload
+        file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
+        with closing(file.open()) as stream:
+            table = _parquet_file(stream, file)
+            there = list(table.schema_arrow.names)
+            columns = self.schema.resolve(there, where=file.path)
+            wanted = [*columns.values(), *(name for name in self.optional if name in there)]
+            for where, row in _rows(table, file, int(group or 0), dict.fromkeys(wanted)):
+                try:
+                    yield self.sample(row, columns, where=where)
+                except SampleError as error:
+                    yield error
+
+    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+        """Convert a row.
+
+        Args:
+            row: Cells of the columns that are read.
+            columns: Field of the schema -> its column.
+            where: How errors name the row.
+
+        Raises:
+            SampleError: It is of no use.
+        """
+        raise NotImplementedError
+
+    def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
+        """Check the columns of a file, before anything is read; field of the schema -> its column.
+
+        Raises:
+            ConfigError: They need a setting that is not made.
+        """
+
+    def _group_sizes(self, file: StoredFile) -> list[int]:
+        with closing(file.open()) as stream:
+            table = _parquet_file(stream, file)
+            columns = self.schema.resolve(table.schema_arrow.names, where=file.path)
+            self.check_columns(columns, where=file.path)
+            return [
+                table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)
+            ]
+
+
+def _rows(
+    table: Any, file: StoredFile, group: int, columns: Iterable[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a row group, each with the name that errors give it."""
+    batches = table.iter_batches(
+        batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+    )
+    number = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # pyarrow's errors, and those of the store that the file lies in
+            raise DataError(
+                f"{file.path}: row group {group} does not read after row {number} ({_first_line(error)}); "
+                "fetch the file again"
+            ) from error
+        if batch is None:
+            return
+        for row in batch.to_pylist():
+            yield f"{file.path}, row group {group}, row {number}", row
+            number += 1
+
+
+def _parquet_file(stream: Any, file: StoredFile) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("parquet files need pyarrow: pip install 'alignvlm_pl[prepare]'") from error
+    try:
+        return pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except Exception as error:  # as in _rows
+        raise DataError(
+            f"{file.path} is no whole parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200]

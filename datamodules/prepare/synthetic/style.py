@@ -1,0 +1,122 @@
+"""The look of one document, and how wide its text stands.
+
+CONTRACT: the encoder of the default model sees tokens of 32 px height and 8 px width, and the read warm start
+writes each character of a row into a column of its own (alignvlm_pl/models/ctc_readout.py); equal neighbours
+are told apart
+best with a column between them. So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX`
+high (layouts.py).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from PIL import ImageFont
+
+from .fonts import Face, load_faces, open_font
+
+ROW_HEIGHT_PX = 32
+"""Height of one row of vision tokens."""
+COLUMN_WIDTH_PX = 8
+"""Width of one vision token."""
+MIN_PITCH_PX = 9.0
+"""Least average width of a character."""
+
+_SQUEEZE = (0.68, 1.15)
+# Pitch of ordinary text in px: least, most, most frequent. Receipts are set about half as wide as high.
+_PITCH_PX = (9.4, 14.0, 10.8)
+_SAMPLE = "Quick brown fox 0123.45 jumps over lazy dogs"
+_CASES = {"upper": 42, "title": 26, "lower": 12, "sentence": 8, "mixed": 12}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Style:
+    """Choices that hold for one document.
+
+    Attributes:
+        face: Typeface.
+        size_px: Font size.
+        squeeze: Horizontal scale of the glyphs; below 1 imitates the condensed fonts of receipts.
+        spacing_px: Extra space between characters.
+        case: ``upper``, ``title``, ``lower``, ``sentence`` or ``mixed`` (by part of the page).
+        ink: Grey level of text, 0 black.
+        paper: Grey level of the page.
+        margin_px: Least distance of text from the left and right edges.
+    """
+
+    face: Face
+    size_px: int
+    squeeze: float
+    spacing_px: float
+    case: str
+    ink: int
+    paper: int
+    margin_px: int
+
+    def font(self, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+        """Return the opened font."""
+        return open_font(self.face.bold_path if bold else self.face.path, self.size_px)
+
+    def text_width(self, text: str, *, bold: bool = False) -> float:
+        """Return the width in px that `text` takes: its natural width, or what columns need if that is more."""
+        natural = self.font(bold=bold).getlength(text) * self.squeeze + self.spacing_px * (len(text) - 1)
+        return max(natural, min_text_width(text))
+
+
+def min_text_width(text: str) -> float:
+    """Return the least width in px at which a row of tokens can spell `text`."""
+    doubled = sum(first == second for first, second in pairwise(text))
+    return max(MIN_PITCH_PX * len(text), COLUMN_WIDTH_PX * (len(text) + doubled + 1))
+
+
+def draw_style(rng: Random, *, fonts: str) -> Style:
+    """Choose the look of a document.
+
+    Args:
+        rng: Source of randomness.
+        fonts: Font set, ``train`` or ``heldout``.
+    """
+    faces = load_faces(fonts)
+    face = rng.choices(faces, [face.weight for face in faces])[0]
+    case = rng.choices(list(_CASES), list(_CASES.values()))[0]
+    ink, paper = rng.choices((rng.randint(0, 45), rng.randint(45, 105)), (70, 30))[0], rng.randint(205, 255)
+    if rng.random() < 0.07:
+        ink, paper = rng.randint(205, 255), rng.randint(0, 70)
+    # Capitals have no tails, so upper-case text may stand higher in its row.
+    size_px = rng.randint(20, 28 if case == "upper" else 25)
+    return Style(
+        face=face,
+        size_px=size_px,
+        squeeze=_squeeze(face, size_px, case, rng.triangular(*_PITCH_PX)),
+        spacing_px=rng.choice((0.0, 0.0, rng.uniform(0, 1.5))),
+        case=case,
+        ink=ink,
+        paper=paper,
+        margin_px=rng.randint(3, 12),
+    )
+
+
+def _squeeze(face: Face, size_px: int, case: str, pitch_px: float) -> float:
+    """Return the horizontal scale that brings ordinary text near a pitch, within what still looks like type."""
+    sample = _SAMPLE.upper() if case == "upper" else _SAMPLE
+    natural_px = open_font(face.path, size_px).getlength(sample) / len(sample)
+    return min(_SQUEEZE[1], max(_SQUEEZE[0], pitch_px / natural_px))
+
+
+def apply_case(text: str, case: str, rng: Random) -> str:
+    """Set words in a letter case; ``mixed`` chooses one for this text.
+
+    Args:
+        text: Words in lower or title case.
+        case: See `Style.case`.
+        rng: Source of randomness, used by ``mixed`` only.
+    """
+    if case == "mixed":
+        case = rng.choice(("upper", "title", "lower", "sentence"))
+    if case == "upper":
+        return text.upper()
+    if case == "lower":
+        return text.lower()
+    if case == "sentence":
+        return text[:1].upper() + text[1:]
+    return " ".join(token[:1].upper() + token[1:] for token in text.split(" "))

@@ -1,0 +1,243 @@
+"""Write sets of synthetic documents as shards, rendered in parallel, the same bytes for any number of processes."""
+
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from alignvlm_pl.errors import ConfigError, nearest
+
+from ...shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ...shards.writer import ShardWriter
+from .generate import KINDS, SOURCE, Document, generate_document
+from .lexicon import check_split, lexicon_digest
+
+logger = logging.getLogger(__name__)
+
+GENERATOR_VERSION = 3
+"""Raised whenever the same arguments give other documents."""
+LICENSE = "CC0-1.0"
+DOCUMENT_KINDS = {"form": 1.0, "receipt": 1.0, "table": 1.0, "chart": 1.0}
+"""Weights of the kinds of documents to be asked about."""
+_CHUNK = 16
+_PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetPlan:
+    """Everything that determines the content of a set.
+
+    Attributes:
+        name: Name of the set, the stem of its shards and keys.
+        split: ``train`` or ``heldout``.
+        num_documents: Pages to render.
+        seed: Sets of other names or seeds share no document.
+        kinds: Weight of each kind of document.
+        fonts: ``train`` or ``heldout`` typefaces.
+        width: Width of the pages in px.
+        height: Height of the pages in px.
+        questions_per_document: Most turns per page.
+        one_question_per_sample: Write each turn as a sample of its own with ``references``, for evaluation.
+        transcription_share: Share (0-1) of pages with a turn that asks for all text; ``lines`` always have it.
+        fault_share: Probability (0-1) that a page has faults of paper, printer and scanner.
+    """
+
+    name: str
+    split: str
+    num_documents: int
+    seed: int = 0
+    kinds: Mapping[str, float] = field(default_factory=lambda: dict(DOCUMENT_KINDS))
+    fonts: str = "train"
+    width: int = 256
+    height: int = 128
+    questions_per_document: int = 4
+    one_question_per_sample: bool = False
+    transcription_share: float = 0.1
+    fault_share: float = 0.67
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the manifest keeps, to know the set again."""
+        return {
+            **asdict(self),
+            "kinds": dict(self.kinds),
+            "generator": GENERATOR_VERSION,
+            "words": lexicon_digest(),
+        }
+
+
+def write_split(
+    out: Path | str,
+    *,
+    split: str,
+    num_documents: int,
+    seed: int = 0,
+    kinds: Mapping[str, float] | Iterable[str] | None = None,
+    processes: int = 2,
+    questions_per_document: int = 4,
+    one_question_per_sample: bool = False,
+    name: str | None = None,
+    fonts: str = "train",
+    width: int = 256,
+    height: int = 128,
+    transcription_share: float = 0.1,
+    fault_share: float = 0.67,
+) -> Manifest:
+    """Render a set of documents into a folder of shards; does nothing if the same set is already there.
+
+    Args:
+        out: Folder of the set.
+        split: ``train`` or ``heldout``.
+        num_documents: Pages to render, at least 1.
+        seed: Sets of other names or seeds share no document.
+        kinds: Kinds of documents, with weights or evenly; forms, receipts, tables and charts where None.
+        processes: Processes that render; the bytes do not depend on it.
+        questions_per_document: Most turns per page.
+        one_question_per_sample: One sample per turn with ``references``, for evaluation.
+        name: Name of the set; the name of the folder where None.
+        fonts: ``train`` or ``heldout`` typefaces.
+        width: Width in px, a multiple of 8.
+        height: Height in px, a multiple of 32.
+        transcription_share: Share (0-1) of pages with a turn that asks for all text.
+        fault_share: Probability (0-1) that a page has faults of paper, printer and scanner.
+
+    Returns:
+        The manifest of the set.
+
+    Raises:
+        ConfigError: A bad argument, or the folder holds something else.
+        DataError: The disk is full, or the set that is there is damaged.
+    """
+    out = Path(out)
+    plan = SetPlan(
+        name=name or out.name,
+        split=split,
+        num_documents=num_documents,
+        seed=seed,
+        kinds=_weights(kinds),
+        fonts=fonts,
+        width=width,
+        height=height,
+        questions_per_document=questions_per_document,
+        one_question_per_sample=one_question_per_sample,
+        transcription_share=transcription_share,
+        fault_share=fault_share,
+    )
+    check_split(split)
+    if num_documents < 1 or processes < 1:
+        raise ConfigError(
+            f"num_documents and processes must be 1 or more, found {num_documents} and {processes}"
+        )
+    arguments = plan.arguments()
+    if _already_there(out, arguments):
+        logger.info("%s: already there", out)
+        return load_manifest(out)
+    with ShardWriter(out, name=plan.name, source=SOURCE, license=LICENSE) as writer:
+        writer.extra["arguments"] = arguments
+        for document in _progress(_documents(plan, processes), plan):
+            for record in _records(document, plan):
+                writer.add(record, [document.encoded], [document.extension])
+    return load_manifest(out)
+
+
+def _weights(kinds: Mapping[str, float] | Iterable[str] | None) -> dict[str, float]:
+    if kinds is None:
+        return dict(DOCUMENT_KINDS)
+    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
+    for kind, weight in weights.items():
+        if kind not in KINDS:
+            raise ConfigError(f"kinds of a synthetic set: unknown {kind!r}; {nearest(kind, KINDS)}")
+        if weight < 0:
+            raise ConfigError(
+                f"kinds of a synthetic set: weight of {kind} must not be negative, found {weight}"
+            )
+    if not sum(weights.values()) > 0:
+        raise ConfigError("kinds of a synthetic set: at least one needs a weight above 0")
+    return weights
+
+
+def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
+    """Say whether the folder holds this very set; refuse a folder that holds anything else."""
+    if not out.exists():
+        return False
+    if not (out / MANIFEST_NAME).exists():
+        # Shards without a manifest are what a killed run leaves; the writer replaces them.
+        ours = (".tar", ".tmp", ".index.json")
+        foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(ours)]
+        if foreign:
+            raise ConfigError(
+                f"{out} is not empty and holds no synthetic set ({foreign[0]}, …); choose another folder"
+            )
+        return False
+    found = load_manifest(out).extra.get("arguments", {})
+    differing = [key for key in arguments if found.get(key) != arguments[key]]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{out} holds another set: {key} is {found.get(key)!r} there but {arguments[key]!r} was asked for; "
+            "remove the folder or choose another one"
+        )
+    return True
+
+
+def _documents(plan: SetPlan, processes: int) -> Iterator[Document]:
+    """Render the documents of a plan in order."""
+    render = partial(_document, plan)
+    if processes == 1 or plan.num_documents < 2 * _CHUNK:
+        yield from map(render, range(plan.num_documents))
+        return
+    with _pool(processes) as imap:
+        yield from imap(render, range(plan.num_documents), _CHUNK)
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[Callable[..., Iterable[Document]]]:
+    # Workers start fresh: a forked copy of a process with threads (torch, a progress bar) may hang.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield pool.imap
+
+
+def _document(plan: SetPlan, index: int) -> Document:
+    """Render document `index` of a plan; its seed depends on the plan's name and seed only."""
+    seed = int.from_bytes(sha256(f"{plan.name}/{plan.seed}/{index}".encode()).digest()[:8], "big")
+    kind = Random(seed).choices(list(plan.kinds), list(plan.kinds.values()))[0]
+    return generate_document(
+        seed,
+        split=plan.split,
+        kind=kind,
+        fonts=plan.fonts,
+        width=plan.width,
+        height=plan.height,
+        num_questions=plan.questions_per_document,
+        transcription_share=plan.transcription_share,
+        fault_share=plan.fault_share,
+    )
+
+
+def _records(document: Document, plan: SetPlan) -> Iterator[dict[str, Any]]:
+    if plan.one_question_per_sample:
+        for turn in document.turns:
+            yield document.record([turn], references=True)
+    else:
+        yield document.record()
+
+
+def _progress(documents: Iterable[Document], plan: SetPlan) -> Iterator[Document]:
+    """Pass documents on and tell on stderr how far they are, every few seconds and at the end."""
+    start = told = time.monotonic()
+    for done, document in enumerate(documents, start=1):
+        yield document
+        now = time.monotonic()
+        if now - told > _PROGRESS_S or done == plan.num_documents:
+            told, rate = now, done / max(1e-3, now - start)
+            eta_s = (plan.num_documents - done) / rate
+            line = f"{plan.name}: {done}/{plan.num_documents} documents, {rate:.0f}/s, {eta_s:.0f} s left\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""The dataset format on disk: tar shards, manifest, sample index; reading, writing, checking."""

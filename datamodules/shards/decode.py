@@ -1,0 +1,137 @@
+"""Members of a tar sample -> `Sample`; what happens to bad samples (no torch here).
+
+Training skips a bad sample, counts it by source and reason and stops when the share of bad ones is too high;
+evaluation (evaluation.py) names each, because a benchmark without its hard pages is another benchmark.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.imaging import load_image
+
+from .sample import UNLABELLED, Sample, SampleError, check_record, message_text
+from .sample_formats import Adapter, RawSample, describe, read_normal
+
+logger = logging.getLogger(__name__)
+
+# A share is judged on at least this many samples, so that one bad page in the first ten does not stop a run.
+MIN_JUDGED_SAMPLES = 200
+LOG_EVERY = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoder:
+    """Callable that turns a raw tar sample into a `Sample`.
+
+    Attributes:
+        adapter: Reads the members of the source's format; see normal_form.py.
+    """
+
+    adapter: Adapter = read_normal
+
+    def record(self, raw: RawSample) -> dict[str, Any]:
+        """Return the JSON of one sample in normal form; its pictures are not looked at.
+
+        Raises:
+            SampleError: This sample is bad.
+            DataError: The shard is damaged or of another format.
+        """
+        record, images, _ = self.adapter(raw)
+        check_record(record, num_images=len(images), where=describe(raw))
+        return record
+
+    def __call__(self, raw: RawSample) -> Sample:
+        """Decode one sample.
+
+        Raises:
+            SampleError: This sample is bad.
+            DataError: The shard is damaged or of another format.
+        """
+        record, images, files = self.adapter(raw)
+        where = describe(raw)
+        check_record(record, num_images=len(images), where=where)
+        try:
+            opened = [
+                load_image(data, name=f"{where}, {file}") for data, file in zip(images, files, strict=True)
+            ]
+        except DataError as error:
+            raise SampleError(str(error), "undecodable_image") from error
+        return Sample(
+            key=raw["__key__"],
+            source=str(record.get("source", "unknown")),
+            task=str(record.get("task", "vqa")),
+            messages=record["messages"],
+            images=opened,
+            references=list(record.get("references") or _last_answer(record["messages"])),
+            lines=list(record.get("lines", [])),
+            sizes=[image.size for image in opened],
+            meta=dict(record.get("meta", {})),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SkipCounter:
+    """Counts skipped samples by source and reason, and stops the run above a share.
+
+    Attributes:
+        max_share: Largest share of skipped samples that is tolerated, 0 to 1; 0 stops at the first.
+        max_unlabelled: Largest share of samples that have nothing to learn from; they count for themselves.
+        seen: Samples looked at.
+        reasons: Skipped samples by (source, reason).
+    """
+
+    max_share: float
+    max_unlabelled: float = 1.0
+    seen: int = 0
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def skip(self, error: SampleError, *, source: str) -> None:
+        """Count one bad sample.
+
+        Raises:
+            DataError: More samples were skipped than allowed, or all of many.
+        """
+        self.reasons[source, error.reason] += 1
+        count = self.reasons[source, error.reason]
+        if count == 1 or count % LOG_EVERY == 0:
+            logger.warning("skipped %d samples of %s for %s, last: %s", count, source, error.reason, error)
+        unlabelled = sum(number for (_, reason), number in self.reasons.items() if reason == UNLABELLED)
+        self._judge(self.reasons.total() - unlabelled, self.max_share, "max_skipped_share", "bad", error)
+        self._judge(
+            unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error
+        )
+        if self.reasons.total() == self.seen >= MIN_JUDGED_SAMPLES:
+            # Whatever shares are allowed: the stream has no end, and a loader without a batch would go on for ever.
+            raise DataError(
+                f"none of the first {self.seen} samples can be trained on ({self._listing()}); repair the shards, or "
+                f"see whether they fit the settings. Last: {error}"
+            )
+
+    def _judge(self, number: int, allowed: float, setting: str, what: str, last: SampleError) -> None:
+        if number <= allowed * max(self.seen, MIN_JUDGED_SAMPLES):
+            return
+        raise DataError(
+            f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of "
+            f"{allowed:g} ({setting}); repair the shards or raise it. Last: {last}"
+        )
+
+    def _listing(self) -> str:
+        return ", ".join(
+            f"{reason} of {source}: {count}" for (source, reason), count in self.reasons.most_common()
+        )
+
+    def take(self) -> dict[str, dict[str, int]]:
+        """Return the counts since the last call, source -> reason -> number, to be sent with a batch."""
+        fresh, self._taken = self.reasons - self._taken, Counter(self.reasons)
+        found: dict[str, dict[str, int]] = {}
+        for (source, reason), number in fresh.items():
+            found.setdefault(source, {})[reason] = number
+        return found
+
+
+def _last_answer(messages: list[dict[str, Any]]) -> list[str]:
+    return [message_text(messages[-1])] if messages[-1]["role"] == "assistant" else []

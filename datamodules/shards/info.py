@@ -1,0 +1,242 @@
+"""`shards info`: what sets of shards hold, by source (no torch here).
+
+In normal form only the JSON of each sample is read: widths and heights stand in it, so no picture is opened. Of the
+other formats the pictures' headers are read besides.
+"""
+
+import argparse
+import operator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
+
+from .manifest import Manifest, load_manifest
+from .sample import SampleError, check_record, message_text
+from .sample_formats import parse_record
+from .shard_file import upright_size
+from .tar_walk import Damage, Member, field_name, sample_groups, walk
+from .verify import FORMATS
+
+QUANTILES = (0, 10, 50, 90, 100)
+_BARS = " ▁▂▃▄▅▆▇█"
+_BINS = 24
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceInfo:
+    """What the samples of one source are like.
+
+    Attributes:
+        samples: Their number.
+        measures: Name of a quantity -> its value for each sample or picture.
+    """
+
+    samples: int = 0
+    measures: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, name: str, value: int) -> None:
+        """Note one value of a quantity."""
+        self.measures.setdefault(name, []).append(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """How a model would see the samples.
+
+    Attributes:
+        count_tokens: Text -> its number of tokens.
+        tiling: How pictures are cut.
+        tokens_per_tile: Visual tokens of a tile.
+    """
+
+    count_tokens: Callable[[str], int]
+    tiling: Tiling
+    tokens_per_tile: int
+
+
+@dataclass(kw_only=True, slots=True)
+class SetInfo:
+    """What the samples of a set are like.
+
+    Attributes:
+        sources: Source -> what its samples are like.
+        skipped: Reason -> number of samples that are of no use.
+        first: Reason -> what is wrong with the first of them.
+    """
+
+    sources: dict[str, SourceInfo] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, error: SampleError) -> None:
+        """Count a sample that is of no use."""
+        self.skipped[error.reason] += 1
+        self.first.setdefault(error.reason, str(error))
+
+
+def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> SetInfo:
+    """Read every sample of a set.
+
+    Args:
+        folder: Folder of a set.
+        model: Counts tokens; None: characters are counted.
+        form: What its tars hold, one of `verify.FORMATS`.
+
+    Raises:
+        DataError: The set is damaged, or holds no sample of that form.
+    """
+    manifest = load_manifest(folder)
+    found = SetInfo()
+    for record in _records(manifest, form):
+        try:
+            if isinstance(record, SampleError):
+                raise record
+            measures = _measures(record[1], model, where=record[0])
+        except SampleError as error:
+            found.skip(error)
+            continue
+        source = str(record[1].get("source", "unknown"))
+        info = found.sources.setdefault(source, SourceInfo())
+        info.samples += 1
+        for name, value in measures:
+            info.add(name, value)
+    if found.skipped and not found.sources:
+        raise DataError(
+            f"{folder}: none of {found.skipped.total()} samples reads as --format {form}, the first: "
+            f"{next(iter(found.first.values()))}; known formats: {', '.join(FORMATS)}; see `shards verify`"
+        )
+    return found
+
+
+def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
+    """Run `shards info`."""
+    parser = argparse.ArgumentParser(
+        prog="shards info", description=(__doc__ or "").split(":")[1].split("\n")[0]
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
+    parser.add_argument(
+        "--model", type=Path, help="configs/model/NAME.yaml: count its text and visual tokens"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    model = load_model(options.model) if options.model else None
+    for folder in options.folders:
+        manifest = load_manifest(folder)
+        size = sum(shard.bytes for shard in manifest.shards)
+        sys.stdout.write(
+            f"{folder}: {manifest.num_samples:,} samples, {len(manifest.shards)} shards, {size / 1e6:,.1f} MB, "
+            f"{manifest.license}\n"
+        )
+        found = collect(folder, model, form=options.format)
+        for source, info in sorted(found.sources.items()):
+            sys.stdout.write(_table(source, info))
+        for reason, count in found.skipped.most_common():
+            sys.stdout.write(f"  skipped: {count:,} ({reason}), the first: {found.first[reason]}\n")
+    return 0
+
+
+def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any]] | SampleError]:
+    """Yield the record of each sample with the name that errors give it, pictures with their size, or what is wrong."""
+    for shard in manifest.shards:
+        path = manifest.shard_path(shard)
+        with path.open("rb") as stream:
+            for key, members in sample_groups(_members(manifest, path)):
+                where = f"{path}, sample {key!r}"
+                try:
+                    if form == "normal":
+                        members = [member for member in members if member.name.endswith(".json")]
+                        where = f"{path}, {members[0].name}" if members else where
+                    raw: dict[str, Any] = {"__key__": key, "__url__": str(path)}
+                    for member in members:
+                        stream.seek(member.data_offset)
+                        raw[field_name(member)] = stream.read(member.size)
+                    yield where, _noted(raw, where) if form == "normal" else _converted(raw, form)
+                except SampleError as error:
+                    yield error
+
+
+def _members(manifest: Manifest, path: Path) -> Iterator[Member]:
+    for found in walk(path):
+        if isinstance(found, Damage):
+            raise DataError(f"{manifest.folder}/{found}; see `shards verify`")
+        yield found
+
+
+def _noted(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the JSON of a sample in normal form."""
+    if "json" not in raw:
+        raise SampleError(f"{where} has no json", "missing_json")
+    return parse_record(raw["json"], where=where)
+
+
+def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:
+    """Return the record of a sample of another format, with the sizes of its pictures."""
+    try:
+        record, images, files = FORMATS[form](raw)
+        sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
+    except SampleError:
+        raise
+    except DataError as error:  # to the adapters a set of another schema, here one sample of it
+        raise SampleError(str(error)) from error
+    check_record(record, num_images=len(images), where=f"{raw['__url__']}, sample {raw['__key__']!r}")
+    return record | {"images": [{"w": width, "h": height} for width, height in sizes]}
+
+
+def _measures(record: dict[str, Any], model: Model | None, *, where: str) -> list[tuple[str, int]]:
+    """Return name and value of all quantities of a sample.
+
+    Raises:
+        SampleError: Its record is not in normal form.
+    """
+    try:
+        return list(_measure(record, model))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SampleError(f"{where} is not in normal form ({error!r})") from error
+
+
+def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str, int]]:
+    texts = {"user": "", "assistant": ""}
+    for turn in record["messages"]:
+        role = "assistant" if turn["role"] == "assistant" else "user"
+        texts[role] += message_text(turn)
+    count, unit = (model.count_tokens, "tokens") if model else (len, "characters")
+    yield "turns", len(record["messages"])
+    yield "pictures", len(record.get("images", []))
+    yield f"prompt {unit}", count(texts["user"])
+    yield f"answer {unit}", count(texts["assistant"] or " ".join(record.get("references", [])[:1]))
+    visual = 0
+    for image in record.get("images", []):
+        # Of a width that is no number the quantiles of all others could not be drawn.
+        yield "width px", operator.index(image["w"])
+        yield "height px", operator.index(image["h"])
+        if model:
+            visual += count_visual_tokens(image["w"], image["h"], model.tiling, model.tokens_per_tile)
+    if model:
+        yield "visual tokens", visual
+
+
+def _table(source: str, info: SourceInfo) -> str:
+    lines = [f"  {source}: {info.samples:,} samples"]
+    header = "".join(f"{f'{quantile} %':>9}" for quantile in QUANTILES)
+    lines.append(f"    {'':<18}{header}   histogram from 0 to the largest")
+    for name, values in info.measures.items():
+        cells = "".join(f"{value:>9.0f}" for value in np.percentile(values, QUANTILES))
+        lines.append(f"    {name:<18}{cells}   {histogram(values)}")
+    return "\n".join(lines) + "\n"
+
+
+def histogram(values: list[int]) -> str:
+    """Draw how often values fall into equal bins from 0 to the largest, a column each."""
+    counts, _ = np.histogram(values, bins=_BINS, range=(0, max([*values, 1])))
+    heights = np.ceil(counts / counts.max() * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[height] for height in heights)

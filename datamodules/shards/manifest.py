@@ -1,0 +1,346 @@
+"""The manifest beside the shards: what a set holds, so that a cut or missing shard is noticed (no torch).
+
+A tar that ends at a member boundary reads as a shorter tar without any error, so every set carries sizes
+and counts in `manifest.json`, and nothing is read without it. A set may lie on a server (storage.py); its manifest is
+untrusted: size, types and file names are checked before anything is opened.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+
+from alignvlm_pl.errors import DataError
+
+from ..storage.cache_limit import open_held
+from ..storage.location import Storage, check_file_name, shown_place
+from ..storage.transfer import MissingFileError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+# About 300,000 shards.
+MAX_MANIFEST_BYTES = 64 << 20
+INDEX_SUFFIX = ".index.json"
+# About a million samples in one shard; an index is parsed in memory.
+MAX_INDEX_BYTES = 256 << 20
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One tar file of a set.
+
+    Attributes:
+        path: File name, relative to the folder of the manifest.
+        num_samples: Samples in it.
+        bytes: Size of the file.
+        sha256: Checksum of the file; empty where it was never computed.
+        index_sha256: Checksum of the sample index beside it; empty where it was never computed.
+    """
+
+    path: str
+    num_samples: int
+    bytes: int
+    sha256: str = ""
+    index_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """A set of shards.
+
+    Attributes:
+        folder: Where it lies: a path, or what `Storage.locate` gives for a URL or a command.
+        name: Name of the set.
+        source: Where the samples come from.
+        license: Terms of the source.
+        num_samples: Samples in all shards.
+        shards: The shards, in the order they were written.
+        sources: Number of samples by the ``source`` field of the samples; empty where unknown.
+        extra: Further fields of the file (seed, counts of skipped records, …).
+        sha256: Checksum of `manifest.json` as it was read; empty for a set that was only just written.
+        storage: How files of a remote set are fetched.
+    """
+
+    folder: Path | str
+    name: str
+    source: str
+    license: str
+    num_samples: int
+    shards: tuple[Shard, ...]
+    sources: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    storage: Storage = field(default_factory=Storage)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether files have to be fetched before they can be opened."""
+        return not isinstance(self.folder, Path)
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Return the local file of one shard, fetching it where the set lies elsewhere.
+
+        Raises:
+            DataError: It cannot be fetched, or is not as the manifest describes it. A local file is not looked at.
+        """
+        return self.storage.local_path(
+            self.folder, shard.path, expected_bytes=shard.bytes, expected_sha256=shard.sha256
+        )
+
+    def open_shard(self, shard: Shard) -> BinaryIO:
+        """Open one shard for reading, fetching it where the set lies elsewhere; the cache keeps it until it is closed.
+
+        Raises:
+            DataError: It is missing, cannot be fetched, or has another size than the manifest says.
+        """
+
+        def find() -> Path:
+            path = self.shard_path(shard)
+            verify_shard(path, shard)
+            return path
+
+        return open_held(find) if self.is_remote else find().open("rb")
+
+    def index_path(self, shard: Shard) -> Path:
+        """Return the local file of the sample index beside a shard; the shard itself is not fetched.
+
+        Raises:
+            MissingFileError: A remote set has none.
+            DataError: It cannot be fetched, or its checksum is another. A local file is not looked at.
+        """
+        # CONTRACT: name-00000.index.json beside name-00000.tar. Without a checksum the shard's tells old from new.
+        name = str(PurePosixPath(shard.path).with_suffix(INDEX_SUFFIX))
+        return self.storage.local_path(
+            self.folder,
+            name,
+            expected_sha256=shard.index_sha256,
+            max_bytes=MAX_INDEX_BYTES,
+            tag=f"{shard.bytes}/{shard.sha256}",
+        )
+
+    def where(self, name: str = "") -> str:
+        """Return how errors name the set or a file of it, without passwords."""
+        place = shown_place(self.folder)
+        return f"{place}/{name}" if name else place
+
+
+def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Manifest:
+    """Read the manifest of a set without looking at its shards.
+
+    Args:
+        folder: Folder or URL that holds ``manifest.json``.
+        storage: How a remote set is fetched; None: the defaults, under which commands are refused.
+
+    Raises:
+        ConfigError: A URL that is not taken.
+        DataError: No manifest, or a malformed one.
+    """
+    storage = storage or Storage()
+    place = storage.locate(folder)
+    where = f"{shown_place(place)}/{MANIFEST_NAME}"
+    record, digest = _read_json(place, where, storage)
+    manifest = _parse(record, folder=place, where=where)
+    return replace(manifest, sha256=digest, storage=storage)
+
+
+def load_manifest(
+    folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None
+) -> Manifest:
+    """Read and verify the manifest of a set.
+
+    Sizes of all shards of a local set are compared at once, which finds every cut file at no cost; those of a remote
+    set are compared when they are fetched, on first use. The number of samples is compared by the reader at the end of
+    each shard.
+
+    Args:
+        folder: Folder or URL that holds ``manifest.json``.
+        verify_sha256: Also read every shard and compare its checksum; all shards of a remote set are fetched.
+        storage: How a remote set is fetched; None: the defaults, under which commands are refused.
+
+    Raises:
+        ConfigError: A URL that is not taken.
+        DataError: No manifest, a malformed one, or a shard that is missing or not as described.
+    """
+    manifest = read_manifest(folder, storage=storage)
+    for shard in manifest.shards if verify_sha256 or not manifest.is_remote else ():
+        verify_shard(manifest.shard_path(shard), shard, verify_sha256=verify_sha256)
+    found = sum(shard.num_samples for shard in manifest.shards)
+    if found != manifest.num_samples:
+        raise DataError(
+            f"{manifest.where(MANIFEST_NAME)}: num_samples is {manifest.num_samples}, the shards sum to {found}; "
+            "write the set again"
+        )
+    return manifest
+
+
+def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> None:
+    """Compare a local shard file with its entry in the manifest.
+
+    Raises:
+        DataError: The file is missing, or its size or checksum differs.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the set"
+        )
+    size = path.stat().st_size
+    if size != shard.bytes:
+        state = "truncated" if size < shard.bytes else "changed"
+        raise DataError(
+            f"shard {path} is {state}: expected {shard.bytes} bytes, found {size}; "
+            "copy it again or rebuild the set"
+        )
+    if verify_sha256 and shard.sha256 and (digest := file_sha256(path)) != shard.sha256:
+        raise DataError(
+            f"shard {path} is damaged: expected sha256 {shard.sha256[:16]}…, found {digest[:16]}…; "
+            "copy it again"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the checksum of a file, as 64 hexadecimal digits."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return a checksum of a file by one of `hashlib`'s algorithms, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(manifest: Manifest) -> Path:
+    """Write `manifest.json` atomically; the last step of making a set, and what makes it whole."""
+    record = {
+        "version": MANIFEST_VERSION,
+        "name": manifest.name,
+        "source": manifest.source,
+        "license": manifest.license,
+        "num_samples": manifest.num_samples,
+        "sources": dict(sorted(manifest.sources.items())),
+        **manifest.extra,
+        "shards": [
+            {
+                "path": s.path,
+                "num_samples": s.num_samples,
+                "bytes": s.bytes,
+                "sha256": s.sha256,
+                "index_sha256": s.index_sha256,
+            }
+            for s in manifest.shards
+        ],
+    }
+    if not isinstance(manifest.folder, Path):
+        raise DataError(f"cannot write {manifest.where(MANIFEST_NAME)}: sets are written to local folders")
+    path = manifest.folder / MANIFEST_NAME
+    partial = path.with_name(MANIFEST_NAME + ".tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; free space or choose another folder"
+        ) from error
+    return path
+
+
+def _read_json(place: Path | str, where: str, storage: Storage) -> tuple[Mapping[str, Any], str]:
+    """Return the object in a manifest and the checksum of the file."""
+    try:
+        content = storage.read_small(place, MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+    except MissingFileError as error:
+        absent = isinstance(place, Path) and not place.is_dir()
+        what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
+        raise DataError(
+            f"{shown_place(place)} is not a finished set of shards: {what}; its writing was interrupted or "
+            "never ran (make the set again, or index foreign shards with `prepare index`)"
+        ) from error
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}); write the set again") from error
+    if not isinstance(record, dict) or record.get("version") != MANIFEST_VERSION:
+        version = record.get("version") if isinstance(record, dict) else None
+        raise DataError(
+            f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the set again"
+        )
+    return record, hashlib.sha256(content).hexdigest()
+
+
+def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Manifest:
+    known = {"version", "name", "source", "license", "num_samples", "sources", "shards"}
+    try:
+        listed = record["shards"]
+        shards = tuple(_parse_shard(entry, folder=folder, where=where) for entry in _of(list, listed))
+        manifest = Manifest(
+            folder=folder,
+            name=_of(str, record["name"]),
+            source=_of(str, record["source"]),
+            license=_of(str, record["license"]),
+            num_samples=_count(record["num_samples"]),
+            shards=shards,
+            sources={name: _count(number) for name, number in _of(dict, record.get("sources", {})).items()},
+            extra={key: value for key, value in record.items() if key not in known},
+        )
+        _check_extra(manifest.extra)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where}: a field is missing or malformed ({error!s:.200}); write the set again"
+        ) from error
+    if not shards or manifest.num_samples < 1:
+        raise DataError(f"{where}: the set is empty ({len(shards)} shards); write it again")
+    repeated = [name for name, number in Counter(shard.path for shard in shards).items() if number > 1]
+    if repeated:
+        raise DataError(f"{where}: shard {repeated[0]} is listed twice; write the set again")
+    return manifest
+
+
+def _parse_shard(entry: Mapping[str, Any], *, folder: Path | str, where: str) -> Shard:
+    return Shard(
+        path=check_file_name(entry["path"], folder=folder, where=where),
+        num_samples=_count(entry["num_samples"]),
+        bytes=_count(entry["bytes"]),
+        sha256=_checksum(entry.get("sha256", "")),
+        index_sha256=_checksum(entry.get("index_sha256", "")),
+    )
+
+
+def _check_extra(extra: Mapping[str, Any]) -> None:
+    """Check the further fields that other files read (CONTRACT: benchmark_set.py, prepare/left_out.py)."""
+    for name in ("benchmark", "origin"):
+        _of(str, extra.get(name, ""))
+    for number in _of(dict, extra.get("skipped", {})).values():
+        _count(number)
+    for examples in _of(dict, extra.get("skipped_first", {})).values():
+        for example in _of(list, examples):
+            _of(str, example)
+
+
+def _of(kind: type[Kind], value: Any) -> Kind:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, found {value!r:.80}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"expected a whole number, found {value!r:.80}")
+    return value
+
+
+def _checksum(value: Any) -> str:
+    if not re.fullmatch("([0-9a-f]{64})?", _of(str, value)):
+        raise TypeError(f"expected 64 hexadecimal digits, found {value!r:.80}")
+    return str(value)

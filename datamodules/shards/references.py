@@ -1,0 +1,52 @@
+"""The gold answers of a set, read from its shards without pictures and without torch."""
+
+import tarfile
+from pathlib import Path
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.metrics.base import Answer
+
+from .manifest import load_manifest
+from .sample import message_text
+from .sample_formats import parse_record
+
+
+def read_answers(folder: Path | str) -> list[Answer]:
+    """Read the samples of a set in normal form as answers whose prediction is still empty.
+
+    Raises:
+        DataError: The folder is no set of shards, or a sample is not in normal form.
+    """
+    manifest = load_manifest(folder)
+    answers = []
+    for shard in manifest.shards:
+        path = manifest.shard_path(shard)
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.name.endswith(".json"):
+                    continue
+                stream = tar.extractfile(member)
+                try:
+                    record = parse_record(stream.read() if stream else b"", where=member.name)
+                    answers.append(_answer(member.name.removesuffix(".json"), record))
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    raise DataError(f"{path}: {member.name} is not in normal form ({error})") from error
+    return answers
+
+
+def _answer(key: str, record: dict) -> Answer:
+    turns = record["messages"]
+    last = [message_text(turns[-1])] if turns[-1]["role"] == "assistant" else []
+    asked = [turn for turn in turns if turn["role"] == "user"]
+    references, meta = record.get("references") or last, record.get("meta") or {}
+    if not isinstance(references, list) or not isinstance(meta, dict):
+        raise TypeError(
+            f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}"
+        )
+    return Answer(
+        key=key,
+        prediction="",
+        references=tuple(references),
+        question=message_text(asked[-1]) if asked else "",
+        meta=meta,
+    )

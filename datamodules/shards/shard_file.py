@@ -1,0 +1,209 @@
+"""One shard on its way to its name: deterministic bytes, whole or absent, its index beside it (no torch here).
+
+CONTRACT: `ShardWriter` and datamodules/pack write through here, so both give the same bytes for the same samples.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from .index import IndexRow, SampleIndex, index_path, index_row, write_index
+from .manifest import Shard
+from .sample import SampleError, check_record
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+_EXIF_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSample:
+    """A sample as a shard stores it.
+
+    Attributes:
+        key: Its name.
+        record: Its JSON, complete.
+        members: Name and content of its files, in their order.
+    """
+
+    key: str
+    record: dict[str, Any]
+    members: list[tuple[str, bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, without headers and padding."""
+        return sum(len(data) for _, data in self.members)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes that it takes in a shard."""
+        block = tarfile.BLOCKSIZE
+        return sum(block + -(-len(data) // block) * block for _, data in self.members)
+
+
+def shard_sample(
+    record: Mapping[str, Any],
+    images: Sequence[bytes],
+    extensions: Sequence[str],
+    *,
+    key: str,
+    source: str,
+    license: str,
+    where: str = "",
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> ShardSample:
+    """Check a sample and complete its JSON: names, upright sizes and checksums of its pictures, and the defaults.
+
+    Args:
+        record: Its JSON in normal form.
+        images: Encoded image files.
+        extensions: File name extension of each image.
+        key: Its name in the shard.
+        source: ``source`` where the record has none.
+        license: ``license`` where the record has none.
+        where: How errors name the sample; by default its key.
+        sizes: Upright (width, height) of each picture, where they were read before.
+
+    Raises:
+        SampleError: It breaks the normal form.
+    """
+    where = where or f"sample {key}"
+    if len(images) != len(extensions):
+        raise SampleError(f"{where}: {len(images)} images but {len(extensions)} extensions")
+    check_record(record, num_images=len(images), where=where)
+    files = [f"{index}.{_extension(extension, where)}" for index, extension in enumerate(extensions)]
+    defaults = {"id": key, "source": source, "task": "vqa", "license": license}
+    if sizes is None:
+        named = zip(images, files, strict=True)
+        sizes = [upright_size(image, name=f"{where}: image {file}") for image, file in named]
+    described = [
+        {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
+        for file, (width, height), image in zip(files, sizes, images, strict=True)
+    ]
+    full = {**defaults, **record, "images": described}
+    try:
+        text = json.dumps(full, ensure_ascii=False, sort_keys=True).encode()
+    except (TypeError, ValueError) as error:  # a value that JSON does not know, half of a surrogate pair
+        raise SampleError(f"{where}: its record cannot be stored as JSON ({error})", "bad_json") from error
+    members = [(f"{key}.json", text)]
+    members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]
+    return ShardSample(key=key, record=full, members=members)
+
+
+class OpenShard:
+    """A shard under its temporary name, until `finish` renames it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._rows: list[IndexRow] = []
+        self._partial = path.with_name(path.name + ".tmp")
+        self._file = _HashingFile(self._partial.open("wb"))
+        stream: Any = self._file  # tarfile asks for a whole file object but only writes
+        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in it so far."""
+        return len(self._rows)
+
+    def add(self, sample: ShardSample) -> None:
+        """Append the files of a sample."""
+        sizes = [(image["w"], image["h"]) for image in sample.record["images"]]
+        self._rows.append(
+            index_row(sample.record, offset=self._tar.offset, key=sample.key, sizes=sizes, source="")
+        )
+        for name, data in sample.members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.mode = 0o644
+            # mtime, uid and gid stay 0 and the names empty, so that two runs give the same bytes.
+            self._tar.addfile(info, io.BytesIO(data))
+        self.size += sample.size
+
+    def finish(self) -> Shard:
+        """Write the end mark and the index, then give the shard its name."""
+        index = SampleIndex.of_rows(self._rows, end=self._tar.offset)
+        self._tar.close()
+        self._file.sync_and_close()
+        # The index first: a shard under its own name always has one.
+        index_sha256 = write_index(index_path(self.path), index)
+        self._partial.replace(self.path)
+        return Shard(
+            path=self.path.name,
+            num_samples=self.num_samples,
+            bytes=self._file.num_bytes,
+            sha256=self._file.digest.hexdigest(),
+            index_sha256=index_sha256,
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+        if not self.path.exists():
+            index_path(self.path).unlink(missing_ok=True)
+            index_path(self.path).with_suffix(".json.tmp").unlink(missing_ok=True)
+
+
+class _HashingFile:
+    """Write-only file that keeps the checksum and length of what passes through."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        if self._stream.closed:  # tarfile flushes an abandoned archive once more when it is collected
+            return len(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        return self._stream.write(data)
+
+    def sync_and_close(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
+    """Return width and height in pixels of a picture as it is seen; reads the header only.
+
+    Raises:
+        SampleError: It is no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of size and of damaged metadata: `load_image` decides about the one, and nobody needs the other.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(image)) as opened:
+                width, height = opened.size
+                # Asked for its EXIF, Pillow decodes a whole PNG, which may have it behind its pixels.
+                bare = opened.format == "PNG" and not any(mark in image for mark in _PNG_EXIF)
+                turned = not bare and opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise SampleError(f"{name} does not decode ({error})", "undecodable_image") from error
+    return (height, width) if turned else (width, height)
+
+
+def _extension(extension: str, where: str) -> str:
+    lower = extension.lower().lstrip(".")
+    if lower not in EXTENSIONS:
+        raise SampleError(
+            f"{where}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}", "image_format"
+        )
+    return lower

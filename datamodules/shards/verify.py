@@ -1,0 +1,239 @@
+"""`shards verify`: everything that can be wrong with a set of shards, by shard, member and offset (no torch here)."""
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.imaging import load_image
+
+from ..storage.transfer import MissingFileError
+from .index import IndexRow, MissingIndexError, index_path, index_row, load_index
+from .manifest import Manifest, Shard, file_sha256, read_manifest
+from .sample import SampleError, check_record
+from .sample_formats import (
+    Adapter,
+    CaptionReader,
+    NormalSample,
+    read_bigdocs,
+    read_docdownstream,
+    read_normal,
+)
+from .shard_file import upright_size
+from .tar_walk import Damage, Member, field_name, sample_groups, walk
+
+FORMATS: dict[str, Adapter] = {
+    "normal": read_normal,
+    "docdownstream": read_docdownstream,
+    "bigdocs": read_bigdocs,
+    "captions": CaptionReader(prompt=""),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Verification:
+    """Checks of one set.
+
+    Attributes:
+        adapter: Reads the members of the source's format.
+        images: Whether every picture is decoded, which takes most of the time.
+        checksums: Whether the shards' sha256 is compared.
+        seen: Key -> shard it was first found in.
+    """
+
+    adapter: Adapter = read_normal
+    images: bool = True
+    checksums: bool = True
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def __call__(
+        self, folder: Path, progress: Callable[[Shard], None] = lambda shard: None
+    ) -> Iterator[Damage]:
+        """Yield all damages of the set in a folder, shard by shard.
+
+        Raises:
+            DataError: There is no manifest, or it is malformed.
+        """
+        manifest = read_manifest(folder)
+        known = {shard.path for shard in manifest.shards}
+        for path in sorted(folder.glob("*.tar")):
+            if path.name not in known:
+                yield Damage(
+                    shard=path.name, kind="not_listed", message="the manifest does not list this shard"
+                )
+        for shard in manifest.shards:
+            progress(shard)
+            yield from self._shard(manifest, shard)
+        total = sum(shard.num_samples for shard in manifest.shards)
+        if total != manifest.num_samples:
+            message = f"num_samples is {manifest.num_samples}, the shards sum to {total}"
+            yield Damage(shard="manifest.json", kind="wrong_count", message=message)
+
+    def _shard(self, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
+        path = Path()
+        try:
+            path = manifest.shard_path(shard)
+            there = path.is_file()
+        except MissingFileError:
+            there = False
+        except DataError as error:
+            yield Damage(shard=shard.path, kind="not_fetched", message=str(error))
+            return
+        if not there:
+            yield Damage(
+                shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there"
+            )
+            return
+        if (size := path.stat().st_size) != shard.bytes:
+            message = f"expected {shard.bytes} bytes, found {size}"
+            yield Damage(shard=shard.path, kind="wrong_size", message=message)
+        elif self.checksums and shard.sha256 and file_sha256(path) != shard.sha256:
+            yield Damage(
+                shard=shard.path, kind="wrong_sha256", message="the content has changed: another checksum"
+            )
+        members: list[Member] = []
+        for found in walk(path):
+            if isinstance(found, Damage):
+                yield found
+            else:
+                members.append(found)
+        samples = list(sample_groups(members))
+        rows: list[IndexRow | None] = []
+        for key, group in samples:
+            yield from self._sample(path, key, group, rows)
+        if len(samples) != shard.num_samples:
+            message = f"expected {shard.num_samples} samples, found {len(samples)}"
+            yield Damage(shard=shard.path, kind="wrong_count", message=message)
+        end = samples[-1][1][-1].end if samples else 0
+        yield from _index_damage(
+            manifest, shard, [(key, group[0].begin) for key, group in samples], rows, end
+        )
+
+    def _sample(
+        self, path: Path, key: str, members: list[Member], rows: list[IndexRow | None]
+    ) -> Iterator[Damage]:
+        first = members[0]
+        rows.append(None)
+
+        def damage(kind: str, message: str, member: Member = first) -> Damage:
+            return Damage(
+                shard=path.name, kind=kind, message=message, member=member.name, offset=member.offset
+            )
+
+        if key in self.seen:
+            yield damage("repeated_key", f"sample {key!r} is in {self.seen[key]} already")
+        self.seen.setdefault(key, path.name)
+        raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
+        with path.open("rb") as stream:
+            for member in members:
+                name = field_name(member)
+                if name in raw:
+                    yield damage("repeated_member", f"sample {key!r} has this member twice", member)
+                    continue
+                stream.seek(member.data_offset)
+                raw[name] = stream.read(member.size)
+        try:
+            normal = self.adapter(raw)
+            check_record(normal[0], num_images=len(normal[1]), where=key)
+            sizes = [upright_size(data, name=file) for data, file in zip(normal[1], normal[2], strict=True)]
+            rows[-1] = index_row(normal[0], offset=first.begin, key=key, sizes=sizes, source="")
+        except SampleError as error:
+            yield damage(error.reason, str(error))
+            return
+        except DataError as error:
+            yield damage("not_a_sample", str(error))
+            return
+        if self.checksums:
+            yield from _other_pictures(normal, sizes, damage)
+        if self.images:
+            yield from _undecodable(normal, damage)
+
+
+def _index_damage(
+    manifest: Manifest, shard: Shard, places: list[tuple[str, int]], rows: list[IndexRow | None], end: int
+) -> Iterator[Damage]:
+    """Compare the index of a shard with what the shard holds; rows of bad samples are None.
+
+    The sources are not compared: what a foreign sample's source is was decided by whoever indexed it.
+    """
+
+    def damage(kind: str, message: str) -> Damage:
+        return Damage(shard=index_path(Path(shard.path)).name, kind=kind, message=message)
+
+    try:
+        index = load_index(manifest, shard)
+    except MissingIndexError:
+        yield damage("missing_index", "the shard has no sample index; `prepare index FOLDER` writes it")
+        return
+    except DataError as error:
+        yield damage("wrong_index", str(error))
+        return
+    found = [*zip(index.keys, index.offsets, strict=False), ("the end", index.offsets[-1])]
+    for (key, offset), (wanted_key, wanted) in zip(found, [*places, ("the end", end)], strict=False):
+        if (key, offset) != (wanted_key, wanted):
+            yield damage(
+                "wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}"
+            )
+            return
+    for number, row in enumerate(rows[: len(index)]):
+        held = (index.sizes[number], index.text_bytes[number], index.supervised_bytes[number])
+        if row and held != (row.sizes, row.text_bytes, row.supervised_bytes):
+            message = (
+                f"{row.key!r}: expected sizes {row.sizes}, {row.text_bytes} and {row.supervised_bytes} bytes of text, "
+                f"found {held}"
+            )
+            yield damage("wrong_index", message)
+            return
+
+
+def _other_pictures(
+    normal: NormalSample, sizes: Sequence[tuple[int, int]], damage: Callable[..., Damage]
+) -> Iterator[Damage]:
+    """Compare pictures with what their own record says: flipped bytes in a JPEG decode without an error."""
+    described = normal[0].get("images")
+    if not isinstance(described, list):
+        return
+    for entry, size, data, file in zip(described, sizes, normal[1], normal[2], strict=True):
+        found = {"w": size[0], "h": size[1], "sha256": hashlib.sha256(data).hexdigest()}
+        wrong = [name for name, value in found.items() if entry.get(name, value) != value]
+        if wrong:
+            told = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
+            yield damage(
+                "wrong_picture", f"{file} is not the picture that its json describes: expected {told}"
+            )
+
+
+def _undecodable(normal: NormalSample, damage: Callable[..., Damage]) -> Iterator[Damage]:
+    for data, file in zip(normal[1], normal[2], strict=True):
+        try:
+            load_image(data, name=file)
+        except DataError as error:
+            yield damage("undecodable_image", str(error))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `shards verify`: print every damage; 1 where there is one."""
+    parser = argparse.ArgumentParser(prog="shards verify", description=(__doc__ or "").split(":")[1].strip())
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
+    )
+    parser.add_argument("--fast", action="store_true", help="neither checksums nor pictures")
+    options = parser.parse_args(argv)
+    check = Verification(adapter=FORMATS[options.format], images=not options.fast, checksums=not options.fast)
+    kinds: Counter[str] = Counter()
+    for folder in options.folders:
+        for damage in check(folder, lambda shard: _tell(f"{shard.path}: {shard.num_samples} samples")):
+            kinds[damage.kind] += 1
+            sys.stdout.write(f"{folder}/{damage}\n")
+    listing = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+    sys.stdout.write(f"{kinds.total()} damages ({listing})\n" if kinds else "no damage\n")
+    return int(bool(kinds))
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -1,0 +1,213 @@
+"""Write samples as WebDataset shards: deterministic bytes, never half a set that looks whole (no torch).
+
+Tars are written with the standard library because importing webdataset imports torch, which the `prepare`
+commands do without. A shard gets its name when it is complete and its index lies beside it, and the manifest is the
+last file written: a run that is killed leaves a folder that `load_manifest` refuses.
+"""
+
+import errno
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from alignvlm_pl.errors import ConfigError, DataError
+
+from .index import index_path
+from .manifest import MANIFEST_NAME, Manifest, Shard, write_manifest
+from .shard_file import OpenShard, ShardSample, shard_sample
+
+logger = logging.getLogger(__name__)
+
+MAX_SHARD_BYTES = 512 * 2**20
+# Kept free so that the manifest and the padding of the tar always fit.
+SPARE_BYTES = 8 * 2**20
+
+
+class ShardWriter:
+    """Context manager that numbers samples and packs them into `<name>-00000.tar`, `<name>-00001.tar`, ….
+
+    An exception inside the block removes what was written. Two runs over equal samples give equal bytes.
+
+    Attributes:
+        extra: Further fields for the manifest; may be filled until the block ends.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path | str,
+        *,
+        name: str,
+        source: str,
+        license: str,
+        samples_per_shard: int = 512,
+        max_bytes: int = MAX_SHARD_BYTES,
+        overwrite: bool = False,
+    ) -> None:
+        """Prepare a folder for a new set.
+
+        Args:
+            out_dir: Folder for the shards; created if needed.
+            name: Name of the set, the stem of shards and keys: letters, digits, ``_`` and ``-`` only
+                (WebDataset cuts keys at the first dot).
+            source: Default for the ``source`` field of the samples.
+            license: Default for the ``license`` field of the samples.
+            samples_per_shard: Samples after which a new shard begins.
+            max_bytes: Size in bytes after which a new shard begins.
+            overwrite: Replace a finished set that is already there.
+
+        Raises:
+            ConfigError: A bad name or size.
+            DataError: The folder holds a finished set.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(f"name of a set: expected letters, digits, '_' and '-', found {name!r}")
+        if samples_per_shard < 1 or max_bytes < 1:
+            raise ConfigError(
+                f"samples_per_shard and max_bytes must be positive, found {samples_per_shard} and {max_bytes}"
+            )
+        self.folder = Path(out_dir)
+        self.name = name
+        self.extra: dict[str, Any] = {}
+        self._source = source
+        self._license = license
+        self._samples_per_shard = samples_per_shard
+        self._max_bytes = max_bytes
+        self._overwrite = overwrite
+        self._shards: list[Shard] = []
+        self._sources: Counter[str] = Counter()
+        self._num_samples = 0
+        self._open_shard: OpenShard | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        manifest = self.folder / MANIFEST_NAME
+        if manifest.exists() and not self._overwrite:
+            raise DataError(
+                f"{self.folder} already holds a finished set; choose another folder or allow overwriting"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            manifest.unlink(missing_ok=True)
+            # What a killed run left; the name of another set may begin with ours, so match exactly.
+            for leftover in self.folder.iterdir():
+                if is_part_of(self.name, leftover.name):
+                    leftover.unlink()
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another folder"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._close_shard()
+            if not self._num_samples:
+                raise DataError(f"no sample was written to {self.folder}; an empty set cannot be read")
+            write_manifest(self._manifest())
+        except BaseException:
+            self._discard()
+            raise
+        logger.info("wrote %d samples in %d shards to %s", self._num_samples, len(self._shards), self.folder)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples added so far."""
+        return self._num_samples
+
+    def add(self, record: Mapping[str, Any], images: Sequence[bytes], extensions: Sequence[str]) -> str:
+        """Write one sample.
+
+        Args:
+            record: JSON of the sample; ``messages`` is required. ``id``, ``source``, ``license``, ``task``
+                and ``images`` (names, sizes, checksums) are filled in where missing.
+            images: Encoded image files, stored byte by byte.
+            extensions: File name extension of each image, without dot.
+
+        Returns:
+            The key given to the sample.
+
+        Raises:
+            DataError: The sample breaks the normal form, or the disk is full.
+        """
+        key = f"{self.name}-{self._num_samples:08d}"
+        sample = shard_sample(record, images, extensions, key=key, source=self._source, license=self._license)
+        self._write(sample)
+        self._num_samples += 1
+        self._sources[sample.record["source"]] += 1
+        return key
+
+    def _write(self, sample: ShardSample) -> None:
+        size = sample.size
+        full = self._open_shard
+        if full and (full.num_samples >= self._samples_per_shard or full.size + size > self._max_bytes):
+            self._close_shard()
+        check_space(self.folder, size)
+        try:
+            if self._open_shard is None:
+                self._open_shard = OpenShard(self.folder / f"{self.name}-{len(self._shards):05d}.tar")
+            self._open_shard.add(sample)
+        except OSError as error:
+            raise space_error(self.folder, error) from error
+
+    def _close_shard(self) -> None:
+        if self._open_shard is None:
+            return
+        try:
+            self._shards.append(self._open_shard.finish())
+        except OSError as error:
+            raise space_error(self.folder, error) from error
+        self._open_shard = None
+
+    def _discard(self) -> None:
+        """Remove what this run wrote: an error must not leave shards that look like a set."""
+        if self._open_shard is not None:
+            self._open_shard.abandon()
+        for shard in self._shards:
+            (self.folder / shard.path).unlink(missing_ok=True)
+            index_path(self.folder / shard.path).unlink(missing_ok=True)
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            folder=self.folder,
+            name=self.name,
+            source=self._source,
+            license=self._license,
+            num_samples=self._num_samples,
+            shards=tuple(self._shards),
+            sources=dict(self._sources),
+            extra=self.extra,
+        )
+
+
+def is_part_of(name: str, file: str) -> bool:
+    """Say whether a file is a shard, an index, or an unfinished one, of the set called `name`."""
+    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.tmp)?", file) is not None
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Make sure that `size` bytes can still be written.
+
+    Raises:
+        DataError: With the bytes needed and the bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_BYTES:
+        raise DataError(
+            f"no space for shards in {folder}: {size + SPARE_BYTES} bytes needed, {free} free; "
+            "free space or choose another folder"
+        )
+
+
+def space_error(folder: Path, error: OSError) -> DataError:
+    """Word what a disk says about shards that cannot be written."""
+    what = "no space left" if error.errno == errno.ENOSPC else error.strerror
+    return DataError(f"cannot write shards to {folder}: {what}; free space or choose another folder")

@@ -1,0 +1,1 @@
+"""Which sample comes at which position on which rank; no I/O."""
