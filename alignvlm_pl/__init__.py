@@ -7,11 +7,12 @@ asked for, so that `prepare` and `score` stay quick.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
     from .training.module import AlignVLMModule
 
-__version__ = "0.1.0"
 __all__ = [
     "AlignVLMConfig",
     "AlignVLMForConditionalGeneration",

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .base import WebDataModule
-from .prepare.sources.docdownstream import DocDownstreamTest
-from .prepare.sources.vlmevalkit import VLMEvalKitTable
 from .shards.sample import SampleError
 from .shards.sample_formats import Adapter, NormalSample, RawSample, describe, read_docdownstream
 
-__all__ = ["AnswerRequired", "BenchmarkDataModule", "DocDownstreamTest", "VLMEvalKitTable"]
+__all__ = ["AnswerRequired", "BenchmarkDataModule"]
 
 
 class BenchmarkDataModule(WebDataModule):

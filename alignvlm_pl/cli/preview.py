@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, NothingToLearnError
+from ..preprocessing.chat import IGNORE_INDEX
 from ..utils.atomic_files import write_atomically
 
 _IMAGE_PX = 900
-IGNORED = -100
-"""CONTRACT: datamodules/loading/collate.py and alignvlm_pl/preprocessing/chat.py; the label of tokens without loss."""
 
 
 def main(argv: list[str]) -> int:
     """Run `shards preview`."""
-    from datamodules.shards.verify import FORMATS
+    from datamodules.shards.sample_formats import FORMATS
 
     parser = argparse.ArgumentParser(prog="shards preview", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a set")
@@ -59,7 +58,7 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
     from datamodules.shards.manifest import load_manifest
     from datamodules.shards.reader import read_range
     from datamodules.shards.sample import UNLABELLED
-    from datamodules.shards.verify import FORMATS
+    from datamodules.shards.sample_formats import FORMATS
 
     from ..models.build import ModelSpec, build_processor
     from .params import load_part
@@ -88,7 +87,7 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
             "spans": list(spans(processor, encoded.input_ids.tolist(), encoded.labels.tolist())),
             "tiles": encoded.num_tiles,
             "length": len(encoded.input_ids),
-            "supervised": int((encoded.labels[1:] != IGNORED).sum()),
+            "supervised": int((encoded.labels[1:] != IGNORE_INDEX).sum()),
             "truncated": encoded.truncated,
         }
 
@@ -104,7 +103,7 @@ def spans(processor: Any, ids: list[int], labels: list[int]) -> Iterator[tuple[s
         token, label = pair
         if token == processor.image_token_id:
             return "image"
-        return "context" if label == IGNORED else "supervised"
+        return "context" if label == IGNORE_INDEX else "supervised"
 
     for name, run in groupby(zip(ids, labels, strict=True), key=kind):
         tokens = [token for token, _ in run]

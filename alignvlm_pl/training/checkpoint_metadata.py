@@ -8,12 +8,12 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .. import __version__
 from ..errors import CheckpointError, ConfigError
 from ..models.build import ModelSpec
 from ..models.configuration import AlignVLMConfig
 from ..models.connectors import connector_identity
 from ..models.processing import AlignVLMProcessor
+from ..version import __version__
 from .lora_config import Lora, parse_adapters
 from .stage import Stage
 

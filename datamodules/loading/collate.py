@@ -14,10 +14,10 @@ from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import DataError, NothingToLearnError
+from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
 from ..shards.sample import UNLABELLED, Message, Sample, SampleError, message_text
 
-IGNORE_INDEX = -100
 Batch = dict[str, Any]
 
 

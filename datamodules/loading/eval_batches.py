@@ -13,10 +13,9 @@ from typing import NamedTuple
 from torch.utils.data import IterableDataset
 
 from ..shards.decode import Decoder
-from ..shards.manifest import Manifest
+from ..shards.manifest import Location, Manifest
 from ..shards.reader import ShardReader
 from ..shards.sample import SampleError
-from ..stream.stream import Location
 from .collate import Collator, EncodedSample
 from .loader import WorkerItem, decode, with_errors, worker_place
 

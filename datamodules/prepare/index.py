@@ -29,6 +29,7 @@ from ..shards.manifest import (
 )
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import (
+    FORMATS,
     Adapter,
     CaptionReader,
     NormalSample,
@@ -38,7 +39,6 @@ from ..shards.sample_formats import (
 )
 from ..shards.shard_file import upright_size
 from ..shards.tar_walk import Damage, Member, field_name, sample_groups, walk
-from ..shards.verify import FORMATS
 
 AUTO = "auto"
 
@@ -106,7 +106,7 @@ def index_shards(
         name: Name of the set; None for that of the manifest, or of the folder.
         source: The ``source`` of samples that name none; None for that of the manifest, or ``cc12m``.
         license: Terms of the set; None for those of the manifest, or ``unknown``.
-        format: What the tars hold: a key of ``verify.FORMATS``, or ``auto`` to tell by each sample's members.
+        format: What the tars hold: a key of ``sample_formats.FORMATS``, or ``auto`` to tell by each sample's members.
         workers: Processes that read shards.
 
     Returns:

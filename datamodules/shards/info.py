@@ -20,10 +20,9 @@ from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
 
 from .manifest import Manifest, load_manifest
 from .sample import SampleError, check_record, message_text
-from .sample_formats import parse_record
+from .sample_formats import FORMATS, parse_record
 from .shard_file import upright_size
 from .tar_walk import Damage, Member, field_name, sample_groups, walk
-from .verify import FORMATS
 
 QUANTILES = (0, 10, 50, 90, 100)
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -88,7 +87,7 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
     Args:
         folder: Folder of a set.
         model: Counts tokens; None: characters are counted.
-        form: What its tars hold, one of `verify.FORMATS`.
+        form: What its tars hold, one of `sample_formats.FORMATS`.
 
     Raises:
         DataError: The set is damaged, or holds no sample of that form.

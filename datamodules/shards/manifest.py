@@ -130,6 +130,21 @@ class Manifest:
         return f"{place}/{name}" if name else place
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """Where a sample lies.
+
+    Attributes:
+        manifest: The set.
+        shard: The shard.
+        number: Place of the sample in the shard.
+    """
+
+    manifest: Manifest
+    shard: Shard
+    number: int
+
+
 def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Manifest:
     """Read the manifest of a set without looking at its shards.
 

@@ -15,9 +15,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from alignvlm_pl.errors import DataError
 
-from ..stream.stream import Location
 from .index import SampleIndex, load_index
-from .manifest import Manifest, Shard
+from .manifest import Location, Manifest, Shard
 from .sample_formats import RawSample
 from .tar_walk import Damage, Member, walk_range
 

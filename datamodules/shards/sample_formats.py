@@ -145,6 +145,15 @@ def read_docdownstream(raw: RawSample) -> NormalSample:
     return convert_docdownstream(record, where=describe(raw)), [raw[file] for file in files], files
 
 
+FORMATS: dict[str, Adapter] = {
+    "normal": read_normal,
+    "docdownstream": read_docdownstream,
+    "bigdocs": read_bigdocs,
+    "captions": CaptionReader(prompt=""),
+}
+"""Name of a format, as `--format` takes it -> its reader."""
+
+
 def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Turn one DocDownstream record into the normal form; its placeholders become image parts in order.
 

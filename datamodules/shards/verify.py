@@ -15,23 +15,9 @@ from ..storage.transfer import MissingFileError
 from .index import IndexRow, MissingIndexError, index_path, index_row, load_index
 from .manifest import Manifest, Shard, file_sha256, read_manifest
 from .sample import SampleError, check_record
-from .sample_formats import (
-    Adapter,
-    CaptionReader,
-    NormalSample,
-    read_bigdocs,
-    read_docdownstream,
-    read_normal,
-)
+from .sample_formats import FORMATS, Adapter, NormalSample, read_normal
 from .shard_file import upright_size
 from .tar_walk import Damage, Member, field_name, sample_groups, walk
-
-FORMATS: dict[str, Adapter] = {
-    "normal": read_normal,
-    "docdownstream": read_docdownstream,
-    "bigdocs": read_bigdocs,
-    "captions": CaptionReader(prompt=""),
-}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,23 +7,8 @@ from functools import cached_property
 from alignvlm_pl.errors import DataError
 
 from ..shards.index import load_index
-from ..shards.manifest import Manifest, Shard
+from ..shards.manifest import Location, Manifest, Shard
 from .order import Mixture, SetOrder
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Location:
-    """Where a sample lies.
-
-    Attributes:
-        manifest: The set.
-        shard: The shard.
-        number: Place of the sample in the shard.
-    """
-
-    manifest: Manifest
-    shard: Shard
-    number: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,8 +108,13 @@ def test_tree_in_readme_is_the_tree() -> None:
     )  # fmt: skip
     folders = {f"{name.split('/')[0]}/" for name in listed.stdout.splitlines() if "/" in name}
     assert {folder for folder in folders if not folder.startswith(".")} - names == set()
-    modules = {f"alignvlm_pl/{path.name}" for path in (ROOT / "alignvlm_pl").glob("[a-z]*.py")}
-    assert modules - names == set()
+    rooms = {
+        f"{path.parent.name}/{path.name}/"
+        for name in ("alignvlm_pl", "datamodules")
+        for path in (ROOT / name).glob("[a-z]*/")
+    }
+    assert rooms - names == set()
+    assert len(tree.splitlines()) <= 25
 
 
 def _messages() -> list[str]:
