@@ -7,6 +7,8 @@ process: tarfile, Pillow, resize, tiles; no text, no batches. The loader has one
 pages or 16 photos. All are timed in turns, and the ratios of the medians are the result. Then the share of real tokens
 when samples of 1 and 9 tiles are packed, and the growth of the memory of loader and worker over many small samples.
 With `--json` the last line is JSON.
+
+Aims, with one and with two workers over the bare loop: pages 1.0 and 2.0, photos 0.85 and 1.7.
 """
 
 import argparse

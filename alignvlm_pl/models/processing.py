@@ -24,7 +24,6 @@ from ..preprocessing.chat import (
 )
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.imaging import normalise as normalise_array
-from ..preprocessing.tile_memory import tile_memory
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise
 
@@ -330,15 +329,21 @@ def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.
     """Pixels and boxes of the tiles of all images of a conversation."""
     none = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
     pixels, boxes = zip(none, *(cut_pixels(image, tiling) for image in images), strict=True)
-    return tile_memory().join(pixels), np.concatenate(boxes)
+    return concatenate_filled(pixels), np.concatenate(boxes)
 
 
 def _join_tiles(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """`pixel_values` and `tile_boxes` of a batch."""
     return {
-        "pixel_values": torch.from_numpy(tile_memory().join([item.pixels for item in encoded])),
+        "pixel_values": torch.from_numpy(concatenate_filled([item.pixels for item in encoded])),
         "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),
     }
+
+
+def concatenate_filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate arrays along their first axis; one that is alone in having rows is returned without a copy."""
+    filled = [array for array in arrays if len(array)]
+    return filled[0] if len(filled) == 1 else np.concatenate(arrays)
 
 
 def _image_groups(images: Any, count: int) -> list[list[Any]]:

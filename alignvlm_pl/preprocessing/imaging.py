@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
-from .tile_memory import tile_memory
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
@@ -133,7 +132,7 @@ def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
     image = to_rgb(image)
     plan = plan_tiles(*image.size, tiling)
     # Most tiles are filled whole: clearing their memory first would touch it twice.
-    out = tile_memory().empty((len(plan), 3, tiling.tile_height, tiling.tile_width))
+    out = np.empty((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.uint8)
     boxes = np.empty((len(plan), 4), dtype=np.int16)
     if tiling.rule == "ovis":
         pieces = _fitted_pieces(image, plan)

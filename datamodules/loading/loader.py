@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.tile_memory import use_tile_memory
 from alignvlm_pl.utils.allocator import keep_freed_memory
 
 from ..shards.decode import Decoder, SkipCounter
@@ -38,7 +37,6 @@ from ..stream.cursor import Cursor
 from ..stream.stream import TrainStream
 from . import roll_call
 from .collate import Batch, Collator, EncodedSample, answered_messages
-from .shared_tiles import Sender, forget, unpack
 from .workers import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -60,21 +58,18 @@ class WorkerItem:
         cursor: What is left of the stream after it, see `Cursor.to_state`.
         skipped: Samples left out of it.
         error: Why there is nothing more.
-        sender: The worker whose slots the batch lies in; None where it was made in this process.
     """
 
     batch: Batch | None = None
     cursor: dict[str, Any] | None = None
     skipped: Skipped = field(default_factory=dict)
     error: str | None = None
-    sender: str | None = None
 
     def pin_memory(self) -> "WorkerItem":
         """Return the item with its tensors in pinned memory; torch calls this where there is a GPU."""
         if self.batch is None:
             return self
-        batch = unpack(self.batch)
-        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in self.batch.items()}
         return replace(self, batch=pinned)
 
 
@@ -202,7 +197,6 @@ class ShardLoader:
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
         self._epoch = 0
-        self._senders: set[str] = set()
         self._watchdog = Watchdog(stall_seconds)
         self._loader: DataLoader[WorkerItem] = DataLoader(
             dataset,
@@ -268,11 +262,9 @@ class ShardLoader:
                 self.close()
                 raise DataError(item.error)
             self.cursor = item.cursor
-            if item.sender is not None:
-                self._senders.add(item.sender)
             if item.batch is not None:
                 self.seen.update(item.batch["sources"])
-                yield unpack(item.batch)
+                yield item.batch
 
     def _next(self) -> WorkerItem | None:
         if self._iterator is None:
@@ -291,8 +283,6 @@ class ShardLoader:
             if worker.is_alive():  # one that is stuck before it listens to SIGTERM, see `_start_worker`
                 worker.kill()
         self._watchdog.stop()
-        while self._senders:
-            forget(self._senders.pop())
 
 
 def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
@@ -326,22 +316,9 @@ def _require_answer(sample: Sample) -> None:
 
 
 def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
-    """Yield the items, and as the last one the message of the error that ended them.
-
-    In a worker process batches are packed, as `slots.unpack` takes them.
-    """
-    sender = Sender() if get_worker_info() is not None else None
-    if sender is not None:
-        use_tile_memory(sender)
+    """Yield the items, and as the last one the message of the error that ended them."""
     try:
-        for item in items:
-            if sender is None:
-                yield item
-            elif item.batch is None:
-                sender.discard()
-                yield item
-            else:
-                yield replace(item, batch=sender.pack(item.batch), sender=sender.worker)
+        yield from items
     except DataError as error:
         yield WorkerItem(error=str(error))
 

@@ -7,9 +7,9 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.models.pixels import as_tiles, normalise
+from alignvlm_pl.models.processing import concatenate_filled
 from alignvlm_pl.preprocessing.imaging import cut_pixels, cut_tiles
 from alignvlm_pl.preprocessing.imaging import normalise as normalise_array
-from alignvlm_pl.preprocessing.tile_memory import TileMemory
 from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid, plan_tiles
 
 SIZES = [(97, 31), (31, 200), (1, 1), (130, 129), (57, 900), (56, 42), (113, 112)]
@@ -99,7 +99,7 @@ def test_normalised_tiles_pass_as_they_are_and_others_need_their_boxes():
 
 def test_tiles_are_joined_along_their_first_axis():
     arrays = [np.full((count, 3, 2, 2), count, dtype=np.uint8) for count in (2, 0, 1)]
-    joined = TileMemory().join(arrays)
+    joined = concatenate_filled(arrays)
     assert (joined.dtype, joined[:, 0, 0, 0].tolist()) == (np.uint8, [2, 2, 1])
-    assert TileMemory().join(arrays[:2]) is arrays[0]
-    assert TileMemory().join(arrays[1:2]).shape == (0, 3, 2, 2)
+    assert concatenate_filled(arrays[:2]) is arrays[0]
+    assert concatenate_filled(arrays[1:2]).shape == (0, 3, 2, 2)
