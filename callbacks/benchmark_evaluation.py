@@ -20,7 +20,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 from .answering import answer
 from .averaged_weights import averaged
 from .journal import Journal, weights_identity
-from .outputs import log_figures, predictions_path, show, write_run, write_set
+from .outputs import log_metrics, predictions_path, show, write_run, write_set
 from .preemption import EvaluationAbandoned
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class BenchmarkEvaluation(pl.Callback):
                     self._loss_problems[name] = [
                         f"{sums[2]:.0f} samples could not be read: the log names them"
                     ]
-        log_figures(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
+        log_metrics(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
         return losses
 
     def _is_due(self, step: int) -> bool:

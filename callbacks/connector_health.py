@@ -14,6 +14,8 @@ from alignvlm_pl.models.token_spread import TokenSpread, token_spread, visual_fe
 from alignvlm_pl.strategies.sharding import gathered_parts
 from alignvlm_pl.training.module import AlignVLMModule
 
+from .outputs import log_metrics
+
 log = logging.getLogger(__name__)
 
 
@@ -79,9 +81,7 @@ class ConnectorHealth(Callback):
         sums = torch.tensor(own, dtype=torch.float32, device=module.device)
         total = TokenSpread(*trainer.strategy.reduce(sums, reduce_op="sum").tolist())
         found = total.metrics(reads_text=net.connector.reads_text)
-        if found and trainer.logger is not None:
-            metrics = {f"connector/{name}": value for name, value in found.items()}
-            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        log_metrics(trainer, {f"connector/{name}": value for name, value in found.items()})
         return found
 
 

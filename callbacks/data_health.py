@@ -12,6 +12,8 @@ from torch import Tensor
 
 from alignvlm_pl.utils.collectives import gather
 
+from .outputs import log_metrics
+
 
 class DataHealth(Callback):
     """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
@@ -54,8 +56,7 @@ class DataHealth(Callback):
         total = sum_over_ranks(self._sums)
         self._sums.clear()
         self.latest = data_metrics(total)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(self.latest, step=trainer.global_step)
+        log_metrics(trainer, self.latest)
 
     def _read_tensors(self) -> None:
         values = torch.cat(self._losses, dim=1).tolist()

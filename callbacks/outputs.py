@@ -61,28 +61,28 @@ def write_run(
 
 def show(trainer: pl.Trainer, name: str, scored: Scored) -> None:
     """Log the figures of one set, and its first pages with what was answered."""
-    log_figures(trainer, {f"bench/{name}/{figure}": value for figure, value in scored.figures.items()})
-    log_figures(trainer, {f"bench/{name}/num": scored.num})
+    log_metrics(trainer, {f"bench/{name}/{figure}": value for figure, value in scored.figures.items()})
+    log_metrics(trainer, {f"bench/{name}/num": scored.num})
     shown = {"num": scored.num, **scored.figures}
     log.info("%s: %s", name, "  ".join(f"{figure} {value:.4g}" for figure, value in shown.items()))
     for problem in scored.problems:
         log.warning("%s is incomplete: %s", name, problem)
-    if not isinstance(trainer.logger, TensorBoardLogger):
-        return
-    writer, step = trainer.logger.experiment, trainer.global_step
     images = Path(trainer.default_root_dir) / "predictions" / "images"
     first = [a for a in scored.answers if page_path(images, name, a.key).is_file()][:_SHOWN]
-    for answer in first:
-        page = np.asarray(Image.open(page_path(images, name, answer.key)))
-        writer.add_image(printable(f"{name}/{answer.key}"), page, step, dataformats="HWC")
     lines = [f"- {a.question} → **{a.prediction}** ({' | '.join(a.references)})" for a in first]
-    writer.add_text(f"bench/{name}", printable("\n".join(lines)), step)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            writer, step = logger.experiment, trainer.global_step
+            for answer in first:
+                page = np.asarray(Image.open(page_path(images, name, answer.key)))
+                writer.add_image(printable(f"{name}/{answer.key}"), page, step, dataformats="HWC")
+            writer.add_text(f"bench/{name}", printable("\n".join(lines)), step)
 
 
-def log_figures(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
-    """Log figures under their tags, where there is a logger."""
-    if trainer.logger is not None and values:
-        trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Log metrics at the current optimizer step, to all loggers of the trainer."""
+    for logger in trainer.loggers if metrics else ():
+        logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
 def _write_pages(trainer: Any, name: str, keys: set[str]) -> None:

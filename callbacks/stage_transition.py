@@ -106,8 +106,9 @@ class StageTransition(pl.Callback):
         table = part_table(pl_module.net, self.stage)
         if trainer.is_global_zero:
             log.info("\n%s\n", table)
-        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("stage", f"```\n{table}\n```")
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("stage", f"```\n{table}\n```")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

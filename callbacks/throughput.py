@@ -17,6 +17,7 @@ from alignvlm_pl.training.flops import Work, pairs_of, peak_flops
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .data_health import is_due, sum_over_ranks
+from .outputs import log_metrics
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,7 @@ class Throughput(pl.Callback):
         self._since = now
         for group in trainer.optimizers[0].param_groups:
             self.latest.setdefault(f"lr/{group['name'].partition('/')[0]}", group["lr"])
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(self.latest, step=trainer.global_step)
+        log_metrics(trainer, self.latest)
 
     def metrics(self, total: Mapping[str, float], *, seconds: float, world: int) -> dict[str, float]:
         """Names and values of what is logged, from the sums over all ranks."""

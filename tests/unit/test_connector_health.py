@@ -28,7 +28,7 @@ def trainer():
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
         is_global_zero=True,
         global_step=0,
-        logger=Logger(),
+        loggers=[Logger()],
     )
 
 
@@ -64,8 +64,8 @@ def test_it_measures_the_first_batch_with_an_image_and_every_n_steps(trainer, mo
         trainer.global_step = step + 1
         callback.on_train_batch_end(trainer, module, None, batch, step)
     # Before the second step, as the first batch had none; after steps 2 and 4. The fifth is not due.
-    assert [step for step, _ in trainer.logger.metrics] == [1, 2, 4]
-    assert {name for _, metrics in trainer.logger.metrics for name in metrics} == {
+    assert [step for step, _ in trainer.loggers[0].metrics] == [1, 2, 4]
+    assert {name for _, metrics in trainer.loggers[0].metrics for name in metrics} == {
         "connector/entropy",
         "connector/effective_vocabulary",
         "connector/max_weight",
@@ -82,7 +82,7 @@ def test_accumulated_micro_batches_are_measured_once_a_step(trainer, module):
     callback = ConnectorHealth(every_n_steps=1)
     trainer.global_step, trainer.fit_loop = 3, SimpleNamespace(_should_accumulate=lambda: True)
     callback.on_train_batch_end(trainer, module, None, {"pixel_values": torch.rand(1, 3, 56, 56)}, 0)
-    assert trainer.logger.metrics == []
+    assert trainer.loggers[0].metrics == []
 
 
 def test_running_statistics_do_not_move(trainer, module):
