@@ -19,7 +19,6 @@ from callbacks.averaged_weights import AveragedWeights, require_whole_parameters
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
-from callbacks.frozen_weights import FrozenWeights
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.ledger import Ledger
@@ -291,7 +290,6 @@ class AlignCLI(LightningCLI):
                 DataHealth(),
                 ResumedEpoch(),
                 Preemption(last, self._get(self.config_init, "preemption_every_n_steps")),
-                FrozenWeights(),
                 StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
                 RandomState(),
             ]

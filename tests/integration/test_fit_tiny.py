@@ -170,7 +170,7 @@ def test_one_step_changes_what_the_stage_trains_and_nothing_else(
         for name, value in part_weights(after, part).items():
             # The gain of an embedding row that no token asks for has no gradient, hence "any" below.
             if part not in trained_parts:
-                torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+                assert value.numpy().tobytes() == before[name].numpy().tobytes(), name
         changed = [not torch.equal(value, before[name]) for name, value in part_weights(after, part).items()]
         assert (sum(changed) > 0.9 * len(changed)) == (part in trained_parts), part
 

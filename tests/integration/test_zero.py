@@ -20,18 +20,15 @@ KINDS = ("zero2", "zero3")
 
 
 class AtEnd(pl.Callback):
-    """What a model says when training is over, asked for unequal lengths, and the checksums of what is frozen."""
+    """What a model says when training is over, asked for unequal lengths."""
 
     def __init__(self, inputs: tuple[int, ...]) -> None:
         self.inputs = inputs
         self.answers: dict[int, Any] = {}
         self.readings: dict[int, Any] = {}
-        self.checksums: dict[str, int] = {}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Ask."""
-        from alignvlm_pl.training.frozen import checksums, frozen_tensors
-
         pl_module.eval()
         pl_module.processor.post_process_image_text_to_text = lambda ids: ids.tolist()
         for number in self.inputs:
@@ -43,7 +40,6 @@ class AtEnd(pl.Callback):
             )
             self.answers[number] = pl_module.generate(batch, max_new_tokens=3 + 4 * number)
             self.readings[number] = pl_module.net.read(batch["pixel_values"], torch.tensor([7, 65])).detach()
-        self.checksums = checksums(frozen_tensors(pl_module.net, pl_module.stage))
 
 
 def fit(folder: Path, kind: str, name: str, *, whole_below: int = 0, **options: Any) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def fit(folder: Path, kind: str, name: str, *, whole_below: int = 0, **options: 
     strategy = None if alone else ZeroOnCPU(int(kind.removeprefix("zero")), whole_below)
     options = {"steps": strategies.STEPS, "callbacks": [at_end], **options}
     found = strategies.fit(folder, kind, name, strategy=strategy, **options)
-    return {**found, **{key: getattr(at_end, key) for key in ("answers", "readings", "checksums")}}
+    return {**found, **{key: getattr(at_end, key) for key in ("answers", "readings")}}
 
 
 def main(kind: str, folder: Path) -> None:
@@ -121,7 +117,6 @@ def test_what_is_frozen_stays_bit_for_bit_and_everything_else_moves(runs, kind, 
     for key, value in run["state"].items():
         moved = not torch.equal(start[key], value)
         assert moved == (key.split(".")[0] in strategies.TRAINED[name]), key
-    assert run["checksums"] == runs["alone"][0][name]["checksums"]
 
 
 @needs_deepspeed
