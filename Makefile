@@ -23,9 +23,10 @@ test: venv  ## all tests
 test-fast: venv  ## the tests that take less than two seconds each
 	@$(BIN)/python -m pytest -m "not slow"
 
-check: venv  ## style, types and import rules
+check: venv  ## style, words, types and import rules
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/python .ci/words
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

@@ -159,7 +159,7 @@ def loader_rate(folder: Path, processor: Any, count: int, num_workers: int) -> f
     batch_size = BATCH[folder.name]
     data = module([folder], processor, batch_size=batch_size, num_workers=num_workers, shuffle_buffer=64)
     batches = iter(data.train_dataloader())
-    # What the workers have made ahead by then is made up for by what they have made ahead at the end.
+    # Batches prefetched before the start of the clock and at its end are equally many, so they cancel out.
     for _ in islice(batches, 4 * num_workers):
         pass
     start = time.perf_counter()
