@@ -4,16 +4,20 @@ import inspect
 import logging
 import os
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace, set_loader
+from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from yaml import YAMLError
 
 from callbacks.averaged_weights import AveragedWeights, require_whole_parameters
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
@@ -44,7 +48,8 @@ from ..strategies.gather_weights import FILE_SIZE
 from ..training.export import RECORD
 from ..training.module import AlignVLMModule
 from ..training.stage import Stage, accumulation, require_parent
-from .messages import explain
+from . import old_names
+from .messages import shorten, unknown_key
 from .refusals import check_fit, check_trainer
 from .slurm import check_allocation, cluster_plugins, requeued
 
@@ -55,6 +60,10 @@ DATA_MODULES = (
     DocDownstreamDataModule,
     WebDataModule,
 )
+_CLASSES = (*(module.__name__ for module in DATA_MODULES), *callbacks.__all__, *loggers.__all__)
+_YAML = "alignvlm_pl"
+"""Name of this project's way to read YAML among those of jsonargparse."""
+set_loader(_YAML, old_names.load, exceptions=(YAMLError,))
 LAST = ("last", "latest")
 """As `--ckpt_path`: the run's own last checkpoint; `fit` starts afresh where there is none yet."""
 
@@ -74,10 +83,12 @@ for _name in ("lightning.pytorch", "lightning.fabric"):
 
 
 class AlignParser(LightningArgumentParser):
-    """A parser that takes no abbreviations and whose complaints are short and name the nearest known key."""
+    """A parser that takes no abbreviations and whose errors are one line; unknown keys name the nearest known one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "parser_mode": _YAML, **kwargs})
+        self.commands: list[AlignParser] = []
+        """Parsers of the subcommands, for the parser of the whole command line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing the usage.
@@ -85,23 +96,47 @@ class AlignParser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        if not self.exit_on_error:  # inside another parser, which knows the rest of the key
+        if not self.exit_on_error:  # the parser of a class's options: the outer one names the setting
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        raise ConfigError(
-            explain(str(message), parser.known_keys(), [c.__name__ for c in DATA_MODULES])
-        ) from ex
+        given = [word.removeprefix("--").partition("=")[0] for word in self.args or () if word[:2] == "--"]
+        self._refuse_unknown([key.removesuffix("+") for key in given])
+        raise ConfigError(shorten(str(message), _CLASSES)) from ex
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Check a configuration against the known keys and their types.
+
+        Raises:
+            ConfigError: A key is unknown.
+        """
+        try:
+            super().validate(namespace, *args, **kwargs)
+        except KeyError:
+            keys = [key for key, _ in namespace.items() if not key.endswith("__")]
+            self._refuse_unknown([key.split(".", 1)[-1] for key in keys] if self.commands else keys)
+            raise
 
     def known_keys(self) -> set[str]:
         """Dotted names of all settings, those of the subcommands and of the DataModules included."""
-        keys = {action.dest for action in self._actions if action.dest not in ("help", "subcommand")}
-        if self._subcommands_action is not None:
-            for parser in self._subcommands_action._name_parser_map.values():
-                keys |= parser.known_keys()
+        keys = {key for parser in self.commands for key in parser.known_keys()} | set(
+            self.get_defaults().keys()
+        )
         if "data" in keys:
             options = {name for module in DATA_MODULES for name in inspect.signature(module).parameters}
             keys |= {"data.class_path", *(f"data.init_args.{name}" for name in options)}
         return keys
+
+    def _refuse_unknown(self, keys: Iterable[str]) -> None:
+        """Raise for the first of dotted names that is no setting, no group of settings, and no part of one."""
+        known = self.known_keys() | {"help", "print_config", "config", "subcommand"}
+        for key in keys:
+            heads = {key[:end] for end, letter in enumerate(key) if letter == "."}
+            if key in known or heads & known or any(name.startswith(f"{key}.") for name in known):
+                continue
+            if (
+                not self.exit_on_error
+            ):  # the parser of a class's options: the outer one names class and setting
+                super().error(unknown_key(key, known))
+            raise ConfigError(unknown_key(key, known))
 
 
 class AlignCLI(LightningCLI):
@@ -133,6 +168,9 @@ class AlignCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Groups beside model, data and trainer."""
+        assert isinstance(self.parser, AlignParser)
+        assert isinstance(parser, AlignParser)
+        self.parser.commands.append(parser)
         # Built in _instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
         parser.add_class_arguments(Stage, "stage", instantiate=False, default={"name": ""})
         parser.add_argument(
@@ -241,10 +279,14 @@ class AlignCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, AlignVLMError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
+            causes = list(_causes(error))
+            if own := next((cause for cause in causes if isinstance(cause, AlignVLMError)), None):
+                raise own from None
+            if any(
+                isinstance(cause, ImportError) for cause in causes
+            ):  # a package that an optional class needs
+                raise ConfigError(shorten(str(error))) from error
+            raise
 
     def after_instantiate_classes(self) -> None:
         """Go on from the last checkpoint of an unfinished stage.
@@ -265,7 +307,7 @@ class AlignCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
         # Derived values are set here and not in self.config, so that the saved config remains a valid one.
-        root = config["default_root_dir"] = self._get(self.config_init, "run_dir")
+        root = config["default_root_dir"] = self._settings["run_dir"]
         if config.get("logger") in (None, True):
             config["logger"] = TensorBoardLogger(root, name="", version="")
         config["plugins"] = [
@@ -277,7 +319,7 @@ class AlignCLI(LightningCLI):
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
             every, keep_last, keep_every = (
-                self._get(self.config_init, f"checkpoint_{name}")
+                self._settings[f"checkpoint_{name}"]
                 for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
             )
             last = LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every)
@@ -289,8 +331,8 @@ class AlignCLI(LightningCLI):
                 *callbacks,
                 DataHealth(),
                 ResumedEpoch(),
-                Preemption(last, self._get(self.config_init, "preemption_every_n_steps")),
-                StageTransition(stage, max_shard_size=self._get(self.config_init, "max_shard_size")),
+                Preemption(last, self._settings["preemption_every_n_steps"]),
+                StageTransition(stage, max_shard_size=self._settings["max_shard_size"]),
                 RandomState(),
             ]
         elif self.subcommand == "predict":
@@ -316,9 +358,20 @@ class AlignCLI(LightningCLI):
                 "reading it could run code; if you trust where it comes from, set --weights_only=false"
             ) from error
 
+    @property
+    def _settings(self) -> Any:
+        """The subcommand's configuration, its classes instantiated."""
+        return self.config_init[self.subcommand]
+
     def _stage(self) -> Stage:
-        values = self._get(self.config_init, "stage")
+        values = self._settings["stage"]
         return Stage(**{field.name: values[field.name] for field in fields(Stage)})
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:

@@ -1,60 +1,48 @@
-"""What jsonargparse says about a wrong configuration, as one line that names the nearest right key.
-
-The parser's own complaints repeat the given value and list types; what a user needs is the key, the key that was
-probably meant, or for a wrong value the reason.
-"""
+"""The parser's error messages on one line, and the nearest known key of an unknown one."""
 
 import difflib
-import re
 from collections.abc import Collection, Iterable
 
-from ..errors import nearest
-
-_KEY = re.compile(r"""Parser key "([\w.]+)":""")
-_UNKNOWN_KEY = (
-    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.+-]+)'"),
-    re.compile(r"does not accept option '(?P<key>[\w.+-]+)'"),
-    re.compile(r"Option '(?P<key>[\w.+-]+)' is not accepted"),
-    re.compile(r"[Uu]nrecognized arguments: --(?P<key>[\w.+-]+)"),
+_TYPES = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Not a valid subclass",
+    "Subclass types expect",
+    "a class path (",
+    "a dict ",
+    "Given value",
 )
-_UNKNOWN_CLASS = (
-    re.compile(r"Expected a dot import path string: ([\w.]+)"),
-    re.compile(r"Import path ([\w.]+)"),
-    re.compile(r"Problem with given class_path '([\w.]+)'"),
-    re.compile(r"[Uu]nable to import '?([\w.]+)'?"),
-)
-_REQUIRED = re.compile(r"arguments are required: ([\w., ]+)")
-_NOISE = re.compile(r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value")
+"""Starts of lines in which jsonargparse lists the types that it tried. One that it words differently is shown."""
+_REQUIRED = "the following arguments are required: "
+_VALUE = "Given value: "
+_SHORT = {"Parser key ": "", "a typing.Literal": "one of ", "a <class '": "", "'>": "", '"': ""}
 
 
-def explain(message: str, keys: Collection[str], classes: Collection[str]) -> str:
-    """Shorten a complaint of the parser.
+def shorten(message: str, classes: Collection[str] = ()) -> str:
+    """Put a message of jsonargparse on one line, without the types that it tried.
 
     Args:
-        message: What jsonargparse said.
-        keys: All known keys, dotted; those of a class are under `<key>.init_args`.
-        classes: Names that a `class_path` may have.
+        message: Lines of jsonargparse.
+        classes: Bare class names that a `class_path` may have; the one that is similar to a word of the message is
+            proposed.
     """
-    found = _KEY.search(message)
-    group = found.group(1) if found else ""
-    for pattern in _UNKNOWN_KEY:
-        if match := pattern.search(message):
-            parts = match.groupdict()
-            prefix = parts.get("group") or group
-            key = parts["key"] if not prefix else f"{prefix}.{parts['key']}"
-            return unknown_key(_below_init_args(key, keys), keys)
-    for pattern in _UNKNOWN_CLASS:
-        if match := pattern.search(message):
-            name = match.group(1)
-            return (
-                f"{group}.class_path {name!r} is no known class; {nearest(name.rsplit('.', 1)[-1], classes)}"
-            )
-    if match := _REQUIRED.search(message):
-        keys = [key.split(".", 1)[-1] for key in match.group(1).split(", ")]
+    _, missing, names = message.partition(_REQUIRED)
+    if missing:
+        keys = [key.split(".", 1)[-1] for key in names.split(", ")]
         return f"missing: {', '.join(keys)}; give {' '.join(f'--{key} FILE' for key in keys)}"
-    lines = [_KEY.sub(r"\1:", line).strip(" -") for line in message.splitlines() if not _NOISE.search(line)]
-    kept = list(dict.fromkeys(line.replace('"', "'") for line in lines if line))
-    return " ".join(line for line in kept if not any(line != other and line in other for other in kept))
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_TYPES)))
+    found = next((line.removeprefix(_VALUE) for line in lines if line.startswith(_VALUE)), "")
+    if found and "Expected" in text and found not in text and not set("({[") & set(found):
+        text = f"{text} (found {found})"
+    for long, short in _SHORT.items():
+        text = text.replace(long, short)
+    meant = (_closest(word.strip("'\":,"), classes, cutoff=0.8) for word in text.split())
+    near = next((name for name in meant if name and name not in text), None)
+    return f"{text}; did you mean {near!r}?" if near else text
 
 
 def unknown_key(key: str, keys: Collection[str]) -> str:
@@ -67,21 +55,15 @@ def unknown_key(key: str, keys: Collection[str]) -> str:
             break
         group, leaf = nested, rest
     known = [k.removeprefix(group + ".") for k in keys if not group or k.startswith(group + ".")]
+    longer = sorted(name for name in known if name.startswith(f"{leaf}_"))
+    if group and longer:
+        return f"unknown key {key!r}; there are {', '.join(f'{group}.{name}' for name in longer)}"
     near = _nearest_path(leaf, known) or _nearest_path(leaf, keys, full=True)
     if near is not None:
         prefix = f"{group}." if group and near in known else ""
         return f"unknown key {key!r}; did you mean {prefix + near!r}?"
     near = _closest(leaf, known, cutoff=0.0)
     return f"unknown key {key!r}; the nearest known one is {f'{group}.{near}' if group else near!r}"
-
-
-def _below_init_args(key: str, keys: Collection[str]) -> str:
-    """Options of a class may be given without `init_args`; name them with it."""
-    group, _, leaf = key.partition(".")
-    nested = f"{group}.init_args."
-    if leaf and not key.startswith(nested) and any(known.startswith(nested) for known in keys):
-        return nested + leaf
-    return key
 
 
 def _nearest_path(path: str, known: Iterable[str], *, full: bool = False) -> str | None:

@@ -1,0 +1,55 @@
+"""Configs of earlier versions: old class paths are understood, or answered with what to use instead."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignvlm_pl.cli import main
+from alignvlm_pl.cli.old_names import MODULES, load, new_path
+from alignvlm_pl.errors import ConfigError
+
+SAVED = """
+model: {spec: {vision: {pretrained: none}, llm: {pretrained: none}}}
+data: {class_path: datamodules.instructions.DocDownstreamDataModule, init_args: {train: [none]}}
+stage: {name: old, lr_llm: 0.1}
+trainer:
+  accelerator: cpu
+  devices: 1
+  strategy: {class_path: alignvlm_pl.parallel.ShardedStrategy, init_args: {reshard_llm: false}}
+"""
+
+
+def test_a_saved_config_with_old_class_paths_is_read_by_the_new_ones(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(SAVED)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", f"--config={path}", "--print_config"])
+    assert ended.value.code == 0
+    read = yaml.safe_load(capsys.readouterr().out)
+    assert read["trainer"]["strategy"]["class_path"] == "alignvlm_pl.strategies.fsdp.ShardedStrategy"
+    assert read["trainer"]["strategy"]["init_args"]["reshard_llm"] is False
+    assert read["data"]["class_path"] == "datamodules.docdownstream.DocDownstreamDataModule"
+
+
+def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(SAVED.replace("parallel.ShardedStrategy", "zero.ZeroStrategy"))
+    assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}"]) == 1
+    assert "alignvlm_pl.zero.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
+
+
+def test_the_new_modules_exist_and_the_old_ones_do_not():
+    for old, new in MODULES.items():
+        assert import_module(new)
+        with pytest.raises(ModuleNotFoundError):
+            import_module(old)
+
+
+def test_other_values_stay_as_they_are():
+    text = Path(__file__).parents[2].joinpath("configs/recipe/demo.yaml").read_text()
+    assert load(text) == yaml.safe_load(text)
+    assert new_path("mine.ZeroStrategy") == "mine.ZeroStrategy"
+    with pytest.raises(ConfigError, match="was removed"):
+        load("[{class_path: alignvlm_pl.zero.ZeroStrategy}]")
