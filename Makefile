@@ -1,9 +1,10 @@
-.PHONY: help venv demo test test-fast check format wheel clean ci
+.PHONY: help venv demo test test-fast floors check format wheel clean ci
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 STARTED := $(shell date +%s)
 STAMP := .venv/.complete
+WORKERS ?= -n 2 --dist worksteal
 
 help:       ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,10 +19,13 @@ demo: venv  ## make documents, train the embedded default through its stages, sc
 	@$(BIN)/python cli.py demo --started $(STARTED)
 
 test: venv  ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: venv  ## the tests that take less than two seconds each
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+floors: venv  ## the quick tests with the lowest versions that setup.cfg allows
+	@.ci/floors
 
 check: venv  ## style, words, types and import rules
 	@$(BIN)/ruff check --quiet .

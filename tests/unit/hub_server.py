@@ -37,7 +37,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, given = unquote(urlsplit(self.path).path), self.headers.get("Range")
         self.server.asked.append((path, given))
-        if re.fullmatch(r"/api/datasets/[^/]+/[^/]+", path):
+        if re.fullmatch(r"/api/datasets/[^/]+/[^/]+(/revision/main)?", path):
             self._json({"id": "owner/set", "sha": COMMIT, "private": False, "siblings": []})
         elif path.startswith("/api/datasets/owner/set/tree/main"):
             deep = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"

