@@ -18,6 +18,7 @@ from .loading.collate import Collator, Processor
 from .loading.eval_batches import EvaluationBatches, plan_evaluation
 from .loading.loader import ShardLoader
 from .loading.train_data import MixtureSource, Training, at_least, packed_rows, shares
+from .loading.workers import start_server
 from .shards.decode import Decoder, SkipCounter
 from .shards.manifest import Manifest, load_manifest
 from .shards.sample_formats import Adapter, read_normal
@@ -150,6 +151,8 @@ class WebDataModule(pl.LightningDataModule):
         Raises:
             DataError: A set is missing, cut or too small for the ranks and workers.
         """
+        if self.num_workers:
+            start_server()  # it imports while manifests and weights are read
         folders = [*self.val.values(), *self.benchmarks.values()]
         training = self._train_folders() if stage in (None, "fit") else []
         for folder in [*training, *folders]:

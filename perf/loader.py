@@ -209,7 +209,7 @@ def memory(folder: Path, processor: Any, count: int) -> dict[str, float]:
 
 def resident(loader: Any) -> tuple[float, float]:
     """Resident MiB of this process and of the loader's worker."""
-    (worker,) = loader._iterator._workers
+    (worker,) = loader.workers
     return tuple(_resident(pid) for pid in (os.getpid(), worker.pid))  # type: ignore[return-value]
 
 

@@ -5,7 +5,7 @@ import ctypes
 # malloc.h of glibc: names of mallopt's parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
-# Looked up here and not where it is called: in a forked worker, the loader of libraries may be locked for ever.
+# Looked up here and not where it is called: in a forked process, the loader of libraries may be locked for ever.
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 
 

@@ -31,7 +31,7 @@ def listen() -> dict[signal.Signals, Any]:
     main_pid = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == main_pid:  # a forked worker has this handler until it sets its own
+        if os.getpid() == main_pid:  # a forked process has this handler, too
             _received.append(signal.Signals(number).name)
 
     earlier = {number: signal.signal(number, note) for number in SIGNALS}

@@ -5,20 +5,12 @@ DataLoader takes them in turn. So the batches of a rank, and their order, do not
 Training keeps one set of workers and one endless iterator for life: an epoch is `steps_per_epoch` batches of it.
 """
 
-import faulthandler
-import logging
-import os
-import signal
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import count, islice
-from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -26,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.allocator import keep_freed_memory
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.reader import ShardReader
@@ -35,14 +26,9 @@ from ..shards.sample_formats import RawSample
 from ..stream.batching import BatchPlanner, Row
 from ..stream.cursor import Cursor
 from ..stream.stream import TrainStream
-from . import roll_call
 from .collate import Batch, Collator, EncodedSample, answered_messages
-from .workers import Watchdog
+from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
 
-logger = logging.getLogger(__name__)
-_SIGTERM = (
-    {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
-)  # macOS cannot tell who sent a signal
 Skipped = dict[str, dict[str, int]]
 """Source -> reason -> samples that were left out."""
 
@@ -169,6 +155,7 @@ class ShardLoader:
         skipped: Samples left out so far, all workers of this rank together.
         seen: Samples handed out so far, by source.
         wait_seconds: Time spent waiting for batches.
+        workers: The worker processes that run.
     """
 
     def __init__(
@@ -177,7 +164,6 @@ class ShardLoader:
         *,
         num_batches: int,
         num_workers: int,
-        start_method: str | None = None,
         stall_seconds: float | None = None,
     ) -> None:
         """Prepare a loader; workers start with the first batch.
@@ -186,13 +172,13 @@ class ShardLoader:
             dataset: Makes the batches.
             num_batches: Batches per epoch, the same on all ranks.
             num_workers: Worker processes; 0 makes the batches in this process.
-            start_method: ``fork``, ``spawn`` or ``forkserver``; None for the platform's default.
             stall_seconds: Time without a batch after which the stacks of all processes are printed; None: never.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}
         self.seen: Counter[str] = Counter()
         self.wait_seconds = 0.0
+        self.workers: list[BaseProcess] = []
         self._num_batches = num_batches
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
@@ -203,7 +189,8 @@ class ShardLoader:
             batch_size=None,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=start_method if num_workers else None,
+            multiprocessing_context=START_METHOD if num_workers else None,
+            worker_init_fn=init_worker,
             # Its own generator: evaluating more often must not change the random numbers of training.
             generator=torch.Generator(),
         )
@@ -218,8 +205,6 @@ class ShardLoader:
             DataError: What a worker met: a damaged shard, too many bad samples.
         """
         if self._iterator is None or not self._endless:
-            # Tokenizers must not run threads in forked workers, and warn unless told so.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             self._start()
         self._epoch += 1
         epoch = self._epoch
@@ -234,25 +219,12 @@ class ShardLoader:
                 self.close()
 
     def _start(self) -> None:
-        """Start the workers, and again where one hangs in its start: nothing has been taken from them yet."""
-        loader = self._loader
-        called = loader.num_workers > 0 and roll_call.forks(loader.multiprocessing_context)
-        seeds = loader.generator.get_state()
-        for attempt in range(1, roll_call.ATTEMPTS + 1):
-            call = roll_call.RollCall() if called else None
-            loader.worker_init_fn = partial(_start_worker, call=call)
-            with _held_back(_SIGTERM):  # workers start with it blocked, see `_start_worker`
-                self._iterator = iter(loader)
-            if call is None or call.complete(loader.num_workers, seconds=roll_call.START_SECONDS):
-                return
-            if attempt < roll_call.ATTEMPTS:  # the last ones are left to the watchdog
-                logger.warning(
-                    "a data worker has not started within %.0f s; all are started again (python/cpython#112275, fixed "
-                    "in Python 3.12)",
-                    roll_call.START_SECONDS,
-                )
-                self.close()
-                loader.generator.set_state(seeds)
+        self.close()  # an evaluation that was left
+        if self._loader.num_workers == 0:
+            self._iterator = iter(self._loader)
+            return
+        with collect_workers(self.workers):
+            self._iterator = iter(self._loader)
 
     def _batches(self) -> Iterator[Batch]:
         while (item := self._next()) is not None:
@@ -270,18 +242,16 @@ class ShardLoader:
         if self._iterator is None:
             return None
         started = time.monotonic()
-        with self._watchdog.watch(getattr(self._iterator, "_workers", ())):
+        with self._watchdog.watch(self.workers):
             item = next(self._iterator, None)
         self.wait_seconds += time.monotonic() - started
         return item
 
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
-        workers = getattr(self._iterator, "_workers", ())
-        self._iterator = None  # ends its workers, and waits for them
-        for worker in workers:
-            if worker.is_alive():  # one that is stuck before it listens to SIGTERM, see `_start_worker`
-                worker.kill()
+        self._iterator = None  # ends its workers, and waits some seconds for them
+        kill_workers(self.workers)
+        self.workers.clear()
         self._watchdog.stop()
 
 
@@ -327,43 +297,3 @@ def worker_place() -> tuple[int, int]:
     """Return this worker and the number of workers; (0, 1) outside of a worker process."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-@contextmanager
-def _held_back(signals: Collection[signal.Signals]) -> Iterator[None]:
-    """Deliver signals to this thread, and to the processes it starts meanwhile, only after the block."""
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if signals else set()
-    try:
-        yield
-    finally:
-        if signals:
-            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-
-
-def _start_worker(worker: int, *, call: "roll_call.RollCall | None") -> None:
-    """Keep freed memory, and leave signals to the main process: a worker must not save a checkpoint or requeue."""
-    if call is not None:
-        call.answer()
-    keep_freed_memory()
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if _SIGTERM:
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, _SIGTERM
-        )  # also where the start method did not hand the mask on
-        threading.Thread(target=_end_with_main_process, daemon=True).start()
-    if hasattr(signal, "SIGUSR2"):  # CONTRACT: watchdog.py asks workers for their stacks with it
-        # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
-        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
-
-
-def _end_with_main_process() -> None:
-    """End at the main process's SIGTERM, and pass over that of a scheduler, which wants the main process to save.
-
-    The DataLoader, and multiprocessing where the interpreter ends, stop workers by SIGTERM and wait for them.
-    """
-    main = parent_process()
-    while main is not None and signal.sigwaitinfo(_SIGTERM).si_pid != main.pid:
-        pass
-    os._exit(0)

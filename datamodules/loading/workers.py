@@ -1,17 +1,89 @@
-"""A loader that delivers nothing says where it hangs (no torch here)."""
+"""Worker processes of a loader: how they start and end, and what is printed when they deliver nothing (no torch here).
 
+Workers are forked from a server process that has a single thread, never from the training process: a fork of a process
+with threads, as those of torch's collectives, can copy a lock that nobody will release.
+"""
+
+import atexit
 import faulthandler
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 
+from alignvlm_pl.utils.allocator import keep_freed_memory
+
 logger = logging.getLogger(__name__)
+
+START_METHOD = "forkserver"
+# What workers need; the server imports it once for all. The processor comes from outside, so it is named here.
+_PRELOADED = ["datamodules.loading.loader", "alignvlm_pl.models.processing"]
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Left to the main process, which saves a checkpoint at them; a scheduler sends them to all processes of a job."""
+
+_started: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+
+
+def start_server() -> None:
+    """Start the server that workers are forked from, unless it runs; it imports while this process goes on."""
+    # Tokenizers must not run threads in forked workers, and warn unless this is set.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        # Each alone: the first one unblocks signals. The server and its workers inherit the mask.
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+@contextmanager
+def collect_workers(workers: list[BaseProcess]) -> Iterator[None]:
+    """Append the processes that are started inside the block to `workers`."""
+    start_server()
+    earlier = set(multiprocessing.active_children())
+    yield
+    workers += [process for process in multiprocessing.active_children() if process not in earlier]
+    _started.update(workers)
+
+
+def kill_workers(workers: Sequence[BaseProcess]) -> None:
+    """Kill those that still run: they ignore SIGTERM, which DataLoader and multiprocessing send."""
+    alive = [worker for worker in workers if worker.is_alive()]
+    for worker in alive:
+        worker.kill()
+    for worker in alive:
+        worker.join(timeout=5)
+
+
+def init_worker(worker: int) -> None:
+    """Set a worker up: keep freed memory, ignore signals for the main process, print all stacks at SIGUSR2.
+
+    Args:
+        worker: Its number, as DataLoader gives it.
+    """
+    keep_freed_memory()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in case somebody else has started the server
+    # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def _kill_at_exit(main_pid: int) -> None:
+    """End the workers before multiprocessing waits for them; not in a process that the main process has forked."""
+    if os.getpid() == main_pid:
+        kill_workers(list(_started))
+
+
+atexit.register(_kill_at_exit, os.getpid())
 
 
 class Watchdog:
@@ -30,11 +102,11 @@ class Watchdog:
 
     @contextmanager
     def watch(self, workers: Sequence[BaseProcess]) -> Iterator[None]:
-        """Watch what happens inside the block."""
+        """Watch the wait for a batch inside the block."""
         if self.seconds is not None and self._stopped is None:
             self._stopped = threading.Event()
             arguments = (self.seconds, self._stopped)
-            threading.Thread(target=self._look, args=arguments, daemon=True, name="watchdog").start()
+            threading.Thread(target=self._run, args=arguments, daemon=True, name="watchdog").start()
         self._wait = time.monotonic(), workers
         try:
             yield
@@ -47,8 +119,8 @@ class Watchdog:
             self._stopped.set()
             self._stopped = None
 
-    def _look(self, seconds: float, stopped: threading.Event) -> None:
-        """Look at the wait that goes on, a few times in each period."""
+    def _run(self, seconds: float, stopped: threading.Event) -> None:
+        """Check the current wait five times in each period."""
         seen, printed = None, 0
         while not stopped.wait(seconds / 5):
             wait = self._wait
@@ -71,5 +143,5 @@ def _print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:
         ", ".join(map(str, alive)) or "none alive",
     )
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    for pid in alive if hasattr(signal, "SIGUSR2") else ():
-        os.kill(pid, signal.SIGUSR2)  # CONTRACT: loader.py makes them print theirs
+    for pid in alive:
+        os.kill(pid, signal.SIGUSR2)  # see `init_worker`

@@ -1,4 +1,4 @@
-"""Two real processes as two ranks, each with two spawned workers: nothing twice, nothing missing."""
+"""Two real processes as two ranks, each with two workers: nothing twice, nothing missing."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from datamodules.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
 
-# Runs as a file, because spawned workers import the main module. Rank and world are arguments only.
+# Runs as a file, because workers import the main module. Rank and world are arguments only.
 RANK = """
 import json, sys
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def main():
         counter=SkipCounter(max_share=0.0),
         **parts,
     )
-    train = ShardLoader(batches, num_batches=4, num_workers=2, start_method="spawn")
+    train = ShardLoader(batches, num_batches=4, num_workers=2)
     epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
     train.close()
     plan = plan_evaluation(range(manifest.num_samples), batch_size=4, rank=rank, world=2)
@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_with_two_spawned_workers_share_every_epoch(tmp_path):
+def test_two_processes_with_two_workers_share_every_epoch(tmp_path):
     turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with ShardWriter(
         tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3

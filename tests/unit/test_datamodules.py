@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,58 +17,10 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules import BenchmarkDataModule, BigDocsDataModule, CC12MDataModule, WebDataModule
 from datamodules.prepare.index import index_shards
-from datamodules.shards.sample import message_text
 from datamodules.shards.writer import ShardWriter
+from tests.unit.light_processors import LetterProcessor, LongerProcessor
 
 ROOT = Path(__file__).parents[2]
-
-
-class LetterProcessor:
-    """Three ids a sample, the last supervised; remembers the limit it was given in its first id."""
-
-    name = "letters"
-
-    def identity(self):
-        return {"tokenizer": self.name}
-
-    def visual_tokens(self, sizes):
-        return len(sizes)
-
-    def encode(self, messages, images, *, max_text_length=None, generation=False):
-        if "refuse" in message_text(messages[0]):
-            raise DataError("refused")
-        first = -1 if max_text_length is None else max_text_length
-        return SimpleNamespace(
-            input_ids=[first, 1, 2], labels=[-100, -100, 2], num_tiles=len(images), truncated=False
-        )
-
-    def collate(self, encoded, *, pad_left=False):
-        return {
-            "input_ids": torch.tensor([item.input_ids for item in encoded]),
-            "attention_mask": torch.ones(len(encoded), 3, dtype=torch.long),
-            "labels": torch.tensor([item.labels for item in encoded]),
-            "pixel_values": torch.from_numpy(
-                np.zeros((sum(i.num_tiles for i in encoded), 3, 2, 2), np.float32)
-            ),
-            "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
-        }
-
-
-class LongerProcessor(LetterProcessor):
-    """As many ids as the number in the question, padded to the longest of the batch."""
-
-    def count_tokens(self, messages, sizes, *, max_text_length=None):
-        return int("".join(letter for letter in message_text(messages[0]) if letter.isdigit())) + 2
-
-    def encode(self, messages, images, **options):
-        length = self.count_tokens(messages, [])
-        ids, labels = [1] * length, [2] * length
-        return SimpleNamespace(input_ids=ids, labels=labels, num_tiles=len(images), truncated=False)
-
-    def collate(self, encoded, *, pad_left=False):
-        longest = max(len(item.input_ids) for item in encoded)
-        ids = torch.tensor([item.input_ids + [0] * (longest - len(item.input_ids)) for item in encoded])
-        return {"input_ids": ids, "labels": ids.clone()}
 
 
 def png() -> bytes:

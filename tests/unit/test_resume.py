@@ -4,42 +4,14 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from alignvlm_pl.errors import ConfigError
 from datamodules import WebDataModule
-from datamodules.shards.sample import message_text
 from datamodules.shards.writer import ShardWriter
-
-
-class Words:
-    """As many ids as the question has letters; packs rows."""
-
-    name = "words"
-
-    def identity(self) -> dict[str, Any]:
-        return {"tokenizer": self.name}
-
-    def visual_tokens(self, sizes):
-        return 0
-
-    def count_tokens(self, messages, sizes, *, max_text_length=None):
-        return len(message_text(messages[0]))
-
-    def encode(self, messages, images, *, max_text_length=None, generation=False):
-        ids = [1] * self.count_tokens(messages, [])
-        return SimpleNamespace(input_ids=ids, labels=ids, truncated=False, num_tiles=0)
-
-    def collate(self, encoded, *, pad_left=False):
-        return {"labels": torch.ones(len(encoded), 2)}
-
-    def collate_packed(self, rows):
-        assert all(sum(len(item.input_ids) for item in row) <= 20 for row in rows)
-        return {"labels": torch.ones(len(rows), 2)}
+from tests.unit.light_processors import Words
 
 
 @pytest.fixture(scope="module")

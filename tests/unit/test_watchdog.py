@@ -22,9 +22,11 @@ class Slow(IterableDataset):
         yield WorkerItem(batch={"sources": ["a"]})
 
 
-logging.basicConfig(stream=sys.stderr)
-loader = ShardLoader(Slow(), num_batches=1, num_workers=int(sys.argv[1]), stall_seconds=float(sys.argv[2]) or None)
-print([batch["sources"] for batch in loader], loader.wait_seconds > 1)
+if __name__ == "__main__":  # workers import this file
+    logging.basicConfig(stream=sys.stderr)
+    seconds = float(sys.argv[2]) or None
+    loader = ShardLoader(Slow(), num_batches=1, num_workers=int(sys.argv[1]), stall_seconds=seconds)
+    print([batch["sources"] for batch in loader], loader.wait_seconds > 1)
 """
 
 

@@ -1,9 +1,11 @@
-"""Loader workers and the signals of a scheduler, which reach every process of a job."""
+"""Worker processes: signals of a scheduler, which reach every process of a job, and workers that die or hang."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -12,48 +14,95 @@ from torch.utils.data import IterableDataset
 
 from datamodules.loading.loader import ShardLoader, WorkerItem
 
+LOCK = threading.Lock()
+
 
 class Pids(IterableDataset[WorkerItem]):
-    """Endless batches that name the process that made them."""
+    """Endless batches that name the process that made them, and its parent."""
 
     def __iter__(self) -> Iterator[WorkerItem]:
         while True:
             time.sleep(0.01)
-            yield WorkerItem(batch={"sources": [], "pid": os.getpid()})
+            yield WorkerItem(batch={"sources": [], "pid": os.getpid(), "parent": os.getppid()})
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_a_worker_outlives_everybody_s_signals_but_the_main_process_s(start_method):
-    loader = ShardLoader(Pids(), num_batches=10**6, num_workers=1, start_method=start_method)
-    batches = iter(loader)
-    pid = next(batches)["pid"]
-    assert pid != os.getpid()
-    for name in ("TERM", "USR1", "INT"):  # from another process, as a scheduler's
-        subprocess.run(["sh", "-c", f"kill -{name} {pid}"], check=True)
-    # Those that were made ahead of the signals, and more.
+class Locked(IterableDataset[WorkerItem]):
+    """One batch: whether a lock of this module can be had."""
+
+    def __iter__(self) -> Iterator[WorkerItem]:
+        yield WorkerItem(batch={"sources": [], "free": LOCK.acquire(timeout=1)})
+
+
+def started(num_workers: int = 1, **options: float) -> tuple[ShardLoader, Iterator[dict]]:
+    loader = ShardLoader(Pids(), num_batches=10**6, num_workers=num_workers, **options)
+    return loader, iter(loader)
+
+
+@pytest.mark.slow
+def test_workers_and_their_server_outlive_the_signals_of_a_scheduler():
+    loader, batches = started()
+    first = next(batches)
+    pid, server = first["pid"], first["parent"]
+    assert os.getpid() not in (pid, server)
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["sh", "-c", f"kill -{name} {pid} {server}"], check=True)
+    # Those that were made before the signals, and more.
     assert {next(batches)["pid"] for _ in range(20)} == {pid}
-    worker = loader._iterator._workers[0]
-    worker.terminate()
-    worker.join(timeout=10)
-    assert worker.exitcode == 0
+    loader.close()
+    assert not loader.workers
+    another, batches = started()
+    assert next(batches)["parent"] == server
+    another.close()
 
 
-def test_the_main_process_ends_although_its_workers_pass_over_sigterm():
-    """Where the interpreter ends, multiprocessing stops the workers by SIGTERM and waits for them."""
+@pytest.mark.slow
+def test_the_main_process_ends_although_its_workers_ignore_sigterm():
+    """When the interpreter ends, multiprocessing sends workers SIGTERM and waits for them without a limit."""
     program = (
-        "from tests.unit.test_worker_signals import Pids, ShardLoader\n"
-        "loader = ShardLoader(Pids(), num_batches=9, num_workers=2, start_method='fork')\n"
-        "batches = iter(loader)\n"
+        "from tests.unit.test_worker_signals import started\n"
+        "loader, batches = started(2)\n"
         "next(batches)\n"
         "raise SystemExit(85)\n"
     )
-    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 85, done.stderr
-    assert time.monotonic() - begun < 45
+    assert (done.returncode, done.stderr) == (85, "")
 
 
 def test_starting_workers_leaves_the_main_process_s_signals_as_they_were():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    next(iter(ShardLoader(Pids(), num_batches=1, num_workers=1, start_method="fork")))
+    loader, batches = started()
+    next(batches)
+    loader.close()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_lock_that_a_thread_holds_while_workers_start_is_free_in_them():
+    """A forked worker would wait for it for ever."""
+    with LOCK:
+        (batch,) = ShardLoader(Locked(), num_batches=1, num_workers=1)
+    assert batch["free"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_with_its_pid():
+    loader, batches = started()
+    pid = next(batches)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=rf"worker \(pid\(s\) {pid}\) exited unexpectedly"):
+        for _ in batches:
+            pass
+    loader.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_is_reported_and_killed_when_the_loader_closes(caplog):
+    loader, batches = started(stall_seconds=0.5)
+    pid = next(batches)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(2, os.kill, (pid, signal.SIGCONT)).start()
+    for _ in range(10):
+        next(batches)
+    assert f"its 1 workers ({pid}) follow" in caplog.text
+    os.kill(pid, signal.SIGSTOP)
+    loader.close()  # waits some seconds first
+    assert pid not in [worker.pid for worker in multiprocessing.active_children()]
