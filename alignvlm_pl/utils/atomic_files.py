@@ -1,17 +1,88 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either complete or absent, whenever the process or the machine stops."""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 
+PARTIAL = ".partial"
+"""Suffix of what is still being written, or was when its process was killed."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write a file, link or folder so that it appears complete under its name, or not at all.
+
+    Args:
+        path: Where it appears at the end of the block, in the place of what is there.
+
+    Yields:
+        A path beside it, at which nothing exists, to write to. After an error it is removed, and `path` is as it was.
+    """
+    partial = partial_path(path)
+    remove(partial)
+    try:
+        yield partial
+        replace_path(partial, path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def partial_path(path: Path) -> Path:
+    """Return the temporary name of a path, in the same folder."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def replace_path(partial: Path, path: Path) -> None:
+    """Put a complete file, link or folder in the place of another, once all of it is on the disk.
+
+    A folder cannot be replaced in one step: for a moment there is none, and the former one is beside it.
+    """
+    _sync(partial)
+    if not _is_folder(path):
+        os.replace(partial, path)
+        return
+    former = partial_path(path.with_name(path.name + ".old"))
+    remove(former)
+    os.replace(path, former)
+    os.replace(partial, path)
+    remove(former)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder, if it is there."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    if path.is_symlink():
+        return
+    for inner in path.iterdir() if path.is_dir() else ():
+        _sync(inner)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or absent; what is no text is written as in `printable`.
+    """Write a text file, complete or not at all, and its folder; half a surrogate pair is written as in `printable`.
 
     Raises:
         ConfigError: Its folder cannot be made: there is a file of that name.
@@ -20,9 +91,8 @@ def write_atomically(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{path.parent} cannot be made a folder: a file is in its place") from error
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(printable(text), encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(printable(text), encoding="utf-8")
 
 
 def printable(text: str) -> str:
@@ -41,7 +111,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """Return JSON as its standard has it: numbers that are none, such as nan, are null."""
+    """Return standard JSON: nan and infinities are written as null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 

@@ -6,7 +6,6 @@ estimate tokens without opening a picture. Equal shards have equal bytes of inde
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import atomic_path
 
 from ..storage.transfer import MissingFileError
 from .manifest import Manifest, Shard
@@ -125,7 +125,7 @@ def to_bytes(index: SampleIndex) -> bytes:
 
 
 def write_index(path: Path, index: SampleIndex) -> str:
-    """Write the index of a shard so that it is whole or absent.
+    """Write the index of a shard, complete or not at all.
 
     Args:
         path: Its own path, not the shard's (`index_path`).
@@ -135,12 +135,8 @@ def write_index(path: Path, index: SampleIndex) -> str:
         The sha256 of the file.
     """
     data = to_bytes(index)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 

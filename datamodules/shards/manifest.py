@@ -7,7 +7,6 @@ untrusted: size, types and file names are checked before anything is opened.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import atomic_path
 
 from ..storage.cache_limit import open_held
 from ..storage.location import Storage, check_file_name, shown_place
@@ -256,15 +256,10 @@ def write_manifest(manifest: Manifest) -> Path:
     if not isinstance(manifest.folder, Path):
         raise DataError(f"cannot write {manifest.where(MANIFEST_NAME)}: sets are written to local folders")
     path = manifest.folder / MANIFEST_NAME
-    partial = path.with_name(MANIFEST_NAME + ".tmp")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(
             f"cannot write {path}: {error.strerror}; free space or choose another folder"
         ) from error

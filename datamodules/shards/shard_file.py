@@ -6,7 +6,6 @@ CONTRACT: `ShardWriter` and datamodules/pack write through here, so both give th
 import hashlib
 import io
 import json
-import os
 import tarfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
+
+from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 
 from .index import IndexRow, SampleIndex, index_path, index_row, write_index
 from .manifest import Shard
@@ -107,7 +108,7 @@ class OpenShard:
         self.path = path
         self.size = 0
         self._rows: list[IndexRow] = []
-        self._partial = path.with_name(path.name + ".tmp")
+        self._partial = partial_path(path)
         self._file = _HashingFile(self._partial.open("wb"))
         stream: Any = self._file  # tarfile asks for a whole file object but only writes
         self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
@@ -135,10 +136,10 @@ class OpenShard:
         """Write the end mark and the index, then give the shard its name."""
         index = SampleIndex.of_rows(self._rows, end=self._tar.offset)
         self._tar.close()
-        self._file.sync_and_close()
+        self._file.close()
         # The index first: a shard under its own name always has one.
         index_sha256 = write_index(index_path(self.path), index)
-        self._partial.replace(self.path)
+        replace_path(self._partial, self.path)
         return Shard(
             path=self.path.name,
             num_samples=self.num_samples,
@@ -153,7 +154,6 @@ class OpenShard:
         self._partial.unlink(missing_ok=True)
         if not self.path.exists():
             index_path(self.path).unlink(missing_ok=True)
-            index_path(self.path).with_suffix(".json.tmp").unlink(missing_ok=True)
 
 
 class _HashingFile:
@@ -170,11 +170,6 @@ class _HashingFile:
         self.digest.update(data)
         self.num_bytes += len(data)
         return self._stream.write(data)
-
-    def sync_and_close(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
 
     def close(self) -> None:
         self._stream.close()

@@ -190,7 +190,7 @@ class ShardWriter:
 
 def is_part_of(name: str, file: str) -> bool:
     """Say whether a file is a shard, an index, or an unfinished one, of the set called `name`."""
-    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.tmp)?", file) is not None
+    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.partial)?", file) is not None
 
 
 def check_space(folder: Path, size: int) -> None:

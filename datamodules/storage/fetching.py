@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import PARTIAL, replace_path
 
 from .cache_limit import LOCK, RECORD, make_room
 from .transfer import TransferError, shown, transfer
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 256 << 30
 MAX_BACKOFF_S = 60.0
 STALE_PARTIAL_S = 86400.0
-_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,7 @@ def fetch_small(url: str, *, cache: Path, max_bytes: int, policy: Policy | None 
     with _storing(folder, url):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-    content = folder / f"{_PARTIAL}{_own_suffix()}"
+    content = folder / f".{_own_suffix()}{PARTIAL}"
     try:
         _attempt(url, content, wanted, policy or Policy(), keep_record=False)
         return content.read_bytes()
@@ -186,9 +186,9 @@ def _clear(target: Path) -> None:
 
 def _sweep(folder: Path, *, of_host: str | None = None) -> None:
     """Remove partial files that are a day old, and those of one machine."""
-    for left in folder.glob(f"{_PARTIAL}*"):
+    for left in folder.glob(f".*{PARTIAL}"):
         try:
-            ours = of_host is not None and left.name.startswith(f"{_PARTIAL}{of_host}-")
+            ours = of_host is not None and left.name.startswith(f".{of_host}-")
             if ours or time.time() - left.stat().st_mtime > STALE_PARTIAL_S:
                 left.unlink()
         except OSError:
@@ -210,7 +210,7 @@ def _attempt(url: str, target: Path, wanted: _Wanted, policy: Policy, *, keep_re
                 record = _checked(partial, url, wanted)
                 if keep_record:
                     _write_record(target.parent, record | {"name": target.name})
-                partial.replace(target)
+                replace_path(partial, target)
             return
         except TransferError as error:
             reason = str(error)
@@ -236,7 +236,6 @@ def _checked(partial: Path, url: str, wanted: _Wanted) -> dict[str, Any]:
     with partial.open("rb+") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-        os.fsync(stream.fileno())
     found = digest.hexdigest()
     if wanted.sha256 and found != wanted.sha256:
         raise DataError(
@@ -250,7 +249,7 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     partial = _partial_path(folder)
     try:
         partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(folder / RECORD)
+        replace_path(partial, folder / RECORD)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -278,7 +277,7 @@ def _storing(folder: Path, url: str) -> Iterator[None]:
 
 
 def _partial_path(folder: Path) -> Path:
-    return folder / f"{_PARTIAL}{_own_suffix()}"
+    return folder / f".{_own_suffix()}{PARTIAL}"
 
 
 def _own_suffix() -> str:

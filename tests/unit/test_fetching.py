@@ -293,13 +293,13 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, tmp_pa
     server.answers["/a.tar"] = [server.half, reply()]
     url = server.url("/a.tar")
     run = subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*/.partial-*")))
+    wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*/.*.partial")))
     run.send_signal(signal.SIGKILL)
     run.wait()
     target = cache_path(url, cache=tmp_path)
     assert not target.exists()
     assert len(files(tmp_path)) == 1
-    assert files(tmp_path)[0].startswith(".partial-")
+    assert files(tmp_path)[0].endswith(".partial")
     # Its lock does not outlive it, and what it left is removed.
     assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), policy=QUICK).read_bytes() == BODY
     assert files(tmp_path) == ["a.tar"]
@@ -323,7 +323,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch)
     server.answers["/a.tar"] = [reply()]
 
     def full(folder: Path) -> Path:
-        path = folder / ".partial-full"
+        path = folder / ".full.partial"
         path.symlink_to("/dev/full")
         return path
 

@@ -69,7 +69,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) ->
 
 def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "a-00000.tar.tmp").write_bytes(b"half")
+    (tmp_path / "a" / "a-00000.tar.partial").write_bytes(b"half")
     write_split(tmp_path / "a", split="train", num_documents=1, processes=1)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "a-00000.index.json",

@@ -111,7 +111,7 @@ os._exit(9)
 def test_a_killed_run_never_looks_whole_and_can_be_repeated(tmp_path):
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, cwd=ROOT).returncode == 9
     # The open shard still has its temporary name, and there is no manifest.
-    left = ["set-00000.index.json", "set-00000.tar", "set-00001.tar.tmp"]
+    left = ["set-00000.index.json", "set-00000.tar", "set-00001.tar.partial"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     with pytest.raises(DataError, match=r"not a finished set.*interrupted"):
         load_manifest(tmp_path)

@@ -7,7 +7,6 @@ stays outside.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 
 from ...shards.sample import SampleError
 from ...shards.shard_file import ShardSample, shard_sample
@@ -186,7 +186,7 @@ class _SpoolFile:
     def __init__(self, path: Path) -> None:
         self.size = 0
         self._path = path
-        self._partial = path.with_name(path.name + ".tmp")
+        self._partial = partial_path(path)
         self._stream = self._partial.open("wb")
 
     def __enter__(self) -> "_SpoolFile":
@@ -195,12 +195,9 @@ class _SpoolFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stream:
-            if kind is None:
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
+        self._stream.close()
         if kind is None:
-            self._partial.replace(self._path)
+            replace_path(self._partial, self._path)
         else:
             self._partial.unlink(missing_ok=True)
 

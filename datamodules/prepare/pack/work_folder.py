@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from alignvlm_pl import __version__
+from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
 
 from .locks import take, wait_for_workers
 from .options import PackOptions
@@ -75,7 +75,7 @@ class WorkFolder:
         shutil.rmtree(self.spool, ignore_errors=True)
         shutil.rmtree(self.packed, ignore_errors=True)
         for path in self.path.iterdir():
-            if path.suffix in (".npy", ".json", ".tmp"):
+            if path.suffix in (".npy", ".json", PARTIAL):
                 path.unlink()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
@@ -138,13 +138,9 @@ def input_files(raw: RawData, parts: Sequence[Part]) -> list[Path]:
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that it is on the disk as a whole or not there."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    """Write a file, complete or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

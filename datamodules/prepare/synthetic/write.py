@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.utils.atomic_files import PARTIAL
 
 from ...shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from ...shards.writer import ShardWriter
@@ -169,7 +170,7 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
         return False
     if not (out / MANIFEST_NAME).exists():
         # Shards without a manifest are what a killed run leaves; the writer replaces them.
-        ours = (".tar", ".tmp", ".index.json")
+        ours = (".tar", PARTIAL, ".index.json")
         foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(ours)]
         if foreign:
             raise ConfigError(
