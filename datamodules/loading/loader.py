@@ -243,7 +243,10 @@ class ShardLoader:
             return None
         started = time.monotonic()
         with self._watchdog.watch(self.workers):
-            item = next(self._iterator, None)
+            try:
+                item = next(self._iterator, None)
+            except RuntimeError as error:
+                raise _dead_workers(self.workers) or error from error
         self.wait_seconds += time.monotonic() - started
         return item
 
@@ -253,6 +256,18 @@ class ShardLoader:
         kill_workers(self.workers)
         self.workers.clear()
         self._watchdog.stop()
+
+
+def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:
+    """Describe workers that ended without an error of their own; None if all are alive."""
+    dead = [f"pid {worker.pid}, exit code {worker.exitcode}" for worker in workers if not worker.is_alive()]
+    if not dead:
+        return None
+    return DataError(
+        f"a data worker died ({'; '.join(dead)}): out of memory, or its start failed as printed above; a script that "
+        'trains needs `if __name__ == "__main__":`, and workers can import modules but no class of a notebook; '
+        "num_workers: 0 loads in the training process"
+    )
 
 
 def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:

@@ -62,7 +62,7 @@ def kill_workers(workers: Sequence[BaseProcess]) -> None:
     for worker in alive:
         worker.kill()
     for worker in alive:
-        worker.join(timeout=5)
+        worker.join(timeout=60)
 
 
 def init_worker(worker: int) -> None:

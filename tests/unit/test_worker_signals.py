@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import IterableDataset
 
+from alignvlm_pl.errors import DataError
 from datamodules.loading.loader import ShardLoader, WorkerItem
 
 LOCK = threading.Lock()
@@ -88,10 +89,18 @@ def test_a_worker_that_dies_ends_the_run_with_its_pid():
     loader, batches = started()
     pid = next(batches)["pid"]
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"worker \(pid\(s\) {pid}\) exited unexpectedly"):
+    with pytest.raises(DataError, match=rf"a data worker died \(pid {pid}, exit code -9\)"):
         for _ in batches:
             pass
     loader.close()
+
+
+def continue_once_reported(pid: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Let a stopped worker go on once it is reported, or after 60 s."""
+    end = time.monotonic() + 60
+    while "follow" not in caplog.text and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -99,9 +108,11 @@ def test_a_worker_that_is_stopped_is_reported_and_killed_when_the_loader_closes(
     loader, batches = started(stall_seconds=0.5)
     pid = next(batches)["pid"]
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(2, os.kill, (pid, signal.SIGCONT)).start()
+    reported = threading.Thread(target=continue_once_reported, args=(pid, caplog))
+    reported.start()
     for _ in range(10):
         next(batches)
+    reported.join()
     assert f"its 1 workers ({pid}) follow" in caplog.text
     os.kill(pid, signal.SIGSTOP)
     loader.close()  # waits some seconds first
