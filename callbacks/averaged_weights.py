@@ -1,7 +1,5 @@
 """`stage.ema_decay`: a moving average of the weights, for validation, benchmarks and the stage-end folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,18 +65,6 @@ class AveragedWeights(WeightAveraging):
         if not self._swapped:
             self._swap_models(pl_module)
 
-    @contextmanager
-    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """Have the module hold the average."""
-        swap = self._average_model is not None and not self._swapped
-        if swap:
-            self._swap_models(pl_module)
-        try:
-            yield
-        finally:
-            if swap:
-                self._swap_models(pl_module)
-
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the copy: a recipe's next stage makes its own."""
         self._average_model = None
@@ -107,14 +93,3 @@ def require_whole_parameters(trainer: pl.Trainer, setting: str) -> None:
             f"{setting} needs all parameters on each rank, trainer.strategy is {type(strategy).__name__}; use "
             f"trainer.strategy: ddp, or leave {setting.split('=')[0]} out"
         )
-
-
-@contextmanager
-def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Evaluate the average where the stage keeps one, else the weights as they are."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a list, set by Lightning
-        if isinstance(callback, AveragedWeights):
-            with callback.applied(pl_module):
-                yield
-            return
-    yield

@@ -1,47 +1,60 @@
-"""When benchmarks are answered; what is asked and how it is scored is the benchmark's (alignvlm_pl/benchmarks)."""
+"""Benchmarks in `fit`, `validate`, `test` and `predict`: gather the predictions of all ranks, score and write them.
+
+The DataModule serves benchmarks as ordinary loaders, and the module's steps make the predictions. What is asked and how
+it is scored is the benchmark's (alignvlm_pl/benchmarks).
+"""
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.evaluation.batch_records import bad_records, batch_records
+from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import Record, to_answers, unread
+from alignvlm_pl.scoring.records import Record, merge_records, to_answers, unread
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
 from alignvlm_pl.training.module import AlignVLMModule
+from alignvlm_pl.utils.atomic_files import write_predictions
+from alignvlm_pl.utils.collectives import gather
 
-from .answering import answer
-from .averaged_weights import averaged
 from .journal import Journal, weights_identity
-from .outputs import log_metrics, predictions_path, show, write_run, write_set
-from .preemption import EvaluationAbandoned
+from .outputs import RunOutputs
 
 log = logging.getLogger(__name__)
 
 
 class BenchmarkEvaluation(pl.Callback):
-    """Answer the benchmarks of the DataModule greedily and score them.
+    """Score the benchmarks of the DataModule and write what came out.
 
-    In `validate` and `test` all samples are answered, and `results.json` and the reports are written; killed half way,
-    they go on where they stopped. In `fit` a subset is answered every n steps and at the end of the stage.
+    `validate` and `test` evaluate all samples, and write `results.json` and the reports; killed half way, they continue
+    from the predictions on disk. In `fit`, each validation evaluates the first samples of each benchmark together with
+    the losses of `val`. `predict` writes the predictions alone.
+
+    Metrics are logged as `bench/<dataset>/<metric>`, or `bench_subset/<dataset>/<metric>` where a part of the dataset
+    was evaluated on purpose; `trainer.callback_metrics` has them for EarlyStopping and ModelCheckpoint.
 
     Args:
-        metrics: Names of `alignvlm_pl.metrics.METRICS`, for sets that are no registered benchmark.
-        readout_sets: Benchmarks that are not asked questions but read from P_vocab; their figure is `cer`, the
+        metrics: Names of `alignvlm_pl.metrics.METRICS`, for datasets that are no registered benchmark.
+        readout_sets: Benchmarks that are not asked questions but read from P_vocab; their metric is `cer`, the
             character error rate with case ignored.
-        every_n_steps: Interval in `fit`, in optimizer steps; null: not while training.
-        at_stage_end: Whether to answer the subset when a stage has ended.
-        subset: Samples of each benchmark answered in `fit`; null: all.
-        max_new_tokens: Longest answer in tokens, where the benchmark does not say.
-        page_images: Page images kept of each benchmark: half of them first samples, half the worst answers.
-        judge: ``module:function`` that grades open answers (MM-Vet); null: such answers are kept, but not scored.
+        every_n_steps: Validate in `fit` every n optimizer steps, in place of `trainer.val_check_interval`; null: when
+            the trainer does.
+        at_stage_end: Whether to validate after the last step of `fit`. With `every_n_steps` null and this false, `fit`
+            evaluates no benchmark.
+        subset: Samples of each benchmark evaluated in `fit`; null: all.
+        max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
+        page_images: Page images kept of each benchmark: half of them first samples, half the worst predictions.
+        judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
+
+    Attributes:
+        results: Dataset to `num` and metrics of the last evaluation, as fractions of 1; on all ranks.
     """
 
     def __init__(
@@ -64,36 +77,98 @@ class BenchmarkEvaluation(pl.Callback):
         self.page_images = page_images
         self.judge = None if judge is None else load_judge(judge)
         self.results: dict[str, dict[str, float]] = {}
-        self._loss: dict[int, torch.Tensor] = {}
-        self._loss_problems: dict[str, list[str]] = {}
+        self._names: list[str] = []  # benchmarks that are served
+        self._records: dict[str, list[Record]] = {}
+        self._unread_losses: dict[str, int] = {}
+        self._journals: dict[str, Journal] = {}
+        self._last_step = -1  # at which a validation of `fit` has ended
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Answer the subset if it was due at the step that the run goes on from, and its predictions are not there."""
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose what the DataModule serves, before it is asked for its loaders; open the journals."""
         assert isinstance(pl_module, AlignVLMModule)
-        if self._is_due(trainer.global_step):
-            written = self.subset is not None and all(
-                predictions_path(trainer, name, whole=False).is_file()
-                for name in self._names(trainer, pl_module)
+        self._names, self._journals = [], {}
+        if stage == "fit":
+            self._set_interval(trainer)
+            return  # `on_fit_start` knows the stage's objective
+        if not _serves_benchmarks(trainer):
+            return
+        self._names = self._chosen(trainer, pl_module)
+        if stage == "predict" or _leaves_nothing(trainer):
+            self._serve(trainer)
+            return
+        self._journals = {name: self._journal(trainer, pl_module, name) for name in self._names}
+        found = {
+            name: journal.read() if trainer.is_global_zero else {} for name, journal in self._journals.items()
+        }
+        self._records = {name: list(records.values()) for name, records in found.items()}
+        predicted = trainer.strategy.broadcast({name: sorted(records) for name, records in found.items()})
+        for journal in self._journals.values():
+            journal.open(trainer.global_rank)  # after the broadcast: rank 0 has read all files
+        self._serve(trainer, predicted=predicted)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose what the validations of `fit` evaluate."""
+        assert isinstance(pl_module, AlignVLMModule)
+        self._last_step = -1
+        if not _serves_benchmarks(trainer):
+            return
+        if self.every_n_steps or self.at_stage_end:
+            self._names = self._chosen(trainer, pl_module)
+        self._serve(trainer, subset=self.subset)
+        datasets = [*_data(trainer).val_names, *self._names]
+        if trainer.limit_val_batches == 0 and datasets:
+            log.warning("trainer.limit_val_batches=0: fit does not evaluate %s", ", ".join(datasets))
+
+    def validation_interval(self, accumulate_grad_batches: int) -> dict[str, int | None]:
+        """Return the settings of a Trainer that validates every `every_n_steps`; none where that is null."""
+        if not self.every_n_steps:
+            return {}
+        batches = self.every_n_steps * accumulate_grad_batches
+        return {"val_check_interval": batches, "check_val_every_n_epoch": None}
+
+    def _set_interval(self, trainer: pl.Trainer) -> None:
+        """Set when `fit` validates. Callbacks that stand before this one see it only where the Trainer was built so.
+
+        Raises:
+            ConfigError: The trainer has another interval.
+        """
+        wanted = self.validation_interval(trainer.accumulate_grad_batches)
+        if not wanted or _leaves_nothing(trainer):
+            return
+        if trainer.val_check_interval not in (1.0, wanted["val_check_interval"]):
+            raise ConfigError(
+                f"trainer.val_check_interval={trainer.val_check_interval} and benchmark.every_n_steps="
+                f"{self.every_n_steps} both set when fit validates; leave one of them out"
             )
-            if not trainer.strategy.broadcast(written):
-                self._look(trainer, pl_module)
+        for name, value in wanted.items():
+            setattr(trainer, name, value)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Answer the subset every n optimizer steps."""
-        if self._is_due(trainer.global_step) and not trainer.fit_loop._should_accumulate():
-            self._look(trainer, pl_module)
+        """Have Lightning validate after the last step: it does where training is asked to stop."""
+        if self.at_stage_end and self._names and trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.should_stop = True
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Answer the subset at the end of the stage."""
-        if self.at_stage_end and not trainer.interrupted:
-            self._look(trainer, pl_module)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log that the last validation is missing: a run that was stopped within it does not repeat it."""
+        if (
+            self.at_stage_end
+            and self._names
+            and trainer.limit_val_batches
+            and self._last_step != trainer.global_step
+        ):
+            log.warning(
+                "step %d: %s not evaluated at the end of this fit, which was stopped before; run `validate`",
+                trainer.global_step,
+                ", ".join(self._names),
+            )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the losses of the last validation."""
-        self._loss.clear()
-        self._loss_problems.clear()
+        """Forget the predictions of the last validation; keep those from journals."""
+        if not self._journals:
+            self._records = {}
+        self._unread_losses = {}
 
     def on_validation_batch_end(
         self,
@@ -104,102 +179,126 @@ class BenchmarkEvaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add up the loss of a set over its tokens, and the samples that could not be read."""
-        for bad in batch["bad"]:
-            log.warning("left out of the loss (%s): %s", bad.reason, bad.message)
-        bad_count = torch.full_like(outputs["loss_sum"], len(batch["bad"]))
-        new = torch.stack([outputs["loss_sum"], outputs["num_supervised"], bad_count]).detach()
-        self._loss[dataloader_idx] = self._loss.get(dataloader_idx, torch.zeros_like(new)) + new
+        """Keep the predictions of a batch, and the samples that could not be read."""
+        name = batch.get("dataset", "")
+        if "predictions" not in outputs:
+            for bad in batch.get("bad", ()):
+                log.warning("skipped for the loss (%s): %s", bad.reason, bad.message)
+                self._unread_losses[name] = self._unread_losses.get(name, 0) + 1
+        elif not trainer.sanity_checking:
+            self._keep(batch, outputs["predictions"], outputs.get("references"))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the losses; in `validate`, answer everything."""
-        losses = self._log_losses(trainer)
-        if trainer.state.fn == "validate":
-            self._evaluate(trainer, pl_module, limit=None, losses=losses)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let `predict` answer as `test` does."""
+        """Score, log and write."""
         assert isinstance(pl_module, AlignVLMModule)
-        pl_module.max_new_tokens = self.max_new_tokens
+        if trainer.sanity_checking:
+            return
+        self._last_step = trainer.global_step
+        if self._names or (trainer.state.fn != "fit" and _serves_benchmarks(trainer)):
+            self._evaluate(trainer, pl_module)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the losses and answer everything."""
-        self._evaluate(trainer, pl_module, limit=None, losses=self._log_losses(trainer))
+    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the predictions of the last run."""
+        self._records = {}
 
-    def _log_losses(self, trainer: pl.Trainer) -> dict[str, float]:
-        losses = {}
-        for index, name in enumerate(_data(trainer).val_names):
-            if index in self._loss:
-                sums = trainer.strategy.reduce(self._loss[index], reduce_op="sum").tolist()
-                losses[name] = sums[0] / max(sums[1], 1.0)
-                if sums[2]:
-                    self._loss_problems[name] = [
-                        f"{sums[2]:.0f} samples could not be read: the log names them"
-                    ]
-        log_metrics(trainer, {f"val/{name}/loss": value for name, value in losses.items()})
-        return losses
-
-    def _is_due(self, step: int) -> bool:
-        return bool(self.every_n_steps and step and step % self.every_n_steps == 0)
-
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Answer the subset, unless the run is asked to stop meanwhile."""
-        with suppress(EvaluationAbandoned):
-            self._evaluate(trainer, pl_module, limit=self.subset)
-
-    def _evaluate(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        *,
-        limit: int | None,
-        losses: dict[str, float] | None = None,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(pl_module, AlignVLMModule)
-        training = pl_module.training
-        pl_module.eval()
-        found: dict[str, Scored] = {}
-        journals: list[Journal] = []
-        for name in self._names(trainer, pl_module):
-            if limit is None:
-                journals.append(self._journal(trainer, pl_module, name))
-            with averaged(trainer, pl_module):
-                records = answer(
-                    trainer,
-                    pl_module,
-                    name,
-                    self._benchmark(trainer, name),
-                    max_new_tokens=None if name in self.readout_sets else self._longest(trainer, name),
-                    limit=limit,
-                    journal=journals[-1] if journals else None,
-                )
-            if trainer.is_global_zero:
-                found[name] = self._score(trainer, name, records, limit)
-                write_set(
-                    trainer, name, records, found[name], page_images=self.page_images, whole=limit is None
-                )
-                show(trainer, name, found[name])
+        """Keep the predictions of a batch, and the samples that could not be read."""
+        if "dataset" in batch:
+            self._keep(batch, outputs)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `predictions/<dataset>.jsonl` of all ranks."""
+        for name, records in gather_records(self._records, self._names).items():
+            if trainer.is_global_zero and not _leaves_nothing(trainer):
+                path = Path(trainer.default_root_dir) / "predictions" / f"{name}.jsonl"
+                write_predictions(path, records)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the journals; the predictions in them stay for the next evaluation."""
+        for journal in self._journals.values():
+            journal.close()
+
+    def _keep(self, batch: Any, predictions: list[str], references: list[str] | None = None) -> None:
+        name = batch["dataset"]
+        records = [] if batch["filler"] else batch_records(batch, predictions, read=references)
+        self._records.setdefault(name, []).extend([*records, *bad_records(batch)])
+        if name in self._journals:
+            self._journals[name].append(batch["positions"], records)
+
+    def _evaluate(self, trainer: pl.Trainer, module: AlignVLMModule) -> None:
+        """Score what all ranks have predicted; log it on all ranks, write it on the first."""
+        limit = self.subset if trainer.state.fn == "fit" else None
+        gathered = gather_records(self._records, self._names)
+        loss = self._losses(trainer)
+        metrics: dict[str, dict[str, float]] = {}
         if trainer.is_global_zero:
-            self.results = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
-            if limit is None:
-                loss = Losses(values=losses or {}, problems=self._loss_problems)
-                write_run(trainer, found, loss=loss, readout_sets=self.readout_sets)
-        trainer.strategy.barrier("benchmarks")
-        for journal in journals if trainer.is_global_zero else ():
+            found = {name: self._score(trainer, name, gathered[name], limit) for name in self._names}
+            outputs = RunOutputs(trainer, module, page_images=self.page_images, whole=limit is None)
+            if not _leaves_nothing(trainer):
+                for name, scored in found.items():
+                    outputs.write_dataset(name, gathered[name], scored)
+            if limit is None and not _leaves_nothing(trainer):
+                outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
+            for name, scored in found.items():
+                outputs.show(name, scored, tag=self._tag(trainer, name))
+            metrics = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
+        self.results = trainer.strategy.broadcast(metrics)
+        for name, values in self.results.items():
+            tag = self._tag(trainer, name)
+            module.log_dict(
+                {f"{tag}/{metric}": float(value) for metric, value in values.items()}, sync_dist=True
+            )
+        for journal in self._journals.values():
+            journal.close()
+        trainer.strategy.barrier("results written")
+        for journal in self._journals.values() if trainer.is_global_zero else ():
             journal.remove()
-        pl_module.train(training)
-        if training:
-            pl_module.on_train_epoch_start()
         trainer.strategy.barrier("journals removed")
 
-    def _names(self, trainer: pl.Trainer, module: AlignVLMModule) -> list[str]:
+    def _tag(self, trainer: pl.Trainer, name: str) -> str:
+        """Return the beginning of the tags of a dataset: scores of a subset are not those of the whole."""
+        limit = self.subset if trainer.state.fn == "fit" else None
+        data = _data(trainer)
+        whole = data.benchmark_size(name, limit=limit) == data.benchmark_size(name)
+        return f"{'bench' if whole else 'bench_subset'}/{name}"
+
+    def _losses(self, trainer: pl.Trainer) -> Losses:
+        """Return the losses of the `val` datasets, which the module has logged; all ranks must call it."""
+        logged, unread = trainer.callback_metrics, gather(self._unread_losses)
+        names = [name for name in _data(trainer).val_names if f"val/{name}/loss" in logged]
+        counts = {name: sum(rank.get(name, 0) for rank in unread) for name in names}
+        problems = {
+            name: [f"{count} samples could not be read: the log names them"]
+            for name, count in counts.items()
+            if count
+        }
+        return Losses(values={name: float(logged[f"val/{name}/loss"]) for name in names}, problems=problems)
+
+    def _serve(self, trainer: pl.Trainer, **options: Any) -> None:
+        _data(trainer).set_benchmark_options(
+            names=self._names, read=self.readout_sets, max_new_tokens=self.max_new_tokens, **options
+        )
+
+    def _chosen(self, trainer: pl.Trainer, module: AlignVLMModule) -> list[str]:
+        """Return the benchmarks that the model, and the stage's objective, can be evaluated on."""
         names: list[str] = _data(trainer).benchmark_names
-        reads = module.net.connector.reads_text
         if module.stage is not None and module.stage.objective == "read":
-            return [name for name in names if name in self.readout_sets]  # the LLM has learned nothing yet
+            return [name for name in names if name in self.readout_sets]  # the LLM is not trained yet
+        reads = getattr(CONNECTORS.get(module.spec.connector["type"]), "reads_text", False)
         return [name for name in names if reads or name not in self.readout_sets]
 
     def _benchmark(self, trainer: pl.Trainer, name: str) -> Benchmark:
@@ -208,44 +307,76 @@ class BenchmarkEvaluation(pl.Callback):
         registered: Benchmark | None = _data(trainer).benchmark_set(name).benchmark
         return registered or plain_benchmark(name, metrics=self.metrics)
 
-    def _longest(self, trainer: pl.Trainer, name: str) -> int:
-        return self._benchmark(trainer, name).max_new_tokens or self.max_new_tokens
-
     def _score(self, trainer: pl.Trainer, name: str, records: list[Record], limit: int | None) -> Scored:
         """Score the gathered records.
 
         Raises:
-            DataError: There is not one for each sample: a figure over part of a set is not the benchmark's.
+            DataError: Samples have no record although the trainer does not limit the batches.
         """
         size = _data(trainer).benchmark_size(name, limit=limit)
+        benchmark, dataset = self._benchmark(trainer, name), _data(trainer).benchmark_set(name)
+        problems = [*dataset.problems, *unread(records)]
         if len(records) != size:
-            raise DataError(f"benchmark {name!r}: {len(records)} samples were answered, its set has {size}")
-        benchmark, answered = self._benchmark(trainer, name), _data(trainer).benchmark_set(name)
-        problems = [*answered.problems, *unread(records)]
+            setting = _limit(trainer)
+            if not setting:
+                raise DataError(f"benchmark {name!r}: {len(records)} predictions for {size} samples")
+            problems.append(f"{len(records):,} of {size:,} samples: {setting}")
         answers = to_answers(records)
         if needs_judge(benchmark):
             answers = grade(answers, self.judge) if self.judge else answers
             if missing := ungraded(answers):
-                lacking = f"{missing} answers have no grade: set benchmark.judge"
+                lacking = f"{missing} predictions have no grade: set benchmark.judge"
                 return without_figures(benchmark, answers, [*problems, lacking])
-        if limit is not None:  # a look while training: a part of the set on purpose
+        if limit is not None:  # part of the dataset on purpose
             return score_answers(benchmark, answers, resamples=0, problems=problems, whole=False)
-        return score_answers(benchmark, answers, expected=answered.expected, problems=problems)
+        return score_answers(benchmark, answers, expected=dataset.expected, problems=problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
-        chosen = _data(trainer).benchmark_set(name)
+        dataset = _data(trainer).benchmark_set(name)
         benchmark = self._benchmark(trainer, name)
         identity = {
-            "set": chosen.manifest.sha256,
+            "set": dataset.manifest.sha256,
             "weights": weights_identity(trainer.ckpt_path or module.weights),
             "model": repr(module.spec),
             "seed": os.environ.get("PL_GLOBAL_SEED"),
             "precision": str(trainer.precision),
             "prompts": repr((benchmark.prompt, benchmark.prompts)),
-            "max_new_tokens": None if name in self.readout_sets else self._longest(trainer, name),
+            "max_new_tokens": None
+            if name in self.readout_sets
+            else benchmark.max_new_tokens or self.max_new_tokens,
         }
         return Journal(Path(trainer.default_root_dir) / "predictions" / "journal" / name, identity)
 
 
+def gather_records(records: Mapping[str, list[Record]], names: Iterable[str]) -> dict[str, list[Record]]:
+    """Gather the records of all ranks, each key once, in key order; all ranks must call it, and get the same.
+
+    Args:
+        records: Dataset to the records of this rank; a rank that has none of a dataset may leave it out.
+        names: Datasets to return.
+    """
+    ranks = gather(records)
+    return {name: merge_records(record for rank in ranks for record in rank.get(name, ())) for name in names}
+
+
 def _data(trainer: Any) -> Any:
     return trainer.datamodule  # set by Lightning, unknown to its types
+
+
+def _serves_benchmarks(trainer: pl.Trainer) -> bool:
+    """Whether the DataModule is one of this project's; others have nothing that could be scored."""
+    return hasattr(_data(trainer), "set_benchmark_options")
+
+
+def _leaves_nothing(trainer: Any) -> bool:
+    """Whether this is a trial run, of which no file is to be left."""
+    return bool(trainer.fast_dev_run)  # set by Lightning, unknown to its types
+
+
+def _limit(trainer: pl.Trainer) -> str:
+    """Return the trainer's setting that limits the batches of an evaluation; empty where none does."""
+    if _leaves_nothing(trainer):
+        return "trainer.fast_dev_run"
+    name = "limit_test_batches" if trainer.testing else "limit_val_batches"
+    value = getattr(trainer, name)
+    return "" if value == 1.0 and isinstance(value, float) else f"trainer.{name}={value}"

@@ -1,7 +1,8 @@
-"""Where answers and figures go: predictions, page images, TensorBoard, results.json and the reports."""
+"""Where predictions and scores go: predictions, page images, loggers, results.json and the reports."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from alignvlm_pl.scoring.faults import problem_lists
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
-from alignvlm_pl.scoring.report import write_reports
+from alignvlm_pl.scoring.report import RunInfo, markdown_text, write_reports
 from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
+from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import printable, write_predictions, write_results
 
 log = logging.getLogger(__name__)
@@ -22,75 +24,78 @@ PAGE_PX = 1600  # longest side of a page image: legible, and a report of them st
 _SHOWN = 4
 
 
-def predictions_path(trainer: pl.Trainer, name: str, *, whole: bool) -> Path:
-    """File of the predictions of one set, of a part of it with the optimizer step."""
-    tag = "" if whole else f"-step{trainer.global_step:06d}"
-    return Path(trainer.default_root_dir) / "predictions" / f"{name}{tag}.jsonl"
+class RunOutputs:
+    """Writes what one evaluation found, below the run folder.
 
+    Args:
+        trainer: The trainer; its DataModule has the datasets.
+        module: The module that made the predictions.
+        page_images: Page images kept of each dataset: half of them first samples, half the worst predictions.
+        whole: Whether all samples were to be evaluated; else the files of predictions are named after the step.
+    """
 
-def write_set(
-    trainer: pl.Trainer,
-    name: str,
-    records: Sequence[Record],
-    scored: Scored,
-    *,
-    page_images: int,
-    whole: bool,
-) -> None:
-    """Write the predictions of one set, and the pages of its first samples and its worst answers."""
-    write_predictions(predictions_path(trainer, name, whole=whole), scored_records(records, scored))
-    worst = scored.worst_first()[: page_images // 2]
-    keys = [answer.key for answer in scored.answers[: page_images - len(worst)]]
-    _write_pages(trainer, name, {*keys, *(scored.answers[index].key for index in worst)})
+    def __init__(self, trainer: pl.Trainer, module: AlignVLMModule, *, page_images: int, whole: bool) -> None:
+        self._trainer: Any = trainer  # `datamodule` is set by Lightning, unknown to its types
+        self._module = module
+        self._page_images = page_images
+        self._whole = whole
+        self._folder = Path(trainer.default_root_dir)
+        self._images = self._folder / "predictions" / "images"
 
+    def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> None:
+        """Write the predictions of one dataset, and the pages of its first samples and its worst predictions."""
+        tag = "" if self._whole else f"-step{self._module.evaluated_step:06d}"
+        path = self._folder / "predictions" / f"{name}{tag}.jsonl"
+        write_predictions(path, scored_records(records, scored))
+        worst = scored.worst_first()[: self._page_images // 2]
+        keys = [answer.key for answer in scored.answers[: self._page_images - len(worst)]]
+        self._write_pages(name, {*keys, *(scored.answers[index].key for index in worst)})
 
-def write_run(
-    trainer: pl.Trainer,
-    found: Mapping[str, Scored],
-    *,
-    loss: Losses,
-    readout_sets: Sequence[str],
-) -> None:
-    """Write `results.json`, `problems.json`, `report.md` and `report.html` of all sets."""
-    folder = Path(trainer.default_root_dir)
-    write_results(folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
-    problems = {name: scored.problems for name, scored in found.items()}
-    write_results(folder / "problems.json", problem_lists(problems))
-    write_reports(folder, found, images=folder / "predictions" / "images")
+    def write_run(self, found: Mapping[str, Scored], *, loss: Losses, readout_sets: Sequence[str]) -> None:
+        """Write `results.json`, `problems.json`, `report.md` and `report.html` of all datasets."""
+        write_results(self._folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
+        problems = {name: scored.problems for name, scored in found.items()}
+        write_results(self._folder / "problems.json", problem_lists(problems))
+        weights = self._trainer.ckpt_path or self._module.weights
+        run = RunInfo(
+            run=str(self._folder),
+            weights=str(weights) if weights else "of the fit" if self._module.stage else "untrained",
+            step=self._module.evaluated_step,
+            date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        )
+        write_reports(self._folder, found, images=self._images, run=run)
 
+    def show(self, name: str, scored: Scored, *, tag: str) -> None:
+        """Print the scores of one dataset; give TensorBoard its first pages with their predictions under a tag."""
+        shown = {"num": scored.num, **scored.figures}
+        log.info("%s: %s", name, "  ".join(f"{metric} {value:.4g}" for metric, value in shown.items()))
+        for problem in scored.problems:
+            log.warning("%s is incomplete: %s", name, problem)
+        first = [a for a in scored.answers if page_path(self._images, name, a.key).is_file()][:_SHOWN]
+        lines = [
+            f"- {markdown_text(a.question)} → **{markdown_text(a.prediction) or '(nothing)'}** "
+            f"({markdown_text(' | '.join(a.references))})"
+            for a in first
+        ]
+        for logger in self._trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                writer, step = logger.experiment, self._module.evaluated_step
+                for answer in first:
+                    page = np.asarray(Image.open(page_path(self._images, name, answer.key)))
+                    writer.add_image(printable(f"{tag}/{answer.key}"), page, step, dataformats="HWC")
+                writer.add_text(tag, printable("\n".join(lines)), step)
 
-def show(trainer: pl.Trainer, name: str, scored: Scored) -> None:
-    """Log the figures of one set, and its first pages with what was answered."""
-    log_metrics(trainer, {f"bench/{name}/{figure}": value for figure, value in scored.figures.items()})
-    log_metrics(trainer, {f"bench/{name}/num": scored.num})
-    shown = {"num": scored.num, **scored.figures}
-    log.info("%s: %s", name, "  ".join(f"{figure} {value:.4g}" for figure, value in shown.items()))
-    for problem in scored.problems:
-        log.warning("%s is incomplete: %s", name, problem)
-    images = Path(trainer.default_root_dir) / "predictions" / "images"
-    first = [a for a in scored.answers if page_path(images, name, a.key).is_file()][:_SHOWN]
-    lines = [f"- {a.question} → **{a.prediction}** ({' | '.join(a.references)})" for a in first]
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            writer, step = logger.experiment, trainer.global_step
-            for answer in first:
-                page = np.asarray(Image.open(page_path(images, name, answer.key)))
-                writer.add_image(printable(f"{name}/{answer.key}"), page, step, dataformats="HWC")
-            writer.add_text(f"bench/{name}", printable("\n".join(lines)), step)
+    def _write_pages(self, name: str, keys: set[str]) -> None:
+        """Store the first image of the samples with these keys."""
+        data = self._trainer.datamodule
+        for key, page in data.benchmark_set(name).pages(keys, data.adapter()):
+            page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
+            path = page_path(self._images, name, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page.save(path)
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
     """Log metrics at the current optimizer step, to all loggers of the trainer."""
     for logger in trainer.loggers if metrics else ():
         logger.log_metrics(dict(metrics), step=trainer.global_step)
-
-
-def _write_pages(trainer: Any, name: str, keys: set[str]) -> None:
-    """Store the first image of the samples with these keys."""
-    images = Path(trainer.default_root_dir) / "predictions" / "images"
-    chosen = trainer.datamodule.benchmark_set(name)
-    for key, page in chosen.pages(keys, trainer.datamodule.adapter()):
-        page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
-        path = page_path(images, name, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        page.save(path)

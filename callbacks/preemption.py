@@ -29,10 +29,6 @@ class Preempted(SystemExit):
         self.status = status
 
 
-class EvaluationAbandoned(Exception):
-    """All ranks leave an evaluation between two batches, because the run is asked to stop."""
-
-
 class Preemption(pl.Callback):
     """Save and leave when SIGUSR1 or SIGTERM has come to any rank.
 
@@ -138,17 +134,6 @@ def leave_between_stages(trainer: pl.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning, unknown to its types
         if isinstance(callback, Preemption) and callback.asked(trainer):
             callback._leave(trainer)
-
-
-def abandon_if_asked(trainer: pl.Trainer) -> None:
-    """Leave an evaluation within `fit` between two of its batches; all ranks must call it equally often.
-
-    Raises:
-        EvaluationAbandoned: Any rank has been asked to stop. `Preemption` saves and leaves afterwards.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning, unknown to its types
-        if isinstance(callback, Preemption) and callback.asked(trainer):
-            raise EvaluationAbandoned
 
 
 def _status(trainer: pl.Trainer) -> int:

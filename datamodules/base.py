@@ -1,7 +1,7 @@
 """WebDataModule: shards of the normal form as Lightning data; the base of every DataModule here.
 
-Three kinds of sets: `train` (endless, shuffled, concatenated), `val` (loss, each sample once) and
-`benchmarks` (generation, each sample once). The subclasses say how the members of a tar become a sample.
+Three kinds of datasets: `train` (endless, shuffled, concatenated), `val` (loss, each sample once) and
+`benchmarks` (predictions, each sample once). The subclasses define how the members of a tar become a sample.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from .loading.benchmark_set import BenchmarkSet
 from .loading.collate import Collator, Processor
-from .loading.eval_batches import EvaluationBatches, plan_evaluation
+from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
 from .loading.loader import ShardLoader
 from .loading.train_data import MixtureSource, Training, at_least, packed_rows, shares
 from .loading.workers import start_server
@@ -34,8 +34,8 @@ class WebDataModule(pl.LightningDataModule):
 
     Args:
         train: Folders of the training sets; several are concatenated.
-        val: Name -> folder of the sets whose loss is watched.
-        benchmarks: Name -> folder of the sets that are answered and scored.
+        val: Name -> folder of the datasets whose loss is computed.
+        benchmarks: Name -> folder of the datasets whose predictions are scored.
         batch_size: Training samples per device and step.
         eval_batch_size: Samples per device in a batch of `val` and `benchmarks`.
         num_workers: Worker processes per device; 0 loads in the training process.
@@ -133,6 +133,7 @@ class WebDataModule(pl.LightningDataModule):
         self._manifests: dict[str, Manifest] = {}
         self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None
+        self._benchmark_options = BenchmarkOptions()
         self.training: Training | None = None  # CONTRACT: callbacks/ledger.py, alignvlm_pl/cli/replay.py
         self._state: State | None = None
 
@@ -226,42 +227,66 @@ class WebDataModule(pl.LightningDataModule):
         """Go on from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
         self._state = state_dict
 
+    def set_benchmark_options(
+        self,
+        *,
+        names: Collection[str] | None = None,
+        subset: int | None = None,
+        read: Collection[str] = (),
+        max_new_tokens: int = 64,
+        predicted: Mapping[str, Collection[int]] | None = None,
+    ) -> None:
+        """Set what the loaders of benchmarks serve from now on; the arguments are those of `BenchmarkOptions`."""
+        self._benchmark_options = BenchmarkOptions(
+            names=names,
+            subset=subset,
+            read=read,
+            max_new_tokens=max_new_tokens,
+            predicted=dict(predicted or {}),
+        )
+
     def val_dataloader(self) -> list[ShardLoader]:
-        """One loader of loss batches for each set of `val`, in the order of `val_names`."""
-        validating = self.trainer is not None and self.trainer.state.fn == "validate"
-        return self.test_dataloader() if validating else self._loss_loaders(self.val)
+        """Loss batches of each dataset of `val`, then prediction batches of each benchmark that is served."""
+        losses = [self._loss_loader(name, folder) for name, folder in self.val.items()]
+        return [*losses, *self.predict_dataloader()]
 
     def test_dataloader(self) -> list[ShardLoader]:
-        """One loader of loss batches for each set of `val`; where there is none, one sample of the first benchmark.
-
-        Lightning skips `validate` and `test` with all their hooks where there is nothing to loop over, and then
-        no benchmark would be answered (CONTRACT: callbacks/benchmark_evaluation.py works in these hooks). The loss of
-        that sample is not reported: `val_names` does not list it.
-        """
-        if self.val or not self.benchmarks:
-            return self._loss_loaders(self.val)
-        return [self._evaluation(self._manifest(next(iter(self.benchmarks.values()))), [0], self._collator())]
+        """As `val_dataloader`."""
+        return self.val_dataloader()
 
     def predict_dataloader(self) -> list[ShardLoader]:
-        """One loader of generation batches for each benchmark, in the order of `benchmark_names`."""
-        return [self.benchmark_dataloader(name) for name in self.benchmark_names]
+        """Prediction batches of each benchmark that is served."""
+        options = self._benchmark_options
+        names = [name for name in self.benchmark_names if options.names is None or name in options.names]
+        return [
+            self.benchmark_dataloader(name, limit=options.subset, done=options.predicted.get(name, ()))
+            for name in names
+        ]
 
     def benchmark_dataloader(
         self, name: str, *, limit: int | None = None, done: Collection[int] = ()
     ) -> ShardLoader:
-        """Generation batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
+        """Prediction batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
 
         Args:
             name: One of `benchmark_names`.
             limit: Only the first samples; None for all.
-            done: Positions of samples that are answered already, the same on all ranks.
+            done: Positions of samples that have a prediction already, the same on all ranks.
 
         Raises:
             ConfigError: An unknown name, with the known ones.
         """
-        chosen = self.benchmark_set(name)
+        chosen, options = self.benchmark_set(name), self._benchmark_options
+        longest = chosen.benchmark.max_new_tokens if chosen.benchmark else None
+        task = EvaluationTask(
+            dataset=name,
+            kind="read" if name in options.read else "generate",
+            max_new_tokens=longest or options.max_new_tokens,
+        )
         collator = self._collator(generation=True, of=chosen.benchmark)
-        return self._evaluation(chosen.manifest, chosen.positions(limit=limit, done=done), collator)
+        return self._evaluation_loader(
+            chosen.manifest, chosen.positions(limit=limit, done=done), task, collator
+        )
 
     def benchmark_set(self, name: str) -> BenchmarkSet:
         """One of the benchmarks, by its name.
@@ -277,7 +302,7 @@ class WebDataModule(pl.LightningDataModule):
         return BenchmarkSet.of(name, self._manifest(self.benchmarks[name]), self.prompts)
 
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
-        """Samples of one benchmark over all ranks: what the number of scored answers must equal."""
+        """Samples of one benchmark over all ranks: what the number of predictions must equal."""
         return len(self.benchmark_set(name).positions(limit=limit))
 
     @property
@@ -287,7 +312,7 @@ class WebDataModule(pl.LightningDataModule):
 
     @property
     def val_names(self) -> list[str]:
-        """Names of the sets whose loss is watched."""
+        """Names of the datasets whose loss is computed."""
         return list(self.val)
 
     @property
@@ -301,15 +326,18 @@ class WebDataModule(pl.LightningDataModule):
         """Time that training on this rank has waited for batches so far."""
         return 0.0 if self.training is None else self.training.loader.wait_seconds
 
-    def _loss_loaders(self, sets: Mapping[str, str | Path]) -> list[ShardLoader]:
-        manifests = [self._manifest(folder) for folder in sets.values()]
-        return [self._evaluation(found, range(found.num_samples), self._collator()) for found in manifests]
+    def _loss_loader(self, name: str, folder: str | Path) -> ShardLoader:
+        manifest = self._manifest(folder)
+        positions = range(manifest.num_samples)
+        return self._evaluation_loader(manifest, positions, EvaluationTask(dataset=name), self._collator())
 
-    def _evaluation(self, manifest: Manifest, positions: Sequence[int], collator: Collator) -> ShardLoader:
+    def _evaluation_loader(
+        self, manifest: Manifest, positions: Sequence[int], task: EvaluationTask, collator: Collator
+    ) -> ShardLoader:
         rank, world = self._place()
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world=world)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
-        dataset = EvaluationBatches(manifest, plan=plan, decoder=decoder, collator=collator)
+        dataset = EvaluationBatches(manifest, task=task, plan=plan, decoder=decoder, collator=collator)
         return ShardLoader(
             dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds
         )

@@ -26,7 +26,6 @@ from callbacks.data_health import DataHealth
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from callbacks.ledger import Ledger
-from callbacks.predictions import PredictionWriter
 from callbacks.preemption import Preemption
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
@@ -318,6 +317,9 @@ class AlignCLI(LightningCLI):
         if self.subcommand == "fit":
             stage = self._stage()
             config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
+            for callback in callbacks:
+                if isinstance(callback, BenchmarkEvaluation) and config.get("val_check_interval") is None:
+                    config.update(callback.validation_interval(config["accumulate_grad_batches"]))
             every, keep_last, keep_every = (
                 self._settings[f"checkpoint_{name}"]
                 for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
@@ -335,10 +337,6 @@ class AlignCLI(LightningCLI):
                 StageTransition(stage, max_shard_size=self._settings["max_shard_size"]),
                 RandomState(),
             ]
-        elif self.subcommand == "predict":
-            callbacks = [*callbacks, PredictionWriter()]
-        elif self.subcommand == "validate" and config.get("limit_val_batches") == 0:
-            config["limit_val_batches"] = None  # 0 means none within `fit`; here there would be nothing left
         if config.get("enable_progress_bar") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingProgress)]
         try:

@@ -1,34 +1,46 @@
 """Prediction records of a batch (no torch here)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..scoring.records import ERROR, Record
 
 
-def batch_records(batch: Mapping[str, Any], predictions: Sequence[str]) -> list[Record]:
-    """Prediction records of one generation batch: key, question, prediction, references and what metrics need.
+def batch_records(
+    batch: Mapping[str, Any], predictions: Sequence[str], *, read: Sequence[str] | None = None
+) -> list[Record]:
+    """Make the records of a batch: key, question, prediction, references and what metrics need.
+
+    Args:
+        batch: A batch of a benchmark's loader.
+        predictions: One string a sample.
+        read: The true texts, where the batch was read and no question asked; they are the references.
 
     Raises:
         ValueError: There is not one prediction for each sample.
     """
-    rows = zip(
-        batch["keys"], batch["questions"], predictions, batch["references"], batch["meta"], strict=True
-    )
+    count = len(batch["keys"])
+    described: Iterable[tuple[str, Sequence[str], Mapping[str, Any]]]
+    if batch.get("task") == "read":
+        references = [[text] for text in read] if read is not None else [[]] * count
+        described = zip([""] * count, references, [{}] * count, strict=True)
+    else:
+        described = zip(batch["questions"], batch["references"], batch["meta"], strict=True)
+    rows = zip(batch["keys"], predictions, described, strict=True)
     return [
         {
             "key": key,
             "question": question,
             "prediction": prediction,
-            "references": list(references),
-            "meta": meta,
+            "references": list(accepted),
+            "meta": dict(extra),
         }
-        for key, question, prediction, references, meta in rows
+        for key, prediction, (question, accepted, extra) in rows
     ]
 
 
 def bad_records(batch: Mapping[str, Any]) -> list[Record]:
-    """Records of the samples that could not be read: no answer, and why (CONTRACT:
+    """Make the records of the samples that could not be read: no prediction, and why (CONTRACT:
     datamodules/loading/eval_batches.py).
     """
     return [
@@ -41,12 +53,4 @@ def bad_records(batch: Mapping[str, Any]) -> list[Record]:
             ERROR: [bad.reason, bad.message],
         }
         for bad in batch["bad"]
-    ]
-
-
-def readout_records(batch: Mapping[str, Any], readings: Sequence[tuple[str, str]]) -> list[Record]:
-    """Records of one batch read from P_vocab: the reading, and the text that stands there as the reference."""
-    return [
-        {"key": key, "question": "", "prediction": found, "references": [truth], "meta": {}}
-        for key, (found, truth) in zip(batch["keys"], readings, strict=True)
     ]

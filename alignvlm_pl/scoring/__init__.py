@@ -1,1 +1,1 @@
-"""Answers -> figures, intervals and reports of benchmarks; only metric.py needs torch."""
+"""Predictions to scores, intervals and reports of benchmarks; nothing here needs torch."""

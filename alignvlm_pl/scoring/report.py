@@ -1,12 +1,14 @@
-"""Reports of scored benchmarks: figures beside the paper's, both rule sets, disagreements, examples worst first."""
+"""Reports of scored benchmarks: scores beside the paper's, both rule sets, disagreements, examples worst first."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.utils.atomic_files import write_atomically
 
 from .records import page_path
@@ -20,15 +22,43 @@ PAPER_RULE = "vlmevalkit-2025-02"
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~&"} | {"\n": " ", "\r": " "})
 
 
-def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What a report is about; an empty field is left out.
+
+    Attributes:
+        run: Run folder, or the file of predictions.
+        weights: Checkpoint or folder of the weights.
+        step: Optimizer step of the weights within their stage; None: not known.
+        date: Date and time.
+    """
+
+    run: str = ""
+    weights: str = ""
+    step: int | None = None
+    date: str = ""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return name and value of the fields that are known."""
+        step = "" if self.step is None else f"{self.step:,}"
+        named = (("run", self.run), ("weights", self.weights), ("step", step), ("date", self.date))
+        return [(name, value) for name, value in named if value]
+
+
+def write_reports(
+    folder: Path, found: Mapping[str, Scored], *, images: Path, run: RunInfo | None = None
+) -> None:
     """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
 
     Args:
         folder: Where they go.
-        found: Name of the set -> what came out.
-        images: Folder of ``<benchmark>/<key>.png``; examples without a picture there are shown without.
+        found: Name of the dataset -> its scores.
+        images: Folder of ``<dataset>/<key>.png``; examples without an image there are shown without.
+        run: What was scored.
     """
     content = {
+        "run": (run or RunInfo()).rows(),
+        "incomplete": any(scored.problems for scored in found.values()),
         "overview": _overview(found),
         "benchmarks": [_section(name, scored, images, folder) for name, scored in _in_order(found)],
         "average": _average(found),
@@ -37,21 +67,26 @@ def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path) ->
     loader = PackageLoader("alignvlm_pl.scoring", ".")
     for name, escape in (("report.html", True), ("report.md", False)):
         environment = Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
-        environment.filters["plain"] = lambda text: str(text).translate(_MARKDOWN)
+        environment.filters["plain"] = markdown_text
         environment.filters["percent"] = percent
         write_atomically(folder / name, environment.get_template(f"{name}.j2").render(content))
 
 
+def markdown_text(text: object) -> str:
+    """Return a text escaped, so that Markdown shows it as it is, in one line."""
+    return str(text).translate(_MARKDOWN)
+
+
 def percent(value: float | None) -> str:
-    """Print a fraction of 1 in per cent, as the paper does; a dash where there is no figure."""
+    """Print a fraction of 1 in per cent, as the paper does; a dash where there is no score."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
-    """Headlines of this run, a row a rule, above the rows that the paper prints for the same columns.
+    """Headline scores of this run, a row a rule, above the rows that the paper prints for the same columns.
 
-    The first row is the default rule of each metric; the second the toolkit as it was when the paper appeared. Figures
-    of another rule alone, asked for with `--rule`, have its name beside them. None where there is no figure.
+    The first row is the default rule of each metric; the second the toolkit as it was when the paper appeared. Scores
+    of another rule alone, asked for with `--rule`, have its name beside them. None where there is no score.
     """
     columns = [
         scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size
@@ -59,11 +94,18 @@ def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
     models = dict.fromkeys(model for scored in columns for model in scored.benchmark.paper)
     return {
         "titles": [scored.benchmark.title for scored in columns],
+        "metrics": [_direction(scored) for scored in columns],
         "ours": _our_rows(columns),
         "paper": [
             (model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models
         ],
     }
+
+
+def _direction(scored: Scored) -> str:
+    """Return the name of the headline metric with an arrow: up where higher is better."""
+    higher = get_metric(scored.benchmark.scorings[0].metric).higher_is_better
+    return f"{scored.headline[0].partition('@')[0] or scored.benchmark.scorings[0].metric} {'↑' if higher else '↓'}"
 
 
 def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | None, bool]]]]:
@@ -109,6 +151,7 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
         "num": scored.num,
         "problems": scored.problems,
         "headline": (name, value, scored.intervals.get(name)),
+        "direction": _direction(scored)[-1],
         "figures": [
             (figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()
         ],
@@ -132,7 +175,7 @@ def _row(scored: Scored, index: int, page: Path, folder: Path) -> dict[str, Any]
 
 
 def _average(found: Mapping[str, Scored]) -> float | None:
-    """Mean of the nine headline figures; None unless all nine are there and whole."""
+    """Mean of the nine headline scores; None unless all nine are there and complete."""
     whole = {scored.benchmark.name: scored.headline[1] for scored in found.values() if not scored.problems}
     if not set(TABLE_1) <= set(whole):
         return None

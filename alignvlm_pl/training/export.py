@@ -114,6 +114,14 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def recorded_steps(folder: str | Path) -> int:
+    """Optimizer steps of the stage that wrote a folder of weights; 0 where it has no readable record."""
+    try:
+        return int(_stated(Path(folder)).get("steps", 0))
+    except CheckpointError:
+        return 0
+
+
 def _stated(path: Path) -> dict[str, Any]:
     """The record as it stands there."""
     if not (path / RECORD).is_file():

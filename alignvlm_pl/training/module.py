@@ -24,7 +24,7 @@ from ..strategies.zero import ZeroStrategy
 from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
-from .export import check_given, compare_states
+from .export import check_given, compare_states, recorded_steps
 from .flops import Work, work_of
 from .lora import attach_adapters
 from .lora_config import parse_adapters
@@ -91,7 +91,7 @@ class AlignVLMModule(pl.LightningModule):
         self.tokens_seen = 0
         self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
         self.resumed = False
-        self.max_new_tokens = 64  # of `predict` (CONTRACT: callbacks.benchmark_evaluation sets it)
+        self.loaded_steps = 0  # optimizer steps that the loaded weights have had in their stage
 
     @property
     def processor(self) -> AlignVLMProcessor:
@@ -146,10 +146,12 @@ class AlignVLMModule(pl.LightningModule):
             model = self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
             self._prepare(model)
             strategy.shard(model, lambda cut: load_parts(model, self.spec, folder, cut=cut))
+            self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
             return
         self.model = build_model(self.spec, self.processor)
         if folder is not None:
             load_weights(self.model, folder)
+            self.loaded_steps = recorded_steps(folder) if self.stage is None else 0
         self._prepare(self.model)
 
     def _prepare(self, model: AlignVLMForConditionalGeneration) -> None:
@@ -283,32 +285,76 @@ class AlignVLMModule(pl.LightningModule):
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Tensor]:
-        """Loss sum and supervised tokens of one batch (CONTRACT: callbacks.benchmark_evaluation adds them up)."""
-        inputs = model_inputs(batch)
-        if batch[
-            "filler"
-        ]:  # evens out the ranks: the forward must run (FSDP gathers in it) but nothing counts
-            self.net(**inputs, logits_to_keep=1, use_cache=False)
-            nothing = torch.zeros((), device=self.device)
-            return {"loss_sum": nothing, "num_supervised": nothing}
-        output = self.net(**inputs, labels=batch["labels"], use_cache=False)
-        return {"loss_sum": output.loss_sum, "num_supervised": output.num_supervised}
+    ) -> dict[str, Any]:
+        """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        Logs `val/<dataset>/loss`, the mean over the supervised tokens of the dataset.
+
+        Returns:
+            `loss_sum` and `num_supervised`; or `predictions`, one string a sample, and for `read` `references`, the
+            true text of each sample's first image. Of a filler, which evens out the ranks, values are zero or empty.
+        """
+        task = batch.get("task", "loss")
+        if task == "loss":
+            return self._validation_loss(batch, batch.get("dataset", str(dataloader_idx)))
+        if task == "read":
+            texts = self.read(batch)
+            outputs = {
+                "predictions": [prediction for prediction, _ in texts],
+                "references": [reference for _, reference in texts],
+            }
+        else:
+            outputs = {"predictions": self.generate(batch, max_new_tokens=batch["max_new_tokens"])}
+        return {name: [] for name in outputs} if batch["filler"] else outputs
+
+    def _validation_loss(self, batch: dict[str, Any], dataset: str) -> dict[str, Tensor]:
+        inputs = model_inputs(batch)
+        if batch["filler"]:  # the forward must run, as FSDP gathers in it, but nothing counts
+            self.net(**inputs, logits_to_keep=1, use_cache=False)
+            loss_sum = num_supervised = torch.zeros((), device=self.device)
+        else:
+            output = self.net(**inputs, labels=batch["labels"], use_cache=False)
+            loss_sum, num_supervised = output.loss_sum, output.num_supervised
+        self.log(
+            f"val/{dataset}/loss",
+            loss_sum / num_supervised.clamp(min=1),
+            # The weight of this mean. As an int, Lightning would round its average over ranks down.
+            batch_size=float(num_supervised),  # type: ignore[arg-type]
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            add_dataloader_idx=False,
+        )
+        return {"loss_sum": loss_sum, "num_supervised": num_supervised}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """As `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
-        """Greedy answers of a generation batch."""
-        return self.generate(batch, max_new_tokens=self.max_new_tokens)
+        """Predictions of a batch, one string a sample; none of a filler."""
+        predictions: list[str] = self.validation_step(batch, batch_idx, dataloader_idx)["predictions"]
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the optimizer step that the metrics belong to; Lightning would take 0 outside of `fit`."""
+        self.log("step", float(self.evaluated_step), sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self.on_validation_epoch_end()
+
+    @property
+    def evaluated_step(self) -> int:
+        """Optimizer steps of the weights: of the current fit, else of the checkpoint or folder they come from."""
+        return self.trainer.global_step or self.loaded_steps
 
     def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers of a left-padded generation batch, one string a sample."""
+        """Greedy predictions of a left-padded prompt batch, one string a sample."""
         inputs = {key: value.to(self.device) for key, value in model_inputs(batch).items()}
-        # Autocast as in training: the answers of `test` must be those of the validation during `fit`.
+        # Autocast as in training: the predictions of `test` must be those of the validation during `fit`.
         with no_grad(self.net), self.trainer.precision_plugin.forward_context():
-            # Sharded ranks go on together until the longest answer is through, or they would wait for each other.
+            # Sharded ranks continue together until the longest prediction ends, or they would wait for each other.
             ids = self.net.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, synced_gpus=is_sharded(self.net)
             )
@@ -316,7 +362,7 @@ class AlignVLMModule(pl.LightningModule):
         return self.processor.post_process_image_text_to_text(new)
 
     def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
-        """What P_vocab reads on each sample's first image, and what stands there; non-empty rows, one a line."""
+        """Text that P_vocab reads from each sample's first image, and the true text; non-empty rows, one a line."""
         with no_grad(self.net), self.trainer.precision_plugin.forward_context():
             log_probs = self.readout.log_probs(self.net, batch)
         return self.readout.texts(self.net.config, log_probs, batch)
@@ -381,6 +427,7 @@ class AlignVLMModule(pl.LightningModule):
             trainer = self._trainer
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
+        self.loaded_steps = int(checkpoint.get("global_step", 0))
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True

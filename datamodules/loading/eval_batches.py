@@ -1,14 +1,15 @@
-"""Evaluation sets -> batches: every sample once over all ranks; bad samples are named and counted, never silent.
+"""Evaluation datasets to batches: every sample once over all ranks; samples that cannot be read are named and counted.
 
-All ranks take the same number of batches, or collectives would hang: a rank that has fewer, and a batch whose samples
-are all bad, gets a filler in their place.
+All ranks take the same number of batches, or collectives would hang: a rank that has fewer, and a batch of which no
+sample can be read, gets a filler in their place.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch.utils.data import IterableDataset
 
@@ -20,8 +21,43 @@ from .collate import Collator, EncodedSample
 from .loader import WorkerItem, decode, with_errors, worker_place
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationTask:
+    """What the model does with the batches of a loader. Each batch carries the three fields under the keys given here.
+
+    Attributes:
+        dataset: ``dataset``: name of the dataset in the config.
+        kind: ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions) or ``read`` (the text that the
+            connector reads from the first image).
+        max_new_tokens: ``max_new_tokens``: longest prediction of ``generate``, in tokens.
+    """
+
+    dataset: str
+    kind: Literal["loss", "generate", "read"] = "loss"
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkOptions:
+    """Which benchmarks the loaders of evaluation serve, and how; `callbacks.BenchmarkEvaluation` sets it.
+
+    Attributes:
+        names: Benchmarks that are served; None: all.
+        subset: Number of first samples of each; None: all.
+        read: Benchmarks that are read through the connector instead of being asked.
+        max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
+        predicted: Name to positions of the samples that have a prediction already, the same on all ranks.
+    """
+
+    names: Collection[str] | None = None
+    subset: int | None = None
+    read: Collection[str] = ()
+    max_new_tokens: int = 64
+    predicted: Mapping[str, Collection[int]] = field(default_factory=dict)
+
+
 class BadSample(NamedTuple):
-    """A sample of an evaluation set that could not be read.
+    """A sample of an evaluation dataset that could not be read.
 
     Attributes:
         key: Its key.
@@ -37,41 +73,49 @@ class BadSample(NamedTuple):
 def plan_evaluation(
     positions: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1
 ) -> list[tuple[int, ...]]:
-    """Split an evaluation set into the batches of one rank: positions of samples, none for a filler.
+    """Split an evaluation dataset into the batches of one rank: positions of samples, none for a filler.
 
-    Every sample is in exactly one batch of one rank. All ranks get the same number of batches.
+    Every sample is in exactly one batch of one rank. All ranks get the same number of batches, at least one: Lightning
+    skips a loop without batches, and an evaluation that was killed behind its last batch would never be scored.
 
     Args:
-        positions: Indices of the samples that are to be answered, ascending; all of the set, or what a killed run
-            has left.
+        positions: Indices of the samples to evaluate, ascending; all of the dataset, or what a killed run has left.
         batch_size: Largest number of samples in a batch.
         rank: This process.
         world: Number of processes.
     """
     own = positions[len(positions) * rank // world : len(positions) * (rank + 1) // world]
     plan = [tuple(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
-    most = math.ceil(math.ceil(len(positions) / world) / batch_size)
+    most = max(math.ceil(math.ceil(len(positions) / world) / batch_size), 1)
     return plan + [()] * (most - len(plan))
 
 
 class EvaluationBatches(IterableDataset[WorkerItem]):
-    """The batches of an evaluation set that fall to one rank.
+    """The batches of an evaluation dataset that one rank takes.
 
-    Beside the fields of the collator each has ``positions`` of its samples in the set, and ``bad``, the samples that
-    could not be read: a list of `BadSample`.
+    Beside the fields of the collator each has those of the task, ``positions`` of its samples in the dataset, and
+    ``bad``, the samples that could not be read: a list of `BadSample`.
 
     Args:
-        manifest: The set.
+        manifest: Manifest of the dataset.
+        task: What the model does with the batches.
         plan: Batches of this rank; see `plan_evaluation`.
         decoder: Raw sample -> sample.
         collator: Sample -> encoded -> batch.
     """
 
     def __init__(
-        self, manifest: Manifest, *, plan: Sequence[tuple[int, ...]], decoder: Decoder, collator: Collator
+        self,
+        manifest: Manifest,
+        *,
+        task: EvaluationTask,
+        plan: Sequence[tuple[int, ...]],
+        decoder: Decoder,
+        collator: Collator,
     ) -> None:
         super().__init__()
         self.manifest = manifest
+        self.task = task
         self.plan = list(plan)
         self.decoder = decoder
         self.collator = collator
@@ -94,6 +138,9 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             items = [item for _, item in good]
             batch = self.collator.collate(items or [self.collator.filler()], filler=not items)
             batch |= {
+                "dataset": self.task.dataset,
+                "task": self.task.kind,
+                "max_new_tokens": self.task.max_new_tokens,
                 "positions": [position for position, _ in good],
                 "bad": [item for item in found if isinstance(item, BadSample)],
             }
@@ -106,7 +153,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             number = bisect_right(ends, position)
             shard = self.manifest.shards[number]
             start = ends[number] - shard.num_samples
-            # By its index: read in a row, the samples of another shard would be answered without a word.
+            # Through the index: read in a row, the samples of another shard would be evaluated silently.
             location = Location(manifest=self.manifest, shard=shard, number=position - start)
             raw = reader.read(location)
             try:

@@ -89,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     settings = {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "shuffle_buffer": 0}
     data = {"train": [str(root / "train")], "val": held, "benchmarks": held, **settings}
     rates = {"lr_vision": 1e-3, "lr_connector": 1e-3, "lr_llm": 1e-3}
-    cpu = {"accelerator": "cpu", "devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    cpu = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
     write_yaml(root / "model.yaml", {"spec": dataclasses.asdict(tiny_spec(root / "tokenizer"))})
     write_yaml(root / "data.yaml", {"class_path": "DocDownstreamDataModule", "init_args": data})
     write_yaml(root / "stage.yaml", {"name": "all", **rates, "global_batch_size": 4, "max_steps": 3})

@@ -110,7 +110,6 @@ def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the
     world, tmp_path, monkeypatch
 ):
     from alignvlm_pl.training.module import AlignVLMModule
-    from callbacks import benchmark_evaluation
 
     seen: list[tuple[str, int, torch.Tensor]] = []
     name = "model.language_model.model.norm.weight"
@@ -118,19 +117,19 @@ def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the
     def note(kind: str, module: AlignVLMModule) -> None:
         seen.append((kind, module.trainer.global_step, module.state_dict()[name].clone()))
 
-    answer, validate, step = (
-        benchmark_evaluation.answer,
+    generate, validate, step = (
+        AlignVLMModule.generate,
         AlignVLMModule.validation_step,
         AlignVLMModule.training_step,
     )
     monkeypatch.setattr(
-        benchmark_evaluation, "answer", lambda t, m, *a, **k: note("a", m) or answer(t, m, *a, **k)
+        AlignVLMModule, "generate", lambda self, *b, **k: note("a", self) or generate(self, *b, **k)
     )
     monkeypatch.setattr(
         AlignVLMModule, "validation_step", lambda self, *b: note("v", self) or validate(self, *b)
     )
     monkeypatch.setattr(AlignVLMModule, "training_step", lambda self, *b: note("t", self) or step(self, *b))
-    when = ["--benchmark.every_n_steps=2", "--trainer.limit_val_batches=1", "--trainer.val_check_interval=2"]
+    when = ["--benchmark.every_n_steps=2", "--trainer.limit_val_batches=1"]
     run = tmp_path / "run"
     assert world.run("fit", "--run_dir", run, *OPTIONS, *when, "--benchmark.at_stage_end=true") == 0
     plain = world.fit(tmp_path / "plain", *OPTIONS)

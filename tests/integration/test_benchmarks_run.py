@@ -97,7 +97,7 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
     assert [item.split(" ")[0] for item in problems["tabfact"][0]["items"]] == ["tabfact-00000002"]
     lines = (tmp_path / "two/predictions/tabfact.jsonl").read_text().splitlines()
     assert json.loads(lines[2])["error"][0] == "undecodable_image"
-    assert one["incomplete"]["mmvet"] == ["1 answers have no grade: set benchmark.judge"]
+    assert one["incomplete"]["mmvet"] == ["1 predictions have no grade: set benchmark.judge"]
 
     record = json.loads((tmp_path / "two/predictions/wtq.jsonl").read_text().splitlines()[1])
     assert record["meta"] == {"canonical": ["7.0"]}

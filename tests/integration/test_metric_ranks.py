@@ -1,4 +1,4 @@
-"""The torchmetrics metric on two uneven ranks, one of them with nothing, equals one process to the last digit."""
+"""Records of several uneven ranks, some with nothing, give the scores of one process to the last digit."""
 
 import json
 import os
@@ -9,29 +9,35 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.benchmarks import get_benchmark
-from alignvlm_pl.scoring.metric import BenchmarkMetric
+from alignvlm_pl.scoring.records import to_answers
+from alignvlm_pl.scoring.run import score_answers
+from callbacks.benchmark_evaluation import gather_records
 
 ROOT = Path(__file__).parents[2]
 RANK = """
 import json, sys
 import torch.distributed as dist
-from alignvlm_pl.benchmarks import get_benchmark
-from alignvlm_pl.scoring.metric import BenchmarkMetric
+from callbacks.benchmark_evaluation import gather_records
 
-rank, meeting, records = int(sys.argv[1]), sys.argv[2], json.loads(open(sys.argv[3]).read())
-dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-for first in (5, 0):  # rank 0 has five answers, then none
-    metric = BenchmarkMetric(get_benchmark("chartqa"))
-    for record in records[:first] if rank == 0 else records[first:]:
-        metric.update([record])
-    print(json.dumps([metric.compute(), [record["key"] for record in metric.gather()]]))
+rank, world_size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+records = json.loads(open(sys.argv[4]).read())
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+for first in (5, 0):  # rank 0 has five records, then none; the last rank has the rest; others have none
+    own = records[:first] if rank == 0 else records[first:] if rank == world_size - 1 else []
+    print(json.dumps(gather_records({"chartqa": own} if own else {}, ["chartqa", "none"])))
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
+def scores(records):
+    scored = score_answers(get_benchmark("chartqa"), to_answers(records))
+    return scored.num, scored.figures, scored.intervals
+
+
 @pytest.mark.slow
-def test_two_uneven_ranks_equal_one_process(tmp_path):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_uneven_ranks_equal_one_process(tmp_path, world_size):
     records = [
         {
             "key": f"k{n:02d}",
@@ -48,20 +54,21 @@ def test_two_uneven_ranks_equal_one_process(tmp_path):
     meeting = (tmp_path / "meeting").as_uri()
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), meeting, str(path)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, str(script), str(rank), str(world_size), meeting, str(path)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world_size)
     ]
-    single = BenchmarkMetric(get_benchmark("chartqa"))
-    single.update(records)
-    expected = single.compute()
-    assert expected["num"] == 17
+    single = gather_records({"chartqa": records[::-1]}, ["chartqa"])["chartqa"]
+    assert single == records
     for rank in ranks:
-        for line in rank.communicate(timeout=120)[0].splitlines():
-            figures, keys = json.loads(line)
-            assert figures == expected
-            assert keys == [record["key"] for record in records]
+        lines = rank.communicate(timeout=120)[0].splitlines()
+        assert len(lines) == 2
+        for line in lines:
+            found = json.loads(line)
+            assert found["none"] == []
+            assert found["chartqa"] == records
+            assert scores(found["chartqa"]) == scores(single)
         assert rank.returncode == 0

@@ -20,7 +20,7 @@ def sharded(world, tmp_path_factory):
     """Options that make two ranks share the model out, in the cluster file's own words."""
     shipped = yaml.safe_load((ROOT / "configs/cluster/fsdp.yaml").read_text())
     file = tmp_path_factory.mktemp("cluster") / "fsdp.yaml"
-    settings = {"accelerator": "cpu", "devices": 2, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    settings = {"accelerator": "cpu", "devices": 2, "num_sanity_val_steps": 0}
     file.write_text(yaml.safe_dump({**shipped, **settings, "precision": "32-true", "log_every_n_steps": 1}))
     return ["--trainer", file]
 

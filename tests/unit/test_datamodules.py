@@ -330,12 +330,30 @@ def test_a_trainer_runs_without_validation_sets(train):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_validate_and_test_run_their_hooks_where_there_is_no_val_set(small, verb):
+def test_validate_and_test_take_every_sample_of_a_benchmark(small, verb):
     model = CountingModule()
     getattr(trainer(), verb)(
         model, datamodule=BenchmarkDataModule({"quick": small}, num_workers=0), verbose=False
     )
-    assert model.validated == ["small-00000000"]
+    assert model.validated == [f"small-{number:08d}" for number in range(7)]
+
+
+def test_loaders_of_evaluation_say_what_is_to_be_done_with_their_batches(small):
+    data = module(val={"held": small}, benchmarks={"a": small, "b": small}, num_workers=0)
+    data.set_benchmark_options(subset=3, read=["b"], max_new_tokens=5, predicted={"a": [0, 1, 2]})
+    loaders = data.test_dataloader()
+    batches = [next(iter(loader)) for loader in loaders]
+    assert [(batch["dataset"], batch["task"]) for batch in batches] == [
+        ("held", "loss"),
+        ("a", "generate"),
+        ("b", "read"),
+    ]
+    assert [batch["max_new_tokens"] for batch in batches[1:]] == [5, 5]
+    # All of `a` is predicted already: a filler is left, so that Lightning runs the loop and it is scored.
+    assert [batch["filler"] for batch in batches] == [False, True, False]
+    assert [len(list(loader)) for loader in loaders[1:]] == [1, 1]
+    data.set_benchmark_options(names=["b"])
+    assert [next(iter(loader))["dataset"] for loader in data.predict_dataloader()] == ["b"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*train_dataloader.* does not have many workers")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.evaluation.batch_records import batch_records, readout_records
+from alignvlm_pl.evaluation.batch_records import batch_records
 from alignvlm_pl.scoring.records import to_answers
 from alignvlm_pl.scoring.results import overall
 from alignvlm_pl.utils.atomic_files import write_predictions, write_results
@@ -39,7 +39,8 @@ def test_a_lost_answer_is_an_error_and_not_a_shift():
 
 
 def test_readings_are_answers_to_the_text_that_stands_there():
-    records = readout_records(batch(["abcd"], ["ab"]), [("ABCD", "abcd"), ("xb", "ab")])
+    read = batch(["x"], ["y"]) | {"task": "read"}
+    records = batch_records(read, ["ABCD", "xb"], read=["abcd", "ab"])
     assert [(r["prediction"], r["references"]) for r in records] == [("ABCD", ["abcd"]), ("xb", ["ab"])]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.scoring.records import page_path
-from alignvlm_pl.scoring.report import TABLE_1, percent, write_reports
+from alignvlm_pl.scoring.report import TABLE_1, RunInfo, percent, write_reports
 from alignvlm_pl.scoring.run import score_answers
 
 EVIL = "<img src=x onerror=alert(1)>|`*_[link](javascript:x)\n# heading"
@@ -68,6 +68,22 @@ def test_a_figure_of_one_rule_is_labelled(tmp_path):
         assert "**this run**" not in text
 
 
+def test_a_report_names_run_metrics_and_directions_and_marks_only_what_is_incomplete(tmp_path):
+    cer = score_answers(plain_benchmark("lines", metrics=("cer",)), scored_docvqa().answers)
+    whole = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
+    run = RunInfo(run="runs/a_b", weights="runs/a/hf", step=1200, date="2026-01-02 03:04")
+    write_reports(tmp_path, {"docvqa": whole, "lines": cer}, images=tmp_path, run=run)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "<th></th><th>anls ↑</th><th>cer ↓</th>" in page
+    assert "| | anls ↑ | cer ↓ |" in text
+    for value in ("runs/a_b", "runs/a/hf", "1,200", "2026-01-02 03:04"):
+        assert f"<code>{value}</code>" in page
+    assert "- run: runs/a\\_b\n- weights: runs/a/hf\n- step: 1,200\n" in text
+    assert "ncomplete" not in page.split("</style>")[1] + text
+    write_reports(tmp_path, {"docvqa": scored_docvqa()}, images=tmp_path)
+    assert "* incomplete" in (tmp_path / "report.html").read_text()
+
+
 def test_the_average_needs_all_nine_columns_whole(tmp_path):
     one = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
     assert not one.problems
@@ -83,8 +99,9 @@ def test_the_overview_has_the_columns_of_table_1_in_its_order(tmp_path):
     found["own"] = score_answers(plain_benchmark("own", metrics=("anls",)), answers)
     write_reports(tmp_path, found, images=tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
-    header, _, ours, *rest = [line for line in lines if line.startswith("|")]
+    header, _, metrics, ours, *rest = [line for line in lines if line.startswith("|")]
     assert [cell.strip() for cell in header.split("|")[2:-1]] == ["DocVQA", "WTQ", "GQA", "own"]
+    assert [cell.strip() for cell in metrics.split("|")[2:-1]] == ["anls ↑", "wtq ↑", "gqa ↑", "anls ↑"]
     assert [cell.strip().endswith("\\*") for cell in ours.split("|")[2:-1]] == [True, True, True, False]
     # Only the two metrics that have the rule have a figure under it.
     assert rest[0].startswith("| **this run, rule vlmevalkit-2025-02**")

@@ -10,7 +10,6 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.metrics.document_f1 import DOCUMENT_F1
 from alignvlm_pl.metrics.multiple_choice import MULTIPLE_CHOICE
-from alignvlm_pl.scoring.metric import BenchmarkMetric
 from alignvlm_pl.scoring.records import (
     merge_records,
     page_path,
@@ -241,11 +240,6 @@ def test_records_of_samples_that_could_not_be_read_are_no_answers():
         "1 samples could not be read, undecodable_image: z (z.png)",
         "1 samples could not be read, unknown: y (lost)",
     ]
-    metric = BenchmarkMetric(plain_benchmark("set", metrics=("anls",)))
-    metric.update(records)
-    figures = metric.compute()
-    assert (figures["num"], figures["complete"]) == (3, 0)
-    assert metric.problems == unread(records[::-1])  # in the order of the keys
 
 
 def test_names_of_pages_are_short_and_apart(tmp_path):
