@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import AUTO, align, align_read, check_backend, gathered
+from ..ops import AUTO, align, align_read, check_align_backend, full_weight
 from .kept_rows import check_kept, read_kept
 from .options import require_at_least, require_positive
 
@@ -83,7 +83,7 @@ class AlignConnector(nn.Module):
             ids = read_kept(vocab_keep, vocab_size) if isinstance(vocab_keep, str) else vocab_keep
             self.kept = check_kept(ids, vocab_size, where="connector vocab_keep")
             rows = len(self.kept)
-        self.gain_init, self.backend = gain_init, check_backend(backend)
+        self.gain_init, self.backend = gain_init, check_align_backend(backend)
         self.vocab_size, self.rows = vocab_size, rows
         self.w1 = nn.Linear(vision_dim, text_dim, bias=bias)
         self.norm1 = nn.LayerNorm(text_dim, eps=eps)
@@ -171,7 +171,7 @@ class AlignConnector(nn.Module):
             )
         if self.kept is None:
             return table[: self.rows]
-        return gathered(table).index_select(0, self._kept_on(table.device))
+        return full_weight(table).index_select(0, self._kept_on(table.device))
 
     def _kept_on(self, device: torch.device) -> Tensor:
         # Not a buffer: the ids live in the config, and loaders that build on the meta device lose such buffers.

@@ -3,18 +3,18 @@
 Plain torch: no model, no transformers, no Lightning.
 """
 
-from .mixture import Mixture
-from .operator import AUTO, BACKENDS, align, align_read, check_backend, choose_backend, gathered
-from .products import vocabulary_mass
+from .chunked import vocabulary_mass
+from .operator import AUTO, BACKENDS, align, align_read, check_align_backend, choose_backend, full_weight
+from .reference import AlignOutput
 
 __all__ = [
     "AUTO",
     "BACKENDS",
-    "Mixture",
+    "AlignOutput",
     "align",
     "align_read",
-    "check_backend",
+    "check_align_backend",
     "choose_backend",
-    "gathered",
+    "full_weight",
     "vocabulary_mass",
 ]

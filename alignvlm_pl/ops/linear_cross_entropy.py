@@ -1,11 +1,10 @@
-"""Cross entropy of hidden states through an LM head, without the logits of all of them at once.
+"""Cross entropy of hidden states through an LM head, without holding the logits of all positions.
 
-At a vocabulary of 128,256 the logits of 4,096 positions are 2.1 GB in float32, and a plain loss holds them several
-times. Here they exist for one chunk of positions at a time, in forward and, computed again, in backward.
+At a vocabulary of 128,256 the logits of 4,096 positions take 2.1 GB in float32, and a plain loss holds several copies.
+Here the logits of one chunk of positions exist at a time, in forward and, recomputed, in backward.
 
-How the head's parameters are obtained: an `nn.Linear` that nothing has wrapped is read (`weight`, `bias`). One that is
-wrapped or hooked (FSDP shards its parameters, and gathers them while the head is called) is called once, and the loss
-is computed within that call. Any other module, such as a head with an adapter, is called for each chunk.
+A head that is an `nn.Linear` is called once, and the loss is computed inside that call, while FSDP has its parameters
+gathered. Any other module, such as a head with an adapter, is called for each chunk.
 """
 
 import importlib.util
@@ -25,14 +24,14 @@ from ..errors import ConfigError, nearest
 
 BACKENDS = ("auto", "chunked", "liger", "plain")
 CHUNK_LOGITS = 2**25
-"""Logits of one chunk: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
+"""Number of logits per chunk: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
 LIGER = "liger-kernel>=0.7"
 
 _Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def check_backend(name: str) -> None:
-    """Refuse a back-end that does not exist or cannot run here.
+def check_loss_backend(name: str) -> None:
+    """Raise unless `name` is in `BACKENDS` and its package is installed.
 
     Raises:
         ConfigError: The name is unknown (the message lists the known ones), or its package is missing.
@@ -42,7 +41,7 @@ def check_backend(name: str) -> None:
     if name == "liger" and not _has_liger():
         raise ConfigError(
             f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "
-            "or loss_backend: auto, which does without"
+            "or set loss_backend: auto, which does not need it"
         )
 
 
@@ -55,29 +54,29 @@ def head_losses(
     backend: str = "auto",
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Cross entropy of each position, with gradients for `hidden` and for what trains in `head`.
+    """Compute the cross entropy of each position, with gradients for `hidden` and the head's trainable parameters.
 
-    torch.compile leaves this function as it is: the number of positions differs from batch to batch.
+    Excluded from torch.compile: the number of positions differs from batch to batch.
 
     Args:
         hidden: (n, D) hidden states of the positions.
-        targets: (n,) the token that each is to predict.
+        targets: (n,) target token ids.
         head: The LM head, (n, D) -> (n, V).
         backend: `plain` holds all logits at once. `chunked` holds those of one chunk and computes them twice. `liger`
-            is Liger's fused kernel (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` for
-            what fits into one chunk, else `chunked`.
-        chunk_tokens: Positions of a chunk; None: as many as have `CHUNK_LOGITS` logits.
+            is Liger's fused kernel (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` if
+            all positions fit into one chunk, else `chunked`.
+        chunk_tokens: Positions per chunk; None: as many as have `CHUNK_LOGITS` logits.
 
     Returns:
-        (n,) losses in float32, or float64 for such hidden states.
+        (n,) losses in float32, or in float64 for float64 hidden states.
 
     Raises:
-        ConfigError: The back-end is unknown or does not take this head, device or precision.
+        ConfigError: The back-end is unknown or does not support this head, device or precision.
     """
-    check_backend(backend)
+    check_loss_backend(backend)
     linear = _find_linear(head)
     if chunk_tokens is None:
-        # Other heads may hide their number of rows; 2^17 is as many as large vocabularies have.
+        # Other heads need not have `out_features`; 2^17 is the size of large vocabularies.
         chunk_tokens = max(1, CHUNK_LOGITS // int(getattr(linear or head, "out_features", 2**17)))
     if backend == "auto":
         backend = _choose(hidden, head, fits=len(hidden) <= chunk_tokens)
@@ -87,14 +86,14 @@ def head_losses(
         if obstacle := _liger_obstacle(hidden, linear):
             raise ConfigError(f"loss_backend 'liger' {obstacle}; use loss_backend: auto")
         if len(hidden):
-            return _within(head, linear, hidden, lambda h, w, b: _liger(h, w, b, targets))
+            return _inside_head(linear, hidden, lambda h, w, b: _liger(h, w, b, targets))
     if linear is None:
-        return _by_calls(hidden, targets, head, chunk_tokens)
-    return _within(head, linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
+        return _call_per_chunk(hidden, targets, head, chunk_tokens)
+    return _inside_head(linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
 
 
 def _choose(hidden: Tensor, head: nn.Module, *, fits: bool) -> str:
-    """The back-end of `auto`."""
+    """Resolve `auto`."""
     linear = _find_linear(head)
     if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
         return "liger"
@@ -106,8 +105,8 @@ def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     return F.cross_entropy(_at_least_float32(head(hidden)), targets, reduction="none")
 
 
-def _by_calls(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: int) -> Tensor:
-    """Chunks through any head; each is computed again in backward.
+def _call_per_chunk(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: int) -> Tensor:
+    """Call any head once per chunk; each chunk is recomputed in backward.
 
     Raises:
         ConfigError: If the head is sharded.
@@ -115,15 +114,15 @@ def _by_calls(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: in
     if isinstance(head, FSDPModule):
         raise ConfigError(
             f"loss_backend 'chunked' cannot call a sharded {type(head).__name__.removeprefix('FSDP')} chunk by chunk, "
-            "for ranks with more tokens would wait for the others; use loss_backend: plain, or a head that is an "
-            "nn.Linear"
+            "because ranks with more tokens would wait for the others; use loss_backend: plain, or a head that is "
+            "an nn.Linear"
         )
     parts = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     return torch.cat([checkpoint(_plain, h, t, head, use_reentrant=False) for h, t in parts])
 
 
 class _Chunked(torch.autograd.Function):
-    """Losses of a linear head. Saved for backward are the arguments alone, so memory is that of one chunk."""
+    """Losses of a linear head. Only the arguments are saved for backward, so memory is that of one chunk."""
 
     @staticmethod
     def forward(
@@ -151,7 +150,7 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, bias, targets = ctx.saved_tensors
         dtype = ctx.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        # Sums over chunks are kept in float32 at least: in bfloat16 each chunk would round what came before it.
+        # Sums over chunks are in float32 at least: in bfloat16 every chunk would round the sum.
         total = torch.promote_types(weight.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=total) if needs_weight else None
@@ -161,15 +160,15 @@ class _Chunked(torch.autograd.Function):
             for part in _slices(len(hidden), ctx.chunk_tokens):
                 states = hidden[part].to(dtype)
                 # d loss / d logits = softmax(logits) - onehot(target)
-                slope = _at_least_float32(F.linear(states, w, b)).softmax(dim=-1)
-                slope[torch.arange(len(slope), device=slope.device), targets[part]] -= 1
-                slope = slope.mul_(grad[part, None]).to(dtype)
+                grad_logits = _at_least_float32(F.linear(states, w, b)).softmax(dim=-1)
+                grad_logits[torch.arange(len(grad_logits), device=grad_logits.device), targets[part]] -= 1
+                grad_logits = grad_logits.mul_(grad[part, None]).to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[part] = slope @ w
+                    grad_hidden[part] = grad_logits @ w
                 if grad_weight is not None:
-                    _add_product(grad_weight, slope.t(), states)
+                    _add_product(grad_weight, grad_logits.t(), states)
                 if grad_bias is not None:
-                    grad_bias += slope.sum(dim=0, dtype=total)
+                    grad_bias += grad_logits.sum(dim=0, dtype=total)
         return grad_hidden, _cast(grad_weight, weight.dtype), _cast(grad_bias, weight.dtype), None, None
 
 
@@ -181,7 +180,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """CONTRACT: losses.py adds the losses up, so all have the same gradient; releases before 0.8 take no other."""
+    """Losses (n,) by Liger's fused kernel, for a gradient that is the same for all: releases before 0.8 need that."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     # The casts are in the graph, so gradients come back in the parameters' own precision.
@@ -195,12 +194,12 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
 
 
 def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
-    """Why Liger's kernel does not apply, or None."""
-    # Triton's interpreter runs its kernels on the CPU, which is how they are tested.
+    """Return why Liger's kernel does not apply, or None."""
+    # Triton's interpreter runs the kernels on the CPU, for tests.
     if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs a CUDA device, the model is on {hidden.device.type}"
     if linear is None:
-        return "takes an LM head that is an nn.Linear only"
+        return "supports only an LM head that is an nn.Linear"
     if _compute_dtype(hidden) == torch.float64:
         return "computes in float32 at most, the model in float64"
     trained = any(parameter.requires_grad for parameter in linear.parameters())
@@ -214,30 +213,18 @@ def _has_liger() -> bool:
 
 
 def _find_linear(head: nn.Module) -> nn.Linear | None:
-    """The linear layer that a head is; None for any other head."""
-    # A subclass may compute something else; those of FSDP2 keep nn.Linear's forward.
+    """Return the head if its forward is that of `nn.Linear`, else None."""
+    # FSDP2's subclass keeps nn.Linear's forward; other subclasses may compute something else.
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
     return head if isinstance(head, nn.Linear) and plain else None
 
 
-def _within(head: nn.Module, linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
-    """`loss` of the hidden states and the head's parameters; within a call of the head, if anything hooks on to it."""
+def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
+    """Return `loss(hidden, weight, bias)`, computed inside a call of the head, so that hooks (FSDP's) run around it."""
     assert linear is not None
-    if head is linear and type(head) is nn.Linear and not _has_hooks(head):
-        return loss(hidden, linear.weight, linear.bias)
     with _forward_replaced(linear, lambda states: loss(states, linear.weight, linear.bias)):
-        losses: Tensor = head(hidden)
+        losses: Tensor = linear(hidden)
     return losses
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    kinds = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(kinds)
 
 
 @contextmanager
@@ -248,7 +235,7 @@ def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iter
         yield
     finally:
         del module.forward
-        if before is not None:  # somebody else's replacement
+        if before is not None:  # replaced by other code before
             module.forward = before
 
 
@@ -257,7 +244,7 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The precision in which autocast, if it is on, would compute the head."""
+    """Return the dtype in which the head computes: autocast's if it is enabled, else that of `hidden`."""
     kind = hidden.device.type
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -1,12 +1,12 @@
-"""`align`: one function, several back-ends.
+"""`align` and `align_read`: one operator, several back-ends.
 
 | back-end | for | memory |
 | --- | --- | --- |
-| eager | few scores; the definition | several (N, V) arrays |
-| chunked | any device | two (chunk, V) arrays, computed again in backward |
+| eager | few scores; the reference | several (N, V) arrays |
+| chunked | any device | two (chunk, V) arrays, recomputed in backward |
 | triton | CUDA | as chunked; norm and softmax in fused kernels |
 
-`auto` takes eager where the scores are small, triton on CUDA where it is installed, else chunked.
+`auto` chooses eager for few scores, triton on CUDA if it is installed, else chunked.
 """
 
 import os
@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
-from .chunked import mix_chunked
-from .eager import mix_eager
-from .mixture import Mixture
+from .chunked import align_chunked
+from .reference import AlignOutput, align_reference
 
 AUTO = "auto"
 _SMALL_BYTES = 64 << 20
-"""Scores (N, V) in float32 below this: `auto` keeps them, computing them again would cost more than it saves."""
+"""Size of the float32 scores (N, V) below which `auto` keeps them: recomputing would cost more than it saves."""
 
 
 class Backend(Protocol):
-    """What every back-end is called with; see `align_read`."""
+    """Signature of a back-end; arguments as in `align_read`."""
 
     def __call__(
         self,
@@ -40,13 +39,13 @@ class Backend(Protocol):
         *,
         eps: float,
         columns: Tensor | None = None,
-    ) -> Mixture: ...
+    ) -> AlignOutput: ...
 
 
 BACKENDS: dict[str, Backend] = {
-    "eager": mix_eager,
-    "chunked": mix_chunked,
-    "triton": partial(mix_chunked, kernels="triton"),
+    "eager": align_reference,
+    "chunked": align_chunked,
+    "triton": partial(align_chunked, kernels="triton"),
 }
 
 
@@ -62,26 +61,26 @@ def align(
 ) -> Tensor:
     """softmax(LayerNorm(W2 · h) · gain + bias) · E_text (paper, equations 1 and 2).
 
-    Row-sharded weights (DTensor) are gathered, as FSDP gathers a module's parameters when it runs: the norm needs all
-    rows of the vocabulary. Their gradients are scattered again.
+    Row-sharded weights (DTensor) are gathered, because the norm needs all rows of the vocabulary; their gradients are
+    scattered again.
 
     Args:
-        hidden: (N, D) after W1 and its norm. Its dtype, or autocast's, is that of the matrix products.
-        head_weight: W2, (V, D).
-        gain: (V,) of the vocabulary norm.
-        bias: (V,) likewise.
-        table: E_text, (V, D).
+        hidden: (N, D) hidden states after W1 and its norm. The matrix products run in this dtype, or autocast's.
+        head_weight: (V, D) W2.
+        gain: (V,) gain of the vocabulary norm.
+        bias: (V,) bias of the vocabulary norm.
+        table: (V, D) E_text, the text embeddings.
         eps: Epsilon of the vocabulary norm.
-        backend: `auto`, or a name of `BACKENDS`.
+        backend: `auto`, or a key of `BACKENDS`.
 
     Returns:
-        (N, D) in the table's dtype, or autocast's.
+        (N, D) embeddings in the table's dtype, or autocast's.
 
     Raises:
-        ConfigError: If the back-end is unknown or cannot run here, or the shapes do not fit.
+        ConfigError: If the back-end is unknown or cannot run here, or the shapes do not match.
     """
-    embeds = _mix(hidden, head_weight, gain, bias, table, None, eps, backend).embeds
-    assert embeds is not None, "there is a table"
+    embeds = _dispatch(hidden, head_weight, gain, bias, table, None, eps, backend).embeds
+    assert embeds is not None, "a table was given"
     return embeds
 
 
@@ -95,30 +94,33 @@ def align_read(
     columns: Tensor,
     eps: float = 1e-5,
     backend: str = AUTO,
-) -> Mixture:
-    """As `align`, and the log-probabilities of some columns; only these leave the pass over the vocabulary.
+) -> AlignOutput:
+    """As `align`, and also return log P_vocab of some columns; the other columns are never stored.
 
     Args:
         hidden: (N, D).
         head_weight: (V, D).
         gain: (V,).
         bias: (V,).
-        table: (V, D); None leaves the mixing of embeddings out.
-        columns: Ids of the columns to read.
+        table: (V, D); None to compute log-probabilities only.
+        columns: (C,) rows of the vocabulary whose log-probabilities to return.
         eps: Epsilon of the vocabulary norm.
-        backend: `auto`, or a name of `BACKENDS`.
+        backend: `auto`, or a key of `BACKENDS`.
+
+    Returns:
+        `embeds` (N, D), None without a table; `log_probs` (N, C) in at least float32.
 
     Raises:
         ConfigError: As `align`.
     """
-    return _mix(hidden, head_weight, gain, bias, table, columns, eps, backend)
+    return _dispatch(hidden, head_weight, gain, bias, table, columns, eps, backend)
 
 
-def check_backend(name: str) -> str:
-    """Return the name.
+def check_align_backend(name: str) -> str:
+    """Return `name` if it is `auto` or a key of `BACKENDS`.
 
     Raises:
-        ConfigError: If there is no such back-end.
+        ConfigError: If it is neither.
     """
     if name != AUTO and name not in BACKENDS:
         raise ConfigError(f"connector backend {name!r} is unknown: {nearest(str(name), (AUTO, *BACKENDS))}")
@@ -126,17 +128,17 @@ def check_backend(name: str) -> str:
 
 
 def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
-    """Name of the back-end to take.
+    """Resolve a configured back-end to a key of `BACKENDS`.
 
     Args:
-        name: What was asked for.
-        device: Where the tensors are.
-        scores: N · V.
+        name: The configured name.
+        device: Device of the tensors.
+        scores: Number of scores, N · V.
 
     Raises:
         ConfigError: If there is no such back-end, or it cannot run on this device.
     """
-    check_backend(name)
+    check_align_backend(name)
     if name == AUTO:
         if 4 * scores < _SMALL_BYTES:
             return "eager"
@@ -155,12 +157,12 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
     return name
 
 
-def gathered(weight: Tensor) -> Tensor:
-    """All rows of a weight that may be row-sharded (DTensor); its gradient is scattered again."""
+def full_weight(weight: Tensor) -> Tensor:
+    """Return all rows of a weight that may be row-sharded (DTensor); gradients are scattered again."""
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def _mix(
+def _dispatch(
     hidden: Tensor,
     head_weight: Tensor,
     gain: Tensor,
@@ -169,15 +171,15 @@ def _mix(
     columns: Tensor | None,
     eps: float,
     backend: str,
-) -> Mixture:
+) -> AlignOutput:
     _check_shapes(hidden, head_weight, gain, table)
     name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
     return BACKENDS[name](
         hidden,
-        gathered(head_weight),
-        gathered(gain),
-        gathered(bias),
-        None if table is None else gathered(table),
+        full_weight(head_weight),
+        full_weight(gain),
+        full_weight(bias),
+        None if table is None else full_weight(table),
         eps=eps,
         columns=columns,
     )
@@ -203,5 +205,5 @@ def _has_triton() -> bool:
 
 
 def _interpreted() -> bool:
-    """Whether Triton's interpreter was asked for, which runs kernels on the CPU, slowly."""
+    """Whether `TRITON_INTERPRET` is set, under which kernels run (slowly) on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

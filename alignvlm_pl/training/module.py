@@ -16,7 +16,7 @@ from ..models.loading import choose_attention
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.processing import AlignVLMProcessor
-from ..ops.linear_cross_entropy import check_backend
+from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharding import is_sharded, no_grad
@@ -72,7 +72,7 @@ class AlignVLMModule(pl.LightningModule):
         compile: list[str] | None = None,
     ) -> None:
         super().__init__()
-        check_backend(loss_backend)
+        check_loss_backend(loss_backend)
         self.checkpointed = check_parts("activation_checkpointing", activation_checkpointing, CHECKPOINTED)
         self.compiled = check_parts("compile", compile, tuple(PARTS))
         self.spec = spec

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from alignvlm_pl.ops import align_read
-from alignvlm_pl.ops.chunked import mix_chunked
-from alignvlm_pl.ops.eager import mix_eager
+from alignvlm_pl.ops.chunked import align_chunked
+from alignvlm_pl.ops.reference import align_reference
 
 EPS = 1e-5
 NAMES = ("hidden", "head", "gain", "bias", "table")
@@ -20,10 +20,10 @@ def chunked(*operands, **options):
     size = 2 * 3 * len(operands[1]) * operands[0].element_size()
     if len(operands[0]) > 100:
         size *= 400
-    return mix_chunked(*operands, budget=size, **options)
+    return align_chunked(*operands, budget=size, **options)
 
 
-BACKENDS = {"eager": mix_eager, "chunked": chunked}
+BACKENDS = {"eager": align_reference, "chunked": chunked}
 
 
 def oracle(hidden, head, gain, bias, table, columns):
@@ -163,7 +163,7 @@ def test_scores_far_from_zero(backend):
 def test_only_the_gradients_that_are_wanted(gradients):
     operands = operands_of((7, 16, 37), torch.float64)
     grads = []
-    for call in (mix_eager, chunked):
+    for call in (align_reference, chunked):
         leaves = [t.clone().requires_grad_(place in gradients) for place, t in enumerate(operands)]
         call(*leaves, eps=EPS).embeds.square().sum().backward()
         assert [leaf.grad is not None for leaf in leaves] == [place in gradients for place in range(5)]

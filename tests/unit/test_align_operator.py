@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
-from alignvlm_pl.ops import BACKENDS, Mixture, align, align_read, choose_backend, vocabulary_mass
-from alignvlm_pl.ops.chunked import mix_chunked
-from alignvlm_pl.ops.eager import mix_eager
+from alignvlm_pl.ops import BACKENDS, AlignOutput, align, align_read, choose_backend, vocabulary_mass
+from alignvlm_pl.ops.chunked import align_chunked
+from alignvlm_pl.ops.reference import align_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 EPS = 1e-5
@@ -96,7 +96,7 @@ def test_the_connector_uses_the_back_end_it_is_told(monkeypatch):
 
     def spy(*tensors, **options):
         called.append(options)
-        return mix_eager(*tensors, **options)
+        return align_reference(*tensors, **options)
 
     monkeypatch.setitem(BACKENDS, "chunked", spy)
     features, table = torch.randn(2, 3, 5), torch.randn(11, 6)
@@ -128,7 +128,7 @@ def test_connector_results_do_not_depend_on_the_back_end(dtype):
     assert_all_close(results[1], results[0], tolerance)
 
 
-@pytest.mark.parametrize("mix", [mix_eager, mix_chunked], ids=["eager", "chunked"])
+@pytest.mark.parametrize("mix", [align_reference, align_chunked], ids=["eager", "chunked"])
 def test_outputs_lie_in_the_hull(mix):
     hidden, head, gain, bias, table = operands()
     weights = mix(hidden, head, 5 * gain, bias, torch.eye(101), eps=EPS).embeds
@@ -140,7 +140,7 @@ def test_outputs_lie_in_the_hull(mix):
     torch.testing.assert_close(mass, weights.double().sum(0), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("mix", [mix_eager, mix_chunked], ids=["eager", "chunked"])
+@pytest.mark.parametrize("mix", [align_reference, align_chunked], ids=["eager", "chunked"])
 def test_the_order_of_the_vocabulary_does_not_matter(mix):
     hidden, *others = operands(dtype=torch.float64)
     order = torch.randperm(101)
@@ -154,7 +154,7 @@ def test_the_size_of_chunks_changes_nothing_beyond_rounding(dtype):
 
     def call(tokens, *leaves):
         budget = tokens * 2 * 101 * dtype.itemsize
-        return mix_chunked(*leaves, eps=EPS, budget=budget).embeds
+        return align_chunked(*leaves, eps=EPS, budget=budget).embeds
 
     whole = gradients(partial(call, 1000), tensors)
     tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 0.02}[dtype]
@@ -165,13 +165,13 @@ def test_the_size_of_chunks_changes_nothing_beyond_rounding(dtype):
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(own, monkeypatch):
     """Products in bfloat16, gradients in the weights' dtype; weights are cast in slices of the vocabulary."""
-    monkeypatch.setattr("alignvlm_pl.ops.products._CAST_BYTES", 16 * 2 * 30)  # four slices
+    monkeypatch.setattr("alignvlm_pl.ops.chunked._CAST_BYTES", 16 * 2 * 30)  # four slices
     tensors = operands(dtype=own)
     exact = gradients(partial(align, backend="eager"), [tensor.double() for tensor in tensors])
 
     def call(*leaves):
         with torch.autocast("cpu", torch.bfloat16):
-            return mix_chunked(*leaves, eps=EPS, budget=4 * 2 * 101 * 2).embeds
+            return align_chunked(*leaves, eps=EPS, budget=4 * 2 * 101 * 2).embeds
 
     found = gradients(call, tensors)
     assert found[0].dtype == torch.bfloat16
@@ -231,7 +231,7 @@ def test_one_of_two_outputs_may_be_left_unused():
     for place in (0, 1):
         found, expected = (
             gradients_of_one(lambda *leaves, m=mix: m(*leaves, eps=EPS, columns=columns), tensors, place)
-            for mix in (mix_chunked, mix_eager)
+            for mix in (align_chunked, align_reference)
         )
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -239,8 +239,8 @@ def test_one_of_two_outputs_may_be_left_unused():
 
 def gradients_of_one(call, tensors, place):
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    mixture: Mixture = call(*leaves)
-    mixture[place].square().sum().backward()
+    output: AlignOutput = call(*leaves)
+    output[place].square().sum().backward()
     return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
 
@@ -248,8 +248,8 @@ MEMORY = """
 import ctypes, json, sys
 from pathlib import Path
 import torch
-from alignvlm_pl.ops.chunked import mix_chunked
-from alignvlm_pl.ops.eager import mix_eager
+from alignvlm_pl.ops.chunked import align_chunked
+from alignvlm_pl.ops.reference import align_reference
 torch.set_num_threads(1)
 libc = ctypes.CDLL(None)
 libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: freed arrays are given back at once
@@ -274,10 +274,10 @@ def extra(mix, tokens):
     return (status("VmHWM") - before - known) / 2**20
 
 def chunked(*leaves):
-    return mix_chunked(*leaves, eps=1e-5, budget=48 << 20).embeds
+    return align_chunked(*leaves, eps=1e-5, budget=48 << 20).embeds
 
 def eager(*leaves):
-    return mix_eager(*leaves, eps=1e-5).embeds
+    return align_reference(*leaves, eps=1e-5).embeds
 
 print(json.dumps([extra(chunked, 729), extra(chunked, 6561), extra(eager, 729)]))
 """

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.losses import supervised_cross_entropy
 from alignvlm_pl.ops import linear_cross_entropy
-from alignvlm_pl.ops.linear_cross_entropy import check_backend, head_losses
+from alignvlm_pl.ops.linear_cross_entropy import check_loss_backend, head_losses
 
 ROOT = Path(__file__).parents[2]
 WIDTH, ROWS = 24, 61
@@ -193,27 +193,27 @@ def test_a_hooked_head_is_called_once_and_left_as_it_was():
 
 def test_auto_holds_all_logits_only_where_they_fit_into_one_chunk(monkeypatch):
     head, calls = make_head(), []
-    for name in ("_plain", "_within"):
+    for name in ("_plain", "_inside_head"):
         monkeypatch.setattr(linear_cross_entropy, name, lambda *_, name=name: calls.append(name))
     head_losses(*positions(8), head, chunk_tokens=8)
     head_losses(*positions(9), head, chunk_tokens=8)
     monkeypatch.setattr(linear_cross_entropy, "CHUNK_LOGITS", 8 * ROWS)
     head_losses(*positions(8), head)
     head_losses(*positions(9), head)
-    assert calls == ["_plain", "_within"] * 2
+    assert calls == ["_plain", "_inside_head"] * 2
 
 
 def test_unknown_and_unusable_backends_are_refused(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"'chunk' is unknown: did you mean 'chunked'.*known: auto, chunked, liger, plain"
     ):
-        check_backend("chunk")
+        check_loss_backend("chunk")
     batch = positions(3)
     with pytest.raises(ConfigError, match="'eager' is unknown"):
         head_losses(*batch, make_head(), backend="eager")
     monkeypatch.setattr(linear_cross_entropy, "_has_liger", lambda: False)
     with pytest.raises(ConfigError, match=r"needs the package liger-kernel: pip install 'liger-kernel>="):
-        check_backend("liger")
+        check_loss_backend("liger")
     monkeypatch.setattr(linear_cross_entropy, "_has_liger", lambda: True)
     with pytest.raises(ConfigError, match="needs a CUDA device, the model is on cpu; use loss_backend: auto"):
         head_losses(*batch, make_head(), backend="liger")
@@ -228,8 +228,8 @@ def test_the_module_takes_the_backend_and_the_model_uses_it(tmp_path, monkeypatc
         AlignVLMModule(spec, loss_backend="chunkt")
     module = AlignVLMModule(spec, loss_backend="chunked")
     module.configure_model()
-    before = linear_cross_entropy._within
-    monkeypatch.setattr(linear_cross_entropy, "_within", lambda *args: used.append(1) or before(*args))
+    before = linear_cross_entropy._inside_head
+    monkeypatch.setattr(linear_cross_entropy, "_inside_head", lambda *args: used.append(1) or before(*args))
     ids = torch.tensor([[5, 6, 7]])
     chunked = module.net(input_ids=ids, labels=ids).loss
     module.net.loss_backend = "plain"

@@ -1,8 +1,8 @@
-"""`rows` for CUDA: norm and softmax of a row of scores fused, with an online softmax, in Triton.
+"""`norm_softmax` in Triton for CUDA: norm and online softmax of a row fused into one kernel.
 
-CONTRACT: the two functions are called as those of `rows`. A row is read from memory once and a few times more from the
-second-level cache, which holds the rows in flight. Sums run lane by lane and are merged at the end, so that no loop
-waits for a reduction. The matrix products stay with the vendor's library.
+The two public functions have the signatures and results of those in `norm_softmax`. A row is read from memory once and
+then from the L2 cache. Sums are kept per lane and reduced at the end, so that no loop waits for a reduction. Matrix
+products are left to cuBLAS.
 """
 
 import torch
@@ -10,20 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import Norm, NormGradient
+from .norm_softmax import NormGradients, VocabularyNorm
 
 _ROW_BLOCK, _ROW_WARPS = 4096, 8
 _COLUMN_BLOCK, _COLUMN_WARPS = 512, 4
-_ROWS_OF_A_GROUP = 128
+_ROWS_PER_GROUP = 128
 
 
-def weights_(scores: Tensor, norm: Norm, columns: Tensor | None) -> Tensor | None:
-    """As `rows.weights_`."""
+def norm_softmax_(scores: Tensor, norm: VocabularyNorm, columns: Tensor | None) -> Tensor | None:
+    """As `norm_softmax.norm_softmax_`."""
     read = None if columns is None else scores[:, columns].to(norm.gain.dtype)
     statistics = _row_statistics(scores)
-    _weights_kernel[(len(scores),)](
+    _norm_softmax_kernel[(len(scores),)](
         scores, statistics, norm.gain, norm.bias, len(scores), scores.shape[1], norm.eps,
-        ACC=_accumulating(norm), BLOCK=_block(scores, _ROW_BLOCK), num_warps=_ROW_WARPS,
+        ACC=_accumulation(norm), BLOCK=_block(scores, _ROW_BLOCK), num_warps=_ROW_WARPS,
     )  # fmt: skip
     if columns is None or read is None:
         return None
@@ -31,15 +31,15 @@ def weights_(scores: Tensor, norm: Norm, columns: Tensor | None) -> Tensor | Non
     return norm.gain[columns] * (read - mean) * deviation + norm.bias[columns] - log_sum
 
 
-def gradients_(
+def norm_softmax_backward_(
     scores: Tensor,
     grad_weights: Tensor | None,
-    norm: Norm,
-    total: NormGradient,
+    norm: VocabularyNorm,
+    total: NormGradients,
     columns: Tensor | None,
     grad_log_probs: Tensor | None,
 ) -> None:
-    """As `rows.gradients_`."""
+    """As `norm_softmax.norm_softmax_backward_`."""
     count, size = scores.shape
     read = None if grad_log_probs is None else scores[:, columns].to(norm.gain.dtype)
     shift = torch.zeros_like(norm.gain[:1]).expand(count) if grad_log_probs is None else grad_log_probs.sum(1)
@@ -49,7 +49,7 @@ def gradients_(
     upstream = scores if grad_weights is None else grad_weights
     _statistics_kernel[(count,)](
         scores, upstream, statistics, shift, norm.gain, norm.bias, count, size, norm.eps,
-        GIVEN=given, ACC=_accumulating(norm), BLOCK=_block(scores, _ROW_BLOCK), num_warps=_ROW_WARPS,
+        GIVEN=given, ACC=_accumulation(norm), BLOCK=_block(scores, _ROW_BLOCK), num_warps=_ROW_WARPS,
     )  # fmt: skip
     if columns is not None and grad_log_probs is not None and read is not None:
         unit = (read - statistics[0][:, None]) * statistics[1][:, None]
@@ -58,12 +58,12 @@ def gradients_(
         statistics[5] += (scaled * unit).sum(1) / size
         total.gain.index_add_(0, columns, (grad_log_probs * unit).sum(0))
         total.bias.index_add_(0, columns, grad_log_probs.sum(0))
-    groups = triton.cdiv(count, _ROWS_OF_A_GROUP)
+    groups = triton.cdiv(count, _ROWS_PER_GROUP)
     sums = norm.gain.new_empty((2, groups, size))
     block = _block(scores, _COLUMN_BLOCK)
-    _gradients_kernel[(triton.cdiv(size, block), groups)](
+    _backward_kernel[(triton.cdiv(size, block), groups)](
         scores, upstream, statistics, shift, norm.gain, norm.bias, sums, count, size,
-        ROWS=_ROWS_OF_A_GROUP, GIVEN=given, ACC=_accumulating(norm), BLOCK=block, num_warps=_COLUMN_WARPS,
+        ROWS=_ROWS_PER_GROUP, GIVEN=given, ACC=_accumulation(norm), BLOCK=block, num_warps=_COLUMN_WARPS,
     )  # fmt: skip
     if columns is not None and grad_log_probs is not None:
         extra = grad_log_probs * norm.gain[columns] * statistics[1][:, None]
@@ -73,12 +73,12 @@ def gradients_(
 
 
 def _row_statistics(scores: Tensor) -> Tensor:
-    """Room for six numbers a row: mean, 1 / deviation, log-sum, Σ p · dp, mean(dz), mean(dz · z)."""
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return torch.zeros((6, len(scores)), dtype=wide, device=scores.device)
+    """Allocate six numbers per row: mean, 1 / deviation, log-sum-exp, Σ p · dp, mean(dz), mean(dz · z)."""
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return torch.zeros((6, len(scores)), dtype=dtype, device=scores.device)
 
 
-def _accumulating(norm: Norm) -> "tl.dtype":
+def _accumulation(norm: VocabularyNorm) -> "tl.dtype":
     return tl.float64 if norm.gain.dtype == torch.float64 else tl.float32
 
 
@@ -88,7 +88,7 @@ def _block(scores: Tensor, largest: int) -> int:
 
 @triton.jit
 def _norm_of_row(base, size, eps, ACC: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Mean and 1 / deviation of a row; two passes, exact for a mean far from zero."""
+    """Mean and 1 / deviation of a row, in two passes: exact for a mean far from zero."""
     lanes = tl.arange(0, BLOCK)
     summed = tl.zeros((BLOCK,), ACC)
     for start in range(0, size, BLOCK):
@@ -103,8 +103,8 @@ def _norm_of_row(base, size, eps, ACC: tl.constexpr, BLOCK: tl.constexpr):  # ty
 
 
 @triton.jit
-def _softmax_of_row(base, gain, bias, mean, deviation, size, ACC: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Logarithm of the sum of powers of a normalised row, in one pass (online softmax)."""
+def _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Log-sum-exp of a normalised row, in one pass (online softmax)."""
     lanes = tl.arange(0, BLOCK)
     peaks = tl.full((BLOCK,), -1e30, ACC)
     sums = tl.zeros((BLOCK,), ACC)
@@ -121,13 +121,13 @@ def _softmax_of_row(base, gain, bias, mean, deviation, size, ACC: tl.constexpr, 
 
 
 @triton.jit
-def _weights_kernel(  # type: ignore[no-untyped-def]
+def _norm_softmax_kernel(  # type: ignore[no-untyped-def]
     scores, statistics, gain, bias, count, size, eps, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     base = scores + row * size
     mean, deviation = _norm_of_row(base, size, eps, ACC, BLOCK)
-    log_sum = _softmax_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
+    log_sum = _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
     tl.store(statistics + row, mean)
     tl.store(statistics + count + row, deviation)
     tl.store(statistics + 2 * count + row, log_sum)
@@ -148,7 +148,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     base = scores + row * size
     mean, deviation = _norm_of_row(base, size, eps, ACC, BLOCK)
-    log_sum = _softmax_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
+    log_sum = _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
     lanes = tl.arange(0, BLOCK)
     summed = tl.zeros((BLOCK,), ACC)
     if GIVEN:
@@ -183,34 +183,34 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gradients_kernel(  # type: ignore[no-untyped-def]
+def _backward_kernel(  # type: ignore[no-untyped-def]
     scores, upstream, statistics, shift, gain, bias, sums, count, size,
     ROWS: tl.constexpr, GIVEN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of columns over a group of rows: the scores' gradient, the weights, and sums for gain and bias."""
+    """For a block of columns and a group of rows: gradient of the scores, weights, and sums for gain and bias."""
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < size
     group = tl.program_id(1)
     scale = tl.load(gain + columns, mask=inside, other=0.0)
     offset = tl.load(bias + columns, mask=inside, other=0.0)
-    of_gain = tl.zeros((BLOCK,), ACC)
-    of_bias = tl.zeros((BLOCK,), ACC)
+    gain_sum = tl.zeros((BLOCK,), ACC)
+    bias_sum = tl.zeros((BLOCK,), ACC)
     for row in range(group * ROWS, tl.minimum(count, (group + 1) * ROWS)):
-        place = tl.cast(row, tl.int64) * size + columns
+        offsets = tl.cast(row, tl.int64) * size + columns
         mean, deviation = tl.load(statistics + row), tl.load(statistics + count + row)
         log_sum, inner = tl.load(statistics + 2 * count + row), tl.load(statistics + 3 * count + row)
-        unit = (tl.load(scores + place, mask=inside, other=0.0).to(ACC) - mean) * deviation
+        unit = (tl.load(scores + offsets, mask=inside, other=0.0).to(ACC) - mean) * deviation
         weight = tl.where(inside, tl.exp(unit * scale + offset - log_sum), 0.0)
         grad = tl.zeros((BLOCK,), ACC)
         if GIVEN:
-            grad += tl.load(upstream + place, mask=inside, other=0.0).to(ACC)
+            grad += tl.load(upstream + offsets, mask=inside, other=0.0).to(ACC)
         inward = weight * (grad - inner - tl.load(shift + row))
-        of_gain += inward * unit
-        of_bias += inward
+        gain_sum += inward * unit
+        bias_sum += inward
         first, second = tl.load(statistics + 4 * count + row), tl.load(statistics + 5 * count + row)
         result = deviation * (inward * scale - first - unit * second)
-        tl.store(scores + place, result.to(scores.dtype.element_ty), mask=inside)
+        tl.store(scores + offsets, result.to(scores.dtype.element_ty), mask=inside)
         if GIVEN:
-            tl.store(upstream + place, weight.to(upstream.dtype.element_ty), mask=inside)
-    tl.store(sums + group.to(tl.int64) * size + columns, of_gain, mask=inside)
-    tl.store(sums + (tl.num_programs(1) + group).to(tl.int64) * size + columns, of_bias, mask=inside)
+            tl.store(upstream + offsets, weight.to(upstream.dtype.element_ty), mask=inside)
+    tl.store(sums + group.to(tl.int64) * size + columns, gain_sum, mask=inside)
+    tl.store(sums + (tl.num_programs(1) + group).to(tl.int64) * size + columns, bias_sum, mask=inside)

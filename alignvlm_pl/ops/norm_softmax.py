@@ -1,0 +1,125 @@
+"""Vocabulary norm and softmax over rows of scores, forward and backward, in plain torch.
+
+Both run in place on blocks of rows that fit in the processor's cache, so that an (n, V) array is read and written once
+per pass. They compute in float32 or float64, whatever the dtype of the arrays.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = {"cpu": 2 << 20}
+_BLOCK_BYTES_ELSEWHERE = 64 << 20
+"""Bytes of a block: a CPU cache holds at least 2 MiB; accelerators prefer few, large launches."""
+
+
+@dataclass(frozen=True)
+class VocabularyNorm:
+    """Parameters of the vocabulary norm.
+
+    Args:
+        gain: (V,) in the accumulation dtype.
+        bias: (V,) in the accumulation dtype.
+        eps: Epsilon.
+    """
+
+    gain: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass
+class NormGradients:
+    """Gradients of the norm's gain and bias summed over tokens, each (V,) in the accumulation dtype."""
+
+    gain: Tensor
+    bias: Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def norm_softmax_(scores: Tensor, norm: VocabularyNorm, columns: Tensor | None) -> Tensor | None:
+    """Replace scores (n, V) by P_vocab = softmax(norm(scores)), in place.
+
+    Args:
+        scores: (n, V) W2 · h.
+        norm: The vocabulary norm.
+        columns: (C,) rows of the vocabulary whose log-probabilities to return, or None.
+
+    Returns:
+        (n, C) log P_vocab, or None if `columns` is None.
+    """
+    log_probs = None
+    if columns is not None:
+        log_probs = scores.new_empty((len(scores), len(columns)), dtype=norm.gain.dtype)
+    for part in _blocks(scores):
+        values = _standardise(scores[part].to(norm.gain.dtype), norm)[0]
+        if log_probs is not None and columns is not None:
+            log_probs[part] = values[:, columns] - values.logsumexp(dim=-1, keepdim=True)
+        scores[part] = torch.softmax(values, dim=-1)
+    return log_probs
+
+
+def norm_softmax_backward_(
+    scores: Tensor,
+    grad_weights: Tensor | None,
+    norm: VocabularyNorm,
+    total: NormGradients,
+    columns: Tensor | None,
+    grad_log_probs: Tensor | None,
+) -> None:
+    """Backward of `norm_softmax_`, in place: scores become their gradient, the weights' gradient becomes the weights.
+
+    With z the standardised scores (standard deviation 1 / r), y = gain · z + bias and p = softmax(y):
+
+        dy = p · (dp − Σ p · dp)   (plus g at the read columns and − p · Σ g, for the gradient g of log p)
+        dscores = r · (dz − mean(dz) − z · mean(dz · z)),   dz = gain · dy
+
+    Args:
+        scores: (n, V) W2 · h; overwritten with dscores.
+        grad_weights: (n, V) dp; overwritten with p. None if only log-probabilities have a gradient.
+        norm: The vocabulary norm.
+        total: The gradients of gain and bias are added to it.
+        columns: (C,) rows of the vocabulary that were read out, or None.
+        grad_log_probs: (n, C) gradient of their log-probabilities, or None.
+    """
+    wide = norm.gain.dtype
+    for part in _blocks(scores):
+        raw = scores[part].to(wide)
+        values, mean, deviation = _standardise(raw, norm)
+        weights = torch.softmax(values, dim=-1)
+        if grad_weights is None:
+            grad = torch.zeros_like(weights)
+        else:
+            # Autograd's own kernel, which has no public name; written out, it rounds differently and takes more passes.
+            grad = torch._softmax_backward_data(grad_weights[part].to(wide), weights, -1, wide)
+            grad_weights[part] = weights
+        if grad_log_probs is not None and columns is not None:
+            own = grad_log_probs[part]
+            grad.addcmul_(weights, own.sum(dim=-1, keepdim=True), value=-1).index_add_(1, columns, own)
+        grad, gain, bias = torch.ops.aten.native_layer_norm_backward(
+            grad, raw, norm.gain.shape, mean, deviation, norm.gain, norm.bias, [True, True, True]
+        )
+        scores[part] = grad
+        total.gain += gain
+        total.bias += bias
+
+
+def _standardise(raw: Tensor, norm: VocabularyNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gain · z + bias (n, V), and the mean and the reciprocal standard deviation of every row."""
+    outputs: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(
+        raw, norm.gain.shape, norm.gain, norm.bias, norm.eps
+    )
+    return outputs
+
+
+def _blocks(scores: Tensor) -> Iterator[slice]:
+    size = _BLOCK_BYTES.get(scores.device.type, _BLOCK_BYTES_ELSEWHERE)
+    step = max(1, size // (4 * scores.shape[1]))
+    for start in range(0, len(scores), step):
+        yield slice(start, start + step)

@@ -1,0 +1,42 @@
+"""Align in plain torch: the reference that the other back-ends are tested against, and the fastest for few scores."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class AlignOutput(NamedTuple):
+    """Output of a back-end.
+
+    Args:
+        embeds: (N, D) weighted averages of the table's rows; None if no table was given.
+        log_probs: (N, columns) log P_vocab of the requested columns, in at least float32; None if none were requested.
+    """
+
+    embeds: Tensor | None
+    log_probs: Tensor | None
+
+
+def align_reference(
+    hidden: Tensor,
+    head_weight: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    table: Tensor | None,
+    *,
+    eps: float,
+    columns: Tensor | None = None,
+) -> AlignOutput:
+    """Equations 1 and 2 of the paper, written out; keeps several (N, V) arrays. Arguments as in `ops.align_read`."""
+    scores = F.layer_norm(F.linear(hidden, head_weight), gain.shape, gain, bias, eps)
+    scores = scores.float() if scores.dtype in _HALF else scores
+    log_probs = None
+    if columns is not None:
+        log_probs = scores[:, columns] - scores.logsumexp(dim=-1, keepdim=True)
+    if table is None:
+        return AlignOutput(None, log_probs)
+    return AlignOutput(scores.softmax(dim=-1).to(table.dtype) @ table, log_probs)
