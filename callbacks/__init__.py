@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .stage_transition import StageTransition
     from .throughput import Throughput
 
-# CONTRACT: alignvlm_pl/utils/ownership.py compares this with the name of the distribution that ships the package.
+# CONTRACT: alignvlm_pl/utils/installation.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
 __all__ = [
     "BenchmarkEvaluation",

@@ -28,7 +28,8 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._averaging = {"use_buffers": False, "multi_avg_fn": get_ema_multi_avg_fn(decay)}
+        super().__init__(**self._averaging)
         self.decay = decay
         self._swapped = False  # the module holds the average, the copy the weights that train
 
@@ -72,7 +73,7 @@ class AveragedWeights(WeightAveraging):
     def _copy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._average_model is None:
             self._average_model = AveragedModel(
-                pl_module, device=trainer.strategy.root_device, use_buffers=self._use_buffers, **self._kwargs
+                pl_module, device=trainer.strategy.root_device, **self._averaging
             )
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:

@@ -38,7 +38,7 @@ from torch import Tensor
 from alignvlm_pl.models.build import Backbone, ModelSpec, build_config
 from alignvlm_pl.models.connectors import count_parameters
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
-from alignvlm_pl.utils.paths import configs_dir
+from alignvlm_pl.utils.installation import configs_dir
 
 PAPER = {  # seconds, tokens a second, GB: arXiv 2502.01341, table 7
     "mlp": (0.161, 118.3, 10.9),

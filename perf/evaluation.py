@@ -52,7 +52,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from alignvlm_pl.cli.params import load_part
     from alignvlm_pl.models.build import ModelSpec
     from alignvlm_pl.training.module import AlignVLMModule
-    from alignvlm_pl.utils.paths import configs_dir
+    from alignvlm_pl.utils.installation import configs_dir
     from callbacks.benchmark_evaluation import BenchmarkEvaluation
     from datamodules import BenchmarkDataModule
 

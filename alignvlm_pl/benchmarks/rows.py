@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from alignvlm_pl.metrics import read_references
-from alignvlm_pl.metrics.vlmevalkit_tables import MISSING
+from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, read_references
 
 from .base import Benchmark
 

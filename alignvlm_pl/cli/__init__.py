@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
-from ..utils.ownership import check_top_level_packages
+from ..utils.installation import check_top_level_packages
 from ..utils.stop_signals import listen_until_exit
 from .slurm import told_to_srun
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
 from ..utils.atomic_files import write_results
-from ..utils.paths import configs_dir
+from ..utils.installation import configs_dir
 
 DATA = Path("data/demo")
 PAGE_HEIGHT_PX = 96

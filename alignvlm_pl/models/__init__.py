@@ -4,7 +4,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from .align import AlignConnector, ConnectorOutput
 from .configuration import AlignVLMConfig
-from .connectors import CONNECTORS, MLPConnector, build_connector
+from .connectors import CONNECTORS, build_connector
+from .connectors.mlp import MLPConnector
 from .modeling import AlignVLMForConditionalGeneration, AlignVLMOutput
 from .pp_ocr import PPOCRVisionConfig, PPOCRVisionModel
 from .processing import AlignVLMProcessor, Encoded

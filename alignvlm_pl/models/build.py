@@ -15,7 +15,7 @@ from .align import AlignConnector
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept
 from .loading import copy_weights, load_pretrained, require_complete, require_model_type
-from .modeling import AlignVLMForConditionalGeneration, connector_features, connector_of
+from .modeling import AlignVLMForConditionalGeneration, connector_features, connector_from_config
 from .processing import AlignVLMProcessor
 from .pruning import transfer_rows
 from .vision import build_vision_tower, load_vision_weights
@@ -114,7 +114,7 @@ def tokens_per_tile(spec: ModelSpec) -> int:
     config = _describe(spec)
     vision, tiling = config.vision_config, Tiling.from_dict(spec.tiling)
     with torch.device("meta"):
-        connector: Any = connector_of(config)
+        connector: Any = connector_from_config(config)
         tower = build_vision_tower(vision, config.vision_feature)
         pixels = torch.zeros(1, 3, tiling.tile_height, tiling.tile_width)
         try:

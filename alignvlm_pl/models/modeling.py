@@ -14,9 +14,8 @@ from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import join_squares
 from .losses import supervised_cross_entropy
-from .packing import packed_arguments
 from .pixels import as_tiles
-from .splice import splice
+from .sequences import packed_arguments, splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -71,7 +70,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"LLMs that transform their logits are not supported: text_config.{name} is set"
                 )
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
-        self.connector: Any = connector_of(config)
+        self.connector: Any = connector_from_config(config)
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.ops.linear_cross_entropy
         self.post_init()
@@ -250,7 +249,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, inputs
 
 
-def connector_of(config: AlignVLMConfig) -> nn.Module:
+def connector_from_config(config: AlignVLMConfig) -> nn.Module:
     """Build the connector of a configuration.
 
     Raises:

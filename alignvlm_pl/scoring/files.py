@@ -9,9 +9,8 @@ from pathlib import Path
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.metrics import reload_predictions
 from alignvlm_pl.metrics.base import Answer
-from alignvlm_pl.metrics.vlmevalkit_tables import MISSING
+from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 
 from .faults import Faults
 from .records import ERROR, Record, is_unread, to_answer, unread

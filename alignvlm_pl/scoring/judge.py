@@ -6,9 +6,8 @@ from importlib import import_module
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.metrics import judged_score
 from alignvlm_pl.metrics.base import Answer
-from alignvlm_pl.metrics.mmvet import Judge
+from alignvlm_pl.metrics.mmvet import Judge, judged_score
 
 
 def needs_judge(benchmark: Benchmark) -> bool:

@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 from ..models.build import ModelSpec, build_config, set_generation
 from ..models.configuration import AlignVLMConfig
 from ..models.loading import require_complete, require_model_type
-from ..models.modeling import AlignVLMForConditionalGeneration, connector_of
+from ..models.modeling import AlignVLMForConditionalGeneration, connector_from_config
 from ..models.processing import AlignVLMProcessor
 from ..models.vision import build_vision_tower
 from .zero_parameters import gathered
@@ -39,11 +39,9 @@ def parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
-        if parameter is not None and not parameter.is_meta:  # a tied one comes a second time
-            module._parameters[name] = nn.Parameter(
-                parameter.to("meta"), requires_grad=parameter.requires_grad
-            )
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
@@ -72,7 +70,7 @@ def build_on_meta(
         model.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
     if spec.llm.pretrained is None:
         model.language_model = AutoModelForCausalLM.from_config(config.text_config)
-    model.connector = connector_of(config)
+    model.connector = connector_from_config(config)
     model.connector.apply(model._init_weights)
     return model
 

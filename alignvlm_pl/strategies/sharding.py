@@ -42,7 +42,7 @@ def shard(
         reshard_vision: Whether the tower's layers are freed after forward and gathered again in backward.
         reshard_llm: Likewise of the LLM's layers.
     """
-    # Connectors return views, which is harmless as long as nobody changes them in place (models/splice.py does not).
+    # Connectors return views, which is harmless as long as nobody changes them in place (models/sequences.py does not).
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
     def wrap(module: nn.Module, reshard: bool | None) -> None:

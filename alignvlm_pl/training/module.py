@@ -15,6 +15,7 @@ from ..models.build import ModelSpec, build_model, build_processor, load_weights
 from ..models.loading import choose_attention
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
+from ..models.page_readout import PageReadout
 from ..models.processing import AlignVLMProcessor
 from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
@@ -36,7 +37,6 @@ from .optim import (
     set_modes,
     step_schedule,
 )
-from .page_readout import PageReadout
 from .stage import PARTS, Stage
 
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")

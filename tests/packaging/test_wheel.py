@@ -90,8 +90,8 @@ def test_wheel_metadata(wheel: Path) -> None:
 
 def test_installed_wheel_finds_its_configs_and_itself(site: Path, tmp_path: Path) -> None:
     program = (
-        "import alignvlm_pl.utils.ownership as o, alignvlm_pl.utils.paths as p, callbacks, datamodules; "
-        "o.check_top_level_packages(); print(p.configs_dir(), callbacks.__file__, datamodules.__file__, sep='\\n')"
+        "import alignvlm_pl.utils.installation as own, callbacks, datamodules; "
+        "own.check_top_level_packages(); print(own.configs_dir(), callbacks.__file__, datamodules.__file__, sep='\\n')"
     )
     printed = _run(["-c", program], site=site, folder=tmp_path).splitlines()
     assert printed == [

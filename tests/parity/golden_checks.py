@@ -2,35 +2,24 @@
 
 import math
 
-from alignvlm_pl.metrics import (
-    METRICS,
-    Answer,
-    anls,
-    annotate,
-    chosen_letter,
-    count_fields,
-    gqa,
-    judged_score,
-    mmmu_open,
-    multiple_choice,
-    read_references,
-    relaxed_accuracy,
-    reload_predictions,
-    tabfact,
-    tablevqa,
-    vcr,
-    vqa_accuracy,
-    wtq,
-    yes_no,
-)
-from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
-from alignvlm_pl.metrics.mmmu_open import open_options, possible_answers
-from alignvlm_pl.metrics.mmvet import judge_row
-from alignvlm_pl.metrics.tablevqa import read_amount
+from alignvlm_pl.metrics import METRICS, Answer
+from alignvlm_pl.metrics.anls import anls
+from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
+from alignvlm_pl.metrics.gqa import gqa
+from alignvlm_pl.metrics.mmmu_open import mmmu_open, open_options, possible_answers
+from alignvlm_pl.metrics.mmvet import judge_row, judged_score
+from alignvlm_pl.metrics.multiple_choice import multiple_choice
+from alignvlm_pl.metrics.option_letters import chosen_letter
+from alignvlm_pl.metrics.pope import yes_no
+from alignvlm_pl.metrics.relaxed import relaxed_accuracy
+from alignvlm_pl.metrics.tabfact import tabfact
+from alignvlm_pl.metrics.tablevqa import read_amount, tablevqa
 from alignvlm_pl.metrics.text import without_final_period, without_newlines
-from alignvlm_pl.metrics.vcr import tokenize
+from alignvlm_pl.metrics.vcr import tokenize, vcr
+from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predictions
+from alignvlm_pl.metrics.vqa_accuracy import vqa_accuracy
 from alignvlm_pl.metrics.vqa_words import clean_words, clean_words_m4c
-from alignvlm_pl.metrics.wtq import normalize
+from alignvlm_pl.metrics.wtq import normalize, wtq
 
 FIGURES = {"f1": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall", "Overall": "f1"}
 TABLES = {

@@ -7,7 +7,7 @@ import torch
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
 from alignvlm_pl.models.build import build_model, build_processor
-from alignvlm_pl.models.splice import splice
+from alignvlm_pl.models.sequences import splice
 from alignvlm_pl.models.tiny import tiny_spec
 
 TILES, TOKENS, VISION, TEXT, VOCAB = 2, 3, 5, 6, 11

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignvlm_pl.models.connectors import build_connector
-from alignvlm_pl.models.connectors.regstage import RegStage
+from alignvlm_pl.models.connectors.c_abstractor import RegStage
 
 WIDTHS = {"vision_dim": 6, "text_dim": 10, "vocab_size": 23}
 TOLERANCE = {"rtol": 0, "atol": 1e-12}

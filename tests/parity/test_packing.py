@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_model, build_processor
-from alignvlm_pl.models.packing import document_positions, packed_arguments
+from alignvlm_pl.models.sequences import document_positions, packed_arguments
 from alignvlm_pl.models.tiny import tiny_spec
 
 ATTENTIONS = ("eager", "sdpa")

@@ -5,8 +5,9 @@ import torch
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
-from alignvlm_pl.models.connectors import CONNECTORS, MLPConnector, build_connector, count_parameters
+from alignvlm_pl.models.connectors import CONNECTORS, build_connector, count_parameters
 from alignvlm_pl.models.connectors.grid import join_squares
+from alignvlm_pl.models.connectors.mlp import MLPConnector
 
 WIDTHS = {"vision_dim": 5, "text_dim": 6, "vocab_size": 11}
 SMALL = {

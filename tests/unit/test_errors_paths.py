@@ -5,7 +5,7 @@ import re
 import pytest
 
 from alignvlm_pl.errors import AlignVLMError, CheckpointError, ConfigError, DataError, nearest
-from alignvlm_pl.utils import paths
+from alignvlm_pl.utils import installation
 
 
 @pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError])
@@ -34,7 +34,7 @@ def test_nearest_with_nothing_known() -> None:
 
 
 def test_configs_dir_of_this_checkout_has_every_axis() -> None:
-    folders = {path.name for path in paths.configs_dir().iterdir() if path.is_dir()}
+    folders = {path.name for path in installation.configs_dir().iterdir() if path.is_dir()}
     assert folders >= {"benchmark", "cluster", "data", "model", "recipe", "stage"}
 
 
@@ -46,8 +46,8 @@ def test_configs_dir_beside_or_inside_the_package(
     configs = (package if place == "wheel" else tmp_path) / "configs"
     configs.mkdir(parents=True)
     (configs / "base.yaml").touch()
-    monkeypatch.setattr(paths, "_PACKAGE", package)
-    assert paths.configs_dir() == configs
+    monkeypatch.setattr(installation, "_PACKAGE", package)
+    assert installation.configs_dir() == configs
 
 
 def test_configs_dir_of_a_wheel_wins_over_a_stray_folder_beside_it(
@@ -57,14 +57,14 @@ def test_configs_dir_of_a_wheel_wins_over_a_stray_folder_beside_it(
     for configs in (package / "configs", tmp_path / "configs"):
         configs.mkdir(parents=True)
         (configs / "base.yaml").touch()
-    monkeypatch.setattr(paths, "_PACKAGE", package)
-    assert paths.configs_dir() == package / "configs"
+    monkeypatch.setattr(installation, "_PACKAGE", package)
+    assert installation.configs_dir() == package / "configs"
 
 
 def test_missing_configs_name_both_places(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "alignvlm_pl"
     (tmp_path / "configs").mkdir()  # somebody else's folder: no base.yaml in it
-    monkeypatch.setattr(paths, "_PACKAGE", package)
+    monkeypatch.setattr(installation, "_PACKAGE", package)
     inside, beside = (re.escape(str(folder / "configs")) for folder in (package, tmp_path))
     with pytest.raises(ConfigError, match=f"{inside} or {beside}.*install alignvlm_pl again"):
-        paths.configs_dir()
+        installation.configs_dir()

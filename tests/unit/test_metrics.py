@@ -6,25 +6,20 @@ import random
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.metrics import (
-    METRICS,
-    Answer,
-    anls,
-    character_error_rate,
-    chosen_letter,
-    exact_match,
-    get_metric,
-    judged_score,
-    mmmu_open,
-    multiple_choice,
-    read_references,
-    relaxed_accuracy,
-    reload_predictions,
-    tablevqa,
-    vcr,
-    wtq,
-)
+from alignvlm_pl.metrics import METRICS, Answer, get_metric
+from alignvlm_pl.metrics.anls import anls
+from alignvlm_pl.metrics.cer import character_error_rate
+from alignvlm_pl.metrics.exact import exact_match
+from alignvlm_pl.metrics.mmmu_open import mmmu_open
+from alignvlm_pl.metrics.mmvet import judged_score
+from alignvlm_pl.metrics.multiple_choice import multiple_choice
+from alignvlm_pl.metrics.option_letters import chosen_letter
+from alignvlm_pl.metrics.relaxed import relaxed_accuracy
+from alignvlm_pl.metrics.tablevqa import tablevqa
+from alignvlm_pl.metrics.vcr import vcr
+from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predictions
 from alignvlm_pl.metrics.vqa_words import clean_words
+from alignvlm_pl.metrics.wtq import wtq
 
 GOLD = [
     {"key": "advertiser", "values": [{"value": "ACME", "value_variants": ["ACME", "Acme Inc."]}]},

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm_pl.utils import ownership
-from alignvlm_pl.utils.ownership import check_top_level_packages
+from alignvlm_pl.utils import installation
+from alignvlm_pl.utils.installation import check_top_level_packages
 
 
-@pytest.fixture(params=ownership.TOP_LEVEL_PACKAGES)
+@pytest.fixture(params=installation.TOP_LEVEL_PACKAGES)
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package name that will be imported anew within the test, and as before after it."""
     for module in [m for m in sys.modules if m == request.param or m.startswith(f"{request.param}.")]:
@@ -21,9 +21,9 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture(autouse=True)
 def _forget_what_the_test_imported(monkeypatch: pytest.MonkeyPatch):
     yield
-    for name in ownership.TOP_LEVEL_PACKAGES:
+    for name in installation.TOP_LEVEL_PACKAGES:
         module = sys.modules.get(name)
-        if module is not None and getattr(module, "__distribution__", None) != ownership.DISTRIBUTION:
+        if module is not None and getattr(module, "__distribution__", None) != installation.DISTRIBUTION:
             del sys.modules[name]
 
 
@@ -79,5 +79,5 @@ def test_missing_import_inside_a_package_is_not_taken_for_a_missing_package(
 
 
 def _check_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "TOP_LEVEL_PACKAGES", (name,))
+    monkeypatch.setattr(installation, "TOP_LEVEL_PACKAGES", (name,))
     check_top_level_packages()

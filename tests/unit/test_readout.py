@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.models.ctc_readout import CHARACTERS, Alphabet, ctc_loss, read_rows, row_texts, to_rows
+from alignvlm_pl.models.page_readout import CHARACTERS, Alphabet, ctc_loss, read_rows, row_texts, to_rows
 from alignvlm_pl.models.tiny import tiny_tokenizer
 from alignvlm_pl.preprocessing.imaging import cut_tiles
 from alignvlm_pl.preprocessing.tiling import Tiling, plan_tiles

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.models.splice import splice
+from alignvlm_pl.models.sequences import splice
 
 
 def batch():

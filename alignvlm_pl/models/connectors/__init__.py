@@ -8,7 +8,7 @@ A connector is an `nn.Module` with
 - `forward(features (tiles, tokens, d), table (V, D), *, columns=None) -> ConnectorOutput`;
 - `tokens_per_tile(tokens) -> int`: how many tokens the LLM sees for a tile of which the vision tower gives `tokens`;
 - `initialize(head_weight)`, called with the LM head (V, D) at construction and again once pretrained weights are in;
-- `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.ctc_readout`).
+- `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.page_readout`).
 
 Its constructor takes `vision_dim, text_dim, vocab_size` and keyword options, which are the keys of `connector:` in a
 config beside `type`. If it has a keyword `grid`, that is no option: it is given the rows and columns of the tokens.
@@ -25,12 +25,7 @@ from torch import nn
 from ...errors import ConfigError, nearest
 from ..align import AlignConnector, ConnectorOutput
 from .base import Connector
-from .c_abstractor import CAbstractorConnector
 from .grid import Grid, shuffled_grid
-from .h_reducer import HReducerConnector
-from .mlp import MLPConnector
-from .ovis import OvisConnector
-from .perceiver import PerceiverConnector
 
 
 def _defined() -> dict[str, type[nn.Module]]:
@@ -125,13 +120,8 @@ def count_parameters(connector: nn.Module) -> int:
 
 __all__ = [
     "CONNECTORS",
-    "CAbstractorConnector",
     "Connector",
     "ConnectorOutput",
-    "HReducerConnector",
-    "MLPConnector",
-    "OvisConnector",
-    "PerceiverConnector",
     "build_connector",
     "connector_identity",
     "count_parameters",

@@ -1,19 +1,41 @@
-"""Are the top-level packages `callbacks` and `datamodules` really ours?
-
-Their names are common: another distribution may install a package of the same name over ours, which pip does
-without a word. The command line asks here before it imports anything from them.
-"""
+"""The installation: the folder of shipped configurations, and whether the top-level packages are this project's."""
 
 from importlib import import_module
 from importlib.metadata import packages_distributions, version
+from pathlib import Path
 from types import ModuleType
+
+from ..errors import ConfigError
 
 DISTRIBUTION = "alignvlm_pl"
 TOP_LEVEL_PACKAGES = ("callbacks", "datamodules")
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def configs_dir() -> Path:
+    """Return the folder of the shipped configurations (`base.yaml`, `model/`, `data/`, ...).
+
+    A wheel carries it inside the package (setup.cfg maps `configs` to `alignvlm_pl.configs`); a checkout and an
+    editable install have it beside the package.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    for folder in folders:
+        if (folder / "base.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"no folder with base.yaml at {' or '.join(map(str, folders))}; the installation is damaged: "
+        "install alignvlm_pl again"
+    )
 
 
 def check_top_level_packages() -> None:
-    """Import `callbacks` and `datamodules` and make sure that this distribution ships them.
+    """Import `callbacks` and `datamodules`, and raise if another distribution ships them.
+
+    The names are common, and pip silently installs one package over another of the same name. Called before anything
+    else is imported from them.
 
     Raises:
         ImportError: One of them is missing or foreign; the message names its file and the distributions that
@@ -29,17 +51,16 @@ def check_top_level_packages() -> None:
                 f"package '{name}' of {DISTRIBUTION} is not installed ({_owners(name)}); reinstall {DISTRIBUTION}",
                 name=name,
             ) from error
-        # CONTRACT: callbacks/__init__.py and datamodules/__init__.py both set __distribution__.
         if getattr(module, "__distribution__", None) != DISTRIBUTION:
             raise ImportError(
-                f"package '{name}' comes from {_place(module)}, not from {DISTRIBUTION} ({_owners(name)}); "
+                f"package '{name}' comes from {_location(module)}, not from {DISTRIBUTION} ({_owners(name)}); "
                 f"uninstall or move the other one, then reinstall {DISTRIBUTION}",
                 name=name,
                 path=getattr(module, "__file__", None),
             )
 
 
-def _place(module: ModuleType) -> str:
+def _location(module: ModuleType) -> str:
     """Return the file of a package, or its folders where it has no `__init__.py`."""
     return getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ["an unknown place"]))
 

@@ -1,0 +1,228 @@
+"""Page readout: text from P_vocab, with the CTC loss of the `read` objective and greedy decoding.
+
+P_vocab is a distribution over the LLM's own tokens, so a row of visual tokens can be read like the output of a
+text-line recogniser. A CTC loss (Graves et al. 2006) on each row trains the connector to map every visual token to the
+character in its patch, without running the LLM; blank is the newline token, classes are single-character tokens.
+Repeats are not merged, as in the Recurrent Neural Aligner (Sak et al. 2017): a character takes exactly one column, so
+"11" is two columns.
+"""
+
+import string
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import ConfigError
+from ..preprocessing.tiling import Tiling, choose_grid, plan_tiles
+from .connectors import shuffle_factor, shuffled_grid
+from .losses import TokenLoss
+from .modeling import AlignVLMForConditionalGeneration
+from .processing import AlignVLMProcessor
+from .vision import token_grid
+
+CHARACTERS = "".join(c for c in string.printable if c.isprintable())
+_IMPOSSIBLE = -1e30
+"""Log-probability of an impossible path; finite, because the gradient of logaddexp(-inf, -inf) is NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """The columns of P_vocab that are read out.
+
+    Args:
+        columns: Token ids: the blank (newline), then one per character.
+        characters: Characters in the order of `columns[1:]`.
+    """
+
+    columns: tuple[int, ...]
+    characters: str
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> "Alphabet":
+        """Collect the printable ASCII characters that are single tokens of a tokenizer.
+
+        Raises:
+            ConfigError: If the newline or more than a tenth of the characters are not single tokens.
+        """
+        ids = {c: tokenizer(c, add_special_tokens=False)["input_ids"] for c in "\n" + CHARACTERS}
+        single = [c for c in CHARACTERS if len(ids[c]) == 1]
+        if len(ids["\n"]) != 1 or len(single) < 0.9 * len(CHARACTERS):
+            raise ConfigError(
+                f"the tokenizer writes {len(single)} of {len(CHARACTERS)} printable characters (newline: "
+                f"{ids[chr(10)]}) "
+                "as one token each; the read warm start needs a character token for nearly all of them"
+            )
+        return cls((ids["\n"][0], *(ids[c][0] for c in single)), "".join(single))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the class indices of a text (from 1; 0 is blank). Accents are stripped, unknown characters dropped."""
+        plain = unicodedata.normalize("NFKD", " ".join(text.split()))
+        return [self.characters.index(c) + 1 for c in plain if c in self.characters]
+
+    def decode(self, classes: Sequence[int]) -> str:
+        """Return the text of class indices, blanks dropped."""
+        return " ".join("".join(self.characters[c - 1] for c in classes if c).split())
+
+
+class PageReadout:
+    """Read out the first image of each document, row by row.
+
+    Args:
+        processor: Processor of the model.
+    """
+
+    def __init__(self, processor: AlignVLMProcessor) -> None:
+        self.processor = processor
+
+    @cached_property
+    def alphabet(self) -> Alphabet:
+        """Columns of P_vocab that are read out, from the processor's tokenizer."""
+        return Alphabet.from_tokenizer(self.processor.tokenizer)
+
+    def columns(self, device: torch.device) -> Tensor:
+        """Token ids (C,) of the alphabet."""
+        return torch.tensor(self.alphabet.columns, device=device)
+
+    def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Mapping[str, Any]) -> Tensor:
+        """Compute log P_vocab (tiles, tokens, C) of a batch's tiles, without running the LLM."""
+        device = net.device
+        boxes = batch.get("tile_boxes")
+        return net.read(
+            batch["pixel_values"].to(device),
+            self.columns(device),
+            tile_boxes=None if boxes is None else boxes.to(device),
+        )
+
+    def loss(self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]) -> TokenLoss:
+        """Compute the CTC loss over characters; a document without an image contributes 0.
+
+        Args:
+            config: The model's config.
+            log_probs: (tiles, tokens, C), see `log_probs`.
+            batch: The batch, with the `lines` of each document.
+        """
+        none = log_probs[:0].sum().float()  # part of the graph, so that a batch without images has gradients
+        sums, characters = zip(
+            *(
+                (none, none.detach())
+                if page is None
+                else ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]])
+                for page in self.pages(config, log_probs, batch)
+            ),
+            strict=True,
+        )
+        each, counts = torch.stack(sums), torch.stack(characters)
+        return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
+
+    def texts(self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return (read text, true text) of each document's first image; one line per non-empty row."""
+        pages = [
+            (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
+            for page in self.pages(config, log_probs, batch)
+        ]
+        return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
+
+    def pages(
+        self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]
+    ) -> Iterator[tuple[Tensor, list[str]] | None]:
+        """Yield, for each document's first image, rows of log P_vocab (R, T, C) and their R texts; None without image.
+
+        `lines` and `sizes` of a batch are per document. `num_tiles` of a packed batch is per row, so `document_tiles`
+        is used where it is given.
+        """
+        tiling = self.processor.geometry
+        cells = shuffled_grid(token_grid(config.vision_config, tiling), shuffle_factor(config.connector))
+        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
+        for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
+            if not len(tiles):
+                yield None
+                continue
+            grid, texts = row_texts(lines[0], sizes[0], tiling, cells[0])
+            skip = int(tiling.thumbnail == "first" and grid[0] * grid[1] > 1)
+            yield to_rows(tiles[skip : skip + grid[0] * grid[1]], grid, cells), texts
+
+
+def to_rows(values: Tensor, grid: tuple[int, int], token_grid: tuple[int, int]) -> Tensor:
+    """Arrange the tokens of an image's tiles as rows of the page.
+
+    Args:
+        values: (rows · cols tiles, h · w tokens, C), tiles and tokens row-major, without the thumbnail.
+        grid: Rows and columns of tiles.
+        token_grid: Rows h and columns w of tokens in a tile.
+
+    Returns:
+        (rows · h, cols · w, C).
+    """
+    (rows, cols), (height, width) = grid, token_grid
+    laid = values.reshape(rows, cols, height, width, -1).permute(0, 2, 1, 3, 4)
+    return laid.reshape(rows * height, cols * width, -1)
+
+
+def row_texts(
+    lines: Sequence[dict[str, Any]], size: tuple[int, int], tiling: Tiling, token_rows: int
+) -> tuple[tuple[int, int], list[str]]:
+    """Assign the text lines of an image to rows of tokens.
+
+    Args:
+        lines: `{"text", "box": [x0, y0, x1, y1]}` in pixels of the image.
+        size: Width and height of the image in pixels.
+        tiling: The tiling settings.
+        token_rows: Rows of tokens in one tile.
+
+    Returns:
+        The grid (rows, cols) and rows · token_rows texts. A line belongs to the row of its vertical centre; lines of
+        one row are joined from left to right.
+    """
+    grid = choose_grid(size[0], size[1], tiling)
+    rows: list[list[tuple[float, str]]] = [[] for _ in range(grid.rows * token_rows)]
+    for line in lines:
+        x0, y0, _, y1 = line["box"]
+        rows[_token_row((y0 + y1) / 2, size, tiling, token_rows)].append((x0, line["text"]))
+    return (grid.rows, grid.cols), [" ".join(text for _, text in sorted(row)) for row in rows]
+
+
+def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Compute the CTC loss of rows of visual tokens, without merging repeats.
+
+    Args:
+        rows: (R, T, C) log-probabilities; class 0 is the blank.
+        targets: R lists of class indices, possibly empty.
+
+    Returns:
+        The sum over rows in float32 (float64 for float64 rows), and the number of characters, an empty row counting as
+        one. Rows with fewer columns than characters have zero loss.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    lengths = torch.tensor([len(target) for target in targets], device=rows.device)
+    padded = pad_sequence([torch.tensor(target, dtype=torch.long) for target in targets], batch_first=True)
+    emit = rows.gather(2, padded.to(rows.device)[:, None].expand(-1, rows.shape[1], -1))
+    # paths[r, n]: log-probability that the columns so far have emitted the first n characters of row r.
+    paths = rows.new_full((len(targets), padded.shape[1] + 1), _IMPOSSIBLE)
+    paths[:, 0] = 0.0
+    for blank, characters in zip(rows[..., :1].unbind(1), emit.unbind(1), strict=True):
+        written = F.pad(paths[:, :-1] + characters, (1, 0), value=_IMPOSSIBLE)
+        paths = torch.logaddexp(paths + blank, written)
+    losses = -paths.gather(1, lengths[:, None]).squeeze(1)
+    return losses[lengths <= rows.shape[1]].sum(), lengths.clamp(min=1).sum().to(losses)
+
+
+def read_rows(rows: Tensor, alphabet: Alphabet) -> list[str]:
+    """Decode rows of log-probabilities (R, T, C) greedily."""
+    return [alphabet.decode(row) for row in rows.argmax(dim=-1).tolist()]
+
+
+def _token_row(y: float, size: tuple[int, int], tiling: Tiling, token_rows: int) -> int:
+    """Return the token row of the page, counted over all tile rows, that contains pixel row `y` of the image."""
+    cols = choose_grid(size[0], size[1], tiling).cols
+    starts = [box for box in plan_tiles(size[0], size[1], tiling) if not box.is_thumbnail][::cols]
+    tile_row = max(index for index, box in enumerate(starts) if box.top <= max(y, 0.0))
+    inside = starts[tile_row].to_tile((0, y, 0, y))[1]
+    row = int(inside * token_rows / tiling.tile_height)
+    return tile_row * token_rows + min(max(row, 0), token_rows - 1)
