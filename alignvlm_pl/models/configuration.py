@@ -1,4 +1,4 @@
-"""Configuration of AlignVLM in Hugging Face's terms."""
+"""`AlignVLMConfig`, the Hugging Face configuration."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ FEATURES = ("last_normed", "last", "penultimate")
 
 
 class AlignVLMConfig(PretrainedConfig):
-    """Vision encoder, connector and LLM of one AlignVLM, and the tiling they were trained with.
+    """Configuration of an AlignVLM: vision encoder, connector, LLM and the tiling it was trained with.
 
     Args:
         vision_config: Configuration (or its dict) of any Hugging Face vision model whose `last_hidden_state` is
             (tiles, tokens, width).
         text_config: Configuration (or its dict) of any causal LM.
-        connector: `{"type": name, ...}`; the other keys are the connector's own options.
+        connector: `{"type": name, ...}`; the other keys are options of that connector.
         tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
-        tokens_per_tile: Visual tokens the LLM sees for one tile.
-        image_token_id: Id of the placeholder in `input_ids`. It may lie outside the LLM's vocabulary: the embedding
-            at these positions is replaced and never looked up, so no embedding table is resized for it.
+        tokens_per_tile: Visual tokens of one tile in the LLM's sequence.
+        image_token_id: Id of the placeholder in `input_ids`. It may lie outside the LLM's vocabulary: embeddings at
+            these positions are replaced, never looked up, so the embedding table is not resized.
         vision_feature: Which features the connector reads: `last_normed` (`last_hidden_state`), `last` (the last
-            layer before the final norm) or `penultimate`. Layers that a choice leaves unused are removed.
+            layer before the final norm) or `penultimate`. Unused layers are removed.
     """
 
     model_type = "alignvlm"
@@ -51,17 +51,17 @@ class AlignVLMConfig(PretrainedConfig):
                 f"vision_feature={vision_feature!r} is unknown: {nearest(vision_feature, FEATURES)}"
             )
         self.vision_feature = vision_feature
-        # The head of the LLM is tied inside the LLM; this model adds no tie of its own.
+        # A tied head is tied inside the LLM; the outer model adds no tie.
         kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
 
 
 def config_from_fields(fields: dict[str, Any], *, default: str | None = None) -> PretrainedConfig:
-    """Hugging Face configuration from its fields.
+    """Build a Hugging Face configuration from its fields.
 
     Args:
         fields: `model_type` and any other settings.
-        default: Model type where `fields` has none.
+        default: Model type if `fields` has none.
 
     Raises:
         ConfigError: If the model type is missing or unknown.

@@ -1,4 +1,4 @@
-"""Which rows of the vocabulary a pruned ALIGN keeps: reading, checking, choosing and writing lists of token ids."""
+"""The vocabulary rows that a pruned ALIGN keeps: check, read, choose and write lists of token ids."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from ..utils.atomic_files import write_atomically
 
 
 def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int, ...]:
-    """The ids in ascending order.
+    """Return the token ids to keep, checked and in ascending order.
 
     Args:
         ids: Token ids to keep.
@@ -18,12 +18,12 @@ def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int,
         where: Setting or file, for messages.
 
     Raises:
-        ConfigError: If there is none, one is no number, out of range, or given twice.
+        ConfigError: If the list is empty, or an id is not an integer, out of range, or duplicate.
     """
     if isinstance(ids, str) or not isinstance(ids, Sequence):
         raise ConfigError(f"{where}: expected a list of token ids, found {type(ids).__name__}")
-    if wrong := [item for item in ids if isinstance(item, bool) or not isinstance(item, int)]:
-        raise ConfigError(f"{where}: expected token ids (whole numbers), found {wrong[0]!r}")
+    if invalid := [item for item in ids if isinstance(item, bool) or not isinstance(item, int)]:
+        raise ConfigError(f"{where}: expected token ids (whole numbers), found {invalid[0]!r}")
     if not ids:
         raise ConfigError(f"{where} is empty: expected 1 to {vocab_size} token ids; null keeps all rows")
     outside = [item for item in ids if not 0 <= item < vocab_size]
@@ -41,10 +41,10 @@ def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int,
 
 
 def read_kept(path: str | Path, vocab_size: int) -> tuple[int, ...]:
-    """Ids of a file: a JSON list, or an object with `kept` as `write_kept` makes it.
+    """Read token ids from a file: a JSON list, or an object with `kept` as written by `write_kept`.
 
     Raises:
-        ConfigError: If it cannot be read, is of another vocabulary, or its ids are wrong.
+        ConfigError: If the file cannot be read, is for another vocabulary, or its ids are invalid.
     """
     where = f"connector vocab_keep={str(path)!r}"
     try:
@@ -66,7 +66,7 @@ def read_kept(path: str | Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def resolve_kept(options: Mapping[str, Any], *, vocab_size: int) -> dict[str, Any]:
-    """Connector options with the ids themselves for a path, so that a saved model needs no other file."""
+    """Replace a path in `vocab_keep` of connector options by its ids, so that a saved model needs no other file."""
     resolved = dict(options)
     if isinstance(path := resolved.get("vocab_keep"), str):
         resolved["vocab_keep"] = list(read_kept(path, vocab_size))
@@ -76,18 +76,18 @@ def resolve_kept(options: Mapping[str, Any], *, vocab_size: int) -> dict[str, An
 def choose_rows(
     shares: Sequence[float], *, mass: float | None = None, count: int | None = None
 ) -> tuple[list[int], float]:
-    """The rows that carry the most.
+    """Choose the rows with the most probability mass.
 
     Args:
         shares: Mean P_vocab of every row.
-        mass: Take the fewest rows whose shares sum to at least this; above 0, at most 1.
-        count: Take this many rows instead.
+        mass: Keep the fewest rows whose shares sum to at least this share of the total; above 0, at most 1.
+        count: Keep this many rows instead.
 
     Returns:
-        Ascending ids, and the mass that they carry.
+        The ids in ascending order, and their share of the total mass.
 
     Raises:
-        ConfigError: If not exactly one of the two is given, or it is out of range.
+        ConfigError: If not exactly one of `mass` and `count` is given, or it is out of range.
     """
     if (mass is None) == (count is None):
         raise ConfigError("prune: give either --mass or --count")
@@ -108,5 +108,5 @@ def choose_rows(
 
 
 def write_kept(path: Path, kept: Sequence[int], *, vocab_size: int, facts: Mapping[str, Any]) -> None:
-    """Write ids and how they were found; the file is whole or absent."""
+    """Write ids, with `facts` about how they were chosen, atomically as JSON."""
     write_atomically(path, json.dumps({"vocab_size": vocab_size, **facts, "kept": list(kept)}) + "\n")

@@ -1,4 +1,4 @@
-"""Reading pretrained weights: what Hugging Face's loaders raise, or pass over with a warning, as one short error."""
+"""Load pretrained weights; what Hugging Face's loaders raise, or only warn about, becomes one short error."""
 
 import json
 from collections.abc import Iterable
@@ -18,14 +18,15 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
     Args:
         loader: An Auto class or a model class.
         source: Folder or hub id.
-        what: What errors call the model, e.g. `LLM`.
+        what: Name of the model in errors, e.g. `LLM`.
 
     Returns:
-        The model, and the names of its tensors that the weights lack (Hugging Face fills these with random numbers).
+        The model, and the names of its tensors that are missing in the weights (Hugging Face initialises them
+        randomly).
 
     Raises:
-        CheckpointError: If there is nothing at `source`, it is damaged, it is a model of another kind, or a tensor has
-            not the shape that its own `config.json` gives.
+        CheckpointError: If there is no model at `source`, it is damaged or of another type, or a tensor does not have
+            the shape given by its `config.json`.
     """
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise CheckpointError(
@@ -46,18 +47,23 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
 
 
 def _require_shapes(mismatched: Iterable[tuple[str, Any, Any]], *, what: str, source: str | Path) -> None:
-    """Refuse weights that do not fit their own config, as embeddings that were resized and saved without it.
+    """Raise if weights do not match their own config, e.g. embeddings that were resized without updating it.
+
+    Args:
+        mismatched: (name, shape in the file, shape by the config) of each such tensor.
+        what: Name of the model in errors.
+        source: Folder or hub id.
 
     Raises:
-        CheckpointError: Naming the first tensor of (name, shape in the file, shape by the config), and both shapes.
+        CheckpointError: `mismatched` is not empty; names the first tensor and both shapes.
     """
-    if not (wrong := sorted(mismatched)):
+    if not (tensors := sorted(mismatched)):
         return
-    name, found, expected = wrong[0]
+    name, found, expected = tensors[0]
     raise CheckpointError(
         f"{what} weights in {source}: {name} has shape {tuple(found)}, by config.json it is {tuple(expected)} "
-        f"({len(wrong)} tensors differ); the two are of different models, or the embeddings were resized or padded and "
-        "vocab_size does not say so"
+        f"({len(tensors)} tensors differ); the two are of different models, or the embeddings were resized or padded "
+        "and vocab_size does not say so"
     )
 
 
@@ -78,7 +84,7 @@ def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, s
 
 
 def require_complete(missing: set[str], *, what: str, source: str | Path) -> None:
-    """Refuse weights that lack tensors.
+    """Raise if weights lack tensors of the model.
 
     Raises:
         CheckpointError: If `missing` is not empty.
@@ -91,12 +97,12 @@ def require_complete(missing: set[str], *, what: str, source: str | Path) -> Non
 
 
 def require_model_type(folder: str | Path, expected: str) -> None:
-    """Refuse a folder whose `config.json` is missing or describes another kind of model.
+    """Raise if the `config.json` of a folder is missing or has another `model_type`.
 
-    Asked before Hugging Face's loader, which would build a model of default (large) size and fill in what is missing.
+    Checked before Hugging Face's loader runs, which would build a model of default (large) size with random weights.
 
     Raises:
-        CheckpointError: Naming what was found.
+        CheckpointError: Names the type found and the type expected.
     """
     path = Path(folder) / "config.json"
     try:
@@ -112,10 +118,10 @@ def require_model_type(folder: str | Path, expected: str) -> None:
 
 
 def choose_attention(model: PreTrainedModel, name: str) -> None:
-    """Have a model compute its attention by `name`.
+    """Set the model's attention implementation.
 
     Raises:
-        ConfigError: If there is no such attention, or its package is missing.
+        ConfigError: If there is no attention of this name, or its package is missing.
     """
     try:
         model.set_attn_implementation(name)

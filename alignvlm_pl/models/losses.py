@@ -15,7 +15,7 @@ class TokenLoss(NamedTuple):
     Args:
         total: Sum over the supervised positions, with gradient.
         supervised: Number of supervised positions.
-        document_sums: (documents,) the sum of each document, in reading order, without gradient.
+        document_sums: (documents,) sum of each document, in reading order, without gradient.
         document_supervised: (documents,) supervised positions of each document.
     """
 
@@ -34,21 +34,21 @@ def supervised_cross_entropy(
     backend: str = "auto",
     chunk_tokens: int | None = None,
 ) -> TokenLoss:
-    """Sum of the next-token cross entropy; only supervised positions meet the LM head.
+    """Compute the summed next-token cross entropy; the LM head runs on supervised positions only.
 
-    A batch without a supervised position has the loss 0, with gradients of 0.
+    A batch without supervised positions has loss 0 and zero gradients.
 
     Args:
         hidden: (B, L, D) last hidden states.
-        labels: (B, L) token ids, `IGNORE_INDEX` where there is no loss. Position t is predicted from t - 1.
+        labels: (B, L) token ids, `IGNORE_INDEX` where not supervised. Position t is predicted from t - 1.
         head: The LM head, (n, D) -> (n, V).
-        segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
-            None: each row is one document.
-        backend: How positions meet the head, and how many at a time: see `linear_cross_entropy.head_losses`.
-        chunk_tokens: As there.
+        segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding. None: each row
+            is one document.
+        backend: See `linear_cross_entropy.head_losses`.
+        chunk_tokens: See `linear_cross_entropy.head_losses`.
 
     Raises:
-        ConfigError: The back-end is unknown, or does not take this head, device or precision.
+        ConfigError: The back-end is unknown, or does not support this head, device or precision.
     """
     targets = labels[:, 1:]
     supervised = targets != IGNORE_INDEX
@@ -64,7 +64,7 @@ def supervised_cross_entropy(
 
 
 def _document_numbers(labels: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, int]:
-    """Number of each position's document in the batch (padding: of any), and of the documents."""
+    """Return each position's document index in the batch (arbitrary for padding), and the number of documents."""
     if segment_ids is None:
         rows = torch.arange(len(labels), device=labels.device)
         return rows[:, None].expand_as(labels), len(labels)

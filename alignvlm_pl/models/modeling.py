@@ -1,4 +1,4 @@
-"""AlignVLM as a Hugging Face model: vision tower, connector, LLM; the whole forward on one screen."""
+"""AlignVLM as a Hugging Face model: vision tower, connector, LLM."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 from ..preprocessing.tiling import Tiling
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
-from .connectors.grid import join_squares
+from .connectors.grid import pixel_shuffle
 from .losses import supervised_cross_entropy
 from .pixels import as_tiles
 from .sequences import packed_arguments, splice
@@ -20,7 +20,7 @@ from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
-"""Inputs with one entry a tile, where the others have one a sample."""
+"""Inputs with one entry per tile; all others have one per sample."""
 
 
 @dataclass
@@ -28,13 +28,14 @@ class AlignVLMOutput(ModelOutput):
     """Output of `AlignVLMForConditionalGeneration`.
 
     Args:
-        loss: Mean cross entropy over supervised positions, if labels were given; 0 if there is none.
-        logits: (B, L or logits_to_keep, V); None if labels were given (only supervised positions meet the head).
+        loss: Mean cross entropy over supervised positions if labels were given; 0 without supervised positions.
+        logits: (B, L or logits_to_keep, V); None if labels were given, since the head then runs on supervised positions
+            only.
         past_key_values: Cache of the LLM.
-        readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if asked for.
+        readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if given.
         loss_sum: Sum of the cross entropy over supervised positions.
         num_supervised: Number of supervised positions.
-        document_loss_sums: (documents,) the loss sum of each document in reading order, without gradient.
+        document_loss_sums: (documents,) loss sum of each document in reading order, without gradient.
         document_supervised: (documents,) supervised positions of each document.
     """
 
@@ -49,7 +50,7 @@ class AlignVLMOutput(ModelOutput):
 
 
 class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Document VLM whose connector turns visual tokens into mixtures of the LLM's text embeddings."""
+    """Document VLM: the connector maps vision features to averages of the LLM's text embeddings."""
 
     config: AlignVLMConfig
     config_class = AlignVLMConfig
@@ -72,12 +73,12 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
         self.connector: Any = connector_from_config(config)
         self.language_model = AutoModelForCausalLM.from_config(text)
-        self.loss_backend = "auto"  # of the LM head's loss: alignvlm_pl.ops.linear_cross_entropy
+        self.loss_backend = "auto"  # a name of alignvlm_pl.ops.linear_cross_entropy.BACKENDS
         self.post_init()
         self.initialize_connector()
 
     def initialize_connector(self) -> None:
-        """Start the connector from the LM head as it is now (CONTRACT: called again after weights are loaded)."""
+        """Initialise the connector from the LM head; to be called again after pretrained weights are loaded."""
         self.connector.initialize(self.language_model.get_output_embeddings().weight.data)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -90,11 +91,11 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Vision features (tiles, tokens, d) of normalised pixel values (tiles, 3, H, W), as the connector reads them.
+        """Return the connector's input (tiles, tokens, d) for normalised pixel values (tiles, 3, H, W).
 
         Raises:
-            DataError: If the connector makes another number of tokens of them than `config.tokens_per_tile`.
-            ConfigError: If they are not those that the connector was built for.
+            DataError: If the connector's number of tokens differs from `config.tokens_per_tile`.
+            ConfigError: If width or number of the features do not match the connector.
         """
         features = connector_features(self.vision_tower, pixel_values, self.config)
         tokens = self.connector.tokens_per_tile(features.shape[1])
@@ -106,19 +107,19 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return features
 
     def read(self, pixel_values: Tensor, columns: Tensor, *, tile_boxes: Tensor | None = None) -> Tensor:
-        """Log P_vocab (tiles, tokens, len(columns)) of pixel values (tiles, 3, H, W), without running the LLM.
+        """Return log P_vocab (tiles, tokens, len(columns)) for pixel values (tiles, 3, H, W), without running the LLM.
 
-        Tiles may have any size the vision tower takes; uint8 ones need `tile_boxes`, see `forward`.
+        Tiles may have any size that the vision tower accepts; uint8 tiles need `tile_boxes`, see `forward`.
 
         Raises:
             ConfigError: If the connector's weights are not probabilities of text tokens.
-            DataError: If uint8 tiles come without their boxes.
+            DataError: If uint8 tiles have no `tile_boxes`.
         """
         if not self.connector.reads_text:
             raise ConfigError(
                 f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
             )
-        tiles = _some_tile(as_tiles(pixel_values, tile_boxes))
+        tiles = _at_least_one_tile(as_tiles(pixel_values, tile_boxes))
         features = connector_features(self.vision_tower, tiles, self.config)
         return self.connector.log_probs(features, columns)[: len(pixel_values)]
 
@@ -131,20 +132,21 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         tile_boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Token embeddings with the visual vectors in place (B, L, D), and log P_vocab of `columns` if asked for.
+        """Return the LLM's input embeddings (B, L, D) with visual tokens in place, and log P_vocab of `columns` or
+        None.
 
-        A batch without a tile runs one of zeros and drops its vectors: all ranks then run the same parts, and all
-        parameters have gradients (of zero), as DDP and FSDP need.
+        A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
+        parameters have (zero) gradients, as DDP and FSDP require.
         """
         mask = input_ids == self.config.image_token_id
         table = self.get_input_embeddings()
-        # The placeholder's id may lie outside the table; its row is replaced below in any case.
+        # The placeholder's id may lie outside the table; its embedding is replaced below.
         embeds = table(input_ids.masked_fill(mask, 0))
         if pixel_values is None:
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
             return embeds, None
-        features = self.encode_images(_some_tile(as_tiles(pixel_values, tile_boxes)))
+        features = self.encode_images(_at_least_one_tile(as_tiles(pixel_values, tile_boxes)))
         output = self.connector(features, table.weight, columns=columns)
         tiles = slice(len(pixel_values))
         log_probs = None if output.log_probs is None else output.log_probs[tiles]
@@ -176,17 +178,17 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: (B, L, D), instead of `input_ids`.
             pixel_values: (tiles, 3, H, W) of all samples in order: floating point in [-1, 1], or uint8.
             num_tiles: (B,) tiles of each row; checked against the placeholders.
-            tile_boxes: (tiles, 4) edges of the real pixels of uint8 tiles, see `pixels.normalise`.
-            labels: (B, L), `IGNORE_INDEX` where there is no loss; shifted here.
-            segment_ids: (B, L) of packed rows: the number of the document within its row from 1, 0 for padding.
-                They stand in for `attention_mask` and `position_ids`.
+            tile_boxes: (tiles, 4) boxes of the image within uint8 tiles, see `pixels.normalise_tensor`.
+            labels: (B, L), `IGNORE_INDEX` where not supervised; shifted inside the model.
+            segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding.
+                Replaces `attention_mask` and `position_ids`.
             logits_to_keep: As in transformers: the last n positions only, 0 for all.
             readout_columns: Token ids whose log P_vocab to return.
             **kwargs: Passed to the LLM's decoder.
 
         Raises:
-            DataError: If placeholders, tiles and visual tokens disagree, uint8 tiles come without their boxes, or
-                packed rows come with a cache.
+            DataError: If the numbers of placeholders, tiles and visual tokens do not match, uint8 tiles have no
+                `tile_boxes`, or packed rows are given with a cache.
             ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
         readout = None
@@ -222,7 +224,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return AlignVLMOutput(logits=head(hidden[:, kept]), past_key_values=cache, readout_log_probs=readout)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Inputs of one decoding step: images go in with the prompt and live in the cache from then on."""
+        """Return the inputs of one decoding step; images are passed with the prompt only."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
@@ -232,7 +234,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat each sample's tiles as a group (beam search, several return sequences)."""
+        """Repeat each sample's tiles as a group, for beam search and several return sequences."""
         tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         for name, values in tiles.items():
@@ -253,7 +255,7 @@ def connector_from_config(config: AlignVLMConfig) -> nn.Module:
     """Build the connector of a configuration.
 
     Raises:
-        ConfigError: If its options are wrong, or do not go with the vision model or the LLM.
+        ConfigError: If its options are invalid, or do not match the vision model or the LLM.
     """
     vision, text = config.vision_config, config.text_config
     has_grid = getattr(vision, "patch_size", None) is not None
@@ -267,10 +269,11 @@ def connector_from_config(config: AlignVLMConfig) -> nn.Module:
 
 
 def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMConfig) -> Tensor:
-    """What the connector reads of pixel values (tiles, 3, H, W): vision features, in joined squares if it asks for it.
+    """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after `pixel_shuffle` if it is
+    set.
 
     Raises:
-        ConfigError: If the features have another width than the connector, or do not fill a grid.
+        ConfigError: If the features do not have the connector's width, or do not fill a grid.
     """
     features = encode_tiles(tower, pixel_values)
     if features.shape[-1] != config.vision_config.hidden_size:
@@ -278,11 +281,11 @@ def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMC
             f"the vision tower gives features of width {features.shape[-1]}, but the connector reads width "
             f"{config.vision_config.hidden_size} (hidden_size of {config.vision_config.model_type})"
         )
-    if (side := shuffle_factor(config.connector)) == 1:
+    if (factor := shuffle_factor(config.connector)) == 1:
         return features
-    return join_squares(features, patch_grid(config.vision_config, *pixel_values.shape[-2:]), side)
+    return pixel_shuffle(features, patch_grid(config.vision_config, *pixel_values.shape[-2:]), factor)
 
 
-def _some_tile(pixel_values: Tensor) -> Tensor:
-    """The tiles (tiles, 3, H, W), or one of zeros where there are none."""
+def _at_least_one_tile(pixel_values: Tensor) -> Tensor:
+    """Return the tiles (tiles, 3, H, W), or one tile of zeros if there are none."""
     return pixel_values if len(pixel_values) else pixel_values.new_zeros((1, *pixel_values.shape[1:]))

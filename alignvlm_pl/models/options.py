@@ -1,4 +1,4 @@
-"""Checks of connectors' options."""
+"""Checks of connector options."""
 
 import math
 from collections.abc import Collection
@@ -8,20 +8,20 @@ from ..errors import ConfigError, nearest
 
 
 def require_choice(key: str, value: str, known: Collection[str]) -> None:
-    """Refuse a name that is not known.
+    """Raise if a name is not known.
 
     Raises:
-        ConfigError: Naming the option, the value and the nearest known one.
+        ConfigError: Names the option, the value and the nearest known name.
     """
     if value not in known:
         raise ConfigError(f"connector {key} {value!r}: {nearest(str(value), known)}")
 
 
 def require_at_least(lowest: int, **options: int) -> None:
-    """Refuse numbers that are too small, or no whole numbers.
+    """Raise if an option is not an integer of at least `lowest`.
 
     Raises:
-        ConfigError: Naming the option and both numbers.
+        ConfigError: Names the option, its value and `lowest`.
     """
     for key, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
@@ -29,10 +29,10 @@ def require_at_least(lowest: int, **options: int) -> None:
 
 
 def require_positive(**options: float) -> None:
-    """Refuse what is no finite number above 0.
+    """Raise if an option is not a finite number above 0.
 
     Raises:
-        ConfigError: Naming the option and its value.
+        ConfigError: Names the option and its value.
     """
     for key, value in options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -41,10 +41,10 @@ def require_positive(**options: float) -> None:
 
 
 def pair(key: str, value: Any) -> tuple[int, int]:
-    """Rows and columns from a config's list of two.
+    """Return the rows and columns of an option given as a list of two.
 
     Raises:
-        ConfigError: If it is not one of two whole numbers of at least 1.
+        ConfigError: If it is not a list of two integers of at least 1.
     """
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ConfigError(f"connector {key}={value!r}: expected [rows, columns]")

@@ -1,7 +1,7 @@
-"""Tiles as batches carry them, and as the vision encoder takes them.
+"""uint8 tiles of a batch, normalised on the device for the vision encoder.
 
-Batches carry uint8: a quarter of the bytes of float32, in the memory that worker processes share and on the way to the
-device. Padding is 0 after normalisation, which no uint8 value becomes, so each tile has the box of its real pixels.
+Batches hold uint8, a quarter of the bytes of float32 in shared memory and on the way to the device. Padding is 0 after
+normalisation, which no uint8 value maps to, so every tile comes with the box that the image fills.
 """
 
 import torch
@@ -11,28 +11,27 @@ from ..errors import DataError
 from ..preprocessing.imaging import HALF_RANGE
 
 
-def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalise on the device where the pixels are; on a CPU bit for bit as `imaging.normalise` does.
+def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normalise tiles on their device; on a CPU bit-equal to `imaging.normalise_array`.
 
     Args:
-        pixels: uint8 (tiles, 3, H, W).
-        boxes: Whole numbers (tiles, 4): left, upper, right and lower edge of each tile's real pixels, the last two
-            exclusive.
-        dtype: Of the result; the arithmetic is in float32 whatever it is.
+        pixels: (tiles, 3, H, W) uint8.
+        boxes: (tiles, 4) integers: left, top, right, bottom of the image within each tile, right and bottom exclusive.
+        dtype: Dtype of the result; computed in float32.
 
     Returns:
         (tiles, 3, H, W) in [-1, 1], 0 outside of the boxes.
 
     Raises:
-        DataError: The boxes are not one for each tile.
+        DataError: There is not one box per tile.
     """
     if boxes.shape != (len(pixels), 4):
         raise DataError(
             f"tile_boxes has shape {tuple(boxes.shape)}, expected {(len(pixels), 4)}: left, upper, right and lower "
-            "edge of the real pixels of each tile in pixel_values"
+            "edge of the image within each tile of pixel_values"
         )
     tiles = pixels.to(torch.float32)
-    # A tensor, not a number: by a number CUDA multiplies with its reciprocal, which rounds differently.
+    # Divided by a tensor: for a Python number CUDA multiplies by the reciprocal, which rounds differently.
     tiles.div_(torch.full((), HALF_RANGE, device=pixels.device)).sub_(1)
     left, top, right, bottom = boxes.unsqueeze(-1).unbind(1)
     x = torch.arange(pixels.shape[3], device=pixels.device)
@@ -43,14 +42,14 @@ def normalise(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float
 
 
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
-    """Tiles for the vision encoder: floating-point ones as they are, uint8 ones normalised.
+    """Return tiles for the vision encoder: floating-point tiles unchanged, uint8 tiles normalised.
 
     Args:
         pixel_values: (tiles, 3, H, W).
-        tile_boxes: (tiles, 4), see `normalise`; not looked at where the tiles are normalised already.
+        tile_boxes: (tiles, 4), see `normalise_tensor`; unused for floating-point tiles.
 
     Raises:
-        DataError: If uint8 tiles come without their boxes, or the tiles are of another type.
+        DataError: If uint8 tiles have no boxes, or the tiles have another dtype.
     """
     if pixel_values.is_floating_point():
         return pixel_values
@@ -60,7 +59,7 @@ def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
         )
     if tile_boxes is None:
         raise DataError(
-            "pixel_values is uint8 but there are no tile_boxes, without which padding cannot be told from black; "
+            "pixel_values is uint8 but there are no tile_boxes, without which padding and black cannot be told apart; "
             "pass tile_boxes of the same batch, or normalised pixel_values"
         )
-    return normalise(pixel_values, tile_boxes)
+    return normalise_tensor(pixel_values, tile_boxes)

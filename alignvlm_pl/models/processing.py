@@ -1,4 +1,4 @@
-"""Processor of AlignVLM: images to tiles, conversations to ids and labels, and batches of both."""
+"""Processor of AlignVLM: images to tiles, conversations to token ids and labels, and batches of both."""
 
 import hashlib
 import json
@@ -15,30 +15,29 @@ from transformers import BatchFeature, ProcessorMixin
 from ..errors import DataError, NothingToLearnError
 from ..preprocessing.chat import (
     IGNORE_INDEX,
-    Piece,
+    ChatFragment,
     choose_template,
     end_of_turn_id,
     render,
     tokenize,
     truncate_text,
 )
-from ..preprocessing.imaging import cut_pixels, load_image
-from ..preprocessing.imaging import normalise as normalise_array
+from ..preprocessing.imaging import cut_pixels, load_image, normalise_array
 from ..preprocessing.tiling import Tiling, count_visual_tokens
-from .pixels import normalise
+from .pixels import normalise_tensor
 
 IMAGE_TOKEN = "<image>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
+class EncodedConversation:
     """One encoded conversation.
 
     Args:
         input_ids: (L,) int64, the image token at visual positions.
-        labels: (L,) int64, `IGNORE_INDEX` without loss.
+        labels: (L,) int64, `IGNORE_INDEX` where not supervised.
         pixels: (tiles, 3, H, W) uint8.
-        tile_boxes: (tiles, 4) int16, edges of each tile's real pixels, see
+        tile_boxes: (tiles, 4) int16, box of the image within each tile, see
             `alignvlm_pl.preprocessing.imaging.cut_pixels`.
         truncated: Whether text was cut at `max_text_length`.
     """
@@ -56,7 +55,7 @@ class Encoded:
 
     @property
     def pixel_values(self) -> np.ndarray:
-        """Tiles (tiles, 3, H, W) float32 in [-1, 1], computed anew each time."""
+        """Normalised tiles (tiles, 3, H, W) float32 in [-1, 1]; computed on each access."""
         return normalise_array(self.pixels, self.tile_boxes)
 
 
@@ -68,8 +67,8 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
         tokens_per_tile: Visual tokens of one tile.
         chat_template: See `alignvlm_pl.preprocessing.chat.choose_template`.
-        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize`. Kept with the model, because the answers
-            of earlier turns must be written in a prompt as they were in training.
+        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize`. Saved with the processor, because answers of
+            earlier turns in a prompt must be tokenized as in training.
     """
 
     def __init__(
@@ -91,19 +90,19 @@ class AlignVLMProcessor(ProcessorMixin):
 
     @property
     def pad_token_id(self) -> int:
-        """Id used for padding; the attention mask hides it."""
+        """Id used for padding; masked by the attention mask."""
         pad = self.tokenizer.pad_token_id
         return int(self.end_of_turn_id if pad is None else pad)
 
     @property
     def geometry(self) -> Tiling:
-        """The tiling as an object."""
+        """The tiling as a `Tiling`."""
         return Tiling.from_dict(self.tiling)
 
     def identity(self) -> dict[str, Any]:
-        """What the ids and tiles of a conversation depend on, in plain types; equal processors have equal ones."""
+        """Return everything that ids and tiles of a conversation depend on, as plain values."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for state in ("padding", "truncation"):  # left there by the last call
+        for state in ("padding", "truncation"):  # set by the last call of the tokenizer
             tokenizer.pop(state, None)
         digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
         return {
@@ -121,23 +120,23 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None = None,
         generation: bool = False,
-    ) -> Encoded:
+    ) -> EncodedConversation:
         """Encode one conversation.
 
         Args:
             messages: See `alignvlm_pl.preprocessing.chat.render`; image parts in the order of `images`.
             images: RGB images.
-            max_text_length: Limit on text tokens; visual tokens never count and are never cut.
-            generation: Open an assistant turn at the end instead of supervising answers.
+            max_text_length: Maximum number of text tokens; visual tokens are not counted and never cut.
+            generation: End with the opening of an assistant turn, and supervise nothing.
 
         Raises:
-            DataError: If images and placeholders differ in number, or (in training) nothing is supervised.
+            DataError: If the numbers of images and placeholders differ, or (in training) no token is supervised.
         """
-        pieces = render(
+        fragments = render(
             self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
         )
         limit = None if generation else max_text_length
-        encoded = self._encode_pieces(pieces, images, max_text_length=limit)
+        encoded = self._encode_fragments(fragments, images, max_text_length=limit)
         if not generation and (encoded.labels[1:] == IGNORE_INDEX).all():
             raise NothingToLearnError(
                 f"no supervised token is left (no answer, or all beyond max_text_length={limit})"
@@ -145,7 +144,7 @@ class AlignVLMProcessor(ProcessorMixin):
         return encoded
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
-        """Visual tokens of images of these (width, height) in pixels."""
+        """Return the number of visual tokens of images of these sizes, (width, height) in pixels."""
         return sum(self._image_lengths(sizes))
 
     def count_tokens(
@@ -155,7 +154,7 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None = None,
     ) -> int:
-        """Count the tokens, visual and text, that `encode` gives a conversation with an answer; opens no picture.
+        """Return the number of visual and text tokens that `encode` gives a conversation, without opening its images.
 
         Args:
             messages: See `encode`.
@@ -163,17 +162,19 @@ class AlignVLMProcessor(ProcessorMixin):
             max_text_length: See `encode`.
 
         Raises:
-            DataError: If images and placeholders differ in number.
+            DataError: If the numbers of images and placeholders differ.
         """
-        pieces = render(self.tokenizer, messages, template=self.chat_template)
-        return len(self._ids(pieces, sizes, max_text_length=max_text_length)[0])
+        fragments = render(self.tokenizer, messages, template=self.chat_template)
+        return len(self._ids(fragments, sizes, max_text_length=max_text_length)[0])
 
-    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
-        """Pad encoded conversations to one batch.
+    def collate(
+        self, encoded: Sequence[EncodedConversation], *, pad_left: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Pad encoded conversations to a batch.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W) uint8 and `tile_boxes`
-            (tiles, 4) int16, which the model normalises; `num_tiles` (B,).
+            (tiles, 4) int16, normalised by the model; `num_tiles` (B,).
         """
         return {
             **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left),
@@ -181,21 +182,21 @@ class AlignVLMProcessor(ProcessorMixin):
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
 
-    def collate_packed(self, rows: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
-        """Put documents one after another into rows, and pad the rows right to the longest.
+    def collate_packed(self, rows: Sequence[Sequence[EncodedConversation]]) -> dict[str, torch.Tensor]:
+        """Concatenate the documents of each row, and pad the rows on the right to the longest.
 
         Args:
-            rows: The documents of each row, at least one in each; they stay whole.
+            rows: The documents of each row, at least one per row.
 
         Returns:
-            As `collate`, with one `num_tiles` for each row; also `segment_ids` (R, L) int64, the number of the document
-            within its row from 1 and 0 for padding, and `document_tiles` (documents,).
+            As `collate`, with `num_tiles` (R,) per row; also `segment_ids` (R, L) int64, number of the document within
+            its row from 1, 0 for padding; and `document_tiles` (documents,).
         """
         joined, segments = [], []
         for row in rows:
             lengths = torch.tensor([len(item.input_ids) for item in row])
             labels = np.concatenate([item.labels for item in row])
-            # A document's first token would be predicted from the last one of the document before it.
+            # The first token of a document must not be predicted from the document before it.
             labels[(lengths.cumsum(0) - lengths).numpy()] = IGNORE_INDEX
             joined.append((np.concatenate([item.input_ids for item in row]), labels))
             segments.append(torch.arange(1, len(row) + 1).repeat_interleave(lengths))
@@ -224,9 +225,9 @@ class AlignVLMProcessor(ProcessorMixin):
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """Encode prompts that are already rendered: text with one `<image>` for each image.
+        """Encode rendered prompts: text with one `<image>` per image.
 
-        Conversations go through `apply_chat_template`, which keeps content and control tokens apart.
+        For conversations use `apply_chat_template`, in which content cannot contain control tokens.
 
         Args:
             images: An image, a list of images (one per text), or a list of lists.
@@ -239,12 +240,12 @@ class AlignVLMProcessor(ProcessorMixin):
         return self._features(encoded, **kwargs)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """Render conversations, and encode them with their images if `tokenize` is set.
+        """Render conversations; with `tokenize`, encode them with their images.
 
         Args:
-            conversation: One list of messages or a list of them. Image parts carry their image under `image`
-                (a PIL image, bytes or a path).
-            chat_template: Another template for this call.
+            conversation: A list of messages, or a list of such lists. Image parts have their image under `image` (a PIL
+                image, bytes or a path).
+            chat_template: Template for this call; default: the processor's.
             **kwargs: `add_generation_prompt`, `tokenize`, `padding_side`, `return_tensors`, `return_dict` (always so).
         """
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
@@ -256,12 +257,12 @@ class AlignVLMProcessor(ProcessorMixin):
             return texts if batched else texts[0]
         encoded = []
         for messages in conversations:
-            pieces = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
-            encoded.append(self._encode_pieces(pieces, _message_images(messages)))
+            fragments = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+            encoded.append(self._encode_fragments(fragments, _message_images(messages)))
         return self._features(encoded, **kwargs)
 
     def post_process_image_text_to_text(self, generated: Any, **kwargs: Any) -> list[str]:
-        """Texts of generated ids (B, L), special tokens removed."""
+        """Decode generated ids (B, L) to texts, without special tokens."""
         return [
             text.strip()
             for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True, **kwargs)
@@ -269,36 +270,42 @@ class AlignVLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of a batch that the model takes."""
+        """Keys of a batch that are inputs of the model."""
         return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
 
     def _render_text(self, messages: Sequence[dict[str, Any]], template: str, generation: bool) -> str:
-        pieces = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
-        return "".join(IMAGE_TOKEN if piece.kind == "image" else piece.text for piece in pieces)
+        fragments = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+        return "".join(IMAGE_TOKEN if fragment.kind == "image" else fragment.text for fragment in fragments)
 
-    def _encode_rendered(self, text: str, images: Sequence[Any]) -> Encoded:
-        pieces: list[Piece] = []
+    def _encode_rendered(self, text: str, images: Sequence[Any]) -> EncodedConversation:
+        fragments: list[ChatFragment] = []
         for index, part in enumerate(text.split(IMAGE_TOKEN)):
-            pieces += [Piece("image")] if index else []
-            pieces += [Piece("template", part)] if part else []
-        return self._encode_pieces(pieces, images)
+            fragments += [ChatFragment("image")] if index else []
+            fragments += [ChatFragment("template", part)] if part else []
+        return self._encode_fragments(fragments, images)
 
-    def _encode_pieces(
-        self, pieces: Sequence[Piece], images: Sequence[Any], *, max_text_length: int | None = None
-    ) -> Encoded:
+    def _encode_fragments(
+        self, fragments: Sequence[ChatFragment], images: Sequence[Any], *, max_text_length: int | None = None
+    ) -> EncodedConversation:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
         ids, labels, truncated = self._ids(
-            pieces, [image.size for image in loaded], max_text_length=max_text_length
+            fragments, [image.size for image in loaded], max_text_length=max_text_length
         )
         pixels, boxes = _cut(loaded, self.geometry)
-        return Encoded(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
+        return EncodedConversation(
+            input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated
+        )
 
     def _ids(
-        self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None
+        self,
+        fragments: Sequence[ChatFragment],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        max_text_length: int | None,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Ids and labels of pieces with images of these sizes, and whether text was cut."""
+        """Return ids and labels (L,) of fragments with images of these sizes, and whether text was cut."""
         ids, labels = tokenize(
-            self.tokenizer, pieces, image_token_id=self.image_token_id, spell_answers=self.spell_answers
+            self.tokenizer, fragments, image_token_id=self.image_token_id, spell_answers=self.spell_answers
         )
         found = ids.count(self.image_token_id)
         if found != len(sizes):
@@ -317,23 +324,23 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling = self.geometry
         return [count_visual_tokens(*size, tiling, self.tokens_per_tile) for size in sizes]
 
-    def _features(self, encoded: Sequence[Encoded], **kwargs: Any) -> BatchFeature:
+    def _features(self, encoded: Sequence[EncodedConversation], **kwargs: Any) -> BatchFeature:
         batch = self.collate(encoded, pad_left=kwargs.get("padding_side", "left") == "left")
         batch.pop("labels")
-        # Hugging Face's users expect what a vision encoder takes.
-        batch["pixel_values"] = normalise(batch["pixel_values"], batch.pop("tile_boxes"))
+        # Hugging Face users expect normalised pixel values.
+        batch["pixel_values"] = normalise_tensor(batch["pixel_values"], batch.pop("tile_boxes"))
         return BatchFeature(batch)
 
 
 def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and boxes of the tiles of all images of a conversation."""
-    none = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
-    pixels, boxes = zip(none, *(cut_pixels(image, tiling) for image in images), strict=True)
+    """Return pixels and boxes of the tiles of all images of a conversation."""
+    empty = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
+    pixels, boxes = zip(empty, *(cut_pixels(image, tiling) for image in images), strict=True)
     return concatenate_filled(pixels), np.concatenate(boxes)
 
 
-def _join_tiles(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """`pixel_values` and `tile_boxes` of a batch."""
+def _join_tiles(encoded: Sequence[EncodedConversation]) -> dict[str, torch.Tensor]:
+    """Return `pixel_values` and `tile_boxes` of a batch."""
     return {
         "pixel_values": torch.from_numpy(concatenate_filled([item.pixels for item in encoded])),
         "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),
@@ -341,7 +348,7 @@ def _join_tiles(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def concatenate_filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate arrays along their first axis; one that is alone in having rows is returned without a copy."""
+    """Concatenate arrays along the first axis; if only one is not empty, it is returned without a copy."""
     filled = [array for array in arrays if len(array)]
     return filled[0] if len(filled) == 1 else np.concatenate(arrays)
 

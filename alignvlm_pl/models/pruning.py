@@ -1,7 +1,7 @@
-"""Pruning ALIGN's vocabulary: which rows carry the mass, and moving a connector between sets of rows.
+"""Prune ALIGN's vocabulary: measure the probability mass of its rows, and keep or restore rows of a model.
 
-The paper finds about 3.4K of 128K tokens to carry nearly all of P_vocab, and a model on these alone to score the same.
-Norm and softmax run over the rows that are kept, so the weights sum to one again.
+The paper finds nearly all of P_vocab on about 3.4K of 128K tokens, and the same scores with these alone. Norm and
+softmax run over the kept rows, so the weights sum to one.
 """
 
 from collections.abc import Iterable
@@ -24,35 +24,37 @@ class VocabularyShares:
 
     Args:
         total: (rows,) float64.
-        tokens: Visual tokens seen.
+        tokens: Number of visual tokens.
     """
 
     total: Tensor
     tokens: int = 0
 
     def mean(self) -> list[float]:
-        """Mean P_vocab of each row.
+        """Return the mean P_vocab of each row.
 
         Raises:
-            DataError: If no visual token has been seen.
+            DataError: If there were no visual tokens.
         """
         if not self.tokens:
-            raise DataError("no visual token was seen: the samples have no images; give a set with images")
+            raise DataError(
+                "there were no visual tokens: the samples have no images; use a dataset with images"
+            )
         shares: list[float] = (self.total / self.tokens).tolist()
         return shares
 
 
 @torch.inference_mode()
-def calibrate(model: AlignVLMForConditionalGeneration, images: Iterable[Tensor]) -> VocabularyShares:
-    """Add up P_vocab over the visual tokens of images.
+def sum_vocabulary(model: AlignVLMForConditionalGeneration, images: Iterable[Tensor]) -> VocabularyShares:
+    """Sum P_vocab over the visual tokens of images.
 
     Args:
         model: A model with an ALIGN connector, in eval mode.
-        images: Pixel values (tiles, 3, H, W), one after the other.
+        images: Pixel values (tiles, 3, H, W) of each image.
 
     Raises:
-        ConfigError: If the connector has no P_vocab.
-        DataError: If the vision tower yields another number of tokens than the model was built for.
+        ConfigError: If the connector is not ALIGN.
+        DataError: If the vision tower's number of tokens is not the configured one.
     """
     connector = require_align(model)
     device = connector.w2.weight.device
@@ -74,10 +76,10 @@ def calibrate(model: AlignVLMForConditionalGeneration, images: Iterable[Tensor])
 
 
 def require_align(model: AlignVLMForConditionalGeneration) -> AlignConnector:
-    """The model's ALIGN connector.
+    """Return the model's connector.
 
     Raises:
-        ConfigError: If it has another one.
+        ConfigError: If it is not ALIGN.
     """
     if not isinstance(model.connector, AlignConnector):
         raise ConfigError(
@@ -90,22 +92,19 @@ def require_align(model: AlignVLMForConditionalGeneration) -> AlignConnector:
 def transfer_rows(source: AlignConnector, target: AlignConnector, head_weight: Tensor) -> int:
     """Copy a connector into one that keeps other rows.
 
-    A row that both keep, with its gain and bias, goes to its place; a row that the source lacks starts from the LM
-    head, with the target's `gain_init` and no bias, as in a new connector. Everything before W2 is copied.
-
-    Row-sharded weights (FSDP, DTensor) are not handled here: transfer on whole models, before they are wrapped or
-    after their weights have been gathered, as a saved folder has them.
+    W1 and its norm are copied, and so are W2, gain and bias of the rows that both keep. Rows that the source lacks are
+    initialised from the LM head, as in a new connector. Both connectors must hold full, unsharded weights.
 
     Args:
-        source: Trained.
-        target: Same widths and vocabulary; overwritten.
-        head_weight: (V, D) of the LLM's head.
+        source: The trained connector.
+        target: A connector of the same widths and vocabulary; overwritten.
+        head_weight: (V, D) weight of the LLM's head.
 
     Returns:
-        How many of the target's rows came from the source.
+        Number of rows copied from the source.
 
     Raises:
-        ConfigError: If the two are of LLMs with different vocabularies.
+        ConfigError: If the vocabularies of the two differ.
     """
     if source.vocab_size != target.vocab_size:
         raise ConfigError(
@@ -115,32 +114,32 @@ def transfer_rows(source: AlignConnector, target: AlignConnector, head_weight: T
     target.initialize(head_weight)
     target.w1.load_state_dict(source.w1.state_dict())
     target.norm1.load_state_dict(source.norm1.state_dict())
-    places = {row: place for place, row in enumerate(source.row_ids())}
-    pairs = [(places[row], place) for place, row in enumerate(target.row_ids()) if row in places]
+    source_index = {row: index for index, row in enumerate(source.row_ids())}
+    pairs = [(source_index[row], index) for index, row in enumerate(target.row_ids()) if row in source_index]
     if not pairs:
         return 0
-    origin, goal = torch.tensor(pairs, device=source.w2.weight.device).T
-    for mine, theirs in (
+    read, write = torch.tensor(pairs, device=source.w2.weight.device).T
+    for new, old in (
         (target.w2.weight, source.w2.weight),
         (target.norm2.weight, source.norm2.weight),
         (target.norm2.bias, source.norm2.bias),
     ):
-        mine[goal.to(mine.device)] = theirs[origin].to(mine)
+        new[write.to(new.device)] = old[read].to(new)
     return len(pairs)
 
 
 def prune(model: AlignVLMForConditionalGeneration, kept: Iterable[int]) -> None:
-    """Keep only these rows of the vocabulary, in place; saved with the model, in its config and weights.
+    """Keep only these rows of the vocabulary, in place; config and weights of the model change.
 
     Raises:
-        ConfigError: If ids are wrong, or the connector is not ALIGN.
+        ConfigError: If ids are invalid, or the connector is not ALIGN.
     """
     ids = check_kept(list(kept), require_align(model).vocab_size, where="prune")
     _rebuild(model, {"vocab_keep": list(ids)})
 
 
 def unprune(model: AlignVLMForConditionalGeneration) -> None:
-    """Give a pruned model its whole vocabulary again, in place: its rows as trained, the others from the LM head.
+    """Restore the full vocabulary of a pruned model, in place: kept rows as trained, the others from the LM head.
 
     Raises:
         ConfigError: If the connector is not ALIGN.

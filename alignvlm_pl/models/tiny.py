@@ -1,4 +1,4 @@
-"""A random AlignVLM small enough for tests: byte tokenizer, SigLIP of 16 tokens a tile, Llama; no download."""
+"""A random AlignVLM for tests: byte tokenizer, SigLIP with 16 tokens per tile, Llama; no download."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ TOKENS_PER_TILE = (TILE_PX // PATCH_PX) ** 2
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256
 VOCAB_SIZE = NUM_BYTES + len(CONTROL_TOKENS)
-"""Rows of the LLM's table. The processor's `<image>` gets the next id, which lies outside, as it may."""
+"""Rows of the LLM's table. The processor's `<image>` gets the next id, outside the table."""
 
 
 def tiny_tokenizer(*, chat_template: str | None = CHATML_TEMPLATE) -> PreTrainedTokenizerFast:
     """Build a tokenizer whose tokens are the 256 bytes and the control tokens of ChatML.
 
     Args:
-        chat_template: Its template; None for a tokenizer without one.
+        chat_template: Chat template; None for a tokenizer without one.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
@@ -42,7 +42,7 @@ def tiny_tokenizer(*, chat_template: str | None = CHATML_TEMPLATE) -> PreTrained
 
 
 def tiny_vision(*, width: int = 32, layers: int = 2, **fields: Any) -> dict[str, Any]:
-    """Configuration of a small SigLIP; `fields` replace or add settings."""
+    """Configuration of a small SigLIP; `fields` override or add settings."""
     return {
         "model_type": "siglip_vision_model",
         "image_size": TILE_PX,
@@ -56,7 +56,7 @@ def tiny_vision(*, width: int = 32, layers: int = 2, **fields: Any) -> dict[str,
 
 
 def tiny_llm(*, width: int = 64, layers: int = 2, tied: bool = True, **fields: Any) -> dict[str, Any]:
-    """Configuration of a small Llama; `fields` replace or add settings."""
+    """Configuration of a small Llama; `fields` override or add settings."""
     return {
         "model_type": "llama",
         "vocab_size": VOCAB_SIZE,
@@ -84,16 +84,16 @@ def tiny_spec(
     vision: dict[str, Any] | None = None,
     llm: dict[str, Any] | None = None,
 ) -> ModelSpec:
-    """Specify a random tiny AlignVLM and write its tokenizer.
+    """Return the specification of a random tiny AlignVLM, and write its tokenizer.
 
     Args:
-        folder: Where the tokenizer is written.
+        folder: Folder for the tokenizer.
         connector: As in `ModelSpec`; ALIGN by default.
-        tied: Whether the LLM's head is its embedding table.
+        tied: Whether the LLM's head is tied to its embedding table.
         vision_feature: As in `AlignVLMConfig`.
-        tiling: Settings that differ from the tile size of 56 x 56 px and at most 4 tiles.
-        vision: Settings that differ from `tiny_vision`.
-        llm: Settings that differ from `tiny_llm`.
+        tiling: Overrides of 56 x 56 px tiles and at most 4 tiles.
+        vision: Overrides of `tiny_vision`.
+        llm: Overrides of `tiny_llm`.
     """
     tiny_tokenizer().save_pretrained(folder)
     return ModelSpec(

@@ -1,7 +1,7 @@
-"""Vision tower: any Hugging Face vision model, cut down to the part whose features are read.
+"""Vision tower: any Hugging Face vision model without the modules whose output is not used.
 
-A part that is not read would hold parameters without gradient (unused by DDP's reducer, waste under FSDP), so it is
-removed at construction: the pooling head always, the final norm for `last`, the last layer too for `penultimate`.
+Unused modules would have parameters without gradients, which DDP rejects, so they are removed at construction: the
+pooling head always, the final norm for `last`, and the last layer as well for `penultimate`.
 """
 
 import copy
@@ -17,18 +17,18 @@ from .loading import copy_weights, load_pretrained, require_complete
 _HEADS = ("head", "pooler")
 _FINAL_NORMS = ("post_layernorm", "layernorm", "layer_norm")
 _NORM_OF_POOLED = ("clip_vision_model",)
-"""Model types whose final norm is applied to the pooled vector only: their `last_hidden_state` is not normed."""
+"""Model types whose final norm is applied to the pooled vector only, not to `last_hidden_state`."""
 
 
 def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -> PreTrainedModel:
-    """Instantiate the vision model of `config` without the parts that `feature` leaves unread.
+    """Build the vision model of `config` without the modules that `feature` does not use.
 
     Args:
-        config: Configuration of the complete vision model.
+        config: Configuration of the full vision model.
         feature: One of `alignvlm_pl.models.configuration.FEATURES`.
 
     Raises:
-        ConfigError: If the model has no final norm or no layers to leave out.
+        ConfigError: If the model has no final norm or no layer to remove.
     """
     config = copy.deepcopy(config)
     for unused in ("vision_use_head", "use_mask_token"):
@@ -54,44 +54,43 @@ def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -
 
 
 def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
-    """Copy pretrained weights into a tower; every parameter of the tower must be found.
+    """Copy pretrained weights into a tower; weights of removed modules are ignored.
 
     Raises:
-        CheckpointError: If there are none, or a tensor is missing or has another shape.
+        CheckpointError: If there are no weights, or a tensor of the tower is missing or has another shape.
     """
     source, missing = load_pretrained(AutoModel, folder, what="vision")
     if hasattr(source, "vision_model") and not hasattr(tower, "vision_model"):
         source = source.vision_model
         missing = {name.removeprefix("vision_model.") for name in missing}
-    state, wanted = source.state_dict(), tower.state_dict()
-    # What the tower has no part for (pooling head, last layer) is left out; what it has must be in the file.
+    state, expected = source.state_dict(), tower.state_dict()
     require_complete(
-        {key for key in wanted if key not in state or key in missing}, what="vision", source=folder
+        {key for key in expected if key not in state or key in missing}, what="vision", source=folder
     )
-    copy_weights(tower, {key: state[key] for key in wanted}, what="vision", source=folder)
+    copy_weights(tower, {key: state[key] for key in expected}, what="vision", source=folder)
 
 
 def encode_tiles(tower: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Features (tiles, tokens, d) of pixel values (tiles, 3, H, W) in [-1, 1], in the tower's precision."""
+    """Return features (tiles, tokens, d) of pixel values (tiles, 3, H, W) in [-1, 1], in the tower's dtype."""
     pixel_values = pixel_values.to(next(tower.parameters()).dtype)
     features: Tensor = tower(pixel_values=pixel_values).last_hidden_state
     return features
 
 
 def token_grid(config: PretrainedConfig, tiling: Tiling) -> tuple[int, int]:
-    """Rows and columns of visual tokens in one tile, from the patch size of the vision model's configuration."""
+    """Return the rows and columns of tokens in one tile, from the patch size of the vision model's configuration."""
     return patch_grid(config, tiling.tile_height, tiling.tile_width)
 
 
 def patch_grid(config: PretrainedConfig, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of visual tokens in a tile of this height and width in pixels."""
+    """Return the rows and columns of tokens in a tile of this height and width in pixels."""
     patch = config.patch_size
     patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
     return height // patch_height, width // patch_width
 
 
 def _levels(model: nn.Module) -> list[nn.Module]:
-    """The model and its body: transformers nests SigLIP and CLIP one level deeper in some versions."""
+    """Return the model and its inner model: some versions of transformers nest SigLIP and CLIP one level deeper."""
     body = getattr(model, "vision_model", None)
     return [model, body] if isinstance(body, nn.Module) else [model]
 

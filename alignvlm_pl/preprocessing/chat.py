@@ -1,10 +1,9 @@
-"""Conversations to token ids and labels, by structure and never by string search.
+"""Conversations to token ids and labels.
 
-The tokenizer's own template is rendered ONCE with a private-use sentinel in place of every piece of content.
-Splitting the rendering at the sentinels gives template text and content apart, so that (a) content is
-tokenized with special tokens switched off and can never forge a turn or an image, and (b) the supervised
-span is known from the message it came from: the answer's content plus the end-of-turn token that the
-template puts behind it.
+The chat template is rendered once, with a private-use sentinel in place of each fragment of content, and the result is
+split at the sentinels. Template text and content are then separate: content is tokenized without special tokens, so it
+cannot forge a turn or an image, and the supervised tokens are known exactly: the answer's content and the end-of-turn
+token that follows it in the template. Nothing is found by searching strings.
 """
 
 import re
@@ -19,7 +18,7 @@ from jinja2 import TemplateError
 from ..errors import ConfigError, DataError, nearest
 
 IGNORE_INDEX = -100
-"""Label of a position without loss (the index torch's cross entropy ignores)."""
+"""Label of a position that is not supervised (the index that torch's cross entropy ignores)."""
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
@@ -31,7 +30,7 @@ LLAMA3_TEMPLATE = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
-"""Plain templates without a system prompt, for tokenizers that carry none or a long one."""
+"""Templates without a system prompt, for tokenizers that have no template or one with a long prompt."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -39,14 +38,14 @@ _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a rendered conversation.
+class ChatFragment:
+    """A fragment of a rendered conversation.
 
     Args:
         kind: `template`, `text` (content) or `image`.
         text: The text; empty for an image.
         supervised: Whether the text is (part of) an answer.
-        ends_answer: Whether an answer ends here, so that its end-of-turn token must follow.
+        ends_answer: Whether an answer ends with this fragment, so that an end-of-turn token must follow.
     """
 
     kind: str
@@ -60,15 +59,15 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        name: None for the tokenizer's own, a key of `TEMPLATES`, or a Jinja template.
+        name: A key of `TEMPLATES` or a Jinja template; None for the tokenizer's own.
 
     Raises:
-        ConfigError: If none is named and the tokenizer has none, or the name is neither known nor a template.
+        ConfigError: If `name` is None and the tokenizer has no template, or `name` is neither a key nor a template.
     """
     if name is not None:
         if name not in TEMPLATES and "{" not in name:
             raise ConfigError(
-                f"chat_template={name!r} is no Jinja template and no name: {nearest(name, TEMPLATES)}"
+                f"chat_template={name!r} is neither a Jinja template nor the name of one: {nearest(name, TEMPLATES)}"
             )
         return TEMPLATES.get(name, name)
     if tokenizer.chat_template:
@@ -81,30 +80,30 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
 
 def render(
     tokenizer: Any, messages: Sequence[dict[str, Any]], *, template: str, add_generation_prompt: bool = False
-) -> list[Piece]:
-    """Render messages to pieces in reading order.
+) -> list[ChatFragment]:
+    """Render messages to fragments, in reading order.
 
     Args:
-        tokenizer: Used for its `apply_chat_template` only.
+        tokenizer: Tokenizer whose `apply_chat_template` is used.
         messages: `[{"role", "content"}]`; the role is one of `ROLES`; content is a string or a list of
             `{"type": "text", "text"}` and `{"type": "image"}` parts.
-        template: Jinja chat template whose messages carry plain strings.
+        template: Jinja chat template for messages with string content.
         add_generation_prompt: Append the opening of an assistant turn.
 
     Raises:
-        DataError: If a message is malformed, the template refuses the conversation, or it drops or repeats content.
+        DataError: If a message is malformed, or the template raises, drops or repeats content.
     """
     if not messages:
         raise DataError("the conversation has no messages")
-    contents: list[Piece] = []
+    contents: list[ChatFragment] = []
     turns: list[tuple[str, int]] = []
     for message in messages:
-        pieces = _contents(message)
-        contents += pieces
-        turns.append((message["role"], len(pieces)))
+        fragments = _contents(message)
+        contents += fragments
+        turns.append((message["role"], len(fragments)))
     try:
         rendered = _skeleton(tokenizer, template, tuple(turns), add_generation_prompt)
-    except (TemplateError, TypeError) as error:  # TypeError: a template that wants content of another form
+    except (TemplateError, TypeError) as error:  # TypeError: a template for another form of content
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template does not render a conversation of the roles {roles}: {error}; change the data or "
@@ -115,52 +114,53 @@ def render(
 
 def tokenize(
     tokenizer: Any,
-    pieces: Sequence[Piece],
+    fragments: Sequence[ChatFragment],
     *,
     image_token_id: int,
     spell_answers: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """Turn pieces into token ids and labels.
+    """Tokenize fragments to ids and labels.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.
-        pieces: Output of `render`.
-        image_token_id: Id put where an image is, once for each.
-        spell_answers: Write answers one character a token, as BPE-dropout at rate 1 does (Provilkov et al. 2020).
+        fragments: Output of `render`.
+        image_token_id: Id inserted once per image.
+        spell_answers: Tokenize answers as one token per character, as BPE-dropout at rate 1 (Provilkov et al. 2020).
 
     Returns:
-        Ids and labels of equal length; a label is the id itself or `IGNORE_INDEX`.
+        Ids and labels of equal length; a label is the token's id or `IGNORE_INDEX`.
 
     Raises:
-        ConfigError: If the template closes an assistant turn without a special token, or the tokenizer cannot spell.
+        ConfigError: If the template does not end an assistant turn with a special token, or spelled answers do not
+            decode to their text.
     """
     ids: list[int] = []
     labels: list[int] = []
-    for index, piece in enumerate(pieces):
-        if piece.kind == "image":
+    for index, fragment in enumerate(fragments):
+        if fragment.kind == "image":
             new = [image_token_id]
-        elif piece.supervised and spell_answers:
-            new = _spelled_ids(tokenizer, piece.text)
-        elif piece.kind == "template":
-            new = list(_template_ids(tokenizer, piece.text))
+        elif fragment.supervised and spell_answers:
+            new = _spelled_ids(tokenizer, fragment.text)
+        elif fragment.kind == "template":
+            new = list(_template_ids(tokenizer, fragment.text))
         else:
-            new = _ids(tokenizer, piece.text, special=False)
-        supervised = len(new) if piece.supervised else 0
-        if index and pieces[index - 1].ends_answer:
-            _require_end_of_turn(tokenizer, new if piece.kind == "template" else [])
+            new = _ids(tokenizer, fragment.text, special=False)
+        supervised = len(new) if fragment.supervised else 0
+        if index and fragments[index - 1].ends_answer:
+            _require_end_of_turn(tokenizer, new if fragment.kind == "template" else [])
             supervised = 1
         ids += new
         labels += new[:supervised] + [IGNORE_INDEX] * (len(new) - supervised)
-    if pieces and pieces[-1].ends_answer:
+    if fragments and fragments[-1].ends_answer:
         _require_end_of_turn(tokenizer, [])
     return ids, labels
 
 
 def end_of_turn_id(tokenizer: Any, template: str) -> int:
-    """Id of the token that closes an assistant turn under `template`.
+    """Return the id of the token that ends an assistant turn under `template`.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If the turn does not end with a special token.
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     last = render(tokenizer, messages, template=template)[-1]
@@ -170,10 +170,10 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int:
 
 
 def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max_text_length: int) -> bool:
-    """Drop text tokens beyond `max_text_length` in place; images are never dropped.
+    """Drop text tokens beyond `max_text_length`, in place; image tokens are never dropped.
 
     Returns:
-        Whether anything was dropped.
+        Whether a token was dropped.
     """
     kept, text = [], 0
     for position, token in enumerate(ids):
@@ -190,11 +190,11 @@ def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max
 def _skeleton(
     tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool
 ) -> str:
-    """Render turns of (role, number of pieces) with a sentinel for each piece: the same for all contents."""
+    """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()
     skeleton = [
-        {"role": role, "content": "".join(f"\ue000{next(number)}\ue001" for _ in range(pieces))}
-        for role, pieces in turns
+        {"role": role, "content": "".join(f"\ue000{next(number)}\ue001" for _ in range(fragments))}
+        for role, fragments in turns
     ]
     return str(
         tokenizer.apply_chat_template(
@@ -203,14 +203,14 @@ def _skeleton(
     )
 
 
-def _contents(message: dict[str, Any]) -> list[Piece]:
-    """Pieces of one message, checked: role and part types come from files."""
+def _contents(message: dict[str, Any]) -> list[ChatFragment]:
+    """Return the content fragments of one message, with role and part types checked."""
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        # Not only a courtesy: templates write the role as control text, where it could open or close a turn.
+        # Templates write the role as control text, where an arbitrary string could open or close a turn.
         raise DataError(f"message role {role!r} is unknown; {nearest(str(role), ROLES)}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    pieces = []
+    fragments = []
     for index, part in enumerate(parts):
         answer = role == "assistant"
         if part["type"] not in ("text", "image"):
@@ -218,31 +218,33 @@ def _contents(message: dict[str, Any]) -> list[Piece]:
                 f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}"
             )
         text = (part.get("text") or "") if part["type"] == "text" else ""
-        pieces.append(
-            Piece(part["type"], text, answer and part["type"] == "text", answer and index == len(parts) - 1)
+        fragments.append(
+            ChatFragment(
+                part["type"], text, answer and part["type"] == "text", answer and index == len(parts) - 1
+            )
         )
-    return pieces
+    return fragments
 
 
-def _split(rendered: str, contents: list[Piece]) -> list[Piece]:
+def _split(rendered: str, contents: list[ChatFragment]) -> list[ChatFragment]:
     fields = _SENTINEL.split(rendered)
     order = [int(field) for field in fields[1::2]]
     if order != list(range(len(contents))):
         raise DataError(
-            f"the chat template rendered content pieces {order} of {len(contents)}; it must render each once and in "
+            f"the chat template rendered content fragments {order} of {len(contents)}; it must render each once and in "
             "order (does it accept the roles system, user, assistant with string content?)"
         )
-    pieces = [Piece("template", fields[0])]
+    fragments = [ChatFragment("template", fields[0])]
     for content, text in zip(contents, fields[2::2], strict=True):
-        pieces += [content, Piece("template", text)]
-    return [piece for piece in pieces if piece.kind != "template" or piece.text]
+        fragments += [content, ChatFragment("template", text)]
+    return [fragment for fragment in fragments if fragment.kind != "template" or fragment.text]
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    # What calling the tokenizer comes down to; its bookkeeping costs several times what a short text does.
+    # Faster than calling the tokenizer, whose overhead is several times the cost of a short text.
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = not special
-    if backend.truncation is not None:  # of the tokenizer's file
+    if backend.truncation is not None:  # set in the tokenizer's file
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
@@ -251,7 +253,7 @@ def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _template_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Ids of template text, which is the same in every conversation."""
+    """Return the ids of template text, cached because it repeats in every conversation."""
     return tuple(_ids(tokenizer, text, special=True))
 
 
@@ -259,7 +261,7 @@ def _spelled_ids(tokenizer: Any, text: str) -> list[int]:
     ids = [token for character in text for token in _ids(tokenizer, character, special=False)]
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
         raise ConfigError(
-            f"the tokenizer does not give back {text!r} from its characters' tokens; "
+            f"the tokens of the characters of {text!r} do not decode to the same text; "
             "set model.spec.spell_answers to false"
         )
     return ids
@@ -276,6 +278,6 @@ def _require_end_of_turn(tokenizer: Any, ids: list[int]) -> int:
 
 @lru_cache(maxsize=1024)
 def _is_special(tokenizer: Any, token_id: int) -> bool:
-    # Asked of the token itself: `all_special_ids` lists only those with a name, which Llama 3's <|eot_id|> lacks.
+    # `all_special_ids` has only named special tokens, and Llama 3's <|eot_id|> is not named.
     token = tokenizer.added_tokens_decoder.get(token_id)
     return token is not None and bool(token.special)

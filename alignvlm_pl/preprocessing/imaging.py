@@ -1,7 +1,7 @@
-"""Pixels: read an image file safely, and cut it into the tiles that the vision encoder takes.
+"""Read image files safely, and cut images into tiles. Pillow and numpy only.
 
-Pillow and numpy only. Files come from the web and from scanners, so nothing is trusted: the size is checked
-before anything is decoded, and whatever a decoder says about a bad file becomes one DataError naming it.
+Files are not trusted: the size is checked before decoding, and every decoder error becomes a DataError with the file's
+name.
 """
 
 import io
@@ -16,13 +16,13 @@ from ..errors import DataError
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
-# The longest side that JPEG can say. A file of 60 bytes may promise a column of 90 million pixels, for which Pillow
-# takes a gigabyte: it keeps a pointer for every row.
+# The longest side in the JPEG format. A file of 60 bytes may declare 90 million rows of one pixel, for which Pillow
+# allocates a gigabyte of row pointers.
 MAX_SIDE = 65_535
 HALF_RANGE = 127.5
-"""A pixel x becomes x / HALF_RANGE - 1 (CONTRACT: models/pixels.py computes the same on any device)."""
+"""A pixel value x is normalised to x / HALF_RANGE - 1, here and in models/pixels.py."""
 
-# Named, because Pillow would otherwise also hand bytes to formats that run other programs (EPS: Ghostscript).
+# An explicit list: Pillow also knows formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -39,13 +39,13 @@ _ORIENTATIONS = {
 def load_image(
     source: bytes | str | os.PathLike[str], *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Read an image as RGB: upright, on white where transparent, the first frame of an animation.
+    """Read an image as RGB: EXIF orientation applied, transparency on white, first frame of an animation.
 
     Args:
         source: The file's bytes, or its path.
-        name: What error messages call it (shard and member, say); the path by default.
-        max_pixels: Largest width times height that is decoded. Pillow's own limit (twice
-            `PIL.Image.MAX_IMAGE_PIXELS`, 179 million) stays in force above it.
+        name: Name in error messages, e.g. shard and member; default: the path.
+        max_pixels: Maximum of width times height. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million)
+            applies as well.
 
     Returns:
         An image of mode RGB.
@@ -57,10 +57,9 @@ def load_image(
         name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
     content = source if isinstance(source, bytes) else _read(source, name)
     if not content:
-        raise DataError(f"{name}: the image file is empty; write it again or leave the sample out")
+        raise DataError(f"{name}: the image file is empty; write it again or remove the sample")
     with warnings.catch_warnings():
-        # Pillow warns of large images, where our limit decides, and of damaged metadata, which nobody needs here;
-        # what it cannot decode it raises.
+        # Pillow warns about large images, which max_pixels covers, and about damaged metadata, which is unused.
         warnings.simplefilter("ignore")
         with _open(content, name) as image:
             width, height = image.size
@@ -72,16 +71,15 @@ def load_image(
             if max(width, height) > MAX_SIDE:
                 raise DataError(
                     f"{name}: image of {width}x{height} pixels, expected sides of at most {MAX_SIDE}; "
-                    "scale the image down or leave it out"
+                    "scale the image down or remove the sample"
                 )
             return _decode(image, name)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes resolved.
+    """Convert an image of any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes converted.
 
-    Images of 32-bit integers or floats have no agreed white: their smallest value becomes black, the largest
-    white.
+    32-bit integers and floats have no defined range: their minimum becomes black, their maximum white.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -97,67 +95,67 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
-    """Cut an image into tiles, in the order and number of `tiling.plan_tiles`.
+    """Cut an image into normalised tiles, in the order of `tiling.plan_tiles`.
 
-    Pixels are resampled bicubically, as by both rules' authors, and normalised with mean and deviation 0.5;
-    padding is 0 after normalisation, a mid grey.
+    Pixels are resampled bicubically, as in both reference implementations, and normalised with mean and standard
+    deviation 0.5; padding is 0.
 
     Args:
         image: An image of any mode.
-        tiling: The settings.
+        tiling: The tiling settings.
 
     Returns:
-        float32 (tiles, 3, tile_height, tile_width), RGB in [-1, 1].
+        (tiles, 3, tile_height, tile_width) float32, RGB in [-1, 1].
 
     Raises:
         DataError: The image has no pixels.
     """
-    return normalise(*cut_pixels(image, tiling))
+    return normalise_array(*cut_pixels(image, tiling))
 
 
 def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Cut as `cut_tiles` does, but leave the pixels as they are: a quarter of the bytes.
+    """Cut an image into tiles as `cut_tiles` does, without normalising: a quarter of the bytes.
 
     Args:
         image: An image of any mode.
-        tiling: The settings.
+        tiling: The tiling settings.
 
     Returns:
-        uint8 (tiles, 3, tile_height, tile_width), RGB, and int16 (tiles, 4): left, upper, right and lower edge of each
-        tile's real pixels, the last two exclusive. What lies outside is padding and 0.
+        Tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded; and boxes (tiles, 4) int16: left, top,
+        right, bottom of the image within each tile, right and bottom exclusive.
 
     Raises:
         DataError: The image has no pixels.
     """
     image = to_rgb(image)
     plan = plan_tiles(*image.size, tiling)
-    # Most tiles are filled whole: clearing their memory first would touch it twice.
+    # Not zeroed: most tiles have no padding.
     out = np.empty((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.uint8)
     boxes = np.empty((len(plan), 4), dtype=np.int16)
     if tiling.rule == "ovis":
-        pieces = _fitted_pieces(image, plan)
+        crops = _fitted_tiles(image, plan)
     else:
-        pieces = _stretched_pieces(image, plan, choose_grid(*image.size, tiling), tiling)
-    for tile, edges, box, piece in zip(out, boxes, plan, pieces, strict=True):
+        crops = _stretched_tiles(image, plan, choose_grid(*image.size, tiling), tiling)
+    for tile, edges, box, crop in zip(out, boxes, plan, crops, strict=True):
         x, y, width, height = box.offset_x, box.offset_y, box.resized_width, box.resized_height
         edges[:] = x, y, x + width, y + height
         _clear_outside(tile, edges)
         for channel, band in zip(tile, "RGB", strict=True):
-            # Pillow keeps pixels interleaved. One band at a time is packed faster than all three are transposed.
-            packed = np.frombuffer(piece.tobytes("raw", band), dtype=np.uint8)
+            # Pillow stores pixels interleaved; extracting one band at a time is faster than a transpose.
+            packed = np.frombuffer(crop.tobytes("raw", band), dtype=np.uint8)
             channel[y : y + height, x : x + width] = packed.reshape(height, width)
     return out, boxes
 
 
-def normalise(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Tiles as the vision encoder takes them.
+def normalise_array(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Normalise tiles for the vision encoder.
 
     Args:
-        pixels: uint8 (tiles, 3, H, W), see `cut_pixels`.
-        boxes: int16 (tiles, 4), see `cut_pixels`.
+        pixels: (tiles, 3, H, W) uint8, see `cut_pixels`.
+        boxes: (tiles, 4) int16, see `cut_pixels`.
 
     Returns:
-        float32 (tiles, 3, H, W) in [-1, 1]; padding is 0, which no pixel value becomes.
+        (tiles, 3, H, W) float32 in [-1, 1]; padding is 0, which no pixel value maps to.
     """
     tiles: np.ndarray = np.divide(pixels, np.float32(HALF_RANGE), dtype=np.float32)
     tiles -= np.float32(1)
@@ -167,40 +165,40 @@ def normalise(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:
-    """Set a tile (3, H, W) to 0 outside of its real pixels, in place."""
+    """Set a tile (3, H, W) to 0 outside of its box, in place."""
     left, top, right, bottom = edges.tolist()
     for padding in (tile[:, :top], tile[:, bottom:], tile[:, :, :left], tile[:, :, right:]):
         padding.fill(0)
 
 
-def _fitted_pieces(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
-    pieces = []
+def _fitted_tiles(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
+    crops = []
     for box in plan:
-        # Cropped before resizing: with resize(box=...) the filter would see pixels across the tile's border.
+        # Cropped before resizing: resize(box=...) would filter across the tile's border.
         edges = (box.left, box.top, box.right, box.bottom)
         source = image if edges == (0, 0, *image.size) else image.crop(edges)
         size = (box.resized_width, box.resized_height)
-        # Pillow copies where there is nothing to resize.
-        pieces.append(source if source.size == size else source.resize(size, Image.Resampling.BICUBIC))
-    return pieces
+        # Pillow copies even if the size is unchanged.
+        crops.append(source if source.size == size else source.resize(size, Image.Resampling.BICUBIC))
+    return crops
 
 
-def _stretched_pieces(
+def _stretched_tiles(
     image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling
 ) -> list[Image.Image]:
-    # Resized as one and then cut, as InternVL does: the filter does see across the borders.
+    # Resized as a whole and then cut, as in InternVL: the filter does cross the borders.
     rows, cols = grid
     width, height = tiling.tile_width, tiling.tile_height
     canvas = image.resize((width * cols, height * rows), Image.Resampling.BICUBIC)
     corners = iter([(col * width, row * height) for row in range(rows) for col in range(cols)])
-    pieces = []
+    crops = []
     for box in plan:
         if box.is_thumbnail:
-            pieces.append(image.resize((width, height), Image.Resampling.BICUBIC))
+            crops.append(image.resize((width, height), Image.Resampling.BICUBIC))
         else:
             x, y = next(corners)
-            pieces.append(canvas.crop((x, y, x + width, y + height)))
-    return pieces
+            crops.append(canvas.crop((x, y, x + width, y + height)))
+    return crops
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
@@ -218,14 +216,14 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _open(content: bytes, name: str) -> Image.Image:
-    """Read the header only."""
+    """Open an image, reading its header only."""
     try:
         return Image.open(io.BytesIO(content), formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large to decode ({error}); scale it down") from error
     except MemoryError:
         raise
-    except Exception as error:  # what a decoder raises on hostile bytes is not documented
+    except Exception as error:  # decoders raise undocumented exceptions on hostile bytes
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise DataError(
             f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}){why}; "
@@ -245,12 +243,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
             f"({error}); the file is truncated or damaged"
         ) from error
-    # Where nothing was converted this is the image of the file; its pixels are loaded, and outlive the file.
+    # Without conversion this is the opened image itself; its pixels are loaded and stay valid after the file is closed.
     return rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation (1 = upright); a damaged EXIF block does not make the pixels unusable."""
+    """Return the EXIF orientation; 1 (upright) if the EXIF block is damaged."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # as in _open
@@ -259,9 +257,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _deep_to_gray(image: Image.Image) -> Image.Image:
-    """16-bit and 32-bit greys as 8-bit grey; Pillow's own conversion clips everything above 255 to white."""
+    """Scale 16-bit and 32-bit grey to 8 bits; Pillow's own conversion clips at 255."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    # Older Pillow opens 16-bit PNG and PGM as mode "I"; these formats know no deeper grey.
+    # Older Pillow opens 16-bit PNG and PGM as mode "I"; these formats have at most 16 bits.
     if image.mode.startswith("I;16") or getattr(image, "format", None) in ("PNG", "PPM"):
         low, high = 0.0, 65535.0
     else:

@@ -1,12 +1,11 @@
-"""Image geometry: which grid of tiles an image is cut into, and where each tile comes from.
+"""Tiling geometry: the grid of tiles for an image, and the source of each tile.
 
-Pure functions of (width, height, settings): no pixels, no torch. Two published rules are offered: `ovis`
-takes the fewest tiles that keep enough of the image's pixels, `internvl` the grid nearest to the image's
-aspect ratio. Sizes are pixels; boxes are (left, top, right, bottom); grids are (rows, cols).
+Pure functions of (width, height, settings), without pixels or torch. Two published rules: `ovis` chooses the fewest
+tiles that keep enough of the image's pixels, `internvl` the grid nearest to the image's aspect ratio. Sizes are in
+pixels; boxes are (left, top, right, bottom); grids are (rows, cols).
 
-CONTRACT: `count_visual_tokens` is the only place that says how many vision tokens an image costs. The
-processor (placeholders), the collators (budgets) and the model (splicing) all rely on it, and
-imaging.cut_tiles cuts by `plan_tiles`, so that text and vision cannot disagree.
+The number of visual tokens of an image is computed in `count_visual_tokens` only, and tiles are cut by `plan_tiles`
+only, so that placeholders and tiles always match.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ Box = tuple[float, float, float, float]
 
 
 class Grid(NamedTuple):
-    """Numbers of tile rows and tile columns, in this order."""
+    """Rows and columns of tiles."""
 
     rows: int
     cols: int
@@ -31,18 +30,18 @@ class Grid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """How an image becomes tiles of one size.
+    """Settings for cutting an image into tiles of one size.
 
     Args:
-        rule: `ovis` (covering ratio; each tile keeps its ratio and is padded) or `internvl` (nearest aspect
+        rule: `ovis` (covering ratio; each tile keeps its aspect ratio and is padded) or `internvl` (nearest aspect
             ratio; the image is stretched over the grid).
         tile_height: Height of a tile in pixels, the input height of the vision encoder.
         tile_width: Width of a tile in pixels.
-        max_tiles: Most tiles in the grid; the thumbnail is not counted.
-        max_side: Most rows and most columns of the grid; None: as many as `max_tiles` allows.
-        thumbnail: Where the whole image, as one more tile, goes among the tiles: `first`, `last` or `none`.
-            An image of a single tile never gets one.
-        covering_threshold: Share of the image's area (0-1) above which a grid is good enough; `ovis` only.
+        max_tiles: Maximum number of tiles in the grid, without the thumbnail.
+        max_side: Maximum number of rows and of columns; None: limited by `max_tiles` only.
+        thumbnail: Position of the full image as an additional tile: `first`, `last` or `none`. An image of a single
+            tile has no thumbnail.
+        covering_threshold: Share of the image's area (0-1) above which a grid is accepted; `ovis` only.
 
     Raises:
         ConfigError: A setting is unknown or out of range.
@@ -73,7 +72,7 @@ class Tiling:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Tiling":
-        """Read the settings stored by `to_dict`; keys left out take their defaults.
+        """Create from the output of `to_dict`; missing keys take their defaults.
 
         Raises:
             ConfigError: A key is unknown or a value out of range.
@@ -85,25 +84,25 @@ class Tiling:
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values, for a JSON config."""
+        """Return all settings as plain values, for a JSON config."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TileBox:
-    """Where one tile comes from and where it lies within the encoder's input.
+    """Source of one tile in the image, and its position within the encoder's input.
 
     Args:
-        left: Left edge of the tile's source in pixels of the image. The edges are whole numbers under `ovis`,
-            and possibly fractions under `internvl`, whose grid lines fall where the stretched image is cut.
-        top: Upper edge of the source.
+        left: Left edge of the source in pixels of the image; an integer under `ovis`, possibly a fraction under
+            `internvl`.
+        top: Top edge of the source.
         right: Right edge of the source, exclusive.
-        bottom: Lower edge of the source, exclusive.
+        bottom: Bottom edge of the source, exclusive.
         resized_width: Width in pixels to which the source is resized.
         resized_height: Height in pixels to which the source is resized.
-        offset_x: Left edge of the resized source within the tile; what it does not cover is padding.
-        offset_y: Upper edge of the resized source within the tile.
-        is_thumbnail: Whether this is the whole image added to the grid.
+        offset_x: Left edge of the resized source within the tile; the rest of the tile is padding.
+        offset_y: Top edge of the resized source within the tile.
+        is_thumbnail: Whether this is the thumbnail.
     """
 
     left: float
@@ -117,7 +116,7 @@ class TileBox:
     is_thumbnail: bool = False
 
     def to_tile(self, box: Box) -> Box:
-        """Map a box of the image to pixels of this tile; what lies outside the source is not clipped."""
+        """Map a box from pixels of the image to pixels of this tile, without clipping to the source."""
         x_scale = self.resized_width / (self.right - self.left)
         y_scale = self.resized_height / (self.bottom - self.top)
         return (
@@ -145,7 +144,7 @@ def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
 
 
 def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
-    """List the tiles of an image in the order in which the model sees them: row by row, thumbnail included.
+    """Return the tiles of an image in the order of the model's input: row by row, with the thumbnail.
 
     Raises:
         DataError: The image has no pixels.
@@ -168,7 +167,7 @@ def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
 
 
 def count_tiles(width: int, height: int, tiling: Tiling) -> int:
-    """Count the tiles of an image, thumbnail included.
+    """Return the number of tiles of an image, including the thumbnail.
 
     Raises:
         DataError: The image has no pixels.
@@ -178,13 +177,13 @@ def count_tiles(width: int, height: int, tiling: Tiling) -> int:
 
 
 def count_visual_tokens(width: int, height: int, tiling: Tiling, tokens_per_tile: int) -> int:
-    """Count the vision tokens that an image takes in the language model's sequence.
+    """Return the number of visual tokens of an image in the LLM's sequence.
 
     Args:
         width: Image width in pixels.
         height: Image height in pixels.
         tiling: The settings.
-        tokens_per_tile: Vision tokens that the encoder gives for one tile, 729 for SigLIP so400m-patch14-384.
+        tokens_per_tile: Visual tokens of one tile, e.g. 729 for SigLIP so400m-patch14-384.
 
     Raises:
         DataError: The image has no pixels.
@@ -200,7 +199,7 @@ def _choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
 
 @lru_cache(maxsize=64)
 def _candidates(max_tiles: int, max_side: int | None) -> tuple[Grid, ...]:
-    """All grids within both limits, by rows and then columns (23 grids for 9 tiles)."""
+    """Return all grids within both limits, ordered by rows, then columns (23 grids for 9 tiles)."""
     side = max_side or max_tiles
     return tuple(
         Grid(rows, cols)
@@ -211,9 +210,8 @@ def _candidates(max_tiles: int, max_side: int | None) -> tuple[Grid, ...]:
 
 def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """Ovis 1.6, `base_visual_tokenizer.py`, `_get_best_grid`, generalised to tiles that are not square."""
-    # A grid with more rows (columns) than the image has pixels would hold empty tiles. It covers exactly what
-    # the one-row (one-column) grid covers, with more tiles, so that Ovis never takes it: left out, no result
-    # changes.
+    # A grid with more rows (columns) than the image has pixels would have empty tiles. It covers what the one-row
+    # (one-column) grid covers with more tiles, so Ovis never chooses it, and leaving it out changes no result.
     grids = [
         grid
         for grid in _candidates(tiling.max_tiles, tiling.max_side)
@@ -221,16 +219,16 @@ def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
     ]
     covered = {grid: _covering_ratio(width, height, grid, tiling) for grid in grids}
     good = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
-    # min() keeps the first of equals, i.e. the order of enumeration, as Ovis's stable sort does.
+    # min() returns the first of equals, i.e. in order of enumeration, as Ovis's stable sort does.
     if good:
         return min(good, key=lambda grid: (grid.rows * grid.cols, -covered[grid]))
     return min(grids, key=lambda grid: (-covered[grid], grid.rows * grid.cols))
 
 
 def _covering_ratio(width: int, height: int, grid: Grid, tiling: Tiling) -> float:
-    """Share of the image's area that is left when each source larger than the tile is shrunk to fit (0-1)."""
-    # Added one by one, not with sum(), which rounds differently from Python 3.12 on: a square image's grids (2, 3)
-    # and (3, 2) cover the same up to the last bit, and the choice must not depend on the interpreter.
+    """Return the share of the image's area (0-1) that is left after sources larger than the tile are shrunk to fit."""
+    # Not sum(), which rounds differently since Python 3.12: for a square image the grids (2, 3) and (3, 2) differ in
+    # the last bit only, and the choice must not depend on the Python version.
     area = 0.0
     for box in _partition(width, height, grid):
         area += _covering_area(box, tiling)
@@ -238,11 +236,11 @@ def _covering_ratio(width: int, height: int, grid: Grid, tiling: Tiling) -> floa
 
 
 def _covering_area(box: tuple[int, int, int, int], tiling: Tiling) -> float:
-    """Area of a tile's source in pixels, after shrinking to fit where it is too large."""
+    """Return the area of a tile's source in pixels, after shrinking to fit the tile if it is larger."""
     width, height = box[2] - box[0], box[3] - box[1]
     if width <= tiling.tile_width and height <= tiling.tile_height:
         return width * height
-    # The order of the operations is Ovis's: ties between grids depend on the last bit.
+    # Operations in the order of Ovis: ties between grids depend on the last bit.
     if width * tiling.tile_height >= height * tiling.tile_width:
         return tiling.tile_width * (height / width * tiling.tile_width)
     return tiling.tile_height * (width / height * tiling.tile_height)
@@ -251,9 +249,9 @@ def _covering_area(box: tuple[int, int, int, int], tiling: Tiling) -> float:
 def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """InternVL, `train/dataset.py`, `find_closest_aspect_ratio`, generalised to tiles that are not square.
 
-    InternVL sorts by area only, so that grids of equal area keep the order of a Python set. Here they go by
-    columns: stated, because a result must not depend on the interpreter. Up to 24 tiles no result differs, as
-    two grids of equal area never compete (tests/parity/test_tiling_reference.py tries every border).
+    InternVL sorts by area only, so grids of equal area have the order of a Python set; here they are ordered by
+    columns, independent of the Python version. Up to 24 tiles the results are equal
+    (tests/parity/test_tiling_reference.py).
     """
     aspect = width / height
     best, best_difference = Grid(1, 1), float("inf")
@@ -262,7 +260,7 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     ):
         difference = abs(aspect - (grid.cols * tiling.tile_width) / (grid.rows * tiling.tile_height))
         canvas_area = tiling.tile_width * tiling.tile_height * grid.rows * grid.cols
-        # Among grids of one ratio the larger is taken where the image fills more than half of it.
+        # Of grids with equal aspect ratio the larger is chosen if the image has more than half of its pixels.
         if difference < best_difference or (
             difference == best_difference and width * height > 0.5 * canvas_area
         ):
@@ -271,7 +269,7 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
 
 
 def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int, int]]:
-    """Cut into whole pixels, row by row; the last row and the last column take the remainder."""
+    """Divide into boxes of whole pixels, row by row; the last row and column get the remainder."""
     row_height, col_width = height // grid.rows, width // grid.cols
     xs = [*(col * col_width for col in range(grid.cols)), width]
     ys = [*(row * row_height for row in range(grid.rows)), height]
@@ -281,7 +279,7 @@ def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int,
 
 
 def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
-    """Cut into equal parts, row by row, at fractions of a pixel where need be."""
+    """Divide into equal boxes, row by row, with fractional edges."""
     xs = [width * col / grid.cols for col in range(grid.cols + 1)]
     ys = [height * row / grid.rows for row in range(grid.rows + 1)]
     return [
@@ -290,11 +288,11 @@ def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
 
 
 def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:
-    """Enlarge or shrink to fit the tile, keeping the ratio, and centre (Ovis 1.6, `preprocess_image`)."""
+    """Scale a source to fit the tile, keeping its aspect ratio, and centre it (Ovis 1.6, `preprocess_image`)."""
     width, height = box[2] - box[0], box[3] - box[1]
     new_width, new_height = tiling.tile_width, tiling.tile_height
-    # Compared as products of whole numbers; an equal ratio fills the tile. Ovis truncates; the clamp is ours,
-    # since a strip of 4000x10 would otherwise be resized to a height of 0.
+    # Compared as integer products, so an equal ratio fills the tile. Ovis truncates; max(1, ...) is added because a
+    # strip of 4000x10 would be resized to a height of 0.
     if width * tiling.tile_height > height * tiling.tile_width:
         new_height = max(1, min(new_height, int(height / width * new_width)))
     elif width * tiling.tile_height < height * tiling.tile_width:
@@ -312,7 +310,7 @@ def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:
 
 
 def _stretched(box: Box, tiling: Tiling) -> TileBox:
-    """Fill the tile, whatever the ratio (InternVL, `dynamic_preprocess`)."""
+    """Stretch a source to fill the tile (InternVL, `dynamic_preprocess`)."""
     return TileBox(
         left=box[0],
         top=box[1],

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.models.build import build_model, build_processor
-from alignvlm_pl.models.pixels import normalise
+from alignvlm_pl.models.pixels import normalise_tensor
 from alignvlm_pl.models.tiny import tiny_spec
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values", "tile_boxes", "num_tiles")
@@ -56,7 +56,7 @@ def inputs_of(batch):
 
 
 def tiles_of(batch):
-    return normalise(batch["pixel_values"], batch["tile_boxes"])
+    return normalise_tensor(batch["pixel_values"], batch["tile_boxes"])
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
 from alignvlm_pl.models.connectors import CONNECTORS, build_connector, count_parameters
-from alignvlm_pl.models.connectors.grid import join_squares
+from alignvlm_pl.models.connectors.grid import pixel_shuffle
 from alignvlm_pl.models.connectors.mlp import MLPConnector
 
 WIDTHS = {"vision_dim": 5, "text_dim": 6, "vocab_size": 11}
@@ -111,7 +111,7 @@ COUNTS = [
 def test_tokens_per_tile_are_what_comes_out(options, square, line):
     for grid, expected in (((27, 27), square), ((3, 32), line)):
         connector = build_connector(options, **WIDTHS, grid=grid)
-        read = join_squares(torch.randn(2, grid[0] * grid[1], 5), grid, options.get("pixel_shuffle", 1))
+        read = pixel_shuffle(torch.randn(2, grid[0] * grid[1], 5), grid, options.get("pixel_shuffle", 1))
         assert connector.tokens_per_tile(read.shape[1]) == expected
         assert connector(read, torch.randn(11, 6)).embeds.shape == (2, expected, 6)
 
@@ -145,7 +145,7 @@ def test_every_parameter_gets_a_gradient(name, shuffle):
         {"type": name, **SMALL[name], "pixel_shuffle": shuffle}, **WIDTHS, grid=(5, 7)
     )
     features = torch.randn(2, 35, 5, requires_grad=True)
-    embeds = connector(join_squares(features, (5, 7), shuffle), torch.randn(11, 6)).embeds
+    embeds = connector(pixel_shuffle(features, (5, 7), shuffle), torch.randn(11, 6)).embeds
     (embeds * torch.randn_like(embeds)).sum().backward()
     for parameter_name, parameter in [*connector.named_parameters(), ("features", features)]:
         assert parameter.grad is not None, parameter_name
@@ -195,10 +195,10 @@ def test_mlp_is_its_formula():
 def test_squares_are_joined_row_by_row_and_the_edge_is_zero():
     tile = torch.arange(1.0, 13.0).reshape(1, 12, 1)  # 3 x 4
     expected = [[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 0, 0], [11, 12, 0, 0]]
-    assert join_squares(tile, (3, 4), 2)[0].tolist() == expected
-    assert join_squares(tile, (3, 4), 1) is tile
+    assert pixel_shuffle(tile, (3, 4), 2)[0].tolist() == expected
+    assert pixel_shuffle(tile, (3, 4), 1) is tile
     with pytest.raises(ConfigError, match="3 x 4 = 12 tokens, the vision tower gives 11"):
-        join_squares(tile[:, 1:], (3, 4), 2)
+        pixel_shuffle(tile[:, 1:], (3, 4), 2)
 
 
 def test_ovis_table_starts_small():

@@ -6,10 +6,9 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.models.pixels import as_tiles, normalise
+from alignvlm_pl.models.pixels import as_tiles, normalise_tensor
 from alignvlm_pl.models.processing import concatenate_filled
-from alignvlm_pl.preprocessing.imaging import cut_pixels, cut_tiles
-from alignvlm_pl.preprocessing.imaging import normalise as normalise_array
+from alignvlm_pl.preprocessing.imaging import cut_pixels, cut_tiles, normalise_array
 from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid, plan_tiles
 
 SIZES = [(97, 31), (31, 200), (1, 1), (130, 129), (57, 900), (56, 42), (113, 112)]
@@ -50,7 +49,7 @@ def test_numpy_and_torch_give_the_bits_of_tiles_cut_by_hand(rule, thumbnail, siz
     expected = tiles_by_hand(noise(*size), tiling)
     pixels, boxes = cut_pixels(noise(*size), tiling)
     assert (pixels.dtype, boxes.dtype, boxes.shape) == (np.uint8, np.int16, (len(expected), 4))
-    found = normalise(torch.from_numpy(pixels), torch.from_numpy(boxes)).numpy()
+    found = normalise_tensor(torch.from_numpy(pixels), torch.from_numpy(boxes)).numpy()
     for tiles in (cut_tiles(noise(*size), tiling), normalise_array(pixels, boxes), found):
         assert tiles.dtype == np.float32
         assert tiles.tobytes() == expected.tobytes()
@@ -69,7 +68,7 @@ def test_boxes_hold_the_real_pixels_and_the_rest_is_zero():
 def test_black_is_not_padding():
     """Both are 0 as uint8; only the box tells them apart."""
     pixels = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
-    tiles = normalise(pixels, torch.tensor([[1, 1, 3, 4], [0, 0, 5, 4]], dtype=torch.int16))
+    tiles = normalise_tensor(pixels, torch.tensor([[1, 1, 3, 4], [0, 0, 5, 4]], dtype=torch.int16))
     expected = torch.zeros(2, 3, 4, 5)
     expected[0, :, 1:4, 1:3] = -1
     expected[1] = -1
@@ -80,9 +79,9 @@ def test_black_is_not_padding():
 def test_other_precisions_are_rounded_from_float32(dtype):
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     boxes = torch.tensor([[0, 0, 16, 16]], dtype=torch.int16)
-    found = normalise(pixels, boxes, dtype=dtype)
+    found = normalise_tensor(pixels, boxes, dtype=dtype)
     assert found.dtype == dtype
-    assert torch.equal(found, normalise(pixels, boxes).to(dtype))
+    assert torch.equal(found, normalise_tensor(pixels, boxes).to(dtype))
 
 
 def test_normalised_tiles_pass_as_they_are_and_others_need_their_boxes():

@@ -17,7 +17,7 @@ from alignvlm_pl.models.align import AlignConnector
 from alignvlm_pl.models.build import build_config, build_model, build_processor, load_weights
 from alignvlm_pl.models.connectors import build_connector
 from alignvlm_pl.models.kept_rows import choose_rows, resolve_kept
-from alignvlm_pl.models.pruning import calibrate, prune, transfer_rows, unprune
+from alignvlm_pl.models.pruning import prune, sum_vocabulary, transfer_rows, unprune
 from alignvlm_pl.models.tiny import VOCAB_SIZE, tiny_spec
 from datamodules.shards.writer import ShardWriter
 
@@ -125,13 +125,13 @@ def state(model):
 def test_calibration_is_the_mean_of_the_weights(trained):
     _, model = trained
     pixels = [torch.rand(2, 3, 56, 56), torch.rand(0, 3, 56, 56), torch.rand(1, 3, 56, 56)]
-    shares = calibrate(model, pixels)
+    shares = sum_vocabulary(model, pixels)
     features = torch.cat([model.encode_images(tiles) for tiles in pixels if len(tiles)])
     expected = model.connector(features, torch.eye(VOCAB_SIZE)).embeds.flatten(0, 1)
     assert shares.tokens == len(expected) == 48
     torch.testing.assert_close(torch.tensor(shares.mean()), expected.mean(0), rtol=1e-4, atol=1e-8)
-    with pytest.raises(DataError, match="no visual token"):
-        calibrate(model, []).mean()
+    with pytest.raises(DataError, match="no visual tokens"):
+        sum_vocabulary(model, []).mean()
 
 
 def test_pruned_models_are_saved_with_their_rows_and_restored(trained, tmp_path):
@@ -184,7 +184,7 @@ def test_weights_are_pruned_and_restored_by_the_config_alone(trained, tmp_path, 
 def test_what_cannot_be_pruned(tmp_path):
     spec = tiny_spec(tmp_path, connector={"type": "mlp"})
     model = build_model(spec, build_processor(spec))
-    for call in (lambda: prune(model, [1]), lambda: unprune(model), lambda: calibrate(model, [])):
+    for call in (lambda: prune(model, [1]), lambda: unprune(model), lambda: sum_vocabulary(model, [])):
         with pytest.raises(ConfigError, match="connector 'mlp' has no vocabulary to prune"):
             call()
     with pytest.raises(ConfigError, match="a vocabulary of 11, the model has 12"):

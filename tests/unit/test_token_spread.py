@@ -108,12 +108,12 @@ def test_the_factor_reaches_the_entropy_once_it_is_in_the_gain(target):
     connector, features = align(1.7), torch.randn(3, 7, 5)
     scores = spread.vocabulary_scores(connector, features, limit=100)
     factor, told = spread.gain_factor(scores, connector.norm2.bias, target=target)
-    assert told == pytest.approx(target, abs=spread.NEAR_ENOUGH)
+    assert told == pytest.approx(target, abs=spread.TOLERANCE)
     with torch.no_grad():
         connector.norm2.weight.mul_(factor)
     log_weights = connector.log_probs(features, torch.arange(11))
     entropy = -(log_weights.exp() * log_weights).sum(dim=-1).mean().detach()
-    assert float(entropy) == pytest.approx(target, abs=2 * spread.NEAR_ENOUGH)
+    assert float(entropy) == pytest.approx(target, abs=2 * spread.TOLERANCE)
 
 
 def test_a_target_out_of_reach_names_the_range():

@@ -1,18 +1,18 @@
-"""Connectors behind one interface: tile features in, LLM-width tokens out.
+"""Connectors: vision features of a tile in, tokens of the LLM's width out.
 
-The type of a connector is the name of its file: every `Connector` that a file of this folder defines is registered
-(docs/extend/connector.md). ALIGN, which has a file of its own in `models/`, is the one entered by hand.
+The `Connector` that a file of this folder defines is registered under the file's name (docs/extend/connector.md);
+`align` is in `models/align.py`.
 
 A connector is an `nn.Module` with
 
 - `forward(features (tiles, tokens, d), table (V, D), *, columns=None) -> ConnectorOutput`;
-- `tokens_per_tile(tokens) -> int`: how many tokens the LLM sees for a tile of which the vision tower gives `tokens`;
-- `initialize(head_weight)`, called with the LM head (V, D) at construction and again once pretrained weights are in;
+- `tokens_per_tile(tokens) -> int`: number of output tokens for a tile of `tokens` vision tokens;
+- `initialize(head_weight)`, called with the LM head (V, D) at construction and after pretrained weights are loaded;
 - `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.page_readout`).
 
 Its constructor takes `vision_dim, text_dim, vocab_size` and keyword options, which are the keys of `connector:` in a
-config beside `type`. If it has a keyword `grid`, that is no option: it is given the rows and columns of the tokens.
-`base.Connector` has all of this but the projection.
+config beside `type`; a keyword `grid` receives the rows and columns of the tokens. `base.Connector` implements all of
+this but the projection.
 """
 
 import inspect
@@ -41,17 +41,17 @@ def _defined() -> dict[str, type[nn.Module]]:
 
 CONNECTORS: dict[str, type[nn.Module]] = _defined()
 PIXEL_SHUFFLE = "pixel_shuffle"
-"""Option of every connector: the tokens of a square of this side become one, side by side, before it reads them."""
+"""Option of every connector: factor of the pixel shuffle of its input."""
 SHUFFLES = (1, 2, 3)
 _GRID = "grid"
 _NO_IDENTITY = ("backend", "gain_init", "init_std", "vocab_keep", "vocab_rows")
 
 
 def shuffle_factor(options: dict[str, Any]) -> int:
-    """Side of the squares of tokens that are joined before the connector; 1: none.
+    """Return the factor of the pixel shuffle before the connector; 1: none.
 
     Raises:
-        ConfigError: If it is none of `SHUFFLES`.
+        ConfigError: If it is not in `SHUFFLES`.
     """
     factor = options.get(PIXEL_SHUFFLE, 1)
     if factor not in SHUFFLES or isinstance(factor, bool):
@@ -69,11 +69,11 @@ def build_connector(
         vision_dim: Width d of the vision features.
         text_dim: Width D of the LLM.
         vocab_size: Rows V of the LLM's head and embedding table.
-        grid: Rows and columns of the vision tokens of a tile; None where they have none.
+        grid: Rows and columns of the vision tokens of a tile; None if they form no grid.
 
     Raises:
-        ConfigError: If the type or one of its options is unknown (the message lists the known ones), or it needs a
-            grid and there is none.
+        ConfigError: If the type or an option is unknown (the message lists the known ones), or it needs a grid and
+            there is none.
     """
     name = options.get("type", "align")
     if name not in CONNECTORS:
@@ -98,23 +98,22 @@ def build_connector(
 
 
 def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
-    """What a connector computes from its weights: its type and options, those left out with their defaults.
+    """Return the type and options, with defaults, that determine a connector's output for given weights.
 
-    Options that only say how it starts, who computes it, or which rows of the vocabulary are kept (`load_weights`
-    carries them over) are no part of it.
+    Left out are options for initialisation and back-end, and the kept vocabulary rows, which `load_weights` converts.
     """
     parameters = inspect.signature(CONNECTORS[options.get("type", "align")]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != _GRID}
-    whole = {"type": "align", PIXEL_SHUFFLE: 1, **defaults, **options}
+    complete = {"type": "align", PIXEL_SHUFFLE: 1, **defaults, **options}
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in whole.items()
+        for key, value in complete.items()
         if key not in _NO_IDENTITY
     }
 
 
 def count_parameters(connector: nn.Module) -> int:
-    """Numbers that a connector learns."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in connector.parameters())
 
 

@@ -1,4 +1,4 @@
-"""What the baselines share: a connector whose outputs are not distributions over text tokens."""
+"""Base class of the baseline connectors, whose outputs are not distributions over text tokens."""
 
 from torch import Tensor, nn
 
@@ -7,30 +7,31 @@ from ..align import ConnectorOutput
 
 
 class Connector(nn.Module):
-    """A connector; its subclass has `project` and, where the number of tokens changes, `tokens_per_tile`."""
+    """Base class: subclasses implement `project` and, if the number of tokens changes, `tokens_per_tile`."""
 
     reads_text = False
 
     def initialize(self, head_weight: Tensor) -> None:
-        """Start the weights that have a start of their own; `head_weight` (V, D) is the LM head.
+        """Initialise weights that need more than transformers' default initialisation, which has run before.
 
-        CONTRACT: runs after transformers has given every linear layer, convolution and embedding its normal start.
+        Args:
+            head_weight: (V, D) weight of the LM head.
         """
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Tokens that the LLM sees for a tile of which the vision tower gives `tokens`.
+        """Return the number of output tokens for a tile of `tokens` vision tokens.
 
         Raises:
-            ConfigError: If the connector was built for another number.
+            ConfigError: If the connector was built for another number of vision tokens.
         """
         return tokens
 
     def project(self, features: Tensor) -> Tensor:
-        """Turn features (tiles, tokens, d) into (tiles, tokens_per_tile(tokens), D)."""
+        """Map features (tiles, tokens, d) to (tiles, tokens_per_tile(tokens), D)."""
         raise NotImplementedError
 
     def forward(self, features: Tensor, table: Tensor, *, columns: Tensor | None = None) -> ConnectorOutput:
-        """Project features (tiles, tokens, d); the LLM's embedding `table` is not read.
+        """Map features (tiles, tokens, d); the LLM's embedding `table` is not used.
 
         Raises:
             ConfigError: If `columns` is given: the outputs are not distributions over text tokens.

@@ -1,7 +1,7 @@
-"""C-Abstractor of HoneyBee (arXiv 2312.06742): convolutions, pooling to fewer cells, convolutions.
+"""C-Abstractor of HoneyBee (arXiv 2312.06742): convolutions, adaptive pooling to a smaller grid, convolutions.
 
-HoneyBee's learned positions were for 24 x 24 tokens; here there are as many as the tile's grid has. Pooling 27 cells to
-12 takes windows of unequal size, which adaptive pooling does.
+HoneyBee has 24 x 24 learned positions; here there is one per cell of the tile's grid. Adaptive pooling from 27 to 12
+cells uses windows of unequal size.
 
 The convolutions are RegNet stages with LayerNorm, timm's `RegStage(act_layer=SiLU, norm_layer=LayerNorm2d)`. timm
 itself needs torchvision, which does not load beside a CPU build of torch; the modules here have timm's names and
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 from ..options import pair, require_at_least
 from .base import Connector
-from .grid import Grid, check_grid, to_picture, to_tokens
+from .grid import Grid, check_grid, to_feature_map, to_tokens
 
 _POSITION_STD = 0.02
 _POOL = 12
 _SQUEEZE = 0.25
-"""Inner channels of squeeze-and-excitation, as a share of the block's input channels."""
+"""Inner channels of squeeze-and-excitation as a share of the block's input channels."""
 
 
 class CAbstractorConnector(Connector):
@@ -32,10 +32,10 @@ class CAbstractorConnector(Connector):
         vocab_size: Unused: part of the connector interface.
         grid: Rows and columns of the tokens of a tile.
         hidden: Channels of the convolutions.
-        depth: Blocks before and behind the pooling, each.
-        pool: Rows and columns of cells that are left, the tokens of a tile; null: HoneyBee's 12 x 12, or where the
-            grid has fewer rows or columns, as many as it has.
-        mlp_depth: Linear layers of the readout to the LLM's width, with SiLU between them.
+        depth: Number of blocks before, and of blocks after the pooling.
+        pool: Rows and columns after pooling, which are the tokens of a tile; null: HoneyBee's 12 x 12, or the grid's
+            rows or columns where it has fewer.
+        mlp_depth: Linear layers of the output projection, with SiLU between them.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class CAbstractorConnector(Connector):
         self.readout = nn.Sequential(*modules)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """The cells that are left."""
+        """Return the number of cells after pooling."""
         check_grid(tokens, self.grid)
         return self.cells[0] * self.cells[1]
 
     def project(self, features: Tensor) -> Tensor:
-        """Abstract features (tiles, rows · columns, d)."""
+        """Map features (tiles, rows · columns, d) to (tiles, pooled cells, D)."""
         check_grid(features.shape[1], self.grid)
-        picture = to_picture(features + self.position.to(features.dtype), self.grid)
-        tokens: Tensor = self.readout(to_tokens(self.behind(self.pool(self.before(picture)))))
+        feature_map = to_feature_map(features + self.position.to(features.dtype), self.grid)
+        tokens: Tensor = self.readout(to_tokens(self.behind(self.pool(self.before(feature_map)))))
         return tokens
 
 
@@ -89,12 +89,12 @@ def _cells(pool: tuple[int, int] | None, grid: Grid) -> Grid:
 
 
 class RegStage(nn.Sequential):
-    """Blocks of one width, at stride 1.
+    """RegNet stage: blocks of one width, at stride 1.
 
     Args:
         depth: Number of blocks.
-        in_channels: Channels of the input, which only the first block sees.
-        out_channels: Channels of everything behind.
+        in_channels: Channels of the input of the first block.
+        out_channels: Channels of all other activations.
     """
 
     def __init__(self, depth: int, in_channels: int, out_channels: int) -> None:
@@ -116,15 +116,15 @@ class RegBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels)
         self.conv2 = ConvNorm(out_channels, out_channels, kernel=3, groups=out_channels)
-        self.se = SqueezeExcite(out_channels, max(1, round(in_channels * _SQUEEZE)))
+        self.se = RegSqueezeExcite(out_channels, max(1, round(in_channels * _SQUEEZE)))
         self.conv3 = ConvNorm(out_channels, out_channels, activate=False)
         same = in_channels == out_channels
         self.downsample = nn.Identity() if same else ConvNorm(in_channels, out_channels, activate=False)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Picture (tiles, in_channels, rows, columns) to (tiles, out_channels, rows, columns)."""
-        inside = self.conv3(self.se(self.conv2(self.conv1(picture))))
-        return F.silu(inside + self.downsample(picture))
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Map (tiles, in_channels, rows, columns) to (tiles, out_channels, rows, columns)."""
+        inside = self.conv3(self.se(self.conv2(self.conv1(feature_map))))
+        return F.silu(inside + self.downsample(feature_map))
 
 
 class ConvNorm(nn.Module):
@@ -137,24 +137,24 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False
         )
-        self.bn = nn.LayerNorm(out_channels)  # timm's name for its norm, whatever the norm is
+        self.bn = nn.LayerNorm(out_channels)  # timm's name for the norm of any kind
         self.activate = activate
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Picture (tiles, in_channels, rows, columns) to (tiles, out_channels, rows, columns)."""
-        normed = self.bn(self.conv(picture).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Map (tiles, in_channels, rows, columns) to (tiles, out_channels, rows, columns)."""
+        normed = self.bn(self.conv(feature_map).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.silu(normed) if self.activate else normed
 
 
-class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate that sees the mean of all channels."""
+class RegSqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the means of all channels."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, inner, 1)
         self.fc2 = nn.Conv2d(inner, channels, 1)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Picture (tiles, channels, rows, columns), scaled."""
-        mean = picture.mean((2, 3), keepdim=True)
-        return picture * self.fc2(F.silu(self.fc1(mean))).sigmoid()
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Map (tiles, channels, rows, columns) to the same shape."""
+        mean = feature_map.mean((2, 3), keepdim=True)
+        return feature_map * self.fc2(F.silu(self.fc1(mean))).sigmoid()

@@ -1,4 +1,4 @@
-"""Tokens of a tile as a picture: rows, columns, and squares of tokens joined to one."""
+"""The grid of a tile's vision tokens: checks, feature maps and pixel shuffle."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 
 Grid = tuple[int, int]
-"""Rows and columns of the vision tokens of one tile, which follow each other row by row."""
+"""Rows and columns of the vision tokens of one tile, in row-major order."""
 
 
 def check_grid(tokens: int, grid: Grid) -> None:
-    """Refuse tokens that do not fill the grid.
+    """Raise if the number of tokens is not rows · columns.
 
     Raises:
-        ConfigError: Naming both numbers.
+        ConfigError: Names both numbers.
     """
     rows, columns = grid
     if tokens != rows * columns:
@@ -24,41 +24,41 @@ def check_grid(tokens: int, grid: Grid) -> None:
         )
 
 
-def shuffled_grid(grid: Grid, side: int) -> Grid:
-    """Grid after squares of `side` x `side` tokens were joined; a square at the edge may be incomplete."""
+def shuffled_grid(grid: Grid, factor: int) -> Grid:
+    """Return the grid after `pixel_shuffle` by `factor`, rounded up."""
     rows, columns = grid
-    return -(-rows // side), -(-columns // side)
+    return -(-rows // factor), -(-columns // factor)
 
 
-def join_squares(features: Tensor, grid: Grid, side: int) -> Tensor:
-    """Join squares of tokens, side by side along the width (space to depth, "pixel shuffle").
+def pixel_shuffle(features: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Concatenate blocks of `factor` x `factor` tokens along the width (space to depth).
 
-    The right and the lower edge are filled up with zeros, as Ovis does: 27 columns in squares of 2 become 28, so that
-    no token is lost.
+    The grid is padded with zeros on the right and below, as in Ovis, so that no token is lost: 27 columns become 28 for
+    a factor of 2.
 
     Args:
         features: (tiles, rows · columns, d).
         grid: Rows and columns.
-        side: Tokens along the side of a square; 1 changes nothing.
+        factor: Tokens per side of a block; 1 changes nothing.
 
     Returns:
-        (tiles, ceil(rows / side) · ceil(columns / side), side² · d); within a token the square's row by row.
+        (tiles, ceil(rows / factor) · ceil(columns / factor), factor² · d); the tokens of a block in row-major order.
 
     Raises:
         ConfigError: If the tokens do not fill the grid.
     """
-    if side == 1:
+    if factor == 1:
         return features
     check_grid(features.shape[1], grid)
-    height, width = shuffled_grid(grid, side)
-    picture = features.unflatten(1, grid)
-    picture = F.pad(picture, (0, 0, 0, width * side - grid[1], 0, height * side - grid[0]))
-    squares = picture.unflatten(2, (width, side)).unflatten(1, (height, side)).transpose(2, 3)
-    return squares.flatten(3).flatten(1, 2)
+    height, width = shuffled_grid(grid, factor)
+    feature_map = features.unflatten(1, grid)
+    feature_map = F.pad(feature_map, (0, 0, 0, width * factor - grid[1], 0, height * factor - grid[0]))
+    blocks = feature_map.unflatten(2, (width, factor)).unflatten(1, (height, factor)).transpose(2, 3)
+    return blocks.flatten(3).flatten(1, 2)
 
 
-def to_picture(features: Tensor, grid: Grid) -> Tensor:
-    """Tokens (tiles, rows · columns, d) as pictures (tiles, d, rows, columns).
+def to_feature_map(features: Tensor, grid: Grid) -> Tensor:
+    """Reshape tokens (tiles, rows · columns, d) to feature maps (tiles, d, rows, columns).
 
     Raises:
         ConfigError: If the tokens do not fill the grid.
@@ -67,16 +67,16 @@ def to_picture(features: Tensor, grid: Grid) -> Tensor:
     return features.transpose(1, 2).unflatten(2, grid)
 
 
-def to_tokens(picture: Tensor) -> Tensor:
-    """Pictures (tiles, d, rows, columns) as tokens (tiles, rows · columns, d)."""
-    return picture.flatten(2).transpose(1, 2)
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """Reshape feature maps (tiles, d, rows, columns) to tokens (tiles, rows · columns, d)."""
+    return feature_map.flatten(2).transpose(1, 2)
 
 
-def repeat_for(tiles: Tensor, vectors: Tensor) -> Tensor:
-    """The same `vectors` (n, D) for each of `tiles` (tiles, tokens, D), in their precision: (tiles, n, D)."""
+def expand_to_tiles(tiles: Tensor, vectors: Tensor) -> Tensor:
+    """Expand `vectors` (n, D) to (tiles, n, D), in number and dtype of `tiles` (tiles, tokens, D)."""
     return vectors.to(tiles.dtype).expand(len(tiles), *vectors.shape)
 
 
-def append(tokens: Tensor, vectors: Tensor) -> Tensor:
-    """Put the same `vectors` (n, D) behind the tokens (tiles, tokens, D) of every tile."""
-    return torch.cat([tokens, repeat_for(tokens, vectors)], dim=1)
+def append_vectors(tokens: Tensor, vectors: Tensor) -> Tensor:
+    """Append the same `vectors` (n, D) to the tokens (tiles, tokens, D) of every tile: (tiles, tokens + n, D)."""
+    return torch.cat([tokens, expand_to_tiles(tokens, vectors)], dim=1)

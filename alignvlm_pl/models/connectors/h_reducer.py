@@ -1,7 +1,7 @@
-"""H-Reducer of mPLUG-DocOwl 1.5 (arXiv 2403.12895): convolutions join tokens that stand side by side in a line.
+"""H-Reducer of mPLUG-DocOwl 1.5 (arXiv 2403.12895): convolutions merge horizontally adjacent tokens.
 
-Its 1 x 4 windows divided the 32 columns it was made for. SigLIP's tiles have 27: a plain stride of 4 would drop the
-last three columns, the right edge of the page. Here the edge is filled up with zeros to 28, which gives 27 x 7 = 189.
+The original 1 x 4 windows divide 32 columns evenly. SigLIP's tiles have 27: a stride of 4 would drop the last three
+columns, the right edge of the page, so the grid is padded with zeros to 28, which gives 27 x 7 = 189 tokens.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..options import pair
 from .base import Connector
-from .grid import Grid, append, check_grid, to_picture, to_tokens
+from .grid import Grid, append_vectors, check_grid, to_feature_map, to_tokens
 
 
 class HReducerConnector(Connector):
@@ -21,8 +21,8 @@ class HReducerConnector(Connector):
         text_dim: Width D of the LLM.
         vocab_size: Unused: part of the connector interface.
         grid: Rows and columns of the tokens of a tile.
-        window: Rows and columns of tokens that become one.
-        end_token: Put a learned token behind each tile's, as DocOwl does behind its picture's.
+        window: Rows and columns of tokens that are merged into one.
+        end_token: Append a learned token to each tile, as DocOwl does to each image.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class HReducerConnector(Connector):
         self.end = nn.Parameter(torch.randn(1, text_dim)) if end_token else None
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """One token for each window, and the end token."""
+        """Return the number of windows, plus one for the end token."""
         check_grid(tokens, self.grid)
         rows, columns = (-(-size // side) for size, side in zip(self.grid, self.window, strict=True))
         return rows * columns + (self.end is not None)
 
     def project(self, features: Tensor) -> Tensor:
-        """Reduce features (tiles, rows · columns, d)."""
-        picture = to_picture(features, self.grid)
+        """Map features (tiles, rows · columns, d) to (tiles, windows, D)."""
+        feature_map = to_feature_map(features, self.grid)
         below, right = (-size % side for size, side in zip(self.grid, self.window, strict=True))
-        picture = F.pad(picture, (0, right, 0, below))
-        tokens: Tensor = self.projection(to_tokens(self.reducer(self._mix(picture))))
-        return tokens if self.end is None else append(tokens, self.end)
+        feature_map = F.pad(feature_map, (0, right, 0, below))
+        tokens: Tensor = self.projection(to_tokens(self.reducer(self._mix(feature_map))))
+        return tokens if self.end is None else append_vectors(tokens, self.end)
 
-    def _mix(self, picture: Tensor) -> Tensor:
-        """Let the tokens of each window see each other; picture (tiles, d, rows, columns) keeps its shape."""
-        mixed = F.gelu(self.before(picture))  # (tiles, window · d, rows / height, columns / width)
+    def _mix(self, feature_map: Tensor) -> Tensor:
+        """Mix the tokens of each window; the feature map (tiles, d, rows, columns) keeps its shape."""
+        mixed = F.gelu(self.before(feature_map))  # (tiles, window · d, rows / height, columns / width)
         height, width = self.window
         parts = mixed.unflatten(1, (height, width, -1))  # (tiles, height, width, d, rows, columns)
         return parts.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)

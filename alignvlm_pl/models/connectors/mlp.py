@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: the paper's one layer, or the two of LLaVA-1.5's `mlp2x_gelu` (arXiv 2310.03744)."""
+"""MLP connector: one layer as in the paper, or two as in LLaVA-1.5's `mlp2x_gelu` (arXiv 2310.03744)."""
 
 from torch import Tensor, nn
 
@@ -10,13 +10,13 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class MLPConnector(Connector):
-    """Multi-layer perceptron baseline.
+    """MLP baseline.
 
     Args:
         vision_dim: Width d of the vision features.
         text_dim: Width D of the LLM.
         vocab_size: Unused: part of the connector interface.
-        layers: 2 is LLaVA's `mlp2x_gelu` (linear, activation, linear); 1 is the paper's form (linear, activation).
+        layers: 2: linear, activation, linear (LLaVA's `mlp2x_gelu`); 1: linear, activation (paper).
         activation: `gelu` or `relu`.
     """
 
@@ -33,6 +33,6 @@ class MLPConnector(Connector):
         self.layers = nn.Sequential(*modules)
 
     def project(self, features: Tensor) -> Tensor:
-        """Project every token of features (tiles, tokens, d)."""
+        """Map features (tiles, tokens, d) to (tiles, tokens, D)."""
         projected: Tensor = self.layers(features)
         return projected

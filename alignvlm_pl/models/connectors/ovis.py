@@ -1,8 +1,7 @@
-"""Ovis: every visual token is a mixture of the rows of a visual vocabulary's own table (arXiv 2405.20797).
+"""Ovis (arXiv 2405.20797): every visual token is a weighted average of the rows of a learned visual embedding table.
 
-Shapes as in Ovis 1.6: a head of one linear layer without bias and a LayerNorm over the K - `indicators` visual words,
-and a table of K rows whose last ones are indicators and take part in no mixture. Against ALIGN: the words and their
-table are learned from nothing, where ALIGN takes both from the LLM.
+Shapes as in Ovis 1.6: a linear head without bias and a LayerNorm over the K - `indicators` visual words, and a table of
+K rows, the last of which are indicators and not averaged. Unlike ALIGN, head and table are learned from scratch.
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from ..options import require_at_least, require_choice, require_positive
 from .base import Connector
-from .grid import Grid, check_grid, join_squares, repeat_for, shuffled_grid
+from .grid import Grid, check_grid, expand_to_tiles, pixel_shuffle, shuffled_grid
 
 TOKENIZERS = ("softmax", "gumbel", "argmax")
 
@@ -22,17 +21,17 @@ class OvisConnector(Connector):
     Args:
         vision_dim: Width d of the vision features.
         text_dim: Width D of the LLM.
-        vocab_size: Rows V of the LLM's table, for `visual_vocab: null`.
+        vocab_size: Rows V of the LLM's table, used for `visual_vocab: null`.
         grid: Rows and columns of the tokens of a tile.
-        visual_vocab: Rows K of the table; null: as many as the LLM's. The paper names no number, Ovis had 16,384 to
-            131,072.
-        tokenize: `softmax`; `gumbel` (one word, drawn while training and the likeliest otherwise) or `argmax` (the
-            likeliest), both with the gradient of the softmax.
-        tau: Temperature of `gumbel`, above 0. It stays as it is set; Ovis lowers it from 5 to 0.05 while it trains.
-        hidden_stride: Side of the squares of tokens that become one: 3 makes 81 of 729.
-        indicators: Last rows of the table that are no words: 5 in Ovis 1.6, 2 before.
-        mark_tiles: Put the first two indicators before and behind each tile's tokens.
-        init_std: Standard deviation of the table's start.
+        visual_vocab: Rows K of the table; null: as many as the LLM's. The paper does not give K; Ovis used 16,384
+            to 131,072.
+        tokenize: `softmax`; `gumbel` (one word, sampled in training, else the most likely) or `argmax` (the most
+            likely), both with the gradient of the softmax.
+        tau: Temperature of `gumbel`, above 0; constant, where Ovis anneals it from 5 to 0.05.
+        hidden_stride: Factor of the pixel shuffle before the head: 3 turns 729 tokens into 81.
+        indicators: Number of last rows of the table that are not visual words: 5 in Ovis 1.6, 2 before.
+        mark_tiles: Put the first two indicators before and after each tile's tokens.
+        init_std: Standard deviation of the table's initialisation.
     """
 
     def __init__(
@@ -66,11 +65,11 @@ class OvisConnector(Connector):
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Start the table from a normal distribution."""
+        """Initialise the table from a normal distribution."""
         nn.init.normal_(self.table.weight, std=self.init_std)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """One token for each square, and two marks where `mark_tiles` is set."""
+        """Return the tokens after the pixel shuffle, plus two if `mark_tiles` is set."""
         if self.stride > 1:
             check_grid(tokens, self.grid)
             rows, columns = shuffled_grid(self.grid, self.stride)
@@ -78,18 +77,18 @@ class OvisConnector(Connector):
         return tokens + 2 * self.mark_tiles
 
     def project(self, features: Tensor) -> Tensor:
-        """Mixtures of the table's rows for features (tiles, tokens, d)."""
-        squares = join_squares(features, self.grid, self.stride)
-        weights = self.word_weights(squares)
+        """Map features (tiles, tokens, d) to weighted averages of the table's rows (tiles, tokens_per_tile, D)."""
+        shuffled = pixel_shuffle(features, self.grid, self.stride)
+        weights = self.word_weights(shuffled)
         tokens = weights @ self.table.weight[: self.words]
         if not self.mark_tiles:
             return tokens
         first, last = self.table.weight[self.words : self.words + 2].split(1)
-        return torch.cat([repeat_for(tokens, first), tokens, repeat_for(tokens, last)], dim=1)
+        return torch.cat([expand_to_tiles(tokens, first), tokens, expand_to_tiles(tokens, last)], dim=1)
 
-    def word_weights(self, squares: Tensor) -> Tensor:
-        """Weights of the visual words, (tiles, tokens, K - indicators), for (tiles, tokens, d · hidden_stride²)."""
-        logits, dtype = self.head_norm(self.head(squares)), self.table.weight.dtype
+    def word_weights(self, features: Tensor) -> Tensor:
+        """Return the visual words' weights (tiles, tokens, K - indicators) for (tiles, tokens, d · hidden_stride²)."""
+        logits, dtype = self.head_norm(self.head(features)), self.table.weight.dtype
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if self.tokenize == "gumbel" and self.training:
@@ -97,5 +96,7 @@ class OvisConnector(Connector):
         weights = logits.softmax(dim=-1)
         if self.tokenize != "softmax":
             hard = torch.zeros_like(weights).scatter_(-1, weights.argmax(dim=-1, keepdim=True), 1.0)
-            weights = hard - weights.detach() + weights  # the value of one, the gradient of the other
+            weights = (
+                hard - weights.detach() + weights
+            )  # straight-through: value of `hard`, gradient of the softmax
         return weights.to(dtype)

@@ -1,7 +1,7 @@
 """Perceiver Resampler in the form of Flamingo (arXiv 2204.14198, section 3.1.1; shapes as in OpenFlamingo).
 
-The paper names a Perceiver Resampler and gives no sizes: the defaults here are Flamingo's. Flamingo's language model
-reads the latents through cross-attention of its own; here they are tokens, so a projection to the LLM's width follows.
+The paper names a Perceiver Resampler without sizes; the defaults are Flamingo's. Flamingo's LLM reads the latents by
+cross-attention; here they are input tokens, so a projection to the LLM's width follows.
 """
 
 import torch
@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 from ..options import require_at_least, require_choice
 from .base import Connector
-from .grid import repeat_for
+from .grid import expand_to_tiles
 
 PROJECTIONS = ("linear", "mlp2x_gelu")
 
 
 class PerceiverConnector(Connector):
-    """A fixed number of learned latents reads each tile.
+    """A fixed number of learned latents attends to each tile.
 
     Args:
         vision_dim: Width d of the vision features, and of the latents.
         text_dim: Width D of the LLM.
         vocab_size: Unused: part of the connector interface.
-        num_latents: Latents, which are the tokens of a tile.
-        depth: Layers of attention and feed-forward.
+        num_latents: Number of latents, which are the output tokens of a tile.
+        depth: Number of layers.
         heads: Attention heads.
         head_dim: Width of one head.
-        ff_mult: Width of the feed-forward's inside, as a multiple of d.
-        projection: From the latents to the LLM: `linear`, or `mlp2x_gelu` (linear, GELU, linear).
+        ff_mult: Hidden width of the feed-forward, as a multiple of d.
+        projection: Projection of the latents to D: `linear`, or `mlp2x_gelu` (linear, GELU, linear).
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class PerceiverConnector(Connector):
         self.projection = nn.Sequential(*modules)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """The number of latents, whatever the tile has."""
+        """Return the number of latents."""
         return len(self.latents)
 
     def project(self, features: Tensor) -> Tensor:
-        """Latents (tiles, num_latents, D) that have read features (tiles, tokens, d)."""
-        latents = repeat_for(features, self.latents)
+        """Map features (tiles, tokens, d) to (tiles, num_latents, D)."""
+        latents = expand_to_tiles(features, self.latents)
         for layer in self.layers:
             latents = layer(features, latents)
         projected: Tensor = self.projection(self.norm(latents))
@@ -72,13 +72,13 @@ class PerceiverConnector(Connector):
 
 
 class PerceiverLayer(nn.Module):
-    """Attention of the latents to the tile and themselves, and a feed-forward; no biases but the norms'.
+    """Attention of the latents to the tile and to themselves, then a feed-forward; linear layers have no bias.
 
     Args:
         dim: Width d of tile and latents.
         heads: Attention heads.
         head_dim: Width of one head.
-        ff_mult: Width of the feed-forward's inside, as a multiple of d.
+        ff_mult: Hidden width of the feed-forward, as a multiple of d.
     """
 
     def __init__(self, dim: int, *, heads: int, head_dim: int, ff_mult: int) -> None:
@@ -97,7 +97,7 @@ class PerceiverLayer(nn.Module):
         )
 
     def forward(self, media: Tensor, latents: Tensor) -> Tensor:
-        """Latents (tiles, n, d) after one more look at media (tiles, tokens, d)."""
+        """Update latents (tiles, n, d) from media (tiles, tokens, d)."""
         latents = latents + self._attend(self.norm_media(media), self.norm_latents(latents))
         return latents + self.feed_forward(latents)
 
