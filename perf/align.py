@@ -173,12 +173,12 @@ def backends_of(options: argparse.Namespace) -> list[str]:
 def memory(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
     """Memory of each back-end, and of the chunks with many tokens."""
     case = Case(options, dtype, options.tokens)
-    figures = {f"{name}_extra_gib": extra_gib(case, name) for name in backends_of(options)}
-    figures["extra_gib_729"] = figures["chunked_extra_gib"]
+    results = {f"{name}_extra_gib": extra_gib(case, name) for name in backends_of(options)}
+    results["extra_gib_729"] = results["chunked_extra_gib"]
     del case
     if options.many:
-        figures["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
-    return figures
+        results["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
+    return results
 
 
 def times(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
@@ -209,7 +209,7 @@ def times(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print the figures of each dtype."""
+    """Print the results of each dtype."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -234,17 +234,17 @@ def main() -> int:
         if measure is times and options.device == "cpu":
             keep_freed_memory()  # as training does; only now, because memory that is kept would hide a peak
         for name in options.dtypes:
-            figures = measure(options, DTYPES[name])
-            found[name] |= figures
-            for key, value in figures.items():
+            results = measure(options, DTYPES[name])
+            found[name] |= results
+            for key, value in results.items():
                 print(f"  {name} {key:28s} {value:10.3f}", flush=True)
     if options.json:
         worst = {
-            key: choose(figures[key] for figures in found.values())
+            key: choose(results[key] for results in found.values())
             for key, choose in WORST.items()
-            if all(key in figures for figures in found.values())
+            if all(key in results for results in found.values())
         }
-        each = {f"{key}_{name}": value for name, figures in found.items() for key, value in figures.items()}
+        each = {f"{key}_{name}": value for name, results in found.items() for key, value in results.items()}
         print(json.dumps({key: round(value, 4) for key, value in {**worst, **each}.items()}))
     return 0
 

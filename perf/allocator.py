@@ -72,11 +72,11 @@ def main() -> int:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             seconds[name] += json.loads(done.stdout.splitlines()[-1])
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    figures = {f"{name}_s": round(median, 3) for name, median in medians.items()}
-    figures["kept_over_default"] = round(medians["kept"] / medians["default"], 3)
-    print(f"{options.batch} x {options.length} tokens: {figures}")
+    results = {f"{name}_s": round(median, 3) for name, median in medians.items()}
+    results["kept_over_default"] = round(medians["kept"] / medians["default"], 3)
+    print(f"{options.batch} x {options.length} tokens: {results}")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return 0
 
 

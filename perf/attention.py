@@ -56,11 +56,11 @@ def main() -> int:
             model.set_attn_implementation(name)
             seconds[name].append(step_s(model, ids, mask))
     medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}
-    figures = {f"{name}_s": round(median, 3) for name, median in medians.items()}
-    figures["sdpa_over_eager"] = round(medians["sdpa"] / medians["eager"], 3)
-    print(f"{options.batch} x {options.length} tokens, torch {torch.__version__}: {figures}")
+    results = {f"{name}_s": round(median, 3) for name, median in medians.items()}
+    results["sdpa_over_eager"] = round(medians["sdpa"] / medians["eager"], 3)
+    print(f"{options.batch} x {options.length} tokens, torch {torch.__version__}: {results}")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return 0
 
 

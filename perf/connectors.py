@@ -179,30 +179,30 @@ def measure_all(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     for name in [*names, *reversed(names)]:
         with context.Pool(1) as pool:
-            figures = pool.apply(measure, (name, setting))
+            results = pool.apply(measure, (name, setting))
         if (earlier := found.get(name)) is not None:
             for key in ("answer", "connect"):
-                figures[key] += earlier[key]
-            figures["memory_gib"] = max(figures["memory_gib"], earlier["memory_gib"])
-        found[name] = figures
+                results[key] += earlier[key]
+            results["memory_gib"] = max(results["memory_gib"], earlier["memory_gib"])
+        found[name] = results
     return {name: summary(found[name], setting) for name in names}
 
 
-def summary(figures: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def summary(results: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """Medians of the times, and the columns of table 7."""
-    seconds = statistics.median(figures["answer"])
+    seconds = statistics.median(results["answer"])
     return {
-        "tokens_per_tile": figures["tokens_per_tile"],
-        "parameters": figures["parameters"],
-        "connector_s": round(statistics.median(figures["connect"]), 5),
+        "tokens_per_tile": results["tokens_per_tile"],
+        "parameters": results["parameters"],
+        "connector_s": round(statistics.median(results["connect"]), 5),
         "time_s": round(seconds, 4),
         "tokens_per_s": round(setting.new_tokens / seconds, 1),
-        "memory_gib": round(figures["memory_gib"], 2),
+        "memory_gib": round(results["memory_gib"], 2),
     }
 
 
 def print_table(found: dict[str, dict[str, Any]]) -> None:
-    """Print one line for each connector, the paper's figures behind it."""
+    """Print one line for each connector, the paper's numbers behind it."""
     head = (
         "connector",
         "visual/tile",

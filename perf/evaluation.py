@@ -36,10 +36,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured; default 3")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), options)
-    print(f"{options.samples} questions, batches of {options.batch}: {figures}")
+        results = measure(Path(folder), options)
+    print(f"{options.samples} questions, batches of {options.batch}: {results}")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return 0
 
 

@@ -46,16 +46,16 @@ def main() -> int:
     parser.add_argument("--memory-samples", type=int, default=50_000, help="samples of the memory test")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), options)
-    for name, value in figures.items():
+        results = measure(Path(folder), options)
+    for name, value in results.items():
         print(f"{name:32s} {value:g}")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return 0
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return all figures."""
+    """Return all results."""
     import torch
 
     from alignvlm_pl.models.processing import AlignVLMProcessor
@@ -68,21 +68,21 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         return AlignVLMProcessor(tiny_tokenizer(), tiling=sides | tiling, chat_template="chatml")
 
     processor = processor_of()
-    figures: dict[str, float] = {}
+    results: dict[str, float] = {}
     for name, size in SIZES.items():
         count = options.samples * (1 if name == "pages" else 16)
-        write(folder / name, [picture(size, seed) for seed in range(24)], count)
-        figures |= {
+        write(folder / name, [draw_image(size, seed) for seed in range(24)], count)
+        results |= {
             f"{name}_{key}": value
             for key, value in rates(folder / name, processor, count, options.rounds).items()
         }
-    figures |= real_tokens(folder, processor_of(thumbnail="none"))
-    figures |= memory(folder, processor, options.memory_samples)
-    return {name: round(value, 3) for name, value in figures.items()}
+    results |= real_tokens(folder, processor_of(thumbnail="none"))
+    results |= memory(folder, processor, options.memory_samples)
+    return {name: round(value, 3) for name, value in results.items()}
 
 
-def picture(size: tuple[int, int], seed: int) -> bytes:
-    """A picture that compresses as a page or photo does: dark strokes on a shaded ground."""
+def draw_image(size: tuple[int, int], seed: int) -> bytes:
+    """JPEG of (width, height) that compresses as a page or photo does: dark strokes on a shaded ground."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(seed)
@@ -98,18 +98,20 @@ def picture(size: tuple[int, int], seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: Path, pictures: list[bytes], count: int) -> None:
-    """A set of `count` samples with a question and an answer each; none has a picture where there are none."""
+def write(folder: Path, drawn: list[bytes], count: int) -> None:
+    """Write `count` samples with a question and an answer each, and one of the images `drawn` if any."""
     from datamodules.shards.writer import ShardWriter
 
     with ShardWriter(
         folder, name=folder.name, source=folder.name, license="none", samples_per_shard=256
     ) as out:
         for index in range(count):
-            images = [pictures[index % len(pictures)]] if pictures else []
-            asked = [{"type": "image", "index": 0}] * len(images) + [{"type": "text", "text": "What is it?"}]
+            images = [drawn[index % len(drawn)]] if drawn else []
+            question = [{"type": "image", "index": 0}] * len(images) + [
+                {"type": "text", "text": "What is it?"}
+            ]
             answer = [{"type": "text", "text": f"Number {index}."}]
-            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             out.add({"messages": messages}, images, ["jpg"] * len(images))
 
 
@@ -171,8 +173,8 @@ def loader_rate(folder: Path, processor: Any, count: int, num_workers: int) -> f
 
 def real_tokens(folder: Path, processor: Any) -> dict[str, float]:
     """Tokens over positions of packed batches, and over their budget; a third of the samples has nine tiles."""
-    write(folder / "nine", [picture(SIZES["pages"], seed) for seed in range(8)], 40)
-    write(folder / "one", [picture((384, 384), seed) for seed in range(8)], 80)
+    write(folder / "nine", [draw_image(SIZES["pages"], seed) for seed in range(8)], 40)
+    write(folder / "one", [draw_image((384, 384), seed) for seed in range(8)], 80)
     data = module(
         [folder / "nine", folder / "one"],
         processor,
@@ -193,7 +195,7 @@ def real_tokens(folder: Path, processor: Any) -> dict[str, float]:
 
 def memory(folder: Path, processor: Any, count: int) -> dict[str, float]:
     """MiB that loader and worker have grown by between the first tenth of the samples and the last."""
-    write(folder / "small", [picture((64, 64), seed) for seed in range(8)], 5000)
+    write(folder / "small", [draw_image((64, 64), seed) for seed in range(8)], 5000)
     data = module([folder / "small"], processor, batch_size=50, num_workers=1, shuffle_buffer=512)
     loader = data.train_dataloader()
     taken, after_tenth = 0, (0.0, 0.0)

@@ -59,11 +59,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         seconds(Path(folder), 1)  # byte code and disk caches
         start, whole = seconds(Path(folder), 1), seconds(Path(folder), options.rows)
-    figures = {"rows": options.rows, "import_s": start, "whole_s": whole, "scoring_s": whole - start}
-    figures = {name: round(value, 3) for name, value in figures.items()}
-    print(f"score: {figures}")
+    results = {"rows": options.rows, "import_s": start, "whole_s": whole, "scoring_s": whole - start}
+    results = {name: round(value, 3) for name, value in results.items()}
+    print(f"score: {results}")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return 0
 
 

@@ -50,7 +50,7 @@ def heavy_modules(arguments: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
+class Results:
     """What one measurement found; times are medians in seconds."""
 
     help_s: float
@@ -75,13 +75,13 @@ def light_commands() -> list[str]:
     return [name for name, (module, _) in json.loads(done.stdout).items() if module != TRAINING]
 
 
-def measure(*, runs: int) -> Figures:
+def measure(*, runs: int) -> Results:
     """Time both commands `runs` times in turn, after one unmeasured run of each, and look at the light helpers."""
     for command in (HELP, REFERENCE):
         time_s(command)
     pairs = [(time_s(HELP), time_s(REFERENCE)) for _ in range(runs)]
     help_s, reference_s = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Figures(
+    return Results(
         help_s=round(help_s, 3),
         lightning_cli_import_s=round(reference_s, 3),
         ratio=round(help_s / reference_s, 3),
@@ -92,23 +92,23 @@ def measure(*, runs: int) -> Figures:
 
 
 def main() -> int:
-    """Print the figures; return 0 when the targets are met."""
+    """Print the results; return 0 when the targets are met."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each command (default 5)")
     arguments = parser.parse_args()
-    figures = measure(runs=arguments.runs)
+    results = measure(runs=arguments.runs)
     print(
-        f"cli.py --help {figures.help_s} s, LightningCLI import {figures.lightning_cli_import_s} s: "
-        f"ratio {figures.ratio} (at most {TARGET_RATIO})"
+        f"cli.py --help {results.help_s} s, LightningCLI import {results.lightning_cli_import_s} s: "
+        f"ratio {results.ratio} (at most {TARGET_RATIO})"
     )
-    for command, modules in figures.heavy_modules.items():
+    for command, modules in results.heavy_modules.items():
         print(f"cli.py {command}: loads {', '.join(modules) or 'none'} of {', '.join(HEAVY)}")
     if arguments.json:
-        print(json.dumps(asdict(figures)))
-    return 0 if figures.met else 1
+        print(json.dumps(asdict(results)))
+    return 0 if results.met else 1
 
 
 if __name__ == "__main__":

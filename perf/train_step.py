@@ -125,9 +125,9 @@ class Clock(pl.Callback):
         if not trainer.is_global_zero:
             return
         meter = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-        figures = summary(self.found[1:], meter)
-        figures["memory_gib"] = peak_memory(pl_module.device) / 2**30
-        (Path(trainer.default_root_dir) / RESULT).write_text(json.dumps(figures))
+        results = summary(self.found[1:], meter)
+        results["memory_gib"] = peak_memory(pl_module.device) / 2**30
+        (Path(trainer.default_root_dir) / RESULT).write_text(json.dumps(results))
 
 
 def bare_step(trainer: pl.Trainer, module: AlignVLMModule, batch: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, floa
     """Medians over the rounds."""
     names = ("tiles", "tokens", "pairs", "supervised")
     seconds = [found["fit_s"] for found in rounds]
-    figures = {
+    results = {
         "fit_tokens_per_s": statistics.median(found["tokens"] / found["fit_s"] for found in rounds),
         "fit_tiles_per_s": statistics.median(found["tiles"] / found["fit_s"] for found in rounds),
     }
@@ -165,23 +165,23 @@ def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, floa
         first = {name: rounds[0][name] for name in names}
         parts = meter.work.by_part(**first)
         rate = sum(parts.values()) / statistics.median(seconds)
-        figures["tflops_per_s"] = rate / 1e12
-        figures |= {f"{part}_work_share": own / sum(parts.values()) for part, own in parts.items()}
+        results["tflops_per_s"] = rate / 1e12
+        results |= {f"{part}_work_share": own / sum(parts.values()) for part, own in parts.items()}
         attention = first["pairs"] * meter.work.attention
-        figures["attention_work_share"] = attention / sum(parts.values())
+        results["attention_work_share"] = attention / sum(parts.values())
         if meter.peak is not None:
-            figures["mfu"] = rate / meter.peak
+            results["mfu"] = rate / meter.peak
     if all("bare_s" in found for found in rounds):
-        figures["bare_tokens_per_s"] = statistics.median(f["tokens"] / f["bare_s"] for f in rounds)
-        figures["overhead_ms"] = 1000 * statistics.median(
+        results["bare_tokens_per_s"] = statistics.median(f["tokens"] / f["bare_s"] for f in rounds)
+        results["overhead_ms"] = 1000 * statistics.median(
             (f["fit_s"] - f["bare_s"]) / f["steps"] for f in rounds
         )
-        figures["fit_over_bare"] = statistics.median(found["bare_s"] / found["fit_s"] for found in rounds)
-    return figures
+        results["fit_over_bare"] = statistics.median(found["bare_s"] / found["fit_s"] for found in rounds)
+    return results
 
 
 def write_set(folder: Path, *, tiles: int, side: int, text: int, count: int) -> None:
-    """Samples of a picture that fills `tiles` tiles, with as many letters of question and answer as `text` says."""
+    """Write samples with an image of `tiles` tiles and `text` letters of question and answer."""
     from PIL import Image
 
     from datamodules.shards.writer import ShardWriter
@@ -191,9 +191,9 @@ def write_set(folder: Path, *, tiles: int, side: int, text: int, count: int) -> 
     Image.effect_noise((side * (tiles // rows), side * rows), 60).convert("RGB").save(buffer, "JPEG")
     with ShardWriter(folder, name=folder.name, source="made", license="none") as out:
         for _ in range(count):
-            asked = [{"type": "image", "index": 0}, {"type": "text", "text": "q" * (text // 2)}]
+            question = [{"type": "image", "index": 0}, {"type": "text", "text": "q" * (text // 2)}]
             answer = [{"type": "text", "text": "a" * (text // 2)}]
-            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             out.add({"messages": messages}, [buffer.getvalue()], ["jpg"])
 
 
@@ -266,8 +266,8 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
     )
     if done.returncode:
         raise SystemExit(f"{tiles} tiles, {strategy}: fit failed\n{done.stderr[-4000:]}")
-    figures: dict[str, float] = json.loads((folder / "run" / RESULT).read_text())
-    return figures
+    results: dict[str, float] = json.loads((folder / "run" / RESULT).read_text())
+    return results
 
 
 def matmul_tflops(size: int = 1024, times: int = 8) -> float:
@@ -282,7 +282,7 @@ def matmul_tflops(size: int = 1024, times: int = 8) -> float:
 
 
 def main() -> int:
-    """Print the figures of each case."""
+    """Print the results of each case."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -303,20 +303,20 @@ def main() -> int:
     options.batch_size = options.batch_size or (2 if options.model == "paper" else 4)
     if options.device == "cuda" and not cuda:
         raise SystemExit("--device cuda: there is no CUDA device here")
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu"}
+    results: dict[str, Any] = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu"}
     with tempfile.TemporaryDirectory() as root:
         for tiles in options.tiles:
             for strategy in options.strategies:
                 case = f"{tiles}_tiles_{Path(strategy).stem}"
                 found = run_case(options, Path(root) / case, tiles=tiles, strategy=strategy)
                 print(case, *(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
-                figures |= {f"{case}_{name}": round(value, 5) for name, value in found.items()}
-    ratios = [value for name, value in figures.items() if name.endswith("fit_over_bare")]
+                results |= {f"{case}_{name}": round(value, 5) for name, value in found.items()}
+    ratios = [value for name, value in results.items() if name.endswith("fit_over_bare")]
     if ratios:
-        figures["fit_over_bare"] = min(ratios)
+        results["fit_over_bare"] = min(ratios)
         print(f"fit over bare loop: {min(ratios):.3f} (target {TARGET})")
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
     return int(bool(ratios) and min(ratios) < TARGET)
 
 
