@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.evaluation.batch_records import bad_records, batch_records
+from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, merge_records, to_answers, unread
@@ -24,7 +25,6 @@ from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
 
-from .journal import Journal, weights_identity
 from .outputs import RunOutputs
 
 log = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ class BenchmarkEvaluation(pl.Callback):
     def _benchmark(self, trainer: pl.Trainer, name: str) -> Benchmark:
         if name in self.readout_sets:
             return plain_benchmark(name, metrics=("cer",))
-        registered: Benchmark | None = _data(trainer).benchmark_set(name).benchmark
+        registered: Benchmark | None = _data(trainer).benchmark_dataset(name).benchmark
         return registered or plain_benchmark(name, metrics=self.metrics)
 
     def _score(self, trainer: pl.Trainer, name: str, records: list[Record], limit: int | None) -> Scored:
@@ -314,7 +314,7 @@ class BenchmarkEvaluation(pl.Callback):
             DataError: Samples have no record although the trainer does not limit the batches.
         """
         size = _data(trainer).benchmark_size(name, limit=limit)
-        benchmark, dataset = self._benchmark(trainer, name), _data(trainer).benchmark_set(name)
+        benchmark, dataset = self._benchmark(trainer, name), _data(trainer).benchmark_dataset(name)
         problems = [*dataset.problems, *unread(records)]
         if len(records) != size:
             setting = _limit(trainer)
@@ -332,7 +332,7 @@ class BenchmarkEvaluation(pl.Callback):
         return score_answers(benchmark, answers, expected=dataset.expected, problems=problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
-        dataset = _data(trainer).benchmark_set(name)
+        dataset = _data(trainer).benchmark_dataset(name)
         benchmark = self._benchmark(trainer, name)
         identity = {
             "set": dataset.manifest.sha256,

@@ -88,7 +88,7 @@ class RunOutputs:
     def _write_pages(self, name: str, keys: set[str]) -> None:
         """Store the first image of the samples with these keys."""
         data = self._trainer.datamodule
-        for key, page in data.benchmark_set(name).pages(keys, data.adapter()):
+        for key, page in data.benchmark_dataset(name).pages(keys, data.adapter()):
             page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
             path = page_path(self._images, name, key)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
-from .loading.benchmark_set import BenchmarkSet
+from .loading.benchmark_dataset import BenchmarkDataset
 from .loading.collate import Collator, Processor
 from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
 from .loading.loader import ShardLoader
@@ -159,7 +159,7 @@ class WebDataModule(pl.LightningDataModule):
         for folder in [*training, *folders]:
             self._manifest(folder)
         for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
-            self.benchmark_set(name)
+            self.benchmark_dataset(name)
         if training:
             self._check_sources([self._manifest(folder) for folder in training])
             self.steps_per_epoch()
@@ -276,7 +276,7 @@ class WebDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: An unknown name, with the known ones.
         """
-        chosen, options = self.benchmark_set(name), self._benchmark_options
+        chosen, options = self.benchmark_dataset(name), self._benchmark_options
         longest = chosen.benchmark.max_new_tokens if chosen.benchmark else None
         task = EvaluationTask(
             dataset=name,
@@ -288,7 +288,7 @@ class WebDataModule(pl.LightningDataModule):
             chosen.manifest, chosen.positions(limit=limit, done=done), task, collator
         )
 
-    def benchmark_set(self, name: str) -> BenchmarkSet:
+    def benchmark_dataset(self, name: str) -> BenchmarkDataset:
         """One of the benchmarks, by its name.
 
         Raises:
@@ -299,11 +299,11 @@ class WebDataModule(pl.LightningDataModule):
                 f"benchmark '{name}' has no folder in data.init_args.benchmarks; "
                 f"{nearest(name, self.benchmarks)}"
             )
-        return BenchmarkSet.of(name, self._manifest(self.benchmarks[name]), self.prompts)
+        return BenchmarkDataset.of(name, self._manifest(self.benchmarks[name]), self.prompts)
 
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
         """Samples of one benchmark over all ranks: what the number of predictions must equal."""
-        return len(self.benchmark_set(name).positions(limit=limit))
+        return len(self.benchmark_dataset(name).positions(limit=limit))
 
     @property
     def benchmark_names(self) -> list[str]:

@@ -1,1 +1,1 @@
-"""Records of a batch of predictions, and the contact sheet that shows them."""
+"""Records of a batch of predictions, their journal on disk, and the contact sheet that shows them."""

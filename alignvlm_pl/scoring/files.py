@@ -2,19 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.benchmarks.rows import read_row
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 
 from .faults import Faults
 from .records import ERROR, Record, is_unread, to_answer, unread
-from .tables import table_rows
+from .tsv import TabTable
+
+Row = dict[str, str | None]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,7 +125,7 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
 
 def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
     columns: dict[str, None] = {}
-    for place, row in table_rows(path, faults):
+    for place, row in _table_rows(path, faults):
         columns |= dict.fromkeys(row)
         index = row.get("index") or ""
         if not index:
@@ -161,3 +165,75 @@ def _reload(found: PredictionFile) -> None:
         found.notes.append(
             f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them"
         )
+
+
+def _table_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """Yield place and cells of the rows of an xlsx, tsv or json table; the header is row 1, empty cells are None.
+
+    Raises:
+        ConfigError: The file needs a package that is not installed.
+        DataError: It cannot be read as a table.
+    """
+    try:
+        if path.suffix == ".tsv":
+            yield from _tsv_rows(path, faults)
+        elif path.suffix == ".xlsx":
+            yield from ((f"row {number}", row) for number, row in enumerate(_xlsx_rows(path), start=2))
+        else:
+            yield from _json_rows(json.loads(path.read_text("utf-8-sig")), faults)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        if isinstance(error, (DataError, ConfigError)):
+            raise
+        raise DataError(f"{path} does not read as a table: {error}") from error
+
+
+def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+    for row in TabTable(path).rows():
+        if row.problem:
+            faults.add("broken rows", f"row {row.number}", row.problem)
+        else:
+            yield f"row {row.number}", {name: cell or None for name, cell in row.cells.items()}
+
+
+def _xlsx_rows(path: Path) -> Iterator[Row]:
+    import zipfile
+
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'"
+        ) from error
+    try:
+        sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
+    except (zipfile.BadZipFile, KeyError, IndexError) as error:
+        raise DataError(f"{path} is no xlsx file: {error}") from error
+    rows = sheet.iter_rows(values_only=True)
+    header = [str(cell) for cell in next(rows, ())]
+    for row in rows:
+        # Rows of files that do not tell their own width end with their last filled cell.
+        yield {name: _text(cell) for name, cell in zip_longest(header, row[: len(header)])}
+
+
+def _json_rows(content: Any, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """Rows of a list of records, the first being record 1, or of columns: name -> row number -> cell."""
+    if isinstance(content, Mapping):
+        columns = {
+            name: list(cells.values() if isinstance(cells, Mapping) else cells)
+            for name, cells in content.items()
+        }
+        content = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    if not isinstance(content, list):
+        raise ValueError("expected a list of rows")
+    for number, row in enumerate(content, start=1):
+        if isinstance(row, Mapping):
+            yield f"record {number}", {str(name): _text(cell) for name, cell in row.items()}
+        else:
+            faults.add("records that are no objects", f"record {number}", f"{row!r:.60}")
+
+
+def _text(cell: object) -> str | None:
+    """Return a cell as text; whole numbers without a point, as tables show them."""
+    if cell is None:
+        return None
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

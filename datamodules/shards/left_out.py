@@ -33,7 +33,7 @@ class LeftOut:
             logger.warning("left out (%s): %s", error.reason, error)
 
     def extra(self) -> dict[str, Any]:
-        """Return the fields of the manifest (CONTRACT: datamodules/loading/benchmark_set.py reports them)."""
+        """Return the fields of the manifest (CONTRACT: datamodules/loading/benchmark_dataset.py reports them)."""
         first = {reason: messages[:_KEPT] for reason, messages in sorted(self._messages.items())}
         return {"skipped": dict(sorted(self._counts.items())), "skipped_first": first}
 

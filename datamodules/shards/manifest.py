@@ -328,7 +328,7 @@ def _parse_shard(entry: Mapping[str, Any], *, folder: Path | str, where: str) ->
 
 
 def _check_extra(extra: Mapping[str, Any]) -> None:
-    """Check the further fields that other files read (CONTRACT: benchmark_set.py, prepare/left_out.py)."""
+    """Check the further fields that other files read (CONTRACT: benchmark_dataset.py, prepare/left_out.py)."""
     for name in ("benchmark", "origin"):
         _of(str, extra.get(name, ""))
     for number in _of(dict, extra.get("skipped", {})).values():

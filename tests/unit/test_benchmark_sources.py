@@ -15,7 +15,7 @@ from PIL import Image
 from alignvlm_pl.benchmarks import Prompt, get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
-from datamodules.loading.benchmark_set import BenchmarkSet
+from datamodules.loading.benchmark_dataset import BenchmarkDataset
 from datamodules.loading.collate import Collator
 from datamodules.prepare.sources.docdownstream import DocDownstreamTest
 from datamodules.prepare.sources.vlmevalkit import VLMEvalKitTable
@@ -122,7 +122,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
         f"{path}, row 4: not UTF-8",
         f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
     ]
-    told = BenchmarkSet.of("docvqa", made, {}).problems
+    told = BenchmarkDataset.of("docvqa", made, {}).problems
     assert told[0].items == tuple(made.extra["skipped_first"]["broken_row"])
     assert told[1] == (
         f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
@@ -337,7 +337,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     made = load_manifest(tmp_path / "set")
     assert made.num_samples == 3
     # DocDownstream's copy lacks a question, the release does not.
-    assert BenchmarkSet.of("wtq", made, {}).expected == 4343
+    assert BenchmarkDataset.of("wtq", made, {}).expected == 4343
     assert get_benchmark("wtq").size_from("") == 4344
 
 

@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that a killed evaluation goes on where it stopped."""
+"""Predictions on disk as they are made, so that a killed evaluation continues where it stopped."""
 
 import contextlib
 import json
@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from alignvlm_pl.scoring.records import Record
+from ..scoring.records import Record
+from ..utils.atomic_files import write_atomically
 
 log = logging.getLogger(__name__)
 Identity = dict[str, Any]
 
 
 class Journal:
-    """The answers of one benchmark while it is evaluated: a file a rank, a line an answer.
+    """The predictions of one benchmark while it is evaluated: one file a rank, one line a prediction.
 
-    Each file begins with the identity of the evaluation: weights, set, settings. Answers of another one are thrown
-    away.
+    Each file begins with the identity of the evaluation: weights, dataset, settings. Predictions of another identity
+    are discarded.
 
     Args:
-        folder: Where the files lie; all ranks may share it or have their own.
-        identity: What the answers depend on; JSON values.
+        folder: Folder of the files; all ranks may share it or have their own.
+        identity: What the predictions depend on; JSON values.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -32,51 +33,48 @@ class Journal:
         self._stream: IO[str] | None = None
 
     def read(self) -> dict[int, Record]:
-        """Return the answers so far by position; to be called on rank 0 before any rank writes."""
+        """Return the records on disk by the position of their sample; to be called on rank 0 before any rank writes."""
         found: dict[int, Record] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            lines = _whole_lines(path)
+            lines = _complete_lines(path)
             if not lines or lines[0] != self.identity:
-                log.warning("%s holds answers of other weights or settings; they are thrown away", path)
+                log.warning("%s holds predictions of other weights or settings; they are discarded", path)
                 path.unlink()
                 continue
             found |= {line["position"]: line["record"] for line in lines[1:]}
         return found
 
     def open(self, rank: int) -> None:
-        """Begin to write, after what a killed run of the same rank has left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Begin to write, after the lines that a killed run of the same rank has left."""
         path = self.folder / f"rank{rank}.jsonl"
-        whole = _whole_lines(path) if path.is_file() else []
-        lines = whole if whole and whole[0] == self.identity else [self.identity]
-        # Written anew: the last line of a killed run may be half a line.
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
+        complete = _complete_lines(path) if path.is_file() else []
+        lines = complete if complete and complete[0] == self.identity else [self.identity]
+        # Written anew: the last line of a killed run may be cut.
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, positions: Sequence[int], records: Sequence[Record]) -> None:
-        """Keep the answers of one batch; they survive the process from here on."""
+        """Write the records of one batch; they survive the process from here on."""
         assert self._stream is not None, "open() has not run"
         for position, record in zip(positions, records, strict=True):
             self._stream.write(json.dumps({"position": position, "record": record}) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Stop writing; the answers stay."""
+        """Stop writing; the files stay."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def remove(self) -> None:
-        """Forget the answers: the results are written."""
+        """Delete the files: the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the last benchmark's; other folders are not empty
+        with contextlib.suppress(OSError):  # the last benchmark's; otherwise the folder is not empty
             self.folder.parent.rmdir()
 
 
 def weights_identity(path: str | Path | None) -> Any:
-    """Name weights by files, sizes and times: cheap, and different whenever they were written again.
+    """Identify weights by files, sizes and times: cheap, and different whenever they were written again.
 
     Args:
         path: A checkpoint, a folder of weights, a name on a hub, or None for none.
@@ -88,7 +86,7 @@ def weights_identity(path: str | Path | None) -> Any:
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _whole_lines(path: Path) -> list[Any]:
+def _complete_lines(path: Path) -> list[Any]:
     """Parse the lines of a file up to the first that is cut."""
     lines = []
     for text in path.read_text("utf-8", errors="replace").splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""One set of shards that is answered and scored: which benchmark it is, and its pages."""
+"""A dataset whose predictions are scored: which benchmark it is, and its pages."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from ..shards.sample_formats import Adapter, describe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BenchmarkSet:
-    """A set and the benchmark it belongs to.
+class BenchmarkDataset:
+    """A dataset and the benchmark it belongs to.
 
     Attributes:
         name: Its name in the config.
-        manifest: Its shards.
-        benchmark: The registered benchmark, with the user's prompts; None: a set of one's own.
+        manifest: Manifest of its shards.
+        benchmark: The registered benchmark, with the user's prompts; None: a custom dataset.
     """
 
     name: str
@@ -31,12 +31,12 @@ class BenchmarkSet:
     benchmark: Benchmark | None
 
     @classmethod
-    def of(cls, name: str, manifest: Manifest, prompts: Mapping[str, Path]) -> "BenchmarkSet":
-        """Find the benchmark of a set: what the manifest says, else what it is called.
+    def of(cls, name: str, manifest: Manifest, prompts: Mapping[str, Path]) -> "BenchmarkDataset":
+        """Find the benchmark of a dataset: as the manifest says, else by its name.
 
         Args:
             name: Name in the config.
-            manifest: Manifest of the set; `prepare` writes the benchmark's name into it.
+            manifest: Manifest of the dataset; `prepare` writes the benchmark's name into it.
             prompts: ``name`` or ``name/part`` -> the user's prompt file.
 
         Raises:
@@ -56,16 +56,16 @@ class BenchmarkSet:
 
     @property
     def expected(self) -> int | None:
-        """Questions a whole set has, counted as the benchmark counts; None: not known."""
+        """Questions of the whole dataset, counted as the benchmark counts; None: not known."""
         origin = str(self.manifest.extra.get("origin", ""))
         return self.benchmark.size_from(origin) or None if self.benchmark else None
 
     @property
     def problems(self) -> list[Problem]:
-        """What was left out when the set was prepared (CONTRACT: datamodules/shards/left_out.py)."""
+        """Rows that `prepare` left out (CONTRACT: datamodules/shards/left_out.py)."""
         made = self.manifest.extra
         first = made.get("skipped_first") or {}
-        folder = self.manifest.folder  # of a set that lies elsewhere, the manifest names the first rows
+        folder = self.manifest.folder  # of a dataset at a URL, the manifest names the first rows
         rows = (read_left_out(folder) if isinstance(folder, Path) else {}) or first
         return [
             Problem(
@@ -77,17 +77,17 @@ class BenchmarkSet:
         ]
 
     def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
-        """Positions of the samples to be answered.
+        """Positions of the samples to evaluate.
 
         Args:
-            limit: Only the first samples; None for all.
-            done: Positions that are answered already.
+            limit: Number of first samples; None for all.
+            done: Positions that have a prediction already.
         """
         size = self.manifest.num_samples if limit is None else min(limit, self.manifest.num_samples)
         return [position for position in range(size) if position not in done]
 
     def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
-        """Yield key and first image of the samples with these keys; those without an image are passed over.
+        """Yield key and first image of the samples with these keys; those without an image are skipped.
 
         Args:
             keys: Keys of samples.
