@@ -9,8 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
-from alignvlm_pl.strategies.zero import ZeroStrategy
-from alignvlm_pl.strategies.zero_parameters import whole
+from alignvlm_pl.strategies.sharding import full_tensor
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .connector_health import undisturbed
@@ -39,15 +38,9 @@ class GainCalibration(Callback):
         """Refuse what no gain can reach, before anything is trained.
 
         Raises:
-            ConfigError: The connector has no P_vocab, its vocabulary is too small for the target, or the strategy
-                would take the gain back.
+            ConfigError: The connector has no P_vocab, its vocabulary is too small for the target.
         """
         assert isinstance(pl_module, AlignVLMModule)
-        if isinstance(trainer.strategy, ZeroStrategy):
-            raise ConfigError(
-                "stage.calibrate: ZeRO trains copies of the weights and would take the gain back; use "
-                "configs/cluster/fsdp.yaml, or leave calibrate out"
-            )
         net = pl_module.net
         if not net.connector.reads_text:
             raise ConfigError(
@@ -89,7 +82,7 @@ class GainCalibration(Callback):
                 raise ConfigError(found)
         # Out here a sharded model has its own rows, not a copy of all.
         connector.norm2.weight.data.mul_(found["gain_factor"])
-        found["gain"] = round(float(whole(connector.norm2.weight.detach()).mean()), 6)
+        found["gain"] = round(float(full_tensor(connector.norm2.weight.detach()).mean()), 6)
         pl_module.calibration = found
         if trainer.is_global_zero:
             log.info(

@@ -16,8 +16,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
 from alignvlm_pl.strategies.sharded_checkpoint import read_whole, replace_path, write_file
-from alignvlm_pl.strategies.zero import ZeroStrategy
-from alignvlm_pl.strategies.zero_parameters import whole_shape
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -82,18 +80,17 @@ class LastCheckpoint(pl.Callback):
             self._prune(trainer)
             if trainer.fit_loop.done:  # nothing is saved any more
                 return None
-            in_float32 = isinstance(trainer.strategy, ZeroStrategy)
-            return _no_room(folder, self._bytes_to_come(folder, pl_module, in_float32=in_float32))
+            return _no_room(folder, self._bytes_to_come(folder, pl_module))
         except OSError as error:
             return _unwritable(folder, error)
 
-    def _bytes_to_come(self, folder: Path, module: pl.LightningModule, *, in_float32: bool) -> int:
+    def _bytes_to_come(self, folder: Path, module: pl.LightningModule) -> int:
         """What the newest states, one written beside them and the stage-end weights take on top of what is there."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
         steps = [int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name))]
         there = sum(1 for step in steps if not self._is_kept(step))
         states = max(self.keep_last + 1 - there, 1)
-        state = checkpoint_bytes(module, averaged=averaged, in_float32=in_float32)
+        state = checkpoint_bytes(module, averaged=averaged)
         return states * state + _bytes(module, trained=True) + _bytes(module, trained=False)
 
     def on_train_batch_end(
@@ -148,22 +145,21 @@ class LastCheckpoint(pl.Callback):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False, in_float32: bool = False) -> int:
+def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
     """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train.
 
     Args:
         module: Its parameters may be sharded.
         averaged: Whether there is an average of the weights.
-        in_float32: Whether those that train are saved in float32 whatever the model has them in.
     """
-    trained = _bytes(module, trained=True, in_float32=in_float32)
+    trained = _bytes(module, trained=True)
     return 2 * trained + (2 if averaged else 1) * (trained + _bytes(module, trained=False))
 
 
-def _bytes(module: pl.LightningModule, *, trained: bool, in_float32: bool = False) -> int:
+def _bytes(module: pl.LightningModule, *, trained: bool) -> int:
     """Size of the parameters that train, or of the others."""
     parameters = [p for p in module.parameters() if p.requires_grad == trained]
-    return sum(whole_shape(p).numel() * (4 if in_float32 else p.element_size()) for p in parameters)
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _folder(trainer: pl.Trainer) -> Path:

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..strategies.fsdp import unsupported
-from ..strategies.zero import ZeroStrategy, require_deepspeed
 
 
 def check_trainer(trainer: Any) -> None:
@@ -17,8 +16,6 @@ def check_trainer(trainer: Any) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed")):
         raise unsupported(strategy)  # Lightning would ask for a GPU, or for a package, first
-    if getattr(strategy, "class_path", None) == f"{ZeroStrategy.__module__}.{ZeroStrategy.__qualname__}":
-        require_deepspeed()  # its constructor's own words would be lost among the parser's
     if trainer.gradient_clip_algorithm not in (None, "norm"):
         raise ConfigError(
             f"trainer.gradient_clip_algorithm={trainer.gradient_clip_algorithm}: gradients are clipped by their norm; "

@@ -15,7 +15,6 @@ from ..errors import ConfigError
 from .folder_checkpoints import FolderCheckpoints, evaluate_without_inference_mode
 from .sharded_checkpoint import take_rows
 from .sharding import shard
-from .zero import ZeroStrategy
 
 
 class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
@@ -60,7 +59,7 @@ class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
         evaluate_without_inference_mode(trainer)
         super().setup(trainer)
 
-    def shard(self, model: nn.Module, load: Callable[[None], None]) -> None:
+    def shard(self, model: nn.Module, load: Callable[[], None]) -> None:
         """Shard a model that was built on the meta device, and load it.
 
         Args:
@@ -85,7 +84,7 @@ class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
             reshard_vision=self.reshard_vision,
             reshard_llm=self.reshard_llm,
         )
-        load(None)
+        load()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The module's state, sharded."""
@@ -128,7 +127,7 @@ def refuse_unknown(strategy: Strategy) -> None:
     Raises:
         ConfigError: The strategy shards in a way of its own.
     """
-    known = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
+    known = isinstance(strategy, ShardedStrategy)
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)) and not known:
         raise unsupported(type(strategy).__name__)
 
@@ -137,6 +136,5 @@ def unsupported(strategy: str) -> ConfigError:
     """The refusal of a strategy, by its name."""
     return ConfigError(
         f"trainer.strategy {strategy} is not supported; configs/cluster/fsdp.yaml shards the model with "
-        "alignvlm_pl.strategies.fsdp.ShardedStrategy, zero2.yaml and zero3.yaml with "
-        "alignvlm_pl.strategies.zero.ZeroStrategy"
+        "alignvlm_pl.strategies.fsdp.ShardedStrategy"
     )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .meta_init import names_by_tensor
-from .zero_parameters import whole, whole_shape
+from .sharding import full_tensor
 
 FILE_SIZE = "5GB"
 """Most bytes of a file unless told otherwise, and of what the writing rank holds in memory."""
@@ -39,7 +39,7 @@ def whole_weights(
     tensors = {names[0]: tensor for names, tensor in names_by_tensor(model)}
     for file, names in _plan(tensors, max_shard_size).filename_to_tensors.items():
         for name in names:
-            value = whole(tensors[name]).detach()
+            value = full_tensor(tensors[name]).detach()
             yield WholeTensor(file, name, value.cpu().contiguous() if keep else value)
 
 
@@ -57,7 +57,7 @@ def write_weights(
     folder.mkdir(parents=True)
     plan = _plan({names[0]: tensor for names, tensor in names_by_tensor(model)}, max_shard_size)
     if plan.is_sharded:
-        parameters = {"total_parameters": sum(whole_shape(p).numel() for p in model.parameters())}
+        parameters = {"total_parameters": sum(p.numel() for p in model.parameters())}
         index = {"metadata": parameters | plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2, sort_keys=True) + "\n"
@@ -77,8 +77,7 @@ def write_weights(
 
 def _plan(tensors: dict[str, Tensor], max_shard_size: str) -> Any:
     shapes = {
-        name: torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
-        for name, tensor in tensors.items()
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
     return split_torch_state_dict_into_shards(
         shapes, filename_pattern=_PATTERN, max_shard_size=max_shard_size

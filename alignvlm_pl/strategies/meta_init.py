@@ -5,7 +5,7 @@ then reads the rows that it owns from the safetensors files.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from ..models.loading import require_complete, require_model_type
 from ..models.modeling import AlignVLMForConditionalGeneration, connector_from_config
 from ..models.processing import AlignVLMProcessor
 from ..models.vision import build_vision_tower
-from .zero_parameters import gathered
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _NESTED = "vision_model."  # transformers nests SigLIP and CLIP one level deeper in some versions
@@ -79,8 +78,6 @@ def load_parts(
     model: AlignVLMForConditionalGeneration,
     spec: ModelSpec,
     folder: str | Path | None,
-    *,
-    cut: Callable[[nn.Parameter], None] | None = None,
 ) -> None:
     """Read the weights of a sharded model that `build_on_meta` made; each rank reads its own rows.
 
@@ -88,21 +85,19 @@ def load_parts(
         model: The model; what is on the meta device gets memory.
         spec: Where its pretrained parts are.
         folder: A saved AlignVLM with all weights, instead of the pretrained parts.
-        cut: See `load_rows`.
 
     Raises:
         CheckpointError: Files are missing or damaged, or their tensors are not the model's.
     """
     if folder is not None:
         require_model_type(folder, AlignVLMConfig.model_type)
-        load_rows(model, folder, what="AlignVLM", strict=True, cut=cut)
+        load_rows(model, folder, what="AlignVLM", strict=True)
         return
     if (source := spec.vision.folder()) is not None:
-        load_rows(model.vision_tower, source, what="vision", cut=cut)
+        load_rows(model.vision_tower, source, what="vision")
     if (source := spec.llm.folder()) is not None:
-        load_rows(model.language_model, source, what="LLM", cut=cut)
-    with gathered(model.get_output_embeddings().parameters()):
-        model.initialize_connector()
+        load_rows(model.language_model, source, what="LLM")
+    model.initialize_connector()
 
 
 def load_rows(
@@ -111,7 +106,6 @@ def load_rows(
     *,
     what: str,
     strict: bool = False,
-    cut: Callable[[nn.Parameter], None] | None = None,
 ) -> None:
     """Read a module's tensors from safetensors files; of a sharded parameter, the rows of this rank.
 
@@ -120,7 +114,6 @@ def load_rows(
         source: Folder or hub id.
         what: What errors call the module.
         strict: Whether the files may hold nothing else.
-        cut: Takes each parameter as soon as it is loaded; it may keep a piece of it only.
 
     Raises:
         CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.
@@ -138,8 +131,6 @@ def load_rows(
         found = files.read(key, tensor)
         for name in aliases:
             _assign(module, name, found)
-        if cut is not None and isinstance(found, nn.Parameter):
-            cut(found)
     require_complete(missing, what=what, source=source)
     if strict and (extra := sorted(files.places.keys() - used)):
         raise CheckpointError(

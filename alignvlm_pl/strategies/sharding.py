@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -19,8 +19,12 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 
-from .zero_parameters import gathered, is_partitioned
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor (DTensor) on every rank, a collective that all ranks must call; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(
@@ -75,7 +79,7 @@ def layers(part: nn.Module) -> list[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are sharded, so that all ranks must call it equally often."""
-    return isinstance(model, FSDPModule) or any(is_partitioned(parameter) for parameter in model.parameters())
+    return isinstance(model, FSDPModule)
 
 
 @contextmanager
@@ -87,12 +91,6 @@ def gathered_parts(model: Any) -> Iterator[None]:
     """
     if not is_sharded(model):
         yield
-        return
-    if hasattr(model, "forget_order"):  # ZeRO-3
-        model.forget_order()
-        parts = (model.get_input_embeddings(), model.connector, model.get_output_embeddings())
-        with gathered(parameter for part in parts for parameter in part.parameters()):
-            yield
         return
     model.wake()  # the first call decides which module is the root
     held = [

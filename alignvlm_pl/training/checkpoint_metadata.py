@@ -23,7 +23,7 @@ CONTENTS = "contents"
 _VERSION = 1
 _LIBRARIES = (
     *("torch", "lightning", "transformers", "tokenizers", "numpy", "pillow"),
-    *("peft", "bitsandbytes", "deepspeed", "liger_kernel", "triton", "flash_attn"),  # extras
+    *("peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn"),  # extras
 )
 _KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "adam_beta2")
 """Settings of a stage that a resumed optimizer brings back, whatever the configuration says now."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
-from ..strategies.zero_parameters import whole_shape
 from .lora_config import ALL_LINEAR, Lora
 from .stage import PARTS
 
@@ -40,7 +39,7 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
 
 def num_parameters(module: nn.Module) -> int:
     """Parameters of a part, two for each byte of a 4-bit layer."""
-    return sum(whole_shape(p).numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
+    return sum(p.numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
 
 
 def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharding import is_sharded, no_grad
-from ..strategies.zero import ZeroStrategy
 from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
@@ -135,9 +134,7 @@ class AlignVLMModule(pl.LightningModule):
         strategy = self._trainer.strategy if self._trainer is not None else None
         if strategy is not None:
             refuse_unknown(strategy)
-        if isinstance(strategy, ShardedStrategy) or (
-            isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3
-        ):
+        if isinstance(strategy, ShardedStrategy):
             if self.stage is not None and self.stage.adapters:
                 raise ConfigError(
                     f"stage.lora: adapters cannot be trained under {type(strategy).__name__}, which loads weights "
@@ -145,7 +142,7 @@ class AlignVLMModule(pl.LightningModule):
                 )
             model = self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
             self._prepare(model)
-            strategy.shard(model, lambda cut: load_parts(model, self.spec, folder, cut=cut))
+            strategy.shard(model, lambda: load_parts(model, self.spec, folder))
             self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
             return
         self.model = build_model(self.spec, self.processor)
@@ -216,22 +213,15 @@ class AlignVLMModule(pl.LightningModule):
 
         All strategies have averaged the gradients over ranks, hence the world size.
         """
-        if self.trainer.fit_loop._should_accumulate():
-            return  # DeepSpeed is asked to step after every micro batch
         strategy = self.trainer.strategy
         total = strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
         self._micro_counts.clear()
         total = total.clamp(min=1)  # nothing supervised: gradients of zero
-        zero = strategy if isinstance(strategy, ZeroStrategy) else None
-        if zero is not None:
-            zero.divide_gradients(total / self.trainer.world_size)
         self._gradient_factor = self.trainer.world_size / total
         if self._logs_this_step:
-            norms = gradient_norms(optimizer.param_groups) if zero is None else zero.gradient_norms()
+            norms = gradient_norms(optimizer.param_groups)
             norms = {part: norm * self._gradient_factor for part, norm in norms.items()}
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
-            if zero is not None:  # others know it when they clip
-                self.log("train/gradient_norm", torch.linalg.vector_norm(torch.stack([*norms.values()])))
 
     @property
     def _logs_this_step(self) -> bool:
@@ -248,11 +238,8 @@ class AlignVLMModule(pl.LightningModule):
         """Divide the gradients by the step's tokens, and clip the norm of all of them together, in one pass.
 
         Lightning calls it before every optimizer step, with no value where nothing is to be clipped. It refuses to clip
-        with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use. DeepSpeed divides and
-        clips by itself, with the same values.
+        with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use.
         """
-        if isinstance(self.trainer.strategy, ZeroStrategy):
-            return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = scale_gradients(parameters, self._gradient_factor, largest=gradient_clip_val)
         if norm is not None and self._logs_this_step:
@@ -423,7 +410,6 @@ class AlignVLMModule(pl.LightningModule):
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
-            # A strategy may keep weights in pieces; without a trainer they are whole.
             trainer = self._trainer
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..strategies.zero_parameters import whole, whole_shape
+from ..strategies.sharding import full_tensor
 from .stage import PARTS, Stage
 
 _MATRIX = ("weight", "proj")
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         named: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
         for name, parameter in getattr(model, PARTS[part]).named_parameters():
             if parameter.requires_grad:
-                matrix = len(whole_shape(parameter)) > 1 and name.endswith(_MATRIX)
+                matrix = parameter.ndim > 1 and name.endswith(_MATRIX)
                 plain = not matrix or id(parameter) in embeddings
                 named["no_decay" if plain else "decay"].append(parameter)
         for kind, parameters in named.items():
@@ -77,7 +77,9 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         alike.setdefault(kind, []).append(gradient)
     norms = [nn.utils.get_total_norm(some) for some in alike.values()]
     return (
-        torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms])) if norms else torch.zeros(())
+        torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms]))
+        if norms
+        else torch.zeros(())
     )
 
 

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from ..strategies.zero_parameters import whole_shape
 from .lora import num_parameters
 from .optim import parameter_groups
 from .stage import PARTS, Stage
@@ -18,7 +17,7 @@ def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, 
     for part, rate in stage.learning_rates.items():
         module, lora = getattr(model, PARTS[part]), stage.adapters.get(part)
         total = num_parameters(module)
-        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         decays = sorted({group["weight_decay"] for group in groups if group["name"].startswith(part + "/")})
         decay = ", ".join(f"{d:g}" for d in decays) or "-"
         kind = "" if lora is None else f" ({'QLoRA' if lora.load_in_4bit else 'LoRA'} r={lora.r})"

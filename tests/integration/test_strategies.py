@@ -92,8 +92,7 @@ def fit(
 
     from alignvlm_pl.models.tiny import tiny_spec
     from alignvlm_pl.strategies.fsdp import ShardedStrategy
-    from alignvlm_pl.strategies.sharding import is_sharded
-    from alignvlm_pl.strategies.zero_parameters import whole
+    from alignvlm_pl.strategies.sharding import full_tensor, is_sharded
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
     from callbacks.connector_health import ConnectorHealth
@@ -138,10 +137,12 @@ def fit(
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
-    assert is_sharded(module.net) == (kind in ("fsdp", "zero3"))
+    assert is_sharded(module.net) == (kind == "fsdp")
     tensors = module.net.state_dict(keep_vars=True)
-    state = {key: whole(value).detach().clone() for key, value in tensors.items()}
-    gradients = {key: whole(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
+    state = {key: full_tensor(value).detach().clone() for key, value in tensors.items()}
+    gradients = {
+        key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None
+    }
     return {**told, "state": state, "gradients": gradients}
 
 
