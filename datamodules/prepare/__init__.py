@@ -16,7 +16,7 @@ _KINDS = {
         "manifest and sample indexes for shards made elsewhere (img2dataset)",
     ),
     "synthetic": (
-        "datamodules.prepare.synthetic",
+        "datamodules.prepare.synthetic.command",
         "rendered documents with questions and text lines -> shards",
     ),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),

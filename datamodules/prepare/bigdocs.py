@@ -1,23 +1,166 @@
-"""`prepare bigdocs`: one config of BigDocs-7.5M -> shards, shuffled once for all.
+"""`prepare bigdocs`: one config of BigDocs-7.5M (parquet) -> globally shuffled shards.
 
-ArxivOCR, ArxivTableCap and cord-v2 hold their pictures. COCOtext, pubtables-1m, TextOCR and Open4Business name them:
-give their folder with --image-root. TabFact and WikiTQ name tables: give the release with --tables, and they are drawn.
+ArxivOCR, ArxivTableCap and cord-v2 hold their images. COCOtext, pubtables-1m, TextOCR and Open4Business name them: give
+their folder with --image-root. TabFact and WikiTQ name tables, which are rendered: give the release with --tables.
 """
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 from alignvlm_pl.errors import ConfigError
 
+from ..shards.columns import BIGDOCS
+from ..shards.sample import SampleError
+from ..shards.sample_formats import conversation, pairs
 from ..storage.stored_files import StoredFile, canonical_split
-from .files_options import DEFAULT_SPLIT, add_parquet_options, parquet_files
-from .pack.command import add_options, pack, print_yield
+from .input_files import DEFAULT_SPLIT, add_parquet_options, parquet_files
+from .pack.engine import pack, print_yield
+from .pack.options import add_options
 from .rendered_tables import tabfact, wtq
-from .rendered_tables.source import RenderedTables
-from .rendered_tables.table_questions import TableNames
-from .sources.bigdocs import CONFIGS, FROM_TABLES, WITH_PICTURES, BigDocs, NamedPictures
-from .sources.pictures import PictureFolder
+from .rendered_tables.table_questions import LoadTable, TableNames
+from .rendered_tables.tables import render, to_png
+from .sources.parquet_rows import ParquetRows
+from .sources.pictures import Picture, PictureFolder, held_picture
+from .sources.source import SourceSample
+
+_KEPT = 32
+"""Drawn tables that are kept: rows about one table often follow one another."""
+_TABLE_BYTES = 100_000
+"""Pages of a table of Wikipedia, about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedTables:
+    """Pages by the name of their table.
+
+    Attributes:
+        names: Tables of the release.
+        load: Gives a table by its name.
+    """
+
+    names: TableNames = field(repr=False)
+    load: LoadTable
+    _drawn: dict[str, list[Picture]] = field(default_factory=dict, repr=False, compare=False)
+
+    def named(self, name: str, *, where: str) -> list[Picture]:
+        """Return the pages of a table.
+
+        Raises:
+            SampleError: The release has no such table (``unknown_table``), or it cannot be drawn.
+        """
+        table = self.names.find(name)
+        if table is None:
+            raise SampleError(f"{where}: img_id {name!r:.120} names no table of the release", "unknown_table")
+        if table not in self._drawn:
+            try:
+                pages: list[Picture] = [(to_png(page), "png") for page in render(self.load(table))]
+            except SampleError as error:
+                raise SampleError(f"{where}: {error}", error.reason) from error
+            if len(self._drawn) >= _KEPT:
+                self._drawn.pop(next(iter(self._drawn)))
+            self._drawn[table] = pages
+        return self._drawn[table]
+
+    def estimate(self) -> tuple[int, int]:
+        """Estimate the bytes of all pages, and of those that are held nowhere else: all."""
+        size = len(self.names.whole) * _TABLE_BYTES
+        return size, size
+
+
+WITH_PICTURES = ("ArxivOCR", "ArxivTableCap", "cord-v2")
+FROM_FOLDERS = ("COCOtext", "pubtables-1m", "TextOCR", "Open4Business")
+FROM_TABLES = ("TabFact", "WikiTQ")
+CONFIGS = (*WITH_PICTURES, *FROM_FOLDERS, *FROM_TABLES)
+
+_NAME = "img_id"
+_PROVENANCE = (
+    "query_info",
+    "annotation_info",
+    "image_info",
+    "license",
+    "licence",
+    "dataset_name",
+    "source",
+)
+_TASKS = ("task_name", "task")
+
+
+class NamedPictures(Protocol):
+    """Where the pictures of rows lie that only name them."""
+
+    def named(self, name: str, *, where: str) -> list[Picture]:
+        """Return the pages of a name.
+
+        Raises:
+            SampleError: There are none.
+        """
+        ...
+
+    def estimate(self) -> tuple[int, int]:
+        """Estimate the bytes of all pages, and of those that are not read from a file again when shards are written."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigDocs(ParquetRows):
+    """The rows of one config.
+
+    Attributes:
+        pictures: Where named pictures lie; None: the rows must hold them.
+    """
+
+    name: str = "bigdocs"
+    license: str = "CC-BY-4.0"
+    pictures: NamedPictures | None = None
+    schema = BIGDOCS
+    optional = (_NAME, *_PROVENANCE, *_TASKS)
+
+    def input_bytes(self) -> int:
+        """Estimate the size of the files and of the named pictures."""
+        return super().input_bytes() + (self.pictures.estimate()[0] if self.pictures else 0)
+
+    def spool_bytes(self) -> int:
+        """Estimate what of it is not read from picture files again."""
+        return super().input_bytes() + (self.pictures.estimate()[1] if self.pictures else 0)
+
+    def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
+        """Refuse rows that only name their pictures where nothing says where these lie."""
+        if columns["images"] == _NAME and self.pictures is None:
+            raise ConfigError(
+                f"{where} only names its pictures ({_NAME}): give their folder with --image-root, or for TabFact and "
+                "WikiTQ the folder of the release with --tables"
+            )
+
+    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+        """Convert a row; several queries become turns about the same pictures."""
+        asked = pairs(row[columns["queries"]], row[columns["answers"]], where=where)
+        if not any(answer.strip() for _, answer in asked):
+            raise SampleError(f"{where}: all annotations are empty", "empty_answer")
+        images = self._images(row, columns["images"], where)
+        kept = {name: row[name] for name in (*_PROVENANCE, _NAME) if row.get(name) is not None}
+        record = {
+            "id": f"{self.source}/{row[columns['id']]}",
+            "source": self.source,
+            "task": str(next((row[name] for name in _TASKS if row.get(name)), "document")),
+            "messages": conversation(asked, num_images=len(images)),
+            # Dates and the like become text.
+            "meta": json.loads(json.dumps(kept, default=str)),
+        }
+        return SourceSample(record=record, images=images)
+
+    def _images(self, row: Mapping[str, Any], column: str, where: str) -> list[Picture]:
+        given = row[column]
+        cells = [cell for cell in (given if isinstance(given, list) else [given]) if cell is not None]
+        if column != _NAME and cells:
+            return [held_picture(cell, where=where) for cell in cells]
+        names = cells if column == _NAME else [row[_NAME]] if row.get(_NAME) is not None else []
+        if not names or self.pictures is None:
+            raise SampleError(f"{where}: the row holds no picture", "missing_image")
+        return [image for name in names for image in self.pictures.named(str(name), where=where)]
 
 
 def main(argv: Sequence[str]) -> int:

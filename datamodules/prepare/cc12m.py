@@ -1,12 +1,98 @@
-"""`prepare cc12m`: tars of pictures and captions as img2dataset packs them -> shards, shuffled once for all."""
+"""`prepare cc12m`: tars of images and captions as img2dataset writes them -> globally shuffled shards.
+
+Format: tars of `{key}.jpg`, `{key}.txt`, `{key}.json`, for example CC-12M of pixparse or laion.
+"""
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import IO, Any, BinaryIO, cast
 
-from ..shards.sample_formats import CAPTION_PROMPT
-from ..storage.stored_files import list_files
-from .pack.command import add_options, pack, print_yield
-from .sources.cc12m import CaptionTars
+from alignvlm_pl.errors import DataError
+
+from ..shards.sample import SampleError
+from ..shards.sample_formats import CAPTION_PROMPT, CaptionReader
+from ..shards.tar_walk import Damage, Member, field_name, sample_groups, walk_range
+from ..storage.stored_files import StoredFile, list_files, short_names
+from ..storage.stored_stream import StoredStream
+from .pack.engine import pack, print_yield
+from .pack.options import add_options
+from .sources.source import Part, SourceSample, checked_image
+
+_KEPT = ("url", "sha256")
+"""Fields of a pair's json that say where the picture came from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionTars:
+    """The pairs of tars.
+
+    Attributes:
+        files: The tars.
+        prompt: Text of the user's turn after the picture; may be empty.
+        name: Name of the set.
+        source: Value of the samples' ``source``, and the first part of their ids.
+        license: Terms of the set.
+    """
+
+    files: tuple[StoredFile, ...]
+    prompt: str
+    name: str = "cc12m"
+    source: str = "cc12m"
+    license: str = "other (conceptual-12m)"
+
+    def parts(self) -> list[Part]:
+        """Return a part for each tar."""
+        return [
+            Part(name=name, payload=(file.url, file.path, file.size))
+            for file, name in zip(self.files, short_names(self.files), strict=True)
+        ]
+
+    def input_bytes(self) -> int:
+        """Return the size of all tars."""
+        return sum(file.size for file in self.files)
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the pairs of a tar in its order.
+
+        Raises:
+            DataError: The tar is damaged, or the store that it lies in does not give it.
+        """
+        url, path, size = part.payload
+        file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
+        with closing(BufferedReader(StoredStream(file))) as stream:
+            for key, members in sample_groups(_members(file, stream)):
+                try:
+                    yield self._pair(file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
+                except SampleError as error:
+                    yield error
+
+    def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
+        # Names of members are names only, nothing is written to them.
+        raw: dict[str, Any] = {"__key__": key, "__url__": file.path}
+        for member in members:
+            stream.seek(member.data_offset)
+            raw[field_name(member)] = stream.read(member.size)
+        record, images, names = CaptionReader(prompt=self.prompt, source=self.source)(raw)
+        kept = json.loads(raw["json"]) if "json" in raw else {}
+        record["meta"] = {name: kept[name] for name in _KEPT if isinstance(kept.get(name), str)}
+        where = f"sample '{key}' in {file.path}"
+        return SourceSample(
+            record=record,
+            images=[
+                checked_image(data, f"{where}: {name}") for data, name in zip(images, names, strict=True)
+            ],
+        )
+
+
+def _members(file: StoredFile, stream: IO[bytes]) -> Iterator[Member]:
+    for found in walk_range(cast(BinaryIO, stream), file.name, 0, file.size):
+        if isinstance(found, Damage):
+            raise DataError(f"{file.path.removesuffix(file.name)}{found}; fetch the tar again")
+        yield found
 
 
 def main(argv: Sequence[str]) -> int:

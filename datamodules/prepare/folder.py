@@ -1,16 +1,177 @@
-"""`prepare folder`: pictures with texts beside them -> shards, shuffled once for all.
+"""`prepare folder`: images with texts beside them -> globally shuffled shards.
 
 Beside `a.png` lies `a.txt` (caption or transcription, asked for by --prompt), or `a.json` with
 `{"question", "answer"}`, `{"qa": [{"question", "answer"}]}` or `{"messages": [...]}`.
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from ..shards.sample_formats import CAPTION_PROMPT
-from .pack.command import add_options, pack, print_yield
-from .sources.sidecars import SidecarFolder
+from alignvlm_pl.errors import DataError
+
+from ..shards.sample import SampleError, check_record
+from ..shards.sample_formats import CAPTION_PROMPT, conversation, convert_docdownstream
+from .pack.engine import pack, print_yield
+from .pack.options import add_options
+from .sources.dialogues import check_answered
+from .sources.pictures import PictureFolder, picture_paths, total_bytes
+from .sources.source import Part, SourceSample
+
+_PART_PICTURES = 256
+_TEXT_BYTES = 4096
+_FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"messages": [...]}'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SidecarFolder:
+    """The pictures below a folder.
+
+    Attributes:
+        root: The folder.
+        prompt: The user's turn where the text beside a picture is a `.txt`; may be empty.
+        name: Name of the set.
+        source: Value of the samples' ``source``, and the first part of their ids.
+        license: Terms of the set.
+    """
+
+    root: Path
+    prompt: str
+    name: str
+    source: str
+    license: str = "unknown"
+
+    def parts(self) -> list[Part]:
+        """Return a part for each few hundred pictures, in the order of their paths.
+
+        Raises:
+            DataError: There is no such folder, or no picture in it.
+        """
+        paths, parts = picture_paths(self.root), []
+        while piece := list(islice(paths, _PART_PICTURES)):
+            # One text: ten million of them would take a gigabyte, and no path holds a zero.
+            payload = (self._fingerprint(piece), "\0".join(piece))
+            parts.append(Part(name=piece[0], payload=payload, rows=len(piece)))
+        if not parts:
+            raise DataError(f"{self.root} holds no pictures")
+        return parts
+
+    def input_bytes(self) -> int:
+        """Return the size of all pictures."""
+        return total_bytes(self.root)
+
+    def spool_bytes(self) -> int:
+        """Estimate the size of the texts: pictures are read again from their files."""
+        return sum(1 for _ in picture_paths(self.root)) * _TEXT_BYTES
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the pictures of a part."""
+        for path in str(part.payload[1]).split("\0"):
+            try:
+                yield self._sample(path)
+            except SampleError as error:
+                yield error
+
+    def _fingerprint(self, paths: Sequence[str]) -> str:
+        """Describe pictures and the texts beside them: an interrupted packing goes on only where none has changed."""
+        digest = hashlib.sha256()
+        for path in paths:
+            for ending in ("", ".json", ".txt"):
+                file = self.root / path
+                with contextlib.suppress(OSError):
+                    status = (file.with_suffix(ending) if ending else file).stat()
+                    digest.update(f"{path}{ending} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _sample(self, name: str) -> SourceSample:
+        path = self.root / name
+        where = str(path)
+        record = self._record(path, where) | {
+            "id": f"{self.source}/{PurePosixPath(name).with_suffix('')}",
+            "source": self.source,
+        }
+        check_record(record, num_images=1, where=where)
+        return SourceSample(record=record, images=[PictureFolder(root=self.root).read(name, where=where)])
+
+    def _record(self, picture: Path, where: str) -> dict[str, Any]:
+        """Read what is beside a picture: its json, or its text where that is missing or is the json of a download."""
+        note, text = picture.with_suffix(".json"), picture.with_suffix(".txt")
+        given = _parsed(note) if note.is_file() else None
+        if isinstance(given, Mapping) and (record := _noted(given, where)) is not None:
+            return record
+        if text.is_file():
+            try:
+                answer = text.read_text("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise SampleError(f"{text} is not UTF-8 ({error})", "bad_sidecar") from error
+            return {"task": "caption", "messages": _answered([(self.prompt, answer)], where)}
+        if given is None:
+            raise SampleError(f"{where}: neither {text.name} nor {note.name} is beside it", "missing_text")
+        raise SampleError(f"{note}: expected {_FORMS}, found {given!r:.120}", "bad_sidecar")
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
+
+
+def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """Convert the json beside a picture; None where it is of no known form."""
+    if "messages" in given:
+        return _conversation(given, where)
+    rows = given.get("qa", [given] if {"question", "answer"} <= set(given) else None)
+    if not isinstance(rows, list):
+        return None
+    asked = []
+    for row in rows:
+        texts = [row.get(field) for field in ("question", "answer")] if isinstance(row, Mapping) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise SampleError(
+                f"{where}: a question is {{question, answer}} of texts, found {row!r:.120}", "bad_sidecar"
+            )
+        asked.append((str(texts[0]), str(texts[1])))
+    return {"task": "vqa", "messages": _answered(asked, where)}
+
+
+def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Take turns of plain text with or without the picture's mark, or turns in normal form."""
+    turns = given["messages"]
+    plain = isinstance(turns, list) and any(
+        isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns
+    )
+    record = convert_docdownstream(given, where=where) if plain else {"messages": turns}
+    check_record(record, num_images=_count_images(record["messages"]), where=where)
+    check_answered(record, where=where)
+    if not _count_images(record["messages"]):
+        first = next((turn for turn in record["messages"] if turn["role"] == "user"), None)
+        if first is None:
+            raise SampleError(f"{where}: no turn of the user", "bad_sidecar")
+        first["content"] = [{"type": "image", "index": 0}, *first["content"]]
+    return {"task": "conversation", "messages": record["messages"]}
+
+
+def _count_images(turns: Any) -> int:
+    contents = (
+        [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
+        if isinstance(turns, list)
+        else []
+    )
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
+
+
+def _answered(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
+    if not any(answer.strip() for _, answer in asked):
+        raise SampleError(f"{where}: the text beside it is empty", "empty_answer")
+    return conversation(asked, num_images=1)
 
 
 def main(argv: Sequence[str]) -> int:

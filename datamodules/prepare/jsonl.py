@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .pack.command import add_options, pack, print_yield
+from .pack.engine import pack, print_yield
+from .pack.options import add_options
 from .sources.jsonl import JsonlData
 
 

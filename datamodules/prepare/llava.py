@@ -1,23 +1,425 @@
-"""`prepare llava`: LLaVA-558K (a JSON list and its pictures) or LLaVA-NeXT (parquet) -> shards, shuffled once for all.
+"""`prepare llava`: LLaVA-558K (a JSON list and its images) or LLaVA-NeXT (parquet) -> globally shuffled shards.
 
-The pictures of the list lie in a folder, or in the published zip, which is read where it is and not unpacked.
+The images of the list lie in a folder, or in the published zip, which is read where it is and not unpacked.
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 
+from ..shards.columns import LLAVA
+from ..shards.sample import SampleError
 from ..storage.stored_files import StoredFile, find_file, list_files, list_folder
-from .files_options import add_parquet_options, parquet_files
-from .listed_set import choose_list, fetched_list
-from .pack.command import add_options, pack, print_yield
-from .pack.options import PackOptions
-from .pack.source import RawData
-from .sources.llava import LLaVAList, LLaVARows
-from .sources.llava_zip import LLaVAZip
-from .sources.pictures import PictureFolder
+from ..storage.stored_stream import StoredStream
+from .input_files import add_parquet_options, choose_list, fetched_list, parquet_files
+from .pack.engine import pack, print_yield
+from .pack.options import PackOptions, add_options
+from .sources.dialogues import llava_turns
+from .sources.json_files import ListSlice, element_ranges, slice_list
+from .sources.parquet_rows import ParquetRows
+from .sources.pictures import Picture, PictureFolder, held_picture, safe_path, total_bytes
+from .sources.source import Part, RawData, SourceSample, checked_image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLaVARecords:
+    """The records of a JSON list, wherever their pictures are.
+
+    Attributes:
+        path: The list.
+        origin: What errors call the list; empty: by its path.
+        name: Name of the set.
+        source: Value of ``source`` for records without ``data_source``.
+        license: Terms of the set.
+    """
+
+    path: Path
+    origin: str = ""
+    name: str = "llava"
+    source: str = "llava"
+    license: str = "unknown"
+
+    @property
+    def called(self) -> str:
+        """What errors call the list."""
+        return self.origin or str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLaVAList(LLaVARecords):
+    """Records whose pictures lie in a folder.
+
+    Attributes:
+        pictures: Folder that the records' paths are relative to.
+    """
+
+    pictures: PictureFolder
+
+    def parts(self) -> list[Part]:
+        """Return a part for each few thousand records.
+
+        Raises:
+            DataError: The file is no JSON list, or its records are of another schema.
+        """
+        pieces = slice_list(self.path)
+        for piece in pieces[:1]:
+            LLAVA.check_records(piece.load(self.path), "conversations", where=self.called)
+        return [
+            Part(
+                name=f"{self.path.name}#{piece.first}",
+                payload=(piece.first, piece.records, piece.start, piece.end),
+                rows=piece.records,
+            )
+            for piece in pieces
+        ]
+
+    def input_bytes(self) -> int:
+        """Return the size of the list and of all pictures of the folder."""
+        return self.path.stat().st_size + total_bytes(self.pictures.root)
+
+    def spool_bytes(self) -> int:
+        """Return the size of the list: pictures are read again from their files."""
+        return self.path.stat().st_size
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the records of a part."""
+        first, records, start, end = (int(value or 0) for value in part.payload)
+        piece = ListSlice(first=first, records=records, start=start, end=end)
+        for number, record in enumerate(piece.load(self.path), start=piece.first):
+            where = f"{self.called}, record {number}"
+            try:
+                yield self._sample(record, number, where)
+            except SampleError as error:
+                yield error
+
+    def _sample(self, record: Any, number: int, where: str) -> SourceSample:
+        readers = [
+            partial(self.pictures.read, path, where=where) for path in check_paths(record, where=where)
+        ]
+        name = record.get("id", number)
+        return llava_sample(record, readers, default=self.source, name=name, where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaVARows(ParquetRows):
+    """The rows of parquet files; those without a picture are text only.
+
+    Attributes:
+        pictures: Folder of the pictures that rows only name; None: such rows are bad.
+    """
+
+    name: str = "llava-next"
+    source: str = "llava-next"
+    license: str = "Apache-2.0"
+    pictures: PictureFolder | None = None
+    schema = LLAVA
+    optional = ("image", "data_source")
+
+    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+        """Convert a row."""
+        held = row.get("image")
+        # The hub writes a missing picture as null, or as {bytes: null, path: null}.
+        there = any(held.values()) if isinstance(held, Mapping) else held is not None
+        readers = [partial(_cell, held, self.pictures, where)] if there else []
+        return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
+
+
+def check_paths(record: Any, *, where: str) -> list[str]:
+    """Return the paths of a record's pictures.
+
+    Raises:
+        SampleError: It is no object, or names its pictures otherwise (``bad_row``).
+    """
+    if not isinstance(record, Mapping):
+        raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
+    named = record.get("image") or []
+    paths = [named] if isinstance(named, str) else named
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise SampleError(
+            f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row"
+        )
+    return paths
+
+
+def llava_sample(
+    record: Mapping[str, Any],
+    readers: Sequence[Callable[[], Picture]],
+    *,
+    default: str,
+    name: Any,
+    where: str,
+) -> SourceSample:
+    """Convert a record; its pictures are read when its turns are known to be of use.
+
+    Raises:
+        SampleError: It or a picture of it is of no use.
+    """
+    turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
+    source = str(record.get("data_source") or default)
+    normal = {
+        "id": f"{source}/{name}",
+        "source": source,
+        "task": "instruction",
+        "messages": turns,
+    }
+    return SourceSample(record=normal, images=[read() for read in readers])
+
+
+def _cell(cell: Any, folder: PictureFolder | None, where: str) -> Picture:
+    if isinstance(cell, str) and folder is not None:
+        return folder.read(cell, where=where)
+    return held_picture(cell, where=where, folder=folder)
+
+
+MAX_MEMBER_BYTES = 1 << 30
+"""Unpacked size above which a member is refused unread."""
+_ENCRYPTED = 1
+# APPNOTE.TXT 4.3.7: the header before a member ends with the lengths of its name and extra field.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_MAGIC = b"PK\x03\x04"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZipPlace:
+    """Where a member lies and how it is packed.
+
+    Attributes:
+        offset: Byte of the zip at which its header begins.
+        packed: Bytes that it takes.
+        size: Bytes of its content.
+        crc: CRC-32 of its content.
+        method: Number of the compression.
+        flags: General purpose flags.
+    """
+
+    offset: int
+    packed: int
+    size: int
+    crc: int
+    method: int
+    flags: int
+
+
+def read_directory(file: StoredFile) -> dict[str, ZipPlace]:
+    """Return path -> place of the members of a zip; of several members of a path the last, as it is unpacked.
+
+    Raises:
+        DataError: It is no whole zip, or its store does not give it.
+    """
+    with StoredStream(file) as stream:
+        try:
+            with zipfile.ZipFile(io.BufferedReader(stream)) as archive:
+                infos = archive.infolist()
+        except DataError:
+            raise
+        except (
+            zipfile.BadZipFile,
+            EOFError,
+            OSError,
+            struct.error,
+            ValueError,
+            NotImplementedError,
+        ) as error:
+            raise DataError(
+                f"{file.path} is no whole zip of {file.size} bytes ({type(error).__name__}: {error}); compare its size "
+                "with what is published and fetch it again"
+            ) from error
+    return {
+        str(PurePosixPath(info.filename)): ZipPlace(
+            offset=info.header_offset,
+            packed=info.compress_size,
+            size=info.file_size,
+            crc=info.CRC,
+            method=info.compress_type,
+            flags=info.flag_bits,
+        )
+        for info in infos
+        if not info.is_dir()
+    }
+
+
+def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
+    """Return the content of a member.
+
+    Raises:
+        SampleError: It is encrypted, damaged, packed in an unknown way, or too large (``undecodable_image``).
+        DataError: The store does not give it.
+    """
+    if place.flags & _ENCRYPTED:
+        raise SampleError(f"{where} is encrypted in {stream.file.path}", "undecodable_image")
+    if max(place.size, place.packed) > MAX_MEMBER_BYTES:
+        raise SampleError(
+            f"{where} would unpack to {place.size} bytes, expected at most {MAX_MEMBER_BYTES}",
+            "undecodable_image",
+        )
+    try:
+        return _unpacked(stream, place)
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise SampleError(
+            f"{where} is damaged in {stream.file.path} ({type(error).__name__}: {error})", "undecodable_image"
+        ) from error
+
+
+def _unpacked(stream: StoredStream, place: ZipPlace) -> bytes:
+    stream.seek(place.offset)
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(_exactly(stream, _LOCAL_HEADER.size))
+    if magic != _LOCAL_MAGIC:
+        raise zipfile.BadZipFile(f"no member begins at byte {place.offset}")
+    stream.seek(name_length + extra_length, io.SEEK_CUR)
+    info = zipfile.ZipInfo()
+    info.compress_type, info.compress_size = place.method, place.packed
+    info.file_size, info.CRC = place.size, place.crc
+    packed = io.BytesIO(_exactly(stream, place.packed))
+    # It unpacks `file_size` bytes at most and compares the checksum.
+    with zipfile.ZipExtFile(packed, "r", info) as member:
+        data: bytes = member.read()
+    if len(data) != place.size:
+        raise EOFError(f"it ends after {len(data)} of {place.size} bytes")
+    return data
+
+
+def _exactly(stream: StoredStream, size: int) -> bytes:
+    pieces = []
+    while size > 0 and (piece := stream.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    if size > 0:
+        raise EOFError("it goes on behind the end of the zip")
+    return b"".join(pieces)
+
+
+_PART_RECORDS = 2048
+_CHECKED_RECORDS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLaVAZip(LLaVARecords):
+    """Records in the order in which a zip holds their first pictures.
+
+    Attributes:
+        zip: The zip; its members' names are the records' paths, or those below one folder named as the zip is.
+    """
+
+    zip: StoredFile
+
+    def parts(self) -> list[Part]:
+        """Return a part for each few thousand records.
+
+        Raises:
+            DataError: The list is no JSON list, of another schema, or names no picture of the zip; or that is no zip.
+        """
+        ranges = list(element_ranges(self.path))
+        found = _Named(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
+        with self.path.open("rb") as stream:
+            first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
+            LLAVA.check_records(first, "conversations", where=self.called)
+            rows = [
+                (number, start, end, found.places_of(_load(stream, start, end)))
+                for number, (start, end) in enumerate(ranges)
+            ]
+        if found.missing and not found.found:
+            raise DataError(
+                f"{self.zip.path} holds none of the pictures of {self.called}: expected such as "
+                f"{found.missing!r}, found such as {next(iter(found.places), 'no file')!r}"
+            )
+        # Each part lies together in the zip, which it reads forward.
+        rows.sort(key=lambda row: (row[3][0][0] if row[3] and row[3][0] else -1, row[0]))
+        rest, parts = iter(rows), list[Part]()
+        while piece := list(islice(rest, _PART_RECORDS)):
+            # One text: parts hold plain values.
+            name = f"{self.path.name}#{len(parts)}"
+            parts.append(Part(name=name, payload=(json.dumps(piece),), rows=len(piece)))
+        return parts
+
+    def input_bytes(self) -> int:
+        """Return the size of list and zip."""
+        return self.path.stat().st_size + self.zip.size
+
+    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
+        """Yield the records of a part.
+
+        Raises:
+            DataError: The store that the zip lies in does not give it.
+        """
+        with self.path.open("rb") as records, closing(StoredStream(self.zip)) as pictures:
+            for number, start, end, places in json.loads(str(part.payload[0])):
+                where = f"{self.called}, record {number}"
+                try:
+                    yield self._sample(_load(records, start, end), number, places, pictures, where)
+                except SampleError as error:
+                    yield error
+
+    def _sample(
+        self, record: Any, number: int, places: list[list[int] | None], pictures: StoredStream, where: str
+    ) -> SourceSample:
+        readers = [
+            partial(self._picture, path, place, pictures, where)
+            for path, place in zip(check_paths(record, where=where), places, strict=True)
+        ]
+        name = record.get("id", number)
+        return llava_sample(record, readers, default=self.source, name=name, where=where)
+
+    def _picture(self, path: str, place: list[int] | None, pictures: StoredStream, where: str) -> Picture:
+        safe_path(path, where=where)
+        if place is None:
+            raise SampleError(f"{where}: image {path} is not in {self.zip.path}", "missing_image")
+        offset, packed, size, crc, method, flags = place
+        member = ZipPlace(offset=offset, packed=packed, size=size, crc=crc, method=method, flags=flags)
+        called = f"{where}: image {path}"
+        return checked_image(read_member(pictures, member, where=called), called)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Named:
+    """Members of a zip by the paths of records."""
+
+    stem: str
+    places: dict[str, ZipPlace]
+    found: int = 0
+    missing: str = ""
+
+    def places_of(self, record: Any) -> list[tuple[int, ...] | None]:
+        """Return where the pictures of a record lie; None for what is not there or is no path of a member."""
+        try:
+            paths = check_paths(record, where="")
+        except SampleError:  # it is counted where it is read
+            return []
+        return [self._place(path) for path in paths]
+
+    def _place(self, path: str) -> tuple[int, ...] | None:
+        try:
+            name = str(safe_path(path, where=""))
+        except SampleError:
+            return None
+        place = self.places.get(name) or self.places.get(f"{self.stem}/{name}")
+        if place is None:
+            self.missing = self.missing or path
+            return None
+        self.found += 1
+        return (place.offset, place.packed, place.size, place.crc, place.method, place.flags)
+
+
+def _load(stream: IO[bytes], start: int, end: int) -> Any:
+    stream.seek(start)
+    try:
+        return json.loads(stream.read(end - start))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{stream.name}: the record at byte {start} is not JSON ({error})") from error
+
 
 _LIST = "blip_laion_cc_sbu_558k.json"
 _ZIP = "images.zip"

@@ -17,8 +17,7 @@ from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
 from datamodules.loading.benchmark_dataset import BenchmarkDataset
 from datamodules.loading.collate import Collator
-from datamodules.prepare.sources.docdownstream import DocDownstreamTest
-from datamodules.prepare.sources.vlmevalkit import VLMEvalKitTable
+from datamodules.prepare.benchmark import DocDownstreamTest, VLMEvalKitTable
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare import main
-from datamodules.prepare.sources import llava_zip
-from datamodules.prepare.sources.llava_zip import LLaVAZip
+from datamodules.prepare import llava, main
+from datamodules.prepare.llava import LLaVAZip
 from datamodules.shards.manifest import load_manifest
 from datamodules.storage.stored_files import local_file
 from tests.unit.hub_server import Hub, prepare, serving
@@ -250,7 +249,7 @@ def test_pictures_of_parquet_rows_lie_in_no_zip(tmp_path):
 
 
 def test_a_zip_is_read_by_several_processes_in_its_own_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(llava_zip, "_PART_RECORDS", 2)
+    monkeypatch.setattr(llava, "_PART_RECORDS", 2)
     write_llava(tmp_path)
     raw = LLaVAZip(path=tmp_path / LLAVA_LIST, zip=local_file(tmp_path / "images.zip"))
     parts = raw.parts()

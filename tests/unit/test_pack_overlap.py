@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.pack.command import pack, print_yield
+from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.overlap import KnownPictures, perceptual_hash, read_known
 from datamodules.prepare.sources.jsonl import JsonlData

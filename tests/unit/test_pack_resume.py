@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.locks import take
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.work_folder import WorkFolder
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.sources.jsonl import JsonlData
 

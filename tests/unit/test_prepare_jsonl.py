@@ -10,7 +10,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare import main
-from datamodules.prepare.pack.command import pack
+from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.shards.decode import Decoder

@@ -15,15 +15,13 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare import main
-from datamodules.prepare.sources import docdownstream_archive
-from datamodules.prepare.sources.docdownstream_archive import DocDownstreamArchive
-from datamodules.prepare.sources.docdownstream_rows import DocDownstreamFolder, DocumentLines
+from datamodules.prepare import docdownstream, main
+from datamodules.prepare.docdownstream import DocDownstreamArchive, DocDownstreamFolder, DocumentLines
 from datamodules.prepare.sources.pictures import PictureFolder
 from datamodules.prepare.sources.source import SourceSample, image_bytes
 from datamodules.shards.sample import SampleError, message_text
-from datamodules.storage.split_archive import stream_files
 from datamodules.storage.stored_files import StoredFile, local_file
+from datamodules.storage.stored_stream import stream_files
 
 
 def page(number: int) -> str:
@@ -187,12 +185,12 @@ def test_samples_come_when_their_last_page_has_passed_and_pages_go(tmp_path, arc
     seen: list[tuple[str, int]] = []
     holders = []
 
-    class Watched(docdownstream_archive._Held):
+    class Watched(docdownstream._Held):
         def __init__(self) -> None:
             super().__init__(limit=0)
             holders.append(self)
 
-    monkeypatch.setattr(docdownstream_archive, "_Held", Watched)
+    monkeypatch.setattr(docdownstream, "_Held", Watched)
     raw = DocDownstreamArchive(lines=write_lines(tmp_path, LINES), pieces=tuple(archive))
     for item in raw.read(raw.parts()[0]):
         assert isinstance(item, SourceSample)

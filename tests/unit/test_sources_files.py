@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.sources import json_list, sidecars
-from datamodules.prepare.sources.cc12m import CaptionTars
-from datamodules.prepare.sources.json_list import slice_list
-from datamodules.prepare.sources.llava import LLaVAList
+from datamodules.prepare import folder as folder_command
+from datamodules.prepare.cc12m import CaptionTars
+from datamodules.prepare.folder import SidecarFolder
+from datamodules.prepare.llava import LLaVAList
+from datamodules.prepare.sources import json_files
+from datamodules.prepare.sources.json_files import slice_list
 from datamodules.prepare.sources.pictures import PictureFolder, safe_path
-from datamodules.prepare.sources.sidecars import SidecarFolder
 from datamodules.shards.sample import SampleError
 from datamodules.storage import stored_stream
 from datamodules.storage.stored_files import StoredFile, list_files
@@ -217,12 +218,14 @@ def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
 
 def test_parts_of_many_pictures_take_little_memory(monkeypatch):
     names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(30_000))
-    monkeypatch.setattr(sidecars, "picture_paths", lambda root: names)
+    monkeypatch.setattr(folder_command, "picture_paths", lambda root: names)
     raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
     tracemalloc.start()
     parts = raw.parts()
     gc.collect()
-    own = tracemalloc.Filter(True, sidecars.__file__)  # not what a thread of another test takes meanwhile
+    own = tracemalloc.Filter(
+        True, folder_command.__file__
+    )  # not what a thread of another test takes meanwhile
     traces = tracemalloc.take_snapshot().filter_traces([own]).statistics("filename")
     tracemalloc.stop()
     held = sum(trace.size for trace in traces) / 30_000
@@ -307,7 +310,7 @@ def test_bad_records_of_a_list_are_counted_by_reason(tmp_path):
 @pytest.mark.parametrize("block", [1, 7, 64, 4096])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch, block, indent):
-    monkeypatch.setattr(json_list, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(json_files, "_BLOCK_BYTES", block)
     rows = [{"a": 'x]},"\\'}, [1, [2]], "é{", 12345, -1.5e3, None, {}, "漢字"]
     path = tmp_path / "a.json"
     for number in range(len(rows) + 1):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare.sources.bigdocs import BigDocs
-from datamodules.prepare.sources.llava import LLaVARows
+from datamodules.prepare.bigdocs import BigDocs
+from datamodules.prepare.llava import LLaVARows
 from datamodules.prepare.sources.pictures import PictureFolder
-from datamodules.prepare.sources.vcr import PROMPT, VCRRows
+from datamodules.prepare.vcr import PROMPT, VCRRows
 from datamodules.shards.sample import SampleError
 from tests.unit.parquet_files import bigdocs_row, files, image, png, write
 from tests.unit.reading import read, texts

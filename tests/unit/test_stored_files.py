@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare.sources.bigdocs import BigDocs
+from datamodules.prepare.bigdocs import BigDocs
 from datamodules.storage.stored_files import choose_files, find_file, list_files, list_folder
 from tests.unit.parquet_files import bigdocs_row, write
 from tests.unit.reading import read

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.sources import zipped
-from datamodules.prepare.sources.zipped import read_directory, read_member
+from datamodules.prepare import llava
+from datamodules.prepare.llava import read_directory, read_member
 from datamodules.shards.sample import SampleError
 from datamodules.storage.fetching import Policy
 from datamodules.storage.stored_files import StoredFile, list_folder, local_file
@@ -121,7 +121,7 @@ def test_members_that_cannot_be_read(archive, monkeypatch):
             with pytest.raises(SampleError, match=message) as caught:
                 read_member(stream, wrong, where="x")
             assert caught.value.reason == "undecodable_image"
-        monkeypatch.setattr(zipped, "MAX_MEMBER_BYTES", 3999)
+        monkeypatch.setattr(llava, "MAX_MEMBER_BYTES", 3999)
         with pytest.raises(SampleError, match="x would unpack to 4000 bytes, expected at most 3999"):
             read_member(stream, place, where="x")
         monkeypatch.undo()

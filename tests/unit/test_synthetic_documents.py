@@ -13,12 +13,10 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, generate_document, layouts
-from datamodules.prepare.synthetic.fonts import load_faces
-from datamodules.prepare.synthetic.generate import LAYOUTS
-from datamodules.prepare.synthetic.render import render
+from datamodules.prepare.synthetic.generate import LAYOUTS, render
 from datamodules.prepare.synthetic.resources import package_folder
 from datamodules.prepare.synthetic.sheet import Sheet
-from datamodules.prepare.synthetic.style import draw_style
+from datamodules.prepare.synthetic.style import draw_style, load_faces
 from datamodules.shards.sample import check_record
 
 SEEDS = range(25)

@@ -9,8 +9,7 @@ import pytest
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, Document, generate_document
 from datamodules.prepare.synthetic.lexicon import SHARED_RUNS, belongs, fingerprint, load_lexicon
-from datamodules.prepare.synthetic.makers import draw
-from datamodules.prepare.synthetic.values import TEXT_MAKERS
+from datamodules.prepare.synthetic.makers import TEXT_MAKERS, draw
 
 NUM_DOCUMENTS = 40  # of each kind and split
 

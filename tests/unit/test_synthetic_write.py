@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.prepare.synthetic import main, write_split
+from datamodules.prepare.synthetic import write_split
+from datamodules.prepare.synthetic.command import main
 from datamodules.shards.manifest import load_manifest
 
 

@@ -1,15 +1,26 @@
-"""Raw data -> shards in three passes: spool the parts, plan the order, write the shards.
+"""`pack`: raw data -> globally shuffled shards in three passes: spool the parts, plan the order, write the shards.
 
-Each pass can be cut off at any moment and goes on where it was. The order depends on the seed and on names of parts and
-rows only, so neither the number of processes nor interruptions change a byte.
+Each pass can be interrupted at any moment and is continued by the next run. The order depends on the seed and on the
+names of parts and rows only, so neither the number of processes nor interruptions change a byte. Scripts that call
+`pack` with several workers need Python's usual `if __name__ == "__main__":`.
 """
 
+import argparse
 import json
 import logging
-from collections.abc import Sequence
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -17,33 +28,81 @@ from tqdm import tqdm
 from alignvlm_pl.errors import ConfigError, DataError
 
 from ...shards.index import index_path
-from ...shards.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Shard,
-    load_manifest,
-    read_manifest,
-    write_manifest,
-)
+from ...shards.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest, write_manifest
 from ...shards.sample import SampleError
 from ...shards.writer import check_space, is_part_of, space_error
+from ..sources.source import Part, PartlySpooled, RawData
+from .locks import hold_shared
 from .options import PackOptions
 from .overlap import KnownPictures, describe_folder, read_known
-from .plan import (
-    Plan,
-    Repeats,
-    count_repeats,
-    first_repeats,
-    load_ids,
-    load_pictures,
-    make_plan,
-)
-from .pool import run_jobs
+from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_pictures, make_plan
 from .report import MAX_REPORTED, PartReport, add_up, listing
 from .shards import ShardJob, unfinished
-from .source import Part, PartlySpooled, RawData
 from .spool import ROW, SpoolFiles, SpoolJob, read_record
 from .work_folder import WorkFolder, identity_of, input_files, write_whole
+
+Result = TypeVar("Result")
+_job: Callable[..., Any] | None = None
+"""What this process does; set once, when it starts."""
+
+
+def run_jobs(
+    job: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], *, workers: int, lock: Path
+) -> Generator[Result, None, None]:
+    """Yield `job(*task)` for each task, in the order of the tasks.
+
+    Args:
+        job: Pickled once into each process.
+        tasks: Arguments, small.
+        workers: Processes; with 1, or for a single task, everything happens here.
+        lock: File that each process keeps locked while it lives.
+
+    Raises:
+        DataError: A process was killed, or what the first failing task raised.
+    """
+    if workers < 2 or len(tasks) < 2:
+        for task in tasks:
+            yield job(*task)
+        return
+    # Not forked: a copy of a process with threads, such as that of a progress bar, may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(job, lock)
+    )
+    try:
+        futures = deque(pool.submit(_run, task) for task in tasks)
+        while futures:
+            yield futures.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"one of {workers} processes was ended from outside, most likely for its memory; run the same command "
+            "again, it goes on where it was, with fewer --workers if it happens again"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(job: Callable[..., Any], lock: Path) -> None:
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hold_shared(lock)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _run(task: tuple[Any, ...]) -> Any:
+    if _job is None:
+        raise RuntimeError("this process was started without a job")
+    return _job(*task)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, however that happens: nobody would wait for its work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
 
 logger = logging.getLogger(__name__)
 REPORT_NAME = "report.json"
@@ -339,3 +398,42 @@ def _clear(out: Path, name: str) -> None:
     for leftover in out.iterdir():
         if is_part_of(name, leftover.name):
             leftover.unlink()
+
+
+def pack(raw: RawData, options: PackOptions | argparse.Namespace) -> Manifest:
+    """Write raw data as globally shuffled shards.
+
+    Args:
+        raw: The data.
+        options: The settings, or what a parser with `add_options` has parsed.
+
+    Returns:
+        The manifest of the new set.
+
+    Raises:
+        ConfigError: Settings are wrong or do not fit the data.
+        DataError: The data is unusable, with `strict` a bad row, the disk too small, or the set is there already.
+    """
+    return Engine(raw, options if isinstance(options, PackOptions) else PackOptions.of(options)).run()
+
+
+def print_yield(manifest: Manifest) -> None:
+    """Print what was written and what became of the rest (the fields are those of `Engine`)."""
+    extra = manifest.extra
+    lines = [f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {manifest.folder}"]
+    lines += [f"  {source}: {number}" for source, number in sorted(manifest.sources.items())]
+    lines.append(f"read: {extra['read']} rows")
+    lines += [f"left out: {count} ({reason})" for reason, count in extra["skipped"].items()]
+    pictures = extra["pictures"]
+    lines.append(
+        f"pictures: {pictures['stored']}, {pictures['distinct']} of them distinct, {pictures['in_several_samples']} in "
+        "several samples"
+    )
+    if extra["repeated_ids"]:
+        lines.append(f"repeated ids: {extra['repeated_ids']}")
+    overlap = extra["benchmark_overlap"]
+    if overlap["compared_with"]:
+        state = "left out" if overlap["dropped"] else "kept"
+        lines.append(f"samples with a picture like one of a benchmark: {overlap['samples']} ({state})")
+    lines.append(f"details: {manifest.where(REPORT_NAME)}")
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -22,10 +22,9 @@ from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 from ...shards.sample import SampleError
 from ...shards.shard_file import ShardSample, shard_sample
 from ...shards.writer import space_error
-from ..sources.source import SourceSample, image_bytes
+from ..sources.source import Part, RawData, SourceSample, image_bytes
 from .overlap import KnownPictures
 from .report import PartReport
-from .source import Part, RawData
 from .work_folder import write_array, write_whole
 
 ROW = np.dtype(

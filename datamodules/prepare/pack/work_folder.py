@@ -15,9 +15,9 @@ import numpy as np
 from alignvlm_pl import __version__
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
 
+from ..sources.source import Part, RawData
 from .locks import take, wait_for_workers
 from .options import PackOptions
-from .source import Part, RawData
 
 logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"

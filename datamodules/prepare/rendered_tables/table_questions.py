@@ -16,7 +16,7 @@ from ...shards.manifest import Manifest, load_manifest
 from ...shards.sample import SampleError
 from ...shards.sample_formats import conversation
 from ...shards.writer import ShardWriter
-from ..sources.lines import is_text, json_lines
+from ..sources.json_files import is_text, json_lines
 from .tables import Table, render, to_png
 
 _AHEAD = 4  # tables a worker draws ahead of the writer

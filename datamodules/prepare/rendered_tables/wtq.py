@@ -14,7 +14,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 
 from ...shards.sample import SampleError
-from ..sources.lines import is_text, json_lines
+from ..sources.json_files import is_text, json_lines
 from .table_questions import (
     LoadTable,
     TableQuestion,

@@ -20,10 +20,9 @@ from ...shards.columns import LINES
 from ...shards.sample import SampleError, check_record
 from ...shards.sample_formats import IMAGE_PLACEHOLDER, convert_docdownstream
 from ...shards.shard_file import EXTENSIONS
-from ..pack.source import Part
 from .dialogues import IMAGE_TOKEN, check_answered
 from .pictures import Picture, PictureFolder, safe_path
-from .source import SourceSample
+from .source import Part, SourceSample
 
 _PART_BYTES = 8 * 2**20
 _MEASURED_PARTS = 64

@@ -11,8 +11,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ...shards.columns import Schema
 from ...shards.sample import SampleError
 from ...storage.stored_files import StoredFile, short_names
-from ..pack.source import Part
-from .source import SourceSample
+from .source import Part, SourceSample
 
 BATCH_ROWS = 8
 """Rows that are decoded together: with pictures of a megabyte, tens of megabytes of memory."""

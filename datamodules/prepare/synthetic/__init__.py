@@ -1,11 +1,10 @@
 """Generator of small documents with questions, text lines and boxes (no torch here).
 
-`generate_document` renders one; `write_split` writes a set of shards; `main` is the command `prepare synthetic`.
+`generate_document` renders one; `write_split` writes a dataset; `command.main` is `prepare synthetic`.
 """
 
-from .command import main
 from .generate import KINDS, Document, generate_document
 from .sheet import Question
 from .write import DOCUMENT_KINDS, write_split
 
-__all__ = ["DOCUMENT_KINDS", "KINDS", "Document", "Question", "generate_document", "main", "write_split"]
+__all__ = ["DOCUMENT_KINDS", "KINDS", "Document", "Question", "generate_document", "write_split"]

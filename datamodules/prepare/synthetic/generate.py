@@ -1,26 +1,180 @@
-"""One synthetic document: a picture, its text lines, and a conversation about it, from a seed."""
+"""One synthetic document: an image, its text lines with boxes, and a conversation about it, from a seed."""
 
+import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
 from alignvlm_pl.errors import ConfigError, nearest
 
-from . import grids, layouts, questions
+from . import layouts, questions
 from .lexicon import check_split
-from .render import Box, render
-from .sheet import Question, Sheet
-from .style import COLUMN_WIDTH_PX, ROW_HEIGHT_PX, draw_style
+from .sheet import Question, Segment, Sheet
+from .style import COLUMN_WIDTH_PX, ROW_HEIGHT_PX, Style, draw_style
+
+Box = tuple[float, float, float, float]
+_PAD = 6
+_WIDE_GAP_PX = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """A finished page.
+
+    Attributes:
+        image: Grey-level image.
+        encoded: The same pixels as a file.
+        extension: ``png`` or ``jpg``.
+        boxes: Box of each segment of the sheet, in px of the image.
+    """
+
+    image: Image.Image
+    encoded: bytes
+    extension: str
+    boxes: list[Box]
+
+
+def render(sheet: Sheet) -> Rendered:
+    """Draw a sheet; the same sheet and random state give the same bytes."""
+    rng, style = sheet.rng, sheet.style
+    page = Image.new("L", (sheet.width, sheet.num_rows * ROW_HEIGHT_PX), style.paper)
+    _draw_shapes(page, sheet)
+    jitters = [rng.uniform(-2.5, 2.5) for _ in range(sheet.num_rows)]
+    boxes = [_draw_text(page, segment, style, jitters[segment.row]) for segment in sheet.segments]
+    if rng.random() < 0.5:
+        page, boxes = _skew(page, boxes, rng.gauss(0, 0.5), style.paper)
+    if rng.random() < sheet.fault_share:
+        page = _degrade(page, style, rng)
+    return _encode(page, boxes, rng)
+
+
+def _tone(style: Style, tone: float) -> int:
+    return round(style.paper + (style.ink - style.paper) * tone)
+
+
+def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
+    pen = ImageDraw.Draw(page)
+    for shape in sheet.shapes:
+        colour = _tone(sheet.style, shape.tone)
+        pen.rectangle(
+            shape.box, fill=colour if shape.filled else None, outline=None if shape.filled else colour
+        )
+
+
+def _draw_text(page: Image.Image, segment: Segment, style: Style, jitter_px: float) -> Box:
+    """Draw one segment `jitter_px` off the middle of its row and return the box of its ink."""
+    mask, pad = _text_mask(segment, style)
+    jitter = 0.0 if segment.keep_centre else jitter_px
+    # Capitals reach 0.7 of the size above the baseline; without tails they may be centred exactly.
+    drop = 0.36 if style.case == "upper" else 0.30
+    baseline = (segment.row + 0.5) * ROW_HEIGHT_PX + drop * style.size_px + jitter
+    left, top = round(segment.left - pad), round(baseline - style.size_px) - _PAD
+    page.paste(style.paper if segment.knockout else style.ink, (left, top), mask)
+    x0, y0, x1, y1 = mask.getbbox() or (0, 0, 1, 1)
+    return (left + x0, top + y0, left + x1, top + y1)
+
+
+def _text_mask(segment: Segment, style: Style) -> tuple[Image.Image, float]:
+    """Draw a text at the width of its segment; returns the mask and the empty px at its left."""
+    font, text = style.font(bold=segment.bold), segment.text
+    natural = font.getlength(text)
+    gap = max(0.0, segment.width / style.squeeze - natural) / max(1, len(text) - 1)
+    if gap > _WIDE_GAP_PX:  # more would look like loose letters: widen the glyphs for the rest
+        gap = _WIDE_GAP_PX + (gap - _WIDE_GAP_PX) * 0.5
+    total = natural + gap * (len(text) - 1)
+    mask = Image.new("L", (math.ceil(total) + 2 * _PAD, 2 * style.size_px + 2 * _PAD), 0)
+    pen, baseline = ImageDraw.Draw(mask), style.size_px + _PAD
+    if gap < 0.05:
+        pen.text((_PAD, baseline), text, fill=255, font=font, anchor="ls")
+    else:
+        x = float(_PAD)
+        for character in text:
+            pen.text((x, baseline), character, fill=255, font=font, anchor="ls")
+            x += font.getlength(character) + gap
+    scale = segment.width / total
+    return mask.resize((round(mask.width * scale), mask.height), Image.Resampling.BICUBIC), _PAD * scale
+
+
+def _skew(page: Image.Image, boxes: list[Box], degrees: float, paper: int) -> tuple[Image.Image, list[Box]]:
+    """Turn the page about its centre by a small angle, and the boxes with it."""
+    degrees = max(-1.3, min(1.3, degrees))
+    turned = page.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=paper)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    cx, cy = page.width / 2, page.height / 2
+
+    def turn(box: Box) -> Box:
+        x0, y0, x1, y1 = box
+        corners = [(x - cx, y - cy) for x in (x0, x1) for y in (y0, y1)]
+        xs = [cx + x * cos + y * sin for x, y in corners]
+        ys = [cy - x * sin + y * cos for x, y in corners]
+        return (
+            max(0.0, min(xs)),
+            max(0.0, min(ys)),
+            min(float(page.width), max(xs)),
+            min(float(page.height), max(ys)),
+        )
+
+    return turned, [turn(box) for box in boxes]
+
+
+def _degrade(page: Image.Image, style: Style, rng: Random) -> Image.Image:
+    """Apply a few faults, each with its own probability."""
+    if rng.random() < 0.25:
+        scale = rng.uniform(0.6, 0.9)
+        small = page.resize(
+            (round(page.width * scale), round(page.height * scale)), Image.Resampling.BILINEAR
+        )
+        page = small.resize(page.size, rng.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)))
+    if rng.random() < 0.35:
+        page = page.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+    pixels = np.asarray(page, dtype=np.float32)
+    noise = np.random.Generator(np.random.PCG64(rng.getrandbits(64)))
+    if rng.random() < 0.25:
+        pixels = _break_strokes(pixels, style, rng, noise)
+    if rng.random() < 0.2:
+        ramp = np.linspace(0, rng.uniform(-40, 0), page.width, dtype=np.float32)
+        pixels = pixels + (ramp if rng.random() < 0.5 else ramp[::-1])[None, :]
+    if rng.random() < 0.35:
+        pixels = pixels + noise.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(2, 14)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _break_strokes(pixels: np.ndarray, style: Style, rng: Random, noise: np.random.Generator) -> np.ndarray:
+    """Let paper show through the ink, in specks and in the thin streaks of worn thermal print heads."""
+    holes = noise.random(pixels.shape, dtype=np.float32) < rng.uniform(0.02, 0.09)
+    strength = np.float32(rng.uniform(0.4, 0.9))
+    for _ in range(rng.randint(0, 5)):
+        if rng.random() < 0.6:
+            holes[:, rng.randrange(pixels.shape[1])] = True
+        else:
+            holes[rng.randrange(pixels.shape[0]), :] = True
+    return np.where(holes, pixels + (style.paper - pixels) * strength, pixels)
+
+
+def _encode(page: Image.Image, boxes: list[Box], rng: Random) -> Rendered:
+    """Store as PNG, or as JPEG with its artefacts; the image returned is the one a reader gets."""
+    stream = io.BytesIO()
+    if rng.random() < 0.3:
+        page.save(stream, "JPEG", quality=rng.randint(35, 90))
+        encoded = stream.getvalue()
+        page = Image.open(io.BytesIO(encoded))
+        page.load()
+        return Rendered(image=page, encoded=encoded, extension="jpg", boxes=boxes)
+    page.save(stream, "PNG", compress_level=1)
+    return Rendered(image=page, encoded=stream.getvalue(), extension="png", boxes=boxes)
+
 
 LAYOUTS: dict[str, Callable[[Sheet], None]] = {
     "lines": layouts.lines,
     "form": layouts.form,
     "receipt": layouts.receipt,
-    "table": grids.table,
-    "chart": grids.chart,
+    "table": layouts.table,
+    "chart": layouts.chart,
 }
 KINDS = tuple(LAYOUTS)
 SOURCE = "synthetic"

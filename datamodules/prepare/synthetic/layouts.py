@@ -1,24 +1,39 @@
-"""Layouts of running text: plain lines, forms and receipts. Grids (tables, charts) are in grids.py."""
+"""Layouts: plain lines, forms, receipts, tables (many with rows of real datasets) and bar charts."""
 
 from collections.abc import Callable
+from functools import cache
+from random import Random
+from typing import Any
 
 from . import questions
-from .lexicon import belongs
-from .makers import Maker, any_of, draw
-from .names import company, email, person, phrase, place
-from .sheet import Segment, Sheet
-from .style import ROW_HEIGHT_PX
-from .values import (
+from .lexicon import belongs, fingerprint, read_table
+from .makers import (
     FIELD_MAKERS,
     TEXT_MAKERS,
+    Maker,
+    Words,
     amount,
+    any_of,
     code,
+    company,
     date,
+    decimal,
+    digits,
+    draw,
+    email,
     number,
+    percent,
+    person,
     phone,
+    phrase,
+    place,
     price,
     time,
+    word,
 )
+from .resources import package_folder
+from .sheet import Segment, Shape, Sheet
+from .style import ROW_HEIGHT_PX
 
 _KEY_PHRASES: dict[str, Maker] = {
     "Date": date, "Due date": date, "Invoice date": date, "Born": date, "Issued": date, "Valid until": date,
@@ -217,3 +232,226 @@ def _receipt_row(sheet: Sheet, row: int, value: str, *, last: bool) -> None:
     questions.ask(sheet, questions.FIELD if last else questions.PRICE, label, answer=value)
     if not last and rng.random() < 0.3:
         questions.ask(sheet, questions.ITEM, value, answer=label)
+
+
+_REAL_TABLES = (
+    "cars.json", "barley.json", "stocks.csv", "airports.csv", "seattle-weather.csv", "iris.json", "wheat.json",
+    "driving.json", "ohlc.json", "burtin.json", "iowa-electricity.csv", "us-employment.csv", "crimea.json",
+)  # fmt: skip
+_REAL_TABLE_SHARE = 0.45
+_COLUMN_MAKERS: tuple[Maker, ...] = (number, price, decimal, percent, word, amount, number, word)
+_GAP_PX = 16
+_SUPERLATIVE_SHARES = {"train": (0.8, 0.5), "heldout": (0.5, 0.25)}
+"""Charts that ask for the longest and the shortest bar: comparing takes more practice than reading does."""
+_MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
+
+
+@cache
+def _records(name: str) -> list[dict[str, Any]]:
+    return read_table(package_folder("vega_datasets") / "_data" / name)
+
+
+def table(sheet: Sheet) -> None:
+    """A header and rows of two or three columns; the first column names the row."""
+    rng = sheet.rng
+    most = int((sheet.right - sheet.left + _GAP_PX) // (_MIN_COLUMN_PX + _GAP_PX))
+    num_columns = 3 if most > 2 and rng.random() < 0.45 else 2
+    edges = _column_edges(sheet, num_columns)
+    widths = [right - left for left, right in edges]
+    cells = _real_cells(sheet, widths) if rng.random() < _REAL_TABLE_SHARE else _made_cells(sheet, widths)
+    bold, aligns = rng.random() < 0.4, ["left", *rng.choices(("left", "right", "centre"), k=num_columns - 1)]
+    knockout = _table_shapes(sheet, edges)
+    for row, texts in enumerate(cells):
+        for text, (left, right), align in zip(texts, edges, aligns, strict=True):
+            head = row == 0
+            sheet.put(text, row, left=left, right=right, align=align, knockout=knockout and head, bold=bold and head,
+                      keep_centre=knockout and head)  # fmt: skip
+    _ask_cells(sheet, cells)
+
+
+def _column_edges(sheet: Sheet, num_columns: int) -> list[tuple[float, float]]:
+    """Cut the width into columns of varied but never tiny widths."""
+    space = sheet.right - sheet.left - _GAP_PX * (num_columns - 1)
+    shares = [sheet.rng.uniform(0.85, 1.15) for _ in range(num_columns)]
+    edges, left = [], sheet.left
+    for share in shares:
+        right = left + space * share / sum(shares)
+        edges.append((left, right))
+        left = right + _GAP_PX
+    return edges
+
+
+def _made_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
+    """Cells from the lexicon and the value makers: words in the first column, one kind in each other."""
+    makers = [word, *(sheet.rng.choice(_COLUMN_MAKERS) for _ in widths[1:])]
+    header = [sheet.make(word, width, bold=True) for width in widths]
+    return [header] + [
+        [sheet.make(maker, width) for maker, width in zip(makers, widths, strict=True)]
+        for _ in range(sheet.num_rows - 1)
+    ]
+
+
+def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
+    """Header and rows of a real data set; a cell that is too wide, repeated or of the other split is replaced."""
+    records = _records(sheet.rng.choice(_REAL_TABLES))
+    columns = sheet.rng.sample(list(records[0]), min(len(widths), len(records[0])))
+    columns.sort(key=lambda name: _looks_numeric(str(records[0][name])))
+    rows = sheet.rng.sample(records, sheet.num_rows - 1)
+    texts = [[name.replace("_", " ").split(" ")[0] for name in columns]]
+    texts += [[_shown(row.get(name)) for name in columns] for row in rows]
+    for row_texts in texts:
+        row_texts += [""] * (len(widths) - len(columns))
+    return [
+        [_real_cell(sheet, text, width, bold=row == 0) for text, width in zip(row_texts, widths, strict=True)]
+        for row, row_texts in enumerate(texts)
+    ]
+
+
+def _shown(value: Any) -> str:
+    """Show a cell of a data file: numbers with at most two places, texts by their first two words."""
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return " ".join(str(value if value is not None else "").split()[:2])
+
+
+def _looks_numeric(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] == "-"
+
+
+def _real_cell(sheet: Sheet, text: str, width: float, *, bold: bool) -> str:
+    """Return a cell as it is, or a stand-in of its kind where it may not or cannot stand on this page."""
+    good = text.isascii() and len(fingerprint(text)) >= 2 and belongs(text, sheet.split)
+    stand_in = _like(text) if _looks_numeric(text) else word
+
+    def make() -> str:
+        nonlocal good
+        if good:
+            good = False
+            return sheet.cased(text)
+        made = draw(sheet.rng, sheet.split, stand_in)
+        return sheet.cased(made) if made.isalpha() else made
+
+    return sheet.fit(make, width, bold=bold)
+
+
+def _like(text: str) -> Maker:
+    """Return a maker of numbers with as many digits and the same marks as `text`, or of any number."""
+    count = sum(character.isdigit() for character in text)
+    if count < 2 or sum(character.isalpha() for character in text) > 1:
+        return number
+    blanks = "".join("{}" if character.isdigit() else character for character in text)
+
+    def alike(rng: Random, words: Words) -> str:
+        return blanks.format(*digits(rng, count))
+
+    return alike
+
+
+def _table_shapes(sheet: Sheet, edges: list[tuple[float, float]]) -> bool:
+    """Add rules, shades or a grid; returns whether the header is to be set in the colour of the paper."""
+    rng, last = sheet.rng, sheet.num_rows * ROW_HEIGHT_PX - 1
+    look = rng.choice(("plain", "header", "rules", "grid", "zebra", "dark"))
+    if look == "dark":
+        sheet.band(0, rng.uniform(0.85, 1.0))
+    elif look == "zebra":
+        for row in range(1, sheet.num_rows, 2):
+            sheet.band(row, rng.uniform(0.06, 0.16))
+    elif look != "plain":
+        for row in (1,) if look == "header" else range(sheet.num_rows + 1):
+            sheet.rule(min(last, row * ROW_HEIGHT_PX))
+    if look == "grid":
+        for x in [edges[0][0] - 3, *(right + _GAP_PX / 2 for _, right in edges[:-1]), edges[-1][1] + 2]:
+            sheet.shapes.append(Shape(box=(x, 0, x, last), tone=rng.uniform(0.4, 1.0)))
+    return look == "dark"
+
+
+def _ask_cells(sheet: Sheet, cells: list[list[str]]) -> None:
+    """Ask for cells by header and row, and for rows by a cell."""
+    header = cells[0]
+    for row in cells[1:]:
+        for name, text in zip(header[1:], row[1:], strict=True):
+            questions.ask(sheet, questions.CELL, name, row[0], answer=text)
+            if sheet.rng.random() < 0.3:
+                questions.ask(sheet, questions.ROW, header[0], name, text, answer=row[0])
+
+
+def chart(sheet: Sheet) -> None:
+    """Bars with a label and a printed value each, lying or standing."""
+    values = _upright(sheet) if sheet.rng.random() < 0.45 else _lying(sheet)
+    for label, text, _ in values:
+        questions.ask(sheet, questions.BAR, label, answer=text)
+        if sheet.rng.random() < 0.3:
+            questions.ask(sheet, questions.BAR_OF, text, answer=label)
+    ordered = sorted(values, key=lambda entry: entry[2])
+    largest_share, smallest_share = _SUPERLATIVE_SHARES[sheet.split]
+    if sheet.rng.random() < largest_share:
+        questions.ask(sheet, questions.LARGEST, answer=ordered[-1][0])
+    if sheet.rng.random() < smallest_share:
+        questions.ask(sheet, questions.SMALLEST, answer=ordered[0][0])
+
+
+def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> list[tuple[str, str, float]]:
+    """Labels with values as printed and as shares of the largest, 0.1 to 1."""
+    rng = sheet.rng
+    places, unit, power = (
+        rng.choice((0, 0, 1)),
+        rng.choice(("", "", "", "%", "k", "M")),
+        rng.choice((2, 3, 3, 4)),
+    )
+    found: list[tuple[str, str, float]] = []
+    attempts = 0
+    while len(found) < count:
+        attempts += 1
+        if (
+            attempts % 100 == 0
+        ):  # too wide for this style, or too few values of the split: three digits always do
+            places, unit, power, found = 0, "", 3, []
+        size = round(rng.uniform(0.12, 1.0) * 10**power, places)
+        text = f"{size:.{places}f}{unit}"
+        fits = sheet.width_of(text) <= value_px and len(fingerprint(text)) >= 2
+        # Bars must differ visibly, or "which is the longest" could not be answered by looking.
+        if (
+            fits
+            and belongs(text, sheet.split)
+            and all(abs(size - other[2]) > 0.04 * 10**power for other in found)
+        ):
+            found.append(("", text, size))
+    return [(sheet.make(word, label_px), text, size / 10**power) for _, text, size in found]
+
+
+def _lying(sheet: Sheet) -> list[tuple[str, str, float]]:
+    """One bar per row: label, bar, value at its end."""
+    rng, rows = sheet.rng, list(range(sheet.num_rows))
+    if len(rows) > 3 and rng.random() < 0.3:
+        title = sheet.make(phrase, sheet.right - sheet.left, bold=True)
+        sheet.put(title, rows.pop(0), align=rng.choice(("left", "centre")), bold=True)
+        questions.ask(sheet, questions.TITLE, answer=title)
+    space = sheet.right - sheet.left
+    start, value_px = sheet.left + space * 0.42, space * 0.3
+    values = _bar_values(sheet, len(rows), start - sheet.left - 6, value_px)
+    half, tone, filled = rng.uniform(5, 11), rng.uniform(0.25, 1.0), rng.random() < 0.8
+    for row, (label, text, share) in zip(rows, values, strict=True):
+        middle, end = (row + 0.5) * ROW_HEIGHT_PX, start + (space * 0.58 - value_px - 8) * share
+        sheet.shapes.append(Shape(box=(start, middle - half, end, middle + half), tone=tone, filled=filled))
+        sheet.put(label, row, left=sheet.left, right=start - 6, align=rng.choice(("left", "right")))
+        sheet.put(text, row, left=end + 6, right=sheet.right)
+    return values
+
+
+def _upright(sheet: Sheet) -> list[tuple[str, str, float]]:
+    """Standing bars between a row of values at the top and a row of labels at the bottom."""
+    rng = sheet.rng
+    count = 2 if sheet.width < 240 else rng.choice((2, 3))
+    step = (sheet.right - sheet.left) / count
+    values = _bar_values(sheet, count, step - 10, step - 10)
+    floor, room = (sheet.num_rows - 1) * ROW_HEIGHT_PX, (sheet.num_rows - 2) * ROW_HEIGHT_PX - 2
+    tone, thick = rng.uniform(0.25, 1.0), step * rng.uniform(0.25, 0.45)
+    for index, (label, text, share) in enumerate(values):
+        left = sheet.left + index * step
+        middle = left + step / 2
+        box = (middle - thick, floor - room * share, middle + thick, floor - 1)
+        sheet.shapes.append(Shape(box=box, tone=tone, filled=rng.random() < 0.9))
+        sheet.put(text, 0, left=left + 5, right=left + step - 5, align="centre")
+        sheet.put(label, sheet.num_rows - 1, left=left + 5, right=left + step - 5, align="centre")
+    sheet.rule(floor)
+    return values

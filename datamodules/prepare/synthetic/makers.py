@@ -1,4 +1,4 @@
-"""What every maker of text draws from, and the loop that keeps its texts on one side of the split."""
+"""Makers of text: words, names and values in many formats, each kept on one side of the split by `draw`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from functools import cache
 from random import Random
 
 from .lexicon import Lexicon, belongs, fingerprint, load_lexicon
+
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,3 +55,241 @@ def digits(rng: Random, count: int) -> str:
 def any_of(makers: Mapping[Maker, float], rng: Random) -> Maker:
     """Choose a maker by its weight."""
     return rng.choices(list(makers), list(makers.values()))[0]
+
+
+_STREETS = (
+    "Street",
+    "St.",
+    "Road",
+    "Rd.",
+    "Avenue",
+    "Ave",
+    "Lane",
+    "Drive",
+    "Way",
+    "Jalan",
+    "Court",
+    "Plaza",
+    "Park",
+)
+_FIRMS = (
+    "Ltd",
+    "Inc.",
+    "GmbH",
+    "Co.",
+    "Sdn Bhd",
+    "LLC",
+    "S.A.",
+    "B.V.",
+    "PLC",
+    "& Sons",
+    "Trading",
+    "Group",
+    "Bros.",
+)
+
+
+def phrase(rng: Random, words: Words) -> str:
+    """One to three words, as a label or a product has."""
+    count = rng.choices((1, 2, 3), (55, 35, 10))[0]
+    return " ".join(words.lexicon.word(rng, max_letters=12 if count == 1 else 8) for _ in range(count))
+
+
+def word(rng: Random, words: Words) -> str:
+    """One word."""
+    return words.lexicon.word(rng)
+
+
+def person(rng: Random, words: Words) -> str:
+    """First and last name, sometimes with an initial."""
+    first, last = (words.lexicon.word(rng, origin="names", max_letters=9).title() for _ in range(2))
+    return rng.choice(
+        (f"{first} {last}", f"{last}, {first}", f"{rng.choice(_UPPER)}. {last}", f"{first} {last}")
+    )
+
+
+def company(rng: Random, words: Words) -> str:
+    """Name of a firm."""
+    names = [words.lexicon.word(rng, max_letters=9).title() for _ in range(rng.choice((1, 1, 2)))]
+    if rng.random() < 0.15:
+        names.insert(1, "&") if len(names) == 2 else names.insert(0, rng.choice(_UPPER) + ".")
+    firm = words.pick(rng, _FIRMS) if rng.random() < 0.5 else ""
+    return " ".join([*names, firm])
+
+
+def place(rng: Random, words: Words) -> str:
+    """Town, sometimes with a post code."""
+    town = words.lexicon.word(rng, origin="places").title()
+    return town if rng.random() < 0.6 else f"{digits(rng, rng.choice((4, 5)))} {town}"
+
+
+def address(rng: Random, words: Words) -> str:
+    """Street and number."""
+    name, number = words.lexicon.word(rng, origin="places", max_letters=9).title(), str(rng.randint(1, 999))
+    street = words.pick(rng, _STREETS)
+    return rng.choice(
+        (f"{number} {name} {street}", f"No.{number}, {street} {name}", f"{name} {street} {number}")
+    )
+
+
+def email(rng: Random, words: Words) -> str:
+    """E-mail address or web site, short."""
+    name, host = (words.lexicon.word(rng, max_letters=6) for _ in range(2))
+    return rng.choice(
+        (f"{name}@{host}.com", f"{name[0]}.{host}@{name}.net", f"www.{host}.com", f"{host}.org/{name}")
+    )
+
+
+def marked(rng: Random, words: Words) -> str:
+    """A word or number inside punctuation, as receipts have it."""
+    inner = words.lexicon.word(rng, max_letters=8) if rng.random() < 0.6 else digits(rng, rng.randint(2, 6))
+    shapes = (
+        "({0})",
+        "*{0}*",
+        "{0} :",
+        "{0}:",
+        "# {0}",
+        "@{0}",
+        "{0} &",
+        "[{0}]",
+        "{0}?",
+        "{0} !",
+        "- {0} -",
+        '"{0}"',
+    )
+    return rng.choice(shapes).format(inner)
+
+
+_MONTHS = "January February March April May June July August September October November December".split()
+_MONTH_WORDS = (*_MONTHS, *(month[:3] for month in _MONTHS))
+_DAYS = tuple(f"{day:02d}" for day in range(1, 32)) + tuple(str(day) for day in range(1, 10))
+_YEARS = tuple(str(year) for year in range(1960, 2040))
+_CURRENCY_WORDS = tuple("RM EUR USD CHF GBP SEK SGD AUD NOK PLN DKK CAD Rs kr".split())
+_UNITS = ("kg", "g", "ml", "L", "cm", "mm", "m", "km", "W", "V", "x", "pc", "h", "%", "KB", "GB")
+_LOWER = _UPPER.lower()
+_DIGITS = "0123456789"
+_MARKS = "#:/-()*&@.,%+=_'!?$<>[]\";|~^{}\\`"
+
+
+def number(rng: Random, words: Words) -> str:
+    """Whole number of two to six digits, sometimes with thousands separators."""
+    value = rng.randrange(10, 10 ** rng.randint(2, 6))
+    return f"{value:,}" if rng.random() < 0.3 else str(value)
+
+
+def decimal(rng: Random, words: Words) -> str:
+    """Number with one to three places."""
+    return f"{rng.uniform(0, 10 ** rng.randint(1, 4)):.{rng.choice((1, 1, 2, 3))}f}"
+
+
+def price(rng: Random, words: Words) -> str:
+    """Amount with two places, without currency."""
+    value = 10 ** rng.uniform(0, 3.6)
+    return f"{value:,.2f}" if rng.random() < 0.5 else f"{value:.2f}"
+
+
+def amount(rng: Random, words: Words) -> str:
+    """Amount with or without a currency sign."""
+    value = price(rng, words)
+    shape = rng.randrange(8)
+    if shape < 3:
+        return rng.choice(("$", "$", "RM", "-$", "*")) + value
+    if shape == 3:
+        return f"{words.pick(rng, _CURRENCY_WORDS)} {value}"
+    return f"{value}{rng.choice((' $', '-', '*', ' S'))}" if shape == 4 else value
+
+
+def percent(rng: Random, words: Words) -> str:
+    """Percentage."""
+    return rng.choice(
+        (f"{rng.randint(10, 99)}%", f"{rng.uniform(0, 100):.1f}%", f"{rng.uniform(0, 30):.2f} %")
+    )
+
+
+def date(rng: Random, words: Words) -> str:
+    """Date in one of a dozen notations."""
+    day, month = words.pick(rng, _DAYS), words.pick(rng, _MONTH_WORDS)
+    year, numeric = words.pick(rng, _YEARS), f"{rng.randint(1, 12):02d}"
+    mark, short = rng.choice("/-."), str(rng.randint(2000, 2035))
+    any_day = f"{rng.randint(1, 31):02d}"
+    return rng.choice(
+        (
+            mark.join((any_day, numeric, short)),
+            mark.join((any_day, numeric, short)),
+            mark.join((any_day, numeric, short[2:])),
+            mark.join((short, numeric, any_day)),
+            f"{day} {month} {year}",
+            f"{month} {day}, {year}",
+            f"{month} {year}",
+            f"{any_day}-{month[:3]}-{short}",
+        )
+    )
+
+
+def time(rng: Random, words: Words) -> str:
+    """Time of day."""
+    hour, minute, second = rng.randrange(24), rng.randrange(60), rng.randrange(60)
+    return rng.choice(
+        (
+            f"{hour:02d}:{minute:02d}",
+            f"{hour:02d}:{minute:02d}:{second:02d}",
+            f"{hour % 12 + 1}:{minute:02d}PM",
+        )
+    )
+
+
+def phone(rng: Random, words: Words) -> str:
+    """Telephone number."""
+    first, second, third = digits(rng, 3), digits(rng, 3), digits(rng, 4)
+    return rng.choice(
+        (
+            f"{first}-{second}-{third}",
+            f"({first}){second}-{third}",
+            f"+{first}{second}{third}",
+            f"0{first}-{second}{third}",
+        )
+    )
+
+
+def quantity(rng: Random, words: Words) -> str:
+    """Number with a unit attached."""
+    value = rng.choice((str(rng.randint(10, 999)), f"{rng.uniform(0.1, 99):.1f}"))
+    return value + rng.choice(_UNITS)
+
+
+def code(rng: Random, words: Words) -> str:
+    """Invoice number, serial number, tax id."""
+    letters = "".join(rng.choices(_UPPER, k=rng.randint(1, 2)))
+    tail = digits(rng, rng.randint(3, 7))
+    shapes = (
+        letters + tail,
+        f"{letters}-{tail}",
+        f"{letters}{tail[:3]}-{digits(rng, 2)}",
+        f"#{tail}",
+        f"{tail}-{letters[0]}",
+        f"({tail}-{letters[0]})",
+        f"{letters}/{tail[:4]}",
+        digits(rng, rng.randint(6, 12)),
+        "".join(rng.choices(_UPPER + _DIGITS, k=rng.randint(5, 8))),
+    )
+    return rng.choice(shapes)
+
+
+def scribble(rng: Random, words: Words) -> str:
+    """Random characters, all of printable ASCII: teaches every sign of the alphabet."""
+    alphabet = rng.choice(
+        (_UPPER, _LOWER, _UPPER + _DIGITS + _MARKS, _UPPER + _LOWER + _DIGITS, _DIGITS + _MARKS)
+    )
+    return "".join(rng.choices(alphabet, k=rng.randint(3, 8)))
+
+
+FIELD_MAKERS: dict[Maker, float] = {
+    phrase: 26, person: 12, company: 5, place: 6, amount: 14, date: 10, code: 10, number: 5,
+    phone: 4, email: 3, quantity: 3, percent: 2, time: 3, decimal: 2, address: 3, scribble: 2,
+}  # fmt: skip
+"""Values of form fields and how often each kind appears."""
+
+TEXT_MAKERS: dict[Maker, float] = {
+    **FIELD_MAKERS, phrase: 34, company: 10, address: 10, scribble: 10, marked: 14, amount: 10,
+}  # fmt: skip
+"""What lines of pure text are made of."""

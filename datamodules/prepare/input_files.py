@@ -1,5 +1,6 @@
-"""A published set of a list and something beside it: which files it has, and its list on this disk."""
+"""The files that a `prepare` command reads: options and choice of parquet files, and lists copied to this disk."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +8,35 @@ from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.manifest import MANIFEST_NAME
 from ..storage.fetching import fetch
-from ..storage.stored_files import StoredFile
+from ..storage.stored_files import StoredFile, choose_files, list_files
 from ..storage.transfer import PACKAGES
 from .pack.options import PackOptions
 from .pack.work_folder import WORK_FOLDER
+
+DEFAULT_SPLIT = "train"
+
+
+def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str) -> None:
+    """Add the place of parquet files, and which of them are meant."""
+    parser.add_argument(
+        "input",
+        help=f"parquet file, folder, pattern, address that fsspec opens, or set of the hub such as {hub_id}",
+    )
+    parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
+
+
+def parquet_files(options: argparse.Namespace, *, config: str | None) -> tuple[StoredFile, ...]:
+    """Return the files that `add_parquet_options` parsed.
+
+    Raises:
+        ConfigError: Files of several configs are there and none is chosen.
+        DataError: There are no such files, or the store does not answer.
+    """
+    found = list_files(options.input, ".parquet")
+    return tuple(
+        choose_files(found, config=config, split=options.split or DEFAULT_SPLIT, where=options.input)
+    )
+
 
 _NAMES = 12
 
