@@ -134,7 +134,7 @@ class WebDataModule(pl.LightningDataModule):
         self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None
         self._benchmark_options = BenchmarkOptions()
-        self.training: Training | None = None  # CONTRACT: callbacks/ledger.py, alignvlm_pl/cli/replay.py
+        self.training: Training | None = None  # CONTRACT: callbacks/ledger.py, alignvlm_pl/cli/replay_run.py
         self._state: State | None = None
 
     def adapter(self) -> Adapter:

@@ -1,177 +1,189 @@
 """A saved run as objects again, without a fit: its module and data, the batches of a step, and their losses."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.ledger import with_losses
+from callbacks.ledger_file import Entry
 from datamodules import WebDataModule
-from datamodules.loading.collate import Batch, EncodedSample, question
-from datamodules.loading.train_data import Training
-from datamodules.shards.manifest import verify_shard
-from datamodules.stream.state import differences
+from datamodules.loading.collate import Batch, question
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
+from ..models.build import load_weights
 from ..models.loading import choose_attention
+from ..strategies.sharded_checkpoint import is_folder, read_rest, read_whole
+from ..training.export import RECORD, compare_states
 from ..training.module import AlignVLMModule
 from ..training.optim import set_modes
 from ..training.stage import Stage
-from . import replay_weights
 from .lightning_cli import AlignParser
-from .replay import Micro, changed
-from .replay_weights import Weights
-
-if TYPE_CHECKING:
-    from callbacks.ledger_file import Entry
 
 _CPU_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 
-def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebDataModule]:
-    """Module and data of a saved configuration, tied to a trainer for one CPU process; no weights are loaded yet.
+@dataclass(kw_only=True)
+class Micro:
+    """One micro batch, rebuilt, with the last question of each sample and its losses, if they are recomputed."""
 
-    Args:
-        config: Content of the run's `config.yaml`.
-        head: Of its ledger (`Entry.head`).
+    entry: Entry
+    batch: Batch
+    prompts: list[str]
+    recomputed: dict[str, Any] | None = None
 
-    Raises:
-        AlignVLMError: The configuration does not parse any more.
+
+@dataclass(kw_only=True)
+class Weights:
+    """Weights that losses are computed with: their path, or None for the stage's initial ones.
+
+    They had `after` optimizer steps in their stage, if that is known; `doubt` is why the run's may have differed then.
     """
+
+    path: Path | None
+    after: int | None
+    doubt: str = ""
+
+    def match(self, step: int) -> bool:
+        """Whether the step began with them."""
+        return self.after == step - 1 and not self.doubt
+
+    def describe(self, step: int) -> str:
+        """Return what they are, and whether the losses can be those of the run."""
+        name = "the stage's initial weights" if self.path is None else str(self.path)
+        if self.match(step):
+            return f"{name} (after step {self.after}): the weights that step {step} began with"
+        known = "of no known step" if self.after is None else f"after step {self.after}"
+        why = self.doubt or f"step {step} began with those after step {step - 1}, which are not there"
+        return f"{name} ({known}), NOT those the step began with: {why}. The losses differ from the recorded ones"
+
+
+def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebDataModule]:
+    """Build module and data of a run's `config.yaml`, with a trainer for one CPU process; loads no weights."""
     parser = AlignParser(prog="config.yaml")
     parser.add_class_arguments(AlignVLMModule, "model")
     parser.add_subclass_arguments(WebDataModule, "data")
     parser.add_class_arguments(Stage, "stage")
     values = {name: config[name] for name in ("model", "data", "stage")}
-    if head["device"] != "cpu":
-        values["model"] = _computed_anywhere(values["model"])
-    parsed = parser.parse_object(values)
-    built = parser.instantiate(parsed)
+    if head["device"] != "cpu":  # a CPU may have none of the run's back-ends
+        spec = values["model"]["spec"]
+        connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
+        portable = {"spec": spec | {"connector": connector}, "loss_backend": "auto", "compile": None}
+        values["model"] = values["model"] | portable
+    built = parser.instantiate(parser.parse_object(values))
     module, data = built.model, built.data
     module.begin_stage(built.stage)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        plugins=[LightningEnvironment()],  # one process, whatever allocation this shell is in
-        precision=head["precision"] if head["precision"] in _CPU_PRECISIONS else "32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    precision: Any = head["precision"] if head["precision"] in _CPU_PRECISIONS else "32-true"
+    one = LightningEnvironment()  # one process, whatever allocation this shell is in
+    trainer = pl.Trainer(accelerator="cpu", devices=1, plugins=one, precision=precision, barebones=True)
     trainer.strategy.connect(module)
     module.trainer = data.trainer = trainer
-    data.num_workers, data.strict = 0, True
     return module, data
 
 
-def rebuild(data: WebDataModule, entries: Sequence["Entry"]) -> Iterator[Micro]:
-    """The micro batches of a step, each compared with what the ledger says of it.
-
-    Raises:
-        DataError: Data, settings or processor are not those of the run, naming the first difference.
-    """
+def rebuild(data: WebDataModule, entries: Sequence[Entry]) -> list[Micro]:
+    """Read the micro batches of a step again; DataError names the first difference from the sample log."""
+    data.num_workers, data.strict = 0, True
     data.train_dataloader()
     training = data.training
     assert training is not None, "train_dataloader has just made it"
-    if listing := "; ".join(differences(entries[0].head["data"], training.identity)):
-        raise DataError(f"the run was trained on other data or settings: {listing}; restore them")
-    verified: set[str] = set()
+    training.require_identity(entries[0].head["data"])
+    micros = []
     for entry in entries:
-        rows = list(_rows(training, entry, verified))
-        batch: Batch = training.batches.collate(rows)
-        where = f"step {entry.line['step']}, rank {entry.line['rank']}, micro batch {entry.line['micro']}"
+        line = entry.line
+        batch, samples = training.read(line["positions"], per_row=line.get("per_row"))
         for name in ("keys", "tiles", "tokens"):
-            if batch[name] != entry.line[name]:
-                raise changed(where, name, batch[name], entry.line[name])
-        yield Micro(entry=entry, batch=batch, prompts=[question(item.sample) for row in rows for item in row])
+            if batch[name] != line[name]:
+                raise DataError(
+                    f"step {line['step']}, rank {line['rank']}, micro batch {line['micro']}: {name} is now "
+                    f"{batch[name]}, in the run it was {line[name]}; data, processor or code have changed: restore them"
+                )
+        micros.append(Micro(entry=entry, batch=batch, prompts=list(map(question, samples))))
+    return micros
 
 
 def compute(
-    module: AlignVLMModule, micros: Sequence[Micro], *, run: Path, config: dict[str, Any], given: Path | None
-) -> tuple[list[Micro], Weights]:
-    """Losses of the micro batches, each run by itself as in training, under the weights the step began with.
+    module: AlignVLMModule, micros: Sequence[Micro], run: Path, config: dict[str, Any], given: Path | None
+) -> Weights:
+    """Compute the losses of a step's micro batches; returns the weights that it used.
 
-    Returns:
-        The micro batches with their losses, and the weights that these are of.
+    These are the `given` ones, else those the step began with, else the nearest that the run has left.
     """
-    head, step = micros[0].entry.head, micros[0].entry.line["step"]
-    seed = config.get("seed_everything")
+    stage, seed = module.stage, config.get("seed_everything")
+    assert stage is not None, "open_run has begun it"
     pl.seed_everything(seed if isinstance(seed, int) else 0, verbose=False)
-    assert module.stage is not None
-    doubt = _initial_doubt(module, head, config)
-    weights = replay_weights.choose(run, step, given=given, initial_doubt=doubt, stage=module.stage)
+    initial = Weights(path=None, after=0, doubt=_initial_doubt(module, micros[0].entry.head, config))
+    weights = _choose(run, micros[0].entry.line["step"], stage, initial, given)
     module.configure_model()
-    replay_weights.load(module, weights)
-    if weights.path is None and module.stage.calibrate:
-        weights = _calibrate(module, weights, replay_weights.calibration(run))
+    if weights.path is not None:
+        _load(module, weights.path)
+    elif stage.calibrate and (gain := _calibration(run)):
+        module.net.connector.norm2.weight.data.mul_(gain["gain_factor"])
+    elif stage.calibrate:
+        weights.doubt = "stage.calibrate changed them, and the run has not recorded how"
     if module.attention in ("eager", "sdpa"):
         choose_attention(module.net.language_model, module.attention)
     precision = module.trainer.precision_plugin
     precision.convert_module(module)
-    set_modes(module.net, module.stage)
-    found = []
+    set_modes(module.net, stage)
     for micro in micros:
         with torch.no_grad(), precision.forward_context():
             loss, _ = module.batch_loss(micro.batch)
-        figures = [loss.total.reshape(1), loss.document_sums, loss.document_supervised]
-        own = with_losses({"of": micro.batch["sources"]}, torch.cat(figures).tolist())
-        found.append(replace(micro, own=own))
-    return found, weights
-
-
-def _computed_anywhere(model: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model without those that name who computes it, which a CPU may not be able to."""
-    spec = model["spec"]
-    connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
-    own = {"spec": {**spec, "connector": connector}, "loss_backend": "auto", "compile": None}
-    return {**model, **own}
-
-
-def _rows(training: Training, entry: "Entry", verified: set[str]) -> Iterator[list[EncodedSample]]:
-    """Rows of a micro batch, read again.
-
-    Raises:
-        DataError: A shard has changed, or a sample cannot be read any more.
-    """
-    positions = iter(entry.line["positions"])
-    for count in entry.line.get("per_row", [1] * len(entry.line["positions"])):
-        row = []
-        for position in (next(positions) for _ in range(count)):
-            place = training.stream.locate(position)
-            name = place.manifest.where(place.shard.path)
-            if (
-                name not in verified and not place.manifest.is_remote
-            ):  # a fetched one was compared when it came
-                verify_shard(place.manifest.shard_path(place.shard), place.shard, verify_sha256=True)
-                verified.add(name)
-            item = training.batches.read(position)
-            assert item is not None, "a strict reader raises"
-            row.append(item)
-        yield row
+        sums = torch.cat([loss.total.reshape(1), loss.document_sums, loss.document_supervised])
+        micro.recomputed = with_losses({"of": micro.batch["sources"]}, sums.tolist())
+    return weights
 
 
 def _initial_doubt(module: AlignVLMModule, head: Any, config: dict[str, Any]) -> str:
-    """Why the weights that the stage began with may not be built again."""
     seed, strategy = config.get("seed_everything"), config["trainer"].get("strategy")
     kind = strategy["class_path"] if isinstance(strategy, dict) else ""
-    if module.stage is not None and module.stage.init_from is None and module.weights is None:
-        if not isinstance(seed, int):
-            return f"seed_everything was {seed}, so what started at random cannot be had again"
-        if head["device"] != "cpu":
-            return f"what started at random was drawn on {head['device']}"
-        if kind.startswith("alignvlm_pl."):  # those that shard (models/on_meta.py)
-            return f"what started at random was drawn in another order under {kind}"
-    return ""
+    if module.weights is not None or module.stage is None or module.stage.init_from is not None:
+        return ""  # nothing was drawn
+    drawn = "random initial weights were drawn"
+    if not isinstance(seed, int):
+        return f"{drawn} without a known seed: seed_everything was {seed}"
+    if head["device"] != "cpu":
+        return f"{drawn} on {head['device']}"
+    return f"{drawn} in another order under {kind}" if kind.startswith("alignvlm_pl.") else ""
 
 
-def _calibrate(module: AlignVLMModule, weights: Weights, done: dict[str, float] | None) -> Weights:
-    """Set the gain as `stage.calibrate` has (CONTRACT: callbacks/gain_calibration.py)."""
-    if done is None:
-        return replace(weights, doubt="stage.calibrate changed them, and the run has not written down how")
-    module.net.connector.norm2.weight.data.mul_(done["gain_factor"])
-    return weights
+def _choose(run: Path, step: int, stage: Stage, initial: Weights, given: Path | None) -> Weights:
+    if given is not None and not given.exists():
+        raise CheckpointError(f"--weights {given}: there is no such file or folder")
+    # An export has adapters merged, which cannot be separated again.
+    paths = [*sorted((run / "checkpoints").glob("*.ckpt")), *([] if stage.adapters else [run / "hf"])]
+    found = [] if given else [initial]
+    for path in [given] if given else filter(Path.exists, paths):
+        after, doubt = None, ""
+        if not path.is_dir() or is_folder(path):
+            after = int(read_rest(path)["global_step"])
+        elif (path / RECORD).is_file():
+            after = int(json.loads((path / RECORD).read_text())["steps"])
+            doubt = "the folder holds the average of stage.ema_decay" if stage.ema_decay else ""
+        found.append(Weights(path=path, after=after, doubt=doubt))
+    known = [weights for weights in found if weights.after is not None] or found
+    return min(known, key=lambda weights: (abs((weights.after or 0) - (step - 1)), bool(weights.doubt)))
+
+
+def _load(module: AlignVLMModule, path: Path) -> None:
+    if path.is_dir() and not is_folder(path):
+        load_weights(module.net, path)
+        return
+    checkpoint = read_whole(path)
+    # With stage.ema_decay a checkpoint has two sets of weights; this one is trained (callbacks/averaged_weights.py).
+    state = checkpoint.get("current_model_state", checkpoint["state_dict"])
+    compare_states(state, module.state_dict(), source=str(path))
+    module.load_state_dict(state)
+
+
+def _calibration(run: Path) -> dict[str, float] | None:
+    """Read what `stage.calibrate` did to the initial weights from the export, else from a checkpoint."""
+    if (run / "hf" / RECORD).is_file():
+        return json.loads((run / "hf" / RECORD).read_text()).get("calibration")
+    paths = filter(Path.exists, sorted((run / "checkpoints").glob("*.ckpt")))
+    return next((read_rest(path).get("stage", {}).get("calibration") for path in paths), None)

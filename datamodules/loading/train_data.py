@@ -1,21 +1,23 @@
 """The training loader with its state, put together of stream, planner and cursors."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.index import load_index
-from ..shards.manifest import Manifest
+from ..shards.manifest import Manifest, verify_shard
+from ..shards.sample import Sample
 from ..stream.batching import BatchPlanner
 from ..stream.cursor import first_cursors
-from ..stream.state import State, fingerprint, resumed, to_state
+from ..stream.state import State, differences, fingerprint, resumed, to_state
 from ..stream.stream import Source, TrainStream
-from .collate import Collator, Processor
+from .collate import Batch, Collator, Processor
 from .loader import ShardLoader, TrainBatches
 
 _MEASURED_SHARDS = 64
@@ -62,10 +64,11 @@ class Training:
         stream: Position -> sample.
         planner: Window -> batches.
         identity: See `resume.fingerprint`.
-        batches: What makes the batches (CONTRACT: alignvlm_pl/cli/replay.py makes single ones with it).
+        batches: Makes the batches.
         loader: The batches of this rank.
         start: What this rank had to read at the beginning.
         seen_before: Samples of earlier runs by source; of rank 0, which keeps those of all.
+        verified: Shards whose checksum `read` has compared.
     """
 
     stream: TrainStream
@@ -75,6 +78,7 @@ class Training:
     loader: ShardLoader
     start: dict[str, Any]
     seen_before: dict[str, int]
+    verified: set[str] = field(default_factory=set)
 
     @classmethod
     def begin(
@@ -145,6 +149,47 @@ class Training:
             start=start,
             seen_before=before,
         )
+
+    def require_identity(self, recorded: Mapping[str, str]) -> None:
+        """Compare the fingerprint of the data with that of a run.
+
+        Raises:
+            DataError: They differ, naming each difference.
+        """
+        if listing := "; ".join(differences(recorded, self.identity)):
+            raise DataError(f"the run was trained on other data or settings: {listing}; restore them")
+
+    def read(
+        self, positions: Sequence[int], *, per_row: Sequence[int] | None = None
+    ) -> tuple[Batch, list[Sample]]:
+        """Read one micro batch again, as it was trained on; the checksums of its shards are verified.
+
+        Args:
+            positions: Global indices of its samples in the stream.
+            per_row: Samples of each row of a packed batch; None: one.
+
+        Returns:
+            The batch and its samples.
+
+        Raises:
+            DataError: A shard has changed, or a sample cannot be read.
+        """
+        items = []
+        for position in positions:
+            location = self.stream.locate(position)
+            where = location.manifest.where(location.shard.path)
+            # A fetched shard was compared with its checksum when it was fetched.
+            if where not in self.verified and not location.manifest.is_remote:
+                path = location.manifest.shard_path(location.shard)
+                verify_shard(path, location.shard, verify_sha256=True)
+                self.verified.add(where)
+            item = self.batches.read(position)
+            if item is None:
+                raise DataError(f"the sample at position {position} of the training stream is skipped")
+            items.append(item)
+        rest = iter(items)
+        rows = [list(islice(rest, count)) for count in per_row or [1] * len(items)]
+        return self.batches.collate(rows), [item.sample for item in items]
 
     def state(self) -> State:
         """Return the state of all ranks; all of them must call it."""

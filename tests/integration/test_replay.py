@@ -172,7 +172,7 @@ def test_a_run_with_kernels_of_a_gpu_is_rebuilt_on_a_cpu(whole, tmp_path, capsys
     path = folder / "ledger/rank00000.jsonl"
     path.write_text(path.read_text().replace('"device":"cpu"', '"device":"cuda"'))
     found = replay(capsys, folder, 1)
-    assert "what started at random was drawn on cuda" in found["weights"]
+    assert "random initial weights were drawn on cuda" in found["weights"]
     assert found["recomputed"] == pytest.approx(found["recorded"], rel=1e-6)
 
 
