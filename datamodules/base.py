@@ -5,16 +5,18 @@ Three kinds of datasets: `train` (endless, shuffled, concatenated), `val` (loss,
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from torch.utils.data import DataLoader
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from .loading.benchmark_dataset import BenchmarkDataset
-from .loading.collate import Collator, Processor
+from .loading.collate import Batch, Collator, Processor
 from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
 from .loading.loader import ShardLoader
 from .loading.train_data import MixtureSource, Training, at_least, packed_rows, shares
@@ -198,8 +200,11 @@ class WebDataModule(pl.LightningDataModule):
         accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         return steps - steps % accumulated or steps
 
-    def train_dataloader(self) -> ShardLoader:
-        """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them."""
+    def train_dataloader(self) -> ShardLoader | DataLoader[Batch]:
+        """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them.
+
+        With `trainer.overfit_batches` an epoch is the same first batches again and again.
+        """
         rank, world = self._place()
         self.teardown()
         self.training = Training.begin(
@@ -217,7 +222,21 @@ class WebDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             stall_seconds=self.stall_seconds,
         )
-        return self.training.loader
+        overfit = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return self._repeated(overfit) if overfit else self.training.loader
+
+    def _repeated(self, batches: float) -> DataLoader[Batch]:
+        """An epoch of the first batches alone, and no workers any more.
+
+        Args:
+            batches: Number of different batches; below 1: share of an epoch, of which Lightning then takes only that.
+        """
+        share = isinstance(batches, float)
+        steps = self.steps_per_epoch() if share else int(batches)
+        assert self.training is not None
+        first = list(islice(iter(self.training.loader), max(1, int(steps * batches)) if share else steps))
+        self.teardown()
+        return DataLoader([first[step % len(first)] for step in range(steps)], batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> State:
         """Where all ranks are in the training stream, in plain types; all ranks must call it."""

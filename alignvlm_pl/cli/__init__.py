@@ -76,6 +76,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"error: there is no command {command!r}; {nearest(command, COMMANDS)}", file=sys.stderr)
         return 2
     check_top_level_packages()
+    if os.getcwd() not in sys.path:  # classes of the user, by class_path; last, so that none hides a package
+        sys.path.append(os.getcwd())
     _configure_output()
     run: Callable[[list[str]], int | None] = import_module(COMMANDS[command][0]).run
     try:
@@ -106,10 +108,34 @@ def _help() -> str:
     )
 
 
+# Lines of Lightning that this project's own lines say better, or that its loaders answer by design; others are shown.
+_LINES = (
+    "Seed set to",
+    "GPU available",
+    "TPU available",
+    "💡 Tip:",
+    "`weights_only` was not set",
+)
+_WARNINGS = (
+    "LightningCLI's args parameter is intended",
+    "The `srun` command is available on your system but is not used",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ".* does not have many workers",  # the bar and data/* show what the run waits for
+    "Total length of .* is zero",
+)
+
+
 def _configure_output() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_shown)
     for name in ("alignvlm_pl", "callbacks", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
-    # Advice on worker counts and sanity checks that this project's loaders answer by design.
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", message="Total length of .* is zero")
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    # Lightning calls methods of jsonargparse by their earlier names.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return not (record.name.startswith("lightning.") and record.getMessage().startswith(_LINES))

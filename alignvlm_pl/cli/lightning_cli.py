@@ -5,6 +5,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -76,9 +77,9 @@ _DERIVED = {  # setting of the trainer -> its untouched value and the setting it
     "max_time": (None, "stage.max_minutes"),
 }
 
-# Set to INFO when lightning is imported: seeds, devices and loops, which this project's own lines cover.
-for _name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger(
+    "lightning"
+).handlers.clear()  # its lines go to the root's handler, and would be there twice
 
 
 class AlignParser(LightningArgumentParser):
@@ -213,6 +214,18 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ConnectorHealth, "connector_health")
         parser.add_lightning_class_args(Throughput, "throughput")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, or with `--print_config` print the configuration and what follows from it, as YAML comments."""
+        try:
+            super().parse_arguments(parser, args)
+        except SystemExit:
+            others = [word for word in args if word.partition("=")[0] != "--print_config"]
+            if len(others) < len(args) and others[:1] == ["fit"]:
+                with suppress(ConfigError):  # a configuration that is incomplete is printed without them
+                    super().parse_arguments(parser, others)
+                    print(_follows(self.config["fit"]), end="")
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Never merge a checkpoint's hyper-parameters over the user's configuration."""
@@ -370,6 +383,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _follows(config: Any) -> str:
+    """YAML comments with the settings of the trainer that follow from others.
+
+    Raises:
+        ConfigError: The stage's values, or the number of devices, are invalid.
+    """
+    stage = Stage(**{field.name: config.stage[field.name] for field in fields(Stage)})
+    settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args["batch_size"])
+    lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
+    return "\n".join(
+        ["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""]
+    )
 
 
 def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:

@@ -6,6 +6,29 @@ from typing import Any
 from ..errors import ConfigError
 from ..strategies.fsdp import unsupported
 
+CALLBACKS = {
+    "GradientAccumulationScheduler": "accumulation follows from stage.global_batch_size",
+    "LearningRateFinder": "each part has a learning rate of its own: set stage.lr_vision, lr_connector, lr_llm",
+    "BatchSizeFinder": "set data.init_args.batch_size; stage.global_batch_size stays as it is",
+    "StochasticWeightAveraging": "set stage.ema_decay, such as 0.999, for averaged weights",
+}
+"""Lightning's callbacks that do not go with a stage -> what to use instead."""
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse Lightning's callbacks that change what the stage decides.
+
+    Args:
+        callbacks: `trainer.callbacks` as parsed: one or a list, each with its `class_path`; None: none.
+
+    Raises:
+        ConfigError: Naming the callback and what to use instead.
+    """
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        module, _, name = str(getattr(callback, "class_path", "")).rpartition(".")
+        if module.startswith("lightning.pytorch.") and name in CALLBACKS:
+            raise ConfigError(f"trainer.callbacks: {name} does not go with a stage; {CALLBACKS[name]}")
+
 
 def check_trainer(trainer: Any) -> None:
     """Refuse strategies and a way of clipping that training does not follow.
@@ -13,6 +36,7 @@ def check_trainer(trainer: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and what to set.
     """
+    check_callbacks(trainer.callbacks)
     strategy = trainer.strategy
     if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed")):
         raise unsupported(strategy)  # Lightning would ask for a GPU, or for a package, first
