@@ -100,7 +100,7 @@ class AlignParser(LightningArgumentParser):
             super().error(message, ex)
         given = [word.removeprefix("--").partition("=")[0] for word in self.args or () if word[:2] == "--"]
         self._refuse_unknown([key.removesuffix("+") for key in given])
-        raise ConfigError(shorten(str(message), _CLASSES)) from ex
+        raise ConfigError(old_names.answer_file(shorten(str(message), _CLASSES))) from ex
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Check a configuration against the known keys and their types.

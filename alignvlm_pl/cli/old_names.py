@@ -18,8 +18,31 @@ MODULES = {
 }
 """Old module of classes that a `class_path` may name -> the new one."""
 
-REMOVED = {"alignvlm_pl.zero.ZeroStrategy": "configs/cluster/fsdp.yaml shards the model with FSDP2"}
+REMOVED = {
+    f"alignvlm_pl.{module}.ZeroStrategy": "configs/cluster/fsdp.yaml shards the model with FSDP2"
+    for module in ("zero", "strategies.zero")
+}
 """Class that is gone -> what to use instead."""
+
+FILES = {
+    f"{old}.yaml": f"configs/stage/{new}.yaml, with the override of configs/recipe/{recipe}.yaml"
+    for recipe, names in {
+        "llama3.2-1b": {"1-1b": 1, "2-1b": 2, "3-1b": 3},
+        "llama3.2-3b": {"1-3b": 1, "2-3b": 2, "3-3b": 3},
+        "llama3.1-8b": {"1-8b": 1, "2-8b": 2, "3-8b": 3},
+        "vcr-3b": {"3-3b-vcr": 3},
+        "low-data-3b": {"low-data-1": 1, "low-data-2": 2},
+    }.items()
+    for old, new in names.items()
+} | {f"{name}.yaml": "configs/cluster/fsdp.yaml" for name in ("zero2", "zero3")}
+"""Name of a shipped file that is gone -> what to use instead."""
+
+
+def answer_file(message: str) -> str:
+    """Add to a message about a file that is not there what has become of it."""
+    words = {word.strip("'\"").rpartition("/")[2] for word in message.split()}
+    answers = [f"{name} is now {FILES[name]}" for name in sorted(words & FILES.keys())]
+    return "; ".join([message, *answers])
 
 
 def load(stream: str) -> Any:

@@ -59,7 +59,7 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
         model = AlignVLMForConditionalGeneration(config)
     found = []
     for entry in stages:
-        stage: Stage = load_part(Stage, entry["stage"])
+        stage: Stage = parse_part(Stage, entry.stage_settings(), source=entry.files["stage"].name)
         staged = deepcopy(model)  # adapters stay in what they were put into
         freeze(staged, stage)
         attach_adapters(staged, stage.adapters)
@@ -96,10 +96,15 @@ def load_part(kind: type, path: Path, *, key: str | None = None) -> Any:
     """Parse one YAML file as a dataclass, with the checks of the full command line."""
     import yaml
 
+    content = yaml.safe_load(path.read_text())
+    return parse_part(kind, content[key] if key else content, source=path.name)
+
+
+def parse_part(kind: type, content: Any, *, source: str) -> Any:
+    """Parse a mapping as a dataclass, with the checks of the full command line."""
     from .lightning_cli import AlignParser
 
-    parser = AlignParser(prog=path.name)
+    parser = AlignParser(prog=source)
     parser.add_class_arguments(kind, "value")
-    content = yaml.safe_load(path.read_text())
-    parsed = parser.parse_object({"value": content[key] if key else content})
+    parsed = parser.parse_object({"value": content})
     return parser.instantiate(parsed).value

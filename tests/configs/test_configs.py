@@ -84,7 +84,9 @@ def test_stage_file_is_a_stage(path: Path) -> None:
 
 @pytest.mark.parametrize("name", TABLE_6)
 def test_paper_stage_is_table_6(name: str) -> None:
-    stage = Stage(**_load(CONFIGS / "stage" / f"{name}.yaml"))
+    number, size = name.split("-")
+    (recipe,) = (recipe for recipe, its_size in PAPER_RECIPES.items() if its_size == size)
+    stage = Stage(**read_stages(CONFIGS / "recipe" / f"{recipe}.yaml")[int(number) - 1].stage_settings())
     batch, length, epochs, rate, parts = TABLE_6[name]
     assert (stage.global_batch_size, stage.max_text_length, stage.epochs) == (batch, length, epochs)
     assert stage.max_steps is None
@@ -92,7 +94,7 @@ def test_paper_stage_is_table_6(name: str) -> None:
     vision = rate if parts == "all" else None
     assert stage.learning_rates == {"vision": vision, "connector": rate, "llm": rate}
     assert (stage.objective, stage.readout_weight) == ("answer", 0.0), "the paper has no read warm start"
-    assert stage.parent == (None if name[0] == "1" else f"{int(name[0]) - 1}-{name[2:]}")
+    assert (stage.name, stage.parent) == (number, None if number == "1" else str(int(number) - 1))
 
 
 @pytest.mark.parametrize("path", _files("data"), ids=_ids)
@@ -189,8 +191,8 @@ def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> Non
             assert file.parent == CONFIGS / axis
     before = None
     for entry in read_stages(path):
-        assert all(file.is_file() for file in entry.values())
-        stage = Stage(**_load(entry["stage"]))
+        assert all(file.is_file() for file in entry.files.values())
+        stage = Stage(**entry.stage_settings())
         # A recipe may begin with a stage that needs a parent; whoever runs it says where that one's folder is.
         assert stage.parent == before or before is None
         before = stage.name
@@ -201,8 +203,8 @@ def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> Non
 def test_global_batch_divides_on_every_cluster(recipe: str, cluster: str) -> None:
     machine = _load(CONFIGS / "cluster" / f"{cluster}.yaml")
     for entry in read_stages(CONFIGS / "recipe" / f"{recipe}.yaml"):
-        batch_size = _load(entry["data"])["init_args"]["batch_size"]
-        wanted = Stage(**_load(entry["stage"])).global_batch_size
+        batch_size = _load(entry.files["data"])["init_args"]["batch_size"]
+        wanted = Stage(**entry.stage_settings()).global_batch_size
         num_devices = machine["devices"] * machine["num_nodes"]
         assert accumulation(wanted, batch_size, num_devices) * batch_size * num_devices == wanted
 
@@ -229,11 +231,12 @@ def test_every_stage_of_a_recipe_parses_as_a_command_line(
             AlignCLI.run_command(["fit", *run.options, "--print_config"])
         assert stopped.value.code == 0
         shown = yaml.safe_load(capsys.readouterr().out)
-        assert shown["stage"]["name"] == entry["stage"].stem
+        assert shown["stage"]["name"] == entry.files["stage"].stem
+        assert shown["stage"] == {**shown["stage"], **entry.stage_settings()}
         assert shown["checkpoint_every_n_steps"] == 500, "base.yaml"
         assert shown["trainer"]["enable_model_summary"] is False, "base.yaml survives the cluster's file"
         assert shown["trainer"]["precision"] == "bf16-mixed", "cluster"
-        assert shown["data"]["class_path"].endswith(_load(entry["data"])["class_path"])
+        assert shown["data"]["class_path"].endswith(_load(entry.files["data"])["class_path"])
 
 
 # --- parameter tables -----------------------------------------------------------------------------
@@ -269,7 +272,7 @@ def test_tables_of_the_paper_recipes(recipe: str, size: str) -> None:
     for number, table in enumerate(found, start=1):
         trained = {part: 0 if number == 3 and part == "vision" else count for part, count in parts.items()}
         rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[3:]}
-        assert table.startswith(f"stage {number}-{size}:")
+        assert table.startswith(f"stage {number}:")
         assert {part: int(rows[part][0].replace(",", "")) for part in parts} == parts
         assert {part: int(rows[part][1].replace(",", "")) for part in parts} == trained
         assert int(rows["all"][1].replace(",", "")) == sum(trained.values())

@@ -31,25 +31,21 @@ def _rates(rate: float, parts: tuple[str, ...]) -> dict[str, float]:
     return {f"lr_{part}": rate for part in parts}
 
 
-PAPER: dict[str, dict[str, Any]] = {
-    "1-1b": {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
-    "2-1b": {**_rates(5e-5, ALL), "global_batch_size": 512, "parent": "1-1b"},
-    "3-1b": {**_rates(5e-5, NO_VISION), "global_batch_size": 512, "epochs": 5, "parent": "2-1b"},
-    "1-3b": {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
-    "2-3b": {**_rates(5e-5, ALL), "global_batch_size": 256, "parent": "1-3b"},
-    "3-3b": {**_rates(5e-5, NO_VISION), "global_batch_size": 256, "epochs": 5, "parent": "2-3b"},
-    "1-8b": {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
-    "2-8b": {**_rates(1e-5, ALL), "global_batch_size": 256, "parent": "1-8b"},
-    "3-8b": {**_rates(1e-5, NO_VISION), "global_batch_size": 256, "epochs": 5, "parent": "2-8b"},
-    "3-3b-vcr": {**_rates(5e-5, NO_VISION), "global_batch_size": 256, "max_steps": 13360, "parent": "2-3b"},
-    "low-data-1": {"lr_connector": 1e-3, "global_batch_size": 32, "max_text_length": 1024},
-    "low-data-2": {
-        **_rates(1e-5, NO_VISION),
-        "lr_vision": 2e-6,
-        "global_batch_size": 8,
-        "parent": "low-data-1",
-    },
+PAPER: dict[tuple[str, int], dict[str, Any]] = {
+    ("llama3.2-1b", 1): {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
+    ("llama3.2-1b", 2): {**_rates(5e-5, ALL), "global_batch_size": 512},
+    ("llama3.2-1b", 3): {**_rates(5e-5, NO_VISION), "global_batch_size": 512, "epochs": 5},
+    ("llama3.2-3b", 1): {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
+    ("llama3.2-3b", 2): {**_rates(5e-5, ALL), "global_batch_size": 256},
+    ("llama3.2-3b", 3): {**_rates(5e-5, NO_VISION), "global_batch_size": 256, "epochs": 5},
+    ("llama3.1-8b", 1): {**_rates(1e-5, ALL), "global_batch_size": 512, "max_text_length": 1024},
+    ("llama3.1-8b", 2): {**_rates(1e-5, ALL), "global_batch_size": 256},
+    ("llama3.1-8b", 3): {**_rates(1e-5, NO_VISION), "global_batch_size": 256, "epochs": 5},
+    ("vcr-3b", 3): {**_rates(5e-5, NO_VISION), "global_batch_size": 256, "epochs": 5, "max_steps": 13360},
+    ("low-data-3b", 1): {"lr_connector": 1e-3, "global_batch_size": 32, "max_text_length": 1024},
+    ("low-data-3b", 2): {**_rates(1e-5, NO_VISION), "lr_vision": 2e-6, "global_batch_size": 8},
 }
+PARENTS = {1: None, 2: "1", 3: "2"}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -57,22 +53,23 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_paper_stage_as_resolved(name: str) -> None:
-    content = _load(CONFIGS / "stage" / f"{name}.yaml")
-    resolved = dataclasses.asdict(Stage(**content))
-    expected = dataclasses.asdict(Stage(name=name, max_text_length=2048, lr_llm=1.0))
-    expected |= {"lr_llm": None, **OURS, **PAPER[name]}
+@pytest.mark.parametrize(("recipe", "number"), PAPER)
+def test_paper_stage_as_resolved(recipe: str, number: int) -> None:
+    stages = read_stages(CONFIGS / "recipe" / f"{recipe}.yaml")
+    (entry,) = (entry for entry in stages if entry.files["stage"].stem == str(number))
+    resolved = dataclasses.asdict(Stage(**entry.stage_settings()))
+    expected = dataclasses.asdict(Stage(name=str(number), max_text_length=2048, lr_llm=1.0))
+    expected |= {"lr_llm": None, "parent": PARENTS[number], **OURS, **PAPER[recipe, number]}
     assert resolved == expected
     # A default is no statement: what decides how a stage trains stands in its file.
-    said = {*OURS, "global_batch_size", "max_text_length", *(f"lr_{part}" for part in PARTS)}
-    assert said <= set(content)
-    assert {"epochs", "max_steps"} & set(content)
+    said = {*OURS, "global_batch_size", "max_text_length", "epochs", *(f"lr_{part}" for part in PARTS)}
+    assert said <= set(_load(entry.files["stage"]))
 
 
 def test_every_paper_size_and_study_is_there() -> None:
-    ours = {"documents", "instruct", "pages", "read"}  # the demo's
-    assert {path.stem for path in (CONFIGS / "stage").glob("*.yaml")} - ours == set(PAPER)
+    paper = [path for path in RECIPES if path.stem not in ("demo", "sroie")]
+    stages = {(path.stem, int(entry.files["stage"].stem)) for path in paper for entry in read_stages(path)}
+    assert stages == set(PAPER)
 
 
 def test_vcr_is_a_sixth_of_its_stage() -> None:
@@ -81,7 +78,7 @@ def test_vcr_is_a_sixth_of_its_stage() -> None:
     assert {name: source.weight for name, source in mixture.items()} == {"docdownstream": 5, "vcr": 1}
     assert all(not Path(folder).is_absolute() for source in mixture.values() for folder in source.sets)
     # Five epochs of DocDownstream's 570,000 samples, as in stage 3, and a VCR sample for every five.
-    stage = Stage(**_load(CONFIGS / "stage/3-3b-vcr.yaml"))
+    stage = Stage(**read_stages(CONFIGS / "recipe/vcr-3b.yaml")[0].stage_settings())
     assert (stage.max_steps or 0) * stage.global_batch_size * 5 / 6 == pytest.approx(5 * 570_000, rel=1e-3)
 
 
@@ -136,18 +133,18 @@ def test_every_stage_of_a_recipe_instantiates_on_the_tiny_model(
     monkeypatch.setattr("sys.argv", ["alignvlm"])
     given = ["--config", str(CONFIGS / "base.yaml"), "--config", str(recipe), *tiny]
     entries = read_stages(recipe)
-    first = Stage(**_load(entries[0]["stage"]))
+    first = Stage(**entries[0].stage_settings())
     if first.parent is not None:
         with pytest.raises(ConfigError, match=f"starts from the end of stage '{first.parent}'"):
             _instantiate(plan_runs(given)[0].options)
         given += ["--stage.init_from", "runs/elsewhere/hf"]
     for run, entry in zip(plan_runs(given), entries, strict=True):
         cli = _instantiate(run.options)
-        stage = Stage(**_load(entry["stage"]))
+        stage = Stage(**entry.stage_settings())
         resolved = cli.trainer.callbacks
         transition = next(item for item in resolved if type(item).__name__ == "StageTransition")
         assert dataclasses.replace(transition.stage, init_from=None) == stage
-        data = _load(entry["data"])
+        data = _load(entry.files["data"])
         assert type(cli.datamodule).__name__ == data["class_path"]
         assert cli.trainer.accumulate_grad_batches * cli.datamodule.batch_size == stage.global_batch_size
         assert (cli.trainer.max_steps, cli.trainer.max_epochs) == (

@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from alignvlm_pl.cli import main
-from alignvlm_pl.cli.old_names import MODULES, load, new_path
+from alignvlm_pl.cli.old_names import FILES, MODULES, load, new_path
 from alignvlm_pl.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SAVED = """
 model: {spec: {vision: {pretrained: none}, llm: {pretrained: none}}}
 data: {class_path: datamodules.instructions.DocDownstreamDataModule, init_args: {train: [none]}}
@@ -33,11 +34,14 @@ def test_a_saved_config_with_old_class_paths_is_read_by_the_new_ones(tmp_path, c
     assert read["data"]["class_path"] == "datamodules.docdownstream.DocDownstreamDataModule"
 
 
-def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys):
+@pytest.mark.parametrize("module", ["zero", "strategies.zero"])
+def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys, module):
     path = tmp_path / "config.yaml"
-    path.write_text(SAVED.replace("parallel.ShardedStrategy", "zero.ZeroStrategy"))
+    path.write_text(SAVED.replace("parallel.ShardedStrategy", f"{module}.ZeroStrategy"))
     assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}"]) == 1
-    assert "alignvlm_pl.zero.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
+    assert (
+        f"alignvlm_pl.{module}.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
+    )
 
 
 def test_the_new_modules_exist_and_the_old_ones_do_not():
@@ -53,3 +57,17 @@ def test_other_values_stay_as_they_are():
     assert new_path("mine.ZeroStrategy") == "mine.ZeroStrategy"
     with pytest.raises(ConfigError, match="was removed"):
         load("[{class_path: alignvlm_pl.zero.ZeroStrategy}]")
+
+
+def test_a_stage_file_that_is_gone_is_answered_with_the_new_one(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{stages: [{stage: ../stage/2-3b.yaml}]}")
+    assert main(["fit", f"--config={path}"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "2-3b.yaml is now configs/stage/2.yaml, with the override of configs/recipe/llama3.2-3b.yaml" in said
+    )
+    for name, answer in FILES.items():
+        assert not list(CONFIGS.rglob(name))
+        for word in answer.replace(",", "").split():
+            assert "/" not in word or (CONFIGS.parent / word).is_file()

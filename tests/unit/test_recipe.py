@@ -74,8 +74,28 @@ def test_a_start_given_by_the_user_is_the_first_stages_alone(tmp_path, form):
 
 
 def test_read_stages_gives_absolute_paths(tmp_path):
-    assert read_stages(recipe(tmp_path))[0]["stage"] == tmp_path / "stage/one.yaml"
+    assert read_stages(recipe(tmp_path))[0].files["stage"] == tmp_path / "stage/one.yaml"
     assert read_stages(recipe(tmp_path, None)) == []
+
+
+def test_overrides_win_over_the_files_and_lose_to_later_options(tmp_path):
+    (tmp_path / "one.yaml").write_text("{name: one, max_steps: 3, lr_llm: 1.0}")
+    override = {"stage.max_steps": 4, "stage.lr_llm": None, "stage.schedule": "linear", "trainer.devices": 2}
+    path = recipe(tmp_path, [{"stage": "one.yaml", "override": override}])
+    (run,) = plan_runs(["--config", str(path), "--stage.max_steps=5"])
+    given = ["--stage.max_steps=4", "--stage.lr_llm=null", "--stage.schedule=linear", "--trainer.devices=2"]
+    start = run.options.index("--stage")
+    assert sorted(run.options[start + 2 : start + 6]) == sorted(given)
+    assert run.options[start + 6] == "--stage.max_steps=5"
+    (entry,) = read_stages(path)
+    assert entry.stage_settings() == {"name": "one", "max_steps": 4, "lr_llm": None, "schedule": "linear"}
+
+
+def test_stage_files_named_by_numbers_name_the_folders(tmp_path):
+    stages = [{"stage": f"stage/{number}.yaml"} for number in (1, 2)]
+    for chosen, names in ((stages, ["1", "2"]), (stages[1:], ["2"]), (stages[:1] * 2, ["1-1", "2-1"])):
+        runs = plan_runs(["--config", str(recipe(tmp_path, chosen))])
+        assert [run.folder.name for run in runs] == names
 
 
 @pytest.mark.parametrize(
@@ -89,6 +109,8 @@ def test_read_stages_gives_absolute_paths(tmp_path):
         ),
         ("stage/one.yaml", "`stages` must be a list"),
         ([{"stage": {"name": "x"}}], "stage must be the path of a file"),
+        ([{"stage": "a.yaml", "override": {"max_steps": 3}}], "override must map dotted keys to values"),
+        ([{"stage": "a.yaml", "override": ["stage.max_steps=3"]}], "override must map dotted keys to values"),
     ],
 )
 def test_another_form_of_stages_is_refused(tmp_path, stages, message):
