@@ -1,4 +1,4 @@
-"""A sheet of examples: page, question, answer and prediction, from the files that an evaluation wrote."""
+"""A sheet of examples: page, question, prediction and reference, from the files that an evaluation wrote."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
 
 
 def contact_sheet(predictions: Path, target: Path, *, per_set: int = 2) -> None:
-    """Draw the first page images of every set with what was asked, answered and expected.
+    """Draw the first page images of each dataset with question, prediction (green: right, red: wrong) and reference.
 
     Args:
-        predictions: Folder of `<benchmark>.jsonl` and `images/<benchmark>/<key>.png`.
+        predictions: Folder of `<dataset>.jsonl` and `images/<dataset>/<key>.png`.
         target: PNG to write.
-        per_set: Examples of each benchmark.
+        per_set: Examples of each dataset.
     """
     examples = [
         (path.stem, r, image)

@@ -1,4 +1,4 @@
-"""What is wrong with answers, counted by reason: a short line for reports, and all names for `problems.json`."""
+"""Problems of predictions, counted by reason: a short line for reports, and all names for `problems.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -46,10 +46,10 @@ class Faults:
 
 
 def problem_lists(problems: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, object]]]:
-    """Return what `problems.json` holds: for each set its problems, each with all that it counts.
+    """Return the content of `problems.json`: for each dataset its problems, each with all that it counts.
 
     Args:
-        problems: Name of the set -> its problems.
+        problems: Name of the dataset -> its problems.
     """
     return {
         name: [{"problem": str(line), "items": list(getattr(line, "items", ()))} for line in lines]

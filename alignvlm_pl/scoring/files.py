@@ -1,4 +1,4 @@
-"""Prediction files made elsewhere -> answers: our jsonl, and the result tables of VLMEvalKit."""
+"""Read files of predictions: the project's jsonl, and the result tables of VLMEvalKit."""
 
 import json
 from collections import Counter
@@ -23,14 +23,14 @@ Row = dict[str, str | None]
 
 @dataclass(kw_only=True, slots=True)
 class PredictionFile:
-    """What a prediction file holds.
+    """Content of a prediction file.
 
     Attributes:
-        answers: One for each usable row, in the order of the file.
-        places: Key -> where in the file it stands, for example ``line 3``.
-        unread: Records of the samples that could not be read when they were to be answered.
-        problems: What is wrong with the others, by reason, with the first of them named.
-        notes: What else a reader of the figures must know.
+        answers: One prediction for each valid row, in the order of the file.
+        places: Key -> its place in the file, for example ``line 3``.
+        unread: Records of the samples that could not be read when they were evaluated.
+        problems: Invalid rows by reason, with the first of them named.
+        notes: What else a reader of the scores must know.
     """
 
     answers: list[Answer] = field(default_factory=list)
@@ -40,7 +40,7 @@ class PredictionFile:
     notes: list[str] = field(default_factory=list)
 
     def add(self, answer: Answer, place: str) -> None:
-        """Add an answer."""
+        """Add a prediction."""
         self.answers.append(answer)
         earlier = self.places.get(answer.key)
         self.places[answer.key] = f"{earlier}, {place}" if earlier else place
@@ -50,8 +50,8 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     """Read a prediction file.
 
     Args:
-        path: ``.jsonl`` of ours, or ``.xlsx``, ``.json`` or ``.tsv`` as VLMEvalKit writes its results.
-        benchmark: Whose predictions they are.
+        path: The project's ``.jsonl``, or ``.xlsx``, ``.json`` or ``.tsv`` as VLMEvalKit writes its results.
+        benchmark: The benchmark that was predicted.
 
     Raises:
         DataError: The file is missing, of another kind, or holds no prediction.
@@ -78,17 +78,17 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
 
 
 def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
-    """Take question, references and meta from the set that was answered, and name what does not fit.
+    """Take question, references and meta from the dataset, and name what does not fit.
 
     Args:
         found: The predictions.
-        gold: The samples of the set, their predictions empty.
+        gold: The samples of the dataset, their predictions empty.
 
     Returns:
-        Answers in the order of the set; unknown keys and missing ones are problems.
+        Predictions in the order of the dataset; unknown keys and missing ones are problems.
     """
     by_key = {answer.key: answer for answer in found.answers}
-    # Tables made elsewhere know the row's index, not our keys.
+    # Tables made elsewhere have the row's index, not the keys of the dataset.
     by_index = {str(answer.meta.get("index")): answer for answer in found.answers if "index" in answer.meta}
     named = {record["key"] for record in found.unread}
     faults, answers, used = Faults(), [], set()
@@ -102,7 +102,7 @@ def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
         answers.append(replace(sample, prediction=match.prediction))
     for answer in found.answers:
         if answer.key not in used:
-            faults.add("keys that the set does not have", answer.key, found.places.get(answer.key, ""))
+            faults.add("keys that the dataset does not have", answer.key, found.places.get(answer.key, ""))
     return replace(found, answers=answers, problems=[*found.problems, *faults.lines()])
 
 
@@ -155,7 +155,7 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
 
 
 def _reload(found: PredictionFile) -> None:
-    """Take the predictions as VLMEvalKit itself reads them: some do not survive its xlsx and tsv files."""
+    """Replace the predictions by what VLMEvalKit itself reads: some change in its xlsx and tsv files."""
     given = [answer.prediction for answer in found.answers]
     reloaded = reload_predictions(given)
     found.answers = [

@@ -1,4 +1,4 @@
-"""Grades of a judge model for benchmarks of open answers; the judge is the user's own function."""
+"""Grades of a judge model for open predictions; the judge is a custom function."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from alignvlm_pl.metrics.mmvet import Judge, judged_score
 
 
 def needs_judge(benchmark: Benchmark) -> bool:
-    """Whether a benchmark has no figure without a judge."""
+    """Whether a benchmark cannot be scored without a judge."""
     return any(scoring.load()[0].needs_judge for scoring in benchmark.scorings)
 
 
@@ -19,8 +19,8 @@ def load_judge(name: str) -> Judge:
     """Import a judge.
 
     Args:
-        name: ``module:function``. The function takes the row to be graded, question | gold answer | prediction, and a
-            temperature, and returns the model's reply, which must read as a number from 0 to 1.
+        name: ``module:function``. The function takes the row to grade, question | reference | prediction, and a
+            temperature, and returns the model's reply, which must parse as a number from 0 to 1.
 
     Raises:
         ConfigError: There is no such module or function.
@@ -36,14 +36,14 @@ def load_judge(name: str) -> Judge:
 
 
 def grade(answers: Iterable[Answer], judge: Judge) -> list[Answer]:
-    """Ask the judge about every answer that has no grade yet; grades go into ``meta["judged"]``."""
+    """Have the judge grade each prediction that has no grade yet; grades go into ``meta["judged"]``."""
     return [
         _graded(answer, judge) if _is_open(answer) and answer.references else answer for answer in answers
     ]
 
 
 def ungraded(answers: Sequence[Answer]) -> int:
-    """Number of answers that have no grade."""
+    """Number of predictions that have no grade."""
     return sum(map(_is_open, answers))
 
 

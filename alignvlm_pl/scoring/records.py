@@ -1,4 +1,4 @@
-"""Prediction records: the JSON objects of `predictions/<benchmark>.jsonl`, and answers made of them."""
+"""Prediction records, the JSON objects of `predictions/<dataset>.jsonl`, and the metrics' `Answer` made of them."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ _KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def page_path(images: Path, name: str, key: str) -> Path:
-    """Return where the page image of a sample lies; keys of foreign shards may hold slashes, or be very long."""
+    """Return the path of the page image of a sample; keys of foreign shards may hold slashes, or be very long."""
     stem = quote(key, safe="", errors="surrogatepass")
     if len(stem) > MAX_NAME:
         stem = f"{stem[: MAX_NAME // 2]}-{hashlib.sha256(stem.encode()).hexdigest()}"
@@ -33,7 +33,7 @@ def page_path(images: Path, name: str, key: str) -> Path:
 
 
 def to_answer(record: Record) -> Answer:
-    """Make an answer of a record.
+    """Make a metric's input of a record.
 
     Raises:
         ValueError: A field is missing or of another type; the message names it.
@@ -63,17 +63,21 @@ def _is_shallow(value: object, levels: int) -> bool:
 
 
 def to_answers(records: Iterable[Record]) -> list[Answer]:
-    """Make answers of records; samples that could not be read have none, see `unread`. ValueError as `to_answer`."""
+    """Make metrics' inputs of records; samples that could not be read are skipped, see `unread`.
+
+    Raises:
+        ValueError: As `to_answer`.
+    """
     return [to_answer(record) for record in records if not is_unread(record)]
 
 
 def is_unread(record: Record) -> bool:
-    """Whether a record is that of a sample that could not be read: it has no answer, not even an empty one."""
+    """Whether a record is that of a sample that could not be read: it has no prediction, not even an empty one."""
     return bool(record.get(ERROR))
 
 
 def to_records(answers: Iterable[Answer]) -> list[Record]:
-    """Make records of answers; the inverse of `to_answers`."""
+    """Make records of metrics' inputs; the inverse of `to_answers`."""
     return [
         {
             "key": answer.key,
@@ -93,7 +97,7 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
 
 
 def scored_records(records: Sequence[Record], scored: Scored) -> list[Record]:
-    """Return the records of the scored answers with their scores under every rule, and those that have an error."""
+    """Return the scored records with their scores under every rule, and the records that have an error."""
     scores = {answer.key: values for answer, values in zip(scored.answers, scored.scores, strict=True)}
     return [
         {

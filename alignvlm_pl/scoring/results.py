@@ -1,4 +1,4 @@
-"""What `results.json` holds."""
+"""The content of `results.json`."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from .run import Scored
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Losses:
-    """Losses of sets.
+    """Losses of datasets.
 
     Attributes:
-        values: Name of the set -> loss per supervised token in nats.
-        problems: Name -> why the loss is not that of the whole set.
+        values: Name of the dataset -> loss per supervised token in nats.
+        problems: Name -> why the loss is not that of the whole dataset.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -26,16 +26,16 @@ def results(
     loss: Losses | None = None,
     readout_sets: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Put the figures of all sets together.
+    """Collect the scores of all datasets.
 
     Args:
-        found: Name of the set -> what came out.
-        loss: Losses of the sets that are watched.
-        readout_sets: Sets that are read and not asked; they have no part in the overall figures.
+        found: Name of the dataset -> its scores.
+        loss: Losses of the `val` datasets.
+        readout_sets: Datasets that are read and not asked; they do not count in the overall scores.
 
     Returns:
-        `overall` (means over the questions of the sets that are no registered benchmark), `benchmarks` (`num` and
-        figures as fractions of 1), `loss`, `intervals`, `incomplete` (problems) and `reference_prompts`.
+        `overall` (means over the questions of custom datasets), `benchmarks` (`num` and scores as fractions of 1),
+        `loss`, `intervals`, `incomplete` (problems) and `reference_prompts`.
     """
     loss = loss or Losses()
     figures = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
@@ -55,10 +55,10 @@ def results(
 
 
 def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Means over the questions of several sets of the same metrics: the figures that all of them have.
+    """Means over the questions of several datasets, of the metrics that all of them have.
 
     Args:
-        results: Name -> `num` and figures; a set of which nothing is scored has no part.
+        results: Name -> `num` and scores; a dataset of which nothing is scored does not count.
     """
     scored = [figures for figures in results.values() if figures["num"] and len(figures) > 1]
     if not scored:

@@ -1,4 +1,4 @@
-"""Answers -> the figures of a benchmark, under every rule, with bootstrap intervals (no torch here)."""
+"""Score the predictions of a benchmark under every rule, with bootstrap intervals (no torch here)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,17 +20,18 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """What came out of one benchmark.
+    """Scores of one benchmark.
 
     Attributes:
         benchmark: The benchmark.
-        answers: Its answers, in the order given.
-        scores: Score of each answer under every rule: ``metric`` or ``metric@rule``. Answers that are scored
-            together, the fields of a document, share the score of the whole.
-        figures: Figures as fractions of 1: ``figure``, ``figure@rule`` and ``figure/group``; the first is the headline.
-        intervals: Bootstrap 95 % intervals (low, high) of the figures under the default rules.
-        num: Questions whose answers are scored, as the benchmark counts them.
-        problems: Why the figures are not those of the whole benchmark; empty where they are.
+        answers: Its predictions, in the order given.
+        scores: Score of each prediction under every rule: ``metric`` or ``metric@rule``. Predictions that are scored
+            together, the fields of a document, share the score of the document.
+        figures: Metric to score, a fraction of 1: ``metric``, ``metric@rule`` and ``metric/group``; the first is the
+            headline.
+        intervals: Bootstrap 95 % intervals (low, high) of the scores under the default rules.
+        num: Scored questions, as the benchmark counts them.
+        problems: Why the scores are not those of the whole benchmark; empty where they are.
     """
 
     benchmark: Benchmark
@@ -43,11 +44,11 @@ class Scored:
 
     @property
     def headline(self) -> tuple[str, float]:
-        """Name and value of the figure that the benchmark is known by; nan where nothing was answered."""
+        """Metric that the benchmark is known by, and its score; nan where there is no prediction."""
         return next(iter(self.figures.items()), ("", math.nan))
 
     def headline_under(self, rule: str) -> float | None:
-        """Value of the headline under a rule; None where it is not known.
+        """Score of the headline metric under a rule; None where it is not known.
 
         Args:
             rule: Name of the rule; empty for the metric's default.
@@ -62,7 +63,7 @@ class Scored:
         return [rule for rule in rules if self.headline_under(rule) is not None]
 
     def worst_first(self) -> list[int]:
-        """Positions of the answers, those with the worst score of the first metric first."""
+        """Indices of the predictions, worst score of the first metric first."""
         sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
         # The first score is that of the first metric, under its default rule where that was asked for.
         return sorted(
@@ -70,7 +71,7 @@ class Scored:
         )
 
     def disagreements(self) -> list[int]:
-        """Positions of the answers that rules of one metric score differently."""
+        """Indices of the predictions that the rules of one metric score differently."""
         return [index for index, values in enumerate(self.scores) if _differ(values)]
 
 
@@ -84,19 +85,19 @@ def score_answers(
     problems: Sequence[str] = (),
     whole: bool = True,
 ) -> Scored:
-    """Score a benchmark. Answers that a metric cannot score are left out of its figures, and named as a problem.
+    """Score a benchmark. Predictions that a metric cannot score are skipped, and named as a problem.
 
     Args:
         benchmark: What to score.
-        answers: One for each question; those that do not belong to the benchmark's split are left out.
-        expected: Questions the set must have, see `Benchmark.size_from`; None: the benchmark's size.
+        answers: One prediction a question; those that are not of the benchmark's split are left out.
+        expected: Questions that the dataset must have, see `Benchmark.size_from`; None: the benchmark's size.
         rule: Score under this rule of its metrics alone; None: under all that the benchmark reports.
         resamples: Bootstrap resamples of the intervals; 0: no intervals.
-        problems: What is known to be missing already.
-        whole: Whether these should be the answers to all questions; else their number is no problem.
+        problems: Problems that are known already.
+        whole: Whether there should be a prediction for each question; else their number is no problem.
 
     Raises:
-        ConfigError: No metric of the benchmark has the rule, the answers lack what it needs, or they need a judge.
+        ConfigError: No metric of the benchmark has the rule, or the predictions lack what it needs, or need a judge.
     """
     kept = [answer for answer in answers if benchmark.belongs(answer.meta)]
     scores: list[dict[str, float]] = [{} for _ in kept]
@@ -139,7 +140,7 @@ def score_answers(
 
 
 def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problems: Sequence[str]) -> Scored:
-    """Make the result of answers that cannot be scored: they are kept, and no figure is guessed."""
+    """Return the result of predictions that cannot be scored: they are kept, without a score."""
     return Scored(
         benchmark=benchmark,
         answers=list(answers),
@@ -154,7 +155,7 @@ def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problems: S
 def _load(
     benchmark: Benchmark, rule: str | None, answers: Sequence[Answer]
 ) -> list[tuple[Metric, tuple[str, ...]]]:
-    """Metrics with the rules that are asked for and that some answer has what it takes for."""
+    """Metrics with the requested rules for which some prediction has what the rule needs."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
     known = {name for metric, _ in loaded for name in metric.rules}
     if rule is not None and rule not in known:
@@ -162,7 +163,7 @@ def _load(
     chosen = []
     for metric, reported in loaded:
         if metric.needs_judge and not any(answer.meta.get("judged") is not None for answer in answers):
-            metric.statistics(answers[:1], metric.rules[0])  # says what it lacks
+            metric.statistics(answers[:1], metric.rules[0])  # raises, and names what is missing
         wanted = [name for name in metric.rules if name == rule] if rule else list(reported)
         usable = tuple(name for name in wanted if _has_needs(metric, name, answers))
         if wanted and not usable:
@@ -181,7 +182,7 @@ def _has_needs(metric: Metric, rule: str, answers: Sequence[Answer]) -> bool:
 def _statistics(
     metric: Metric, answers: Sequence[Answer], unit: Sequence[int], rule: str, faults: Faults
 ) -> Statistics | None:
-    """Statistics of one unit; None where its answers are not what the metric takes."""
+    """Statistics of one unit; None where the metric cannot score its predictions."""
     rows = [answers[index] for index in unit]
     try:
         need = metric.needs.get(rule)
@@ -193,20 +194,20 @@ def _statistics(
             if not all(isinstance(text, str) for text in row.references):
                 raise DataError(f"expected texts as references, found {row.references!r:.60}")
         return metric.statistics(rows, rule)
-    except ConfigError:  # a package that is missing, for all answers alike
+    except ConfigError:  # a package that is missing, for all predictions alike
         raise
-    # What an answer's meta holds comes from files: its shape is known only here.
+    # The meta of a prediction comes from files: its shape is known only here.
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         detail = str(error) if isinstance(error, AlignVLMError) else repr(error)
         for row in rows:
-            faults.add("answers cannot be scored", row.key, detail)
+            faults.add("predictions cannot be scored", row.key, detail)
         return None
 
 
 def _groups(
     benchmark: Benchmark, answers: Sequence[Answer], units: Sequence[list[int]]
 ) -> dict[str, list[int]]:
-    """Units of the whole set, under the empty name, and of each group by its name."""
+    """Units of the whole dataset, under the empty name, and of each group by its name."""
     groups = {"": list(range(len(units)))}
     for position, unit in enumerate(units):
         group = answers[unit[0]].meta.get(benchmark.groups)

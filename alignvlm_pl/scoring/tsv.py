@@ -1,4 +1,4 @@
-"""Tab-separated tables, a row at a time: a row that does not read is named, and takes no other with it."""
+"""Tab-separated tables, a row at a time: an invalid row is named, and spoils no other."""
 
 import csv
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-_MAX_FIELD = 2**31 - 1  # pictures in base64 are longer than csv's own limit
+_MAX_FIELD = 2**31 - 1  # images in base64 are longer than csv's own limit
 MAX_CONTINUED = 2**26
 """Bytes that a row may have after its first line; a quotation mark that is not closed would read on to the end."""
 _OPEN = "a quotation mark that is not closed runs into the next rows"
@@ -20,7 +20,7 @@ class TableRow:
         number: Its number as a spreadsheet shows it; the header is row 1.
         offset: Byte where it begins.
         cells: Column -> text; empty where there is a problem.
-        problem: Why it cannot be used; empty where it can.
+        problem: Why it is invalid; empty where it is valid.
     """
 
     number: int
@@ -49,7 +49,7 @@ class TabTable:
                 self.header = []
 
     def rows(self, start: int = 0) -> Iterator[TableRow]:
-        """Yield the rows after the header; empty lines are passed over.
+        """Yield the rows after the header; empty lines are skipped.
 
         Args:
             start: Byte where a row begins, to begin there; its number is then unknown, 0.
@@ -105,7 +105,7 @@ def _is_closed(cells: list[str], lines: list[str]) -> bool:
 
 
 class _Lines:
-    """Lines of a file as text; knows the byte after the last one taken, which csv's own reading does not tell.
+    """Lines of a file as text, with the byte after the last line, which csv's own reader does not give.
 
     Attributes:
         offset: The byte after the last line.
@@ -141,6 +141,6 @@ class _Lines:
         self.taken = []
 
     def go_to(self, offset: int) -> None:
-        """Take the line that begins at a byte next."""
+        """Continue with the line that begins at a byte."""
         self._stream.seek(offset)
         self.offset = offset

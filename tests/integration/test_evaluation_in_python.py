@@ -209,5 +209,5 @@ def test_problems_of_dataset_samples_and_predictions_are_all_kept(root, tmp_path
     kept = [line.split(" is incomplete: ")[1] for line in caplog.messages if " is incomplete: " in line]
     assert kept[0] == "2 rows left out when it was prepared: bad_base64"
     assert kept[1].startswith("1 samples could not be read, undecodable_image: tablevqa-00000002 (")
-    assert kept[2].startswith("1 answers cannot be scored: tablevqa-00000001 (")
+    assert kept[2].startswith("1 predictions cannot be scored: tablevqa-00000001 (")
     assert kept[3:] == ([] if subset else ["1 of 1,500 questions"])

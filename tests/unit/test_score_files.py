@@ -172,7 +172,7 @@ def test_the_set_names_missing_and_unknown_keys(tmp_path):
     gold = [Answer(key=key, prediction="", references=("Lund",)) for key in ("a", "b")]
     found = join_gold(read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("z")), DOCVQA), gold)
     assert [(answer.key, answer.prediction) for answer in found.answers] == [("a", "Lund")]
-    assert found.problems == ["1 predictions missing: b", "1 keys that the set does not have: z (line 2)"]
+    assert found.problems == ["1 predictions missing: b", "1 keys that the dataset does not have: z (line 2)"]
 
 
 def test_a_table_is_joined_by_its_index(tmp_path):
@@ -211,7 +211,7 @@ def test_score_counts_answers_without_references_and_odd_ones(tmp_path, capsys):
     assert main(["score", "--benchmark=seed", f"--predictions={path}", f"--out={tmp_path}", "--json"]) == 0
     told = capsys.readouterr().out
     assert "1 predictions without references: bare" in told
-    assert "1 answers cannot be scored: odd" in told
+    assert "1 predictions cannot be scored: odd" in told
     figures = json.loads(told.splitlines()[-1])
     assert (figures["num"], figures["complete"]) == (1, False)
     whole = json.loads((tmp_path / "results.json").read_text())

@@ -84,7 +84,7 @@ def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
     ]
     scored = score_answers(get_benchmark("tablevqa"), [good, *odd])
     assert scored.figures["tablevqa/vwtq" if "tablevqa/vwtq" in scored.figures else "vwtq"] == 1.0
-    assert scored.problems[0].startswith("3 answers cannot be scored: b (")
+    assert scored.problems[0].startswith("3 predictions cannot be scored: b (")
     assert scored.scores[1] == {}
 
 
@@ -99,7 +99,9 @@ def test_a_document_without_name_or_annotation_is_named():
     ]
     scored = score_answers(get_benchmark("deepform"), rows)
     assert scored.headline[1] == 1.0
-    assert scored.problems[0].startswith("3 answers cannot be scored: b (document_f1: 'b' names no document")
+    assert scored.problems[0].startswith(
+        "3 predictions cannot be scored: b (document_f1: 'b' names no document"
+    )
 
 
 def test_a_rule_without_what_it_needs_is_not_reported():
@@ -110,7 +112,8 @@ def test_a_rule_without_what_it_needs_is_not_reported():
     assert score_answers(wtq, known).figures["wtq@official-canonical"] == 1.0
     mixed = score_answers(wtq, [*known, replace(plain[0], key="b")])
     assert (
-        mixed.problems[0] == "1 answers cannot be scored: b (rule official-canonical needs meta['canonical'])"
+        mixed.problems[0]
+        == "1 predictions cannot be scored: b (rule official-canonical needs meta['canonical'])"
     )
     with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no answer has"):
         score_answers(wtq, plain, rule="official-canonical")
@@ -203,7 +206,7 @@ def test_what_is_no_choice_or_no_text_counts_under_no_rule(rule):
         rule=rule,
     )
     assert scored.num == 1
-    assert scored.problems[0].startswith("2 answers cannot be scored: b (")
+    assert scored.problems[0].startswith("2 predictions cannot be scored: b (")
 
 
 @pytest.mark.parametrize("rule", DOCUMENT_F1.rules)
@@ -229,7 +232,7 @@ def test_empty_canonical_forms_are_none(canonical):
     known = replace(row, key="c", meta={"canonical": ["1000.0"]})
     mixed = score_answers(get_benchmark("wtq"), [row, odd, known])
     assert mixed.figures["wtq@official-canonical"] == 1.0
-    assert mixed.problems[0].startswith("2 answers cannot be scored: a (rule official-canonical needs")
+    assert mixed.problems[0].startswith("2 predictions cannot be scored: a (rule official-canonical needs")
 
 
 def test_records_of_samples_that_could_not_be_read_are_no_answers():
