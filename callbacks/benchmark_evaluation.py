@@ -6,6 +6,7 @@ it is scored is the benchmark's (alignvlm_pl/benchmarks).
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class BenchmarkEvaluation(pl.Callback):
         readout_sets: Benchmarks that are not asked questions but read from P_vocab; their metric is `cer`, the
             character error rate with case ignored.
         every_n_steps: Validate in `fit` every n optimizer steps, in place of `trainer.val_check_interval`; null: when
-            the trainer does.
+            the trainer does, or after the last step only where there are no `val` datasets and the trainer has no
+            interval of its own.
         at_stage_end: Whether to validate after the last step of `fit`. With `every_n_steps` null and this false, `fit`
             evaluates no benchmark.
         subset: Samples of each benchmark evaluated in `fit`; null: all.
@@ -133,7 +135,12 @@ class BenchmarkEvaluation(pl.Callback):
             ConfigError: The trainer has another interval.
         """
         wanted = self.validation_interval(trainer.accumulate_grad_batches)
-        if not wanted or _leaves_nothing(trainer):
+        if _leaves_nothing(trainer) or not _serves_benchmarks(trainer):
+            return
+        if not wanted:
+            untouched = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            if self.at_stage_end and untouched and not _data(trainer).val_names:
+                trainer.val_check_interval, trainer.check_val_every_n_epoch = sys.maxsize, None
             return
         if trainer.val_check_interval not in (1.0, wanted["val_check_interval"]):
             raise ConfigError(

@@ -154,6 +154,20 @@ def test_a_subset_has_tags_and_files_of_its_own_at_its_step(root, tmp_path):
     assert whole.callback_metrics["bench/held/num"] == 5
 
 
+@pytest.mark.parametrize(("val", "steps"), [(False, [2]), (True, [1, 2])])
+def test_without_an_interval_benchmarks_wait_for_the_last_step_unless_there_are_losses(
+    root, tmp_path, val, steps
+):
+    trained = module(root)
+    trained.begin_stage(Stage(name="hand", epochs=2, **RATES))
+    watched = {"held": root / "held"} if val else {}
+    fitted = trainer(tmp_path, evaluation(subset=3), max_epochs=2, accumulate_grad_batches=4)
+    fitted.fit(trained, datamodule=data(root, val=watched))
+    assert fitted.global_step == 2
+    names = sorted(path.name for path in (tmp_path / "predictions").glob("*.jsonl"))
+    assert names == [f"held-step{step:06d}.jsonl" for step in steps]
+
+
 def test_a_sanity_check_writes_and_logs_nothing(root, tmp_path):
     quiet = evaluation(at_stage_end=False)
     fitted = fit(root, tmp_path, quiet, steps=1, num_sanity_val_steps=1)
