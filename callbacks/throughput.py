@@ -1,4 +1,4 @@
-"""How fast training goes: tokens and tiles a second, model FLOPs utilisation, memory, and the rates of the parts."""
+"""Throughput of training: tokens and tiles per second, model FLOPs utilisation, memory, and learning rates."""
 
 import logging
 import resource
@@ -23,19 +23,18 @@ log = logging.getLogger(__name__)
 
 
 class Throughput(pl.Callback):
-    """Log at every `trainer.log_every_n_steps`, over all ranks and all batches since the last time.
+    """Log throughput every `trainer.log_every_n_steps` steps, over all ranks and all batches since the last log.
 
-    `perf/tokens_per_s`, `perf/tiles_per_s`: positions that are not padding, and real tiles, over the wall time.
-    `perf/tflops_per_s`: operations that the model needs for them (alignvlm_pl/training/flops.py), a device.
-    `perf/mfu`: these
-    over the device's peak, 0 to 1. `perf/memory_gib`: the largest of the ranks' peaks since they started, of what
-    torch allocated on a GPU, else of the process. `lr/<part>`: learning rate. Time is the clock's on the wall, so that
-    waiting for data, evaluation and checkpoints lower the rates.
+    - `perf/tokens_per_s`, `perf/tiles_per_s`: tokens without padding, and tiles, per second of wall time. Waiting for
+      data, evaluation and checkpoints are included in the time.
+    - `perf/tflops_per_s`: model TFLOPs per second and device (alignvlm_pl/training/flops.py).
+    - `perf/mfu`: these divided by the device's peak, 0 to 1.
+    - `perf/memory_gib`: maximum over ranks of the peak memory, allocated by torch on a GPU, else resident.
+    - `lr/<part>`: learning rate.
 
     Args:
-        peak_tflops: Peak of one device in 10¹² operations a second, for `perf/mfu`; null: by its name (table in
-            alignvlm_pl/training/flops.py). A CPU, and a device that is not in the table, have none and log no
-            `perf/mfu`.
+        peak_tflops: Peak of one device in TFLOPs per second, for `perf/mfu`; null: `PEAK_TFLOPS` of
+            alignvlm_pl/training/flops.py. A CPU and devices not in the table have no peak and log no `perf/mfu`.
 
     Raises:
         ConfigError: The peak is not positive.
@@ -45,14 +44,14 @@ class Throughput(pl.Callback):
         if peak_tflops is not None and not peak_tflops > 0:
             raise ConfigError(f"throughput.peak_tflops={peak_tflops}: expected a positive number, or null")
         self.peak = None if peak_tflops is None else peak_tflops * 1e12
-        self.latest: dict[str, float] = {}  # what was logged last (CONTRACT: callbacks/progress.py shows it)
+        self.latest: dict[str, float] = {}  # the values logged last, shown by the progress bar
         self.work: Work | None = None
         self._sums: dict[str, float] = defaultdict(float)
-        self._supervised: list[Tensor] = []  # on the device, read when they are logged
+        self._supervised: list[Tensor] = []  # on the device; read at the next log
         self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the model's work, find the peak, start the clock."""
+        """Count the model's FLOPs, find the device's peak, start the clock."""
         assert isinstance(pl_module, AlignVLMModule)
         if self.peak is None:
             self.peak = peak_flops(pl_module.device)
@@ -70,7 +69,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one micro batch; log if it is time."""
+        """Count one micro batch, and log if a log is due."""
         self._sums["tokens"] += sum(batch["tokens"])
         self._sums["pairs"] += pairs_of(batch["tokens"])
         self._sums["tiles"] += sum(batch["tiles"])
@@ -83,31 +82,31 @@ class Throughput(pl.Callback):
         self._sums[memory] = peak_memory(pl_module.device)
         total = sum_over_ranks(self._sums)
         now = time.monotonic()
-        self.latest = self.metrics(total, seconds=now - self._since, world=trainer.world_size)
+        self.latest = self.metrics(total, seconds=now - self._since, world_size=trainer.world_size)
         self._sums.clear()
         self._since = now
         for group in trainer.optimizers[0].param_groups:
             self.latest.setdefault(f"lr/{group['name'].partition('/')[0]}", group["lr"])
         log_metrics(trainer, self.latest)
 
-    def metrics(self, total: Mapping[str, float], *, seconds: float, world: int) -> dict[str, float]:
-        """Names and values of what is logged, from the sums over all ranks."""
+    def metrics(self, total: Mapping[str, float], *, seconds: float, world_size: int) -> dict[str, float]:
+        """Return name -> value of the logged metrics, from sums over all ranks."""
         amounts = {name: total[name] for name in ("tiles", "tokens", "pairs", "supervised")}
-        found = {
+        metrics = {
             "perf/tokens_per_s": total["tokens"] / seconds,
             "perf/tiles_per_s": total["tiles"] / seconds,
             "perf/memory_gib": max(v for name, v in total.items() if name.startswith("memory/")) / 2**30,
         }
         if self.work is not None:
-            rate = self.work.total(**amounts) / seconds / world
-            found["perf/tflops_per_s"] = rate / 1e12
+            rate = self.work.total(**amounts) / seconds / world_size
+            metrics["perf/tflops_per_s"] = rate / 1e12
             if self.peak is not None:
-                found["perf/mfu"] = rate / self.peak
-        return found
+                metrics["perf/mfu"] = rate / self.peak
+        return metrics
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most bytes that torch has allocated on a GPU, or that the process has held."""
+    """Return the peak memory in bytes: allocated by torch on a GPU, else resident in the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -28,7 +28,7 @@ def steps_s(options: argparse.Namespace) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from alignvlm_pl.pretrained import ensure_smollm2
+    from alignvlm_pl.pretrained.smollm2 import ensure_smollm2
     from alignvlm_pl.utils.allocator import keep_freed_memory
 
     if options.child == "kept" and not keep_freed_memory():

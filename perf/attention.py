@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignvlm_pl.pretrained import ensure_smollm2
+from alignvlm_pl.pretrained.smollm2 import ensure_smollm2
 
 NAMES = ("eager", "sdpa")
 

@@ -1,4 +1,4 @@
-"""The benchmarks, a file each, and their registry. Nothing here needs torch.
+"""Benchmarks, one file each, and their registry by name. Nothing here needs torch.
 
 Every `Benchmark` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md).
 """
@@ -34,10 +34,10 @@ BENCHMARKS: dict[str, Benchmark] = _defined()
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Look a benchmark up by its name.
+    """Return the benchmark of this name.
 
     Raises:
-        ConfigError: There is none of that name; the message lists those there are.
+        ConfigError: The name is unknown; the message lists the known ones.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS)}")

@@ -1,4 +1,4 @@
-"""What a benchmark says about itself. Each file beside this one defines one benchmark, or one family."""
+"""The `Benchmark` type. Each other file of this folder defines one benchmark, or one family."""
 
 import hashlib
 import re
@@ -12,25 +12,25 @@ from alignvlm_pl.metrics import Metric, get_metric
 from alignvlm_pl.metrics.base import Answer
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""The suffix that VLMEvalKit and LLaVA put after a question that wants a short answer."""
+"""Suffix of VLMEvalKit and LLaVA for questions with short answers."""
 
 _IMAGE = re.compile(r"<image (\d+)>")
 QUESTION = "{question}"
-"""What stands for the question in a prompt file."""
+"""Placeholder of the question in a prompt file."""
 Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A file to fetch, from which `prepare` makes the shards.
+    """A published file from which `prepare benchmark` makes shards.
 
     Attributes:
-        file: Its name.
-        url: Where it comes from.
-        format: How it is read (CONTRACT: datamodules/prepare/benchmark.py).
-        size: Questions in it, counted by the benchmark's `count`; None: as many as the benchmark has.
-        contents: What the file holds where that is not `size` rows, in words.
-        md5: Checksums of the published file, as its publisher gives them; empty where none are known.
+        file: Name of the file.
+        url: Where it is published.
+        format: Format, which chooses the reader in datamodules/prepare/benchmark.py.
+        size: Number of questions, counted by the benchmark's `count`; None: the benchmark's size.
+        contents: Description of the contents if they are not `size` rows.
+        md5: Checksums given by the publisher; empty if unknown.
     """
 
     file: str
@@ -43,15 +43,15 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What stands around a question: `prefix`, the question with its images, the options, `suffix`.
+    """Prompt of a question: `prefix`, the question with its images, the options, `suffix`.
 
     Attributes:
         prefix: Text before the question.
         suffix: Text after the question and its options.
         options: Whether the lettered options of ``meta["choices"]`` follow the question.
-        place_images: Whether images go to where ``<image n>`` stands for them, in the question or an option.
-        reference_sha256: First digits of the sha256 of the reference's literal prompt, where that is a longer text
-            of its own, which users bring as a file; empty where ours is the reference's.
+        place_images: Whether images are inserted at ``<image n>`` in the question or an option.
+        reference_sha256: First digits of the sha256 of the reference implementation's prompt, if that is a longer text
+            which users provide as a file; empty if this is the reference prompt.
     """
 
     prefix: str = ""
@@ -62,10 +62,14 @@ class Prompt:
 
     @classmethod
     def read(cls, path: Path, known: "Prompt") -> "Prompt":
-        """Take the prompt from a user's file, in which ``{question}`` stands for the question and its options.
+        """Read a prompt file, in which ``{question}`` is the placeholder of the question and its options.
+
+        Args:
+            path: The file.
+            known: The prompt to replace; all fields but prefix and suffix are kept.
 
         Raises:
-            DataError: The file cannot be read, or names the question not exactly once.
+            DataError: The file cannot be read, or does not have exactly one placeholder.
         """
         try:
             text = path.read_text("utf-8")
@@ -80,10 +84,10 @@ class Prompt:
 
     @property
     def is_reference(self) -> bool | None:
-        """Whether this is the reference's literal prompt; None where the reference has none of its own.
+        """Whether this is the reference implementation's prompt; None if `reference_sha256` is empty.
 
-        Which part of it a published checksum is of, nobody says: the text up to the question, the text around it, and
-        the text with its placeholder are tried.
+        It is not published what the checksum covers, so the text before the question, the text around it, and the text
+        with the placeholder are tried.
         """
         if not self.reference_sha256:
             return None
@@ -92,24 +96,24 @@ class Prompt:
         return any(digest.startswith(self.reference_sha256) for digest in digests)
 
     def apply(self, content: list[dict[str, Any]], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Put the prompt around the parts of the user's turn; leading images stay in front."""
+        """Return the content parts of the user's turn with the prompt around them; leading images stay first."""
         first = next((n for n, part in enumerate(content) if part["type"] == "text"), len(content))
         choices = meta.get("choices") if self.options else None
         listing = "".join(f"\n{letter}. {text}" for letter, text in choices.items()) if choices else ""
-        # Open questions among multiple choice ones are not told to choose.
+        # Open questions of a multiple-choice benchmark get no instruction to choose.
         after = f"\nOptions:{listing}{self.suffix}" if listing else "" if self.options else self.suffix
         parts = [*content[:first], _text(self.prefix), *content[first:], _text(after)]
         parts = [part for part in parts if part.get("text") != ""]
-        return _placed(parts) if self.place_images else parts
+        return _place_images(parts) if self.place_images else parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
-    """One metric of a benchmark with the rules it is reported under; the first is the default.
+    """A metric of a benchmark, with the rules under which it is reported; the first is the default.
 
     Attributes:
         metric: Name in `alignvlm_pl.metrics.METRICS`.
-        rules: Rules to report; empty: all that the metric has.
+        rules: Rules to report; empty: all rules of the metric.
     """
 
     metric: str
@@ -131,27 +135,27 @@ def _one(answer: Answer) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
-    """One benchmark: all that a number from it depends on.
+    """A benchmark: everything that its scores depend on.
 
     Attributes:
         name: Name in configs, results and TensorBoard tags.
-        title: Name in reports, as the paper writes it.
-        split: Split of the data set that is answered.
-        size: Questions of the whole benchmark, counted by `count`; 0: not known, nothing is compared.
-        scorings: Metrics; the first figure of the first is the headline.
-        sources: Files from which it can be made.
+        title: Name in reports, as in the paper.
+        split: Split of the dataset.
+        size: Number of questions, counted by `count`; 0: unknown, completeness is not checked.
+        scorings: Metrics; the first score of the first metric is the headline.
+        sources: Files from which shards can be made.
         licence: Licence of the data.
-        prompt: What stands around each question.
-        prompts: Prompts of single parts, by the value of ``meta["split"]``; they replace `prompt`.
-        max_new_tokens: Longest answer in tokens; None: what the evaluation is set to.
-        postprocessing: What the metric does to a prediction before it compares, in words; how it does is its rule's.
-        groups: Key of ``meta`` whose values are also scored apart; empty: none.
-        list_answers: Whether gold text that reads as a Python list is a list of accepted answers, as VLMEvalKit
-            takes it for most of its tables.
-        only: Keys of ``meta`` and the value a question must have to belong to the benchmark.
-        count: Questions that an answer stands for.
-        paper: Model -> figure printed by the paper, in per cent.
-        notes: What else a reader of the figure must know.
+        prompt: Prompt of each question.
+        prompts: Prompts of parts, by the value of ``meta["split"]``; they replace `prompt`.
+        max_new_tokens: Maximum length of a prediction in tokens; None: the evaluation's setting.
+        postprocessing: Description of the metric's normalisation of predictions.
+        groups: Key of ``meta`` by whose values scores are also reported; empty: none.
+        list_answers: Whether a reference text that is a Python list is parsed as a list of references, as VLMEvalKit
+            does for most of its tables.
+        only: Keys and values of ``meta`` that a question must have to belong to the benchmark.
+        count: Number of questions that a prediction counts as.
+        paper: Model -> score in the paper, in per cent.
+        notes: Further notes for readers of the scores.
     """
 
     name: str
@@ -173,7 +177,7 @@ class Benchmark:
     notes: str = ""
 
     def belongs(self, meta: Mapping[str, Any]) -> bool:
-        """Whether a question with this ``meta`` is part of the benchmark."""
+        """Return whether a question with this ``meta`` is part of the benchmark."""
         return all(meta.get(name) == value for name, value in self.only.items())
 
     def prompt_of(self, meta: Mapping[str, Any]) -> Prompt:
@@ -181,28 +185,28 @@ class Benchmark:
         return self.prompts.get(str(meta.get("split")), self.prompt)
 
     def prompts_are_reference(self) -> dict[str, bool]:
-        """Whether each part's prompt is the reference's literal one, where the reference has one of its own."""
+        """Return, for each part with a `reference_sha256`, whether its prompt is the reference implementation's."""
         found = {part: prompt.is_reference for part, prompt in (self.prompts or {"": self.prompt}).items()}
         return {part: known for part, known in found.items() if known is not None}
 
     def size_from(self, origin: str) -> int:
-        """Questions of a whole set that was made from a file; 0: not known.
+        """Return the number of questions of a complete dataset made from a file; 0: unknown.
 
         Args:
-            origin: Name of the file, as `prepare benchmark` keeps it in the manifest; empty: not known.
+            origin: Name of the file, which `prepare benchmark` writes to the manifest; empty: unknown.
         """
         sizes = {source.file: source.size for source in self.sources}
         return sizes.get(origin) or self.size
 
 
 def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: str = "") -> Source:
-    """Return the table that VLMEvalKit publishes under a name, with the checksums in its source."""
+    """Return the source of a table published by VLMEvalKit, with the checksums in its code."""
     url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
     return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:
-    """Make a benchmark of a set that is no registered one: the metrics of the config, each under its default rule."""
+    """Return the benchmark of an unregistered dataset: metrics from the config, each under its default rule."""
     scorings = tuple(Scoring(metric=metric, rules=get_metric(metric).rules[:1]) for metric in metrics)
     return Benchmark(name=name, title=name, split="", size=size, scorings=scorings)
 
@@ -210,16 +214,16 @@ def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Be
 def with_prompt_files(
     benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str
 ) -> Benchmark | None:
-    """Replace prompts by those of a user's files.
+    """Return the benchmark with prompts replaced by prompt files.
 
     Args:
-        benchmark: The benchmark; None for a set that is no registered one.
-        files: Part, or an empty text for the whole benchmark -> file.
-        name: How errors name the set.
+        benchmark: The benchmark; None for an unregistered dataset.
+        files: Part, or an empty text for all questions -> file.
+        name: Name of the dataset in errors.
 
     Raises:
-        ConfigError: There is no such part, or the set is no registered benchmark.
-        DataError: A file is no prompt.
+        ConfigError: There is no such part, or the dataset is not a registered benchmark.
+        DataError: A file is not a prompt file.
     """
     if not files:
         return benchmark
@@ -239,8 +243,8 @@ def with_prompt_files(
     return replace(benchmark, prompt=read[""])
 
 
-def _placed(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put images where the text first names them; those that it does not name stay in front."""
+def _place_images(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Insert images where the text first names them; images that are not named stay first."""
     images = {part["index"]: part for part in parts if part["type"] == "image"}
     placed: list[dict[str, Any]] = []
     for part in parts:

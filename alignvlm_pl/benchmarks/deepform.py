@@ -1,4 +1,4 @@
-"""DeepForm, test: five fields of 300 advertising contracts, one corpus F1 (SPEC: DUE scorer, DocOwl pipeline)."""
+"""DeepForm, test: five fields of 300 advertising contracts, F1 over all documents (DUE scorer, DocOwl pipeline)."""
 
 from .base import Benchmark, Scoring, Source
 

@@ -1,4 +1,4 @@
-"""Kleister Charity, test: eight fields of 609 annual reports, one corpus F1 (DUE scorer, DocOwl pipeline)."""
+"""Kleister Charity, test: eight fields of 609 annual reports, F1 over all documents (DUE scorer, DocOwl pipeline)."""
 
 from .base import Benchmark, Scoring, Source
 

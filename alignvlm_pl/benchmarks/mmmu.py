@@ -1,4 +1,4 @@
-"""MMMU, validation: college exams with pictures, options or open answers (Yue et al. 2024)."""
+"""MMMU, validation: college exams with images, multiple-choice or open (Yue et al. 2024)."""
 
 from .base import Benchmark, Prompt, Scoring, vlmevalkit_table
 

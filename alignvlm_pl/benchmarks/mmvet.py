@@ -1,4 +1,4 @@
-"""MM-Vet: open answers graded by a judge model (Yu et al. 2023)."""
+"""MM-Vet: open questions scored by a judge model (Yu et al. 2023)."""
 
 from .base import Benchmark, Scoring, vlmevalkit_table
 

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture? Random, popular and adversarial questions (Li et al. 2023)."""
+"""POPE: is an object in the image? Random, popular and adversarial questions (Li et al. 2023)."""
 
 from alignvlm_pl.metrics.base import Answer
 from alignvlm_pl.metrics.pope import split_categories
@@ -7,7 +7,7 @@ from .base import Benchmark, Scoring, vlmevalkit_table
 
 
 def categories(answer: Answer) -> int:
-    """Return the questions an answer stands for: a question of several categories is stored once."""
+    """Return the number of questions that a prediction counts as: one per category, which are stored once."""
     return len(split_categories(answer)) or 1
 
 

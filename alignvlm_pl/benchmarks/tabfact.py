@@ -1,4 +1,4 @@
-"""TabFact, test: is a statement about a table of Wikipedia true (Chen et al. 2020)?"""
+"""TabFact, test: is a statement about a Wikipedia table true (Chen et al. 2020)?"""
 
 from .base import Benchmark, Prompt, Scoring, Source
 

@@ -1,4 +1,4 @@
-"""TableVQA-Bench: questions and statements about pictures of tables, four parts (Kim et al. 2024)."""
+"""TableVQA-Bench: questions and statements about images of tables, four parts (Kim et al. 2024)."""
 
 from .base import Benchmark, Prompt, Scoring, Source
 

@@ -1,4 +1,4 @@
-"""VCR-wiki, English: text of which only a thin strip shows is to be restored (Zhang et al. 2024)."""
+"""VCR-wiki, English: restore text that is covered but for a thin strip (Zhang et al. 2024)."""
 
 from .base import Benchmark, Scoring, Source
 

@@ -1,4 +1,4 @@
-"""WikiTableQuestions, test: questions about tables of Wikipedia, by denotation (Pasupat and Liang 2015)."""
+"""WikiTableQuestions, test: questions about Wikipedia tables, scored by denotation (Pasupat and Liang 2015)."""
 
 from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
 

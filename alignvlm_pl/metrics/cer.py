@@ -1,4 +1,4 @@
-"""Character error rate: how well a line of text was read."""
+"""Character error rate (CER) of transcribed text lines."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from .base import Answer, Metric, Statistics, share
 
 
 def character_error_rate(prediction: str, reference: str, *, ignore_case: bool = False) -> tuple[int, int]:
-    """Count the character edits between a reading and the truth.
+    """Count the character edits between a prediction and its reference.
 
-    The two counts are returned apart because a corpus is scored as summed edits over summed lengths; a mean
-    of rates per line would give short lines too much weight. A rate may exceed 1.
+    A dataset is scored as summed edits over summed lengths; a mean of rates would overweight short lines. The rate may
+    exceed 1.
 
     Args:
-        prediction: The text that was read.
-        reference: The text that stands there.
-        ignore_case: Compare the lower-cased texts.
+        prediction: The transcribed text.
+        reference: The true text.
+        ignore_case: Compare lower-cased texts.
 
     Returns:
-        Levenshtein distance in code points, and length of the reference as compared.
+        Levenshtein distance and length of the reference, in code points.
     """
     if ignore_case:
         prediction, reference = prediction.lower(), reference.lower()
@@ -36,7 +36,7 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     return {"edits": sum(edits for edits, _ in counts), "characters": sum(length for _, length in counts)}
 
 
-def _figures(sums: Statistics) -> dict[str, float]:
+def _scores(sums: Statistics) -> dict[str, float]:
     return {"cer": share(sums.get("edits", 0.0), sums.get("characters", 0.0))}
 
 
@@ -44,6 +44,6 @@ CER = Metric(
     name="cer",
     rules=("ignore-case", "exact-case"),
     statistics=_statistics,
-    figures=_figures,
+    scores=_scores,
     higher_is_better=False,
 )

@@ -1,8 +1,8 @@
-"""Corpus F1 over the fields of documents: DeepForm and KLC.
+"""F1 over the fields of documents: DeepForm and KLC.
 
 References: DocOwl1.5 (mPLUG-DocOwl f91a7685). `due` = `due_evaluator/scorers/fscorer.py` with letter case ignored, as
-DocOwl calls it, on the answers as they are; `due-case-sensitive` = its default; `docowl` = the whole of
-`due_benchmarks_eval.py`, which cleans the answers first. DocOwl pairs documents by position, here by name.
+DocOwl calls it, on unchanged predictions; `due-case-sensitive` = its default; `docowl` = all of
+`due_benchmarks_eval.py`, which normalises predictions first. DocOwl pairs documents by position, here by name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ KLC_FIELDS = (
     "spending_annually_in_british_pounds",
 )
 MISSING = "None"
-"""The answer that a document lacks the field; DocOwl scores it as no answer."""
+"""Prediction for a field that the document does not have; DocOwl drops it."""
 
 Annotation = Sequence[Mapping[str, Any]]
 """``[{"key": field, "values": [{"value": text, "value_variants": [text, …]}]}]``, variants optional."""
@@ -45,26 +45,25 @@ class _Value:
 
 
 def count_fields(predicted: Annotation, gold: Annotation, *, ignore_case: bool = True) -> dict[str, float]:
-    """Count the values of one document.
+    """Count the matching values of one document.
 
-    Two values match when they are equal, or when either is a variant of the other. The predictions in turn each
-    take away the first gold value that matches, and for recall the gold values take away predictions; because of
-    the variants the two may differ.
+    Two values match if they are equal or one is a variant of the other. For precision each prediction is matched to the
+    first free gold value, for recall each gold value to the first free prediction; with variants the counts may differ.
 
     Args:
-        predicted: Values that were found.
-        gold: Values that are there.
-        ignore_case: Compare the values in upper case; names of fields are compared as they are.
+        predicted: Predicted values.
+        gold: True values.
+        ignore_case: Compare values in upper case; field names are compared exactly.
 
     Returns:
-        For each field ``correct/<field>`` of ``predicted/<field>``, and ``found/<field>`` of ``gold/<field>``.
+        Per field ``correct/<field>`` of ``predicted/<field>``, and ``found/<field>`` of ``gold/<field>``.
     """
-    ours, theirs = _values(predicted, ignore_case), _values(gold, ignore_case)
+    predicted_values, gold_values = _values(predicted, ignore_case), _values(gold, ignore_case)
     counts: dict[str, float] = {}
-    for field in {**theirs, **ours}:
-        guesses, truths = ours.get(field, []), theirs.get(field, [])
-        figures = (_taken(guesses, truths), len(guesses), _taken(truths, guesses), len(truths))
-        counts |= {f"{name}/{field}": float(value) for name, value in zip(_COUNTS, figures, strict=True)}
+    for field in {**gold_values, **predicted_values}:
+        ours, theirs = predicted_values.get(field, []), gold_values.get(field, [])
+        numbers = (_count_matches(ours, theirs), len(ours), _count_matches(theirs, ours), len(theirs))
+        counts |= {f"{name}/{field}": float(number) for name, number in zip(_COUNTS, numbers, strict=True)}
     return counts
 
 
@@ -78,28 +77,28 @@ def _values(annotation: Annotation, ignore_case: bool) -> dict[str, list[_Value]
     return fields
 
 
-def _taken(takers: Iterable[_Value], pool: Iterable[_Value]) -> int:
-    """How many find one to take away, each the first that matches."""
-    left = list(pool)
-    taken = 0
-    for taker in takers:
-        match = next((place for place, value in enumerate(left) if taker.matches(value)), None)
+def _count_matches(values: Iterable[_Value], candidates: Iterable[_Value]) -> int:
+    """Count the values that match a candidate; each uses up the first candidate that matches."""
+    free = list(candidates)
+    count = 0
+    for value in values:
+        match = next((index for index, candidate in enumerate(free) if value.matches(candidate)), None)
         if match is not None:
-            del left[match]
-            taken += 1
-    return taken
+            del free[match]
+            count += 1
+    return count
 
 
 def annotate(
     answers: Iterable[tuple[str, str]], fields: Sequence[str], *, rule: str = "docowl"
 ) -> list[dict[str, Any]]:
-    """Make an annotation of the raw answers about one document.
+    """Build the annotation of one document from its predictions.
 
     Args:
-        answers: Question and answer. The field is the first that is named in the question.
+        answers: (question, prediction) pairs; the field is the first one named in the question.
         fields: Fields of the benchmark, in its order.
-        rule: Under `docowl` line ends and outer white space are deleted and the answer None is dropped; any other
-            answer counts, the empty one too.
+        rule: Under `docowl` line breaks and outer white space are removed, and the prediction None is dropped; any
+            other prediction counts, even an empty one.
 
     Raises:
         ConfigError: There is no such rule.
@@ -132,33 +131,33 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
         raise DataError(
             f"document_f1: {key!r}: expected key and values, all texts, in meta['gold'], found {gold!r:.80}"
         )
-    # The reference finds the field in the question of DUE's metadata, which the one that was asked may differ from.
+    # The reference implementation reads the field from the question in DUE's metadata, which may differ from ours.
     pairs = [(answer.meta.get("field", answer.question), answer.prediction) for answer in answers]
     predicted = annotate(pairs, DEEPFORM_FIELDS + KLC_FIELDS, rule=rule)
     return count_fields(predicted, gold, ignore_case=rule != "due-case-sensitive")
 
 
 def _is_annotation(gold: Any) -> bool:
-    """Whether all that is compared is text; other things are equal to it under some rules only."""
+    """Return whether all compared values are texts."""
     values = [value for entry in gold for value in entry["values"]]
     texts = [entry["key"] for entry in gold] + [value["value"] for value in values]
     variants = [text for value in values for text in value.get("value_variants") or ()]
     return all(isinstance(text, str) for text in texts + variants)
 
 
-def _figures(sums: Statistics) -> dict[str, float]:
-    """F1, precision and recall of the corpus; F1 of each field that is in the gold."""
+def _scores(sums: Statistics) -> dict[str, float]:
+    """Return F1, precision and recall over all documents, and F1 of each field in the gold annotations."""
     totals = dict.fromkeys(_COUNTS, 0.0)
     for name, value in sums.items():
         totals[name.split("/", 1)[0]] += value
-    figures = dict(zip(("f1", "precision", "recall"), _scores(totals, ""), strict=True))
+    scores = dict(zip(("f1", "precision", "recall"), _f1(totals, ""), strict=True))
     fields = [
         name.removeprefix("gold/") for name, count in sums.items() if name.startswith("gold/") and count
     ]
-    return figures | {f"f1/{field}": _scores(sums, f"/{field}")[0] for field in sorted(fields)}
+    return scores | {f"f1/{field}": _f1(sums, f"/{field}")[0] for field in sorted(fields)}
 
 
-def _scores(sums: Statistics, ending: str) -> tuple[float, float, float]:
+def _f1(sums: Statistics, ending: str) -> tuple[float, float, float]:
     correct, predicted, found, gold = (sums.get(name + ending, 0.0) for name in _COUNTS)
     precision, recall = share(correct, predicted), share(found, gold)
     return f1_score(precision, recall), precision, recall
@@ -168,6 +167,4 @@ def _document(answer: Answer) -> str:
     return str(answer.meta.get("document", answer.key))
 
 
-DOCUMENT_F1 = Metric(
-    name="document_f1", rules=RULES, statistics=_statistics, figures=_figures, unit=_document
-)
+DOCUMENT_F1 = Metric(name="document_f1", rules=RULES, statistics=_statistics, scores=_scores, unit=_document)

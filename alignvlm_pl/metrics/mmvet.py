@@ -1,7 +1,7 @@
-"""MM-Vet: open answers that a judge model grades from 0 to 1.
+"""MM-Vet: open predictions scored from 0 to 1 by a judge model.
 
 References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/mmvet.py` (`-2025-02`: 282a0afc, the same). Its
-judge is gpt-4-turbo. Without a judge there is no score: a guess would not be comparable with anything.
+judge is gpt-4-turbo. Without a judge there is no score.
 """
 
 import math
@@ -16,22 +16,22 @@ CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 Judge = Callable[[str, float], str]
-"""(row to be graded, temperature) -> reply. What stands around the row, the graded examples, is the judge's."""
+"""(row to score, temperature) -> reply. The prompt with its scored examples is part of the judge."""
 
 
 def judge_row(question: str, reference: str, prediction: str) -> str:
-    """Make the row that is put before the judge: question, gold answer, prediction.
+    """Return the judge's input row: question | reference | prediction.
 
-    ``<AND>`` and ``<OR>`` in the gold answer get blanks around them.
+    ``<AND>`` and ``<OR>`` in the reference are surrounded by spaces.
     """
     reference = reference.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return f"{question} | {reference} | {prediction} | "
 
 
 def judged_score(question: str, reference: str, prediction: str, *, judge: Judge) -> float:
-    """Ask the judge for a score from 0 to 1, at rising temperatures until its reply is one; 0 after five tries.
+    """Query the judge at rising temperatures until it replies with a score from 0 to 1; 0 after five attempts.
 
-    ``nan`` passes for a number, as in the reference, and makes the mean nan as well.
+    As in the reference implementation, ``nan`` counts as a number and makes the mean nan.
     """
     row = judge_row(question, reference, prediction)
     for temperature in TEMPERATURES:
@@ -42,7 +42,7 @@ def judged_score(question: str, reference: str, prediction: str, *, judge: Judge
 
 
 def read_score(reply: str) -> float | None:
-    """The number that the judge's reply is; None where it is none, or below 0 or above 1."""
+    """Parse the judge's score; None if it is not a number in [0, 1]."""
     try:
         score = float(reply)
     except ValueError:
@@ -51,20 +51,20 @@ def read_score(reply: str) -> float | None:
 
 
 def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
-    grades: dict[str, list[float]] = {}
+    values_by_name: dict[str, list[float]] = {}
     for answer in answers:
-        grade = _judged(answer)
+        score = _judged(answer)
         capabilities = [name.strip() for name in str(answer.meta.get("category", "")).split(",")]
-        # The reference keeps capabilities and their combinations in one table, so that a question with a single
-        # capability counts twice in the figure of that capability.
+        # The reference implementation keeps capabilities and their combinations in one table, so a question with a
+        # single capability counts twice in that capability's score.
         for name in (
             "score",
             *(name for name in CAPABILITIES if name in capabilities),
             "_".join(capabilities),
         ):
-            grades.setdefault(name, []).append(grade)
-    totals = {f"total/{name}": math.fsum(values) for name, values in grades.items()}
-    return totals | {f"count/{name}": float(len(values)) for name, values in grades.items()}
+            values_by_name.setdefault(name, []).append(score)
+    totals = {f"total/{name}": math.fsum(values) for name, values in values_by_name.items()}
+    return totals | {f"count/{name}": float(len(values)) for name, values in values_by_name.items()}
 
 
 def _judged(answer: Answer) -> float:
@@ -72,17 +72,17 @@ def _judged(answer: Answer) -> float:
     if judged is None:
         raise ConfigError(
             f"mmvet: {answer.key!r} has no score of a judge; expected meta['judged'] from 0 to 1. MM-Vet is scored "
-            "by a judge model alone: leave the benchmark out, or add the judge's scores"
+            "by a judge model only: leave the benchmark out, or add the judge's scores"
         )
     if isinstance(judged, bool) or not isinstance(judged, int | float) or judged < 0 or judged > 1:
         raise DataError(
-            f"mmvet: {answer.key!r}: expected a grade from 0 to 1 in meta['judged'], found {judged!r:.60}"
+            f"mmvet: {answer.key!r}: expected a score from 0 to 1 in meta['judged'], found {judged!r:.60}"
         )
     return float(judged)
 
 
-def _figures(sums: Statistics) -> dict[str, float]:
-    """The mean over all questions, of each capability, and of each combination of capabilities."""
+def _scores(sums: Statistics) -> dict[str, float]:
+    """Return the mean over all questions, per capability, and per combination of capabilities."""
     names = sorted(name.removeprefix("count/") for name in sums if name.startswith("count/"))
     first = ["score", *(name for name in CAPABILITIES if name in names)]
     return {
@@ -95,7 +95,7 @@ MMVET = Metric(
     name="mmvet",
     rules=RULES,
     statistics=_statistics,
-    figures=_figures,
+    scores=_scores,
     equal_rules={RULES[1]: RULES[0]},
     needs_judge=True,
 )

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture, yes or no?
+"""POPE: yes-or-no questions about objects in an image.
 
 References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/yorn.py` without a judge;
 `vlmevalkit-2025-02` = 282a0afc, which deletes the period of `5.`; `lmms-eval` 75571cfe.
@@ -15,9 +15,9 @@ UNKNOWN = "Unknown"
 
 
 def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
-    """Read `Yes`, `No` or `Unknown` off a reply.
+    """Return `Yes`, `No` or `Unknown` for a prediction.
 
-    The word yes without the word no is a yes, and the reverse; under `lmms-eval` the reply must be nothing else.
+    The word yes without the word no is `Yes`, and vice versa; under `lmms-eval` there must be no other word.
 
     Raises:
         ConfigError: There is no such rule.
@@ -34,7 +34,7 @@ def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
 
 
 def split_categories(answer: Answer) -> list[str]:
-    """Categories of a question, which is stored once and asked in each of them."""
+    """Return the categories of a question, which is stored once and counts in each of them."""
     return [name.strip() for name in str(answer.meta.get("category", "")).split(",") if name.strip()]
 
 
@@ -45,7 +45,7 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
         gold = answer.references[0].strip().capitalize() if answer.references else ""
         outcome = _outcome(found, gold, rule)
         categories = split_categories(answer)
-        # A question stands once in the data but counts in each of its categories; lmms-eval has it several times.
+        # A question is stored once and counts in each of its categories; lmms-eval stores it once per category.
         weight = len(categories) or 1
         for ending, times in [("", weight), *((f"/{name}", 1) for name in categories)]:
             for name in outcome:
@@ -55,32 +55,32 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
 
 
 def _outcome(found: str, gold: str, rule: str) -> list[str]:
-    """What the reply adds to: `right`, and for questions about the positive class `hit`, `miss` or `alarm`."""
+    """Return the counters to increment: `right`, and `hit`, `miss` or `alarm` for the positive class."""
     names = ["right"] if found == gold else []
     if found == "Yes":
         names.append("hit" if gold == "Yes" else "alarm")
-    # lmms-eval counts as missed only what was denied in so many words.
+    # lmms-eval counts a miss only for an explicit no.
     elif gold == "Yes" and (rule != "lmms-eval" or found == "No"):
         names.append("miss")
     return names
 
 
-def _figures(sums: Statistics) -> dict[str, float]:
-    figures: dict[str, float] = {}
+def _scores(sums: Statistics) -> dict[str, float]:
+    scores: dict[str, float] = {}
     endings = [name.removeprefix("count") for name in sums if name.startswith("count")]
     for ending in ["", *sorted(ending for ending in endings if ending)]:
         hits, alarms, misses, right, count = (
             sums.get(name + ending, 0.0) for name in ("hit", "alarm", "miss", "right", "count")
         )
         precision, recall = share(hits, hits + alarms), share(hits, hits + misses)
-        figures |= {
+        scores |= {
             f"f1{ending}": f1_score(precision, recall),
             f"accuracy{ending}": share(right, count),
             f"precision{ending}": precision,
             f"recall{ending}": recall,
         }
-    return figures
+    return scores
 
 
-# F1 of one question says nothing where the answer is no.
-POPE = Metric(name="pope", rules=RULES, statistics=_statistics, figures=_figures, unit_figure="accuracy")
+# F1 of a single question is meaningless if the reference is no.
+POPE = Metric(name="pope", rules=RULES, statistics=_statistics, scores=_scores, unit_key="accuracy")

@@ -1,4 +1,4 @@
-"""VCR: how well covered pieces of text in a picture were restored.
+"""VCR: restoration of covered texts in an image.
 
 References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/vcr.py` (`-2025-02`: 282a0afc, the same);
 `official` = tianyu-z/VCR b3be5a9e, `src/evaluation/evaluation_metrics.py`, and `lmms-eval` 75571cfe agree.
@@ -22,14 +22,14 @@ _ROLE = "Assistant: "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blank:
-    """How one covered text was restored.
+    """Scores of one covered text.
 
     Attributes:
-        exact_match: 1 where the tokens are those of the covered text, else 0.
-        jaccard: Common tokens over all tokens, as sets (0-1).
-        f1: Harmonic mean of precision and recall of the token sets (0-1).
-        best: The piece of the prediction that was compared, its tokens joined by blanks; empty: none.
-        similarity: Its ratio of `difflib.SequenceMatcher` to the covered text (0-1).
+        exact_match: 1 if the tokens equal those of the covered text, else 0.
+        jaccard: Jaccard index of the token sets (0-1).
+        f1: F1 of the token sets (0-1).
+        best: The n-gram of the prediction that was compared, tokens joined by spaces; empty: none.
+        similarity: Its `difflib.SequenceMatcher` ratio to the covered text (0-1).
     """
 
     exact_match: float = 0.0
@@ -40,14 +40,14 @@ class Blank:
 
 
 def vcr(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit") -> list[Blank]:
-    """Score each blank of one picture.
+    """Score each covered text of one image.
 
-    Of all runs of as many tokens as the covered text has, and at least one of them in common with it, the most
-    similar one counts, wherever it stands in the prediction. A refusal scores 0 in all blanks.
+    Each is compared with the most similar n-gram of the prediction, n being its number of tokens, among those that
+    share a token with it. A refusal scores 0 for all.
 
     Args:
-        prediction: The model's answer; what follows its last `Assistant: ` counts.
-        references: The covered text of every blank. They are no alternatives: each is scored.
+        prediction: The model's answer; the part after its last `Assistant: ` is scored.
+        references: The covered texts, each of which is scored.
         rule: Reference that is reproduced; all agree.
 
     Raises:
@@ -62,13 +62,13 @@ def vcr(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit")
 
 
 def tokenize(text: str) -> list[str]:
-    """Cut an English text into spaCy's tokens; case is kept, and runs of blanks are tokens."""
+    """Tokenize English text with spaCy; case is kept, and runs of spaces are tokens."""
     return [token.text for token in _tokenizer()(text)]
 
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    # spaCy loads torch where it finds it: not before it is needed.
+    # Imported here because spaCy imports torch if it is installed.
     try:
         import spacy
     except ImportError as error:
@@ -76,33 +76,33 @@ def _tokenizer() -> Any:
             "VCR's scores need spaCy's tokenizer: pip install 'alignvlm_pl[benchmarks]'"
         ) from error
 
-    # The rules of the tokenizer are those of the trained pipeline, which the references load.
+    # The tokenizer's rules equal those of the trained pipeline that the reference implementations load.
     return spacy.blank("en").tokenizer
 
 
 def _blank(tokens: Sequence[str], covered: str) -> Blank:
-    wanted = tokenize(covered)
-    common = set(wanted)
+    expected = tokenize(covered)
+    common = set(expected)
     matcher = SequenceMatcher(None, "", covered)
     best: tuple[float, Sequence[str]] | None = None
-    for start in range(len(tokens) - len(wanted) + 1):
-        piece = tokens[start : start + len(wanted)]
-        if common.isdisjoint(piece):
+    for start in range(len(tokens) - len(expected) + 1):
+        ngram = tokens[start : start + len(expected)]
+        if common.isdisjoint(ngram):
             continue
-        matcher.set_seq1(" ".join(piece))
+        matcher.set_seq1(" ".join(ngram))
         ratio = matcher.ratio()
         if best is None or ratio > best[0]:
-            best = ratio, piece
+            best = ratio, ngram
     if best is None:
         return Blank()
-    similarity, piece = best
-    found = set(piece)
+    similarity, ngram = best
+    found = set(ngram)
     shared = len(found & common)
     return Blank(
-        exact_match=float(list(piece) == wanted),
+        exact_match=float(list(ngram) == expected),
         jaccard=shared / len(found | common),
         f1=2 * shared / (len(found) + len(common)),
-        best=" ".join(piece),
+        best=" ".join(ngram),
         similarity=similarity,
     )
 
@@ -116,7 +116,7 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     }
 
 
-def _figures(sums: Statistics) -> dict[str, float]:
+def _scores(sums: Statistics) -> dict[str, float]:
     return {name: share(sums.get(name, 0.0), sums.get("blanks", 0.0)) for name in ("exact_match", "jaccard")}
 
 
@@ -124,6 +124,6 @@ VCR = Metric(
     name="vcr",
     rules=RULES,
     statistics=_statistics,
-    figures=_figures,
+    scores=_scores,
     equal_rules=dict.fromkeys(RULES[1:], RULES[0]),
 )

@@ -1,4 +1,4 @@
-"""What VLMEvalKit's tables do to gold answers and predictions on their way to the score.
+"""How VLMEvalKit's tables change references and predictions before they are scored.
 
 Reference: VLMEvalKit e8e78f05 and 282a0afc, `process_line` of `vlmeval/dataset/utils/vqa_eval.py`, and the
 xlsx file that `vlmeval/smp/file.py` writes and pandas reads.
@@ -15,7 +15,7 @@ MISSING = frozenset(
         "|"
     )
 )
-"""Texts that pandas reads as a missing value."""
+"""Texts that pandas parses as a missing value."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?)\s*", re.ASCII)
 _ARITHMETIC: dict[type[ast.AST], Callable[..., object]] = {
     ast.Add: operator.add,
@@ -28,11 +28,11 @@ _ARITHMETIC: dict[type[ast.AST], Callable[..., object]] = {
 
 
 def read_references(cell: str) -> tuple[str, ...]:
-    """Read the ``answer`` column: a text that is a Python list holds the references, any other text is one.
+    """Parse a cell of the ``answer`` column: the elements of a Python list, else the text as the only reference.
 
-    So ``[2010, 2011]`` are two accepted answers, while ``[Pink, Blue]``, which is no valid Python, is one. The
-    original evaluates the text; here only literals and sums of numbers are. Elements become texts, where some of
-    the original's metrics stop at anything else.
+    ``[2010, 2011]`` gives two references, ``[Pink, Blue]``, which is not valid Python, one. The reference
+    implementation evaluates the text; here only literals and arithmetic of numbers are evaluated. Elements are
+    converted to texts.
     """
     if "[" not in cell:
         return (cell,)
@@ -56,14 +56,16 @@ def _evaluate(node: ast.expr) -> object:
 
 
 def reload_predictions(predictions: Sequence[str]) -> list[str]:
-    """Return the predictions as they are scored after a table file was written and read.
+    """Return the predictions after a round trip through a table file, as VLMEvalKit scores them.
 
-    Missing values come back as the text ``nan``; where all predictions are numbers, the column becomes one of
-    numbers and their spelling is lost: ``007`` is scored as ``7``, and ``12.50`` as ``12.5``.
+    Missing values become the text ``nan``. If all predictions are numbers, the column is numeric and spelling is lost:
+    ``007`` becomes ``7``, and ``12.50`` becomes ``12.5``.
     """
     present = [text for text in predictions if text not in MISSING]
     if not present or not all(_NUMBER.fullmatch(text) for text in present):
         return ["nan" if text in MISSING else text for text in predictions]
-    whole = len(present) == len(predictions) and all(text.strip().lstrip("+-").isdigit() for text in present)
-    read: Callable[[str], object] = int if whole else float
+    integers = len(present) == len(predictions) and all(
+        text.strip().lstrip("+-").isdigit() for text in present
+    )
+    read: Callable[[str], object] = int if integers else float
     return ["nan" if text in MISSING else str(read(text)) for text in predictions]

@@ -1,4 +1,4 @@
-"""The clean-up of short answers that VQA, TextVQA and POPE are scored with.
+"""Normalisation of short answers for VQA, TextVQA and POPE.
 
 References: VLMEvalKit e8e78f05 and 282a0afc, `vlmeval/smp/misc.py` (`process_punctuation`) and
 `vlmeval/dataset/utils/vqa_eval.py` (`process_answer`); MMF b0ffc7fb, `mmf/utils/m4c_evaluators.py`.
@@ -10,14 +10,14 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD_AWAY_FROM_DIGITS = re.compile(r"(?<!\d)\.(?!\d)")
 _PERIOD_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32  # the references pass the value of re.UNICODE where the count belongs
+_MOST_PERIODS = 32  # the reference implementations pass re.UNICODE as the count
 
 _NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# Each word is also recognised with any one of its apostrophes missing. The words are those of the original table,
-# which is not complete: neither "we're" nor "she'll" is in it.
+# Each word is also matched with any one of its apostrophes missing. The table of the reference implementations is
+# incomplete: it has neither "we're" nor "she'll".
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't
@@ -30,21 +30,21 @@ _CONTRACTED = """
 
 
 def _one_apostrophe_less(word: str) -> list[str]:
-    return [word[:place] + word[place + 1 :] for place, mark in enumerate(word) if mark == "'"]
+    return [word[:index] + word[index + 1 :] for index, mark in enumerate(word) if mark == "'"]
 
 
-# One entry of the original table goes the wrong way.
+# One entry of the original table is reversed.
 _CONTRACTIONS = {less: word for word in _CONTRACTED for less in _one_apostrophe_less(word)} | {
     "somebody'd": "somebodyd"
 }
 
 
 def clean_words(text: str, *, periods_after_digits: bool = True) -> str:
-    """Clean an answer: punctuation, letter case, number words, articles, contractions.
+    """Normalise punctuation, case, number words, articles and contractions.
 
     Args:
-        text: The answer or a reference.
-        periods_after_digits: Whether `5.` keeps its period, as VLMEvalKit has it since May 2025.
+        text: A prediction or a reference.
+        periods_after_digits: Whether `5.` keeps its period, as in VLMEvalKit since May 2025.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     text = without_punctuation(text, periods_after_digits=periods_after_digits)
@@ -53,16 +53,16 @@ def clean_words(text: str, *, periods_after_digits: bool = True) -> str:
 
 
 def clean_words_m4c(text: str) -> str:
-    """Clean an answer as M4C's and EvalAI's processors do: commas and question marks go first, `'s` is a word."""
+    """Normalise as M4C's and EvalAI's processors do: commas and question marks are removed first, `'s` is a word."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return clean_words(text.strip(), periods_after_digits=False)
 
 
 def without_punctuation(text: str, *, periods_after_digits: bool = True) -> str:
-    """Delete punctuation, or make spaces of it where it joins two words.
+    """Remove punctuation, or replace it by spaces where it joins words.
 
-    What happens to a mark is decided by the whole text as it came: it is deleted everywhere if it stands beside a
-    space anywhere, or if any comma stands between digits.
+    A mark is removed everywhere if it is next to a space anywhere in the text, or if any comma is between digits; else
+    it is replaced by a space.
     """
     numeric = _COMMA_IN_NUMBER.search(text) is not None
     cleaned = text

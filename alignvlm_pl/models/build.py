@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from ..errors import AlignVLMError, CheckpointError, ConfigError, nearest
 from ..preprocessing.tiling import Tiling
-from ..pretrained import ensure_pp_ocr_trunk, ensure_smollm2
+from ..pretrained.pp_ocr import ensure_pp_ocr_trunk
+from ..pretrained.smollm2 import ensure_smollm2
 from .align import AlignConnector
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept

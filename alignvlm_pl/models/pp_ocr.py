@@ -1,14 +1,14 @@
-"""PP-OCR recogniser trunk as a Hugging Face vision encoder: a small convolutional network pretrained to read.
+"""The PP-OCR recogniser trunk as a Hugging Face vision encoder: a small convolutional network pretrained on text lines.
 
-The layers are those of PP-OCRv6_rec_small (PaddleOCR, Apache-2.0) up to its last pooling, with batch norms
-folded into the convolutions as in the published graph. The trunk is fully convolutional: an image (3, H, W)
-gives a map (384, H/16, W/4), and groups of `cell_group` cells become one patch each, by default 32x8 px with
-384*2*2 = 1536 numbers. Text should stand about 24 px high.
+The layers are those of PP-OCRv6_rec_small (PaddleOCR, Apache-2.0) up to its last pooling, with batch norms folded into
+the convolutions as in the published graph. The trunk is fully convolutional: an image (3, H, W) gives a map (384, H/16,
+W/4), and each group of `cell_group` cells is one patch, by default 32x8 px with 384*2*2 = 1536 features. Text should be
+about 24 px high.
 
     block = depthwise 3x3 -> [squeeze-excite] -> y;  y (+) 1x1 expand -> GELU -> 1x1 project
 
-The sum is left out in blocks that halve the height. Squeeze-excite pools over the whole tile, so a patch
-depends a little on everything in its tile.
+Blocks that halve the height have no residual sum. Squeeze-excite pools over the tile, so a patch depends weakly on all
+of its tile.
 """
 
 from dataclasses import field
@@ -27,8 +27,8 @@ from alignvlm_pl.errors import ConfigError, DataError
 MODEL_TYPE = "pp_ocr_vision"
 STEM_STRIDE = 4  # two stride-2 convolutions, in both directions
 
-# (channels out, row stride, squeeze-excite): PP-OCRv6_rec_small.
-# CONTRACT: alignvlm_pl/pretrained/pp_ocr.py names the published weights of exactly these blocks.
+# (channels out, row stride, squeeze-excite) of PP-OCRv6_rec_small, whose weights alignvlm_pl/pretrained/pp_ocr.py
+# reads.
 PP_OCRV6_SMALL_BLOCKS = (
     (96, 1, True),
     (96, 1, False),
@@ -50,10 +50,10 @@ class PPOCRVisionConfig(PreTrainedConfig):
     """Architecture of the trunk; the defaults are PP-OCRv6_rec_small.
 
     Args:
-        stem_channels: Width of the first convolutions; the stem hands twice as many on.
+        stem_channels: Channels of the first convolutions; the stem's output has twice as many.
         blocks: One `[channels_out, row_stride, squeeze_excite]` per block.
-        cell_group: Rows and columns of feature cells that make one patch.
-        hidden_size: Numbers per patch; derived, a contradicting value is refused.
+        cell_group: Rows and columns of feature cells per patch.
+        hidden_size: Features per patch; derived from the other fields, any other value raises.
     """
 
     model_type = MODEL_TYPE
@@ -104,7 +104,7 @@ class PPOCRVisionConfig(PreTrainedConfig):
 
 
 class Stem(nn.Module):
-    """Pixels to a map of 2 * `channels` at stride 4; a convolution branch beside a pooling branch."""
+    """Stem at stride 4, with parallel convolution and pooling branches."""
 
     def __init__(self, in_channels: int, *, channels: int) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class Stem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) to (N, 2 * channels, H/4, W/4)."""
-        # 2x2 windows at stride 1 keep the size by one row and column of zeros below and right (SAME_UPPER in
-        # the published graph). The maximum may see those zeros too: after ReLU nothing is below zero.
+        # 2x2 windows at stride 1 with one row and column of zeros below and on the right (SAME_UPPER in the published
+        # graph). The zeros do not change the maximum: after ReLU no value is negative.
         entry = _pad_lower_right(functional.relu(self.entry(pixels)))
         pooled = functional.max_pool2d(entry, 2, stride=1)
         branch = _pad_lower_right(functional.relu(self.branch_in(entry)))
@@ -127,7 +127,7 @@ class Stem(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale channels by a gate computed from their means over the tile."""
+    """Scale each channel by a gate computed from the channels' means over the tile."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise mixing in space, then a GELU bottleneck over channels."""
+    """Depthwise convolution, then a GELU MLP over channels."""
 
     def __init__(self, in_channels: int, out_channels: int, *, row_stride: int, squeeze_excite: bool) -> None:
         super().__init__()
@@ -161,12 +161,12 @@ class Block(nn.Module):
 
 
 class PPOCRVisionModel(PreTrainedModel):
-    """The trunk with patches as its output, one row of patches after the other."""
+    """The trunk; its output is the sequence of patches in row-major order."""
 
     config_class = PPOCRVisionConfig
     base_model_prefix = "pp_ocr"
     main_input_name = "pixel_values"
-    # There is no attention in it, so an implementation chosen for the whole AlignVLM must not be refused here.
+    # It has no attention; declared so that an implementation chosen for the full model is accepted.
     _supports_sdpa = True
     _supports_flash_attn = True
     input_modalities = ("image",)
@@ -186,7 +186,7 @@ class PPOCRVisionModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep the variance through the convolutions: there are no norms that would restore it."""
+        """Initialise such that convolutions keep the variance: there are no norms."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             init.zeros_(module.bias)
@@ -197,8 +197,8 @@ class PPOCRVisionModel(PreTrainedModel):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return the feature map (N, C, H/16, W/4) of RGB tiles (N, 3, H, W) in [-1, 1]."""
-        # The published weights expect BGR: a flip here keeps them as published. Channels-last activations are
-        # 1.3 times as fast on CPU, the weights' own layout makes no difference.
+        # The published weights expect BGR. Channels-last activations are 1.3 times as fast on CPU; the layout of the
+        # weights makes no difference.
         pixels = pixel_values.flip(1).contiguous(memory_format=torch.channels_last)
         features = self.stem(pixels)
         for block in self.blocks:
@@ -210,11 +210,11 @@ class PPOCRVisionModel(PreTrainedModel):
 
         Args:
             pixel_values: RGB tiles (N, 3, H, W) in [-1, 1].
-            return_dict: Accepted for Hugging Face callers; the output is always a `BaseModelOutput`.
+            return_dict: Accepted for compatibility with Hugging Face; the output is always a `BaseModelOutput`.
 
         Returns:
-            `last_hidden_state` (N, H/32 * W/8, hidden_size). A patch holds its cells row by row, and of each
-            cell all channels.
+            `last_hidden_state` (N, H/32 * W/8, hidden_size); within a patch, cells are row-major with all channels of a
+            cell together.
 
         Raises:
             DataError: The input is not (N, 3, H, W).
@@ -243,7 +243,7 @@ def _pad_lower_right(features: Tensor) -> Tensor:
 
 
 def register() -> None:
-    """Make `AutoConfig` and `AutoModel` know the trunk; harmless when repeated."""
+    """Register config and model with `AutoConfig` and `AutoModel`."""
     AutoConfig.register(MODEL_TYPE, PPOCRVisionConfig, exist_ok=True)
     AutoModel.register(PPOCRVisionConfig, PPOCRVisionModel, exist_ok=True)
 

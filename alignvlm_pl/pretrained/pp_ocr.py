@@ -1,9 +1,8 @@
 """The PP-OCRv6 recogniser trunk from the PyPI package `rapidocr`, as a Hugging Face folder.
 
-The package carries the recogniser as an ONNX graph. Only the initialisers of its convolutions up to the last
-pooling are read, each by its name, and written under the names of
-`alignvlm_pl.models.pp_ocr.PPOCRVisionModel`. Needs onnx, numpy and safetensors, not torch. The weights are
-(c) Baidu/PaddleOCR under Apache-2.0 (MODEL_LICENSES.md in the package).
+The package contains the recogniser as an ONNX graph. The initialisers of its convolutions up to the last pooling are
+read by name and written under the names of `alignvlm_pl.models.pp_ocr.PPOCRVisionModel`. Needs onnx, numpy and
+safetensors, not torch. The weights are (c) Baidu/PaddleOCR under Apache-2.0 (MODEL_LICENSES.md in the package).
 """
 
 import json
@@ -54,18 +53,18 @@ _BLOCKS: tuple[tuple[int, tuple[int, int] | None, int, int], ...] = (
 
 
 def ensure_pp_ocr_trunk() -> Path:
-    """Return a Hugging Face folder with the trunk, converting it once.
+    """Return a Hugging Face folder with the trunk; converted on the first call.
 
     Load it with `AutoModel.from_pretrained` after importing `alignvlm_pl.models.pp_ocr`.
 
     Raises:
-        ConfigError: The package is missing or another version, there is no space, or `onnx` is not installed.
+        ConfigError: The package is missing or another version, there is not enough space, or `onnx` is not installed.
     """
     return ensure_folder(PP_OCR, build=_convert)
 
 
 def initialiser_names() -> dict[str, str]:
-    """Map each parameter of the torch trunk to the initialiser of the ONNX graph that holds it."""
+    """Return the name in the ONNX graph of each parameter of the torch trunk."""
     convolutions = {f"stem.{part}": name for part, name in _STEM.items()}
     for index, (depthwise, squeeze_excite, expand, project) in enumerate(_BLOCKS):
         block = f"blocks.{index}"
@@ -78,7 +77,7 @@ def initialiser_names() -> dict[str, str]:
     names = {}
     for position, (module, name) in enumerate(convolutions.items()):
         names[f"{module}.weight"] = f"{name}.w_0"
-        # The exporter numbered the biases in the order of the graph, which is the order above.
+        # The exporter numbered the biases in the order of the graph, which is the order here.
         names[f"{module}.bias"] = f"p2o.pd_op.reshape.{position}.0"
     return names
 
@@ -86,13 +85,13 @@ def initialiser_names() -> dict[str, str]:
 def _convert(source_file: Path, folder: Path) -> None:
     """Write config.json and model.safetensors of the ONNX file's trunk into `folder`."""
     write_safetensors(_trunk_weights(source_file), folder / "model.safetensors")
-    # CONTRACT: the defaults of alignvlm_pl/models/pp_ocr.py::PPOCRVisionConfig describe this very trunk.
+    # The architecture is that of the defaults of PPOCRVisionConfig (tests/parity/test_pp_ocr_onnx.py).
     config = {"architectures": ["PPOCRVisionModel"], "model_type": "pp_ocr_vision", "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _trunk_weights(source_file: Path) -> "dict[str, np.ndarray]":
-    """Read the trunk's weights; biases, stored as (1, C, 1, 1), come back as (C,)."""
+    """Return the trunk's weights by parameter name; biases (1, C, 1, 1) are reshaped to (C,)."""
     try:
         import onnx
         from onnx import numpy_helper

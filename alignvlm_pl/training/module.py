@@ -25,7 +25,7 @@ from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
-from .flops import Work, work_of
+from .flops import Work, work_counter
 from .lora import attach_adapters
 from .lora_config import parse_adapters
 from .optim import (
@@ -157,7 +157,7 @@ class AlignVLMModule(pl.LightningModule):
         if self.stage is not None:
             freeze(model, self.stage)
             attach_adapters(model, self.stage.adapters)
-            self.count_work = work_of(model, objective=self.stage.objective)  # before anything shards it
+            self.count_work = work_counter(model, objective=self.stage.objective)  # before anything shards it
         checkpoint_activations(model, self.checkpointed)
         compile_parts(model, self.compiled)
 

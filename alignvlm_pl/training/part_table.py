@@ -1,4 +1,4 @@
-"""One table of what a stage trains: part (with its adapter), parameters, trainable, learning rate, decay."""
+"""Table of the parts of a model in a stage: parameters, trainable parameters, learning rate, weight decay."""
 
 from torch import nn
 
@@ -10,7 +10,7 @@ _HEADER = ("part", "parameters", "trainable", "lr", "weight decay")
 
 
 def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, str]]:
-    """Rows of the table for a model to which the stage's freeze table was applied."""
+    """Return the rows of the table; the stage's freeze table must have been applied to the model."""
     groups = parameter_groups(model, stage)
     rows = []
     totals = [0, 0]
@@ -28,7 +28,7 @@ def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, 
 
 
 def part_table(model: nn.Module, stage: Stage) -> str:
-    """The table as aligned text."""
+    """Return the table as aligned text."""
     rows = [_HEADER, *part_rows(model, stage)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [

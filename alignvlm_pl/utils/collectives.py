@@ -1,4 +1,4 @@
-"""What all processes of a run know."""
+"""Collectives over Python objects."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, in their order; all of them must call it.
+    """Return the values of all ranks, in the order of ranks; every rank must call it.
 
     Args:
         value: Anything that can be pickled.

@@ -116,7 +116,7 @@ def test_figures_by_hand():
     assert measured.peak == 2.0
     measured.work = Work(vision=2.0, connector=3.0, llm=1.0, attention=0.5, head=4.0)
     total = {"tiles": 4, "tokens": 10, "pairs": 20, "supervised": 5}
-    found = measured.metrics({**total, "memory/0": 2**30, "memory/1": 2**31}, seconds=5.0, world=2)
+    found = measured.metrics({**total, "memory/0": 2**30, "memory/1": 2**31}, seconds=5.0, world_size=2)
     assert found.pop("perf/tflops_per_s") == pytest.approx(6e-12)  # 20 + 10 + 10 + 20 in 5 s on 2 devices
     assert found == {
         "perf/tokens_per_s": 2.0,
@@ -139,7 +139,7 @@ def test_a_peak_must_be_positive():
         Throughput(peak_tflops=0.0)
 
 
-@pytest.mark.parametrize("function", ["skeleton", "count_work"])
+@pytest.mark.parametrize("function", ["meta_copy", "count_work"])
 def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, caplog, monkeypatch, function):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("looks at values")

@@ -303,7 +303,7 @@ def categories(expected, found):
 
 def document_figures(counts, figures):
     sums = {name: math.fsum(c.get(name, 0) for c in counts) for name in {name for c in counts for name in c}}
-    found = METRICS["document_f1"].figures(sums)
+    found = METRICS["document_f1"].scores(sums)
     yield "score", figures, found["f1"]
     for name in ("precision", "recall"):
         if name in figures:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignvlm_pl.pretrained.cache import cache_dir, is_whole
+from alignvlm_pl.pretrained.cache import cache_dir, is_complete
 from alignvlm_pl.pretrained.smollm2 import SMOLLM2, ensure_smollm2
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec(SMOLLM2.module) is None
-        and not is_whole(cache_dir() / SMOLLM2.folder_name, source=SMOLLM2),
+        and not is_complete(cache_dir() / SMOLLM2.folder_name, source=SMOLLM2),
         reason=f"no weights: {SMOLLM2.install_command}",
     ),
 ]

@@ -14,7 +14,7 @@ from alignvlm_pl.models.build import Backbone, ModelSpec, build_config, build_mo
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.training.flops import Work, count_work, named_peak, pairs_of, peak_flops, skeleton
+from alignvlm_pl.training.flops import Work, count_work, meta_copy, named_peak, pairs_of, peak_flops
 from alignvlm_pl.training.optim import freeze
 from alignvlm_pl.training.stage import Stage
 
@@ -61,7 +61,7 @@ def counted(model, batch):
 @pytest.mark.parametrize("table", TABLES)
 def test_work_is_that_of_a_whole_step(tmp_path, name, table):
     model = model_of(tmp_path, {"type": name, **OPTIONS.get(name, {})}, table)
-    work = count_work(skeleton(model))
+    work = count_work(meta_copy(model))
     tokens = 3 * model.config.tokens_per_tile + 20
     own = work.total(tiles=3, tokens=tokens, pairs=tokens**2, supervised=7)
     assert own == counted(model, batch_of(model, 3, 20, 7))
@@ -83,7 +83,7 @@ def test_work_is_that_of_a_whole_step(tmp_path, name, table):
 def test_work_of_other_models(tmp_path, fields):
     model = model_of(tmp_path, fields.pop("connector", None), **fields)
     tokens = 2 * model.config.tokens_per_tile + 9
-    own = count_work(skeleton(model)).total(tiles=2, tokens=tokens, pairs=tokens**2, supervised=4)
+    own = count_work(meta_copy(model)).total(tiles=2, tokens=tokens, pairs=tokens**2, supervised=4)
     assert own == counted(model, batch_of(model, 2))
 
 
@@ -91,7 +91,7 @@ def test_work_by_hand(tmp_path):
     """SigLIP, Align and Llama, all trained: three products for each that there is forward, as PaLM says."""
     model = model_of(tmp_path, {"type": "align"})
     d, width, rows, tokens, layers = 32, 64, 259, 16, 2
-    work = count_work(skeleton(model))
+    work = count_work(meta_copy(model))
     # Patches have no gradient; then q, k, v, out, two of the feed-forward of 2d, and attention's two products.
     patches = 2 * 2 * tokens * (3 * 14 * 14) * d
     assert work.vision == patches + layers * 3 * 2 * (tokens * (4 * d * d + 4 * d * d) + 2 * tokens**2 * d)
@@ -116,7 +116,7 @@ def test_work_of_the_paper_s_model(tmp_path):
     with torch.device("meta"):
         spec = ModelSpec(**parts, connector=fields["connector"], tiling=fields["tiling"])
         model = AlignVLMForConditionalGeneration(build_config(spec, image_token_id=0))
-    work = count_work(skeleton(model))
+    work = count_work(meta_copy(model))
     matrices = sum(p.numel() for p in model.language_model.get_decoder().layers.parameters() if p.ndim == 2)
     assert work.llm == 6 * matrices
     assert work.attention == 12 * 16 * 32 * 64
@@ -125,8 +125,8 @@ def test_work_of_the_paper_s_model(tmp_path):
 
 
 def test_frozen_parts_have_no_gradients_of_weights(tmp_path):
-    full = count_work(skeleton(model_of(tmp_path, {"type": "align"})))
-    connector = count_work(skeleton(model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))))
+    full = count_work(meta_copy(model_of(tmp_path, {"type": "align"})))
+    connector = count_work(meta_copy(model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))))
     tokens, d, width, rows = 16, 32, 64, 259
     # The tower runs forward alone; nothing below W1 has a gradient, and E_text has none of its own.
     assert connector.connector == full.connector - 2 * tokens * (d * width + width * rows)
@@ -134,13 +134,13 @@ def test_frozen_parts_have_no_gradients_of_weights(tmp_path):
     assert connector.attention == full.attention
     patches = 2 * tokens * (3 * 14 * 14) * d
     assert connector.vision == (full.vision - 2 * patches) / 3 + patches
-    only_llm = count_work(skeleton(model_of(tmp_path, {"type": "mlp"}, (None, None, 1e-3))))
+    only_llm = count_work(meta_copy(model_of(tmp_path, {"type": "mlp"}, (None, None, 1e-3))))
     assert only_llm.connector == 2 * tokens * (d * width + width * width)
 
 
 def test_reading_runs_no_llm(tmp_path):
     model = model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))
-    work = count_work(skeleton(model), objective="read")
+    work = count_work(meta_copy(model), objective="read")
     with FlopCounterMode(display=False) as counter:
         model.read(torch.zeros(2, 3, 56, 56), torch.tensor([3, 5])).sum().backward()
     assert work.total(tiles=2, tokens=99, pairs=99, supervised=9) == counter.get_total_flops()

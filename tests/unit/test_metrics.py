@@ -66,8 +66,8 @@ def test_any_split_and_order_gives_the_same_figures(name):
         sums = {
             key: math.fsum(row.get(key, 0.0) for row in rows) for key in {key for row in rows for key in row}
         }
-        assert metric.figures(sums) == expected
-        assert next(iter(metric.figures(sums))) == next(iter(expected))
+        assert metric.scores(sums) == expected
+        assert next(iter(metric.scores(sums))) == next(iter(expected))
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -82,7 +82,7 @@ def test_rules_are_listed(name):
 @pytest.mark.parametrize("name", METRICS)
 def test_without_references_and_without_answers(name):
     metric = METRICS[name]
-    assert next(iter(metric.figures({}).values())) == 0
+    assert next(iter(metric.scores({}).values())) == 0
     bare = [Answer(key=a.key, prediction="x", question=a.question, meta=a.meta) for a in ANSWERS]
     if name not in ("document_f1", "mmvet"):  # their gold is elsewhere
         for rule in metric.rules:
