@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.metrics import Metric, get_metric
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """Suffix of VLMEvalKit and LLaVA for questions with short answers."""
@@ -129,7 +129,7 @@ class Scoring:
         return metric, tuple(metric.check_rule(rule) for rule in self.rules) or metric.rules
 
 
-def _one(answer: Answer) -> int:
+def _one(sample: EvalSample) -> int:
     return 1
 
 
@@ -172,7 +172,7 @@ class Benchmark:
     groups: str = ""
     list_answers: bool = True
     only: Mapping[str, str] = field(default_factory=dict)
-    count: Callable[[Answer], int] = _one
+    count: Callable[[EvalSample], int] = _one
     paper: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 

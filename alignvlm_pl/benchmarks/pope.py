@@ -1,14 +1,14 @@
 """POPE: is an object in the image? Random, popular and adversarial questions (Li et al. 2023)."""
 
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.pope import split_categories
 
 from .base import Benchmark, Scoring, vlmevalkit_table
 
 
-def categories(answer: Answer) -> int:
+def categories(sample: EvalSample) -> int:
     """Return the number of questions that a prediction counts as: one per category, which are stored once."""
-    return len(split_categories(answer)) or 1
+    return len(split_categories(sample)) or 1
 
 
 POPE = Benchmark(

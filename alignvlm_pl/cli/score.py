@@ -10,7 +10,7 @@ from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ..benchmarks import Benchmark
-    from ..metrics.base import Answer
+    from ..metrics.base import EvalSample
     from ..scoring.files import PredictionFile
     from ..scoring.run import Scored
 
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[Answer]":
+def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[EvalSample]":
     """Return the answers that have references; the others become a problem of the file.
 
     Raises:

@@ -10,9 +10,9 @@ from importlib import import_module
 
 from alignvlm_pl.errors import ConfigError, nearest
 
-from .base import Answer, Metric
+from .base import EvalSample, Metric
 
-__all__ = ["METRICS", "Answer", "Metric", "get_metric"]
+__all__ = ["METRICS", "EvalSample", "Metric", "get_metric"]
 
 
 def _defined() -> dict[str, Metric]:

@@ -12,8 +12,8 @@ SampleScore = Callable[..., float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """One prediction with its references: the input of a metric.
+class EvalSample:
+    """One sample to score, with prediction and references: the input of a metric.
 
     Keys of `meta` that metrics read:
 
@@ -63,9 +63,9 @@ class Metric:
 
     name: str
     rules: tuple[str, ...]
-    statistics: Callable[[Sequence[Answer], str], Statistics]
+    statistics: Callable[[Sequence[EvalSample], str], Statistics]
     scores: Callable[[Statistics], dict[str, float]]
-    unit: Callable[[Answer], str] | None = None
+    unit: Callable[[EvalSample], str] | None = None
     higher_is_better: bool = True
     unit_key: str = ""
     equal_rules: Mapping[str, str] = field(default_factory=dict)
@@ -78,8 +78,8 @@ class Metric:
         Raises:
             ConfigError: There is no such rule, or the metric needs more than the references.
         """
-        answer = Answer(key="", prediction=prediction, references=tuple(references))
-        return self.unit_score(self.statistics([answer], self.check_rule(rule)))
+        sample = EvalSample(key="", prediction=prediction, references=tuple(references))
+        return self.unit_score(self.statistics([sample], self.check_rule(rule)))
 
     def check_rule(self, rule: str | None) -> str:
         """Return the rule, or the default for None.
@@ -94,20 +94,20 @@ class Metric:
         scores = self.scores(statistics)
         return scores[self.unit_key or next(iter(scores))]
 
-    def units(self, answers: Sequence[Answer]) -> list[list[int]]:
+    def units(self, samples: Sequence[EvalSample]) -> list[list[int]]:
         """Group predictions into units: lists of indices, in order of first appearance."""
         units: dict[object, list[int]] = {}
-        for position, answer in enumerate(answers):
-            units.setdefault(self.unit(answer) if self.unit else position, []).append(position)
+        for position, sample in enumerate(samples):
+            units.setdefault(self.unit(sample) if self.unit else position, []).append(position)
         return list(units.values())
 
-    def evaluate(self, answers: Iterable[Answer], rule: str | None = None) -> dict[str, float]:
+    def evaluate(self, samples: Iterable[EvalSample], rule: str | None = None) -> dict[str, float]:
         """Score a dataset in memory: name -> score.
 
         Raises:
             ConfigError: There is no such rule, or required keys of `meta` are missing.
         """
-        rule, held = self.check_rule(rule), list(answers)
+        rule, held = self.check_rule(rule), list(samples)
         rows = [self.statistics([held[index] for index in unit], rule) for unit in self.units(held)]
         return self.scores(summed(rows))
 
@@ -145,8 +145,8 @@ def f1_score(precision: float, recall: float) -> float:
 def mean_metric(name: str, score: SampleScore, rules: Sequence[str]) -> Metric:
     """Return a metric that is the mean of `score(prediction, references, rule=rule)` over all predictions."""
 
-    def statistics(answers: Sequence[Answer], rule: str) -> Statistics:
-        values = [score(answer.prediction, answer.references, rule=rule) for answer in answers]
+    def statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
+        values = [score(sample.prediction, sample.references, rule=rule) for sample in samples]
         return {"total": math.fsum(values), "count": len(values)}
 
     return Metric(name=name, rules=tuple(rules), statistics=statistics, scores=mean_score(name))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from .base import Answer, Metric, Statistics, share
+from .base import EvalSample, Metric, Statistics, share
 
 
 def character_error_rate(prediction: str, reference: str, *, ignore_case: bool = False) -> tuple[int, int]:
@@ -26,12 +26,12 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
     return Levenshtein.distance(prediction, reference), len(reference)
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     counts = [
         character_error_rate(
-            answer.prediction, "".join(answer.references[:1]), ignore_case=rule == "ignore-case"
+            sample.prediction, "".join(sample.references[:1]), ignore_case=rule == "ignore-case"
         )
-        for answer in answers
+        for sample in samples
     ]
     return {"edits": sum(edits for edits, _ in counts), "characters": sum(length for _, length in counts)}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from .base import Answer, Metric, Statistics, check_rule, f1_score, share
+from .base import EvalSample, Metric, Statistics, check_rule, f1_score, share
 from .text import without_newlines
 
 RULES = ("docowl", "due", "due-case-sensitive")
@@ -90,12 +90,12 @@ def _count_matches(values: Iterable[_Value], candidates: Iterable[_Value]) -> in
 
 
 def annotate(
-    answers: Iterable[tuple[str, str]], fields: Sequence[str], *, rule: str = "docowl"
+    predictions: Iterable[tuple[str, str]], fields: Sequence[str], *, rule: str = "docowl"
 ) -> list[dict[str, Any]]:
     """Build the annotation of one document from its predictions.
 
     Args:
-        answers: (question, prediction) pairs; the field is the first one named in the question.
+        predictions: (question, prediction) pairs; the field is the first one named in the question.
         fields: Fields of the benchmark, in its order.
         rule: Under `docowl` line breaks and outer white space are removed, and the prediction None is dropped; any
             other prediction counts, even an empty one.
@@ -106,33 +106,33 @@ def annotate(
     """
     check_rule("document_f1", rule, RULES)
     annotation = []
-    for question, answer in answers:
+    for question, prediction in predictions:
         field = next((name for name in fields if name in question), None)
         if field is None:
             raise DataError(
                 f"document_f1: question {question!r} names none of the fields {', '.join(fields)}"
             )
-        value = without_newlines(answer) if rule == "docowl" else answer
+        value = without_newlines(prediction) if rule == "docowl" else prediction
         if rule != "docowl" or value != MISSING:
             annotation.append({"key": field, "values": [{"value": value}]})
     return annotation
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
-    key, meta = answers[0].key, answers[0].meta
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
+    key, meta = samples[0].key, samples[0].meta
     if "document" not in meta:
         raise DataError(f"document_f1: {key!r} names no document; expected a text in meta['document']")
     gold = meta.get("gold")
     if gold is None:
         raise DataError(f"document_f1: {key!r} has no annotation; expected a list in meta['gold']")
-    if any(answer.meta.get("gold") != gold for answer in answers):
+    if any(sample.meta.get("gold") != gold for sample in samples):
         raise DataError(f"document_f1: rows of document {meta['document']!r} have different annotations")
     if not _is_annotation(gold):
         raise DataError(
             f"document_f1: {key!r}: expected key and values, all texts, in meta['gold'], found {gold!r:.80}"
         )
     # The reference implementation reads the field from the question in DUE's metadata, which may differ from ours.
-    pairs = [(answer.meta.get("field", answer.question), answer.prediction) for answer in answers]
+    pairs = [(sample.meta.get("field", sample.question), sample.prediction) for sample in samples]
     predicted = annotate(pairs, DEEPFORM_FIELDS + KLC_FIELDS, rule=rule)
     return count_fields(predicted, gold, ignore_case=rule != "due-case-sensitive")
 
@@ -163,8 +163,8 @@ def _f1(sums: Statistics, ending: str) -> tuple[float, float, float]:
     return f1_score(precision, recall), precision, recall
 
 
-def _document(answer: Answer) -> str:
-    return str(answer.meta.get("document", answer.key))
+def _document(sample: EvalSample) -> str:
+    return str(sample.meta.get("document", sample.key))
 
 
 DOCUMENT_F1 = Metric(name="document_f1", rules=RULES, statistics=_statistics, scores=_scores, unit=_document)

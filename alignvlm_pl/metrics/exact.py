@@ -22,8 +22,8 @@ def exact_match(prediction: str, references: Sequence[str], *, rule: str = "exac
         ConfigError: There is no such rule.
     """
     check_rule("exact_match", rule, RULES)
-    answer = collapse(prediction)
-    return float(any(answer == collapse(reference) for reference in references))
+    text = collapse(prediction)
+    return float(any(text == collapse(reference) for reference in references))
 
 
 EXACT_MATCH: Metric = mean_metric("exact_match", exact_match, RULES)

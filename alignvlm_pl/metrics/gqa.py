@@ -29,10 +29,10 @@ def gqa(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit")
     """
     check_rule("gqa", rule, RULES)
     if rule == "lmms-eval":
-        answer = prediction.lower().translate(_NO_PUNCTUATION)
-        return float(any(answer == text.lower().translate(_NO_PUNCTUATION) for text in references))
-    answer = prediction.strip().lower()
-    return float(any(answer == text.strip().lower() for text in references))
+        predicted = prediction.lower().translate(_NO_PUNCTUATION)
+        return float(any(predicted == text.lower().translate(_NO_PUNCTUATION) for text in references))
+    predicted = prediction.strip().lower()
+    return float(any(predicted == text.strip().lower() for text in references))
 
 
 GQA: Metric = mean_metric("gqa", gqa, RULES)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from .base import Answer, Metric, Statistics, share
+from .base import EvalSample, Metric, Statistics, share
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02")
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -50,11 +50,11 @@ def read_score(reply: str) -> float | None:
     return None if score < 0 or score > 1 else score
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     values_by_name: dict[str, list[float]] = {}
-    for answer in answers:
-        score = _judged(answer)
-        capabilities = [name.strip() for name in str(answer.meta.get("category", "")).split(",")]
+    for sample in samples:
+        score = _judged(sample)
+        capabilities = [name.strip() for name in str(sample.meta.get("category", "")).split(",")]
         # The reference implementation keeps capabilities and their combinations in one table, so a question with a
         # single capability counts twice in that capability's score.
         for name in (
@@ -67,16 +67,16 @@ def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
     return totals | {f"count/{name}": float(len(values)) for name, values in values_by_name.items()}
 
 
-def _judged(answer: Answer) -> float:
-    judged = answer.meta.get("judged")
+def _judged(sample: EvalSample) -> float:
+    judged = sample.meta.get("judged")
     if judged is None:
         raise ConfigError(
-            f"mmvet: {answer.key!r} has no score of a judge; expected meta['judged'] from 0 to 1. MM-Vet is scored "
+            f"mmvet: {sample.key!r} has no score of a judge; expected meta['judged'] from 0 to 1. MM-Vet is scored "
             "by a judge model only: leave the benchmark out, or add the judge's scores"
         )
     if isinstance(judged, bool) or not isinstance(judged, int | float) or judged < 0 or judged > 1:
         raise DataError(
-            f"mmvet: {answer.key!r}: expected a score from 0 to 1 in meta['judged'], found {judged!r:.60}"
+            f"mmvet: {sample.key!r}: expected a score from 0 to 1 in meta['judged'], found {judged!r:.60}"
         )
     return float(judged)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from alignvlm_pl.errors import DataError
 
-from .base import Answer, Metric, Statistics, check_rule, mean_score
+from .base import EvalSample, Metric, Statistics, check_rule, mean_score
 from .mmmu_open import mmmu_open
 from .option_letters import RULES, Choices, chosen_letter
 
@@ -35,21 +35,21 @@ def multiple_choice(
     return mmmu_open(prediction, references, rule="official" if rule == "lmms-eval" else rule)
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     scores = [
-        multiple_choice(answer.prediction, answer.references, choices=_choices(answer), rule=rule)
-        for answer in answers
+        multiple_choice(sample.prediction, sample.references, choices=_choices(sample), rule=rule)
+        for sample in samples
     ]
     return {"total": sum(scores), "count": len(scores)}
 
 
-def _choices(answer: Answer) -> Choices | None:
-    choices = answer.meta.get("choices")
+def _choices(sample: EvalSample) -> Choices | None:
+    choices = sample.meta.get("choices")
     if choices is not None and not (
         isinstance(choices, Mapping) and all(isinstance(key, str) for key in choices)
     ):
         raise DataError(
-            f"multiple_choice: {answer.key!r}: expected letter -> text in meta['choices'], found {choices!r:.60}"
+            f"multiple_choice: {sample.key!r}: expected letter -> text in meta['choices'], found {choices!r:.60}"
         )
     return choices
 

@@ -7,7 +7,7 @@ References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/yorn.py` 
 from collections import Counter
 from collections.abc import Sequence
 
-from .base import Answer, Metric, Statistics, check_rule, f1_score, share
+from .base import EvalSample, Metric, Statistics, check_rule, f1_score, share
 from .vqa_words import without_punctuation
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "lmms-eval")
@@ -33,18 +33,18 @@ def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
     return "Yes" if "yes" in words else "No"
 
 
-def split_categories(answer: Answer) -> list[str]:
+def split_categories(sample: EvalSample) -> list[str]:
     """Return the categories of a question, which is stored once and counts in each of them."""
-    return [name.strip() for name in str(answer.meta.get("category", "")).split(",") if name.strip()]
+    return [name.strip() for name in str(sample.meta.get("category", "")).split(",") if name.strip()]
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     counts: Counter[str] = Counter()
-    for answer in answers:
-        found = yes_no(answer.prediction, rule=rule)
-        gold = answer.references[0].strip().capitalize() if answer.references else ""
+    for sample in samples:
+        found = yes_no(sample.prediction, rule=rule)
+        gold = sample.references[0].strip().capitalize() if sample.references else ""
         outcome = _outcome(found, gold, rule)
-        categories = split_categories(answer)
+        categories = split_categories(sample)
         # A question is stored once and counts in each of its categories; lmms-eval stores it once per category.
         weight = len(categories) or 1
         for ending, times in [("", weight), *((f"/{name}", 1) for name in categories)]:

@@ -29,12 +29,12 @@ def tabfact(prediction: str, references: Sequence[str], *, rule: str = "docowl")
         ConfigError: There is no such rule.
     """
     check_rule("tabfact", rule, RULES)
-    answer = without_newlines(prediction)
+    text = without_newlines(prediction)
     golds = [without_final_period(without_newlines(reference)) for reference in references]
     if rule == "due":
-        verdict = _VERDICTS.get(answer.lower())
+        verdict = _VERDICTS.get(text.lower())
         return float(any(verdict == _VERDICTS.get(gold.lower(), gold) for gold in golds))
-    return float(answer in golds)
+    return float(text in golds)
 
 
 TABFACT: Metric = mean_metric("tabfact", tabfact, RULES)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from alignvlm_pl.errors import DataError, nearest
 
-from .base import Answer, Metric, Statistics, check_rule, share
+from .base import EvalSample, Metric, Statistics, check_rule, share
 from .wtq import normalize, split_bars, wtq
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official")
@@ -84,14 +84,14 @@ def _equal(found: Reading, gold: Reading, exact: bool) -> bool:
     return any(one == other for one in found for other in gold)
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     sums: Counter[str] = Counter()
-    for answer in answers:
-        part = str(answer.meta.get("split", ""))
-        sums[f"right/{part}"] += int(tablevqa(answer.prediction, answer.references, part=part, rule=rule))
+    for sample in samples:
+        part = str(sample.meta.get("split", ""))
+        sums[f"right/{part}"] += int(tablevqa(sample.prediction, sample.references, part=part, rule=rule))
         sums[f"count/{part}"] += 1
         if part == "fintabnetqa":
-            exact = tablevqa(answer.prediction, answer.references, part=part, exact=True, rule=rule)
+            exact = tablevqa(sample.prediction, sample.references, part=part, exact=True, rule=rule)
             sums["exact/fintabnetqa"] += int(exact)
     return {name: float(value) for name, value in sums.items()}
 

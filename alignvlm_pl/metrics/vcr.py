@@ -13,7 +13,7 @@ from typing import Any
 
 from alignvlm_pl.errors import ConfigError
 
-from .base import Answer, Metric, Statistics, check_rule, share
+from .base import EvalSample, Metric, Statistics, check_rule, share
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official", "lmms-eval")
 _REFUSALS = ("I can't", "I cannot", "无法", "抱歉")
@@ -107,8 +107,8 @@ def _blank(tokens: Sequence[str], covered: str) -> Blank:
     )
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
-    blanks = [blank for answer in answers for blank in vcr(answer.prediction, answer.references, rule=rule)]
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
+    blanks = [blank for sample in samples for blank in vcr(sample.prediction, sample.references, rule=rule)]
     return {
         "exact_match": sum(blank.exact_match for blank in blanks),
         "jaccard": math.fsum(blank.jaccard for blank in blanks),

@@ -48,8 +48,8 @@ def agreements(prediction: str, references: Sequence[str], *, rule: str = "vlmev
         ConfigError: There is no such rule.
     """
     clean = _CLEAN[check_rule("vqa_accuracy", rule, RULES)]
-    answer = clean(prediction)
-    return [clean(reference) == answer for reference in references]
+    text = clean(prediction)
+    return [clean(reference) == text for reference in references]
 
 
 VQA_ACCURACY: Metric = mean_metric("vqa_accuracy", vqa_accuracy, RULES)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from alignvlm_pl.errors import DataError
 
-from .base import Answer, Metric, Statistics, check_rule, mean_score
+from .base import EvalSample, Metric, Statistics, check_rule, mean_score
 from .text import collapse, without_newlines
 
 RULES = ("due", "docowl", "official", "official-canonical", "vlmevalkit")
@@ -200,21 +200,21 @@ _SPLIT: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def _statistics(answers: Sequence[Answer], rule: str) -> Statistics:
+def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     scores = [
-        wtq(answer.prediction, answer.references, rule=rule, canonical=_canonical(answer, rule))
-        for answer in answers
+        wtq(sample.prediction, sample.references, rule=rule, canonical=_canonical(sample, rule))
+        for sample in samples
     ]
     return {"total": sum(scores), "count": len(scores)}
 
 
-def _canonical(answer: Answer, rule: str) -> Sequence[str] | None:
-    canonical = answer.meta.get("canonical")
+def _canonical(sample: EvalSample, rule: str) -> Sequence[str] | None:
+    canonical = sample.meta.get("canonical")
     if rule != "official-canonical" or not canonical:
         return None
     if not (isinstance(canonical, list | tuple) and all(isinstance(text, str) for text in canonical)):
         raise DataError(
-            f"wtq: {answer.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}"
+            f"wtq: {sample.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}"
         )
     return canonical
 

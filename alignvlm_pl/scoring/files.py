@@ -11,7 +11,7 @@ from typing import Any
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 
 from .faults import Faults
@@ -33,13 +33,13 @@ class PredictionFile:
         notes: What else a reader of the scores must know.
     """
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[EvalSample] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
     unread: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, answer: Answer, place: str) -> None:
+    def add(self, answer: EvalSample, place: str) -> None:
         """Add a prediction."""
         self.answers.append(answer)
         earlier = self.places.get(answer.key)
@@ -77,7 +77,7 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     return found
 
 
-def join_gold(found: PredictionFile, gold: Sequence[Answer]) -> PredictionFile:
+def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFile:
     """Take question, references and meta from the dataset, and name what does not fit.
 
     Args:
@@ -138,7 +138,7 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
         if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
             cells["answer"] = "nan"  # as pandas reads it: see `_reload`
         question, references, meta = read_row(cells, benchmark)
-        answer = Answer(
+        answer = EvalSample(
             key=index,
             prediction=row["prediction"] or "",
             references=tuple(references),

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.mmvet import Judge, judged_score
 
 
@@ -35,22 +35,22 @@ def load_judge(name: str) -> Judge:
     return judge
 
 
-def grade(answers: Iterable[Answer], judge: Judge) -> list[Answer]:
+def grade(answers: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
     """Have the judge grade each prediction that has no grade yet; grades go into ``meta["judged"]``."""
     return [
         _graded(answer, judge) if _is_open(answer) and answer.references else answer for answer in answers
     ]
 
 
-def ungraded(answers: Sequence[Answer]) -> int:
+def ungraded(answers: Sequence[EvalSample]) -> int:
     """Number of predictions that have no grade."""
     return sum(map(_is_open, answers))
 
 
-def _is_open(answer: Answer) -> bool:
+def _is_open(answer: EvalSample) -> bool:
     return answer.meta.get("judged") is None
 
 
-def _graded(answer: Answer, judge: Judge) -> Answer:
+def _graded(answer: EvalSample, judge: Judge) -> EvalSample:
     score = judged_score(answer.question, answer.references[0], answer.prediction, judge=judge)
     return replace(answer, meta={**answer.meta, "judged": score})

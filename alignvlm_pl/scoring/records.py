@@ -1,4 +1,4 @@
-"""Prediction records, the JSON objects of `predictions/<dataset>.jsonl`, and the metrics' `Answer` made of them."""
+"""Prediction records, the JSON objects of `predictions/<dataset>.jsonl`, and the metrics' `EvalSample` made of them."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 
 from .faults import Faults, Problem
 from .run import Scored
@@ -32,7 +32,7 @@ def page_path(images: Path, name: str, key: str) -> Path:
     return images / name / f"{stem}.png"
 
 
-def to_answer(record: Record) -> Answer:
+def to_answer(record: Record) -> EvalSample:
     """Make a metric's input of a record.
 
     Raises:
@@ -48,7 +48,7 @@ def to_answer(record: Record) -> Answer:
         raise ValueError(f"'references' must be texts, found {references!r:.60}")
     if not _is_shallow(record.get("meta"), MAX_DEPTH):
         raise ValueError(f"'meta' is nested more than {MAX_DEPTH} levels deep")
-    return Answer(
+    return EvalSample(
         key=record["key"],
         prediction=record["prediction"],
         references=tuple(references),
@@ -62,7 +62,7 @@ def _is_shallow(value: object, levels: int) -> bool:
     return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
-def to_answers(records: Iterable[Record]) -> list[Answer]:
+def to_answers(records: Iterable[Record]) -> list[EvalSample]:
     """Make metrics' inputs of records; samples that could not be read are skipped, see `unread`.
 
     Raises:
@@ -76,7 +76,7 @@ def is_unread(record: Record) -> bool:
     return bool(record.get(ERROR))
 
 
-def to_records(answers: Iterable[Answer]) -> list[Record]:
+def to_records(answers: Iterable[EvalSample]) -> list[Record]:
     """Make records of metrics' inputs; the inverse of `to_answers`."""
     return [
         {

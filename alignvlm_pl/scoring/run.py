@@ -9,7 +9,7 @@ import numpy as np
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 from alignvlm_pl.metrics import get_metric
-from alignvlm_pl.metrics.base import Answer, Metric, Statistics, summed
+from alignvlm_pl.metrics.base import EvalSample, Metric, Statistics, summed
 
 from .faults import Faults
 
@@ -35,7 +35,7 @@ class Scored:
     """
 
     benchmark: Benchmark
-    answers: list[Answer]
+    answers: list[EvalSample]
     scores: list[dict[str, float]]
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -77,7 +77,7 @@ class Scored:
 
 def score_answers(
     benchmark: Benchmark,
-    answers: Iterable[Answer],
+    answers: Iterable[EvalSample],
     *,
     expected: int | None = None,
     rule: str | None = None,
@@ -139,7 +139,7 @@ def score_answers(
     )
 
 
-def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problems: Sequence[str]) -> Scored:
+def without_figures(benchmark: Benchmark, answers: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
     """Return the result of predictions that cannot be scored: they are kept, without a score."""
     return Scored(
         benchmark=benchmark,
@@ -153,7 +153,7 @@ def without_figures(benchmark: Benchmark, answers: Sequence[Answer], problems: S
 
 
 def _load(
-    benchmark: Benchmark, rule: str | None, answers: Sequence[Answer]
+    benchmark: Benchmark, rule: str | None, answers: Sequence[EvalSample]
 ) -> list[tuple[Metric, tuple[str, ...]]]:
     """Metrics with the requested rules for which some prediction has what the rule needs."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
@@ -174,13 +174,13 @@ def _load(
     return chosen
 
 
-def _has_needs(metric: Metric, rule: str, answers: Sequence[Answer]) -> bool:
+def _has_needs(metric: Metric, rule: str, answers: Sequence[EvalSample]) -> bool:
     need = metric.needs.get(rule)
     return need is None or any(answer.meta.get(need) for answer in answers)
 
 
 def _statistics(
-    metric: Metric, answers: Sequence[Answer], unit: Sequence[int], rule: str, faults: Faults
+    metric: Metric, answers: Sequence[EvalSample], unit: Sequence[int], rule: str, faults: Faults
 ) -> Statistics | None:
     """Statistics of one unit; None where the metric cannot score its predictions."""
     rows = [answers[index] for index in unit]
@@ -205,7 +205,7 @@ def _statistics(
 
 
 def _groups(
-    benchmark: Benchmark, answers: Sequence[Answer], units: Sequence[list[int]]
+    benchmark: Benchmark, answers: Sequence[EvalSample], units: Sequence[list[int]]
 ) -> dict[str, list[int]]:
     """Units of the whole dataset, under the empty name, and of each group by its name."""
     groups = {"": list(range(len(units)))}

@@ -4,14 +4,14 @@ import tarfile
 from pathlib import Path
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 
 from .manifest import load_manifest
 from .sample import message_text
 from .sample_formats import parse_record
 
 
-def read_answers(folder: Path | str) -> list[Answer]:
+def read_answers(folder: Path | str) -> list[EvalSample]:
     """Read the samples of a set in normal form as answers whose prediction is still empty.
 
     Raises:
@@ -34,7 +34,7 @@ def read_answers(folder: Path | str) -> list[Answer]:
     return answers
 
 
-def _answer(key: str, record: dict) -> Answer:
+def _answer(key: str, record: dict) -> EvalSample:
     turns = record["messages"]
     last = [message_text(turns[-1])] if turns[-1]["role"] == "assistant" else []
     asked = [turn for turn in turns if turn["role"] == "user"]
@@ -43,7 +43,7 @@ def _answer(key: str, record: dict) -> Answer:
         raise TypeError(
             f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}"
         )
-    return Answer(
+    return EvalSample(
         key=key,
         prediction="",
         references=tuple(references),

@@ -2,7 +2,7 @@
 
 import math
 
-from alignvlm_pl.metrics import METRICS, Answer
+from alignvlm_pl.metrics import METRICS, EvalSample
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
 from alignvlm_pl.metrics.gqa import gqa
@@ -228,7 +228,8 @@ def check_ie_pipeline(case, rule, figures):
         counts.append(count_fields(annotate(pairs, fields, rule=rule), document["reference"]))
         meta = {"document": f"{place} {document['name']}", "gold": document["reference"]}
         answers += [
-            Answer(key=f"{place}", question=question, prediction=text, meta=meta) for question, text in pairs
+            EvalSample(key=f"{place}", question=question, prediction=text, meta=meta)
+            for question, text in pairs
         ]
     yield from document_figures(counts, figures)
     yield "metric", figures, METRICS["document_f1"].evaluate(answers, rule)["f1"]
@@ -271,7 +272,9 @@ def check_table_corpus(case, rule, figures):
     yield "changed", figures.get("rows_changed_by_reload", changed), changed
     metric = METRICS[TABLES[case["dataset"]]]
     answers = [
-        Answer(key=str(row["index"]), prediction=text, references=read_references(row["answer"]), meta=row)
+        EvalSample(
+            key=str(row["index"]), prediction=text, references=read_references(row["answer"]), meta=row
+        )
         for row, text in zip(rows, predictions, strict=True)
     ]
     found = metric.evaluate(answers, rule)
@@ -286,7 +289,7 @@ def check_table_corpus(case, rule, figures):
 
 
 def row_answer(row, *, references=(), **meta):
-    return Answer(
+    return EvalSample(
         key=str(row.get("index", "")),
         prediction=row.get("prediction", ""),
         references=tuple(references),

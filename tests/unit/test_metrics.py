@@ -6,7 +6,7 @@ import random
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.metrics import METRICS, Answer, get_metric
+from alignvlm_pl.metrics import METRICS, EvalSample, get_metric
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.cer import character_error_rate
 from alignvlm_pl.metrics.exact import exact_match
@@ -27,10 +27,10 @@ GOLD = [
 ]
 
 
-def _answer(number: int, rng: random.Random) -> Answer:
+def _answer(number: int, rng: random.Random) -> EvalSample:
     """An answer that every metric can score."""
     field = ("advertiser", "gross_amount")[number % 2]
-    return Answer(
+    return EvalSample(
         key=f"k{number:03}",
         prediction=rng.choice(
             ["yes", "no", "A", "10", "acme inc.", "none of it", "", "10.2", "true", "ab cd"]
@@ -83,7 +83,7 @@ def test_rules_are_listed(name):
 def test_without_references_and_without_answers(name):
     metric = METRICS[name]
     assert next(iter(metric.scores({}).values())) == 0
-    bare = [Answer(key=a.key, prediction="x", question=a.question, meta=a.meta) for a in ANSWERS]
+    bare = [EvalSample(key=a.key, prediction="x", question=a.question, meta=a.meta) for a in ANSWERS]
     if name not in ("document_f1", "mmvet"):  # their gold is elsewhere
         for rule in metric.rules:
             assert next(iter(metric.evaluate(bare, rule).values())) == 0
@@ -104,7 +104,7 @@ def test_pure_functions_refuse_an_unknown_rule_too():
 
 
 def test_mmvet_is_refused_without_a_judge():
-    answer = Answer(key="q7", prediction="a", meta={"category": "ocr"})
+    answer = EvalSample(key="q7", prediction="a", meta={"category": "ocr"})
     with pytest.raises(ConfigError, match=r"'q7' has no score of a judge.*leave the benchmark out"):
         METRICS["mmvet"].evaluate([answer])
 
@@ -119,19 +119,19 @@ def test_documents_need_their_annotation():
     metric = METRICS["document_f1"]
     question = "What is the value for the advertiser?"
     with pytest.raises(DataError, match=r"'k' names no document"):
-        metric.evaluate([Answer(key="k", prediction="a", question=question)])
+        metric.evaluate([EvalSample(key="k", prediction="a", question=question)])
     with pytest.raises(DataError, match=r"'k' has no annotation"):
-        metric.evaluate([Answer(key="k", prediction="a", question=question, meta={"document": "d"})])
+        metric.evaluate([EvalSample(key="k", prediction="a", question=question, meta={"document": "d"})])
     meta = {"document": "d", "gold": GOLD}
     with pytest.raises(DataError, match=r"names none of the fields advertiser"):
-        metric.evaluate([Answer(key="k", prediction="a", question="Total?", meta=meta)])
+        metric.evaluate([EvalSample(key="k", prediction="a", question="Total?", meta=meta)])
 
 
 def test_document_f1_of_one_document():
     meta = {"document": "d", "gold": GOLD}
     questions = {"advertiser": " acme\n INC.", "gross_amount": "None"}
     answers = [
-        Answer(key=field, prediction=text, question=f"What is the value for the {field}?", meta=meta)
+        EvalSample(key=field, prediction=text, question=f"What is the value for the {field}?", meta=meta)
         for field, text in questions.items()
     ]
     figures = METRICS["document_f1"].evaluate(answers)
@@ -142,7 +142,7 @@ def test_document_f1_of_one_document():
 
 def test_tablevqa_is_the_mean_of_its_parts_not_of_its_questions():
     def answer(number, split, prediction):
-        return Answer(key=str(number), prediction=prediction, references=("1",), meta={"split": split})
+        return EvalSample(key=str(number), prediction=prediction, references=("1",), meta={"split": split})
 
     answers = [answer(n, "vwtq", "1") for n in range(3)] + [answer(3, "vtabfact", "false")]
     assert METRICS["tablevqa"].evaluate(answers) == {"mean": 0.5, "vwtq": 1.0, "vtabfact": 0.0}

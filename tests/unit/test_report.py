@@ -5,7 +5,7 @@ import re
 from PIL import Image
 
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.scoring.records import page_path
 from alignvlm_pl.scoring.report import TABLE_1, RunInfo, percent, write_reports
 from alignvlm_pl.scoring.run import score_answers
@@ -15,9 +15,9 @@ EVIL = "<img src=x onerror=alert(1)>|`*_[link](javascript:x)\n# heading"
 
 def scored_docvqa():
     rows = [
-        Answer(key="good", prediction="Lund", references=("Lund",), question="where?"),
-        Answer(key="half", prediction="abcd", references=("abef",), question=EVIL),
-        Answer(key="../evil", prediction=EVIL, references=(EVIL + "!", "x"), question="what?"),
+        EvalSample(key="good", prediction="Lund", references=("Lund",), question="where?"),
+        EvalSample(key="half", prediction="abcd", references=("abef",), question=EVIL),
+        EvalSample(key="../evil", prediction=EVIL, references=(EVIL + "!", "x"), question="what?"),
     ]
     return score_answers(get_benchmark("docvqa"), rows)
 

@@ -8,7 +8,7 @@ import pytest
 from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.scoring.files import join_gold, read_predictions
 
 DOCVQA = get_benchmark("docvqa")
@@ -25,7 +25,7 @@ def row(key: str, prediction: str = "Lund", references: tuple[str, ...] = ("Lund
 
 def test_our_own_file(tmp_path):
     found = read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("b", "")), DOCVQA)
-    assert found.answers[0] == Answer(key="a", prediction="Lund", references=("Lund",), question="where?")
+    assert found.answers[0] == EvalSample(key="a", prediction="Lund", references=("Lund",), question="where?")
     assert found.problems == []
 
 
@@ -169,14 +169,14 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_the_set_names_missing_and_unknown_keys(tmp_path):
-    gold = [Answer(key=key, prediction="", references=("Lund",)) for key in ("a", "b")]
+    gold = [EvalSample(key=key, prediction="", references=("Lund",)) for key in ("a", "b")]
     found = join_gold(read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("z")), DOCVQA), gold)
     assert [(answer.key, answer.prediction) for answer in found.answers] == [("a", "Lund")]
     assert found.problems == ["1 predictions missing: b", "1 keys that the dataset does not have: z (line 2)"]
 
 
 def test_a_table_is_joined_by_its_index(tmp_path):
-    gold = [Answer(key="docvqa-00000000", prediction="", references=("12",), meta={"index": "2"})]
+    gold = [EvalSample(key="docvqa-00000000", prediction="", references=("12",), meta={"index": "2"})]
     found = join_gold(read_predictions(xlsx(tmp_path / "r.xlsx", TABLE[:2]), DOCVQA), gold)
     assert [(a.key, a.prediction) for a in found.answers] == [("docvqa-00000000", "nan")]
 

@@ -7,7 +7,7 @@ import pytest
 
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.metrics.base import Answer
+from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.document_f1 import DOCUMENT_F1
 from alignvlm_pl.metrics.multiple_choice import MULTIPLE_CHOICE
 from alignvlm_pl.scoring.records import (
@@ -21,11 +21,11 @@ from alignvlm_pl.scoring.records import (
 from alignvlm_pl.scoring.run import score_answers
 
 
-def answers(count: int = 60) -> list[Answer]:
+def answers(count: int = 60) -> list[EvalSample]:
     rng = random.Random(3)
     texts = ["Lund", "12.5", "Harbour Street", "7 May", "Lunt", "12.50", "harbour street 4"]
     return [
-        Answer(
+        EvalSample(
             key=f"k{index:03d}",
             prediction=rng.choice(texts),
             references=(rng.choice(texts), "7"),
@@ -77,9 +77,9 @@ def test_part_of_a_benchmark_is_marked():
 
 
 def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
-    good = Answer(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
+    good = EvalSample(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
     odd = [
-        Answer(key=key, prediction="4", references=("4",), meta=meta)
+        EvalSample(key=key, prediction="4", references=("4",), meta=meta)
         for key, meta in [("b", {}), ("c", {"split": "vtabfct"}), ("d", {"split": 3})]
     ]
     scored = score_answers(get_benchmark("tablevqa"), [good, *odd])
@@ -92,10 +92,10 @@ def test_a_document_without_name_or_annotation_is_named():
     field = {"prediction": "x", "question": "What is the value for the advertiser?", "references": ("x",)}
     gold = [{"key": "advertiser", "values": [{"value": "x"}]}]
     rows = [
-        Answer(key="a", meta={"document": "one", "gold": gold}, **field),
-        Answer(key="b", meta={"gold": gold}, **field),
-        Answer(key="c", meta={"document": "two"}, **field),
-        Answer(key="d", meta={"document": "three", "gold": [{"key": "advertiser"}]}, **field),
+        EvalSample(key="a", meta={"document": "one", "gold": gold}, **field),
+        EvalSample(key="b", meta={"gold": gold}, **field),
+        EvalSample(key="c", meta={"document": "two"}, **field),
+        EvalSample(key="d", meta={"document": "three", "gold": [{"key": "advertiser"}]}, **field),
     ]
     scored = score_answers(get_benchmark("deepform"), rows)
     assert scored.headline[1] == 1.0
@@ -105,7 +105,7 @@ def test_a_document_without_name_or_annotation_is_named():
 
 
 def test_a_rule_without_what_it_needs_is_not_reported():
-    plain = [Answer(key="a", prediction="1000", references=("1,000",))]
+    plain = [EvalSample(key="a", prediction="1000", references=("1,000",))]
     known = [replace(plain[0], meta={"canonical": ["1000.0"]})]
     wtq = get_benchmark("wtq")
     assert "wtq@official-canonical" not in score_answers(wtq, plain).figures
@@ -126,7 +126,7 @@ def test_equal_rules_are_computed_once(monkeypatch):
     metric = replace(VCR, statistics=lambda rows, rule: calls.append(rule) or VCR.statistics(rows, rule))
     monkeypatch.setattr("alignvlm_pl.benchmarks.base.get_metric", lambda name: metric)
     scored = score_answers(
-        get_benchmark("vcr_easy"), [Answer(key="a", prediction="in Lund", references=("in Lund",))]
+        get_benchmark("vcr_easy"), [EvalSample(key="a", prediction="in Lund", references=("in Lund",))]
     )
     assert calls == [VCR.rules[0]]
     assert {f"exact_match@{rule}" for rule in VCR.rules[1:]} <= set(scored.figures)
@@ -141,9 +141,9 @@ def test_one_rule_alone_and_an_unknown_one():
 
 
 def test_rules_disagree_on_the_border():
-    half = Answer(key="a", prediction="abcd", references=("abef",))  # similarity exactly 0.5
+    half = EvalSample(key="a", prediction="abcd", references=("abef",))  # similarity exactly 0.5
     scored = score_answers(
-        get_benchmark("docvqa"), [half, Answer(key="b", prediction="x", references=("x",))]
+        get_benchmark("docvqa"), [half, EvalSample(key="b", prediction="x", references=("x",))]
     )
     assert scored.disagreements() == [0]
     assert scored.scores[0]["anls"] == 0.5
@@ -153,7 +153,7 @@ def test_rules_disagree_on_the_border():
 
 def test_only_the_split_of_the_benchmark_counts():
     rows = [
-        Answer(
+        EvalSample(
             key=split,
             prediction="A",
             references=("A",),
@@ -166,7 +166,7 @@ def test_only_the_split_of_the_benchmark_counts():
 
 def test_a_rule_of_the_metric_that_the_benchmark_does_not_report_is_scored_when_asked_for():
     meta = {"choices": {"A": "x", "B": "y"}, "split": "validation"}
-    row = Answer(key="a", prediction="B", references=("B",), meta=meta)
+    row = EvalSample(key="a", prediction="B", references=("B",), meta=meta)
     mmmu = get_benchmark("mmmu")
     assert "accuracy@lmms-eval" not in score_answers(mmmu, [row]).figures
     assert score_answers(mmmu, [row], rule="lmms-eval").figures == {"accuracy@lmms-eval": 1.0}
@@ -177,7 +177,7 @@ def test_a_rule_of_the_metric_that_the_benchmark_does_not_report_is_scored_when_
 def test_odd_grades_are_named_and_the_others_scored():
     grades = {"a": 0.5, "b": "abc", "c": None, "d": 7, "e": True, "f": 1}
     rows = [
-        Answer(key=key, prediction="x", references=("x",), meta={"category": "ocr", "judged": grade})
+        EvalSample(key=key, prediction="x", references=("x",), meta={"category": "ocr", "judged": grade})
         for key, grade in grades.items()
     ]
     scored = score_answers(get_benchmark("mmvet"), [*rows, replace(rows[0], key="g", meta={})])
@@ -189,7 +189,7 @@ def test_odd_grades_are_named_and_the_others_scored():
 
 
 def test_answers_that_are_not_scored_are_not_counted():
-    good = Answer(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
+    good = EvalSample(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
     scored = score_answers(get_benchmark("tablevqa"), [good, replace(good, key="b", meta={})])
     assert scored.num == 1
     assert scored.problems[1] == "1 of 1,500 questions"
@@ -198,7 +198,7 @@ def test_answers_that_are_not_scored_are_not_counted():
 
 @pytest.mark.parametrize("rule", MULTIPLE_CHOICE.rules)
 def test_what_is_no_choice_or_no_text_counts_under_no_rule(rule):
-    good = Answer(key="a", prediction="B", references=("B",), meta={"choices": {"A": "x", "B": "y"}})
+    good = EvalSample(key="a", prediction="B", references=("B",), meta={"choices": {"A": "x", "B": "y"}})
     odd = [replace(good, key="b", meta={"choices": ["x", "y"]}), replace(good, key="c", references=(5,))]
     scored = score_answers(
         get_benchmark("mmmu"),
@@ -214,7 +214,7 @@ def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule
     def row(key, document, value):
         gold = [{"key": "advertiser", "values": [{"value": value}]}]
         meta = {"document": document, "gold": gold}
-        return Answer(key=key, prediction="x", question="the advertiser?", references=("x",), meta=meta)
+        return EvalSample(key=key, prediction="x", question="the advertiser?", references=("x",), meta=meta)
 
     rows = [row("a", "one", "x"), row("b", "two", "x"), row("c", "two", "y"), row("d", "three", 5)]
     scored = score_answers(get_benchmark("deepform"), rows, rule=rule)
@@ -225,7 +225,7 @@ def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule
 
 @pytest.mark.parametrize("canonical", [None, [], ""])
 def test_empty_canonical_forms_are_none(canonical):
-    row = Answer(key="a", prediction="1000", references=("1,000",), meta={"canonical": canonical})
+    row = EvalSample(key="a", prediction="1000", references=("1,000",), meta={"canonical": canonical})
     scored = score_answers(get_benchmark("wtq"), [row])
     assert "wtq@official-canonical" not in scored.figures
     odd = replace(row, key="b", references=("a", "b", "c"), meta={"canonical": "abc"})
@@ -255,14 +255,14 @@ def test_names_of_pages_are_short_and_apart(tmp_path):
 
 
 def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():
-    row = Answer(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
+    row = EvalSample(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
     scored = score_answers(get_benchmark("tablevqa"), [row])
     assert scored.figures["vwtq"] == 1.0
     assert scored.figures["vwtq@official"] == 0.0
 
 
 def test_records_keep_everything_and_empty_answers():
-    given = [Answer(key="b", prediction="", references=("x",), meta={"split": "human"}), *answers(2)]
+    given = [EvalSample(key="b", prediction="", references=("x",), meta={"split": "human"}), *answers(2)]
     records = merge_records(to_records(given))
     assert [record["key"] for record in records] == ["b", "k000", "k001"]
     assert to_answers(records)[0] == given[0]
