@@ -37,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from lightning.fabric.utilities import move_data_to_device
 
+from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.training.flops import pairs_of
 from alignvlm_pl.training.module import AlignVLMModule, model_inputs
 from callbacks.throughput import Throughput, peak_memory
@@ -54,13 +55,13 @@ RESULT = "clock.json"
 class Recorded:
     """Batches in memory, without end."""
 
-    def __init__(self, batches: list[dict[str, Any]]) -> None:
+    def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
         return 10**9
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         return cycle(self.batches)
 
 
@@ -130,13 +131,10 @@ class Clock(pl.Callback):
         (Path(trainer.default_root_dir) / RESULT).write_text(json.dumps(results))
 
 
-def bare_step(trainer: pl.Trainer, module: AlignVLMModule, batch: dict[str, Any]) -> None:
+def bare_step(trainer: pl.Trainer, module: AlignVLMModule, batch: Batch) -> None:
     """What a loop without a framework does for one batch."""
     optimizer, device = trainer.optimizers[0], module.device
-    batch = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    batch = move_data_to_device(batch, device)
     half = "bf16" in str(trainer.precision)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         loss = module.net(**model_inputs(batch), labels=batch["labels"], use_cache=False).loss

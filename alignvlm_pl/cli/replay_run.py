@@ -13,11 +13,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from callbacks.ledger import with_losses
 from callbacks.ledger_file import Entry
 from datamodules import WebDataModule
-from datamodules.loading.collate import Batch, question
+from datamodules.loading.collate import question
 
 from ..errors import CheckpointError, DataError
 from ..models.build import load_weights
 from ..models.loading import choose_attention
+from ..preprocessing.batch import Batch
 from ..strategies.sharded_checkpoint import is_folder, read_rest, read_whole
 from ..training.export import RECORD, compare_states
 from ..training.module import AlignVLMModule

@@ -1,13 +1,16 @@
 """Prediction records of a batch (no torch here)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..scoring.records import ERROR, Record
 
+if TYPE_CHECKING:
+    from ..preprocessing.batch import Batch
+
 
 def batch_records(
-    batch: Mapping[str, Any], predictions: Sequence[str], *, read: Sequence[str] | None = None
+    batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None
 ) -> list[Record]:
     """Make the records of a batch: key, question, prediction, references and what metrics need.
 
@@ -39,7 +42,7 @@ def batch_records(
     ]
 
 
-def bad_records(batch: Mapping[str, Any]) -> list[Record]:
+def bad_records(batch: "Batch") -> list[Record]:
     """Make the records of the samples that could not be read: no prediction, and why (CONTRACT:
     datamodules/loading/eval_batches.py).
     """

@@ -9,7 +9,7 @@ Repeats are not merged, as in the Recurrent Neural Aligner (Sak et al. 2017): a 
 
 import string
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ConfigError
+from ..preprocessing.batch import Batch
 from ..preprocessing.tiling import Tiling, choose_grid, plan_tiles
 from .connectors import shuffle_factor, shuffled_grid
 from .losses import TokenLoss
@@ -90,7 +91,7 @@ class PageReadout:
         """Token ids (C,) of the alphabet."""
         return torch.tensor(self.alphabet.columns, device=device)
 
-    def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Mapping[str, Any]) -> Tensor:
+    def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Batch) -> Tensor:
         """Compute log P_vocab (tiles, tokens, C) of a batch's tiles, without running the LLM."""
         device = net.device
         boxes = batch.get("tile_boxes")
@@ -100,7 +101,7 @@ class PageReadout:
             tile_boxes=None if boxes is None else boxes.to(device),
         )
 
-    def loss(self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]) -> TokenLoss:
+    def loss(self, config: Any, log_probs: Tensor, batch: Batch) -> TokenLoss:
         """Compute the CTC loss over characters; a document without an image contributes 0.
 
         Args:
@@ -121,7 +122,7 @@ class PageReadout:
         each, counts = torch.stack(sums), torch.stack(characters)
         return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
 
-    def texts(self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def texts(self, config: Any, log_probs: Tensor, batch: Batch) -> list[tuple[str, str]]:
         """Return (read text, true text) of each document's first image; one line per non-empty row."""
         pages = [
             (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
@@ -130,7 +131,7 @@ class PageReadout:
         return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
 
     def pages(
-        self, config: Any, log_probs: Tensor, batch: Mapping[str, Any]
+        self, config: Any, log_probs: Tensor, batch: Batch
     ) -> Iterator[tuple[Tensor, list[str]] | None]:
         """Yield, for each document's first image, rows of log P_vocab (R, T, C) and their R texts; None without image.
 

@@ -18,6 +18,7 @@ from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.page_readout import PageReadout
 from ..models.processing import AlignVLMProcessor
 from ..ops.linear_cross_entropy import check_loss_backend
+from ..preprocessing.batch import Batch
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharding import is_sharded, no_grad
@@ -183,7 +184,7 @@ class AlignVLMModule(pl.LightningModule):
         assert self.stage is not None
         set_modes(self.net, self.stage)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Sum of the loss over supervised tokens; `configure_gradient_clipping` divides by their true number.
 
         Returns:
@@ -245,12 +246,12 @@ class AlignVLMModule(pl.LightningModule):
         if norm is not None and self._logs_this_step:
             self.log("train/gradient_norm", norm)
 
-    def batch_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""
         assert self.stage is not None
         return self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
 
-    def _answer_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
         assert self.stage is not None
         weight = self.stage.readout_weight
         columns = self.readout.columns(self.device) if weight else None
@@ -266,13 +267,11 @@ class AlignVLMModule(pl.LightningModule):
         loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
         return loss, figures
 
-    def _read_loss(self, batch: dict[str, Any]) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def _read_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
         loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
         return loss, {"train/readout_loss": loss.total / loss.supervised.clamp(min=1)}
 
-    def validation_step(
-        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Any]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
 
         Logs `val/<dataset>/loss`, the mean over the supervised tokens of the dataset.
@@ -294,7 +293,7 @@ class AlignVLMModule(pl.LightningModule):
             outputs = {"predictions": self.generate(batch, max_new_tokens=batch["max_new_tokens"])}
         return {name: [] for name in outputs} if batch["filler"] else outputs
 
-    def _validation_loss(self, batch: dict[str, Any], dataset: str) -> dict[str, Tensor]:
+    def _validation_loss(self, batch: Batch, dataset: str) -> dict[str, Tensor]:
         inputs = model_inputs(batch)
         if batch["filler"]:  # the forward must run, as FSDP gathers in it, but nothing counts
             self.net(**inputs, logits_to_keep=1, use_cache=False)
@@ -314,11 +313,11 @@ class AlignVLMModule(pl.LightningModule):
         )
         return {"loss_sum": loss_sum, "num_supervised": num_supervised}
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """As `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """Predictions of a batch, one string a sample; none of a filler."""
         predictions: list[str] = self.validation_step(batch, batch_idx, dataloader_idx)["predictions"]
         return predictions
@@ -336,7 +335,7 @@ class AlignVLMModule(pl.LightningModule):
         """Optimizer steps of the weights: of the current fit, else of the checkpoint or folder they come from."""
         return self.trainer.global_step or self.loaded_steps
 
-    def generate(self, batch: dict[str, Any], *, max_new_tokens: int = 64) -> list[str]:
+    def generate(self, batch: Batch, *, max_new_tokens: int = 64) -> list[str]:
         """Greedy predictions of a left-padded prompt batch, one string a sample."""
         inputs = {key: value.to(self.device) for key, value in model_inputs(batch).items()}
         # Autocast as in training: the predictions of `test` must be those of the validation during `fit`.
@@ -348,7 +347,7 @@ class AlignVLMModule(pl.LightningModule):
         new = ids[:, inputs["input_ids"].shape[1] :]
         return self.processor.post_process_image_text_to_text(new)
 
-    def read(self, batch: dict[str, Any]) -> list[tuple[str, str]]:
+    def read(self, batch: Batch) -> list[tuple[str, str]]:
         """Text that P_vocab reads from each sample's first image, and the true text; non-empty rows, one a line."""
         with no_grad(self.net), self.trainer.precision_plugin.forward_context():
             log_probs = self.readout.log_probs(self.net, batch)

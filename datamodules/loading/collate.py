@@ -1,4 +1,4 @@
-"""`Sample` -> encoded conversation -> batch, a plain dict that Lightning can move to a device.
+"""`Sample` -> encoded conversation -> `Batch` (alignvlm_pl/preprocessing/batch.py).
 
 Padding is the processor's (right for training, left for generation); here are the choice of turns, the
 fields beside the tensors, and the refusal of a batch that could teach nothing.
@@ -6,7 +6,7 @@ fields beside the tensors, and the refusal of a batch that could teach nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import DataError, NothingToLearnError
+from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
 from ..shards.sample import UNLABELLED, Message, Sample, SampleError, message_text
-
-Batch = dict[str, Any]
 
 
 class Encoded(Protocol):
@@ -169,7 +168,7 @@ class Collator:
         return [*turns[:-1], {**turns[-1], "content": content}]
 
     def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:
-        """Pad encoded samples to one batch; docs/data.md lists its fields.
+        """Pad encoded samples to one batch.
 
         Args:
             items: At least one encoded sample.
@@ -178,10 +177,8 @@ class Collator:
         Raises:
             DataError: A batch for a loss without any supervised token, naming its keys.
         """
-        batch: Batch = dict(
-            self.processor.collate([item.encoded for item in items], pad_left=self.generation)
-        )
-        batch |= {**_fields(items), "filler": filler}
+        tensors = self.processor.collate([item.encoded for item in items], pad_left=self.generation)
+        batch = cast(Batch, {**tensors, **_fields(items), "filler": filler})
         if self.generation:
             samples = [item.sample for item in items]
             batch["references"] = [sample.references for sample in samples]
@@ -200,20 +197,16 @@ class Collator:
             rows: The documents of each row, at least one in each.
 
         Returns:
-            The fields of `collate`, those beside the tensors by document in reading order; also `rows`, the row of each
-            document, and `documents_per_row`.
+            The fields of `collate`, and those of `Batch` that only packed batches have.
 
         Raises:
             DataError: A batch without any supervised token, naming its keys.
         """
-        encoded = [[item.encoded for item in row] for row in rows]
-        batch: Batch = dict(self.processor.collate_packed(encoded))
-        batch |= {
-            **_fields([item for row in rows for item in row]),
-            "filler": False,
-            "rows": [number for number, row in enumerate(rows) for _ in row],
-            "documents_per_row": [len(row) for row in rows],
-        }
+        tensors = self.processor.collate_packed([[item.encoded for item in row] for row in rows])
+        fields = _fields([item for row in rows for item in row])
+        batch = cast(Batch, {**tensors, **fields, "filler": False})
+        batch["rows"] = [number for number, row in enumerate(rows) for _ in row]
+        batch["documents_per_row"] = [len(row) for row in rows]
         self._require_supervision(batch)
         return batch
 
@@ -226,8 +219,8 @@ class Collator:
             )
 
 
-def _fields(items: Sequence[EncodedSample]) -> Batch:
-    """What stands beside the tensors, one entry a document."""
+def _fields(items: Sequence[EncodedSample]) -> dict[str, Any]:
+    """Return the lists of a batch, one entry for each sample."""
     samples = [item.sample for item in items]
     return {
         "keys": [sample.key for sample in samples],

@@ -9,9 +9,11 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch.utils.data import IterableDataset
+
+from alignvlm_pl.preprocessing.batch import BadSample
 
 from ..shards.decode import Decoder
 from ..shards.manifest import Location, Manifest
@@ -54,20 +56,6 @@ class BenchmarkOptions:
     read: Collection[str] = ()
     max_new_tokens: int = 64
     predicted: Mapping[str, Collection[int]] = field(default_factory=dict)
-
-
-class BadSample(NamedTuple):
-    """A sample of an evaluation dataset that could not be read.
-
-    Attributes:
-        key: Its key.
-        reason: Short name under which it is counted.
-        message: What is wrong, with its place.
-    """
-
-    key: str
-    reason: str
-    message: str
 
 
 def plan_evaluation(
@@ -137,13 +125,11 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             ]
             items = [item for _, item in good]
             batch = self.collator.collate(items or [self.collator.filler()], filler=not items)
-            batch |= {
-                "dataset": self.task.dataset,
-                "task": self.task.kind,
-                "max_new_tokens": self.task.max_new_tokens,
-                "positions": [position for position, _ in good],
-                "bad": [item for item in found if isinstance(item, BadSample)],
-            }
+            batch["dataset"] = self.task.dataset
+            batch["task"] = self.task.kind
+            batch["max_new_tokens"] = self.task.max_new_tokens
+            batch["positions"] = [position for position, _ in good]
+            batch["bad"] = [item for item in found if isinstance(item, BadSample)]
             yield WorkerItem(batch=batch)
 
     def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | BadSample]:

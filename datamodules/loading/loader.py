@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.batch import Batch
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.reader import ShardReader
@@ -26,7 +27,7 @@ from ..shards.sample_formats import RawSample
 from ..stream.batching import BatchPlanner, Row
 from ..stream.cursor import Cursor
 from ..stream.stream import TrainStream
-from .collate import Batch, Collator, EncodedSample, answered_messages
+from .collate import Collator, EncodedSample, answered_messages
 from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
 
 Skipped = dict[str, dict[str, int]]
@@ -56,7 +57,7 @@ class WorkerItem:
         if self.batch is None:
             return self
         pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in self.batch.items()}
-        return replace(self, batch=pinned)
+        return replace(self, batch=cast(Batch, pinned))
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,8 @@ class TrainBatches(IterableDataset[WorkerItem]):
         items = [item for row in rows for item in row]
         packed = self.planner.token_budget is not None
         batch = self.collator.collate_packed(rows) if packed else self.collator.collate(items)
-        return batch | {"positions": [item.position for item in items]}
+        batch["positions"] = [item.position for item in items if item.position is not None]
+        return batch
 
     def read(self, position: int) -> EncodedSample | None:
         """Return the sample at a position; None where it is bad, which is counted.

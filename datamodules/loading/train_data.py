@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.preprocessing.batch import Batch
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.index import load_index
@@ -17,7 +18,7 @@ from ..stream.batching import BatchPlanner
 from ..stream.cursor import first_cursors
 from ..stream.state import State, differences, fingerprint, resumed, to_state
 from ..stream.stream import Source, TrainStream
-from .collate import Batch, Collator, Processor
+from .collate import Collator, Processor
 from .loader import ShardLoader, TrainBatches
 
 _MEASURED_SHARDS = 64

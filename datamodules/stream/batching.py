@@ -7,7 +7,6 @@ from .order import permutation
 
 Row = list[int]
 """Positions of the samples that share a row of a batch; one, unless rows are packed."""
-Batch = list[Row]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +32,7 @@ class BatchPlanner:
         """Positions of one window."""
         return self.pack_window if self.token_budget else self.batch_size * self.length_window
 
-    def plan(self, window: int, lengths: Callable[[Sequence[int]], list[int]]) -> list[Batch]:
+    def plan(self, window: int, lengths: Callable[[Sequence[int]], list[int]]) -> list[list[Row]]:
         """Return the batches of a window.
 
         Args:

@@ -1,0 +1,85 @@
+"""The batch: what a data loader gives and what a training, validation or prediction step takes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict
+
+from torch import Tensor
+
+
+class BadSample(NamedTuple):
+    """A sample of an evaluation dataset that could not be read.
+
+    Attributes:
+        key: Its key.
+        reason: Short name under which it is counted.
+        message: What is wrong, with its place.
+    """
+
+    key: str
+    reason: str
+    message: str
+
+
+class _Fields(TypedDict):
+    """Fields of every batch."""
+
+    input_ids: Tensor
+    """(B, L) int64; the image token stands at the visual positions."""
+    attention_mask: Tensor
+    """(B, L) int64; 0 for padding, which is right of a row for training and left for generation."""
+    labels: Tensor
+    """(B, L) int64; -100 has no loss."""
+    pixel_values: Tensor
+    """(tiles, 3, H, W) uint8, the tiles of all samples one after another."""
+    tile_boxes: Tensor
+    """(tiles, 4) int16; left, upper, right, lower edge of a tile's real pixels."""
+    num_tiles: Tensor
+    """(B,) int64, tiles of each row."""
+    keys: list[str]
+    """(samples,) Their keys; this list and all below have one entry for each sample, in reading order."""
+    sources: list[str]
+    """Name of the data that a sample comes from."""
+    lines: list[list[list[dict[str, Any]]]]
+    """For each image of a sample, its text lines; only image 0 can have some."""
+    sizes: list[list[tuple[int, int]]]
+    """For each image of a sample, (width, height) in pixels."""
+    truncated: list[bool]
+    """Whether a sample's text was cut at `max_text_length`."""
+    tokens: list[int]
+    """Tokens of a sample, text and visual. On the host, as `tiles`, so that counting does not wait for a GPU."""
+    tiles: list[int]
+    """Tiles of a sample."""
+    filler: bool
+    """Whether the batch only gives all ranks the same number of batches: it has no labels and is not scored."""
+
+
+class Batch(_Fields, total=False):
+    """A micro batch of B rows: a plain dict at run time, whose tensors Lightning moves to a device.
+
+    A row is one sample, or several in a packed batch. The fields of this class are those of some batches only.
+    """
+
+    positions: list[int]
+    """Training: global index of each sample in the training stream; evaluation: its index in the dataset."""
+    segment_ids: Tensor
+    """Packed: (B, L) int64, number of the sample within its row from 1; 0 for padding."""
+    document_tiles: Tensor
+    """Packed: (samples,) int64, tiles of each sample."""
+    rows: list[int]
+    """Packed: row of each sample."""
+    documents_per_row: list[int]
+    """Packed: (B,) samples of each row."""
+    references: list[list[str]]
+    """Generation: gold texts of each sample."""
+    questions: list[str]
+    """Generation: text of the last user turn of each sample."""
+    meta: list[Mapping[str, Any]]
+    """Generation: `meta` of each sample."""
+    dataset: str
+    """Evaluation: name of the dataset in the config."""
+    task: str
+    """Evaluation: `loss`, `generate` or `read`."""
+    max_new_tokens: int
+    """Evaluation: longest prediction in tokens."""
+    bad: list[BadSample]
+    """Evaluation: the samples of this batch that could not be read."""
