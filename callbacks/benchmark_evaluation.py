@@ -19,9 +19,9 @@ from alignvlm_pl.evaluation.batch_records import bad_records, batch_records
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import Record, merge_records, to_answers, unread
+from alignvlm_pl.scoring.records import Record, merge_records, to_samples, unread
 from alignvlm_pl.scoring.results import Losses
-from alignvlm_pl.scoring.run import Scored, score_answers, without_figures
+from alignvlm_pl.scoring.run import Scored, score_samples, without_figures
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
@@ -328,15 +328,15 @@ class BenchmarkEvaluation(pl.Callback):
             if not setting:
                 raise DataError(f"benchmark {name!r}: {len(records)} predictions for {size} samples")
             problems.append(f"{len(records):,} of {size:,} samples: {setting}")
-        answers = to_answers(records)
+        samples = to_samples(records)
         if needs_judge(benchmark):
-            answers = grade(answers, self.judge) if self.judge else answers
-            if missing := ungraded(answers):
+            samples = grade(samples, self.judge) if self.judge else samples
+            if missing := ungraded(samples):
                 lacking = f"{missing} predictions have no grade: set benchmark.judge"
-                return without_figures(benchmark, answers, [*problems, lacking])
+                return without_figures(benchmark, samples, [*problems, lacking])
         if limit is not None:  # part of the dataset on purpose
-            return score_answers(benchmark, answers, resamples=0, problems=problems, whole=False)
-        return score_answers(benchmark, answers, expected=dataset.expected, problems=problems)
+            return score_samples(benchmark, samples, resamples=0, problems=problems, whole=False)
+        return score_samples(benchmark, samples, expected=dataset.expected, problems=problems)
 
     def _journal(self, trainer: pl.Trainer, module: AlignVLMModule, name: str) -> Journal:
         dataset = _data(trainer).benchmark_dataset(name)

@@ -48,8 +48,8 @@ class RunOutputs:
         path = self._folder / "predictions" / f"{name}{tag}.jsonl"
         write_predictions(path, scored_records(records, scored))
         worst = scored.worst_first()[: self._page_images // 2]
-        keys = [answer.key for answer in scored.answers[: self._page_images - len(worst)]]
-        self._write_pages(name, {*keys, *(scored.answers[index].key for index in worst)})
+        keys = [sample.key for sample in scored.samples[: self._page_images - len(worst)]]
+        self._write_pages(name, {*keys, *(scored.samples[index].key for index in worst)})
 
     def write_run(self, found: Mapping[str, Scored], *, loss: Losses, readout_sets: Sequence[str]) -> None:
         """Write `results.json`, `problems.json`, `report.md` and `report.html` of all datasets."""
@@ -71,7 +71,7 @@ class RunOutputs:
         log.info("%s: %s", name, "  ".join(f"{metric} {value:.4g}" for metric, value in shown.items()))
         for problem in scored.problems:
             log.warning("%s is incomplete: %s", name, problem)
-        first = [a for a in scored.answers if page_path(self._images, name, a.key).is_file()][:_SHOWN]
+        first = [a for a in scored.samples if page_path(self._images, name, a.key).is_file()][:_SHOWN]
         lines = [
             f"- {markdown_text(a.question)} → **{markdown_text(a.prediction) or '(nothing)'}** "
             f"({markdown_text(' | '.join(a.references))})"
@@ -80,9 +80,9 @@ class RunOutputs:
         for logger in self._trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, self._module.evaluated_step
-                for answer in first:
-                    page = np.asarray(Image.open(page_path(self._images, name, answer.key)))
-                    writer.add_image(printable(f"{tag}/{answer.key}"), page, step, dataformats="HWC")
+                for sample in first:
+                    page = np.asarray(Image.open(page_path(self._images, name, sample.key)))
+                    writer.add_image(printable(f"{tag}/{sample.key}"), page, step, dataformats="HWC")
                 writer.add_text(tag, printable("\n".join(lines)), step)
 
     def _write_pages(self, name: str, keys: set[str]) -> None:

@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
         help="folder of the set's shards, for files without references, and to find missing keys",
     )
     parser.add_argument(
-        "--judge", help="module:function that grades answers, for benchmarks that need a judge"
+        "--judge", help="module:function that grades predictions, for benchmarks that need a judge"
     )
     parser.add_argument(
         "--out",
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     from ..benchmarks import Prompt, get_benchmark
     from ..scoring.files import join_gold, read_predictions
     from ..scoring.judge import grade, load_judge
-    from ..scoring.run import score_answers
+    from ..scoring.run import score_samples
 
     # What was asked of a model that answered elsewhere is not known.
     benchmark = replace(get_benchmark(options.benchmark), prompt=Prompt(), prompts={})
@@ -61,9 +61,9 @@ def run(argv: list[str]) -> int:
 
         found = join_gold(found, read_answers(options.answers))
         expected = benchmark.size_from(load_manifest(options.answers).extra.get("origin", ""))
-    answers = _scorable(found, benchmark, options.predictions)
-    answers = grade(answers, load_judge(options.judge)) if options.judge else answers
-    scored = score_answers(benchmark, answers, rule=options.rule, expected=expected, problems=found.problems)
+    samples = _scorable(found, benchmark, options.predictions)
+    samples = grade(samples, load_judge(options.judge)) if options.judge else samples
+    scored = score_samples(benchmark, samples, rule=options.rule, expected=expected, problems=found.problems)
     _print(scored, found.notes)
     if options.out:
         _write(options.out, scored, found)
@@ -76,29 +76,29 @@ def run(argv: list[str]) -> int:
 
 
 def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[EvalSample]":
-    """Return the answers that have references; the others become a problem of the file.
+    """Return the predictions that have references; the others become a problem of the file.
 
     Raises:
         ConfigError: None has any.
         DataError: None belongs to the benchmark.
     """
-    answers = [answer for answer in found.answers if answer.references or "gold" in answer.meta]
-    if not answers:
+    samples = [sample for sample in found.samples if sample.references or "gold" in sample.meta]
+    if not samples:
         raise ConfigError(
-            f"{path}: none of {len(found.answers)} predictions has references; give the set that was answered with "
+            f"{path}: none of {len(found.samples)} predictions has references; give the set that was answered with "
             "--answers FOLDER"
         )
-    if not any(benchmark.belongs(answer.meta) for answer in answers):
+    if not any(benchmark.belongs(sample.meta) for sample in samples):
         wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
         raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
     from ..scoring.faults import Faults
 
     faults = Faults()
-    for answer in found.answers:
-        if not answer.references and "gold" not in answer.meta:
-            faults.add("predictions without references", answer.key, found.places.get(answer.key, ""))
+    for sample in found.samples:
+        if not sample.references and "gold" not in sample.meta:
+            faults.add("predictions without references", sample.key, found.places.get(sample.key, ""))
     found.problems += faults.lines()
-    return answers
+    return samples
 
 
 def _print(scored: "Scored", notes: list[str]) -> None:
@@ -130,7 +130,7 @@ def _write(folder: Path, scored: "Scored", found: "PredictionFile") -> None:
     from ..utils.atomic_files import write_predictions, write_results
 
     name = scored.benchmark.name
-    records = [*to_records(scored.answers), *found.unread]
+    records = [*to_records(scored.samples), *found.unread]
     write_predictions(folder / "predictions" / f"{name}.jsonl", scored_records(records, scored))
     write_results(folder / "results.json", results({name: scored}))
     write_results(folder / "problems.json", problem_lists({name: scored.problems}))

@@ -15,7 +15,7 @@ from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 
 from .faults import Faults
-from .records import ERROR, Record, is_unread, to_answer, unread
+from .records import ERROR, Record, is_unread, to_sample, unread
 from .tsv import TabTable
 
 Row = dict[str, str | None]
@@ -26,24 +26,24 @@ class PredictionFile:
     """Content of a prediction file.
 
     Attributes:
-        answers: One prediction for each valid row, in the order of the file.
+        samples: One prediction for each valid row, in the order of the file.
         places: Key -> its place in the file, for example ``line 3``.
         unread: Records of the samples that could not be read when they were evaluated.
         problems: Invalid rows by reason, with the first of them named.
         notes: What else a reader of the scores must know.
     """
 
-    answers: list[EvalSample] = field(default_factory=list)
+    samples: list[EvalSample] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
     unread: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, answer: EvalSample, place: str) -> None:
+    def add(self, sample: EvalSample, place: str) -> None:
         """Add a prediction."""
-        self.answers.append(answer)
-        earlier = self.places.get(answer.key)
-        self.places[answer.key] = f"{earlier}, {place}" if earlier else place
+        self.samples.append(sample)
+        earlier = self.places.get(sample.key)
+        self.places[sample.key] = f"{earlier}, {place}" if earlier else place
 
 
 def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
@@ -65,12 +65,12 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
         raise DataError(f"there is no prediction file {path}")
     found, faults = PredictionFile(), Faults()
     readers[path.suffix](path, benchmark, found, faults)
-    counts = Counter(answer.key for answer in found.answers)
+    counts = Counter(sample.key for sample in found.samples)
     for key in (key for key, count in counts.items() if count > 1):
         faults.add("keys repeated, none of their rows counts", key, found.places[key])
-    found.answers = [answer for answer in found.answers if counts[answer.key] == 1]
+    found.samples = [sample for sample in found.samples if counts[sample.key] == 1]
     found.problems += [*unread(found.unread), *faults.lines()]
-    if not found.answers:
+    if not found.samples:
         raise DataError(
             f"{path} holds no usable prediction{': ' if found.problems else ''}{'; '.join(found.problems)}"
         )
@@ -87,11 +87,11 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
     Returns:
         Predictions in the order of the dataset; unknown keys and missing ones are problems.
     """
-    by_key = {answer.key: answer for answer in found.answers}
+    by_key = {sample.key: sample for sample in found.samples}
     # Tables made elsewhere have the row's index, not the keys of the dataset.
-    by_index = {str(answer.meta.get("index")): answer for answer in found.answers if "index" in answer.meta}
+    by_index = {str(sample.meta.get("index")): sample for sample in found.samples if "index" in sample.meta}
     named = {record["key"] for record in found.unread}
-    faults, answers, used = Faults(), [], set()
+    faults, samples, used = Faults(), [], set()
     for sample in gold:
         match = by_key.get(sample.key) or by_index.get(str(sample.meta.get("index")))
         if match is None:
@@ -99,11 +99,11 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
                 faults.add("predictions missing", sample.key)
             continue
         used.add(match.key)
-        answers.append(replace(sample, prediction=match.prediction))
-    for answer in found.answers:
-        if answer.key not in used:
-            faults.add("keys that the dataset does not have", answer.key, found.places.get(answer.key, ""))
-    return replace(found, answers=answers, problems=[*found.problems, *faults.lines()])
+        samples.append(replace(sample, prediction=match.prediction))
+    for sample in found.samples:
+        if sample.key not in used:
+            faults.add("keys that the dataset does not have", sample.key, found.places.get(sample.key, ""))
+    return replace(found, samples=samples, problems=[*found.problems, *faults.lines()])
 
 
 def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
@@ -115,10 +115,10 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
                 record = json.loads(line.decode("utf-8-sig"))
                 if isinstance(record, dict) and is_unread(record):
                     empty = {"prediction": "", "references": [], "meta": {}}
-                    to_answer(empty | {"key": record.get("key")})
+                    to_sample(empty | {"key": record.get("key")})
                     found.unread.append(empty | {name: record[name] for name in ("key", ERROR)})
                 else:
-                    found.add(to_answer(record), f"line {number}")
+                    found.add(to_sample(record), f"line {number}")
             except (ValueError, RecursionError) as error:
                 faults.add("lines that are no prediction record", f"line {number}", str(error))
 
@@ -138,14 +138,14 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
         if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
             cells["answer"] = "nan"  # as pandas reads it: see `_reload`
         question, references, meta = read_row(cells, benchmark)
-        answer = EvalSample(
+        sample = EvalSample(
             key=index,
             prediction=row["prediction"] or "",
             references=tuple(references),
             question=question,
             meta=meta,
         )
-        found.add(answer, place)
+        found.add(sample, place)
     if columns and "prediction" not in columns:
         raise DataError(
             f"{path} has no column 'prediction' (found: {', '.join(columns)}): is it a result table?"
@@ -156,10 +156,10 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
 
 def _reload(found: PredictionFile) -> None:
     """Replace the predictions by what VLMEvalKit itself reads: some change in its xlsx and tsv files."""
-    given = [answer.prediction for answer in found.answers]
+    given = [sample.prediction for sample in found.samples]
     reloaded = reload_predictions(given)
-    found.answers = [
-        replace(answer, prediction=text) for answer, text in zip(found.answers, reloaded, strict=True)
+    found.samples = [
+        replace(sample, prediction=text) for sample, text in zip(found.samples, reloaded, strict=True)
     ]
     if changed := sum(before != after for before, after in zip(given, reloaded, strict=True)):
         found.notes.append(

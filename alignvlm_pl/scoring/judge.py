@@ -35,22 +35,22 @@ def load_judge(name: str) -> Judge:
     return judge
 
 
-def grade(answers: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
+def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
     """Have the judge grade each prediction that has no grade yet; grades go into ``meta["judged"]``."""
     return [
-        _graded(answer, judge) if _is_open(answer) and answer.references else answer for answer in answers
+        _graded(sample, judge) if _is_open(sample) and sample.references else sample for sample in samples
     ]
 
 
-def ungraded(answers: Sequence[EvalSample]) -> int:
+def ungraded(samples: Sequence[EvalSample]) -> int:
     """Number of predictions that have no grade."""
-    return sum(map(_is_open, answers))
+    return sum(map(_is_open, samples))
 
 
-def _is_open(answer: EvalSample) -> bool:
-    return answer.meta.get("judged") is None
+def _is_open(sample: EvalSample) -> bool:
+    return sample.meta.get("judged") is None
 
 
-def _graded(answer: EvalSample, judge: Judge) -> EvalSample:
-    score = judged_score(answer.question, answer.references[0], answer.prediction, judge=judge)
-    return replace(answer, meta={**answer.meta, "judged": score})
+def _graded(sample: EvalSample, judge: Judge) -> EvalSample:
+    score = judged_score(sample.question, sample.references[0], sample.prediction, judge=judge)
+    return replace(sample, meta={**sample.meta, "judged": score})

@@ -32,7 +32,7 @@ def page_path(images: Path, name: str, key: str) -> Path:
     return images / name / f"{stem}.png"
 
 
-def to_answer(record: Record) -> EvalSample:
+def to_sample(record: Record) -> EvalSample:
     """Make a metric's input of a record.
 
     Raises:
@@ -62,13 +62,13 @@ def _is_shallow(value: object, levels: int) -> bool:
     return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
-def to_answers(records: Iterable[Record]) -> list[EvalSample]:
+def to_samples(records: Iterable[Record]) -> list[EvalSample]:
     """Make metrics' inputs of records; samples that could not be read are skipped, see `unread`.
 
     Raises:
-        ValueError: As `to_answer`.
+        ValueError: As `to_sample`.
     """
-    return [to_answer(record) for record in records if not is_unread(record)]
+    return [to_sample(record) for record in records if not is_unread(record)]
 
 
 def is_unread(record: Record) -> bool:
@@ -76,17 +76,17 @@ def is_unread(record: Record) -> bool:
     return bool(record.get(ERROR))
 
 
-def to_records(answers: Iterable[EvalSample]) -> list[Record]:
-    """Make records of metrics' inputs; the inverse of `to_answers`."""
+def to_records(samples: Iterable[EvalSample]) -> list[Record]:
+    """Make records of metrics' inputs; the inverse of `to_samples`."""
     return [
         {
-            "key": answer.key,
-            "question": answer.question,
-            "prediction": answer.prediction,
-            "references": list(answer.references),
-            "meta": dict(answer.meta),
+            "key": sample.key,
+            "question": sample.question,
+            "prediction": sample.prediction,
+            "references": list(sample.references),
+            "meta": dict(sample.meta),
         }
-        for answer in answers
+        for sample in samples
     ]
 
 
@@ -98,7 +98,7 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
 
 def scored_records(records: Sequence[Record], scored: Scored) -> list[Record]:
     """Return the scored records with their scores under every rule, and the records that have an error."""
-    scores = {answer.key: values for answer, values in zip(scored.answers, scored.scores, strict=True)}
+    scores = {sample.key: values for sample, values in zip(scored.samples, scored.scores, strict=True)}
     return [
         {
             **{name: record[name] for name in (*FIELDS, ERROR) if record.get(name) or name in _ALWAYS},

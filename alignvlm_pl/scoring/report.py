@@ -138,7 +138,7 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
     disagreements = scored.disagreements()
 
     def row(index: int) -> dict[str, Any]:
-        return _row(scored, index, page_path(images, set_name, scored.answers[index].key), folder)
+        return _row(scored, index, page_path(images, set_name, scored.samples[index].key), folder)
 
     rows = map(row, scored.worst_first())
     return {
@@ -163,12 +163,12 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
 
 
 def _row(scored: Scored, index: int, page: Path, folder: Path) -> dict[str, Any]:
-    answer = scored.answers[index]
+    sample = scored.samples[index]
     return {
-        "key": answer.key,
-        "question": answer.question,
-        "prediction": answer.prediction,
-        "references": answer.references,
+        "key": sample.key,
+        "question": sample.question,
+        "prediction": sample.prediction,
+        "references": sample.references,
         "scores": scored.scores[index],
         "image": page.relative_to(folder).as_posix() if page.is_file() else "",
     }

@@ -24,7 +24,7 @@ class Scored:
 
     Attributes:
         benchmark: The benchmark.
-        answers: Its predictions, in the order given.
+        samples: Its predictions, in the order given.
         scores: Score of each prediction under every rule: ``metric`` or ``metric@rule``. Predictions that are scored
             together, the fields of a document, share the score of the document.
         figures: Metric to score, a fraction of 1: ``metric``, ``metric@rule`` and ``metric/group``; the first is the
@@ -35,7 +35,7 @@ class Scored:
     """
 
     benchmark: Benchmark
-    answers: list[EvalSample]
+    samples: list[EvalSample]
     scores: list[dict[str, float]]
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -67,7 +67,7 @@ class Scored:
         sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
         # The first score is that of the first metric, under its default rule where that was asked for.
         return sorted(
-            range(len(self.answers)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0)
+            range(len(self.samples)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0)
         )
 
     def disagreements(self) -> list[int]:
@@ -75,9 +75,9 @@ class Scored:
         return [index for index, values in enumerate(self.scores) if _differ(values)]
 
 
-def score_answers(
+def score_samples(
     benchmark: Benchmark,
-    answers: Iterable[EvalSample],
+    samples: Iterable[EvalSample],
     *,
     expected: int | None = None,
     rule: str | None = None,
@@ -89,7 +89,7 @@ def score_answers(
 
     Args:
         benchmark: What to score.
-        answers: One prediction a question; those that are not of the benchmark's split are left out.
+        samples: One prediction a question; those that are not of the benchmark's split are left out.
         expected: Questions that the dataset must have, see `Benchmark.size_from`; None: the benchmark's size.
         rule: Score under this rule of its metrics alone; None: under all that the benchmark reports.
         resamples: Bootstrap resamples of the intervals; 0: no intervals.
@@ -99,7 +99,7 @@ def score_answers(
     Raises:
         ConfigError: No metric of the benchmark has the rule, or the predictions lack what it needs, or need a judge.
     """
-    kept = [answer for answer in answers if benchmark.belongs(answer.meta)]
+    kept = [sample for sample in samples if benchmark.belongs(sample.meta)]
     scores: list[dict[str, float]] = [{} for _ in kept]
     figures: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
@@ -127,10 +127,10 @@ def score_answers(
                 if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {figure + ending: ends for figure, ends in found.items()}
-    num = sum(benchmark.count(answer) for answer, found in zip(kept, scores, strict=True) if found)
+    num = sum(benchmark.count(sample) for sample, found in zip(kept, scores, strict=True) if found)
     return Scored(
         benchmark=benchmark,
-        answers=kept,
+        samples=kept,
         scores=scores,
         figures=figures,
         intervals=intervals,
@@ -139,12 +139,12 @@ def score_answers(
     )
 
 
-def without_figures(benchmark: Benchmark, answers: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
+def without_figures(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
     """Return the result of predictions that cannot be scored: they are kept, without a score."""
     return Scored(
         benchmark=benchmark,
-        answers=list(answers),
-        scores=[{} for _ in answers],
+        samples=list(samples),
+        scores=[{} for _ in samples],
         figures={},
         intervals={},
         num=0,
@@ -153,7 +153,7 @@ def without_figures(benchmark: Benchmark, answers: Sequence[EvalSample], problem
 
 
 def _load(
-    benchmark: Benchmark, rule: str | None, answers: Sequence[EvalSample]
+    benchmark: Benchmark, rule: str | None, samples: Sequence[EvalSample]
 ) -> list[tuple[Metric, tuple[str, ...]]]:
     """Metrics with the requested rules for which some prediction has what the rule needs."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
@@ -162,28 +162,28 @@ def _load(
         raise ConfigError(f"no metric of {benchmark.name} has a rule {rule!r}; {nearest(rule, known)}")
     chosen = []
     for metric, reported in loaded:
-        if metric.needs_judge and not any(answer.meta.get("judged") is not None for answer in answers):
-            metric.statistics(answers[:1], metric.rules[0])  # raises, and names what is missing
+        if metric.needs_judge and not any(sample.meta.get("judged") is not None for sample in samples):
+            metric.statistics(samples[:1], metric.rules[0])  # raises, and names what is missing
         wanted = [name for name in metric.rules if name == rule] if rule else list(reported)
-        usable = tuple(name for name in wanted if _has_needs(metric, name, answers))
+        usable = tuple(name for name in wanted if _has_needs(metric, name, samples))
         if wanted and not usable:
             raise ConfigError(
-                f"rule {rule!r} of {metric.name} needs meta[{metric.needs[wanted[0]]!r}], which no answer has"
+                f"rule {rule!r} of {metric.name} needs meta[{metric.needs[wanted[0]]!r}], which no prediction has"
             )
         chosen += [(metric, usable)] if usable else []
     return chosen
 
 
-def _has_needs(metric: Metric, rule: str, answers: Sequence[EvalSample]) -> bool:
+def _has_needs(metric: Metric, rule: str, samples: Sequence[EvalSample]) -> bool:
     need = metric.needs.get(rule)
-    return need is None or any(answer.meta.get(need) for answer in answers)
+    return need is None or any(sample.meta.get(need) for sample in samples)
 
 
 def _statistics(
-    metric: Metric, answers: Sequence[EvalSample], unit: Sequence[int], rule: str, faults: Faults
+    metric: Metric, samples: Sequence[EvalSample], unit: Sequence[int], rule: str, faults: Faults
 ) -> Statistics | None:
     """Statistics of one unit; None where the metric cannot score its predictions."""
-    rows = [answers[index] for index in unit]
+    rows = [samples[index] for index in unit]
     try:
         need = metric.needs.get(rule)
         if need and not all(row.meta.get(need) for row in rows):
@@ -205,12 +205,12 @@ def _statistics(
 
 
 def _groups(
-    benchmark: Benchmark, answers: Sequence[EvalSample], units: Sequence[list[int]]
+    benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence[list[int]]
 ) -> dict[str, list[int]]:
     """Units of the whole dataset, under the empty name, and of each group by its name."""
     groups = {"": list(range(len(units)))}
     for position, unit in enumerate(units):
-        group = answers[unit[0]].meta.get(benchmark.groups)
+        group = samples[unit[0]].meta.get(benchmark.groups)
         if group:
             groups.setdefault(str(group), []).append(position)
     return groups

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.benchmarks import get_benchmark
-from alignvlm_pl.scoring.records import to_answers
-from alignvlm_pl.scoring.run import score_answers
+from alignvlm_pl.scoring.records import to_samples
+from alignvlm_pl.scoring.run import score_samples
 from callbacks.benchmark_evaluation import gather_records
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ dist.destroy_process_group()
 
 
 def scores(records):
-    scored = score_answers(get_benchmark("chartqa"), to_answers(records))
+    scored = score_samples(get_benchmark("chartqa"), to_samples(records))
     return scored.num, scored.figures, scored.intervals
 
 

@@ -256,13 +256,13 @@ def test_gold_of_documents_comes_from_due(tmp_path):
     assert found[0].meta["gold"] == [{"key": "advertiser", "values": [{"value": "Acme"}]}]
     assert [sample.meta["field"] for sample in found] == ["advertiser", "advertiser", "contract_num"]
 
-    from alignvlm_pl.scoring.run import score_answers
+    from alignvlm_pl.scoring.run import score_samples
 
     answers = [
         replace(a, prediction=p)
         for a, p in zip(read_answers(tmp_path / "set"), ["acme", "bee", "18"], strict=True)
     ]
-    scored = score_answers(get_benchmark("deepform"), answers)
+    scored = score_samples(get_benchmark("deepform"), answers)
     assert scored.figures["precision"] == scored.figures["recall"] == pytest.approx(2 / 3)
     assert scored.problems == ["3 of 1,500 questions"]
 

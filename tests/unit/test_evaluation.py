@@ -6,7 +6,7 @@ import pytest
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.evaluation.batch_records import batch_records
-from alignvlm_pl.scoring.records import to_answers
+from alignvlm_pl.scoring.records import to_samples
 from alignvlm_pl.scoring.results import overall
 from alignvlm_pl.utils.atomic_files import write_predictions, write_results
 
@@ -30,7 +30,7 @@ def test_records_hold_what_metrics_need():
         "references": ["Lund"],
         "meta": {"split": "human"},
     }
-    assert to_answers(records)[0].references == ("12.50", "12.5")
+    assert to_samples(records)[0].references == ("12.50", "12.5")
 
 
 def test_a_lost_answer_is_an_error_and_not_a_shift():

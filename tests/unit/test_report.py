@@ -8,7 +8,7 @@ from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.scoring.records import page_path
 from alignvlm_pl.scoring.report import TABLE_1, RunInfo, percent, write_reports
-from alignvlm_pl.scoring.run import score_answers
+from alignvlm_pl.scoring.run import score_samples
 
 EVIL = "<img src=x onerror=alert(1)>|`*_[link](javascript:x)\n# heading"
 
@@ -19,7 +19,7 @@ def scored_docvqa():
         EvalSample(key="half", prediction="abcd", references=("abef",), question=EVIL),
         EvalSample(key="../evil", prediction=EVIL, references=(EVIL + "!", "x"), question="what?"),
     ]
-    return score_answers(get_benchmark("docvqa"), rows)
+    return score_samples(get_benchmark("docvqa"), rows)
 
 
 def test_html_escapes_everything(tmp_path):
@@ -59,7 +59,7 @@ def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
 
 
 def test_a_figure_of_one_rule_is_labelled(tmp_path):
-    scored = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, rule="due")
+    scored = score_samples(get_benchmark("docvqa"), scored_docvqa().samples, rule="due")
     write_reports(tmp_path, {"docvqa": scored}, images=tmp_path)
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
@@ -69,8 +69,8 @@ def test_a_figure_of_one_rule_is_labelled(tmp_path):
 
 
 def test_a_report_names_run_metrics_and_directions_and_marks_only_what_is_incomplete(tmp_path):
-    cer = score_answers(plain_benchmark("lines", metrics=("cer",)), scored_docvqa().answers)
-    whole = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
+    cer = score_samples(plain_benchmark("lines", metrics=("cer",)), scored_docvqa().samples)
+    whole = score_samples(get_benchmark("docvqa"), scored_docvqa().samples, expected=3)
     run = RunInfo(run="runs/a_b", weights="runs/a/hf", step=1200, date="2026-01-02 03:04")
     write_reports(tmp_path, {"docvqa": whole, "lines": cer}, images=tmp_path, run=run)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
@@ -85,7 +85,7 @@ def test_a_report_names_run_metrics_and_directions_and_marks_only_what_is_incomp
 
 
 def test_the_average_needs_all_nine_columns_whole(tmp_path):
-    one = score_answers(get_benchmark("docvqa"), scored_docvqa().answers, expected=3)
+    one = score_samples(get_benchmark("docvqa"), scored_docvqa().samples, expected=3)
     assert not one.problems
     found = dict.fromkeys(TABLE_1, one)
     write_reports(tmp_path, found, images=tmp_path)
@@ -94,9 +94,9 @@ def test_the_average_needs_all_nine_columns_whole(tmp_path):
 
 
 def test_the_overview_has_the_columns_of_table_1_in_its_order(tmp_path):
-    answers = scored_docvqa().answers
-    found = {name: score_answers(get_benchmark(name), answers) for name in ("gqa", "wtq", "docvqa")}
-    found["own"] = score_answers(plain_benchmark("own", metrics=("anls",)), answers)
+    samples = scored_docvqa().samples
+    found = {name: score_samples(get_benchmark(name), samples) for name in ("gqa", "wtq", "docvqa")}
+    found["own"] = score_samples(plain_benchmark("own", metrics=("anls",)), samples)
     write_reports(tmp_path, found, images=tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
     header, _, metrics, ours, *rest = [line for line in lines if line.startswith("|")]

@@ -35,7 +35,7 @@ def test_odd_records_of_json_are_named(tmp_path):
     ]
     (tmp_path / "r.json").write_text(json.dumps(table))
     found = read_predictions(tmp_path / "r.json", DOCVQA)
-    assert [answer.key for answer in found.answers] == ["1"]
+    assert [sample.key for sample in found.samples] == ["1"]
     assert found.problems == [
         "1 rows without prediction: record 2",
         "1 records that are no objects: record 3 (5)",

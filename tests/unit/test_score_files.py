@@ -25,14 +25,14 @@ def row(key: str, prediction: str = "Lund", references: tuple[str, ...] = ("Lund
 
 def test_our_own_file(tmp_path):
     found = read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("b", "")), DOCVQA)
-    assert found.answers[0] == EvalSample(key="a", prediction="Lund", references=("Lund",), question="where?")
+    assert found.samples[0] == EvalSample(key="a", prediction="Lund", references=("Lund",), question="where?")
     assert found.problems == []
 
 
 def test_bad_lines_are_named_and_counted(tmp_path):
     rows = [row("a"), "{broken", row("twice"), {"key": "b"}, row("twice"), {**row("c"), "prediction": 3}]
     found = read_predictions(jsonl(tmp_path / "p.jsonl", *rows), DOCVQA)
-    assert [answer.key for answer in found.answers] == ["a"]
+    assert [sample.key for sample in found.samples] == ["a"]
     broken, repeated = found.problems
     assert broken.startswith("3 lines that are no prediction record: line 2 (")
     assert (
@@ -47,7 +47,7 @@ def test_a_line_that_is_no_utf8_is_named_and_the_mark_of_its_order_is_passed_ove
     good = json.dumps(row("a")).encode()
     path.write_bytes(b"\xef\xbb\xbf" + good + b"\n" + good.replace(b"Lund", b"L\xfcnd") + b"\n")
     found = read_predictions(path, DOCVQA)
-    assert [answer.key for answer in found.answers] == ["a"]
+    assert [sample.key for sample in found.samples] == ["a"]
     assert found.problems[0].startswith("1 lines that are no prediction record: line 2 ('utf-8'")
 
 
@@ -94,7 +94,7 @@ def tsv(path: Path, rows: list[dict]) -> Path:
 )
 def test_result_tables_are_read_as_their_toolkit_reads_them(tmp_path, write, name):
     found = read_predictions(write(tmp_path / name, TABLE), DOCVQA)
-    assert [(a.key, a.prediction, a.references) for a in found.answers] == [
+    assert [(a.key, a.prediction, a.references) for a in found.samples] == [
         ("1", "Malmö", ("Lund", "Malmö")),
         # JSON keeps texts apart from missing values; the others are read by pandas.
         *(
@@ -104,7 +104,7 @@ def test_result_tables_are_read_as_their_toolkit_reads_them(tmp_path, write, nam
         ),
         ("4", "x", ()),
     ]
-    assert found.answers[0].meta == {"split": "val", "index": "1"}
+    assert found.samples[0].meta == {"split": "val", "index": "1"}
     assert found.problems == []
     assert [note[:21] for note in found.notes] == ([] if name == "r.json" else ["2 predictions change "])
 
@@ -113,7 +113,7 @@ def test_rows_of_a_table_that_do_not_read_are_named(tmp_path):
     path = tmp_path / "r.tsv"
     path.write_text("index\tanswer\tprediction\n1\ta\ta\n2\ta\n3\ta\ta\tb\n\ta\ta\n", "utf-8-sig")
     found = read_predictions(path, DOCVQA)
-    assert [answer.key for answer in found.answers] == ["1"]
+    assert [sample.key for sample in found.samples] == ["1"]
     assert found.problems == [
         "2 broken rows: row 3 (expected 3 columns, found 2), row 4 (expected 3 columns, found 4)",
         "1 rows without index: row 5",
@@ -134,7 +134,7 @@ def test_a_workbook_whose_rows_end_early_keeps_its_columns(tmp_path):
                 item, text.replace(b'<dimension ref="A1:C3"/>', b"") if "sheet1" in item else text
             )
     found = read_predictions(stripped, DOCVQA)
-    assert [(answer.key, answer.references) for answer in found.answers] == [("1", ("x",)), ("2", ())]
+    assert [(sample.key, sample.references) for sample in found.samples] == [("1", ("x",)), ("2", ())]
 
 
 def test_options_become_choices(tmp_path):
@@ -142,14 +142,14 @@ def test_options_become_choices(tmp_path):
         {"index": 7, "question": "q", "A": "dog", "B": "cat", "C": "None", "answer": "B", "prediction": "B"}
     ]
     found = read_predictions(xlsx(tmp_path / "r.xlsx", table), get_benchmark("seed"))
-    assert found.answers[0].meta["choices"] == {"A": "dog", "B": "cat"}  # pandas reads None as an empty cell
+    assert found.samples[0].meta["choices"] == {"A": "dog", "B": "cat"}  # pandas reads None as an empty cell
 
 
 @pytest.mark.parametrize("write", [xlsx, tsv])
 def test_a_gold_none_is_what_pandas_reads(tmp_path, write):
     rows = [{"index": 1, "question": "q", "answer": "None", "prediction": "None"}]
     found = read_predictions(write(tmp_path / f"r.{write.__name__}", rows), get_benchmark("gqa"))
-    assert (found.answers[0].prediction, found.answers[0].references) == ("nan", ("nan",))
+    assert (found.samples[0].prediction, found.samples[0].references) == ("nan", ("nan",))
 
 
 def test_files_that_are_none(tmp_path):
@@ -171,14 +171,14 @@ def test_files_that_are_none(tmp_path):
 def test_the_set_names_missing_and_unknown_keys(tmp_path):
     gold = [EvalSample(key=key, prediction="", references=("Lund",)) for key in ("a", "b")]
     found = join_gold(read_predictions(jsonl(tmp_path / "p.jsonl", row("a"), row("z")), DOCVQA), gold)
-    assert [(answer.key, answer.prediction) for answer in found.answers] == [("a", "Lund")]
+    assert [(sample.key, sample.prediction) for sample in found.samples] == [("a", "Lund")]
     assert found.problems == ["1 predictions missing: b", "1 keys that the dataset does not have: z (line 2)"]
 
 
 def test_a_table_is_joined_by_its_index(tmp_path):
     gold = [EvalSample(key="docvqa-00000000", prediction="", references=("12",), meta={"index": "2"})]
     found = join_gold(read_predictions(xlsx(tmp_path / "r.xlsx", TABLE[:2]), DOCVQA), gold)
-    assert [(a.key, a.prediction) for a in found.answers] == [("docvqa-00000000", "nan")]
+    assert [(a.key, a.prediction) for a in found.samples] == [("docvqa-00000000", "nan")]
 
 
 def test_score_prints_figures_and_writes_reports(tmp_path, capsys):

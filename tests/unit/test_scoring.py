@@ -14,14 +14,14 @@ from alignvlm_pl.scoring.records import (
     merge_records,
     page_path,
     scored_records,
-    to_answers,
     to_records,
+    to_samples,
     unread,
 )
-from alignvlm_pl.scoring.run import score_answers
+from alignvlm_pl.scoring.run import score_samples
 
 
-def answers(count: int = 60) -> list[EvalSample]:
+def samples(count: int = 60) -> list[EvalSample]:
     rng = random.Random(3)
     texts = ["Lund", "12.5", "Harbour Street", "7 May", "Lunt", "12.50", "harbour street 4"]
     return [
@@ -37,40 +37,40 @@ def answers(count: int = 60) -> list[EvalSample]:
 
 def test_the_order_of_the_answers_changes_nothing():
     plain = plain_benchmark("set", metrics=("anls", "exact_match"))
-    first = score_answers(plain, answers())
-    shuffled = answers()
+    first = score_samples(plain, samples())
+    shuffled = samples()
     random.Random(1).shuffle(shuffled)
-    assert score_answers(plain, shuffled).figures == first.figures
+    assert score_samples(plain, shuffled).figures == first.figures
     assert 0 < first.figures["anls"] < 1
 
 
 def test_intervals_hold_the_figure_and_come_out_the_same_again():
     plain = plain_benchmark("set", metrics=("exact_match",))
-    first, again = score_answers(plain, answers()), score_answers(plain, answers())
+    first, again = score_samples(plain, samples()), score_samples(plain, samples())
     assert first.intervals == again.intervals
     low, high = first.intervals["exact_match"]
     assert low < first.figures["exact_match"] < high
     # A share of 20 % among 60: the normal approximation gives half a width of about 0.1.
     assert 0.1 < high - low < 0.4
-    assert score_answers(plain, answers(), resamples=0).intervals == {}
+    assert score_samples(plain, samples(), resamples=0).intervals == {}
 
 
 def test_groups_and_rules_are_figures_of_their_own():
-    scored = score_answers(get_benchmark("chartqa"), answers())
+    scored = score_samples(get_benchmark("chartqa"), samples())
     name = "relaxed_accuracy"
     assert {name, f"{name}/human", f"{name}/augmented", f"{name}@vlmevalkit-2025-02"} <= set(scored.figures)
-    sizes = {group: sum(a.meta["split"] == group for a in answers()) for group in ("human", "augmented")}
+    sizes = {group: sum(a.meta["split"] == group for a in samples()) for group in ("human", "augmented")}
     mean = sum(scored.figures[f"{name}/{group}"] * size for group, size in sizes.items()) / 60
     assert scored.figures[name] == pytest.approx(mean)
     assert scored.headline == (name, scored.figures[name])
 
 
 def test_part_of_a_benchmark_is_marked():
-    scored = score_answers(get_benchmark("docvqa"), answers(), problems=["2 rows lost"])
+    scored = score_samples(get_benchmark("docvqa"), samples(), problems=["2 rows lost"])
     assert scored.problems == ["2 rows lost", "60 of 5,349 questions"]
-    assert score_answers(plain_benchmark("own", metrics=("anls",)), answers()).problems == []
-    assert score_answers(get_benchmark("docvqa"), answers(), expected=60).problems == []
-    nothing = score_answers(get_benchmark("docvqa"), [])
+    assert score_samples(plain_benchmark("own", metrics=("anls",)), samples()).problems == []
+    assert score_samples(get_benchmark("docvqa"), samples(), expected=60).problems == []
+    nothing = score_samples(get_benchmark("docvqa"), [])
     assert nothing.num == 0
     assert nothing.figures == {}
     assert nothing.problems == ["0 of 5,349 questions"]
@@ -82,7 +82,7 @@ def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
         EvalSample(key=key, prediction="4", references=("4",), meta=meta)
         for key, meta in [("b", {}), ("c", {"split": "vtabfct"}), ("d", {"split": 3})]
     ]
-    scored = score_answers(get_benchmark("tablevqa"), [good, *odd])
+    scored = score_samples(get_benchmark("tablevqa"), [good, *odd])
     assert scored.figures["tablevqa/vwtq" if "tablevqa/vwtq" in scored.figures else "vwtq"] == 1.0
     assert scored.problems[0].startswith("3 predictions cannot be scored: b (")
     assert scored.scores[1] == {}
@@ -97,7 +97,7 @@ def test_a_document_without_name_or_annotation_is_named():
         EvalSample(key="c", meta={"document": "two"}, **field),
         EvalSample(key="d", meta={"document": "three", "gold": [{"key": "advertiser"}]}, **field),
     ]
-    scored = score_answers(get_benchmark("deepform"), rows)
+    scored = score_samples(get_benchmark("deepform"), rows)
     assert scored.headline[1] == 1.0
     assert scored.problems[0].startswith(
         "3 predictions cannot be scored: b (document_f1: 'b' names no document"
@@ -108,15 +108,15 @@ def test_a_rule_without_what_it_needs_is_not_reported():
     plain = [EvalSample(key="a", prediction="1000", references=("1,000",))]
     known = [replace(plain[0], meta={"canonical": ["1000.0"]})]
     wtq = get_benchmark("wtq")
-    assert "wtq@official-canonical" not in score_answers(wtq, plain).figures
-    assert score_answers(wtq, known).figures["wtq@official-canonical"] == 1.0
-    mixed = score_answers(wtq, [*known, replace(plain[0], key="b")])
+    assert "wtq@official-canonical" not in score_samples(wtq, plain).figures
+    assert score_samples(wtq, known).figures["wtq@official-canonical"] == 1.0
+    mixed = score_samples(wtq, [*known, replace(plain[0], key="b")])
     assert (
         mixed.problems[0]
         == "1 predictions cannot be scored: b (rule official-canonical needs meta['canonical'])"
     )
-    with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no answer has"):
-        score_answers(wtq, plain, rule="official-canonical")
+    with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no prediction has"):
+        score_samples(wtq, plain, rule="official-canonical")
 
 
 def test_equal_rules_are_computed_once(monkeypatch):
@@ -125,7 +125,7 @@ def test_equal_rules_are_computed_once(monkeypatch):
     calls = []
     metric = replace(VCR, statistics=lambda rows, rule: calls.append(rule) or VCR.statistics(rows, rule))
     monkeypatch.setattr("alignvlm_pl.benchmarks.base.get_metric", lambda name: metric)
-    scored = score_answers(
+    scored = score_samples(
         get_benchmark("vcr_easy"), [EvalSample(key="a", prediction="in Lund", references=("in Lund",))]
     )
     assert calls == [VCR.rules[0]]
@@ -133,16 +133,16 @@ def test_equal_rules_are_computed_once(monkeypatch):
 
 
 def test_one_rule_alone_and_an_unknown_one():
-    scored = score_answers(get_benchmark("docvqa"), answers(), rule="due")
+    scored = score_samples(get_benchmark("docvqa"), samples(), rule="due")
     assert list(scored.figures) == list(scored.intervals) == ["anls@due"]
     assert set(scored.scores[0]) == {"anls@due"}
     with pytest.raises(ConfigError, match="vlmevalkit-2025-02"):
-        score_answers(get_benchmark("docvqa"), answers(), rule="vlmeval")
+        score_samples(get_benchmark("docvqa"), samples(), rule="vlmeval")
 
 
 def test_rules_disagree_on_the_border():
     half = EvalSample(key="a", prediction="abcd", references=("abef",))  # similarity exactly 0.5
-    scored = score_answers(
+    scored = score_samples(
         get_benchmark("docvqa"), [half, EvalSample(key="b", prediction="x", references=("x",))]
     )
     assert scored.disagreements() == [0]
@@ -161,17 +161,17 @@ def test_only_the_split_of_the_benchmark_counts():
         )
         for split in ("dev", "validation")
     ]
-    assert score_answers(get_benchmark("mmmu"), rows).num == 1
+    assert score_samples(get_benchmark("mmmu"), rows).num == 1
 
 
 def test_a_rule_of_the_metric_that_the_benchmark_does_not_report_is_scored_when_asked_for():
     meta = {"choices": {"A": "x", "B": "y"}, "split": "validation"}
     row = EvalSample(key="a", prediction="B", references=("B",), meta=meta)
     mmmu = get_benchmark("mmmu")
-    assert "accuracy@lmms-eval" not in score_answers(mmmu, [row]).figures
-    assert score_answers(mmmu, [row], rule="lmms-eval").figures == {"accuracy@lmms-eval": 1.0}
+    assert "accuracy@lmms-eval" not in score_samples(mmmu, [row]).figures
+    assert score_samples(mmmu, [row], rule="lmms-eval").figures == {"accuracy@lmms-eval": 1.0}
     with pytest.raises(ConfigError, match=r"no metric of mmmu has a rule 'x'; known: .*official"):
-        score_answers(mmmu, [row], rule="x")
+        score_samples(mmmu, [row], rule="x")
 
 
 def test_odd_grades_are_named_and_the_others_scored():
@@ -180,27 +180,27 @@ def test_odd_grades_are_named_and_the_others_scored():
         EvalSample(key=key, prediction="x", references=("x",), meta={"category": "ocr", "judged": grade})
         for key, grade in grades.items()
     ]
-    scored = score_answers(get_benchmark("mmvet"), [*rows, replace(rows[0], key="g", meta={})])
+    scored = score_samples(get_benchmark("mmvet"), [*rows, replace(rows[0], key="g", meta={})])
     assert (scored.figures["score"], scored.num) == (0.75, 2)
     assert scored.problems[0].items[1] == "c (has no grade of the judge)"
     assert [item[0] for item in scored.problems[0].items] == ["b", "c", "d", "e", "g"]
     with pytest.raises(ConfigError, match="no score of a judge"):
-        score_answers(get_benchmark("mmvet"), [rows[2]])
+        score_samples(get_benchmark("mmvet"), [rows[2]])
 
 
 def test_answers_that_are_not_scored_are_not_counted():
     good = EvalSample(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
-    scored = score_answers(get_benchmark("tablevqa"), [good, replace(good, key="b", meta={})])
+    scored = score_samples(get_benchmark("tablevqa"), [good, replace(good, key="b", meta={})])
     assert scored.num == 1
     assert scored.problems[1] == "1 of 1,500 questions"
-    assert score_answers(get_benchmark("tablevqa"), [good], whole=False).problems == []
+    assert score_samples(get_benchmark("tablevqa"), [good], whole=False).problems == []
 
 
 @pytest.mark.parametrize("rule", MULTIPLE_CHOICE.rules)
 def test_what_is_no_choice_or_no_text_counts_under_no_rule(rule):
     good = EvalSample(key="a", prediction="B", references=("B",), meta={"choices": {"A": "x", "B": "y"}})
     odd = [replace(good, key="b", meta={"choices": ["x", "y"]}), replace(good, key="c", references=(5,))]
-    scored = score_answers(
+    scored = score_samples(
         get_benchmark("mmmu"),
         [replace(a, meta={**a.meta, "split": "validation"}) for a in (good, *odd)],
         rule=rule,
@@ -217,7 +217,7 @@ def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule
         return EvalSample(key=key, prediction="x", question="the advertiser?", references=("x",), meta=meta)
 
     rows = [row("a", "one", "x"), row("b", "two", "x"), row("c", "two", "y"), row("d", "three", 5)]
-    scored = score_answers(get_benchmark("deepform"), rows, rule=rule)
+    scored = score_samples(get_benchmark("deepform"), rows, rule=rule)
     assert (scored.headline[1], scored.num) == (1.0, 1)
     assert [item[0] for item in scored.problems[0].items] == ["b", "c", "d"]
     assert "rows of document 'two' have different annotations" in scored.problems[0]
@@ -226,19 +226,19 @@ def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule
 @pytest.mark.parametrize("canonical", [None, [], ""])
 def test_empty_canonical_forms_are_none(canonical):
     row = EvalSample(key="a", prediction="1000", references=("1,000",), meta={"canonical": canonical})
-    scored = score_answers(get_benchmark("wtq"), [row])
+    scored = score_samples(get_benchmark("wtq"), [row])
     assert "wtq@official-canonical" not in scored.figures
     odd = replace(row, key="b", references=("a", "b", "c"), meta={"canonical": "abc"})
     known = replace(row, key="c", meta={"canonical": ["1000.0"]})
-    mixed = score_answers(get_benchmark("wtq"), [row, odd, known])
+    mixed = score_samples(get_benchmark("wtq"), [row, odd, known])
     assert mixed.figures["wtq@official-canonical"] == 1.0
     assert mixed.problems[0].startswith("2 predictions cannot be scored: a (rule official-canonical needs")
 
 
 def test_records_of_samples_that_could_not_be_read_are_no_answers():
     bad = {"key": "z", "prediction": "", "references": ["x"], "error": ["undecodable_image", "z.png"]}
-    records = [*to_records(answers(3)), bad, {**bad, "key": "y", "error": "lost"}]
-    assert [answer.key for answer in to_answers(records)] == ["k000", "k001", "k002"]
+    records = [*to_records(samples(3)), bad, {**bad, "key": "y", "error": "lost"}]
+    assert [sample.key for sample in to_samples(records)] == ["k000", "k001", "k002"]
     assert unread(records) == [
         "1 samples could not be read, undecodable_image: z (z.png)",
         "1 samples could not be read, unknown: y (lost)",
@@ -256,18 +256,18 @@ def test_names_of_pages_are_short_and_apart(tmp_path):
 
 def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():
     row = EvalSample(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
-    scored = score_answers(get_benchmark("tablevqa"), [row])
+    scored = score_samples(get_benchmark("tablevqa"), [row])
     assert scored.figures["vwtq"] == 1.0
     assert scored.figures["vwtq@official"] == 0.0
 
 
 def test_records_keep_everything_and_empty_answers():
-    given = [EvalSample(key="b", prediction="", references=("x",), meta={"split": "human"}), *answers(2)]
+    given = [EvalSample(key="b", prediction="", references=("x",), meta={"split": "human"}), *samples(2)]
     records = merge_records(to_records(given))
     assert [record["key"] for record in records] == ["b", "k000", "k001"]
-    assert to_answers(records)[0] == given[0]
+    assert to_samples(records)[0] == given[0]
     written = scored_records(
-        records, score_answers(plain_benchmark("set", metrics=("anls",)), to_answers(records))
+        records, score_samples(plain_benchmark("set", metrics=("anls",)), to_samples(records))
     )
     assert written[0] == {
         "key": "b",
