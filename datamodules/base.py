@@ -143,9 +143,9 @@ class WebDataModule(pl.LightningDataModule):
         """Return how the members of a tar become the normal form; subclasses add their source's format."""
         return read_normal
 
-    def attach(self, processor: Processor, *, rank: int = 0, world: int = 1) -> "WebDataModule":
-        """Use a processor and a place among the ranks without a trainer."""
-        self._attached = (processor, rank, world)
+    def attach(self, processor: Processor, *, rank: int = 0, world_size: int = 1) -> "WebDataModule":
+        """Use a processor, a rank and a world size without a trainer."""
+        self._attached = (processor, rank, world_size)
         return self
 
     def setup(self, stage: str | None = None) -> None:
@@ -172,7 +172,7 @@ class WebDataModule(pl.LightningDataModule):
             self.training.loader.close()
             self.training = None
 
-    def steps_per_epoch(self, batch_size: int | None = None, world: int | None = None) -> int:
+    def steps_per_epoch(self, batch_size: int | None = None, world_size: int | None = None) -> int:
         """Batches each rank takes per epoch, the same on all ranks: samples // (batch size x ranks).
 
         In whole optimizer steps, so that an epoch has as many of them on any number of ranks. Of packed rows it is an
@@ -180,12 +180,12 @@ class WebDataModule(pl.LightningDataModule):
 
         Args:
             batch_size: Rows per device; None for this module's.
-            world: Number of ranks; None for the trainer's.
+            world_size: Number of ranks; None for the trainer's.
 
         Raises:
             ConfigError: The batches of one step hold more samples than the sets.
         """
-        size, ranks = batch_size or self.batch_size, world or self._place()[1]
+        size, ranks = batch_size or self.batch_size, world_size or self._rank_and_world_size()[1]
         stream = self._stream()
         rows = len(stream)
         if self.token_budget:
@@ -205,7 +205,7 @@ class WebDataModule(pl.LightningDataModule):
 
         With `trainer.overfit_batches` an epoch is the same first batches again and again.
         """
-        rank, world = self._place()
+        rank, world_size = self._rank_and_world_size()
         self.teardown()
         self.training = Training.begin(
             self._stream(),
@@ -215,7 +215,8 @@ class WebDataModule(pl.LightningDataModule):
             counter=None
             if self.strict
             else SkipCounter(max_share=self.max_skipped_share, max_unlabelled=self.max_unlabelled_share),
-            place=(rank, world),
+            rank=rank,
+            world_size=world_size,
             state=self._state,
             mode=self.resume,
             num_batches=self.steps_per_epoch(),
@@ -240,7 +241,7 @@ class WebDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> State:
         """Where all ranks are in the training stream, in plain types; all ranks must call it."""
-        return {} if self.training is None else self.training.state()
+        return {} if self.training is None else self.training.state_dict()
 
     def load_state_dict(self, state_dict: State) -> None:
         """Go on from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
@@ -353,8 +354,8 @@ class WebDataModule(pl.LightningDataModule):
     def _evaluation_loader(
         self, manifest: Manifest, positions: Sequence[int], task: EvaluationTask, collator: Collator
     ) -> ShardLoader:
-        rank, world = self._place()
-        plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world=world)
+        rank, world_size = self._rank_and_world_size()
+        plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
         dataset = EvaluationBatches(manifest, task=task, plan=plan, decoder=decoder, collator=collator)
         return ShardLoader(
@@ -429,7 +430,7 @@ class WebDataModule(pl.LightningDataModule):
         """
         return None if self.trainer is None else getattr(self.trainer.lightning_module, "stage", None)
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         """Rank and number of ranks; from the trainer, never from the environment."""
         if self._attached is not None:
             return self._attached[1:]

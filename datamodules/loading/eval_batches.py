@@ -20,7 +20,7 @@ from ..shards.manifest import Location, Manifest
 from ..shards.reader import ShardReader
 from ..shards.sample import SampleError
 from .collate import Collator, EncodedSample
-from .loader import WorkerItem, decode, with_errors, worker_place
+from .loader import WorkerItem, decode, with_errors, worker_and_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class BenchmarkOptions:
 
 
 def plan_evaluation(
-    positions: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1
+    positions: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[tuple[int, ...]]:
     """Split an evaluation dataset into the batches of one rank: positions of samples, none for a filler.
 
@@ -70,11 +70,11 @@ def plan_evaluation(
         positions: Indices of the samples to evaluate, ascending; all of the dataset, or what a killed run has left.
         batch_size: Largest number of samples in a batch.
         rank: This process.
-        world: Number of processes.
+        world_size: Number of processes.
     """
-    own = positions[len(positions) * rank // world : len(positions) * (rank + 1) // world]
+    own = positions[len(positions) * rank // world_size : len(positions) * (rank + 1) // world_size]
     plan = [tuple(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
-    most = max(math.ceil(math.ceil(len(positions) / world) / batch_size), 1)
+    most = max(math.ceil(math.ceil(len(positions) / world_size) / batch_size), 1)
     return plan + [()] * (most - len(plan))
 
 
@@ -112,7 +112,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
         return with_errors(self._items())
 
     def _items(self) -> Iterator[WorkerItem]:
-        worker, num_workers = worker_place()
+        worker, num_workers = worker_and_count()
         first, last = (len(self.plan) * part // num_workers for part in (worker, worker + 1))
         own = self.plan[first:last]
         samples = self._samples([position for part in own for position in part])

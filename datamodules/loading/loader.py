@@ -25,7 +25,7 @@ from ..shards.reader import ShardReader
 from ..shards.sample import UNLABELLED, Sample, SampleError, message_text
 from ..shards.sample_formats import RawSample
 from ..stream.batching import BatchPlanner, Row
-from ..stream.cursor import Cursor
+from ..stream.state import Cursor
 from ..stream.stream import TrainStream
 from .collate import Collator, EncodedSample, answered_messages
 from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
@@ -42,7 +42,7 @@ class WorkerItem:
 
     Attributes:
         batch: The batch; None where every sample of it was bad, which is no step for the trainer.
-        cursor: What is left of the stream after it, see `Cursor.to_state`.
+        cursor: What is left of the stream after it, see `Cursor.state_dict`.
         skipped: Samples left out of it.
         error: Why there is nothing more.
     """
@@ -85,7 +85,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         return with_errors(self._items())
 
     def _items(self) -> Iterator[WorkerItem]:
-        worker, num_workers = worker_place()
+        worker, num_workers = worker_and_count()
         number = count()
         for window, done, after in self.cursor.windows():
             batches = self.planner.plan(window, self._lengths)
@@ -99,7 +99,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         kept = [row for row in read if row]
         batch = self.collate(kept) if kept else None
         skipped = self.counter.take() if self.counter else {}
-        return WorkerItem(batch=batch, cursor=left.to_state(), skipped=skipped)
+        return WorkerItem(batch=batch, cursor=left.state_dict(), skipped=skipped)
 
     def collate(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
         """Return the batch of rows of samples, as training is given it, with the `positions` of its documents."""
@@ -310,7 +310,7 @@ def with_errors(items: Iterator[WorkerItem]) -> Iterator[WorkerItem]:
         yield WorkerItem(error=str(error))
 
 
-def worker_place() -> tuple[int, int]:
+def worker_and_count() -> tuple[int, int]:
     """Return this worker and the number of workers; (0, 1) outside of a worker process."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)

@@ -15,8 +15,7 @@ from ..shards.index import load_index
 from ..shards.manifest import Manifest, verify_shard
 from ..shards.sample import Sample
 from ..stream.batching import BatchPlanner
-from ..stream.cursor import first_cursors
-from ..stream.state import State, differences, fingerprint, resumed, to_state
+from ..stream.state import State, differences, fingerprint, first_cursors, gather_state, resume_cursors
 from ..stream.stream import Source, TrainStream
 from .collate import Collator, Processor
 from .loader import ShardLoader, TrainBatches
@@ -64,10 +63,10 @@ class Training:
     Attributes:
         stream: Position -> sample.
         planner: Window -> batches.
-        identity: See `resume.fingerprint`.
+        identity: See `stream.state.fingerprint`.
         batches: Makes the batches.
         loader: The batches of this rank.
-        start: What this rank had to read at the beginning.
+        start: `Cursor.state_dict` of this rank at the beginning.
         seen_before: Samples of earlier runs by source; of rank 0, which keeps those of all.
         verified: Shards whose checksum `read` has compared.
     """
@@ -90,7 +89,8 @@ class Training:
         collator: Collator,
         decoder: Decoder,
         counter: SkipCounter | None,
-        place: tuple[int, int],
+        rank: int,
+        world_size: int,
         state: State | None,
         mode: str,
         num_batches: int,
@@ -105,9 +105,10 @@ class Training:
             collator: Sample -> batch.
             decoder: Raw sample -> sample.
             counter: Of bad samples.
-            place: Rank and number of ranks.
+            rank: Of this process.
+            world_size: Number of ranks.
             state: Of a checkpoint; None begins anew.
-            mode: See `resume.resumed`.
+            mode: See `stream.state.resume_cursors`.
             num_batches: Batches of an epoch.
             num_workers: Worker processes.
             stall_seconds: See `ShardLoader`.
@@ -115,7 +116,6 @@ class Training:
         Raises:
             ConfigError: The state is of other data or settings.
         """
-        rank, world = place
         identity = fingerprint(
             stream,
             planner,
@@ -124,9 +124,9 @@ class Training:
             **{f"processor.{name}": value for name, value in collator.processor.identity().items()},
         )
         cursors = (
-            first_cursors(world)
+            first_cursors(world_size)
             if state is None
-            else resumed(state, stream, planner, identity=identity, world=world, mode=mode)
+            else resume_cursors(state, stream, planner, identity=identity, world_size=world_size, mode=mode)
         )
         batches = TrainBatches(
             stream=stream,
@@ -140,7 +140,7 @@ class Training:
             batches, num_batches=num_batches, num_workers=num_workers, stall_seconds=stall_seconds
         )
         before = state["samples_seen"] if state is not None and rank == 0 else {}
-        start = cursors[rank].to_state()
+        start = cursors[rank].state_dict()
         return cls(
             stream=stream,
             planner=planner,
@@ -192,9 +192,9 @@ class Training:
         rows = [list(islice(rest, count)) for count in per_row or [1] * len(items)]
         return self.batches.collate(rows), [item.sample for item in items]
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         """Return the state of all ranks; all of them must call it."""
-        return to_state(
+        return gather_state(
             self.stream,
             self.planner,
             identity=self.identity,

@@ -1,8 +1,8 @@
 """Shards -> raw samples: splitting, order and shuffling; the only file that reads with webdataset.
 
 webdataset groups tar members into samples. Its own splitting and shuffling are not used: they take the rank
-from the environment (so spawned workers all read everything), permute after the split and forget the epoch
-in workers that restart. Here a position says which sample comes (order.py), and an index where in its shard it lies.
+from the environment (so all spawned workers read everything), permute after the split and forget the epoch
+in workers that restart. Here the stream maps a position to a sample, and an index says where in its shard it lies.
 """
 
 import tarfile

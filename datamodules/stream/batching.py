@@ -1,9 +1,9 @@
-"""Which samples of a window make one batch: as they come, of like length, or packed to a budget (no torch here)."""
+"""Windows of the stream -> batches: in stream order, sorted by length, or packed to a token budget (no torch here)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .order import permutation
+from .stream import permutation
 
 Row = list[int]
 """Positions of the samples that share a row of a batch; one, unless rows are packed."""
@@ -11,7 +11,7 @@ Row = list[int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlanner:
-    """Cuts windows of the stream into batches; the same window gives the same batches, whoever asks.
+    """Cuts windows of the stream into batches. Deterministic: the batches depend on the window index only.
 
     Attributes:
         batch_size: Rows of a batch.
@@ -37,8 +37,8 @@ class BatchPlanner:
 
         Args:
             window: Its number, 0 and up.
-            lengths: Positions -> tokens of their samples; asked only where the plan depends on them. 0 for a sample
-                that cannot be measured: whoever reads it finds out why.
+            lengths: Positions -> tokens of their samples; called only if the plan depends on them. 0 for a sample that
+                cannot be measured; reading it raises the reason.
         """
         positions = list(range(window * self.window, (window + 1) * self.window))
         rows: list[Row] = [[position] for position in positions]
@@ -50,15 +50,14 @@ class BatchPlanner:
         batches = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
         if len(batches) == 1:
             return batches
-        # Drawn anew, or the loss would swing with the length.
+        # Permuted, or the loss would oscillate with the length.
         return [batches[index] for index in permutation(len(batches), self.seed, "batches", window)]
 
 
 def pack(positions: Sequence[int], lengths: Sequence[int], budget: int) -> list[Row]:
     """Put samples into rows of at most `budget` tokens: longest first, each where it leaves the least room.
 
-    A sample that is longer than the budget gets a row of its own; its reader leaves it out. Samples of a row stand in
-    the order of the stream.
+    A sample that is longer than the budget gets its own row; reading it skips it. Samples of a row are in stream order.
     """
     rows: list[Row] = []
     room: list[int] = []

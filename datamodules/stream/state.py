@@ -1,16 +1,19 @@
-"""The state of the training data in a checkpoint, and going on from it; plain types: it is read with weights_only."""
+"""How far the ranks have read the training stream: their cursors, the state in a checkpoint, and resuming from it.
+
+The stream is cut into windows, each of as many positions as its batches need. Rank r of R reads every R-th window; the
+number of workers does not matter. The state has plain types only, so that checkpoints load with `weights_only`.
+"""
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.utils.collectives import gather
 
 from .batching import BatchPlanner
-from .cursor import Cursor, first_cursors, share_out, unread
 from .stream import TrainStream
 
 logger = logging.getLogger(__name__)
@@ -19,13 +22,83 @@ MODES = ("exact", "coarse")
 _VERSION = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cursor:
+    """The windows of the stream that one rank has still to read.
+
+    Attributes:
+        pending: Windows to finish first, each with the number of its batches that are done.
+        next: The first window after them.
+        stride: Step between consecutive windows of this rank from there.
+    """
+
+    pending: tuple[tuple[int, int], ...] = ()
+    next: int = 0
+    stride: int = 1
+
+    def windows(self) -> Iterator[tuple[int, int, "Cursor"]]:
+        """Yield without end: a window, the number of its batches that are done, and the cursor after it."""
+        cursor = self
+        while True:
+            if cursor.pending:
+                (window, done), *rest = cursor.pending
+                cursor = Cursor(pending=tuple(rest), next=cursor.next, stride=cursor.stride)
+            else:
+                window, done = cursor.next, 0
+                cursor = Cursor(next=cursor.next + cursor.stride, stride=cursor.stride)
+            yield window, done, cursor
+
+    def within(self, window: int, done: int) -> "Cursor":
+        """Return this cursor, which is the one after a window, with only `done` batches of the window done."""
+        return Cursor(pending=((window, done), *self.pending), next=self.next, stride=self.stride)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain types for a checkpoint."""
+        return {"pending": [list(pair) for pair in self.pending], "next": self.next, "stride": self.stride}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Cursor":
+        """Return the cursor of a `state_dict`."""
+        pending = tuple((int(window), int(done)) for window, done in state["pending"])
+        return cls(pending=pending, next=int(state["next"]), stride=int(state["stride"]))
+
+
+def first_cursors(world_size: int, *, window: int = 0) -> list[Cursor]:
+    """Return the cursors of all ranks at the beginning, or before a window."""
+    return [Cursor(next=window + rank, stride=world_size) for rank in range(world_size)]
+
+
+def unfinished(cursors: Sequence[Cursor]) -> tuple[list[tuple[int, int]], int]:
+    """Return the unfinished windows, each with its number of done batches, and the first that no rank has begun."""
+    begun = max(
+        [cursor.next for cursor in cursors] + [w + 1 for cursor in cursors for w, _ in cursor.pending]
+    )
+    left = [pair for cursor in cursors for pair in cursor.pending]
+    left += [(window, 0) for cursor in cursors for window in range(cursor.next, begun, cursor.stride)]
+    return sorted(left), begun
+
+
+def redistribute(cursors: Sequence[Cursor], world_size: int) -> list[Cursor]:
+    """Distribute the unfinished windows over another number of ranks: each is read exactly once.
+
+    The same number of ranks keep their own cursors, and with them the same batches.
+    """
+    if len(cursors) == world_size:
+        return list(cursors)
+    left, begun = unfinished(cursors)
+    return [
+        Cursor(pending=tuple(left[rank::world_size]), next=begun + rank, stride=world_size)
+        for rank in range(world_size)
+    ]
+
+
 def fingerprint(stream: TrainStream, planner: BatchPlanner, **others: Any) -> dict[str, str]:
-    """Describe all that the order and the content of the batches depend on; not the number of ranks and workers.
+    """Describe everything that the batches depend on; not the number of ranks and workers.
 
     Args:
         stream: The stream.
-        planner: What cuts it.
-        **others: What else counts: processor, text limit, adapter.
+        planner: Cuts it into batches.
+        **others: Further settings: processor, text limit, adapter.
     """
     found = {"seed": stream.seed, "shuffle_buffer": stream.buffer, **asdict(planner), **others}
     for source in stream.sources:
@@ -35,7 +108,7 @@ def fingerprint(stream: TrainStream, planner: BatchPlanner, **others: Any) -> di
     return {name: str(value) for name, value in found.items()}
 
 
-def to_state(
+def gather_state(
     stream: TrainStream,
     planner: BatchPlanner,
     *,
@@ -47,13 +120,13 @@ def to_state(
 
     Args:
         stream: The stream.
-        planner: What cuts it.
+        planner: Cuts it into batches.
         identity: Its `fingerprint`.
-        cursor: What this rank has still to read.
-        seen: Samples this rank was given, by source.
+        cursor: `Cursor.state_dict` of this rank.
+        seen: Samples that this rank has trained on, by source.
     """
     ranks = gather({"cursor": dict(cursor), "seen": dict(seen)})
-    _, begun = unread([Cursor.of_state(rank["cursor"]) for rank in ranks])
+    _, begun = unfinished([Cursor.from_state_dict(rank["cursor"]) for rank in ranks])
     return {
         "version": _VERSION,
         "fingerprint": dict(identity),
@@ -61,51 +134,51 @@ def to_state(
         "samples_seen": dict(sum((Counter(rank["seen"]) for rank in ranks), Counter())),
         "epoch_samples": len(stream),
         "window": planner.window,
-        # For whoever looks into a checkpoint; the cursors say it exactly.
+        # To be read by people; the cursors are exact.
         "sources": stream.progress(begun * planner.window),
     }
 
 
-def resumed(
+def resume_cursors(
     state: State,
     stream: TrainStream,
     planner: BatchPlanner,
     *,
     identity: Mapping[str, str],
-    world: int,
+    world_size: int,
     mode: str,
 ) -> list[Cursor]:
-    """Return the cursors of all ranks after a state.
+    """Return the cursors of all ranks that resume from a state.
 
     Args:
-        state: Of `to_state`, perhaps of another number of ranks.
+        state: Of `gather_state`, perhaps of another number of ranks.
         stream: The stream.
-        planner: What cuts it.
+        planner: Cuts it into batches.
         identity: Its `fingerprint`.
-        world: Number of ranks now.
-        mode: One of `MODES`. `coarse` goes on at the same share of the epoch where data or settings changed.
+        world_size: Number of ranks now.
+        mode: One of `MODES`. `coarse` continues at the same share of the epoch if data or settings changed.
 
     Raises:
         ConfigError: Data or settings changed, and the mode is exact; the message names each difference.
     """
-    cursors = [Cursor.of_state(cursor) for cursor in state["ranks"]]
+    cursors = [Cursor.from_state_dict(cursor) for cursor in state["ranks"]]
     known = state.get("version") == _VERSION
     found = differences(state["fingerprint"] if known else {"version": state.get("version")}, identity)
     if not found:
-        return share_out(cursors, world)
+        return redistribute(cursors, world_size)
     listing = "; ".join(found)
     if mode != "coarse":
         raise ConfigError(
             f"the checkpoint was trained on other batches: {listing}. Restore the setting, or set "
-            "data.init_args.resume=coarse to go on at the same share of the epoch, where samples may come twice or not"
+            "data.init_args.resume=coarse to resume at the same share of the epoch, with samples repeated or missed"
         )
-    position = unread(cursors)[1] * state["window"] * len(stream) // state["epoch_samples"]
-    logger.warning("going on coarsely, at sample %d of the new stream: %s", position, listing)
-    return first_cursors(world, window=position // planner.window)
+    position = unfinished(cursors)[1] * state["window"] * len(stream) // state["epoch_samples"]
+    logger.warning("resuming coarsely at sample %d of the new stream: %s", position, listing)
+    return first_cursors(world_size, window=position // planner.window)
 
 
 def differences(saved: Mapping[str, Any], identity: Mapping[str, str]) -> Sequence[str]:
-    """Say in which settings or data two fingerprints differ."""
+    """Describe each difference between two fingerprints."""
     names = [*saved, *(name for name in identity if name not in saved)]
     return [
         f"{name} was {saved.get(name, 'absent')}, is {identity.get(name, 'absent')}"

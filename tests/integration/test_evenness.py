@@ -48,7 +48,7 @@ def sets(tmp_path_factory) -> dict[int, Path]:
 def module(folder: Path, processor: Any, *, rank: int, world: int, **options: Any) -> WebDataModule:
     settings = {"batch_size": BATCH, "eval_batch_size": 3, "shuffle_buffer": 8, **options}
     data = WebDataModule(train=[folder], val={"held": folder}, benchmarks={"held": folder}, **settings)
-    return data.attach(processor, rank=rank, world=world)
+    return data.attach(processor, rank=rank, world_size=world)
 
 
 def keys_of(batches: Any) -> list[str]:

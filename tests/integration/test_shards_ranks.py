@@ -23,7 +23,7 @@ from datamodules.loading.collate import Collator
 from datamodules.shards.decode import Decoder
 from datamodules.loading.eval_batches import EvaluationBatches, plan_evaluation
 from datamodules.loading.loader import ShardLoader, TrainBatches
-from datamodules.stream.cursor import first_cursors
+from datamodules.stream.state import first_cursors
 from datamodules.shards.decode import SkipCounter
 from datamodules.shards.manifest import load_manifest
 from datamodules.stream.batching import BatchPlanner
@@ -53,7 +53,7 @@ def main():
     train = ShardLoader(batches, num_batches=4, num_workers=2)
     epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
     train.close()
-    plan = plan_evaluation(range(manifest.num_samples), batch_size=4, rank=rank, world=2)
+    plan = plan_evaluation(range(manifest.num_samples), batch_size=4, rank=rank, world_size=2)
     held = EvaluationBatches(manifest, plan=plan, **parts)
     held = ShardLoader(held, num_batches=len(plan), num_workers=0)
     scored = [key for batch in held if not batch["filler"] for key in batch["keys"]]

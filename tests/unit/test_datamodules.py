@@ -48,7 +48,7 @@ def numbered(count: int) -> list[str]:
 def module(train: Path | None = None, *, rank: int = 0, world: int = 1, **options: Any) -> WebDataModule:
     options = {"batch_size": 2, "eval_batch_size": 3, "num_workers": 0, "shuffle_buffer": 4} | options
     data = WebDataModule(train=None if train is None else [train], **options)
-    data.attach(LetterProcessor(), rank=rank, world=world)
+    data.attach(LetterProcessor(), rank=rank, world_size=world)
     return data
 
 

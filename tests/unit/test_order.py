@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.stream.order import BLOCK, SLOTS, Mixture, SetOrder
+from datamodules.stream.stream import BLOCK, SLOTS, DatasetOrder, Mixture
 
 SIZES = (4, 150, 1, 70, 0, 33)
 
@@ -16,50 +16,50 @@ GOLDEN_ORDER = [(2, 1), (0, 2), (1, 2), (1, 1), (1, 0), (2, 0), (1, 4), (1, 3), 
 GOLDEN_MIX = [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0]
 
 
-def places(order: SetOrder, epoch: int = 0) -> list[tuple[int, int]]:
-    return [order.place(position) for position in range(epoch * len(order), (epoch + 1) * len(order))]
+def places(order: DatasetOrder, epoch: int = 0) -> list[tuple[int, int]]:
+    return [order.locate(position) for position in range(epoch * len(order), (epoch + 1) * len(order))]
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 2, 64, 200, 10_000])
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_each_sample_once_an_epoch(buffer, epoch):
-    found = Counter(places(SetOrder(SIZES, seed="7", buffer=buffer), epoch))
+    found = Counter(places(DatasetOrder(SIZES, seed="7", buffer=buffer), epoch))
     assert found == Counter((shard, number) for shard, size in enumerate(SIZES) for number in range(size))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    first = places(SetOrder(SIZES, seed="7", buffer=128))
-    assert places(SetOrder(SIZES, seed="7", buffer=128)) == first
-    assert places(SetOrder(SIZES, seed="8", buffer=128)) != first
-    assert places(SetOrder(SIZES, seed="7", buffer=128), epoch=1) != first
+    first = places(DatasetOrder(SIZES, seed="7", buffer=128))
+    assert places(DatasetOrder(SIZES, seed="7", buffer=128)) == first
+    assert places(DatasetOrder(SIZES, seed="8", buffer=128)) != first
+    assert places(DatasetOrder(SIZES, seed="7", buffer=128), epoch=1) != first
 
 
 def test_any_position_can_be_asked_for_in_any_order():
-    order = SetOrder(SIZES, seed="7", buffer=64)
-    forward = [order.place(position) for position in range(600)]
-    backward = [order.place(position) for position in reversed(range(600))]
+    order = DatasetOrder(SIZES, seed="7", buffer=64)
+    forward = [order.locate(position) for position in range(600)]
+    backward = [order.locate(position) for position in reversed(range(600))]
     assert backward[::-1] == forward
-    assert pickle.loads(pickle.dumps(order)).place(431) == forward[431]
+    assert pickle.loads(pickle.dumps(order)).locate(431) == forward[431]
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert places(SetOrder((3, 5, 2), seed="golden", buffer=64)) == GOLDEN_ORDER
-    assert [Mixture([2, 1], seed="golden").place(position)[0] for position in range(30)] == GOLDEN_MIX
+    assert places(DatasetOrder((3, 5, 2), seed="golden", buffer=64)) == GOLDEN_ORDER
+    assert [Mixture([2, 1], seed="golden").locate(position)[0] for position in range(30)] == GOLDEN_MIX
 
 
 def test_the_buffer_mixes_shards_and_without_it_they_stay_in_order():
-    plain = places(SetOrder([50] * 8, seed="7", buffer=0))
+    plain = places(DatasetOrder([50] * 8, seed="7", buffer=0))
     assert sum(a[0] != b[0] for a, b in pairwise(plain)) == 7
     assert all(b[1] == a[1] + 1 for a, b in pairwise(plain) if a[0] == b[0])
-    mixed = places(SetOrder([50] * 8, seed="7", buffer=8 * BLOCK))
+    mixed = places(DatasetOrder([50] * 8, seed="7", buffer=8 * BLOCK))
     assert sum(a[0] != b[0] for a, b in pairwise(mixed)) > 300
 
 
 def test_only_some_blocks_are_open_at_a_time():
-    order = SetOrder([1000] * 50, seed="7", buffer=4 * BLOCK)
+    order = DatasetOrder([1000] * 50, seed="7", buffer=4 * BLOCK)
     for start in (0, 4 * BLOCK * 100):
         blocks = {
-            (shard, number // BLOCK) for shard, number in map(order.place, range(start, start + 4 * BLOCK))
+            (shard, number // BLOCK) for shard, number in map(order.locate, range(start, start + 4 * BLOCK))
         }
         assert len(blocks) <= 9  # two groups and a bit: the last block of a shard is shorter
 
@@ -67,7 +67,7 @@ def test_only_some_blocks_are_open_at_a_time():
 @pytest.mark.parametrize("weights", [(5, 1), (1, 1, 1), (0.7, 0.2, 0.1), (1000, 1)])
 def test_a_mixture_keeps_its_shares_and_gives_each_source_in_order(weights):
     mixture = Mixture(weights, seed="3")
-    found = [mixture.place(position) for position in range(5 * SLOTS)]
+    found = [mixture.locate(position) for position in range(5 * SLOTS)]
     for source, weight in enumerate(weights):
         own = [inner for number, inner in found if number == source]
         assert own == list(range(len(own)))
@@ -80,7 +80,7 @@ def test_a_mixture_keeps_its_shares_and_gives_each_source_in_order(weights):
 def test_the_position_of_a_source_follows_from_that_of_the_mixture():
     mixture = Mixture([3, 2, 1], seed="3")
     for position in (0, 1, 777, SLOTS, 3 * SLOTS + 5):
-        counts = Counter(mixture.place(earlier)[0] for earlier in range(position))
+        counts = Counter(mixture.locate(earlier)[0] for earlier in range(position))
         assert mixture.positions(position) == [counts[source] for source in range(3)]
 
 

@@ -47,7 +47,7 @@ def modules(sets: dict[str, Path], world: int, state: Any = None, **options: Any
         )
         if state is not None:
             data.load_state_dict(json.loads(json.dumps(state)))
-        found.append(data.attach(Words(), rank=rank, world=world))
+        found.append(data.attach(Words(), rank=rank, world_size=world))
     return found
 
 

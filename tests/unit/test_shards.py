@@ -172,16 +172,16 @@ def test_a_shard_that_grew_or_went_is_named(tmp_path):
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 12])
 def test_evaluation_has_each_sample_once_and_as_many_batches_on_all_ranks(world, num_samples):
     positions = [3 * index + 1 for index in range(num_samples)]  # with gaps, as a killed run leaves them
-    plans = [plan_evaluation(positions, batch_size=3, rank=rank, world=world) for rank in range(world)]
+    plans = [plan_evaluation(positions, batch_size=3, rank=rank, world_size=world) for rank in range(world)]
     assert sorted(position for plan in plans for part in plan for position in part) == positions
     assert len({len(plan) for plan in plans}) == 1
     assert all(len(part) <= 3 for plan in plans for part in plan)
 
 
 def test_a_rank_without_samples_gets_a_filler():
-    assert plan_evaluation([5], batch_size=4, rank=0, world=2) == [()]
-    assert plan_evaluation([5], batch_size=4, rank=1, world=2) == [(5,)]
-    assert plan_evaluation([], batch_size=4, rank=1, world=2) == []
+    assert plan_evaluation([5], batch_size=4, rank=0, world_size=2) == [()]
+    assert plan_evaluation([5], batch_size=4, rank=1, world_size=2) == [(5,)]
+    assert plan_evaluation([], batch_size=4, rank=1, world_size=2) == [()]
 
 
 def test_a_range_opens_only_the_shards_it_needs(tmp_path):
