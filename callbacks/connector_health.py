@@ -50,15 +50,15 @@ class ConnectorHealth(Callback):
     ) -> None:
         """Measure once before the first step.
 
-        CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this behind `GainCalibration`, whose gain is to be seen.
+        CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this after `GainCalibration`, to measure the calibrated gain.
         """
         if self._started:
             return
         found = self._measure(trainer, pl_module, batch)
         self._started = bool(found)  # the same on all ranks
         if found and trainer.is_global_zero:
-            told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
-            log.info("connector before the first step: %s", told)
+            listing = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
+            log.info("connector before the first step: %s", listing)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""The ledger: what each step was trained on, and its losses, so that any batch can be looked at later (`replay`)."""
+"""The sample log: the keys and losses of each step, from which `replay` rebuilds any batch."""
 
 import os
 from collections import defaultdict
@@ -17,13 +17,12 @@ from .ledger_file import FOLDER, VERSION, cut, rank_file, short, to_line
 class Ledger(pl.Callback):
     """Append a line for each micro batch of each rank to `ledger/rank00000.jsonl` (format: ledger_file.py).
 
-    A micro batch and not a step is the unit, because that is what a rank makes without asking the others: no line costs
-    a collective. Lines outlive a `kill -9` from the step on that wrote them; on a GPU they are one step behind, or the
-    device would be waited for, but never behind a checkpoint. A run that resumes removes what was written after the
-    step it goes on from.
+    The unit is a micro batch, because a rank knows it without a collective. Written lines survive a `kill -9`. On a GPU
+    they are written one step later, so that no step waits for the device, but always before a checkpoint of their
+    step. A run that resumes removes the lines after the step that it resumes from.
 
-    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this first, so that the lines of a step are known when a later
-    callback saves a checkpoint of it.
+    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this first, so that the lines of a step exist when a later
+    callback saves its checkpoint.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class Ledger(pl.Callback):
         self._cuda = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cut what was written after the step that training goes on from, and begin."""
+        """Remove the lines after the step that training resumes from, and open the file."""
         assert isinstance(pl_module, AlignVLMModule)
         assert pl_module.stage is not None
         folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
@@ -63,7 +62,7 @@ class Ledger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take down a micro batch; at the end of a step, write what is known by now."""
+        """Record a micro batch; at the end of a step, write the lines whose losses are known."""
         stepped = not trainer.fit_loop._should_accumulate()
         line = {
             "step": trainer.global_step + (not stepped),
@@ -77,12 +76,12 @@ class Ledger(pl.Callback):
         }
         if "documents_per_row" in batch:
             line["per_row"] = batch["documents_per_row"]
-        figures = [
+        losses = [
             outputs["loss_sum"].reshape(1),
             outputs["document_loss_sums"],
             outputs["document_supervised"],
         ]
-        self._waiting.append((line, _to_host(torch.cat([figure.detach() for figure in figures]))))
+        self._waiting.append((line, _to_host(torch.cat([loss.detach() for loss in losses]))))
         self._micro = 0 if stepped else self._micro + 1
         if stepped:
             self._end_step()
@@ -90,7 +89,7 @@ class Ledger(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Have everything on the disk before the checkpoint is: the run may go on from it."""
+        """Write all lines to disk before the checkpoint, from which the run may resume."""
         self._write(len(self._waiting))
         if self._stream is not None:
             os.fsync(self._stream.fileno())
@@ -102,7 +101,7 @@ class Ledger(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Write what is known; a device that has failed is not asked for more."""
+        """Write what is known; a failed CUDA device is not read again."""
         self._write(self._ready if self._cuda else len(self._waiting))
         self._close()
 

@@ -25,7 +25,7 @@ class Entry:
     """One micro batch of one rank.
 
     Attributes:
-        head: What the process said when it began: `after` (the step it went on from), `world`, `stage`, `device`,
+        head: Line that the process wrote at its start: `after` (the step it resumed from), `world`, `stage`, `device`,
             `precision`, `data` (fingerprint of the training data, see datamodules/stream/state.py).
         line: `step`, `micro`, `rank`; by document `keys`, `positions`, `tiles`, `tokens`, `supervised`, `losses` (mean
             of a supervised token); `per_row`, the documents of each row of a packed batch; `loss`, the mean of a
@@ -52,9 +52,9 @@ def short(value: float) -> float:
 
 
 def cut(path: Path, after: int) -> None:
-    """Remove what was written behind a step, half a line at the end included: a run goes on from that step.
+    """Remove the lines after a step, and half a line at the end: a run resumes from that step.
 
-    Cutting twice is cutting once, so a kill in between does no harm.
+    Idempotent, so a kill in between does no harm.
     """
     end = 0
     with path.open("rb+") as stream:

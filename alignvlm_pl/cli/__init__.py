@@ -16,7 +16,7 @@ from importlib import import_module
 from ..errors import AlignVLMError, nearest
 from ..utils.installation import check_top_level_packages
 from ..utils.stop_signals import listen_until_exit
-from .slurm import told_to_srun
+from .slurm import exit_status_for_srun
 
 COMMANDS = {
     "fit": ("alignvlm_pl.cli.training", "train one stage, or the stages of a recipe one after the other"),
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line; of `fit` also 85
-        where it was asked to stop and has saved, and inside a SLURM job those of `slurm.told_to_srun`.
+        where it was asked to stop and has saved, and inside a SLURM job those of `slurm.exit_status_for_srun`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments[:1] == ["fit"]:
                 if argv is None:  # this process is the command
                     listen_until_exit()
-                return told_to_srun(lambda: _dispatch(arguments))
+                return exit_status_for_srun(lambda: _dispatch(arguments))
             return _dispatch(arguments)
         finally:
             sys.stdout.flush()

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield what the page says of each sample; reason and message of those that are of no use go to `skipped`."""
+    """Yield the fields of the page for each valid sample; append (reason, message) of the others to `skipped`."""
     from datamodules.loading.collate import answered_messages
     from datamodules.shards.decode import Decoder
     from datamodules.shards.manifest import load_manifest

@@ -41,10 +41,12 @@ def run(argv: list[str]) -> int:
     }
     write_kept(options.out, kept, vocab_size=connector.vocab_size, facts=facts)
     largest = sorted(range(len(means)), key=lambda place: -means[place])[:_SHOWN]
-    told = ", ".join(f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest)
+    largest_rows = ", ".join(
+        f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest
+    )
     sys.stdout.write(
         f"{len(kept):,} of {len(ids):,} rows carry {100 * mass:.2f} % of P_vocab over {shares.tokens:,} visual tokens\n"
-        f"largest: {told}\n"
+        f"largest: {largest_rows}\n"
         f"{options.out}: set connector.vocab_keep to this path\n"
     )
     if options.json:

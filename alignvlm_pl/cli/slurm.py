@@ -77,7 +77,7 @@ def cluster_plugins(environment: Mapping[str, str]) -> list[Any]:
     return [SLURMEnvironment(auto_requeue=False)]
 
 
-def told_to_srun(run: Callable[[], int]) -> int:
+def exit_status_for_srun(run: Callable[[], int]) -> int:
     """Run a command; returns its exit status, inside a SLURM job one that the batch script can tell apart.
 
     srun reports the highest status of its tasks. An error of one rank's data ends the others with a traceback, or srun

@@ -30,14 +30,14 @@ class FolderCheckpoints(ParallelStrategy):
         own = rank_state(checkpoint, rank=rank)
         problem = None
         if self.is_global_zero:
-            problem = _trying(lambda: _make_empty(partial))
-        self._agree(problem, path, partial)
-        self._agree(
-            _trying(lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)), path, partial
+            problem = _catch_error(lambda: _make_empty(partial))
+        self._raise_on_all_ranks(problem, path, partial)
+        self._raise_on_all_ranks(
+            _catch_error(lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)), path, partial
         )
         if self.is_global_zero:
-            problem = _trying(lambda: replace_path(partial, path))
-        self._agree(problem, path, partial)
+            problem = _catch_error(lambda: replace_path(partial, path))
+        self._raise_on_all_ranks(problem, path, partial)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a folder, or another strategy's file; this rank's values are taken when they are set."""
@@ -46,7 +46,7 @@ class FolderCheckpoints(ParallelStrategy):
             return read_folder(path)
         return load_file(path)
 
-    def _agree(self, problem: str | None, path: Path, partial: Path) -> None:
+    def _raise_on_all_ranks(self, problem: str | None, path: Path, partial: Path) -> None:
         """Raise on all ranks if one has a problem."""
         if found := next(filter(None, gather(problem)), None):
             if self.is_global_zero:
@@ -68,12 +68,13 @@ def evaluate_without_inference_mode(trainer: pl.Trainer) -> None:
         loop.inference_mode = False
 
 
-def _trying(action: Callable[[], None]) -> str | None:
+def _catch_error(action: Callable[[], None]) -> str | None:
+    """Run `action`; return the text of its error, None without one."""
     try:
         action()
     except OSError as error:
         return str(error)
-    except Exception as error:  # told to all ranks: they would wait for this one for ever
+    except Exception as error:  # raised on all ranks, which would wait for this one otherwise
         return f"{type(error).__name__}: {error}"
     return None
 

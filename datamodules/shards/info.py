@@ -63,12 +63,12 @@ class Model:
 
 @dataclass(kw_only=True, slots=True)
 class SetInfo:
-    """What the samples of a set are like.
+    """Statistics of the samples of a dataset.
 
     Attributes:
-        sources: Source -> what its samples are like.
-        skipped: Reason -> number of samples that are of no use.
-        first: Reason -> what is wrong with the first of them.
+        sources: Source -> statistics of its samples.
+        skipped: Reason -> number of invalid samples.
+        first: Reason -> message of the first of them.
     """
 
     sources: dict[str, SourceInfo] = field(default_factory=dict)
@@ -76,21 +76,21 @@ class SetInfo:
     first: dict[str, str] = field(default_factory=dict)
 
     def skip(self, error: SampleError) -> None:
-        """Count a sample that is of no use."""
+        """Count an invalid sample."""
         self.skipped[error.reason] += 1
         self.first.setdefault(error.reason, str(error))
 
 
 def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> SetInfo:
-    """Read every sample of a set.
+    """Read every sample of a dataset.
 
     Args:
-        folder: Folder of a set.
+        folder: Folder of a dataset.
         model: Counts tokens; None: characters are counted.
         form: What its tars hold, one of `sample_formats.FORMATS`.
 
     Raises:
-        DataError: The set is damaged, or holds no sample of that form.
+        DataError: The dataset is damaged, or holds no sample of that format.
     """
     manifest = load_manifest(folder)
     found = SetInfo()

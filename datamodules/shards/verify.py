@@ -187,9 +187,9 @@ def _other_pictures(
         found = {"w": size[0], "h": size[1], "sha256": hashlib.sha256(data).hexdigest()}
         wrong = [name for name, value in found.items() if entry.get(name, value) != value]
         if wrong:
-            told = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
+            listing = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
             yield damage(
-                "wrong_picture", f"{file} is not the picture that its json describes: expected {told}"
+                "wrong_picture", f"{file} is not the picture that its json describes: expected {listing}"
             )
 
 

@@ -25,7 +25,7 @@ _BEFORE_RENAME = {"written": f"step{_STEP:08d}.ckpt", "exporting": "hf"}
 
 
 class Killer(pl.Callback):
-    """Kill this process and all ranks beside it, without a word to any of them.
+    """Kill this process and all ranks beside it, without a chance to clean up.
 
     It comes before the callbacks that save, because callbacks of the configuration do.
     """

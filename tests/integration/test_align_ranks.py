@@ -1,4 +1,4 @@
-"""ALIGN in chunks on two real processes (gloo): DDP, FSDP and rows shared out give the gradients of one process."""
+"""ALIGN in chunks on two real processes (gloo): DDP, FSDP and sharded rows give the gradients of one process."""
 
 import os
 import subprocess
@@ -98,11 +98,11 @@ def run(folder, kind, vocabulary, ranks):
         for rank in range(ranks)
     ]
     try:
-        told = [process.communicate(timeout=150) for process in started]
+        output = [process.communicate(timeout=150) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, told[0][1][-2000:]
+    assert [process.returncode for process in started] == [0] * ranks, output[0][1][-2000:]
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 DECAY = 0.9
 OPTIONS = ["--stage.max_steps=4", f"--stage.ema_decay={DECAY}", "--stage.lr_vision=null"]
-# One micro batch a step: with more, the next one would make up for an update that came after the checkpoint.
+# One micro batch a step: with more, the next one would compensate an update that came after the checkpoint.
 OPTIONS += ["--checkpoint_every_n_steps=1", "--data.init_args.batch_size=4"]
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, which one a run goes on from, and folders that are full or cannot be written."""
+"""Which checkpoints are kept, which one a run resumes from, and folders that are full or read-only."""
 
 import json
 import os
@@ -95,8 +95,10 @@ def test_a_disk_without_room_for_what_a_stage_writes_is_refused_before_the_first
     status = world.run("fit", "--run_dir", tmp_path / "run", *options)
     # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB a checkpoint, one of them
     # written beside those that are kept, and 0.59 MB in `hf/`.
-    told = error_of(capsys, status)
-    assert "has 0.00 GB free, the checkpoints and the end of this stage take 0.00 GB: free some space" in told
+    output = error_of(capsys, status)
+    assert (
+        "has 0.00 GB free, the checkpoints and the end of this stage take 0.00 GB: free some space" in output
+    )
     assert names(tmp_path / "run") == []
 
 

@@ -1,4 +1,4 @@
-"""`validate` killed half way goes on where it stopped, on one and on two processes."""
+"""`validate` killed half way resumes where it stopped, on one and on two processes."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def start(*options: Any) -> subprocess.Popen:
 
 
 def finish(*options: Any) -> str:
-    _, told = start(*options).communicate(timeout=200)
-    return told
+    _, output = start(*options).communicate(timeout=200)
+    return output
 
 
 def answers(run: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Stages that train adapters, through the command line: frozen base, merged folder, hand-over, resume."""
+"""Stages that train adapters, through the command line: frozen base, merged folder, export, resume."""
 
 import json
 from pathlib import Path

@@ -194,8 +194,8 @@ def test_norms_of_sharded_gradients_are_those_of_the_whole(tmp_path):
         for rank in range(2)
     ]
     try:
-        told = [process.communicate(timeout=120)[1].decode() for process in started]
+        output = [process.communicate(timeout=120)[1].decode() for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], told[0][-2000:] + told[1][-2000:]
+    assert [process.returncode for process in started] == [0, 0], output[0][-2000:] + output[1][-2000:]

@@ -102,17 +102,17 @@ def test_weights_beside_their_average_are_those_that_train(world, tmp_path, caps
         found = replay(capsys, folder, step)
         assert f"step{step - 1:08d}.ckpt" in found["weights"]
         assert_recomputed(found)
-    told = replay(capsys, folder, 3, "--weights", folder / "hf")
-    assert "the folder holds the average of stage.ema_decay" in told["weights"]
+    output = replay(capsys, folder, 3, "--weights", folder / "hf")
+    assert "the folder holds the average of stage.ema_decay" in output["weights"]
 
 
 def test_the_table_shows_every_sample(whole, capsys):
     assert main(["replay", "--run", str(whole), "--step", "2", "--samples_only"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("step 2 of stage all: 4 samples in 2 micro batches of 1 ranks\n")
+    output = capsys.readouterr().out
+    assert output.startswith("step 2 of stage all: 4 samples in 2 micro batches of 1 ranks\n")
     for key in [key for line in ledger(whole)[2:4] for key in line["keys"]]:
-        assert told.count(key) == 1
-    assert "recomputed " not in told.split("prompt", 1)[1]
+        assert output.count(key) == 1
+    assert "recomputed " not in output.split("prompt", 1)[1]
 
 
 @pytest.mark.slow
@@ -194,9 +194,9 @@ def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
 def error(capsys: pytest.CaptureFixture, *options: Any) -> str:
     capsys.readouterr()
     assert main(["replay", *map(str, options)]) == 1
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    return output
 
 
 def test_bad_input_is_told(whole, tmp_path, capsys):
@@ -219,13 +219,13 @@ def test_changed_data_and_settings_are_refused(world, tmp_path, capsys):
     path = next(iter((tmp_path / "set").glob("*2.tar")))
     content = path.read_bytes()
     path.write_bytes(content.replace(b"what?", b"when?"))
-    told = error(capsys, "--run", folder, "--step", 1)
-    assert "is damaged: expected sha256" in told
+    output = error(capsys, "--run", folder, "--step", 1)
+    assert "is damaged: expected sha256" in output
     path.write_bytes(content)
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("batch_size: 2\n", "batch_size: 1\n"))
-    told = error(capsys, "--run", folder, "--step", 1)
-    assert "trained on other data or settings: batch_size was 2, is 1" in told
+    output = error(capsys, "--run", folder, "--step", 1)
+    assert "trained on other data or settings: batch_size was 2, is 1" in output
     manifest = tmp_path / "set/manifest.json"
     manifest.write_text(manifest.read_text().replace('"license": "CC0-1.0"', '"license": "other"'))
     (folder / "config.yaml").write_text(config)

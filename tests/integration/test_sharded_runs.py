@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def sharded(world, tmp_path_factory):
-    """Options that make two ranks share the model out, in the cluster file's own words."""
+    """Options that shard the model over two ranks, from the shipped cluster file."""
     shipped = yaml.safe_load((ROOT / "configs/cluster/fsdp.yaml").read_text())
     file = tmp_path_factory.mktemp("cluster") / "fsdp.yaml"
     settings = {"accelerator": "cpu", "devices": 2, "num_sanity_val_steps": 0}
@@ -32,8 +32,8 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, 
     stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--checkpoint_every_n_steps=1"]
     stage += ["--checkpoint_keep_last=2"]
     fit = ["fit", *world.options(*sharded, *health, *stage, "--benchmark.subset=3", "--run_dir", run)]
-    told = cli(*fit)
-    assert told.count("stage all: 2 steps, weights in") == told.count("calibrated:") == 1
+    output = cli(*fit)
+    assert output.count("stage all: 2 steps, weights in") == output.count("calibrated:") == 1
     # Every rank's rows and nothing half written.
     assert sorted(path.name for path in last.iterdir()) == [
         "rank-00000-of-00002.ckpt",

@@ -104,10 +104,10 @@ def test_a_job_preempted_in_every_stage_trains_what_an_unbroken_run_trains(check
         checkout.wait_for_step(f"broken/{folder}", step)
         assert checkout.slurm.call("scancel", "--signal=USR1", job) == ""
     done = checkout.wait(job)
-    told = checkout.log(job)
-    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "3"), told[-3000:]
-    assert told.count("asked to stop by SIGUSR1: left after step") == 3, moments
-    assert "Traceback" not in told
+    output = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "3"), output[-3000:]
+    assert output.count("asked to stop by SIGUSR1: left after step") == 3, moments
+    assert "Traceback" not in output
     whole = fit(checkout.root / "whole", checkout.recipe, world=2)
     assert whole.returncode == 0, whole.stderr[-3000:]
     assert compare(checkout.root / "broken", checkout.root / "whole") == 3 * STEPS * 2
@@ -120,8 +120,8 @@ def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(checkout: Check
     time.sleep(1)
     checkout.slurm.start_node("n2")
     done = checkout.wait(job)
-    told = checkout.log(job)
-    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), told[-3000:]
+    output = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), output[-3000:]
     assert len(history(checkout.root / "run")) == 2 * STEPS, "what was trained twice was the same"
     assert 2 * STEPS < len(lines(checkout.root / "run")) <= 2 * (STEPS + 2)
 
@@ -133,9 +133,9 @@ def test_a_time_limit_sends_the_job_back_by_itself(checkout: Checkout) -> None:
     checkout.wait(job, restarts=1)
     checkout.slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # the rest at one go
     done = checkout.wait(job)
-    told = checkout.log(job)
-    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), told[-3000:]
-    assert told.count("asked to stop by SIGUSR1") == 1
+    output = checkout.log(job)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), output[-3000:]
+    assert output.count("asked to stop by SIGUSR1") == 1
     assert len(lines(checkout.root / "run")) == len(history(checkout.root / "run")) == 2 * 120
 
 

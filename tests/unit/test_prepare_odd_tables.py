@@ -22,7 +22,7 @@ def lines(path: Path, *rows: object) -> Path:
     return path
 
 
-def told(found: list[TableQuestion | SampleError]) -> list[str]:
+def texts(found: list[TableQuestion | SampleError]) -> list[str]:
     """Names of the questions, and reason and place of the errors."""
     return [
         f"{one.reason} {str(one).split('jsonl, ')[1].split(':')[0]}"
@@ -54,7 +54,7 @@ ODD_QUESTIONS = [
 def test_odd_questions(tmp_path):
     lines(tmp_path / "questions.jsonl", GOOD, *(row for row, _ in ODD_QUESTIONS), {**GOOD, "id": "nu-1"})
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(ODD_QUESTIONS, start=2)]
-    assert told(list(read_questions(tmp_path, "test"))) == ["nu-0", *expected, "nu-1"]
+    assert texts(list(read_questions(tmp_path, "test"))) == ["nu-0", *expected, "nu-1"]
 
 
 def test_odd_lines_of_the_release(tmp_path):
@@ -97,7 +97,7 @@ def test_odd_statements(tmp_path):
     lines(tmp_path / "statements.jsonl", FACT, *(row for row, _ in ODD_STATEMENTS), FACT)
     captions: dict[str, str] = {}
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(ODD_STATEMENTS, start=2)]
-    assert told(list(read_statements(tmp_path, "test", captions))) == ["1.csv/0", *expected, "1.csv/1"]
+    assert texts(list(read_statements(tmp_path, "test", captions))) == ["1.csv/0", *expected, "1.csv/1"]
     assert captions == {"1.csv": ""}
 
 
@@ -134,7 +134,7 @@ def test_odd_bigdocs_rows(tmp_path):
     ]
     path = lines(tmp_path / "rows.jsonl", good, *(row for row, _ in rows), good)
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(rows, start=2)]
-    assert told(read_bigdocs_rows(path, ["1.csv"])) == ["1/0", *expected, "1/1"]
+    assert texts(read_bigdocs_rows(path, ["1.csv"])) == ["1/0", *expected, "1/1"]
 
 
 @pytest.mark.parametrize("load", [WikiTable, FactTable])

@@ -354,12 +354,12 @@ def test_real_receipts_with_their_fields_beside_them(tmp_path):
     samples = prepare("folder", root, tmp_path / "out", "--prompt", "Read all text.")
     assert len(samples) == 11
     assert skipped(tmp_path / "out") == {"missing_text": 1}
-    told = sorted(
+    output = sorted(
         [message_text(turn) for turn in sample.messages[1::2]]
         for sample in samples
         if len(sample.messages) > 2
     )
-    assert told == sorted(list(fields[name].values()) for name in names[2:])
+    assert output == sorted(list(fields[name].values()) for name in names[2:])
     assert all(min(sample.sizes[0]) > 300 for sample in samples)
 
 

@@ -226,12 +226,12 @@ def command(files, *options):
 
 def test_the_command_writes_rows_that_a_config_takes(files, capsys):
     assert command(files, "--count", 40, "--json") == 0
-    told = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     written = json.loads((files / "keep.json").read_text())
     assert len(written["kept"]) == 40
     assert written["vocab_size"] == VOCAB_SIZE
-    assert told[0].startswith(f"40 of {VOCAB_SIZE} rows carry")
-    figures = json.loads(told[-1])
+    assert printed[0].startswith(f"40 of {VOCAB_SIZE} rows carry")
+    figures = json.loads(printed[-1])
     assert figures["mass"] == written["mass"]
     assert 40 / VOCAB_SIZE < figures["mass"] < 1
     assert command(files, "--mass", figures["mass"] - 1e-9) == 0

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the same batches on the same ranks, every sample once on others, no other data."""
+"""Resuming from a checkpoint: the same batches on the same ranks, every sample once on others, no other data."""
 
 import json
 import re

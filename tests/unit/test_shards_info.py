@@ -62,10 +62,10 @@ def test_histogram_heights():
 
 def test_the_command_prints_a_table_a_source(folder, capsys):
     assert main(["shards", "info", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "5 samples, 3 shards" in told
-    assert "  charts: 2 samples" in told
-    row = next(line for line in told.splitlines() if "prompt characters" in line and "50" in line)
+    output = capsys.readouterr().out
+    assert "5 samples, 3 shards" in output
+    assert "  charts: 2 samples" in output
+    row = next(line for line in output.splitlines() if "prompt characters" in line and "50" in line)
     assert row.split()[2:7] == ["40", "41", "45", "49", "50"]
 
 
@@ -87,12 +87,12 @@ def spoil(folder, *changes):
 def test_bad_samples_are_counted_and_the_others_told(folder, capsys):
     spoil(folder, (b'"messages"', b'"M'), (b'"messages"', b"}}"))
     assert main(["shards", "info", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "  charts: 2 samples" in told
-    assert "  forms: 1 samples" in told
-    assert "skipped: 1 (invalid_sample), the first: " in told
-    assert "set-00000000.json is not in normal form (KeyError('messages'))" in told
-    assert "skipped: 1 (bad_json), the first: " in told
+    output = capsys.readouterr().out
+    assert "  charts: 2 samples" in output
+    assert "  forms: 1 samples" in output
+    assert "skipped: 1 (invalid_sample), the first: " in output
+    assert "set-00000000.json is not in normal form (KeyError('messages'))" in output
+    assert "skipped: 1 (bad_json), the first: " in output
     assert collect(folder).sources["forms"].measures["turns"] == [1]
 
 
@@ -111,13 +111,13 @@ def test_sets_of_another_format(tmp_path, capsys):
     assert prepare(["index", str(tmp_path / "cc"), "--source", "cc12m", "--license", "other"]) == 0
     capsys.readouterr()
     assert main(["shards", "info", str(tmp_path / "cc")]) == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "none of 3 samples reads as --format normal, the first: " in told
-    assert "known formats: normal, docdownstream, bigdocs, captions" in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "none of 3 samples reads as --format normal, the first: " in output
+    assert "known formats: normal, docdownstream, bigdocs, captions" in output
     assert main(["shards", "info", str(tmp_path / "cc"), "--format", "captions"]) == 0
-    told = capsys.readouterr().out
-    assert "2 samples" in told
-    assert "skipped: 1 (" in told
+    output = capsys.readouterr().out
+    assert "2 samples" in output
+    assert "skipped: 1 (" in output
     (info,) = collect(tmp_path / "cc", form="captions").sources.values()
     assert (info.measures["width px"], info.measures["answer characters"]) == ([41, 42], [10, 10])
 
@@ -184,9 +184,9 @@ def test_preview_shows_prompt_and_supervised_tokens(tmp_path, capsys):
     spoil(tmp_path / "set", (b'"messages"', b'"M'))
     capsys.readouterr()
     assert main(words) == 0
-    told, page = capsys.readouterr().out, (tmp_path / "p.html").read_text()
-    assert "1 samples" in told
-    assert re.search(r"skipped \(invalid_sample\): .*set-00000000", told)
+    output, page = capsys.readouterr().out, (tmp_path / "p.html").read_text()
+    assert "1 samples" in output
+    assert re.search(r"skipped \(invalid_sample\): .*set-00000000", output)
     assert page.count("<section>") == 1
     assert re.search(r"<li>invalid_sample: .*set-00000000", page)
     assert main([*words, "--count", "1"]) == 1

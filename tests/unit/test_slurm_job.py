@@ -7,8 +7,8 @@ from alignvlm_pl.cli.slurm import (
     UNEXPECTED,
     check_allocation,
     cluster_plugins,
+    exit_status_for_srun,
     in_slurm,
-    told_to_srun,
 )
 from alignvlm_pl.errors import ConfigError, DataError
 
@@ -87,17 +87,17 @@ def test_inside_a_job_errors_have_statuses_of_their_own(monkeypatch, capsys):
         raise DataError("shard")
 
     with pytest.raises(RuntimeError):
-        told_to_srun(lost)
-    assert told_to_srun(lambda: 1) == 1
+        exit_status_for_srun(lost)
+    assert exit_status_for_srun(lambda: 1) == 1
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    assert told_to_srun(lost) == UNEXPECTED
+    assert exit_status_for_srun(lost) == UNEXPECTED
     assert "connection closed by peer" in capsys.readouterr().err
-    assert [told_to_srun(lambda status=status: status) for status in (0, 1, 2, 85)] == [
+    assert [exit_status_for_srun(lambda status=status: status) for status in (0, 1, 2, 85)] == [
         0,
         REFUSED,
         REFUSED,
         85,
     ]
-    assert told_to_srun(damaged) == UNEXPECTED, "an error of ours is told by main(), which gives 1"
+    assert exit_status_for_srun(damaged) == UNEXPECTED, "main() prints an error of the project and returns 1"
     assert UNEXPECTED < 128 + 9 < REFUSED, "srun reports the highest"

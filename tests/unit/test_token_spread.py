@@ -107,8 +107,8 @@ def test_features_are_of_evenly_spaced_tiles_and_the_tower_always_runs(tiles):
 def test_the_factor_reaches_the_entropy_once_it_is_in_the_gain(target):
     connector, features = align(1.7), torch.randn(3, 7, 5)
     scores = spread.vocabulary_scores(connector, features, limit=100)
-    factor, told = spread.gain_factor(scores, connector.norm2.bias, target=target)
-    assert told == pytest.approx(target, abs=spread.TOLERANCE)
+    factor, output = spread.gain_factor(scores, connector.norm2.bias, target=target)
+    assert output == pytest.approx(target, abs=spread.TOLERANCE)
     with torch.no_grad():
         connector.norm2.weight.mul_(factor)
     log_weights = connector.log_probs(features, torch.arange(11))

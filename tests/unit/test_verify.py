@@ -153,7 +153,7 @@ def test_shards_missing_changed_extra_and_repeated(folder, capsys):
     (folder / "set-00001.tar").unlink()
     assert "missing" in kinds(folder)
     assert main(["shards", "verify", "--fast", str(folder)]) == 1
-    told = capsys.readouterr().out
-    assert f"{folder}/set-00001.tar: the manifest lists this shard, but it is not there (missing)" in told
+    output = capsys.readouterr().out
+    assert f"{folder}/set-00001.tar: the manifest lists this shard, but it is not there (missing)" in output
     assert main(["shards", "verfy", str(folder)]) == 1
     assert "did you mean 'verify'" in capsys.readouterr().err
