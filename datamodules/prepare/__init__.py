@@ -1,6 +1,6 @@
-"""`python cli.py prepare <kind> …`: make shards from something else, without importing torch.
+"""`python cli.py prepare <kind> …`: convert data of other formats to shards, without importing torch.
 
-CONTRACT: alignvlm_pl/cli.py calls `main(argv)`. A kind is loaded when it is asked for.
+The module of a kind is imported when the kind is run.
 """
 
 import sys
@@ -23,7 +23,7 @@ _KINDS = {
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
     "wtq": ("datamodules.prepare.rendered_tables.wtq", "tables of WikiTableQuestions -> pages, questions"),
     "tabfact": ("datamodules.prepare.rendered_tables.tabfact", "tables of TabFact -> pages, statements"),
-    "cc12m": ("datamodules.prepare.cc12m", "tars of pictures and captions (img2dataset) -> shuffled shards"),
+    "cc12m": ("datamodules.prepare.cc12m", "tars of images and captions (img2dataset) -> shuffled shards"),
     "bigdocs": ("datamodules.prepare.bigdocs", "BigDocs-7.5M, parquet of any config -> shuffled shards"),
     "docdownstream": (
         "datamodules.prepare.docdownstream",
@@ -31,7 +31,7 @@ _KINDS = {
     ),
     "llava": ("datamodules.prepare.llava", "LLaVA-558K or LLaVA-NeXT -> shuffled shards"),
     "vcr": ("datamodules.prepare.vcr", "VCR-wiki, parquet -> shuffled shards"),
-    "folder": ("datamodules.prepare.folder", "pictures with .txt or .json beside them -> shuffled shards"),
+    "folder": ("datamodules.prepare.folder", "images with .txt or .json beside them -> shuffled shards"),
     "embedded": ("datamodules.prepare.embedded", "the embedded default weights -> cache folder"),
 }
 
@@ -56,5 +56,4 @@ def main(argv: Sequence[str]) -> int:
     kind, *rest = argv
     if kind not in _KINDS:
         raise ConfigError(f"prepare: unknown kind '{kind}'; {nearest(kind, _KINDS)}")
-    # CONTRACT: every module named above has main(argv), which may return an exit code.
     return int(import_module(_KINDS[kind][0]).main(rest) or 0)

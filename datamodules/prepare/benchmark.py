@@ -31,7 +31,7 @@ from .sources.json_files import numbered_lines
 from .sources.source import SourceSample, checked_image, image_bytes
 
 POINTER_LENGTH = 64
-"""A shorter text in the image column is the index of the row that holds the picture."""
+"""A shorter text in the image column is the index of the row that holds the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class VLMEvalKitTable:
     image_root: Path | None = None
 
     def __iter__(self) -> Iterator[SourceSample | SampleError]:
-        """Yield the rows of the benchmark in the order of the file, and the errors of bad ones.
+        """Yield the rows of the benchmark in the order of the file, and the errors of invalid ones.
 
         Raises:
             DataError: The file is no such table.
@@ -80,8 +80,8 @@ class VLMEvalKitTable:
             return None
         if not references:
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
-        pictures = self._images(row.cells, table, offsets, where)
-        images: list[tuple[bytes | Path, str]] = [checked_image(data, f"{where}: image") for data in pictures]
+        encoded = self._images(row.cells, table, offsets, where)
+        images: list[tuple[bytes | Path, str]] = [checked_image(data, f"{where}: image") for data in encoded]
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
             "id": f"{self.path.stem}/{meta.get('index', '')}",
@@ -123,7 +123,7 @@ def _open(path: Path) -> TabTable:
 
 
 def _image_offsets(table: TabTable) -> dict[str, int]:
-    """Index of each row that holds a picture itself -> the byte where it begins."""
+    """Index of each row that holds an image itself -> the byte where it begins."""
     if not {"index", "image"} <= set(table.header):
         return {}
     held = (row for row in table.rows() if len(row.cells.get("image", "")) > POINTER_LENGTH)
@@ -142,12 +142,12 @@ def _listed(cell: str) -> list[str]:
 
 
 def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
-    """Decode a picture, or those of the row that a short text points to, which must hold them itself."""
+    """Decode an image, or those of the row that a short text points to, which must hold them itself."""
     if len(cell) > POINTER_LENGTH:
         return [_from_base64(cell, where)]
     if cell not in offsets:
         raise SampleError(
-            f"{where}: the image points to row index {cell!r}, which has no picture", "bad_pointer"
+            f"{where}: the image points to row index {cell!r}, which has no image", "bad_pointer"
         )
     held = _listed(next(table.rows(offsets[cell])).cells["image"])
     if any(len(own) <= POINTER_LENGTH for own in held):
@@ -186,7 +186,7 @@ class DocDownstreamTest:
     meta: Path | None = None
 
     def __iter__(self) -> Iterator[SourceSample | SampleError]:
-        """Yield the questions in the order of the file, and the errors of bad ones.
+        """Yield the questions in the order of the file, and the errors of invalid ones.
 
         Raises:
             ConfigError: The benchmark needs annotations and has none, or has them and must not.
@@ -278,7 +278,7 @@ class _Gold:
         return {"document": name, "gold": self._annotations[name]}
 
     def field(self, index: int, fields: Sequence[str], where: str) -> str:
-        """Return the field that is asked for: the first of the list that the question of the metadata holds."""
+        """Return the field that is requested: the first of the list that the question of the metadata holds."""
         question = self._question(index, where)
         found = next((name for name in fields if name in question), None)
         if found is None:
@@ -372,8 +372,8 @@ def main(argv: Sequence[str]) -> int:
         "--image-root", type=Path, help="folder that image paths are relative to; default: the file's"
     )
     parser.add_argument("--meta", type=Path, help="folder of DUE's document.jsonl and metadata.jsonl")
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--strict", action="store_true", help="stop at the first invalid row")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
     options = parser.parse_args(argv)
     benchmark = get_benchmark(options.benchmark)
     _check_published(benchmark, options.file)
@@ -420,11 +420,11 @@ def write_benchmark(
     strict: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the samples of a benchmark as shards; bad ones are counted by reason, and the first are named.
+    """Write the samples of a benchmark as shards; invalid ones are counted by reason, and the first are named.
 
     Raises:
-        SampleError: A bad sample, with `strict`.
-        DataError: The folder holds a finished set, or there is no usable sample.
+        SampleError: An invalid sample, with `strict`.
+        DataError: The folder holds a finished dataset, or there is no usable sample.
     """
     left_out = LeftOut()
     with ShardWriter(

@@ -23,8 +23,8 @@ from .pack.options import add_options
 from .rendered_tables import tabfact, wtq
 from .rendered_tables.table_questions import LoadTable, TableNames
 from .rendered_tables.tables import render, to_png
+from .sources.images import EncodedImage, ImageFolder, embedded_image
 from .sources.parquet_rows import ParquetRows
-from .sources.pictures import Picture, PictureFolder, held_picture
 from .sources.source import SourceSample
 
 _KEPT = 32
@@ -44,9 +44,9 @@ class RenderedTables:
 
     names: TableNames = field(repr=False)
     load: LoadTable
-    _drawn: dict[str, list[Picture]] = field(default_factory=dict, repr=False, compare=False)
+    _rendered: dict[str, list[EncodedImage]] = field(default_factory=dict, repr=False, compare=False)
 
-    def named(self, name: str, *, where: str) -> list[Picture]:
+    def pages(self, name: str, *, where: str) -> list[EncodedImage]:
         """Return the pages of a table.
 
         Raises:
@@ -55,15 +55,15 @@ class RenderedTables:
         table = self.names.find(name)
         if table is None:
             raise SampleError(f"{where}: img_id {name!r:.120} names no table of the release", "unknown_table")
-        if table not in self._drawn:
+        if table not in self._rendered:
             try:
-                pages: list[Picture] = [(to_png(page), "png") for page in render(self.load(table))]
+                pages: list[EncodedImage] = [(to_png(page), "png") for page in render(self.load(table))]
             except SampleError as error:
                 raise SampleError(f"{where}: {error}", error.reason) from error
-            if len(self._drawn) >= _KEPT:
-                self._drawn.pop(next(iter(self._drawn)))
-            self._drawn[table] = pages
-        return self._drawn[table]
+            if len(self._rendered) >= _KEPT:
+                self._rendered.pop(next(iter(self._rendered)))
+            self._rendered[table] = pages
+        return self._rendered[table]
 
     def estimate(self) -> tuple[int, int]:
         """Estimate the bytes of all pages, and of those that are held nowhere else: all."""
@@ -71,10 +71,10 @@ class RenderedTables:
         return size, size
 
 
-WITH_PICTURES = ("ArxivOCR", "ArxivTableCap", "cord-v2")
+WITH_IMAGES = ("ArxivOCR", "ArxivTableCap", "cord-v2")
 FROM_FOLDERS = ("COCOtext", "pubtables-1m", "TextOCR", "Open4Business")
 FROM_TABLES = ("TabFact", "WikiTQ")
-CONFIGS = (*WITH_PICTURES, *FROM_FOLDERS, *FROM_TABLES)
+CONFIGS = (*WITH_IMAGES, *FROM_FOLDERS, *FROM_TABLES)
 
 _NAME = "img_id"
 _PROVENANCE = (
@@ -89,10 +89,10 @@ _PROVENANCE = (
 _TASKS = ("task_name", "task")
 
 
-class NamedPictures(Protocol):
-    """Where the pictures of rows lie that only name them."""
+class NamedImages(Protocol):
+    """Where the images of rows lie that only name them."""
 
-    def named(self, name: str, *, where: str) -> list[Picture]:
+    def pages(self, name: str, *, where: str) -> list[EncodedImage]:
         """Return the pages of a name.
 
         Raises:
@@ -110,33 +110,33 @@ class BigDocs(ParquetRows):
     """The rows of one config.
 
     Attributes:
-        pictures: Where named pictures lie; None: the rows must hold them.
+        images: Where named images lie; None: the rows must hold them.
     """
 
     name: str = "bigdocs"
     license: str = "CC-BY-4.0"
-    pictures: NamedPictures | None = None
+    images: NamedImages | None = None
     schema = BIGDOCS
     optional = (_NAME, *_PROVENANCE, *_TASKS)
 
     def input_bytes(self) -> int:
-        """Estimate the size of the files and of the named pictures."""
-        return super().input_bytes() + (self.pictures.estimate()[0] if self.pictures else 0)
+        """Estimate the size of the files and of the named images."""
+        return super().input_bytes() + (self.images.estimate()[0] if self.images else 0)
 
     def spool_bytes(self) -> int:
-        """Estimate what of it is not read from picture files again."""
-        return super().input_bytes() + (self.pictures.estimate()[1] if self.pictures else 0)
+        """Estimate what of it is not read from image files again."""
+        return super().input_bytes() + (self.images.estimate()[1] if self.images else 0)
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
-        """Refuse rows that only name their pictures where nothing says where these lie."""
-        if columns["images"] == _NAME and self.pictures is None:
+        """Refuse rows that only name their images where nothing says where these lie."""
+        if columns["images"] == _NAME and self.images is None:
             raise ConfigError(
-                f"{where} only names its pictures ({_NAME}): give their folder with --image-root, or for TabFact and "
+                f"{where} only names its images ({_NAME}): give their folder with --image-root, or for TabFact and "
                 "WikiTQ the folder of the release with --tables"
             )
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row; several queries become turns about the same pictures."""
+        """Convert a row; several queries become turns about the same images."""
         asked = pairs(row[columns["queries"]], row[columns["answers"]], where=where)
         if not any(answer.strip() for _, answer in asked):
             raise SampleError(f"{where}: all annotations are empty", "empty_answer")
@@ -152,15 +152,15 @@ class BigDocs(ParquetRows):
         }
         return SourceSample(record=record, images=images)
 
-    def _images(self, row: Mapping[str, Any], column: str, where: str) -> list[Picture]:
+    def _images(self, row: Mapping[str, Any], column: str, where: str) -> list[EncodedImage]:
         given = row[column]
         cells = [cell for cell in (given if isinstance(given, list) else [given]) if cell is not None]
         if column != _NAME and cells:
-            return [held_picture(cell, where=where) for cell in cells]
+            return [embedded_image(cell, where=where) for cell in cells]
         names = cells if column == _NAME else [row[_NAME]] if row.get(_NAME) is not None else []
-        if not names or self.pictures is None:
-            raise SampleError(f"{where}: the row holds no picture", "missing_image")
-        return [image for name in names for image in self.pictures.named(str(name), where=where)]
+        if not names or self.images is None:
+            raise SampleError(f"{where}: the row holds no image", "missing_image")
+        return [image for name in names for image in self.images.pages(str(name), where=where)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare bigdocs", description=__doc__, allow_abbrev=False)
     add_parquet_options(parser, hub_id="ServiceNow/BigDocs-7.5M")
     parser.add_argument("--config", choices=CONFIGS, help="default: the one that the files' folder is called")
-    parser.add_argument("--image-root", type=Path, help="folder of the pictures that rows name in img_id")
+    parser.add_argument("--image-root", type=Path, help="folder of the images that rows name in img_id")
     parser.add_argument("--tables", type=Path, help="folder of TabFact's or WikiTableQuestions' release")
     parser.add_argument(
         "--allow-benchmark-splits",
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     _check_config(files, config)
     raw = BigDocs(
         files=files,
-        pictures=_pictures(config, options.image_root, options.tables),
+        images=_images(config, options.image_root, options.tables),
         source=options.source or f"bigdocs/{config}",
     )
     print_yield(pack(raw, options))
@@ -217,22 +217,22 @@ def _refuse(config: str, split: str) -> None:
         )
 
 
-def _pictures(config: str, image_root: Path | None, tables: Path | None) -> NamedPictures | None:
-    """Return where the pictures of a config lie.
+def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedImages | None:
+    """Return where the images of a config lie.
 
     Raises:
         ConfigError: An option does not fit the config, or its folder is not there.
     """
-    if config in WITH_PICTURES and (image_root or tables):
-        raise ConfigError(f"{config} holds its pictures: leave out --image-root and --tables")
+    if config in WITH_IMAGES and (image_root or tables):
+        raise ConfigError(f"{config} holds its images: leave out --image-root and --tables")
     if tables is None:
-        return PictureFolder.indexed(image_root) if image_root else None
+        return ImageFolder.indexed(image_root) if image_root else None
     if config not in FROM_TABLES or image_root:
         raise ConfigError("--tables is for TabFact and WikiTQ, and --image-root does not go with it")
     if not tables.is_dir():
         raise ConfigError(f"--tables: there is no folder {tables}")
     module = wtq if config == "WikiTQ" else tabfact
-    names = TableNames.of(module.table_names(tables))
+    names = TableNames.from_names(module.table_names(tables))
     if not names.whole:
         raise ConfigError(
             f"--tables: {tables} holds no tables of {config}; expected the folder of its release"

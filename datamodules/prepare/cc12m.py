@@ -23,7 +23,7 @@ from .pack.options import add_options
 from .sources.source import Part, SourceSample, checked_image
 
 _KEPT = ("url", "sha256")
-"""Fields of a pair's json that say where the picture came from."""
+"""Fields of a pair's json that say where the image came from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +32,10 @@ class CaptionTars:
 
     Attributes:
         files: The tars.
-        prompt: Text of the user's turn after the picture; may be empty.
-        name: Name of the set.
+        prompt: Text of the user's turn after the image; may be empty.
+        name: Name of the dataset.
         source: Value of the samples' ``source``, and the first part of their ids.
-        license: Terms of the set.
+        license: Terms of the dataset.
     """
 
     files: tuple[StoredFile, ...]
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare cc12m", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "input",
-        help="tar, folder, pattern, address that fsspec opens, or set of the hub such as pixparse/cc12m-wds",
+        help="tar, folder, pattern, address that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds",
     )
     parser.add_argument(
         "--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)"

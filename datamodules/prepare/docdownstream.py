@@ -28,8 +28,8 @@ from .input_files import choose_list, fetched_list
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import check_answered
+from .sources.images import EncodedImage, ImageFolder
 from .sources.jsonl import parsed_lines
-from .sources.pictures import Picture, PictureFolder
 from .sources.source import Part, RawData, SourceSample, checked_image
 
 _PART_LINES = 2048
@@ -37,11 +37,11 @@ _PART_LINES = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentLine:
-    """A line that is of use, without its pictures.
+    """A valid line, without its images.
 
     Attributes:
         record: In normal form.
-        pages: Paths of its pictures, in the order of their index.
+        pages: Paths of its images, in the order of their index.
     """
 
     record: dict[str, Any]
@@ -77,10 +77,10 @@ class DocumentLines:
                 at += len(text)
 
     def parse(self, text: bytes, number: int) -> DocumentLine | None:
-        """Convert a line; None where its set is not asked for.
+        """Convert a line; None if its ``dataset_name`` is not in `sources`.
 
         Raises:
-            SampleError: It is of no use.
+            SampleError: It is invalid.
         """
         where = self.where(number)
         try:
@@ -102,10 +102,10 @@ class DocumentLines:
         return DocumentLine(record=record, pages=pages)
 
     def check(self) -> None:
-        """Check that the lines are conversations, and that the sets that are asked for are there.
+        """Check that the lines are conversations, and that all `sources` occur.
 
         Raises:
-            ConfigError: A set is not, with those that are.
+            ConfigError: One does not occur; lists those that do.
             DataError: The lines are of another schema.
         """
         texts = (text for _, _, text in self.raw())
@@ -117,7 +117,7 @@ class DocumentLines:
             try:
                 names[str(json.loads(text).get("dataset_name"))] += 1
             except (ValueError, AttributeError, RecursionError):
-                continue  # such lines are counted as bad where they are read
+                continue  # such lines are counted as invalid where they are read
         for name in self.sources:
             if name not in names:
                 raise ConfigError(
@@ -125,7 +125,7 @@ class DocumentLines:
                 )
 
     def pages(self) -> Counter[str]:
-        """Return how many lines ask about each page."""
+        """Return the number of lines per page."""
         found: Counter[str] = Counter()
         for number, _, text in self.raw():
             try:
@@ -146,14 +146,14 @@ class DocDownstreamFolder:
 
     Attributes:
         lines: The lines.
-        pictures: Folder that the lines' paths are relative to.
-        name: Name of the set.
+        images: Folder that the lines' paths are relative to.
+        name: Name of the dataset.
         source: Value of ``source`` for lines without ``dataset_name``.
-        license: Terms of the set.
+        license: Terms of the dataset.
     """
 
     lines: DocumentLines
-    pictures: PictureFolder
+    images: ImageFolder
     name: str = "docdownstream"
     source: str = "docdownstream"
     license: str = "Apache-2.0"
@@ -162,7 +162,7 @@ class DocDownstreamFolder:
         """Return a part for each few thousand lines.
 
         Raises:
-            ConfigError: A set that is asked for is not there.
+            ConfigError: A dataset of `sources` does not occur.
             DataError: No such file, or its lines are of another schema.
         """
         self.lines.check()
@@ -179,7 +179,7 @@ class DocDownstreamFolder:
 
     def input_bytes(self) -> int:
         """Return the size of all pages, each as often as lines ask about it: shards hold it that often."""
-        root = self.pictures.root
+        root = self.images.root
         paths = ((root / page, count) for page, count in self.lines.pages().items())
         return sum(path.stat().st_size * count for path, count in paths if path.is_file())
 
@@ -188,14 +188,14 @@ class DocDownstreamFolder:
         return self.lines.path.stat().st_size
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the lines of a part; lines of other sets are passed over."""
+        """Yield the lines of a part; datasets that are not in `sources` are skipped."""
         first, start, end = (int(value or 0) for value in part.payload)
         for number, _, text in self.lines.raw(start, end, first):
             where = self.lines.where(number)
             try:
                 line = self.lines.parse(text, number)
                 if line is not None:
-                    images = [self.pictures.read(page, where=where) for page in line.pages]
+                    images = [self.images.read(page, where=where) for page in line.pages]
                     yield SourceSample(record=line.record, images=images)
             except SampleError as error:
                 yield error
@@ -213,9 +213,9 @@ class DocDownstreamArchive:
     Attributes:
         lines: The lines.
         pieces: Files of the archive.
-        name: Name of the set.
+        name: Name of the dataset.
         source: Value of ``source`` for lines without ``dataset_name``.
-        license: Terms of the set.
+        license: Terms of the dataset.
     """
 
     lines: DocumentLines
@@ -228,7 +228,7 @@ class DocDownstreamArchive:
         """Return one part: a stream cannot be entered in the middle.
 
         Raises:
-            ConfigError: A piece or a set that is asked for is missing.
+            ConfigError: A piece of the archive is missing, or a dataset of `sources` does not occur.
             DataError: No such file, or its lines are of another schema.
         """
         if not self.pieces:
@@ -238,19 +238,19 @@ class DocDownstreamArchive:
         return [Part(name=self.lines.path.name, payload=(), rows=sum(1 for _ in self.lines.raw()))]
 
     def input_bytes(self) -> int:
-        """Estimate the size of all pages, each as often as lines ask about it, from that of the archive."""
+        """Estimate the bytes of all pages, counted once per line, from the size of the archive."""
         pages = self.lines.pages()
         size = sum(piece.size for piece in self.pieces)
         return size * pages.total() // max(len(pages), 1)
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield bad lines, then the samples in the order in which the archive completes them, then what is missing.
+        """Yield invalid lines, then samples in the order in which they complete, then lines with missing pages.
 
         Raises:
             DataError: The archive is damaged.
         """
         del part  # there is only one
-        waiting = _Waiting()
+        pending = _PendingLines()
         for number, at, text in self.lines.raw():
             try:
                 line = self.lines.parse(text, number)
@@ -258,49 +258,51 @@ class DocDownstreamArchive:
                 yield error
                 continue
             if line is not None and line.pages:
-                waiting.add(number, at, map(_page, line.pages))
+                pending.add(number, at, map(_page, line.pages))
             elif line is not None:
                 yield SourceSample(record=line.record, images=[])
-        with _Held() as held:
-            yield from self._from_archive(waiting, held)
-        for number, missing in waiting.unanswered():
+        with _PageCache() as cache:
+            yield from self._from_archive(pending, cache)
+        for number, missing in pending.incomplete():
             where = self.lines.where(number)
             yield SampleError(f"{where}: image {missing} is not in the archive", "missing_image")
 
-    def _from_archive(self, waiting: "_Waiting", held: "_Held") -> Iterator[SourceSample | SampleError]:
-        files = stream_files(ordered_pieces(self.pieces), lambda name: waiting.wants(_page(name)))
-        for name, picture in _decoded_ahead(files):
+    def _from_archive(
+        self, pending: "_PendingLines", cache: "_PageCache"
+    ) -> Iterator[SourceSample | SampleError]:
+        files = stream_files(ordered_pieces(self.pieces), lambda name: pending.needs(_page(name)))
+        for name, image in _decode_ahead(files):
             page = _page(name)
-            numbers = waiting.about(page)
-            if isinstance(picture, SampleError):
+            numbers = pending.pop_lines(page)
+            if isinstance(image, SampleError):
                 for number in numbers:
-                    waiting.give_up(number, held)
-                    yield SampleError(f"{self.lines.where(number)}: {picture}", picture.reason)
+                    pending.drop(number, cache)
+                    yield SampleError(f"{self.lines.where(number)}: {image}", image.reason)
                 continue
-            complete = [number for number in numbers if waiting.lacks_one(number)]
+            complete = [number for number in numbers if pending.is_last_page(number)]
             if len(complete) < len(numbers):
-                held.add(page, picture, users=len(numbers) - len(complete))
+                cache.add(page, image, users=len(numbers) - len(complete))
             for number in numbers:
                 if number in complete:
-                    yield self._sample(number, {page: picture}, waiting, held)
+                    yield self._sample(number, {page: image}, pending, cache)
                 else:
-                    waiting.came(number, page)
+                    pending.add_page(number, page)
 
     def _sample(
-        self, number: int, pictures: dict[str, Picture], waiting: "_Waiting", held: "_Held"
+        self, number: int, images: dict[str, EncodedImage], pending: "_PendingLines", cache: "_PageCache"
     ) -> SourceSample:
-        """Make the sample of a line from the page that came last and those that are held."""
+        """Make the sample of a line from its last page and the cached ones."""
         with self.lines.path.open("rb") as stream:
-            stream.seek(waiting.offset(number))
+            stream.seek(pending.offset(number))
             line = self.lines.parse(stream.readline(), number)
-        assert line is not None  # it was of use when it was added
+        assert line is not None  # it was valid when it was added
         pages = [_page(page) for page in line.pages]
-        found = pictures | {page: held.get(page) for page in pages if page not in pictures}
-        waiting.give_up(number, held)
+        found = images | {page: cache.get(page) for page in pages if page not in images}
+        pending.drop(number, cache)
         return SourceSample(record=line.record, images=[found[page] for page in pages])
 
 
-def _decoded_ahead(
+def _decode_ahead(
     files: Iterable[tuple[str, bytes]],
 ) -> Iterator[tuple[str, tuple[bytes, str] | SampleError]]:
     """Decode pages to their end in threads, a few ahead, and yield them in their order.
@@ -326,7 +328,7 @@ def _checked(data: bytes, name: str) -> tuple[bytes, str] | SampleError:
         return error
 
 
-class _Waiting:
+class _PendingLines:
     """Lines that wait for pages."""
 
     def __init__(self) -> None:
@@ -334,41 +336,41 @@ class _Waiting:
         self._lines: dict[int, _Line] = {}
 
     def add(self, number: int, offset: int, pages: Iterable[str]) -> None:
-        """Let a line that begins at a byte of its file wait for pages."""
+        """Add a line that begins at byte `offset` of its file and waits for pages."""
         names = tuple(dict.fromkeys(pages))
         self._lines[number] = _Line(offset=offset, left=len(names))
         for page in names:
             self._by_page.setdefault(page, []).append(number)
 
-    def wants(self, page: str) -> bool:
+    def needs(self, page: str) -> bool:
         """Whether a line still waits for a page."""
         return any(number in self._lines for number in self._by_page.get(page, ()))
 
-    def about(self, page: str) -> list[int]:
-        """Return the lines that still wait for a page, and expect it no more: another of its name is passed over."""
+    def pop_lines(self, page: str) -> list[int]:
+        """Return the lines that wait for a page; a later page of the same name is ignored."""
         return [number for number in self._by_page.pop(page, ()) if number in self._lines]
 
-    def lacks_one(self, number: int) -> bool:
-        """Whether a line lacks one page only."""
+    def is_last_page(self, number: int) -> bool:
+        """Whether all pages of a line but one are in the cache."""
         return self._lines[number].left == 1
 
-    def came(self, number: int, page: str) -> None:
-        """Note that a page of a line is held."""
+    def add_page(self, number: int, page: str) -> None:
+        """Record that a page of a line is in the cache."""
         line = self._lines[number]
         line.left -= 1
-        line.held.append(page)
+        line.cached.append(page)
 
     def offset(self, number: int) -> int:
         """Return the byte at which a line begins."""
         return self._lines[number].offset
 
-    def give_up(self, number: int, held: "_Held") -> None:
-        """Forget a line and free its pages."""
-        for page in self._lines.pop(number).held:
-            held.free(page)
+    def drop(self, number: int, cache: "_PageCache") -> None:
+        """Remove a line and release its pages."""
+        for page in self._lines.pop(number).cached:
+            cache.free(page)
 
-    def unanswered(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines that are left, each with a page that never came."""
+    def incomplete(self) -> Iterator[tuple[int, str]]:
+        """Yield the lines that are left, each with a page that is not in the archive."""
         first: dict[int, str] = {}
         for page, numbers in self._by_page.items():
             for number in numbers:
@@ -380,11 +382,11 @@ class _Waiting:
 class _Line:
     offset: int
     left: int
-    held: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
 
 
-class _Held:
-    """Pages that lines wait with: in memory, and beyond a limit as files of a temporary folder."""
+class _PageCache:
+    """Pages of incomplete lines: in memory up to a limit, beyond it as files of a temporary folder."""
 
     def __init__(self, limit: int = _IN_MEMORY_BYTES) -> None:
         self.in_memory = 0
@@ -394,15 +396,15 @@ class _Held:
         self._folder = tempfile.TemporaryDirectory(prefix="pages-")  # closed by __exit__
         self._files = 0
 
-    def __enter__(self) -> "_Held":
+    def __enter__(self) -> "_PageCache":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def add(self, page: str, picture: tuple[bytes, str], *, users: int) -> None:
-        """Keep a page until as many lines have freed it."""
-        data, ending = picture
+    def add(self, page: str, image: tuple[bytes, str], *, users: int) -> None:
+        """Keep a page until `users` lines have freed it."""
+        data, ending = image
         kept: bytes | Path = data
         if self.in_memory + len(data) > self._limit:
             kept = Path(self._folder.name) / str(self._files)
@@ -412,13 +414,13 @@ class _Held:
             self.in_memory += len(data)
         self._pages[page], self._users[page] = (kept, ending), users
 
-    def get(self, page: str) -> Picture:
+    def get(self, page: str) -> EncodedImage:
         """Return a page that is kept."""
         kept, ending = self._pages[page]
         return (kept if isinstance(kept, bytes) else kept.read_bytes()), ending
 
     def free(self, page: str) -> None:
-        """Note that a line needs a page no more."""
+        """Release a page for one line; the last line removes it."""
         self._users[page] -= 1
         if self._users[page]:
             return
@@ -445,10 +447,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare docdownstream", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "input",
-        help="train.jsonl or val.jsonl, or what holds it beside the archive's pieces: a folder, an address, or a set "
-        "of the hub, mPLUG/DocDownstream-1.0",
+        help="train.jsonl or val.jsonl, or what holds it beside the archive's pieces: a folder, an address, or a "
+        "dataset of the hub, mPLUG/DocDownstream-1.0",
     )
-    parser.add_argument("--file", help=f"the lines of a folder or set (default: {_LIST})")
+    parser.add_argument("--file", help=f"the lines of a folder or dataset (default: {_LIST})")
     pages = parser.add_mutually_exclusive_group()
     pages.add_argument(
         "--image-root",
@@ -459,10 +461,10 @@ def main(argv: Sequence[str]) -> int:
         "--archive",
         nargs="+",
         metavar="PIECE",
-        help=f"all pieces: {_PIECES}00 {_PIECES}01, or a folder or set that holds them",
+        help=f"all pieces: {_PIECES}00 {_PIECES}01, or a folder or dataset that holds them",
     )
     parser.add_argument(
-        "--sources", nargs="+", default=[], help="keep lines of these sets only, such as DocVQA"
+        "--sources", nargs="+", default=[], help="keep lines of these datasets only, such as DocVQA"
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
@@ -478,14 +480,14 @@ def _raw(options: argparse.Namespace) -> RawData:
             f"{chosen.path} does not lie on this disk, and neither --archive nor --image-root says where its pages are"
         )
     lines = DocumentLines(
-        path=fetched_list(chosen, PackOptions.of(options)),
+        path=fetched_list(chosen, PackOptions.from_args(options)),
         origin="" if chosen.local else chosen.path,
         sources=tuple(options.sources),
     )
     if pieces:
         return DocDownstreamArchive(lines=lines, pieces=tuple(pieces), source=source)
     root = options.image_root or Path(chosen.path).parent
-    return DocDownstreamFolder(lines=lines, pictures=PictureFolder(root=root), source=source)
+    return DocDownstreamFolder(lines=lines, images=ImageFolder(root=root), source=source)
 
 
 def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
@@ -493,7 +495,9 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
     given = [piece for place in options.archive or () for piece in _pieces(place)]
     if Path(options.input).is_file() or options.input.endswith(".jsonl"):
         if options.file:
-            raise ConfigError(f"--file chooses a file of a folder or set, but {options.input} is one file")
+            raise ConfigError(
+                f"--file chooses a file of a folder or dataset, but {options.input} is one file"
+            )
         return find_file(options.input), given
     beside = list_folder(options.input)
     lines = choose_list(beside, options.file or _LIST, where=options.input, expected=_LAYOUT)
@@ -502,7 +506,7 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
 
 
 def _pieces(place: str) -> list[StoredFile]:
-    """Return the piece at a place, or all pieces that a folder or set holds."""
+    """Return the piece at a place, or all pieces that a folder or dataset holds."""
     if Path(place).is_file() or place.rpartition("/")[2].startswith(_PIECES):
         return [find_file(place)]
     found = list_folder(place)

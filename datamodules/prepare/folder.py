@@ -21,24 +21,24 @@ from ..shards.sample_formats import CAPTION_PROMPT, conversation, convert_docdow
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .sources.dialogues import check_answered
-from .sources.pictures import PictureFolder, picture_paths, total_bytes
+from .sources.images import ImageFolder, image_paths, total_bytes
 from .sources.source import Part, SourceSample
 
-_PART_PICTURES = 256
+_PART_IMAGES = 256
 _TEXT_BYTES = 4096
 _FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"messages": [...]}'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SidecarFolder:
-    """The pictures below a folder.
+    """The images below a folder.
 
     Attributes:
         root: The folder.
-        prompt: The user's turn where the text beside a picture is a `.txt`; may be empty.
-        name: Name of the set.
+        prompt: The user's turn where the text beside an image is a `.txt`; may be empty.
+        name: Name of the dataset.
         source: Value of the samples' ``source``, and the first part of their ids.
-        license: Terms of the set.
+        license: Terms of the dataset.
     """
 
     root: Path
@@ -48,30 +48,30 @@ class SidecarFolder:
     license: str = "unknown"
 
     def parts(self) -> list[Part]:
-        """Return a part for each few hundred pictures, in the order of their paths.
+        """Return a part for each few hundred images, in the order of their paths.
 
         Raises:
-            DataError: There is no such folder, or no picture in it.
+            DataError: There is no such folder, or no image in it.
         """
-        paths, parts = picture_paths(self.root), []
-        while piece := list(islice(paths, _PART_PICTURES)):
+        paths, parts = image_paths(self.root), []
+        while piece := list(islice(paths, _PART_IMAGES)):
             # One text: ten million of them would take a gigabyte, and no path holds a zero.
             payload = (self._fingerprint(piece), "\0".join(piece))
             parts.append(Part(name=piece[0], payload=payload, rows=len(piece)))
         if not parts:
-            raise DataError(f"{self.root} holds no pictures")
+            raise DataError(f"{self.root} holds no images")
         return parts
 
     def input_bytes(self) -> int:
-        """Return the size of all pictures."""
+        """Return the size of all images."""
         return total_bytes(self.root)
 
     def spool_bytes(self) -> int:
-        """Estimate the size of the texts: pictures are read again from their files."""
-        return sum(1 for _ in picture_paths(self.root)) * _TEXT_BYTES
+        """Estimate the size of the texts: images are read again from their files."""
+        return sum(1 for _ in image_paths(self.root)) * _TEXT_BYTES
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the pictures of a part."""
+        """Yield the images of a part."""
         for path in str(part.payload[1]).split("\0"):
             try:
                 yield self._sample(path)
@@ -79,7 +79,7 @@ class SidecarFolder:
                 yield error
 
     def _fingerprint(self, paths: Sequence[str]) -> str:
-        """Describe pictures and the texts beside them: an interrupted packing goes on only where none has changed."""
+        """Describe images and the texts beside them: an interrupted packing goes on only where none has changed."""
         digest = hashlib.sha256()
         for path in paths:
             for ending in ("", ".json", ".txt"):
@@ -97,11 +97,11 @@ class SidecarFolder:
             "source": self.source,
         }
         check_record(record, num_images=1, where=where)
-        return SourceSample(record=record, images=[PictureFolder(root=self.root).read(name, where=where)])
+        return SourceSample(record=record, images=[ImageFolder(root=self.root).read(name, where=where)])
 
-    def _record(self, picture: Path, where: str) -> dict[str, Any]:
-        """Read what is beside a picture: its json, or its text where that is missing or is the json of a download."""
-        note, text = picture.with_suffix(".json"), picture.with_suffix(".txt")
+    def _record(self, image: Path, where: str) -> dict[str, Any]:
+        """Read what is beside an image: its json, or its text where that is missing or is the json of a download."""
+        note, text = image.with_suffix(".json"), image.with_suffix(".txt")
         given = _parsed(note) if note.is_file() else None
         if isinstance(given, Mapping) and (record := _noted(given, where)) is not None:
             return record
@@ -124,7 +124,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """Convert the json beside a picture; None where it is of no known form."""
+    """Convert the json beside an image; None where it is of no known form."""
     if "messages" in given:
         return _conversation(given, where)
     rows = given.get("qa", [given] if {"question", "answer"} <= set(given) else None)
@@ -142,7 +142,7 @@ def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
 
 
 def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Take turns of plain text with or without the picture's mark, or turns in normal form."""
+    """Take turns of plain text with or without the image's mark, or turns in normal form."""
     turns = given["messages"]
     plain = isinstance(turns, list) and any(
         isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns
@@ -177,9 +177,7 @@ def _answered(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare folder", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "input", type=Path, help="folder of the pictures; those of folders in it are taken too"
-    )
+    parser.add_argument("input", type=Path, help="folder of the images; those of folders in it are taken too")
     parser.add_argument(
         "--prompt",
         default=CAPTION_PROMPT,

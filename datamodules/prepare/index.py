@@ -75,7 +75,7 @@ class _Reader:
     source: str
 
     def __call__(self, path: Path) -> tuple[Shard, Counter[str], Counter[str]]:
-        """Write the index of a shard; return its entry, its samples by source, and its bad samples by reason."""
+        """Write the index of a shard; return its entry, its samples by source, and its invalid samples by reason."""
         adapter: Adapter = AnyFormat(source=self.source) if self.format == AUTO else FORMATS[self.format]
         if self.format == "captions":
             adapter = CaptionReader(prompt="", source=self.source)
@@ -103,9 +103,9 @@ def index_shards(
 
     Args:
         folder: Folder with ``*.tar`` files. Where it has a manifest, all its fields are kept.
-        name: Name of the set; None for that of the manifest, or of the folder.
+        name: Name of the dataset; None for that of the manifest, or of the folder.
         source: The ``source`` of samples that name none; None for that of the manifest, or ``cc12m``.
-        license: Terms of the set; None for those of the manifest, or ``unknown``.
+        license: Terms of the dataset; None for those of the manifest, or ``unknown``.
         format: What the tars hold: a key of ``sample_formats.FORMATS``, or ``auto`` to tell by each sample's members.
         workers: Processes that read shards.
 
@@ -131,7 +131,7 @@ def index_shards(
         if before.num_samples != after.num_samples:
             raise DataError(
                 f"shard {folder / before.path}: {MANIFEST_NAME} says {before.num_samples} samples, found "
-                f"{after.num_samples}; copy it again or rebuild the set"
+                f"{after.num_samples}; copy it again or rebuild the dataset"
             )
     manifest = old or Manifest(
         folder=folder,
@@ -164,7 +164,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
         source: ``source`` of samples that name none.
 
     Returns:
-        The index, in which bad samples have nothing to learn, and the bad ones by reason.
+        The index, in which invalid samples have nothing to learn, and the invalid ones by reason.
 
     Raises:
         DataError: The tar is cut, damaged or holds no sample, or its samples are of another format.
@@ -204,11 +204,13 @@ def main(argv: Sequence[str]) -> int:
     """Command line of `prepare index`."""
     parser = argparse.ArgumentParser(prog="prepare index", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="folder with *.tar files")
-    parser.add_argument("--name", help="name of the set (default: the manifest's, or the name of the folder)")
+    parser.add_argument(
+        "--name", help="name of the dataset (default: the manifest's, or the name of the folder)"
+    )
     parser.add_argument(
         "--source", help="source of samples that name none (default: the manifest's, or cc12m)"
     )
-    parser.add_argument("--license", help="terms of the set (default: the manifest's, or unknown)")
+    parser.add_argument("--license", help="terms of the dataset (default: the manifest's, or unknown)")
     parser.add_argument(
         "--format",
         choices=(AUTO, *FORMATS),

@@ -9,7 +9,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ..shards.manifest import MANIFEST_NAME
 from ..storage.fetching import fetch
 from ..storage.stored_files import StoredFile, choose_files, list_files
-from ..storage.transfer import PACKAGES
+from ..storage.transfer import SCHEMES
 from .pack.options import PackOptions
 from .pack.work_folder import WORK_FOLDER
 
@@ -20,7 +20,7 @@ def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str) -> None
     """Add the place of parquet files, and which of them are meant."""
     parser.add_argument(
         "input",
-        help=f"parquet file, folder, pattern, address that fsspec opens, or set of the hub such as {hub_id}",
+        help=f"parquet file, folder, pattern, address that fsspec opens, or dataset of the hub such as {hub_id}",
     )
     parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
 
@@ -42,13 +42,13 @@ _NAMES = 12
 
 
 def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected: str) -> StoredFile:
-    """Return the list of a set.
+    """Return the list of a dataset.
 
     Args:
-        files: Those right in the set's folder.
+        files: Those right in the dataset's folder.
         name: Of the list.
-        where: How errors name the set.
-        expected: What else such a set holds, for errors.
+        where: How errors name the dataset.
+        expected: What else such a dataset holds, for errors.
 
     Raises:
         DataError: It has no such list.
@@ -70,16 +70,16 @@ def fetched_list(file: StoredFile, options: PackOptions) -> Path:
 
     Raises:
         ConfigError: Its store is none that lists are fetched from.
-        DataError: It cannot be fetched whole, or the output folder holds a finished set.
+        DataError: It cannot be fetched whole, or the output folder holds a finished dataset.
     """
     if file.local:
         return Path(file.path)
     scheme = file.url.partition("://")[0]
-    if scheme not in PACKAGES:
-        raise ConfigError(f"{file.url}: lists are fetched from {', '.join(PACKAGES)} only, found {scheme}://")
+    if scheme not in SCHEMES:
+        raise ConfigError(f"{file.url}: lists are fetched from {', '.join(SCHEMES)} only, found {scheme}://")
     work = options.out / WORK_FOLDER
     if (options.out / MANIFEST_NAME).exists() and not (options.overwrite or work.exists()):
         raise DataError(
-            f"{options.out} already holds a finished set; choose another folder or allow overwriting"
+            f"{options.out} already holds a finished dataset; choose another folder or allow overwriting"
         )
     return fetch(file.url, cache=work / "fetched", expected_bytes=file.size or None)

@@ -13,7 +13,7 @@ from .sources.jsonl import JsonlData
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of `prepare jsonl`; prints what was written and what was left out."""
+    """Command line of `prepare jsonl`; prints what was written and what was skipped."""
     parser = argparse.ArgumentParser(prog="prepare jsonl", description=__doc__, allow_abbrev=False)
     parser.add_argument("jsonl", type=Path, help="file with one record per line")
     parser.add_argument(
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         type=Path,
         help="folder the image paths are relative to (default: the file's folder)",
     )
-    parser.add_argument("--start", type=int, default=0, help="leave out the first records of the file")
+    parser.add_argument("--start", type=int, default=0, help="skip the first records of the file")
     add_options(parser)
     options = parser.parse_args(list(argv))
     raw = JsonlData(

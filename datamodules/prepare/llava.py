@@ -27,22 +27,22 @@ from .input_files import add_parquet_options, choose_list, fetched_list, parquet
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import llava_turns
+from .sources.images import EncodedImage, ImageFolder, embedded_image, safe_path, total_bytes
 from .sources.json_files import ListSlice, element_ranges, slice_list
 from .sources.parquet_rows import ParquetRows
-from .sources.pictures import Picture, PictureFolder, held_picture, safe_path, total_bytes
 from .sources.source import Part, RawData, SourceSample, checked_image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLaVARecords:
-    """The records of a JSON list, wherever their pictures are.
+    """The records of a JSON list, wherever their images are.
 
     Attributes:
         path: The list.
         origin: What errors call the list; empty: by its path.
-        name: Name of the set.
+        name: Name of the dataset.
         source: Value of ``source`` for records without ``data_source``.
-        license: Terms of the set.
+        license: Terms of the dataset.
     """
 
     path: Path
@@ -52,20 +52,20 @@ class LLaVARecords:
     license: str = "unknown"
 
     @property
-    def called(self) -> str:
+    def label(self) -> str:
         """What errors call the list."""
         return self.origin or str(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLaVAList(LLaVARecords):
-    """Records whose pictures lie in a folder.
+    """Records whose images lie in a folder.
 
     Attributes:
-        pictures: Folder that the records' paths are relative to.
+        images: Folder that the records' paths are relative to.
     """
 
-    pictures: PictureFolder
+    images: ImageFolder
 
     def parts(self) -> list[Part]:
         """Return a part for each few thousand records.
@@ -75,7 +75,7 @@ class LLaVAList(LLaVARecords):
         """
         pieces = slice_list(self.path)
         for piece in pieces[:1]:
-            LLAVA.check_records(piece.load(self.path), "conversations", where=self.called)
+            LLAVA.check_records(piece.load(self.path), "conversations", where=self.label)
         return [
             Part(
                 name=f"{self.path.name}#{piece.first}",
@@ -86,11 +86,11 @@ class LLaVAList(LLaVARecords):
         ]
 
     def input_bytes(self) -> int:
-        """Return the size of the list and of all pictures of the folder."""
-        return self.path.stat().st_size + total_bytes(self.pictures.root)
+        """Return the size of the list and of all images of the folder."""
+        return self.path.stat().st_size + total_bytes(self.images.root)
 
     def spool_bytes(self) -> int:
-        """Return the size of the list: pictures are read again from their files."""
+        """Return the size of the list: images are read again from their files."""
         return self.path.stat().st_size
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
@@ -98,49 +98,47 @@ class LLaVAList(LLaVARecords):
         first, records, start, end = (int(value or 0) for value in part.payload)
         piece = ListSlice(first=first, records=records, start=start, end=end)
         for number, record in enumerate(piece.load(self.path), start=piece.first):
-            where = f"{self.called}, record {number}"
+            where = f"{self.label}, record {number}"
             try:
                 yield self._sample(record, number, where)
             except SampleError as error:
                 yield error
 
     def _sample(self, record: Any, number: int, where: str) -> SourceSample:
-        readers = [
-            partial(self.pictures.read, path, where=where) for path in check_paths(record, where=where)
-        ]
+        readers = [partial(self.images.read, path, where=where) for path in check_paths(record, where=where)]
         name = record.get("id", number)
         return llava_sample(record, readers, default=self.source, name=name, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLaVARows(ParquetRows):
-    """The rows of parquet files; those without a picture are text only.
+    """The rows of parquet files; those without an image are text only.
 
     Attributes:
-        pictures: Folder of the pictures that rows only name; None: such rows are bad.
+        images: Folder of the images that rows only name; None: such rows are invalid.
     """
 
     name: str = "llava-next"
     source: str = "llava-next"
     license: str = "Apache-2.0"
-    pictures: PictureFolder | None = None
+    images: ImageFolder | None = None
     schema = LLAVA
     optional = ("image", "data_source")
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row."""
         held = row.get("image")
-        # The hub writes a missing picture as null, or as {bytes: null, path: null}.
+        # The hub writes a missing image as null, or as {bytes: null, path: null}.
         there = any(held.values()) if isinstance(held, Mapping) else held is not None
-        readers = [partial(_cell, held, self.pictures, where)] if there else []
+        readers = [partial(_cell, held, self.images, where)] if there else []
         return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
 
 
 def check_paths(record: Any, *, where: str) -> list[str]:
-    """Return the paths of a record's pictures.
+    """Return the paths of a record's images.
 
     Raises:
-        SampleError: It is no object, or names its pictures otherwise (``bad_row``).
+        SampleError: It is no object, or names its images otherwise (``bad_row``).
     """
     if not isinstance(record, Mapping):
         raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
@@ -155,16 +153,16 @@ def check_paths(record: Any, *, where: str) -> list[str]:
 
 def llava_sample(
     record: Mapping[str, Any],
-    readers: Sequence[Callable[[], Picture]],
+    readers: Sequence[Callable[[], EncodedImage]],
     *,
     default: str,
     name: Any,
     where: str,
 ) -> SourceSample:
-    """Convert a record; its pictures are read when its turns are known to be of use.
+    """Convert a record; its images are read once its turns are known to be valid.
 
     Raises:
-        SampleError: It or a picture of it is of no use.
+        SampleError: It or one of its images is invalid.
     """
     turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
     source = str(record.get("data_source") or default)
@@ -177,10 +175,10 @@ def llava_sample(
     return SourceSample(record=normal, images=[read() for read in readers])
 
 
-def _cell(cell: Any, folder: PictureFolder | None, where: str) -> Picture:
+def _cell(cell: Any, folder: ImageFolder | None, where: str) -> EncodedImage:
     if isinstance(cell, str) and folder is not None:
         return folder.read(cell, where=where)
-    return held_picture(cell, where=where, folder=folder)
+    return embedded_image(cell, where=where, folder=folder)
 
 
 MAX_MEMBER_BYTES = 1 << 30
@@ -308,7 +306,7 @@ _CHECKED_RECORDS = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLaVAZip(LLaVARecords):
-    """Records in the order in which a zip holds their first pictures.
+    """Records in the order in which a zip holds their first images.
 
     Attributes:
         zip: The zip; its members' names are the records' paths, or those below one folder named as the zip is.
@@ -320,20 +318,20 @@ class LLaVAZip(LLaVARecords):
         """Return a part for each few thousand records.
 
         Raises:
-            DataError: The list is no JSON list, of another schema, or names no picture of the zip; or that is no zip.
+            DataError: The list is no JSON list, of another schema, or names no image of the zip; or that is no zip.
         """
         ranges = list(element_ranges(self.path))
         found = _Named(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
         with self.path.open("rb") as stream:
             first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
-            LLAVA.check_records(first, "conversations", where=self.called)
+            LLAVA.check_records(first, "conversations", where=self.label)
             rows = [
                 (number, start, end, found.places_of(_load(stream, start, end)))
                 for number, (start, end) in enumerate(ranges)
             ]
         if found.missing and not found.found:
             raise DataError(
-                f"{self.zip.path} holds none of the pictures of {self.called}: expected such as "
+                f"{self.zip.path} holds none of the images of {self.label}: expected such as "
                 f"{found.missing!r}, found such as {next(iter(found.places), 'no file')!r}"
             )
         # Each part lies together in the zip, which it reads forward.
@@ -355,32 +353,32 @@ class LLaVAZip(LLaVARecords):
         Raises:
             DataError: The store that the zip lies in does not give it.
         """
-        with self.path.open("rb") as records, closing(StoredStream(self.zip)) as pictures:
+        with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
             for number, start, end, places in json.loads(str(part.payload[0])):
-                where = f"{self.called}, record {number}"
+                where = f"{self.label}, record {number}"
                 try:
-                    yield self._sample(_load(records, start, end), number, places, pictures, where)
+                    yield self._sample(_load(records, start, end), number, places, images, where)
                 except SampleError as error:
                     yield error
 
     def _sample(
-        self, record: Any, number: int, places: list[list[int] | None], pictures: StoredStream, where: str
+        self, record: Any, number: int, places: list[list[int] | None], images: StoredStream, where: str
     ) -> SourceSample:
         readers = [
-            partial(self._picture, path, place, pictures, where)
+            partial(self._image, path, place, images, where)
             for path, place in zip(check_paths(record, where=where), places, strict=True)
         ]
         name = record.get("id", number)
         return llava_sample(record, readers, default=self.source, name=name, where=where)
 
-    def _picture(self, path: str, place: list[int] | None, pictures: StoredStream, where: str) -> Picture:
+    def _image(self, path: str, place: list[int] | None, images: StoredStream, where: str) -> EncodedImage:
         safe_path(path, where=where)
         if place is None:
             raise SampleError(f"{where}: image {path} is not in {self.zip.path}", "missing_image")
         offset, packed, size, crc, method, flags = place
         member = ZipPlace(offset=offset, packed=packed, size=size, crc=crc, method=method, flags=flags)
-        called = f"{where}: image {path}"
-        return checked_image(read_member(pictures, member, where=called), called)
+        label = f"{where}: image {path}"
+        return checked_image(read_member(images, member, where=label), label)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -393,7 +391,7 @@ class _Named:
     missing: str = ""
 
     def places_of(self, record: Any) -> list[tuple[int, ...] | None]:
-        """Return where the pictures of a record lie; None for what is not there or is no path of a member."""
+        """Return where the images of a record lie; None for what is not there or is no path of a member."""
         try:
             paths = check_paths(record, where="")
         except SampleError:  # it is counted where it is read
@@ -430,14 +428,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare llava", description=__doc__, allow_abbrev=False)
     hub_id = "lmms-lab/LLaVA-NeXT-Data or liuhaotian/LLaVA-Pretrain; or LLaVA-558K's .json file"
     add_parquet_options(parser, hub_id=hub_id)
-    parser.add_argument("--config", help="folder of the parquet files, where a set has several")
+    parser.add_argument("--config", help="folder of the parquet files, where a dataset has several")
     parser.add_argument(
-        "--file", help=f"the list of a folder or set without parquet files (default: {_LIST})"
+        "--file", help=f"the list of a folder or dataset without parquet files (default: {_LIST})"
     )
     parser.add_argument(
         "--image-root",
-        help="folder of the pictures that are only named, or for a list a .zip, which may be an address (default: "
-        f"{_ZIP} in the same folder or set, or else the list's folder)",
+        help="folder of the images that are only named, or for a list a .zip, which may be an address (default: "
+        f"{_ZIP} in the same folder or dataset, or else the list's folder)",
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
@@ -454,7 +452,7 @@ def _raw(options: argparse.Namespace) -> RawData:
         )
     if place.endswith(".json"):
         if options.file:
-            raise ConfigError(f"--file chooses a file of a folder or set, but {place} is one file")
+            raise ConfigError(f"--file chooses a file of a folder or dataset, but {place} is one file")
         return _list(options, find_file(place), None)
     if options.file or _is_list_set(place):
         beside = list_folder(place)
@@ -462,16 +460,16 @@ def _raw(options: argparse.Namespace) -> RawData:
         file = choose_list(beside, options.file or _LIST, where=place, expected=expected)
         return _list(options, file, next((file for file in beside if file.name == _ZIP), None))
     if _is_zip(root):
-        raise ConfigError(f"--image-root {root}: pictures of parquet rows are read from a folder; unpack it")
+        raise ConfigError(f"--image-root {root}: images of parquet rows are read from a folder; unpack it")
     return LLaVARows(
         files=parquet_files(options, config=options.config),
-        pictures=PictureFolder(root=Path(root)) if root else None,
+        images=ImageFolder(root=Path(root)) if root else None,
         source=options.source or "llava-next",
     )
 
 
 def _is_list_set(place: str) -> bool:
-    """Whether a folder or set holds a list: json files or the zip, and no parquet file anywhere."""
+    """Whether a folder or dataset holds a list: json files or the zip, and no parquet file anywhere."""
     if any(mark in place for mark in "*?["):
         return False
     names = [file.name for file in list_folder(place)]
@@ -481,21 +479,21 @@ def _is_list_set(place: str) -> bool:
 
 
 def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | None) -> RawData:
-    """Take the records of a list, with pictures of a folder or of a zip, such as the one beside it."""
+    """Take the records of a list, with images of a folder or of a zip, such as the one beside it."""
     if options.config or options.split:
         raise ConfigError(f"--config and --split choose parquet files, but {file.path} is one list")
     root = options.image_root
     zipped = find_file(root) if _is_zip(root) else None if root else beside
     if not zipped and not root and not file.local:
         raise ConfigError(
-            f"{file.path} does not lie on this disk and no {_ZIP} is in its set; name its pictures with --image-root"
+            f"{file.path} does not lie on this disk and no {_ZIP} is in its dataset; name its images with --image-root"
         )
-    path = fetched_list(file, PackOptions.of(options))
+    path = fetched_list(file, PackOptions.from_args(options))
     origin, source = "" if file.local else file.path, options.source or "llava"
     if zipped:
         return LLaVAZip(path=path, zip=zipped, origin=origin, source=source)
-    pictures = PictureFolder(root=Path(root) if root else path.parent)
-    return LLaVAList(path=path, pictures=pictures, origin=origin, source=source)
+    images = ImageFolder(root=Path(root) if root else path.parent)
+    return LLaVAList(path=path, images=images, origin=origin, source=source)
 
 
 def _is_zip(root: str | None) -> bool:

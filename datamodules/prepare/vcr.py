@@ -12,8 +12,8 @@ from ..shards.sample_formats import conversation
 from .input_files import add_parquet_options, parquet_files
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
+from .sources.images import embedded_image
 from .sources.parquet_rows import ParquetRows
-from .sources.pictures import held_picture
 from .sources.source import SourceSample
 
 PROMPT = "What is the covered texts in the image? Please restore the covered texts without outputting the explanations."
@@ -26,7 +26,7 @@ The score looks for each text's tokens anywhere in the reply and does not mind w
 class VCRRows(ParquetRows):
     """The rows of parquet files.
 
-    The natural picture and the strip alone, which nothing is asked about, are most of a file and are not read.
+    The natural image and the strip alone, which nothing is asked about, are most of a file and are not read.
 
     Attributes:
         prompt: Text of the user's turn.
@@ -56,7 +56,7 @@ class VCRRows(ParquetRows):
             "messages": conversation([(self.prompt, SEPARATOR.join(covered))], num_images=1),
             "meta": {"question_id": number, "caption": row.get("caption")},
         }
-        return SourceSample(record=record, images=[held_picture(row[columns["images"]], where=where)])
+        return SourceSample(record=record, images=[embedded_image(row[columns["images"]], where=where)])
 
 
 _VARIANT = re.compile(r"VCR-wiki-(en|zh)-(easy|hard)", re.IGNORECASE)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare vcr", description=__doc__, allow_abbrev=False)
     add_parquet_options(parser, hub_id="vcr-org/VCR-wiki-en-easy")
-    parser.add_argument("--config", help="folder of the set, where it has several")
+    parser.add_argument("--config", help="folder of the dataset, where it has several")
     parser.add_argument("--prompt", default=PROMPT, help="text of the user's turn (default: %(default)s)")
     add_options(parser)
     options = parser.parse_args(list(argv))

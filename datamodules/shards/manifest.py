@@ -18,7 +18,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path
 
 from ..storage.cache_limit import open_held
-from ..storage.location import Storage, check_file_name, shown_place
+from ..storage.location import Storage, check_file_name, format_location
 from ..storage.transfer import MissingFileError
 
 MANIFEST_NAME = "manifest.json"
@@ -126,7 +126,7 @@ class Manifest:
 
     def where(self, name: str = "") -> str:
         """Return how errors name the set or a file of it, without passwords."""
-        place = shown_place(self.folder)
+        place = format_location(self.folder)
         return f"{place}/{name}" if name else place
 
 
@@ -158,7 +158,7 @@ def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Mani
     """
     storage = storage or Storage()
     place = storage.locate(folder)
-    where = f"{shown_place(place)}/{MANIFEST_NAME}"
+    where = f"{format_location(place)}/{MANIFEST_NAME}"
     record, digest = _read_json(place, where, storage)
     manifest = _parse(record, folder=place, where=where)
     return replace(manifest, sha256=digest, storage=storage)
@@ -274,7 +274,7 @@ def _read_json(place: Path | str, where: str, storage: Storage) -> tuple[Mapping
         absent = isinstance(place, Path) and not place.is_dir()
         what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
         raise DataError(
-            f"{shown_place(place)} is not a finished set of shards: {what}; its writing was interrupted or "
+            f"{format_location(place)} is not a finished set of shards: {what}; its writing was interrupted or "
             "never ran (make the set again, or index foreign shards with `prepare index`)"
         ) from error
     try:

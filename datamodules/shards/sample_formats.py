@@ -203,7 +203,7 @@ def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
     Raises:
         SampleError: There are not as many of one as of the other (``query_count``), or one is no text (``bad_row``).
     """
-    asked, answered = _as_list(queries), _as_list(answers)
+    asked, answered = as_list(queries), as_list(answers)
     if not asked or len(asked) != len(answered):
         raise SampleError(f"{where}: {len(asked)} queries but {len(answered)} annotations", "query_count")
     if wrong := [text for text in asked + answered if not isinstance(text, str)]:
@@ -265,7 +265,8 @@ def _text(raw: RawSample) -> str:
         raise SampleError(f"{describe(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, None as no element, and another value as the only element."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""A limit on the cache of fetched files: the ones not used for longest go first, never one that is open (no torch).
+"""A size limit for the cache of fetched files: the least recently used are removed, never an open one (no torch).
 
 CONTRACT: `fetching.fetch` writes `.source.json` beside each file, names the file in it, and touches it on each use.
 """
@@ -17,21 +17,20 @@ from alignvlm_pl.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 RECORD, LOCK = ".source.json", ".lock"
-# Who was given a path a moment ago may be about to open it.
+# A process that received a path a moment ago may be about to open it.
 GRACE_S = 30.0
 _ROOM_LOCK = ".room.lock"
 
 
 def make_room(cache: Path, *, limit: int, needed: int) -> None:
-    """Remove whole files until another one fits; files that are open, or being fetched, stay.
+    """Remove files until another one fits; open files and files being fetched are kept.
 
-    Where too much is in use the limit is exceeded with a warning. Downloads in flight in other processes are not
-    counted before they have finished.
+    If too much is in use, the limit is exceeded with a warning. Running downloads of other processes are not counted.
 
     Args:
         cache: Folder of the copies.
         limit: Largest number of bytes of all copies.
-        needed: Bytes that are to come.
+        needed: Bytes of the file to come.
 
     Raises:
         ConfigError: The new file alone is larger than the limit.
@@ -57,10 +56,10 @@ def make_room(cache: Path, *, limit: int, needed: int) -> None:
 
 
 def open_held(find: Callable[[], Path]) -> BinaryIO:
-    """Open a file of the cache so that it is not removed before it is closed.
+    """Open a file of the cache under a shared lock, so that `make_room` does not remove it before it is closed.
 
     Args:
-        find: Returns its path, fetching it where it is not there.
+        find: Returns its path, after a download if necessary.
 
     Raises:
         DataError: It was removed each time before it could be opened.

@@ -1,7 +1,7 @@
-"""Where a set lies: a folder, a URL, or a command; and how a file of it becomes a local path (no torch here).
+"""Location of a dataset: a folder, a URL, or a command; and how its files become local paths (no torch here).
 
-Shards and manifests are untrusted: a manifest names files of its own set and nothing else. What is run or which
-server is asked is decided by the config alone.
+Shards and manifests are untrusted: a manifest may only name files of its own dataset. Commands and servers come from
+the config alone.
 """
 
 import os
@@ -14,21 +14,20 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from alignvlm_pl.errors import ConfigError, DataError
 
 from .fetching import MAX_BYTES, Policy, fetch, fetch_small
-from .transfer import PACKAGES, PIPE, MissingFileError, require_package, shown
+from .transfer import PIPE, SCHEMES, MissingFileError, redact, require_package
 
-SCHEMES = tuple(PACKAGES)
 NAME_MARK = "{name}"
-# Two letters at least, as no folder on Windows; a Path has lost one of the two slashes of a URL.
+# At least two letters, unlike a drive of Windows; a Path has lost one of the two slashes of a URL.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
-# What a file of a set may be called where it comes from elsewhere: it goes into URLs, paths and commands.
+# Allowed names of files of remote datasets: they become parts of URLs, paths and commands.
 _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]*")
 
 
 def default_cache() -> Path:
     """Return `$ALIGNVLM_CACHE/shards`, or `~/.cache/alignvlm_pl/shards` where it is unset."""
-    # CONTRACT: the same root as alignvlm_pl/pretrained/cache.py, which would bring transformers here.
+    # CONTRACT: the same root as alignvlm_pl/pretrained/cache.py, which imports transformers.
     chosen = os.environ.get("ALIGNVLM_CACHE")
     root = Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "alignvlm_pl"
     return root / "shards"
@@ -36,14 +35,14 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """How sets that lie elsewhere are fetched. Plain values, so that it travels to worker processes.
+    """How remote datasets are fetched. Plain values, so that it can be pickled into worker processes.
 
     Attributes:
         cache: Folder of the local copies; None: `default_cache`.
-        allow_pipe: Whether a set may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
+        allow_pipe: Whether a dataset may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
             the run, so this is for configs that you wrote yourself.
-        max_cache_bytes: Bytes of all copies, above which those not used for longest are removed; None: no limit.
-            Open files stay, so what is being read comes on top.
+        max_cache_bytes: Most bytes of all copies; the least recently used are removed first. None: no limit. Open
+            files are kept and may exceed it.
         policy: Retries and waiting times.
     """
 
@@ -53,10 +52,10 @@ class Storage:
     policy: Policy = field(default_factory=Policy)
 
     def locate(self, folder: Path | str) -> Path | str:
-        """Return a set's place as a path, or as a URL or command that may be used.
+        """Return the location of a dataset: a path, or a checked URL or command.
 
         Raises:
-            ConfigError: A scheme that is not taken, a malformed URL, a command without leave, or a missing package.
+            ConfigError: An unknown scheme, a malformed URL, a command without `allow_pipe`, or a missing package.
         """
         text = str(folder)
         match = _SCHEME.fullmatch(text)
@@ -67,7 +66,7 @@ class Storage:
             return self._command(text)
         if scheme.lower() not in SCHEMES or not slashes:
             raise ConfigError(
-                f"{shown(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
+                f"{redact(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
                 f"{scheme}:; give the plain path of a local folder"
             )
         return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
@@ -95,18 +94,18 @@ class Storage:
         max_bytes: int = MAX_BYTES,
         tag: str = "",
     ) -> Path:
-        """Return the local path of a file of a set, fetching it where the set lies elsewhere.
+        """Return the local path of a file of a dataset, after a download if the dataset is remote.
 
-        A file of a local set is not looked at.
+        For a local dataset the file is not checked.
 
         Raises:
-            MissingFileError: A remote set has no such file.
-            DataError: It cannot be fetched or is not the expected one.
+            MissingFileError: A remote dataset has no such file.
+            DataError: It cannot be fetched, or differs in size or checksum.
         """
         if isinstance(folder, Path):
             return folder / name
         return fetch(
-            address(folder, name),
+            file_url(folder, name),
             cache=self.cache or default_cache(),
             expected_bytes=expected_bytes,
             expected_sha256=expected_sha256,
@@ -118,14 +117,14 @@ class Storage:
         )
 
     def read_small(self, folder: Path | str, name: str, *, max_bytes: int) -> bytes:
-        """Return the content of a small file of a set, fresh from where the set lies.
+        """Return the content of a small file of a dataset, read from its source each time.
 
         Raises:
             MissingFileError: There is no such file.
             DataError: It cannot be read, or is larger than `max_bytes`.
         """
         if not isinstance(folder, Path):
-            url = address(folder, name)
+            url = file_url(folder, name)
             return fetch_small(
                 url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy
             )
@@ -138,12 +137,14 @@ class Storage:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         if len(content) > max_bytes:
-            raise DataError(f"{path}: expected at most {max_bytes} bytes, found more; it is none of ours")
+            raise DataError(
+                f"{path}: expected at most {max_bytes} bytes, found more; it is not a file of a dataset"
+            )
         return content
 
 
-def address(folder: str, name: str) -> str:
-    """Return the URL, or the command, of a file of a remote set."""
+def file_url(folder: str, name: str) -> str:
+    """Return the URL, or the command, of a file of a remote dataset."""
     if folder.startswith(PIPE):
         return folder.replace(NAME_MARK, shlex.quote(name))
     parts = urlsplit(folder)
@@ -153,10 +154,10 @@ def address(folder: str, name: str) -> str:
 
 
 def check_file_name(name: object, *, folder: Path | str, where: str) -> str:
-    """Return the name of a file that a manifest gives, if it can only be a file of the manifest's own set.
+    """Return a file name of a manifest, after a check that it names a file of the manifest's own dataset.
 
     Raises:
-        DataError: An absolute path, one that leaves the folder, a URL, or characters that have a meaning elsewhere.
+        DataError: An absolute path, one that leaves the folder, a URL, or unsafe characters.
     """
     if isinstance(name, str) and _FILE_NAME.fullmatch(name) and len(name) <= 1024:
         parts = name.split("/")
@@ -164,14 +165,14 @@ def check_file_name(name: object, *, folder: Path | str, where: str) -> str:
         if plain and (isinstance(folder, Path) or not folder.startswith(PIPE) or _PIPE_NAME.fullmatch(name)):
             return name
     raise DataError(
-        f"{where}: expected the name of a file in the folder of the set, found {name!r:.200}; "
-        "do not use this set: write it again, or tell who publishes it"
+        f"{where}: expected the name of a file in the folder of the dataset, found {name!r:.200}; "
+        "do not use this dataset: write it again, or tell its publisher"
     )
 
 
-def shown_place(folder: Path | str) -> str:
-    """Return a set's place as errors name it."""
-    return str(folder) if isinstance(folder, Path) else shown(folder)
+def format_location(folder: Path | str) -> str:
+    """Return a dataset's location for errors."""
+    return str(folder) if isinstance(folder, Path) else redact(folder)
 
 
 def _checked_url(url: str) -> str:
@@ -183,7 +184,7 @@ def _checked_url(url: str) -> str:
         good = good and parts.netloc == "datasets" and len(parts.path.strip("/").split("/")) >= 2
     if not good:
         raise ConfigError(
-            f"{shown(url)!r}: expected {wanted} and no blank or #, found another form; check the URL"
+            f"{redact(url)!r}: expected {wanted} and no blank or #, found another form; check the URL"
         )
     require_package(parts.scheme)
     return url.rstrip("/") if not parts.query else url

@@ -1,6 +1,6 @@
-"""Files of a data set: on this disk, or of a hub or another store that fsspec opens, listed without a download.
+"""Files of a dataset: on this disk, or of a hub or another store that fsspec opens, listed without a download.
 
-Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parquet` where a set has one config.
+Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parquet` where a dataset has one config.
 """
 
 import re
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import fsspec.core
+
 from alignvlm_pl.errors import ConfigError, DataError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
-# The columns of a row group are read by turns, so fsspec's one window would be fetched again and again.
-_FAR: dict[str, Any] = {
+# Reads alternate between the columns of a row group, so a single window would be fetched again and again.
+_RANDOM_ACCESS: dict[str, Any] = {
     "cache_type": "blockcache",
     "block_size": 2 << 20,
     "cache_options": {"maxblocks": 16},
 }
-
-
-# What is read from its beginning to its end: few requests, each with what comes next.
-_FORWARD: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
+# For files that are read from start to end: few requests, each with the bytes that follow.
+_SEQUENTIAL: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class StoredFile:
     """One file.
 
     Attributes:
-        url: Its address for fsspec.
-        path: What errors call it: the path, or the address where it is not on this disk.
+        url: Its URL for fsspec.
+        path: Its name in errors: the path, or the URL of a remote file.
         size: Bytes.
     """
 
@@ -47,12 +47,12 @@ class StoredFile:
 
     @property
     def local(self) -> bool:
-        """Whether it lies on this disk."""
+        """Whether it is on this disk."""
         return self.url.startswith("file://")
 
     @property
     def split(self) -> str | None:
-        """Return ``train``, ``val`` or ``test``, as its name or else its folder says; None where neither does."""
+        """Return ``train``, ``val`` or ``test``, from its name or else its folder; None if neither says."""
         path = PurePosixPath(self.path)
         if match := _SPLIT_NAME.match(path.name):
             return _SPLITS[match[1]]
@@ -62,7 +62,7 @@ class StoredFile:
         """Open it for reading.
 
         Args:
-            forward: It will be read in its order, so that what comes next is worth fetching along.
+            forward: Whether it will be read in order, so that the next bytes are fetched ahead.
 
         Raises:
             DataError: It cannot be opened.
@@ -70,10 +70,10 @@ class StoredFile:
         try:
             if self.local:
                 return Path(self.path).open("rb")
-            filesystem, path = _fsspec().core.url_to_fs(self.url)
-            stream: IO[bytes] = filesystem.open(path, "rb", **(_FORWARD if forward else _FAR))
+            filesystem, path = fsspec.core.url_to_fs(self.url)
+            stream: IO[bytes] = filesystem.open(path, "rb", **(_SEQUENTIAL if forward else _RANDOM_ACCESS))
         except Exception as error:  # each store has its own errors, and few of them are OSErrors
-            raise DataError(f"{self.path} cannot be opened: {_words(error)}") from error
+            raise DataError(f"{self.path} cannot be opened: {_format_error(error)}") from error
         return stream
 
 
@@ -81,7 +81,7 @@ def local_file(path: Path) -> StoredFile:
     """Return a file of this disk.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such file.
     """
     if not path.is_file():
         raise DataError(f"there is no {path}")
@@ -89,10 +89,10 @@ def local_file(path: Path) -> StoredFile:
 
 
 def find_file(place: str) -> StoredFile:
-    """Return the file at a path or an address.
+    """Return the file at a path or a URL.
 
     Raises:
-        DataError: There is none, or the store does not answer.
+        DataError: There is no such file, or the store does not answer.
     """
     if "://" not in place:
         return local_file(Path(place))
@@ -103,7 +103,7 @@ def find_file(place: str) -> StoredFile:
 
 
 def list_files(location: str, ending: str) -> list[StoredFile]:
-    """List the files with an ending at a path (file, folder, pattern), an address, or in a set of the hub.
+    """List the files with an ending at a path (file, folder, pattern), a URL, or in a dataset of the hub.
 
     Args:
         location: For example ``data/bigdocs``, ``data/*.parquet``, ``memory://set`` or ``ServiceNow/BigDocs-7.5M``.
@@ -115,32 +115,32 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
     Raises:
         DataError: There are none, or the store does not answer.
     """
-    everything = _listed(location, _found)
+    everything = _list(location, _find_all)
     if files := [file for file in everything if file.path.endswith(ending)]:
         return files
-    where = _address(location)[0].removeprefix("file://")
+    where = _url(location)[0].removeprefix("file://")
     raise DataError(f"{location}: no {ending} file there (looked at {where}, {len(everything)} other files)")
 
 
 def list_folder(location: str) -> list[StoredFile]:
-    """List the files that lie right in a folder, at an address or in a set of the hub; a file is itself alone.
+    """List the files directly in a folder, at a URL or in a dataset of the hub; for a file, only itself.
 
     Raises:
         DataError: There is no such place, or the store does not answer.
     """
-    return _listed(location, _right_in)
+    return _list(location, _find_direct)
 
 
 def choose_files(
     files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str
 ) -> list[StoredFile]:
-    """Keep the files of a config and a split; what the paths do not tell is not filtered by.
+    """Keep the files of a config and a split; a part that no path names is not filtered by.
 
     Args:
         files: As listed.
-        config: Name of a folder that they lie in; where all lie in one folder, its name does not matter.
-        split: ``train``, ``val`` or ``test``, or a name that means one of them.
-        where: How errors name the place.
+        config: Name of their folder; ignored if all files are in one folder.
+        split: ``train``, ``val`` or ``test``, or an alias of one of them.
+        where: Name of the location in errors.
 
     Raises:
         ConfigError: Files of several configs are there and none is chosen.
@@ -180,7 +180,7 @@ def canonical_split(name: str) -> str:
 
 
 def _configs(files: Collection[StoredFile]) -> list[str]:
-    """Names of the folders that files lie in, folders of splits and what all have in common apart."""
+    """Return the names of the files' folders, without folders of splits and the part that all share."""
     folders = [
         [part for part in PurePosixPath(file.path).parts[:-1] if part not in _SPLITS] for file in files
     ]
@@ -190,8 +190,8 @@ def _configs(files: Collection[StoredFile]) -> list[str]:
     return sorted({parts[shared] if len(parts) > shared else "." for parts in folders})
 
 
-def _address(location: str) -> tuple[str, bool]:
-    """Return fsspec's address of a location, and whether it is a set of the hub."""
+def _url(location: str) -> tuple[str, bool]:
+    """Return fsspec's URL of a location, and whether it is a dataset of the hub."""
     if "://" in location:
         return location, location.startswith("hf://")
     if not Path(location).exists() and _HUB_ID.fullmatch(location) and not Path(location).parent.is_dir():
@@ -199,17 +199,15 @@ def _address(location: str) -> tuple[str, bool]:
     return f"file://{Path(location).absolute()}", False
 
 
-def _listed(location: str, look: Callable[[Any, str], dict[str, Any]]) -> list[StoredFile]:
-    """Return the files that `look` finds in a store, sorted by path."""
-    url, hub = _address(location)
+def _list(location: str, find: Callable[[Any, str], dict[str, Any]]) -> list[StoredFile]:
+    """Return the files that `find` finds in a store, sorted by path."""
+    url, hub = _url(location)
     try:
-        filesystem, root = _fsspec().core.url_to_fs(url)
-        found = look(filesystem, root)
+        filesystem, root = fsspec.core.url_to_fs(url)
+        found = find(filesystem, root)
         there = bool(found) or filesystem.exists(root)
-    except ConfigError:
-        raise
     except Exception as error:  # as in StoredFile.open
-        raise DataError(_unreachable(location, url, hub, error)) from error
+        raise DataError(_unlisted_message(location, url, hub, error)) from error
     if not there:
         raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
     return [
@@ -219,8 +217,8 @@ def _listed(location: str, look: Callable[[Any, str], dict[str, Any]]) -> list[S
     ]
 
 
-def _right_in(filesystem: Any, root: str) -> dict[str, Any]:
-    """Path -> what the store says of it, for the files right in a folder, or for a file alone."""
+def _find_direct(filesystem: Any, root: str) -> dict[str, Any]:
+    """Return path -> fsspec's info, for the files directly in a folder, or for a single file."""
     if filesystem.isfile(root):
         return {root: filesystem.info(root)}
     if not filesystem.exists(root):
@@ -228,8 +226,8 @@ def _right_in(filesystem: Any, root: str) -> dict[str, Any]:
     return {info["name"]: info for info in filesystem.ls(root, detail=True) if info["type"] == "file"}
 
 
-def _found(filesystem: Any, root: str) -> dict[str, Any]:
-    """Path -> what the store says of it, for all files at or below a path or pattern."""
+def _find_all(filesystem: Any, root: str) -> dict[str, Any]:
+    """Return path -> fsspec's info, for all files at or below a path or pattern."""
     if filesystem.isfile(root):
         return {root: filesystem.info(root)}
     if any(mark in root for mark in "*?[") and not filesystem.exists(root):
@@ -239,25 +237,17 @@ def _found(filesystem: Any, root: str) -> dict[str, Any]:
     return everything
 
 
-def _unreachable(location: str, url: str, hub: bool, error: Exception) -> str:
+def _unlisted_message(location: str, url: str, hub: bool, error: Exception) -> str:
     if not hub:
-        return f"{location}: cannot be listed ({_words(error)})"
+        return f"{location}: cannot be listed ({_format_error(error)})"
     name = url.removeprefix("hf://datasets/")
     return (
-        f"{location}: there is no such file or folder, and the hub did not list {url} ({_words(error)}). Check the "
-        f"name and the network, or fetch it elsewhere (`hf download --repo-type dataset {name} --local-dir FOLDER`) "
-        "and give that folder instead"
+        f"{location}: there is no such file or folder, and the hub did not list {url} ({_format_error(error)}). "
+        f"Check the name and the network, or fetch it elsewhere (`hf download --repo-type dataset {name} "
+        "--local-dir FOLDER`) and give that folder instead"
     )
 
 
-def _words(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
-
-
-def _fsspec() -> Any:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ConfigError("this kind of source needs fsspec: pip install 'alignvlm_pl[prepare]'") from error
-    return fsspec

@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class StoredStream(io.RawIOBase):
-    """Bytes of a file. Whatever its store raises leaves as a DataError, never as what a damaged file would raise.
+    """Bytes of a stored file; after a lost connection it reopens the file and continues at the same byte.
+
+    Errors of the store are raised as DataError, so they differ from the errors of a damaged file.
 
     Raises:
         DataError: On reading, where the file does not answer, or ends before the size that it was listed with.
@@ -38,7 +40,7 @@ class StoredStream(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Return True; a step back over the network is a request of its own."""
+        """Return True; seeking backwards in a remote file is another request."""
         return True
 
     def tell(self) -> int:
@@ -46,20 +48,20 @@ class StoredStream(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte; nothing is asked of the store."""
+        """Set the position; sends no request."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.file.size}[whence]
         self._at = max(0, origin + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, as far as one answer of the store goes."""
+        """Fill a buffer, at most with one response of the store."""
         wanted = min(len(buffer), self.file.size - self._at)
         if wanted <= 0:
             return 0
         data = self._read(wanted)
         if not data:
             raise DataError(
-                f"{self.file.path} ends at byte {self._at}, expected {self.file.size} bytes as it was listed; fetch or "
+                f"{self.file.path} ends at byte {self._at}, expected {self.file.size} bytes as listed; fetch or "
                 "publish it again"
             )
         buffer[: len(data)] = data
@@ -110,7 +112,7 @@ class StoredStream(io.RawIOBase):
             stream, self._stream = self._stream, None
             try:
                 stream.close()
-            except Exception:  # it is lost anyway
+            except Exception:  # the connection is lost anyway
                 logger.debug("%s did not close", self.file.path)
 
 
@@ -121,7 +123,7 @@ _PIECE_NUMBER = re.compile(r"\.(\d+)$")
 
 
 def ordered_pieces(pieces: Sequence[StoredFile]) -> list[StoredFile]:
-    """Return the pieces of an archive in their order.
+    """Return the pieces of an archive in the order of their numbers.
 
     Raises:
         ConfigError: Their names end in numbers, and one of these is missing.
@@ -142,7 +144,7 @@ def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) ->
 
     Args:
         pieces: Files that the tar is cut into.
-        wanted: Whether a file of a name is yielded; the others' content is passed over.
+        wanted: Whether to yield the file of a name; other content is skipped.
 
     Raises:
         DataError: It is damaged, ends early, or its store does not give it; names the piece and the byte of it.
@@ -161,16 +163,16 @@ def _files(joined: "_Joined", wanted: Callable[[str], bool]) -> Iterator[tuple[s
     buffered = io.BufferedReader(joined, _BUFFER_BYTES)
     zipped = buffered.peek(2)[:2] == _GZIP_MAGIC
     stream = _Forward(gzip.GzipFile(fileobj=buffered, mode="rb") if zipped else buffered)
-    with tarfile.TarFile(fileobj=stream) as tar:  # type: ignore[arg-type]  # it needs read, tell and seek only
+    with tarfile.TarFile(fileobj=stream) as tar:  # type: ignore[arg-type]  # read, tell and seek suffice
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep the header of each of a million files
+            tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header in memory
             if info.isreg() and wanted(info.name):
                 stream.seek(info.offset_data)
                 data = stream.read(info.size)
                 if len(data) < info.size:
                     raise EOFError(f"it ends inside {info.name}")
                 yield info.name, data
-    # To tarfile a broken header is the end of the archive: look what the last one was.
+    # tarfile takes a broken header for the end of the archive: check the last block.
     if stream.last != bytes(_BLOCK):
         what = "it ends without its end mark" if len(stream.last) < _BLOCK else "a header is broken"
         raise EOFError(f"{what} at byte {stream.tell() - len(stream.last)} of the unpacked tar")
@@ -186,7 +188,7 @@ def _files(joined: "_Joined", wanted: Callable[[str], bool]) -> Iterator[tuple[s
 
 
 class _Forward:
-    """What tarfile needs of a file, over a stream that goes forward only; remembers what was read last."""
+    """The file interface that tarfile needs, over a forward-only stream; keeps the last block read."""
 
     def __init__(self, stream: "gzip.GzipFile | io.BufferedReader[Any]") -> None:
         self.last = b""
@@ -214,7 +216,7 @@ class _Forward:
 
 
 class _Joined(io.RawIOBase):
-    """Files one after the other."""
+    """Several files as one raw stream."""
 
     def __init__(self, files: Sequence[StoredFile]) -> None:
         super().__init__()
@@ -223,7 +225,7 @@ class _Joined(io.RawIOBase):
 
     @property
     def place(self) -> str:
-        """Piece and byte that the stream has come to."""
+        """Current piece and byte, for errors."""
         return f"{self._stream.file.path}, near byte {self._stream.tell()}"
 
     def readable(self) -> bool:

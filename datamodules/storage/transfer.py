@@ -16,18 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 from alignvlm_pl.errors import ConfigError, DataError
 
 PIPE = "pipe:"
-# Scheme -> module that fsspec needs for it, and the package that brings it.
-PACKAGES = {
-    "http": ("aiohttp", "aiohttp"),
-    "https": ("aiohttp", "aiohttp"),
-    "s3": ("s3fs", "s3fs"),
-    "gs": ("gcsfs", "gcsfs"),
-    "hf": ("huggingface_hub", "huggingface_hub"),
-}
-_PASSING = (408, 425, 429)
-_STORING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+SCHEMES = ("http", "https", "s3", "gs", "hf")
+# Scheme -> package that fsspec needs for it; those of the other schemes are always installed.
+_OPTIONAL_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+_RETRIED_STATUS = (408, 425, 429)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _CHUNK = 1 << 20
-# On average, once `timeout_s` is over; far below any line on which a set can be read.
+# Least average rate after `timeout_s`; far below any usable connection.
 MIN_BYTES_PER_S = 1024
 
 
@@ -36,7 +31,7 @@ class MissingFileError(DataError):
 
 
 class TransferError(Exception):
-    """An attempt has failed in a way that another one may not; never leaves this package."""
+    """An attempt has failed and a retry may succeed; never leaves this package."""
 
 
 class _TooLargeError(Exception):
@@ -44,7 +39,7 @@ class _TooLargeError(Exception):
 
 
 class _Meter:
-    """Counts what comes; a source that sends too much or drips is left."""
+    """Counts received bytes; raises for a source that sends too many or is too slow."""
 
     def __init__(self, *, limit: int, timeout_s: float) -> None:
         self.size = 0
@@ -57,19 +52,19 @@ class _Meter:
         passed = time.monotonic() - self._start
         if passed > self._timeout_s and self.size < MIN_BYTES_PER_S * passed:
             raise TransferError(
-                f"{self.size} bytes came in {passed:.0f} s, expected {MIN_BYTES_PER_S} a second"
+                f"received {self.size} bytes in {passed:.0f} s, expected at least {MIN_BYTES_PER_S} a second"
             )
 
 
 def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    """Write what a URL or a ``pipe:`` command gives to a file.
+    """Write the content of a URL, or the output of a ``pipe:`` command, to a file.
 
     Args:
         url: Address with one of the known schemes, or ``pipe:`` and a command, which is run by the shell.
         path: A new file.
         limit: Bytes after which the source is refused.
-        timeout_s: Seconds without a byte after which the attempt has failed; from then on `MIN_BYTES_PER_S` are
-            asked for on average.
+        timeout_s: Seconds without a byte after which the attempt fails; a longer transfer must average
+            `MIN_BYTES_PER_S`.
 
     Raises:
         TransferError: Another attempt may help.
@@ -78,7 +73,7 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         ConfigError: The package for the scheme is not installed.
         OSError: The file cannot be written.
     """
-    # Here, so that whatever cannot be written is told from what cannot be read.
+    # First, so that a write error is distinguished from a read error.
     path.touch(exist_ok=True)
     try:
         if url.startswith(PIPE):
@@ -87,13 +82,13 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
             _download(url, path, limit=limit, timeout_s=timeout_s)
     except _TooLargeError as error:
         raise DataError(
-            f"{shown(url)} has more than the expected {limit} bytes; it is not the file that the manifest means, or "
-            "none"
+            f"{redact(url)} has more than the expected {limit} bytes; it is not the file that the manifest "
+            "lists"
         ) from error
 
 
-def shown(url: str) -> str:
-    """Return a URL as errors and logs name it: without password and query, which may be secrets."""
+def redact(url: str) -> str:
+    """Return a URL for errors and logs: without password and query, which may be secrets."""
     if url.startswith(PIPE) or "://" not in url:
         return url
     parts = urlsplit(url)
@@ -104,9 +99,11 @@ def shown(url: str) -> str:
 
 def require_package(scheme: str) -> None:
     """Raise ConfigError with the pip command where the package for a scheme is not installed."""
-    module, package = PACKAGES[scheme]
+    package = _OPTIONAL_PACKAGES.get(scheme)
+    if package is None:
+        return
     try:
-        import_module(module)
+        import_module(package)
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs the package {package} ({error}); install it: pip install {package}"
@@ -134,27 +131,27 @@ def _download(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
     source = url if scheme in ("http", "https") else url.partition("://")[2]
     try:
-        # A new one each time: no connection outlives the call, so workers may be forked at any time.
+        # A new instance each time: no connection outlives the call, so workers may be forked at any time.
         files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
         files.get_file(source, str(path), callback=Metered())
     except (_TooLargeError, TransferError):
         raise
-    except Exception as error:  # five libraries, each with exceptions of its own
-        raise _judged(error, url) from error
+    except Exception as error:  # five libraries with different exceptions
+        raise _classify_error(error, url) from error
 
 
-def _judged(error: Exception, url: str) -> Exception:
-    """Say what an exception of a library means for another attempt."""
-    reason = f"{type(error).__name__}: {error}".replace(url, shown(url)).rstrip(": ")
-    if isinstance(error, OSError) and (error.errno in _STORING or error.filename is not None):
+def _classify_error(error: Exception, url: str) -> Exception:
+    """Return the error to raise for an exception of a library: retry (`TransferError`), missing, refused or other."""
+    reason = f"{type(error).__name__}: {error}".replace(url, redact(url)).rstrip(": ")
+    if isinstance(error, OSError) and (error.errno in _WRITE_ERRORS or error.filename is not None):
         return error
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return MissingFileError(f"{shown(url)}: there is no such file ({reason}); check the address")
+        return MissingFileError(f"{redact(url)}: there is no such file ({reason}); check the address")
     refused = isinstance(error, PermissionError) or (status is not None and 400 <= status < 500)
-    if refused and status not in _PASSING:
+    if refused and status not in _RETRIED_STATUS:
         return DataError(
-            f"{shown(url)}: the server refuses it ({reason}); check the address and your access to it"
+            f"{redact(url)}: the server refuses it ({reason}); check the address and your access to it"
         )
     if status is not None or isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError):
         return TransferError(reason)
@@ -167,14 +164,14 @@ def _judged(error: Exception, url: str) -> Exception:
         "fsspec",
     ):
         return TransferError(reason)
-    return DataError(f"{shown(url)} cannot be fetched ({reason}); check the address and its settings")
+    return DataError(f"{redact(url)} cannot be fetched ({reason}); check the address and its settings")
 
 
 def _status(error: Exception) -> int | None:
     """Return the HTTP status that an exception of aiohttp, gcsfs or huggingface_hub carries."""
     holders = ((error, "status"), (error, "code"), (getattr(error, "response", None), "status_code"))
     for holder, name in holders:
-        # One after the other: aiohttp warns when it is asked for the second.
+        # In this order: aiohttp warns when `code` is read.
         value = getattr(holder, name, None)
         if value is not None and str(value).isdigit():
             return int(value)
@@ -182,7 +179,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _run(command: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    """Store the output of a command of the user's."""
+    """Write the output of the user's command to a file."""
     with tempfile.TemporaryFile() as messages, path.open("wb") as out:
         process = subprocess.Popen(
             command,
@@ -197,7 +194,7 @@ def _run(command: str, path: Path, *, limit: int, timeout_s: float) -> None:
             meter = _Meter(limit=limit, timeout_s=timeout_s)
             while True:
                 if not select.select([process.stdout], [], [], timeout_s)[0]:
-                    raise TransferError(f"the command gave nothing for {timeout_s:g} s")
+                    raise TransferError(f"the command wrote nothing for {timeout_s:g} s")
                 block = os.read(process.stdout.fileno(), _CHUNK)
                 if not block:
                     break

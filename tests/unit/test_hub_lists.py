@@ -162,9 +162,9 @@ def test_settings_that_do_not_go_together(tmp_path):
     write_docdownstream(tmp_path)
     write_llava(tmp_path)
     out, lines, listed = (str(tmp_path / name) for name in ("out", "train.jsonl", LLAVA_LIST))
-    with pytest.raises(ConfigError, match=r"--file chooses a file of a folder or set"):
+    with pytest.raises(ConfigError, match=r"--file chooses a file of a folder or dataset"):
         main(["docdownstream", lines, out, "--file", "val.jsonl"])
-    with pytest.raises(ConfigError, match=r"--file chooses a file of a folder or set"):
+    with pytest.raises(ConfigError, match=r"--file chooses a file of a folder or dataset"):
         main(["llava", listed, out, "--file", "a.json"])
     with pytest.raises(
         DataError, match=r"--archive .*meta: expected a piece, or partial-imgs\.00 .* found no files"
@@ -183,7 +183,7 @@ def test_what_lies_in_another_store_needs_its_pictures_named(tmp_path):
     try:
         with pytest.raises(ConfigError, match=r"neither --archive nor --image-root says"):
             main(["docdownstream", "memory://lists/train.jsonl", str(tmp_path / "out")])
-        with pytest.raises(ConfigError, match=r"no images\.zip is in its set; name its pictures"):
+        with pytest.raises(ConfigError, match=r"no images\.zip is in its dataset; name its images"):
             main(["llava", "memory://lists", str(tmp_path / "out")])
         with pytest.raises(
             ConfigError, match=r"lists are fetched from http, https, s3, gs, hf only, found memory"
@@ -197,7 +197,7 @@ def test_a_finished_set_is_left_alone(tmp_path, hub):
     write_docdownstream(hub.root)
     assert prepare(hub, tmp_path / "out", kind="docdownstream").returncode == 0
     done = prepare(hub, tmp_path / "out", kind="docdownstream")
-    assert "already holds a finished set" in " ".join(done.stderr.split())
+    assert "already holds a finished dataset" in " ".join(done.stderr.split())
     assert not (tmp_path / "out/.prepare").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_zip_of_one_folder(tmp_path, folder):
         assert load_manifest(tmp_path / "out").num_samples == 1
         return
     message = (
-        r"images\.zip holds none of the pictures of .*: expected such as '00453/0\.png', "
+        r"images\.zip holds none of the images of .*: expected such as '00453/0\.png', "
         r"found such as 'photos/00453/0\.png'"
     )
     with pytest.raises(DataError, match=message):
@@ -244,7 +244,7 @@ def test_a_list_of_a_zip_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
 
 def test_pictures_of_parquet_rows_lie_in_no_zip(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"pictures of parquet rows are read from a folder; unpack it"):
+    with pytest.raises(ConfigError, match=r"images of parquet rows are read from a folder; unpack it"):
         main(["llava", str(tmp_path), str(tmp_path / "out"), "--image-root", "images.zip"])
 
 

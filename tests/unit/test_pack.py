@@ -153,7 +153,7 @@ def test_bad_rows_duplicates_and_repeated_ids_are_accounted_for(jsonl, tmp_path,
     assert manifest.extra["skipped_first"] == {"bad_row": ["part 0, row 1: bad"]}
     print_yield(manifest)
     out = capsys.readouterr().out
-    for line in ("5 samples in 1 shards", "read: 6 rows", "left out: 1 (bad_row)", "repeated ids: 2"):
+    for line in ("5 samples in 1 shards", "read: 6 rows", "skipped: 1 (bad_row)", "repeated ids: 2"):
         assert line in out
 
 
@@ -161,7 +161,7 @@ def test_bad_rows_duplicates_and_repeated_ids_are_accounted_for(jsonl, tmp_path,
     ("rows", "message"),
     [
         ([("a", "x"), ("bad", None)], "part 0, row 1: bad"),
-        ([("a", "x"), ("b", "x")], "part 0: id 'x' is that of an earlier row"),
+        ([("a", "x"), ("b", "x")], "part 0: id 'x' is already used by an earlier row"),
     ],
 )
 def test_strict_stops_at_the_first_problem_and_leaves_nothing(tmp_path, rows, message):
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path):
 
 def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
     pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="old"))
-    with pytest.raises(DataError, match="already holds a finished set"):
+    with pytest.raises(DataError, match="already holds a finished dataset"):
         packed(jsonl, tmp_path / "set")
     packed(jsonl, tmp_path / "set", overwrite=True)
     assert not list((tmp_path / "set").glob("old*"))
@@ -283,7 +283,7 @@ def test_the_input_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "a.b"}, "name of the set"),
+        ({"name": "a.b"}, "name of the dataset"),
         ({"samples_per_shard": 0}, "--samples-per-shard: expected 1 or more, found 0"),
         ({"limit": -1}, "--limit: expected 1 or more, found -1"),
         ({"drop_overlap": True}, "--drop-overlap needs --overlap-with"),

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from alignvlm_pl.errors import DataError
 from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.pack.overlap import KnownPictures, perceptual_hash, read_known
+from datamodules.prepare.pack.overlap import BenchmarkImages, perceptual_hash, read_benchmark_images
 from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.shards.writer import ShardWriter
 
@@ -44,11 +44,11 @@ def recompressed(image: Image.Image, quality: int, scale: float) -> Image.Image:
     return Image.open(buffer)
 
 
-def make_known(folder: Path, images: list[Image.Image]) -> KnownPictures:
+def make_known(folder: Path, images: list[Image.Image]) -> BenchmarkImages:
     (folder / "known").mkdir()
     for number, image in enumerate(images):
         image.save(folder / "known" / f"{number:02d}.png")
-    return read_known([folder / "known"], folder)
+    return read_benchmark_images([folder / "known"], folder)
 
 
 @pytest.mark.parametrize(("quality", "scale"), [(100, 1.0), (40, 1.0), (75, 0.5), (60, 0.25)])
@@ -120,12 +120,12 @@ def test_overlap_is_counted_named_and_dropped_when_asked(raw, benchmarks, tmp_pa
     assert (dropped.num_samples, dropped.extra["skipped"]) == (4, {"benchmark_overlap": 2})
     assert dropped.extra["benchmark_overlap"]["samples"] == 2
     print_yield(dropped)
-    assert "samples with a picture like one of a benchmark: 2 (left out)" in capsys.readouterr().out
+    assert "samples with an image that resembles one of a benchmark: 2 (skipped)" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_no_benchmark_is_named(raw, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"--overlap-with: .*empty holds no set of shards and no pictures"):
-        read_known([tmp_path / "empty"], tmp_path)
+    with pytest.raises(DataError, match=r"--overlap-with: .*empty holds no dataset and no images"):
+        read_benchmark_images([tmp_path / "empty"], tmp_path)
     with pytest.raises(DataError, match=r"--overlap-with: there is no folder .*absent"):
         pack(raw, PackOptions(out=tmp_path / "set", overlap_with=(tmp_path / "absent",)))

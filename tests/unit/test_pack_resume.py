@@ -14,7 +14,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.prepare.pack.engine import pack
-from datamodules.prepare.pack.locks import take
+from datamodules.prepare.pack.locks import acquire
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.prepare.sources.jsonl import JsonlData
@@ -83,7 +83,7 @@ def kill_when(ready: Callable[[], bool], raw: Path, out: Path, *, workers: int) 
     process.send_signal(signal.SIGKILL)
     process.wait()
     # Its own processes end by themselves, a moment later.
-    take(WorkFolder(out).workers_lock, patience_s=20).close()
+    acquire(WorkFolder(out).workers_lock, patience_s=20).close()
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
@@ -185,13 +185,13 @@ def test_the_work_on_another_set_is_thrown_away_with_a_word(raw, tmp_path, caplo
     else:
         os.utime(raw / "train.jsonl", ns=(1, 1))
         pack(data(raw), options(out, limit=30))
-    assert "holds work on another set" in caplog.text
+    assert "holds work on another dataset" in caplog.text
 
 
 def test_two_runs_do_not_write_to_one_folder(raw, tmp_path):
     (tmp_path / "set" / ".prepare").mkdir(parents=True)
     with (
-        take(tmp_path / "set" / ".prepare" / "run.lock"),
+        acquire(tmp_path / "set" / ".prepare" / "run.lock"),
         pytest.raises(DataError, match=r"another run is packing into .*set"),
     ):
         pack(data(raw), options(tmp_path / "set"))

@@ -190,7 +190,7 @@ def test_command_line_writes_and_reports(root, capsys):
     assert load_manifest(root / "receipts").name == "receipts"
     out = capsys.readouterr().out
     assert "2 samples in 2 shards" in out
-    assert "left out: 1 (missing_image)" in out
+    assert "skipped: 1 (missing_image)" in out
     assert load_manifest(root / "receipts").sources == {"ChartQA": 1, "DocVQA": 1}
 
 

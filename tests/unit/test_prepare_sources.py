@@ -94,7 +94,7 @@ def test_cc12m(tmp_path, capsys):
     assert {(sample.source, sample.task) for sample in samples} == {("cc12m", "caption")}
     assert load_manifest(tmp_path / "out").license == "other (conceptual-12m)"
     assert skipped(tmp_path / "out") == {"empty_caption": 1}
-    assert "left out: 1 (empty_caption)" in capsys.readouterr().out
+    assert "skipped: 1 (empty_caption)" in capsys.readouterr().out
 
 
 def test_bigdocs_with_pictures_in_its_rows(tmp_path):
@@ -110,7 +110,7 @@ def test_bigdocs_with_pictures_in_its_rows(tmp_path):
     assert skipped(tmp_path / "out") == {"query_count": 1}
     with pytest.raises(ConfigError, match=r"does not say which config it is"):
         prepare("bigdocs", tmp_path / "BigDocs", tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"cord-v2 holds its pictures: leave out --image-root"):
+    with pytest.raises(ConfigError, match=r"cord-v2 holds its images: leave out --image-root"):
         prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--image-root", tmp_path)
     with pytest.raises(ConfigError, match=r"is of config cord-v2, not ArxivOCR"):
         prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--config", "ArxivOCR")
@@ -129,9 +129,9 @@ def test_bigdocs_with_pictures_in_a_folder(tmp_path, config):
     }
     assert samples[0].source == f"bigdocs/{config}"
     assert skipped(tmp_path / "out") == {"missing_image": 1, "unsafe_path": 1}
-    with pytest.raises(ConfigError, match=r"only names its pictures \(img_id\)"):
+    with pytest.raises(ConfigError, match=r"only names its images \(img_id\)"):
         prepare("bigdocs", path, tmp_path / "x")
-    with pytest.raises(DataError, match=r"there is no folder of pictures"):
+    with pytest.raises(DataError, match=r"there is no folder of images"):
         prepare("bigdocs", path, tmp_path / "x", "--image-root", tmp_path / "none")
 
 

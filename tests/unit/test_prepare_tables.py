@@ -14,7 +14,7 @@ from datamodules.prepare.rendered_tables.table_questions import TableNames, Tabl
 from datamodules.prepare.rendered_tables.tables import (
     PAGE_HEIGHT_PX,
     PAGE_WIDTH_PX,
-    DrawnCell,
+    RenderedCell,
     Table,
     missing_cells,
     render,
@@ -51,7 +51,7 @@ def grid(rows: int, columns: int) -> list[list[str]]:
 
 
 def test_a_name_that_two_tables_end_with_is_not_guessed():
-    names = TableNames.of(["203-csv/7", "204-csv/7", "204-csv/8"])
+    names = TableNames.from_names(["203-csv/7", "204-csv/7", "204-csv/8"])
     assert names.find("csv/203-csv/7.csv") == "203-csv/7"
     assert names.find("8.html") == "204-csv/8"
     assert names.find("7") is None
@@ -105,11 +105,11 @@ def test_what_is_not_drawn_is_noticed():
     with pytest.raises(SampleError, match="is empty"):
         render(Table(name="t", rows=[["", " "]]))
     table = Table(name="t", rows=[["Foo bar", "–", "x9"]])
-    cells = [DrawnCell(text=text) for text in ("foo\n BAR", "–", "x9")]
+    cells = [RenderedCell(text=text) for text in ("foo\n BAR", "–", "x9")]
     assert missing_cells(table, cells, "FOO BAR x9") == []
     assert missing_cells(table, cells[:2], "FOO BAR x9") == ["x9"]
     assert missing_cells(table, cells, "FOO BAR x") == ["9"]  # it has a box, but its text is not there
-    assert missing_cells(Table(name="t", rows=[["12"], ["2"]]), [DrawnCell(text="12")], "12") == ["2"]
+    assert missing_cells(Table(name="t", rows=[["12"], ["2"]]), [RenderedCell(text="12")], "12") == ["2"]
 
 
 HIDDEN = '<tr style="display:none"><td>{}</td><td>{}</td></tr>'

@@ -17,7 +17,7 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare import docdownstream, main
 from datamodules.prepare.docdownstream import DocDownstreamArchive, DocDownstreamFolder, DocumentLines
-from datamodules.prepare.sources.pictures import PictureFolder
+from datamodules.prepare.sources.images import ImageFolder
 from datamodules.prepare.sources.source import SourceSample, image_bytes
 from datamodules.shards.sample import SampleError, message_text
 from datamodules.storage.stored_files import StoredFile, local_file
@@ -107,12 +107,12 @@ def archive(tmp_path) -> list[StoredFile]:
 
 
 @pytest.fixture
-def images(tmp_path) -> PictureFolder:
+def images(tmp_path) -> ImageFolder:
     for name, data in pages().items():
         path = tmp_path / "pages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return PictureFolder(root=tmp_path / "pages")
+    return ImageFolder(root=tmp_path / "pages")
 
 
 def read(raw: Any) -> tuple[dict[str, SourceSample], Counter[str]]:
@@ -135,7 +135,7 @@ EXPECTED = {"a": [0], "b": [0, 2], "c": [1], "d": [0], "e": [3, 1, 2], "f": [2, 
 
 
 def test_pages_of_a_folder(tmp_path, images):
-    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [*LINES, *BAD]), pictures=images))
+    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [*LINES, *BAD]), images=images))
     assert {name: contents(sample) for name, sample in samples.items()} == {
         name: [picture(number) for number in numbers] for name, numbers in EXPECTED.items()
     }
@@ -157,7 +157,7 @@ def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
     first = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "one"}]}
     answer = {"role": "assistant", "content": "$1"}
     given["messages"] = [first, answer, {"role": "user", "content": "<|image|>two"}, answer]
-    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [given]), pictures=images))
+    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [given]), images=images))
     assert not bad
     sample = samples["one"]
     assert contents(sample) == [picture(0), picture(1)]
@@ -167,7 +167,7 @@ def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
 
 def test_pages_of_the_archive_in_pieces_give_the_same_samples(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
-    from_folder, _ = read(DocDownstreamFolder(lines=lines, pictures=images))
+    from_folder, _ = read(DocDownstreamFolder(lines=lines, images=images))
     raw = DocDownstreamArchive(lines=lines, pieces=tuple(reversed(archive)))
     samples, bad = read(raw)
     assert bad == REASONS
@@ -185,12 +185,12 @@ def test_samples_come_when_their_last_page_has_passed_and_pages_go(tmp_path, arc
     seen: list[tuple[str, int]] = []
     holders = []
 
-    class Watched(docdownstream._Held):
+    class Watched(docdownstream._PageCache):
         def __init__(self) -> None:
             super().__init__(limit=0)
             holders.append(self)
 
-    monkeypatch.setattr(docdownstream, "_Held", Watched)
+    monkeypatch.setattr(docdownstream, "_PageCache", Watched)
     raw = DocDownstreamArchive(lines=write_lines(tmp_path, LINES), pieces=tuple(archive))
     for item in raw.read(raw.parts()[0]):
         assert isinstance(item, SourceSample)
@@ -206,7 +206,7 @@ def test_only_some_sets(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
     chart = DocumentLines(path=lines.path, sources=("ChartQA",))
     for raw in (
-        DocDownstreamFolder(lines=chart, pictures=images),
+        DocDownstreamFolder(lines=chart, images=images),
         DocDownstreamArchive(lines=chart, pieces=tuple(archive)),
     ):
         samples, bad = read(raw)
@@ -214,12 +214,12 @@ def test_only_some_sets(tmp_path, images, archive):
         assert bad == {"bad_json": 2}
     wrong = DocumentLines(path=lines.path, sources=("ChartQ",))
     with pytest.raises(ConfigError, match=r"has no lines of 'ChartQ'; did you mean 'ChartQA'"):
-        DocDownstreamFolder(lines=wrong, pictures=images).parts()
+        DocDownstreamFolder(lines=wrong, images=images).parts()
 
 
 def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, archive):
     lines = write_lines(tmp_path, LINES[:4])
-    folder = DocDownstreamFolder(lines=lines, pictures=images)
+    folder = DocDownstreamFolder(lines=lines, images=images)
     assert folder.input_bytes() == 3 * len(picture(0)) + len(picture(1)) + len(picture(2))
     assert folder.spool_bytes() == lines.path.stat().st_size
     whole = sum(piece.size for piece in archive)
@@ -228,14 +228,14 @@ def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, arch
 
 def test_unsafe_paths_are_refused(tmp_path, images):
     rows = [line("../train.jsonl"), line("/etc/passwd")]
-    assert read(DocDownstreamFolder(lines=write_lines(tmp_path, rows), pictures=images))[1] == {
+    assert read(DocDownstreamFolder(lines=write_lines(tmp_path, rows), images=images))[1] == {
         "unsafe_path": 2
     }
 
 
 def test_parts_cut_a_long_file(tmp_path, images):
     lines = write_lines(tmp_path, [line(page(0), question=str(number)) for number in range(4100)])
-    raw = DocDownstreamFolder(lines=lines, pictures=images)
+    raw = DocDownstreamFolder(lines=lines, images=images)
     assert [part.rows for part in raw.parts()] == [2048, 2048, 4]
     samples, bad = read(raw)
     assert (list(samples), bad) == ([str(number) for number in range(4100)], {})

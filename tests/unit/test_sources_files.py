@@ -19,8 +19,8 @@ from datamodules.prepare.cc12m import CaptionTars
 from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.llava import LLaVAList
 from datamodules.prepare.sources import json_files
+from datamodules.prepare.sources.images import ImageFolder, safe_path
 from datamodules.prepare.sources.json_files import slice_list
-from datamodules.prepare.sources.pictures import PictureFolder, safe_path
 from datamodules.shards.sample import SampleError
 from datamodules.storage import stored_stream
 from datamodules.storage.stored_files import StoredFile, list_files
@@ -218,7 +218,7 @@ def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
 
 def test_parts_of_many_pictures_take_little_memory(monkeypatch):
     names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(30_000))
-    monkeypatch.setattr(folder_command, "picture_paths", lambda root: names)
+    monkeypatch.setattr(folder_command, "image_paths", lambda root: names)
     raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
     tracemalloc.start()
     parts = raw.parts()
@@ -235,9 +235,9 @@ def test_parts_of_many_pictures_take_little_memory(monkeypatch):
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         folder(tmp_path).parts()
-    with pytest.raises(DataError, match=r"there is no folder of pictures .*none"):
+    with pytest.raises(DataError, match=r"there is no folder of images .*none"):
         folder(tmp_path / "none").parts()
 
 
@@ -269,7 +269,7 @@ def llava_list(root: Path, rows: list[Any], **options: Any) -> LLaVAList:
     for number in range(len(rows)):
         (root / f"images/00453/{number}.png").write_bytes(picture(number + 2))
     (root / "list.json").write_text(json.dumps(rows, ensure_ascii=False, **options), encoding="utf-8")
-    return LLaVAList(path=root / "list.json", pictures=PictureFolder(root=root / "images"))
+    return LLaVAList(path=root / "list.json", images=ImageFolder(root=root / "images"))
 
 
 def test_a_list_of_conversations(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare.bigdocs import BigDocs
 from datamodules.prepare.llava import LLaVARows
-from datamodules.prepare.sources.pictures import PictureFolder
+from datamodules.prepare.sources.images import ImageFolder
 from datamodules.prepare.vcr import PROMPT, VCRRows
 from datamodules.shards.sample import SampleError
 from tests.unit.parquet_files import bigdocs_row, files, image, png, write
@@ -105,18 +105,18 @@ def test_bigdocs_pictures_of_a_folder(tmp_path, caplog):
         (root / place).write_bytes(png(width))
     names = ["0a5c", "0a5c.jpg", "train/0a5c.jpg", "b.v2", "none", "../images/train/b.v2.png", "/etc/passwd"]
     path = write(tmp_path / "train.parquet", [named_row(name) for name in names])
-    raw = bigdocs(path, pictures=PictureFolder(root=root))
+    raw = bigdocs(path, images=ImageFolder(root=root))
     samples, bad = read(raw)
     held = [content.read_bytes() for sample in samples for content, _ in sample.images]
     assert held == [png(6), png(6), png(4), png(5)]  # "other" comes before "train"
     assert bad == {"missing_image": 1, "unsafe_path": 2}
-    assert "1 pictures bear the name of an earlier one" in caplog.text
+    assert "1 images bear the name of an earlier one" in caplog.text
     assert raw.input_bytes() == path.stat().st_size + sum(len(png(width)) for width in (4, 5, 6))
     assert raw.spool_bytes() == path.stat().st_size
 
 
 def test_bigdocs_named_pictures_need_a_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"only names its pictures \(img_id\).*--image-root.*--tables"):
+    with pytest.raises(ConfigError, match=r"only names its images \(img_id\).*--image-root.*--tables"):
         bigdocs(write(tmp_path / "a.parquet", [named_row("a")])).parts()
 
 

@@ -75,9 +75,7 @@ def test_a_store_that_fails_for_good_names_file_and_byte(file, monkeypatch):
 
 def test_a_file_that_is_shorter_than_it_was_listed(file):
     stream = StoredStream(replace(file, size=len(DATA) + 1), AT_ONCE)
-    with pytest.raises(
-        DataError, match=r"a\.bin ends at byte 100000, expected 100001 bytes as it was listed"
-    ):
+    with pytest.raises(DataError, match=r"a\.bin ends at byte 100000, expected 100001 bytes as listed"):
         stream.readall()
 
 

@@ -63,7 +63,7 @@ def test_a_set_that_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"not empty and holds no synthetic set \(thesis.tex"):
+    with pytest.raises(ConfigError, match=r"not empty and holds no synthetic dataset \(thesis.tex"):
         write_split(tmp_path, split="train", num_documents=1, processes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

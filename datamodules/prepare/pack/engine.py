@@ -34,16 +34,16 @@ from ...shards.writer import check_space, is_part_of, space_error
 from ..sources.source import Part, PartlySpooled, RawData
 from .locks import hold_shared
 from .options import PackOptions
-from .overlap import KnownPictures, describe_folder, read_known
-from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_pictures, make_plan
-from .report import MAX_REPORTED, PartReport, add_up, listing
+from .overlap import BenchmarkImages, describe_folder, read_benchmark_images
+from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_image_checksums, make_plan
+from .report import MAX_REPORTED, PartReport, format_counts, merge_reports
 from .shards import ShardJob, unfinished
 from .spool import ROW, SpoolFiles, SpoolJob, read_record
 from .work_folder import WorkFolder, identity_of, input_files, write_whole
 
 Result = TypeVar("Result")
 _job: Callable[..., Any] | None = None
-"""What this process does; set once, when it starts."""
+"""The job of this worker process, set when it starts."""
 
 
 def run_jobs(
@@ -54,7 +54,7 @@ def run_jobs(
     Args:
         job: Pickled once into each process.
         tasks: Arguments, small.
-        workers: Processes; with 1, or for a single task, everything happens here.
+        workers: Processes; with 1, or for a single task, the jobs run in this process.
         lock: File that each process keeps locked while it lives.
 
     Raises:
@@ -75,8 +75,8 @@ def run_jobs(
             yield futures.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"one of {workers} processes was ended from outside, most likely for its memory; run the same command "
-            "again, it goes on where it was, with fewer --workers if it happens again"
+            f"one of {workers} processes was killed, most likely for its memory; run the same command again to resume, "
+            "with fewer --workers if it happens again"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -97,7 +97,7 @@ def _run(task: tuple[Any, ...]) -> Any:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it ends, however that happens: nobody would wait for its work."""
+    """Exit when the parent process ends, whatever the reason: nobody would wait for the result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -113,11 +113,11 @@ _PARTS_OF_A_WORKER = 4
 
 
 class NothingUsable(DataError):
-    """No row of the data became a sample."""
+    """No row of the data is a valid sample."""
 
 
 class Engine:
-    """One packing."""
+    """One run of `pack`."""
 
     def __init__(self, raw: RawData, options: PackOptions) -> None:
         self.raw = raw
@@ -126,11 +126,11 @@ class Engine:
         self.parts: Sequence[Part] = ()
 
     def run(self) -> Manifest:
-        """Do all that is not done yet, and return the manifest of the set.
+        """Run what is not done yet and return the manifest of the dataset.
 
         Raises:
             ConfigError: Settings do not fit the data.
-            DataError: The data is unusable, with `strict` a bad row, the disk too small, or the set is there already.
+            DataError: Unusable data, a full disk, a dataset that exists, or with `strict` an invalid row.
         """
         options, out = self.options, self.options.out
         self.parts = self.raw.parts()
@@ -138,24 +138,24 @@ class Engine:
         identity = identity_of(self.raw, self.parts, options, known)
         ours = self.work.belongs_to(identity)
         if (out / MANIFEST_NAME).exists():
-            if ours:  # it was finished, but not its cleaning up
+            if ours:  # finished, but the working folder was not removed
                 self.work.remove()
                 return load_manifest(out)
             if not options.overwrite:
                 raise DataError(
-                    f"{out} already holds a finished set; choose another folder or allow overwriting"
+                    f"{out} already holds a finished dataset; choose another folder or allow overwriting"
                 )
         for path in input_files(self.raw, self.parts):
             if path.suffix == ".tar" and path.parent.resolve() == out.resolve():
                 raise ConfigError(
-                    f"{out} holds the input {path.name}, which a set of shards could replace; choose another folder"
+                    f"{out} holds the input {path.name}, which a dataset could replace; choose another folder"
                 )
         self._check_disk(ours)
         try:
             self._begin(identity)
             manifest = self._pack()
         except (SampleError, NothingUsable):
-            # The data has to change, and then nothing of this can be used.
+            # The data must change, so this work cannot be reused.
             self.work.remove()
             raise
         finally:
@@ -164,32 +164,36 @@ class Engine:
         return manifest
 
     def _begin(self, identity: dict[str, Any]) -> None:
-        """Make the folders ready, and free of other sets."""
+        """Create the folders and remove other datasets from them."""
         out = self.options.out
         try:
             out.mkdir(parents=True, exist_ok=True)
             self.work.lock()
             if not self.work.belongs_to(identity):
-                # In this order: where the work is ours, no other set is left in the folder.
+                # In this order: an identity file means that no other dataset is left in the folder.
                 self.work.clear()
-                _clear(out, self.options.set_name)
+                _clear(out, self.options.dataset_name)
                 self.work.begin(identity)
         except OSError as error:
             raise space_error(out, error) from error
 
     def _pack(self) -> Manifest:
-        known = read_known(self.options.overlap_with, self.work.path) if self.options.overlap_with else None
+        known = (
+            read_benchmark_images(self.options.overlap_with, self.work.path)
+            if self.options.overlap_with
+            else None
+        )
         reports = self._spool(known)
         numbers = range(len(reports))
-        total = add_up(reports)
+        total = merge_reports(reports)
         if not total.written:
             first = total.problems[0]["message"] if total.problems else "there is no row"
             raise NothingUsable(
-                f"{self.raw.name}: none of {total.read} records is usable ({listing(total.skipped)}); see the first: "
-                f"{first}"
+                f"{self.raw.name}: none of {total.read} records is usable ({format_counts(total.skipped)}); the "
+                f"first: {first}"
             )
         repeated = self._repeated_ids(numbers)
-        pictures = count_repeats(load_pictures(self.work.spool, numbers))
+        images = count_repeats(load_image_checksums(self.work.spool, numbers))
         plan = make_plan(
             self.work.spool,
             numbers,
@@ -198,14 +202,14 @@ class Engine:
             shard_bytes=self.options.shard_bytes,
         )
         shards = self._write_shards(plan)
-        return self._finish(shards, total, pictures, repeated)
+        return self._finish(shards, total, images, repeated)
 
-    def _spool(self, known: KnownPictures | None) -> list[PartReport]:
-        """Do the first pass and return what became of the rows of each part."""
+    def _spool(self, known: BenchmarkImages | None) -> list[PartReport]:
+        """Run the first pass and return the report of each part."""
         job = SpoolJob(
             raw=self.raw,
             folder=self.work.spool,
-            name=self.options.set_name,
+            name=self.options.dataset_name,
             source=self.options.source or self.raw.source,
             license=self.options.license or self.raw.license,
             seed=self.options.seed,
@@ -222,19 +226,19 @@ class Engine:
             return self._spool_parts(job, bar)
 
     def _rows(self) -> int | None:
-        """Rows of all parts, where each says so."""
+        """Return the number of rows of all parts, or None if a part does not know its own."""
         rows = [part.rows for part in self.parts]
         return None if None in rows else sum(number or 0 for number in rows)
 
     def _spool_parts(self, job: SpoolJob, bar: Any) -> list[PartReport]:
-        """Spool part after part until the limit of rows is reached; a wave of parts at a time where there is one."""
+        """Spool the parts in order until the limit of rows is reached; with a limit, in waves of parts."""
         remaining = self.options.limit
         wave = max(1, len(self.parts) if remaining is None else self._wave(remaining))
         reports: list[PartReport] = []
         for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
             done = {number: report for number in numbers if (report := self._spooled(number))}
-            # Each with its part alone: all parts of millions of files in every process would fill the memory.
+            # Each task holds its part only: all parts of millions of files in every process would fill the memory.
             tasks = [(n, self.parts[n], self.options.limit) for n in numbers if n not in done]
             workers, lock = self.options.workers, self.work.workers_lock
             with closing(run_jobs(job, tasks, workers=workers, lock=lock)) as fresh:
@@ -251,7 +255,7 @@ class Engine:
         return reports
 
     def _wave(self, limit: int) -> int:
-        """Parts that are worth starting at once: those that hold `limit` rows, where parts say how many."""
+        """Return how many parts to start at once: enough for `limit` rows, if the parts know their rows."""
         rows = 0
         for number, part in enumerate(self.parts, start=1):
             if part.rows is None:
@@ -262,12 +266,12 @@ class Engine:
         return len(self.parts)
 
     def _spooled(self, number: int) -> PartReport | None:
-        """Return the report of a part that is finished already."""
+        """Return the report of a finished part, or None."""
         path = SpoolFiles(folder=self.work.spool, number=number).report
         return PartReport.from_json(path.read_bytes()) if path.exists() else None
 
     def _repeated_ids(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Count ids that earlier samples have, and name the first.
+        """Count samples whose id an earlier sample has, and list the first.
 
         Raises:
             SampleError: There is one, with `strict`.
@@ -277,12 +281,12 @@ class Engine:
         first = [self._id_at(numbers, place) for place in first_repeats(ids, MAX_REPORTED)] if further else []
         if first and self.options.strict:
             raise SampleError(
-                f"{first[0]['part']}: id {first[0]['id']!r} is that of an earlier row", "repeated_id"
+                f"{first[0]['part']}: id {first[0]['id']!r} is already used by an earlier row", "repeated_id"
             )
         return {"samples": further, "first": first}
 
     def _id_at(self, numbers: Sequence[int], place: int) -> dict[str, Any]:
-        """Read the id of a sample back."""
+        """Return part and id of the sample at an index over all parts."""
         for number in numbers:
             files = SpoolFiles(folder=self.work.spool, number=number)
             rows = np.load(files.rows, mmap_mode="r", allow_pickle=False)
@@ -295,13 +299,13 @@ class Engine:
         raise IndexError(place)
 
     def _write_shards(self, plan: Plan) -> list[Shard]:
-        """Do the third pass and return the entries of all shards."""
+        """Run the third pass and return the entries of all shards."""
         job = ShardJob(
             out=self.options.out,
             spool=self.work.spool,
             packed=self.work.packed,
             plan=plan,
-            name=self.options.set_name,
+            name=self.options.dataset_name,
             source=self.options.source or self.raw.source,
             license=self.options.license or self.raw.license,
         )
@@ -317,7 +321,7 @@ class Engine:
         return [shards[number] for number in range(plan.num_shards)]
 
     def _finish(
-        self, shards: list[Shard], total: PartReport, pictures: Repeats, repeated: dict[str, Any]
+        self, shards: list[Shard], total: PartReport, images: Repeats, repeated: dict[str, Any]
     ) -> Manifest:
         """Write report and manifest."""
         options = self.options
@@ -332,9 +336,9 @@ class Engine:
             "skipped": dict(sorted(total.skipped.items())),
             "problems": total.problems,
             "pictures": {
-                "stored": total.pictures,
-                "distinct": pictures.distinct,
-                "in_several_samples": pictures.repeated,
+                "stored": total.images,
+                "distinct": images.distinct,
+                "in_several_samples": images.repeated,
             },
             "repeated_ids": repeated,
             "benchmark_overlap": overlap | {"first": total.overlap_first},
@@ -343,7 +347,7 @@ class Engine:
         write_whole(options.out / REPORT_NAME, text.encode())
         manifest = Manifest(
             folder=options.out,
-            name=options.set_name,
+            name=options.dataset_name,
             source=options.source or self.raw.source,
             license=options.license or self.raw.license,
             num_samples=total.written,
@@ -364,16 +368,16 @@ class Engine:
         return load_manifest(options.out)
 
     def _check_disk(self, ours: bool) -> None:
-        """Compare what will be written with what is free, before anything is.
+        """Compare the bytes to write with the free space before anything is written.
 
         Raises:
-            DataError: There is less.
+            DataError: Too little space is free.
         """
         needed = self.raw.input_bytes() + _OVERHEAD * (self._rows() or 0)
         spooled = self.raw.spool_bytes() if isinstance(self.raw, PartlySpooled) else needed
         if self.options.limit is not None:
             rows = self._rows()
-            # Where nothing is known, the plan will tell.
+            # If the number of rows is unknown, the check waits for the plan.
             share = min(1.0, self.options.limit / rows) if rows else 0.0
             needed, spooled = int(needed * share), int(spooled * share)
         written = self.work.size() if ours else 0
@@ -384,11 +388,11 @@ class Engine:
 
 
 def _clear(out: Path, name: str) -> None:
-    """Remove a finished set that is to be replaced, and what killed runs left of one with this name."""
+    """Remove a finished dataset that is replaced, and files that killed runs left under the same name."""
     if (out / MANIFEST_NAME).exists():
         try:
             listed = [out / shard.path for shard in read_manifest(out).shards]
-        except DataError:  # it is to be replaced, whatever it is
+        except DataError:  # unreadable, but replaced anyway
             listed = []
         (out / MANIFEST_NAME).unlink()
         for path in listed:
@@ -405,35 +409,37 @@ def pack(raw: RawData, options: PackOptions | argparse.Namespace) -> Manifest:
 
     Args:
         raw: The data.
-        options: The settings, or what a parser with `add_options` has parsed.
+        options: The settings, or the namespace of a parser with `add_options`.
 
     Returns:
-        The manifest of the new set.
+        The manifest of the new dataset.
 
     Raises:
         ConfigError: Settings are wrong or do not fit the data.
-        DataError: The data is unusable, with `strict` a bad row, the disk too small, or the set is there already.
+        DataError: Unusable data, a full disk, a dataset that exists, or with `strict` an invalid row.
     """
-    return Engine(raw, options if isinstance(options, PackOptions) else PackOptions.of(options)).run()
+    return Engine(raw, options if isinstance(options, PackOptions) else PackOptions.from_args(options)).run()
 
 
 def print_yield(manifest: Manifest) -> None:
-    """Print what was written and what became of the rest (the fields are those of `Engine`)."""
+    """Print what was written and what was skipped, from the manifest that `Engine` writes."""
     extra = manifest.extra
     lines = [f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {manifest.folder}"]
     lines += [f"  {source}: {number}" for source, number in sorted(manifest.sources.items())]
     lines.append(f"read: {extra['read']} rows")
-    lines += [f"left out: {count} ({reason})" for reason, count in extra["skipped"].items()]
-    pictures = extra["pictures"]
+    lines += [f"skipped: {count} ({reason})" for reason, count in extra["skipped"].items()]
+    images = extra["pictures"]
     lines.append(
-        f"pictures: {pictures['stored']}, {pictures['distinct']} of them distinct, {pictures['in_several_samples']} in "
+        f"images: {images['stored']}, {images['distinct']} of them distinct, {images['in_several_samples']} in "
         "several samples"
     )
     if extra["repeated_ids"]:
         lines.append(f"repeated ids: {extra['repeated_ids']}")
     overlap = extra["benchmark_overlap"]
     if overlap["compared_with"]:
-        state = "left out" if overlap["dropped"] else "kept"
-        lines.append(f"samples with a picture like one of a benchmark: {overlap['samples']} ({state})")
+        state = "skipped" if overlap["dropped"] else "kept"
+        lines.append(
+            f"samples with an image that resembles one of a benchmark: {overlap['samples']} ({state})"
+        )
     lines.append(f"details: {manifest.where(REPORT_NAME)}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -28,7 +28,7 @@ def hold_shared(path: Path) -> None:
         _try(stream, fcntl.LOCK_SH)
 
 
-def take(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
+def acquire(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
     """Lock a file alone; closing what is returned unlocks it.
 
     Args:
@@ -52,7 +52,7 @@ def take(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
 
 def wait_for_workers(path: Path) -> None:
     """Wait until no process of a killed run holds its shared lock any more."""
-    take(path, patience_s=_PATIENCE_S).close()
+    acquire(path, patience_s=_PATIENCE_S).close()
 
 
 def _try(stream: BinaryIO, operation: int) -> bool:

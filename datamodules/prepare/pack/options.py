@@ -1,4 +1,4 @@
-"""Settings of a packing, the same for every source."""
+"""Settings of `pack`, the same for every source."""
 
 import argparse
 import os
@@ -11,32 +11,32 @@ from alignvlm_pl.errors import ConfigError
 from ...shards.writer import MAX_SHARD_BYTES
 
 _MANY = 8
-"""Processes by default, where the machine has so many processors."""
+"""Most processes by default."""
 
 
 def default_workers() -> int:
-    """Return the number of processes where none is asked for."""
+    """Return the default number of processes: the CPUs of the machine, at most 8."""
     return min(os.cpu_count() or 1, _MANY)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
-    """What decides about the shards, apart from the data.
+    """Settings that determine the shards, besides the data.
 
     Attributes:
         out: Folder for the shards.
-        name: Name of the set, the stem of shards and keys; None for the name of the folder.
-        license: Terms of the set; None for those of the data.
+        name: Name of the dataset, the stem of shards and keys; None for the name of the folder.
+        license: Terms of the dataset; None for those of the data.
         source: ``source`` of samples that name none; None for that of the data.
         seed: Seed of the global shuffle.
         samples_per_shard: Samples after which a new shard begins.
-        shard_bytes: Bytes that a shard is not to exceed, unless by a single sample.
-        workers: Processes; they change nothing but the time.
-        limit: Read only so many rows, the first ones; None for all.
-        strict: The first bad row or repeated id is an error.
-        overwrite: Replace a finished set in `out`.
-        overlap_with: Benchmarks, as sets of shards or folders of pictures, whose pictures are looked for.
-        drop_overlap: Leave out samples with such a picture.
+        shard_bytes: Most bytes of a shard, unless a single sample is larger.
+        workers: Processes; the result does not depend on them.
+        limit: Read the first rows only, this many; None for all.
+        strict: The first invalid row or repeated id is an error.
+        overwrite: Replace a finished dataset in `out`.
+        overlap_with: Benchmarks, as datasets or folders of images, whose images are looked for.
+        drop_overlap: Skip samples with such an image.
     """
 
     out: Path
@@ -54,28 +54,27 @@ class PackOptions:
     drop_overlap: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for settings that cannot be."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.set_name):
+        """Raise ConfigError for invalid settings."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.dataset_name):
             raise ConfigError(
-                f"name of the set: expected letters, digits, '_' and '-', found {self.set_name!r}; give it with --name"
+                f"name of the dataset: expected letters, digits, '_' and '-', found {self.dataset_name!r}; set it with "
+                "--name"
             )
         for name in ("samples_per_shard", "shard_bytes", "workers", "limit"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more, found {number}")
         if self.drop_overlap and not self.overlap_with:
-            raise ConfigError(
-                "--drop-overlap needs --overlap-with: the benchmarks whose pictures are dropped"
-            )
+            raise ConfigError("--drop-overlap needs --overlap-with: the benchmarks whose images are dropped")
 
     @property
-    def set_name(self) -> str:
-        """Name of the set."""
+    def dataset_name(self) -> str:
+        """Name of the dataset."""
         return self.name or self.out.resolve().name
 
     @classmethod
-    def of(cls, namespace: argparse.Namespace) -> "PackOptions":
-        """Take the settings from what `add_options` parsed; other attributes are left alone."""
+    def from_args(cls, namespace: argparse.Namespace) -> "PackOptions":
+        """Return the settings that `add_options` parsed; other attributes of the namespace are ignored."""
         given = {field.name: getattr(namespace, field.name) for field in fields(cls)}
         return cls(**given | {"out": Path(given["out"]), "overlap_with": tuple(given["overlap_with"])})
 
@@ -83,9 +82,9 @@ class PackOptions:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the settings to a command, with the folder `out` as a positional argument."""
     parser.add_argument("out", type=Path, help="folder for the shards")
-    parser.add_argument("--name", help="name of the set (default: the name of the output folder)")
-    parser.add_argument("--license", help="terms of the set (default: what is known of the data)")
-    parser.add_argument("--source", help="source of rows that name none (default: what is known of the data)")
+    parser.add_argument("--name", help="name of the dataset (default: the name of the output folder)")
+    parser.add_argument("--license", help="terms of the dataset (default: that of the data)")
+    parser.add_argument("--source", help="source of rows that name none (default: that of the data)")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the global shuffle (default: %(default)s)"
     )
@@ -98,14 +97,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="processes; the shards do not depend on it (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, help="read at most this many rows, the first ones")
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad row or repeated id")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--strict", action="store_true", help="stop at the first invalid row or repeated id")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
     parser.add_argument(
         "--overlap-with",
         type=Path,
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="report pictures that benchmarks hold too: sets of shards, or folders of pictures",
+        help="report images that occur in these benchmarks too: datasets, or folders of images",
     )
-    parser.add_argument("--drop-overlap", action="store_true", help="leave out samples with such pictures")
+    parser.add_argument("--drop-overlap", action="store_true", help="skip samples with such images")

@@ -1,8 +1,8 @@
-"""Pictures that look like those of benchmarks, also where they were scaled or compressed again.
+"""Images that look like those of benchmarks, also where they were scaled or compressed again.
 
-A picture is described by 64 signs: of its grey values at 32 x 32 pixels the 8 x 8 lowest cosine frequencies, and
+An image is described by 64 signs: of its grey values at 32 x 32 pixels the 8 x 8 lowest cosine frequencies, and
 whether each is above their median (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
-Forms of one kind have the same signs, so pictures whose signs are near are compared at 64 x 64 pixels as well.
+Forms of one kind have the same signs, so images whose signs are near are compared at 64 x 64 pixels as well.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ _LOW = 8
 _FINE = 64
 _HASHES, _GREYS, _NAMES = "known.hashes.npy", "known.greys.npy", "known.json"
 _FLAT = 2.0
-"""Deviation of the grey values below which a picture shows nothing: all empty pages are alike."""
+"""Deviation of the grey values below which an image shows nothing: all empty pages are alike."""
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 _angles = (2 * np.arange(_SIDE)[None, :] + 1) * np.arange(_LOW)[:, None] * np.pi / (2 * _SIDE)
 _COSINES = np.cos(_angles)
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """Return the 64 signs of a picture as a number; None for one that shows nothing."""
+    """Return the 64 signs of an image as a number; None for one that shows nothing."""
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
     if grey.std() < _FLAT:
         return None
@@ -50,23 +50,23 @@ def perceptual_hash(image: Image.Image) -> int | None:
 
 
 def grey_values(image: Image.Image) -> np.ndarray:
-    """Return a picture as (64, 64) uint8."""
+    """Return an image as (64, 64) uint8."""
     return np.asarray(image.convert("L").resize((_FINE, _FINE), Image.Resampling.BOX), dtype=np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KnownPictures:
-    """The pictures of benchmarks, in files: processes share their memory.
+class BenchmarkImages:
+    """The images of benchmarks, in files: processes share their memory.
 
     Attributes:
-        folder: Where `read_known` has written them.
+        folder: Where `read_benchmark_images` has written them.
     """
 
     folder: Path
 
-    def find_any(self, pictures: Sequence[bytes]) -> str | None:
-        """Return the name of the benchmark's picture that the first match looks like; None where no picture does."""
-        for data in pictures:
+    def find_any(self, images: Sequence[bytes]) -> str | None:
+        """Return the name of the benchmark's image that the first match looks like; None where no image does."""
+        for data in images:
             try:
                 match = self._find(load_image(data))
             except DataError:  # the sample is checked elsewhere
@@ -107,7 +107,7 @@ def _normalised(greys: np.ndarray) -> np.ndarray:
 
 
 def describe_folder(folder: Path) -> str:
-    """Return what tells whether the pictures of a benchmark are still the same.
+    """Return what tells whether the images of a benchmark are still the same.
 
     Raises:
         DataError: There is no such folder.
@@ -117,30 +117,30 @@ def describe_folder(folder: Path) -> str:
     if (folder / MANIFEST_NAME).is_file():
         return f"{folder.resolve()} {file_sha256(folder / MANIFEST_NAME)}"
     digest = hashlib.sha256()
-    for path in _picture_files(folder):
+    for path in _image_files(folder):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return f"{folder.resolve()} {digest.hexdigest()}"
 
 
-def read_known(folders: Sequence[Path], out: Path) -> KnownPictures:
-    """Read all pictures of benchmarks, of sets of shards or below folders, unless that is done already.
+def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages:
+    """Read all images of benchmarks, of datasets or below folders, unless that is done already.
 
     Args:
         folders: The benchmarks.
         out: Folder for the files of the result.
 
     Raises:
-        DataError: A folder holds no picture, or one that does not decode.
+        DataError: A folder holds no image, or one that does not decode.
     """
     if (out / _NAMES).exists():
-        return KnownPictures(folder=out)
+        return BenchmarkImages(folder=out)
     hashes: list[int] = []
     greys: list[np.ndarray] = []
     names: list[str] = []
     for folder in folders:
         number = 0
-        for name, data in tqdm(_pictures(folder), unit="picture", desc=f"pictures of {folder.name}"):
+        for name, data in tqdm(_images(folder), unit="image", desc=f"images of {folder.name}"):
             number += 1
             image = load_image(data, name=name)
             signs = perceptual_hash(image)
@@ -149,17 +149,17 @@ def read_known(folders: Sequence[Path], out: Path) -> KnownPictures:
                 greys.append(grey_values(image))
                 names.append(name)
         if not number:
-            raise DataError(f"--overlap-with: {folder} holds no set of shards and no pictures")
+            raise DataError(f"--overlap-with: {folder} holds no dataset and no images")
     write_array(out / _HASHES, np.array(hashes, dtype="<u8"))
     write_array(out / _GREYS, np.array(greys, dtype=np.uint8).reshape(-1, _FINE, _FINE))
     write_whole(out / _NAMES, json.dumps(names).encode())
     _load.cache_clear()
-    return KnownPictures(folder=out)
+    return BenchmarkImages(folder=out)
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
     if not (folder / MANIFEST_NAME).is_file():
-        for path in _picture_files(folder):
+        for path in _image_files(folder):
             yield str(path), path.read_bytes()
         return
     manifest = load_manifest(folder)
@@ -169,14 +169,14 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
             for member in walk(path):
                 if isinstance(member, Damage):
                     raise DataError(f"{folder}/{member}; see `shards verify`")
-                if _is_picture(member.name):
+                if _is_image(member.name):
                     stream.seek(member.data_offset)
                     yield f"{path}/{member.name}", stream.read(member.size)
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_picture(path.name) and path.is_file())
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file())
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in EXTENSIONS

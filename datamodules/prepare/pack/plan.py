@@ -61,7 +61,7 @@ def make_plan(
     counts = [len(np.load(file.rows, mmap_mode="r", allow_pickle=False)) for file in files]
     total = sum(counts)
     if not total:
-        raise DataError(f"{spool} holds no sample; an empty set cannot be read")
+        raise DataError(f"{spool} holds no sample; an empty dataset cannot be read")
     order, size, places = np.empty(total, "<u8"), np.empty(total, "<u4"), np.empty(total, PLACE)
     at = 0
     for file, count in zip(files, counts, strict=True):
@@ -122,10 +122,10 @@ def count_repeats(values: np.ndarray) -> Repeats:
     return Repeats(distinct=distinct, repeated=int((counts > 1).sum()), further=len(ordered) - distinct)
 
 
-def load_pictures(spool: Path, numbers: Sequence[int]) -> np.ndarray:
-    """Return the checksums of the pictures of all parts."""
+def load_image_checksums(spool: Path, numbers: Sequence[int]) -> np.ndarray:
+    """Return the checksums of the images of all parts."""
     return np.concatenate(
-        [np.load(SpoolFiles(folder=spool, number=n).pictures, allow_pickle=False) for n in numbers]
+        [np.load(SpoolFiles(folder=spool, number=n).images, allow_pickle=False) for n in numbers]
     )
 
 

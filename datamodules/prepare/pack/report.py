@@ -9,7 +9,7 @@ from typing import Any
 from ...shards.sample import SampleError
 
 MAX_REPORTED = 100
-"""Problems, repeated ids and pictures of benchmarks that are named."""
+"""Problems, repeated ids and images of benchmarks that are named."""
 _FIRST_OF_A_REASON = 5
 
 
@@ -22,12 +22,12 @@ class PartReport:
         cap: Most rows that were to be read of it.
         read: Rows that were read.
         written: Samples.
-        pictures: Pictures of the samples.
+        images: Images of the samples.
         sources: Samples by ``source``.
-        skipped: Rows that were left out, by reason.
+        skipped: Rows that were skipped, by reason.
         skipped_first: The first messages of each reason.
-        problems: The first rows that were left out: ``part``, ``row``, ``reason``, ``message``.
-        overlap: Samples with a picture that a benchmark holds.
+        problems: The first rows that were skipped: ``part``, ``row``, ``reason``, ``message``.
+        overlap: Samples with an image that a benchmark holds.
         overlap_first: The first of them: ``part``, ``row``, ``like``.
     """
 
@@ -35,7 +35,7 @@ class PartReport:
     cap: int | None = None
     read: int = 0
     written: int = 0
-    pictures: int = 0
+    images: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     skipped_first: dict[str, list[str]] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class PartReport:
     overlap: int = 0
     overlap_first: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_sample(self, source: str, pictures: int) -> None:
+    def add_sample(self, source: str, images: int) -> None:
         """Count a sample that is kept."""
         self.written += 1
-        self.pictures += pictures
+        self.images += images
         self.sources[source] += 1
 
-    def leave_out(self, error: SampleError, row: int) -> None:
-        """Count a row that is left out."""
+    def add_skipped(self, error: SampleError, row: int) -> None:
+        """Count a row that is skipped."""
         self.skipped[error.reason] += 1
         # What a row holds may be no text that a file can hold.
         message = str(error).encode("utf-8", "backslashreplace").decode()
@@ -61,7 +61,7 @@ class PartReport:
             self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": message})
 
     def add_overlap(self, row: int, like: str) -> None:
-        """Count a sample with a picture of a benchmark."""
+        """Count a sample with an image of a benchmark."""
         self.overlap += 1
         if len(self.overlap_first) < MAX_REPORTED:
             self.overlap_first.append({"part": self.part, "row": row, "like": like})
@@ -79,11 +79,11 @@ class PartReport:
         return cls(**given | {name: Counter(given[name]) for name in ("sources", "skipped")})
 
 
-def add_up(reports: Iterable[PartReport]) -> PartReport:
+def merge_reports(reports: Iterable[PartReport]) -> PartReport:
     """Add up the parts, in their order."""
     total = PartReport()
     for report in reports:
-        for name in ("read", "written", "pictures", "sources", "skipped", "overlap"):
+        for name in ("read", "written", "images", "sources", "skipped", "overlap"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         for reason, messages in report.skipped_first.items():
             kept = total.skipped_first.setdefault(reason, [])
@@ -93,7 +93,7 @@ def add_up(reports: Iterable[PartReport]) -> PartReport:
     return total
 
 
-def listing(skipped: Counter[str]) -> str:
+def format_counts(skipped: Counter[str]) -> str:
     """Return reasons and counts in words, the most frequent first."""
     ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{reason}: {number}" for reason, number in ordered) or "nothing left out"
+    return ", ".join(f"{reason}: {number}" for reason, number in ordered) or "nothing skipped"

@@ -32,7 +32,7 @@ class ShardJob:
         spool: Folder of the spool files.
         packed: Folder of the records of finished shards.
         plan: The order.
-        name: Name of the set.
+        name: Name of the dataset.
         source: ``source`` of samples that name none.
         license: ``license`` of samples that name none.
     """
@@ -66,7 +66,7 @@ class ShardJob:
         """Write a shard and its record.
 
         Raises:
-            DataError: The disk is full, or a picture or spool file is not what it was.
+            DataError: The disk is full, or an image or spool file is not what it was.
         """
         start, end = self.plan.cuts[number], self.plan.cuts[number + 1]
         places = np.load(self.plan.path, mmap_mode="r", allow_pickle=False)[start:end]
@@ -93,11 +93,11 @@ class ShardJob:
 
     def _sample(self, position: int, place: Any) -> ShardSample:
         stream = self._spool_file(int(place["part"]))
-        record, pictures, known = read_record(stream, int(place["offset"]), int(place["length"]))
+        record, images, known = read_record(stream, int(place["offset"]), int(place["length"]))
         key = f"{self.name}-{position:08d}"
         sample = shard_sample(
             record,
-            pictures,
+            images,
             [image["extension"] for image in known],
             key=key,
             source=self.source,

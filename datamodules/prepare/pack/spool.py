@@ -1,7 +1,7 @@
 """First pass: each part of the raw data -> one file of samples in the order of the rows, and an index of them.
 
-A record of the spool file is the length of its head (4 bytes), its head, and the bytes of its pictures, one after
-another. The head is JSON: the sample's record, and for each picture its ending, checksum, length, and path where it
+A record of the spool file is the length of its head (4 bytes), its head, and the bytes of its images, one after
+another. The head is JSON: the sample's record, and for each image its ending, checksum, length, and path where it
 stays outside.
 """
 
@@ -23,7 +23,7 @@ from ...shards.sample import SampleError
 from ...shards.shard_file import ShardSample, shard_sample
 from ...shards.writer import space_error
 from ..sources.source import Part, RawData, SourceSample, image_bytes
-from .overlap import KnownPictures
+from .overlap import BenchmarkImages
 from .report import PartReport
 from .work_folder import write_array, write_whole
 
@@ -57,9 +57,9 @@ class SpoolFiles:
         return self.folder / f"{self.number:06d}.rows.npy"
 
     @property
-    def pictures(self) -> Path:
-        """Array of 64-bit checksums: each different picture of each sample."""
-        return self.folder / f"{self.number:06d}.pictures.npy"
+    def images(self) -> Path:
+        """Array of 64-bit checksums: each different image of each sample."""
+        return self.folder / f"{self.number:06d}.images.npy"
 
     @property
     def report(self) -> Path:
@@ -74,13 +74,13 @@ class SpoolJob:
     Attributes:
         raw: The data.
         folder: Where the spool files go.
-        name: Name of the set.
+        name: Name of the dataset.
         source: ``source`` of samples that name none.
         license: ``license`` of samples that name none.
         seed: Seed of the shuffle.
-        strict: Raise the first bad row.
-        known: Pictures of benchmarks that are looked for; None for none.
-        drop_overlap: Leave out samples with such a picture.
+        strict: Raise the first invalid row.
+        known: Images of benchmarks that are looked for; None for none.
+        drop_overlap: Skip samples with such an image.
     """
 
     raw: RawData
@@ -90,14 +90,14 @@ class SpoolJob:
     license: str
     seed: int
     strict: bool = False
-    known: KnownPictures | None = None
+    known: BenchmarkImages | None = None
     drop_overlap: bool = False
 
     def __call__(self, number: int, part: Part, cap: int | None = None) -> PartReport:
         """Spool one part, the `number`-th, of which at most `cap` rows are read.
 
         Raises:
-            SampleError: A bad row, with `strict`.
+            SampleError: An invalid row, with `strict`.
             DataError: The part cannot be read, or the disk is full.
         """
         files = SpoolFiles(folder=self.folder, number=number)
@@ -114,9 +114,9 @@ class SpoolJob:
                     except SampleError as error:
                         if self.strict:
                             raise
-                        report.leave_out(error, row)
+                        report.add_skipped(error, row)
             write_array(files.rows, np.array(spooled.rows, dtype=ROW))
-            write_array(files.pictures, np.array(spooled.pictures, dtype="<u8"))
+            write_array(files.images, np.array(spooled.images, dtype="<u8"))
             write_whole(files.report, report.to_json())
         except OSError as error:
             raise space_error(self.folder, error) from error
@@ -157,7 +157,7 @@ class SpoolJob:
             report.add_overlap(row, match)
             if self.drop_overlap:
                 raise SampleError(
-                    f"{where}: a picture like {match}, which a benchmark holds", "benchmark_overlap"
+                    f"{where}: an image like {match}, which a benchmark holds", "benchmark_overlap"
                 )
         size = sample.stored_size
         if 2 * size > _LARGEST:
@@ -167,7 +167,7 @@ class SpoolJob:
         place = _hash64(f"{self.seed}\0{part.name}\0{row}")
         spooled.rows.append((place, _id_hash(item.record), offset, length, size))
         digests = {image["sha256"] for image in sample.record["images"]}
-        spooled.pictures.extend(sorted(int(digest[:16], 16) for digest in digests))
+        spooled.images.extend(sorted(int(digest[:16], 16) for digest in digests))
         report.add_sample(sample.record["source"], len(data))
 
 
@@ -176,7 +176,7 @@ class _Spooled:
     """The index of the part as it grows."""
 
     rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    pictures: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
 
 
 class _SpoolFile:
@@ -221,11 +221,11 @@ def read_record(
         length: Bytes of its record.
 
     Returns:
-        Its JSON, the bytes of its pictures, and what is known of each: ``extension``, ``path``, ``w``, ``h`` and
+        Its JSON, the bytes of its images, and what is known of each: ``extension``, ``path``, ``w``, ``h`` and
         ``sha256``.
 
     Raises:
-        DataError: The spool file is damaged, or a picture that stayed outside is not there any more.
+        DataError: The spool file is damaged, or an image that stayed outside is not there any more.
     """
     stream.seek(offset)
     content = stream.read(length)
@@ -236,14 +236,14 @@ def read_record(
         raise DataError(
             f"{stream.name} is damaged at byte {offset} ({error}); remove its folder and start again"
         ) from error
-    pictures = []
+    images = []
     for image in head["images"]:
         if image["path"] is None:
-            pictures.append(content[start : start + image["bytes"]])
+            images.append(content[start : start + image["bytes"]])
             start += image["bytes"]
         else:
-            pictures.append(_read_again(Path(image["path"])))
-    return head["record"], pictures, head["images"]
+            images.append(_read_again(Path(image["path"])))
+    return head["record"], images, head["images"]
 
 
 def _head(item: SourceSample, data: Sequence[bytes], sample: ShardSample) -> bytes:

@@ -16,19 +16,19 @@ from alignvlm_pl import __version__
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
 
 from ..sources.source import Part, RawData
-from .locks import take, wait_for_workers
+from .locks import acquire, wait_for_workers
 from .options import PackOptions
 
 logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"
 _FORMAT = 1
 _IDENTITY = "identity.json"
-# What decides about the bytes of the set; the rest of the options does not.
+# What decides about the bytes of the dataset; the rest of the options does not.
 _DECIDING = ("seed", "samples_per_shard", "shard_bytes", "limit", "strict", "drop_overlap")
 
 
 class WorkFolder:
-    """`.prepare` in the output folder; it is there until the set is finished.
+    """`.prepare` in the output folder; it is there until the dataset is finished.
 
     Attributes:
         path: The folder.
@@ -48,7 +48,7 @@ class WorkFolder:
         return self.path / "workers.lock"
 
     def belongs_to(self, identity: Mapping[str, Any]) -> bool:
-        """Say whether the folder holds work on the very same set."""
+        """Say whether the folder holds work on the very same dataset."""
         try:
             found = json.loads((self.path / _IDENTITY).read_text("utf-8"))
         except (OSError, ValueError):
@@ -62,14 +62,14 @@ class WorkFolder:
             DataError: Another run is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = take(self.path / "run.lock")
+        self._lock = acquire(self.path / "run.lock")
         wait_for_workers(self.workers_lock)
 
     def clear(self) -> None:
-        """Throw away the work on another set."""
+        """Throw away the work on another dataset."""
         if self.spool.exists():
             logger.warning(
-                "%s holds work on another set (other data or settings); it is thrown away", self.path
+                "%s holds work on another dataset (other data or settings); it is thrown away", self.path
             )
         (self.path / _IDENTITY).unlink(missing_ok=True)
         shutil.rmtree(self.spool, ignore_errors=True)
@@ -79,7 +79,7 @@ class WorkFolder:
                 path.unlink()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder ready for a set."""
+        """Make the folder ready for a dataset."""
         self.spool.mkdir(exist_ok=True)
         self.packed.mkdir(exist_ok=True)
         write_whole(self.path / _IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
@@ -109,7 +109,7 @@ def identity_of(
         raw: The data.
         parts: Its parts.
         options: The settings.
-        known: What describes the pictures of benchmarks.
+        known: What describes the images of benchmarks.
     """
     inputs = hashlib.sha256()
     for path in input_files(raw, parts):
@@ -124,7 +124,7 @@ def identity_of(
         "data": f"{type(raw).__module__}.{raw!r}",
         "parts": listing.hexdigest(),
         "inputs": inputs.hexdigest(),
-        "name": options.set_name,
+        "name": options.dataset_name,
         "source": options.source or raw.source,
         "license": options.license or raw.license,
         **{name: getattr(options, name) for name in _DECIDING},

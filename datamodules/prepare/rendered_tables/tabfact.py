@@ -19,7 +19,7 @@ from ..sources.json_files import is_text, json_lines, numbered_lines
 from .table_questions import (
     LoadTable,
     TableQuestion,
-    TableSet,
+    TableQuestions,
     add_options,
     read_bigdocs_rows,
     write_tables,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         captions: dict[str, str] = {}
         questions = list(read_statements(options.folder, options.split, captions))
         tables = FactTable(folder=_csv_folder(options.folder), captions=captions)
-    chosen = TableSet(
+    chosen = TableQuestions(
         name="tabfact",
         benchmark="tabfact" if options.split == "test" and not options.bigdocs else "",
         license="CC BY 4.0",

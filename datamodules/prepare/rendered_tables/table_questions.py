@@ -14,7 +14,7 @@ from alignvlm_pl.errors import DataError
 from ...shards.left_out import LeftOut, print_left_out
 from ...shards.manifest import Manifest, load_manifest
 from ...shards.sample import SampleError
-from ...shards.sample_formats import conversation
+from ...shards.sample_formats import as_list, conversation
 from ...shards.writer import ShardWriter
 from ..sources.json_files import is_text, json_lines
 from .tables import Table, render, to_png
@@ -27,7 +27,7 @@ class TableQuestion:
     """A question about a table.
 
     Attributes:
-        name: Its name in the data set.
+        name: Its name in the dataset.
         table: Name of the table.
         text: The question or statement.
         answers: What is right: all items of the answer.
@@ -42,14 +42,14 @@ class TableQuestion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TableSet:
+class TableQuestions:
     """Where questions and tables come from.
 
     Attributes:
         name: Name of the shards.
-        benchmark: Registered benchmark that the set is; empty for training sets.
+        benchmark: Registered benchmark that the dataset is; empty for training datasets.
         license: Terms of the tables.
-        questions: In the order of the source; errors of bad lines among them.
+        questions: In the order of the source; errors of invalid lines among them.
     """
 
     name: str
@@ -75,11 +75,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, help="only the first tables")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
 
 
-def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespace) -> Manifest:
-    """Draw the tables and write their questions as shards; bad ones are counted by reason, and the first are named.
+def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Namespace) -> Manifest:
+    """Draw the tables and write their questions as shards; invalid ones are counted by reason, and the first are named.
 
     Args:
         chosen: Questions.
@@ -100,7 +100,7 @@ def write_tables(chosen: TableSet, load: "LoadTable", options: argparse.Namespac
     with ShardWriter(
         options.out, name=chosen.name, source=chosen.name, license=chosen.license, overwrite=options.overwrite
     ) as writer:
-        for name, pages in zip(names, _drawn(names, load, options.workers), strict=True):
+        for name, pages in zip(names, _render_all(names, load, options.workers), strict=True):
             if isinstance(pages, SampleError):
                 left_out.add(pages, len(by_table[name]))
                 continue
@@ -140,15 +140,20 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
     """
     if not path.is_file():
         raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
-    tables = TableNames.of(names)
+    tables = TableNames.from_names(names)
     found: list[TableQuestion | SampleError] = []
     asked: Counter[str] = Counter()
     for where, row in json_lines(path):
         if isinstance(row, SampleError):
             found.append(row)
             continue
-        queries, answers = (_as_list(row.get(key)) for key in ("query", "annotations"))
-        if not is_text(row.get("img_id")) or not queries or not all(map(is_text, [*queries, *answers])):
+        queries, answers = (as_list(row.get(key)) for key in ("query", "annotations"))
+        if (
+            not is_text(row.get("img_id"))
+            or not queries
+            or not answers
+            or not all(map(is_text, [*queries, *answers]))
+        ):
             problem = f"{where}: expected texts as img_id, query and annotations, found {row!r:.200}"
             found.append(SampleError(problem, "bad_row"))
             continue
@@ -180,7 +185,7 @@ class TableNames:
     last: Mapping[str, str]
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "TableNames":
+    def from_names(cls, names: Iterable[str]) -> "TableNames":
         """Index names."""
         whole = {plain_name(name): name for name in sorted(names)}
         counts = Counter(name.rpartition("/")[2] for name in whole)
@@ -202,10 +207,6 @@ def plain_name(name: str) -> str:
     for ending in (".html.csv", ".csv", ".html", ".png", ".jpg"):
         name = name.removesuffix(ending)
     return name.removeprefix("csv/")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _records(
@@ -234,19 +235,19 @@ def _records(
         }
 
 
-def _drawn(names: Sequence[str], load: LoadTable, workers: int) -> Iterator[list[bytes] | SampleError]:
+def _render_all(names: Sequence[str], load: LoadTable, workers: int) -> Iterator[list[bytes] | SampleError]:
     """Draw tables in order, in this process or a few ahead in others."""
     if workers <= 1:
-        yield from (_draw(name, load) for name in names)
+        yield from (_render_one(name, load) for name in names)
         return
     with ProcessPoolExecutor(workers) as pool:
         step = workers * _AHEAD  # the pool itself would draw everything ahead and keep it in memory
         for start in range(0, len(names), step):
             part = names[start : start + step]
-            yield from pool.map(_draw, part, [load] * len(part))
+            yield from pool.map(_render_one, part, [load] * len(part))
 
 
-def _draw(name: str, load: LoadTable) -> list[bytes] | SampleError:
+def _render_one(name: str, load: LoadTable) -> list[bytes] | SampleError:
     try:
         return [to_png(page) for page in render(load(name))]
     except SampleError as error:

@@ -47,7 +47,7 @@ class Table:
     """One table.
 
     Attributes:
-        name: Its name in the data set, for example ``203-csv/393``.
+        name: Its name in the dataset, for example ``203-csv/393``.
         rows: Cells of each row, the header first.
         caption: Title above it; may be empty.
         markup: HTML of the table as published; empty: it is made of the rows.
@@ -70,7 +70,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnCell:
+class RenderedCell:
     """A cell that is on a page: its text without what is hidden in it, and the rows and columns it spans."""
 
     text: str
@@ -78,7 +78,7 @@ class DrawnCell:
     columns: int = 1
 
     @classmethod
-    def read(cls, label: str) -> "DrawnCell":
+    def read(cls, label: str) -> "RenderedCell":
         """Read the bookmark of a cell."""
         rows, columns, text = label.split("|", 2)
         spans = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in (rows, columns)]
@@ -97,9 +97,9 @@ def render(table: Table) -> list[Image.Image]:
     """
     if not table.rows or not any(cell.strip() for row in table.rows for cell in row):
         raise SampleError(f"table {table.name} is empty", "empty_table")
-    layout, drawn = _pdf(table)
+    layout, rendered = _pdf(table)
     with layout as document:
-        missing = missing_cells(table, drawn, "".join(_texts(document)))
+        missing = missing_cells(table, rendered, "".join(_texts(document)))
         if missing:
             raise SampleError(
                 f"table {table.name}: {len(missing)} cells are not on its pages, the first is {missing[0]!r:.80}",
@@ -108,35 +108,35 @@ def render(table: Table) -> list[Image.Image]:
         return [_cropped(page.render(scale=1 / _POINTS_PER_PX).to_pil().convert("RGB")) for page in document]
 
 
-def missing_cells(table: Table, drawn: Sequence[DrawnCell], text: str) -> list[str]:
+def missing_cells(table: Table, rendered: Sequence[RenderedCell], text: str) -> list[str]:
     """Return the cells of a table that are not on its pages; white space, case and invisible marks do not count.
 
-    Each cell of the table needs a drawn one for itself: of two equal cells one that is lost is noticed, and so is a
-    `12` beside a `123`. A drawn cell that spans rows or columns stands for as many. In published markup it may hold
+    Each cell of the table needs a rendered one for itself: of two equal cells one that is lost is noticed, and so is a
+    `12` beside a `123`. A rendered cell that spans rows or columns stands for as many. In published markup it may hold
     more than the cell, such as notes.
 
     Args:
         table: The table.
-        drawn: The cells that the renderer has put on pages.
-        text: The text layer of the pages; where the drawn cells hold more characters than it, all are missing.
+        rendered: The cells that the renderer has put on pages.
+        text: The text layer of the pages; where the rendered cells hold more characters than it, all are missing.
     """
-    held = Counter(_plain(cell.text) for cell in drawn for _ in range(_copies(cell, table)))
+    held = Counter(_plain(cell.text) for cell in rendered for _ in range(_copies(cell, table)))
     needed = Counter(plain for row in table.rows for cell in row if (plain := _plain(cell)))
     lost = sorted((needed - held).elements(), key=len, reverse=True)
     if table.markup:
         lost = _without_notes(lost, held - needed)
         lost = _without_joined(lost, table.rows[0], held)
     cells = {_plain(cell): cell for row in table.rows for cell in row}
-    characters = sum((_characters(_plain(cell.text)) for cell in drawn), Counter[str]())
+    characters = sum((_characters(_plain(cell.text)) for cell in rendered), Counter[str]())
     unseen = characters - _characters(_plain(text))
     return [cells[plain] for plain in lost] or ["".join(unseen)] * bool(unseen)
 
 
 def _without_notes(lost: Sequence[str], spare: Counter[str]) -> list[str]:
-    """Leave out the cells that a drawn one holds among other things: notes, or the names of pictures.
+    """Leave out the cells that a rendered one holds among other things: notes, or the names of images.
 
     Args:
-        lost: Cells, the longest first, because few drawn ones can hold them.
+        lost: Cells, the longest first, because few rendered ones can hold them.
         spare: Drawn cells that are equal to none of the table.
     """
     for holds in (str.__contains__, _holds):  # in one piece where that can be
@@ -168,8 +168,8 @@ def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[st
     return [cell for cell in lost if cell not in joined]
 
 
-def _copies(cell: DrawnCell, table: Table) -> int:
-    """How many cells of the table a drawn one stands for; spans may be given wider than the table is."""
+def _copies(cell: RenderedCell, table: Table) -> int:
+    """How many cells of the table a rendered one stands for; spans may be given wider than the table is."""
     return min(cell.rows, len(table.rows)) * min(cell.columns, max(map(len, table.rows), default=1))
 
 
@@ -183,16 +183,16 @@ def _plain(text: str) -> str:
     return "".join(letter for letter in folded if unicodedata.category(letter) not in ("Cf", "Cc"))
 
 
-def _pdf(table: Table) -> tuple[Any, list[DrawnCell]]:
+def _pdf(table: Table) -> tuple[Any, list[RenderedCell]]:
     """Lay a table out on pages that are wide enough; return the document, and the cells that are on them."""
     pdfium = _pdfium()
     width = PAGE_WIDTH_PX
     for _ in range(_WIDENINGS):
-        data, drawn = _layout(table, width)
+        data, rendered = _layout(table, width)
         document = pdfium.PdfDocument(data)
         right = max(_right_edges(document), default=0) / _POINTS_PER_PX
         if right <= width - MARGIN_PX + _BORDER_PX:
-            return document, drawn
+            return document, rendered
         width = math.ceil(right) + MARGIN_PX
     raise SampleError(
         f"table {table.name} is wider than its page however wide that is made (last {width} px): its markup sets "
@@ -201,13 +201,13 @@ def _pdf(table: Table) -> tuple[Any, list[DrawnCell]]:
     )
 
 
-def _layout(table: Table, width: int) -> tuple[bytes, list[DrawnCell]]:
+def _layout(table: Table, width: int) -> tuple[bytes, list[RenderedCell]]:
     weasyprint = _weasyprint()
     font, bold = _font_files()
     style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
 
     class OnlyFonts(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]  # the package has no types
-        """Fetches nothing that a published table refers to: no pictures, no style sheets."""
+        """Fetches nothing that a published table refers to: no images, no style sheets."""
 
         def fetch(self, url: str, headers: Any = None) -> Any:
             if url not in (font, bold):
@@ -217,8 +217,8 @@ def _layout(table: Table, width: int) -> tuple[bytes, list[DrawnCell]]:
     page = f'<!doctype html><html><head><meta charset="utf-8"><style>{style}</style></head><body>{table.to_html()}'
     document = weasyprint.HTML(string=page, url_fetcher=OnlyFonts()).render()
     # Each cell that gets a box is a bookmark (see _STYLE), those of a repeated header row once.
-    drawn = [DrawnCell.read(label) for label, *_ in document.make_bookmark_tree()]
-    return document.write_pdf(), drawn
+    rendered = [RenderedCell.read(label) for label, *_ in document.make_bookmark_tree()]
+    return document.write_pdf(), rendered
 
 
 def _right_edges(document: Any) -> Iterator[float]:

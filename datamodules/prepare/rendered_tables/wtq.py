@@ -18,7 +18,7 @@ from ..sources.json_files import is_text, json_lines
 from .table_questions import (
     LoadTable,
     TableQuestion,
-    TableSet,
+    TableQuestions,
     add_options,
     read_bigdocs_rows,
     write_tables,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         questions = read_bigdocs_rows(options.bigdocs, table_names(options.folder))
     else:
         questions = list(read_questions(options.folder, options.split))
-    chosen = TableSet(
+    chosen = TableQuestions(
         name="wtq",
         benchmark="wtq" if options.split == "test" and not options.bigdocs else "",
         license="CC BY-SA 4.0",

@@ -14,12 +14,12 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
 
     Args:
         conversations: The turns.
-        num_images: Pictures that the row has.
+        num_images: Images that the row has.
         where: How errors name the row.
 
     Raises:
         SampleError: No turns, an unknown speaker, no text (``bad_conversation``), ``<image>`` is not there once for
-            each picture (``placeholder_count``), or nothing is answered (``empty_answer``).
+            each image (``placeholder_count``), or nothing is answered (``empty_answer``).
     """
     if not isinstance(conversations, list) or not conversations:
         raise SampleError(
@@ -41,7 +41,7 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
         turns.append({"role": _ROLES[speaker], "content": content})
     if images != num_images:
         raise SampleError(
-            f"{where}: {images} times {IMAGE_TOKEN} but {num_images} pictures", "placeholder_count"
+            f"{where}: {images} times {IMAGE_TOKEN} but {num_images} images", "placeholder_count"
         )
     answers = [turn["content"][0]["text"] for turn in turns if turn["role"] == "assistant"]
     if not answers or not any(text.strip() for text in answers):

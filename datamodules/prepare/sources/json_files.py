@@ -15,7 +15,7 @@ from ...shards.sample import SampleError
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of the lines that are not blank, the first being line 1.
 
-    A line ends with a line feed alone: texts of data sets hold the other marks that `str.splitlines` takes for ends.
+    A line ends with a line feed alone: texts of datasets hold the other marks that `str.splitlines` takes for ends.
 
     Raises:
         DataError: A line is not UTF-8.

@@ -1,4 +1,4 @@
-"""DocDownstream-style jsonl: a record a line, pictures in a folder.
+"""DocDownstream-style jsonl: a record a line, images in a folder.
 
 One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|image|>Total?"}, {"role":
 "assistant", "content": "12.50"}], "task_name": "qa_sft", "dataset_name": "DocVQA"}`, with optional
@@ -21,7 +21,7 @@ from ...shards.sample import SampleError, check_record
 from ...shards.sample_formats import IMAGE_PLACEHOLDER, convert_docdownstream
 from ...shards.shard_file import EXTENSIONS
 from .dialogues import IMAGE_TOKEN, check_answered
-from .pictures import Picture, PictureFolder, safe_path
+from .images import EncodedImage, ImageFolder, safe_path
 from .source import Part, SourceSample
 
 _PART_BYTES = 8 * 2**20
@@ -38,7 +38,7 @@ class JsonlData:
         image_root: Folder that image paths are relative to.
         source: ``source`` of records without ``dataset_name``.
         license: Terms of the data.
-        start: Leave out this many records, the first ones.
+        start: Skip this many records, the first ones.
         part_bytes: Bytes of the file that one process reads at a time.
     """
 
@@ -97,11 +97,11 @@ class JsonlData:
                 yield error
 
     def input_bytes(self) -> int:
-        """Return the size of the file, and of the pictures as some records let expect."""
+        """Return the size of the file, and of the images as some records let expect."""
         parts = self.parts()
         measured = parts[:: max(1, len(parts) // _MEASURED_PARTS)]
         sizes = [
-            self._picture_bytes(text)
+            self._image_bytes(text)
             for part in measured
             for _, text in islice(self._lines(part), _MEASURED_RECORDS)
         ]
@@ -109,7 +109,7 @@ class JsonlData:
         return self.spool_bytes() + (sum(sizes) * records // len(sizes) if sizes else 0)
 
     def spool_bytes(self) -> int:
-        """Return the size of the file: pictures stay where they are."""
+        """Return the size of the file: images stay where they are."""
         return self.path.stat().st_size
 
     def _lines(self, part: Part) -> Iterator[tuple[int, bytes]]:
@@ -127,18 +127,18 @@ class JsonlData:
         normal = convert_docdownstream(_marked(record, len(paths)), where=where)
         check_record(normal, num_images=len(paths), where=where)
         check_answered(normal, where=where)
-        return SourceSample(record=normal, images=[self._picture(path, where) for path in paths])
+        return SourceSample(record=normal, images=[self._image(path, where) for path in paths])
 
-    def _picture(self, name: str, where: str) -> Picture:
+    def _image(self, name: str, where: str) -> EncodedImage:
         if safe_path(name, where=where).suffix.lower().lstrip(".") not in EXTENSIONS:
             raise SampleError(f"{where}: image {name} is no {', '.join(EXTENSIONS)} file", "image_format")
-        return PictureFolder(root=self.image_root).read(name, where=where)
+        return ImageFolder(root=self.image_root).read(name, where=where)
 
-    def _picture_bytes(self, text: bytes) -> int:
+    def _image_bytes(self, text: bytes) -> int:
         try:
             names = _paths(_parse(text, ""), "")
             return sum((self.image_root / safe_path(name, where="")).stat().st_size for name in names)
-        except (SampleError, OSError):  # a bad record takes no space
+        except (SampleError, OSError):  # an invalid record takes no space
             return 0
 
 
@@ -164,7 +164,7 @@ def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _marked(record: dict[str, Any], num_images: int) -> dict[str, Any]:
-    """Spell LLaVA's and ms-swift's mark as ours, where it stands once for each picture and ours nowhere."""
+    """Spell LLaVA's and ms-swift's mark as ours, where it stands once for each image and ours nowhere."""
     turns: Any = record.get("messages")
     plain = isinstance(turns, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns

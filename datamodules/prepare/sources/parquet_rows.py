@@ -1,4 +1,4 @@
-"""Rows of parquet files, a few at a time: a row group of pictures may be larger than the memory."""
+"""Rows of parquet files, a few at a time: a row group of images may be larger than the memory."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from ...storage.stored_files import StoredFile, short_names
 from .source import Part, SourceSample
 
 BATCH_ROWS = 8
-"""Rows that are decoded together: with pictures of a megabyte, tens of megabytes of memory."""
+"""Rows that are decoded together: with images of a megabyte, tens of megabytes of memory."""
 BUFFER_BYTES = 1 << 20
 """Bytes of each column that are read at a time; without it pyarrow reads the whole column of a row group."""
 _FOOTERS_AT_ONCE = 16
@@ -26,9 +26,9 @@ class ParquetRows:
 
     Attributes:
         files: The files, all of one schema.
-        name: Name of the set.
+        name: Name of the dataset.
         source: Value of the samples' ``source``.
-        license: Terms of the set.
+        license: Terms of the dataset.
         schema: Columns that a file must have.
         optional: Columns that are read where they are there; no others are.
     """
@@ -87,7 +87,7 @@ class ParquetRows:
             where: How errors name the row.
 
         Raises:
-            SampleError: It is of no use.
+            SampleError: It is invalid.
         """
         raise NotImplementedError
 

@@ -22,7 +22,7 @@ class SourceSample:
 
     Attributes:
         record: Its JSON in normal form.
-        images: Bytes and file ending of each picture, in the order of their index; a path stands for the bytes of
+        images: Bytes and file ending of each image, in the order of their index; a path stands for the bytes of
             its file, which are read again when the sample is written.
     """
 
@@ -31,7 +31,7 @@ class SourceSample:
 
 
 def image_bytes(image: bytes | Path, *, where: str) -> bytes:
-    """Return the bytes of a picture of a `SourceSample`.
+    """Return the bytes of an image of a `SourceSample`.
 
     Raises:
         SampleError: Its file cannot be read.
@@ -45,7 +45,7 @@ def image_bytes(image: bytes | Path, *, where: str) -> bytes:
 
 
 def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
-    """Return the picture of a file that decodes to its end: its path, or its bytes where shards need another format.
+    """Return the image of a file that decodes to its end: its path, or its bytes where shards need another format.
 
     Raises:
         SampleError: The file cannot be read, or does not decode.
@@ -56,7 +56,7 @@ def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
 
 
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
-    """Return a picture that decodes to its end, with its file ending; formats that shards do not take become PNG.
+    """Return an image that decodes to its end, with its file ending; formats that shards do not take become PNG.
 
     Raises:
         SampleError: It does not decode.
@@ -96,7 +96,7 @@ class RawData(Protocol):
     where its `repr` and the sizes and times of those files are the same (datamodules/prepare/pack/work_folder.py).
 
     Attributes:
-        name: What the data is called, in reports; also the default name of the set where nothing else is given.
+        name: What the data is called, in reports; also the default name of the dataset where nothing else is given.
         source: The ``source`` of samples whose record names none.
         license: Terms of the data.
     """
@@ -122,7 +122,7 @@ class RawData(Protocol):
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield one item for each row of a part, in order: a sample, or what is wrong with the row.
 
-        Pictures must have been decoded to their end (`checked_image`, `checked_image_file`), and messages must name
+        Images must have been decoded to their end (`checked_image`, `checked_image_file`), and messages must name
         file and row. The ``id`` of the record, where it has one, should be unique.
 
         Raises:
@@ -131,14 +131,14 @@ class RawData(Protocol):
         ...
 
     def input_bytes(self) -> int:
-        """Estimate the bytes of all samples with their pictures, for the check of the disk."""
+        """Estimate the bytes of all samples with their images, for the check of the disk."""
         ...
 
 
 @runtime_checkable
 class PartlySpooled(Protocol):
-    """What raw data may have besides, where it gives pictures as paths."""
+    """What raw data may have besides, where it gives images as paths."""
 
     def spool_bytes(self) -> int:
-        """Estimate the part of `input_bytes` that lies on the disk twice while packing: all but those pictures."""
+        """Estimate the part of `input_bytes` that lies on the disk twice while packing: all but those images."""
         ...

@@ -1,4 +1,4 @@
-"""`prepare synthetic`: the training sets and the held-out benchmark sets of the embedded default."""
+"""`prepare synthetic`: the training datasets and the held-out benchmark datasets of the embedded default."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ HELDOUT_KINDS = {"forms": "form", "receipts": "receipt", "tables": "table", "cha
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write all sets into one folder; sets that are already there with the same arguments are kept.
+    """Write all datasets into one folder; datasets that are already there with the same arguments are kept.
 
     Args:
         argv: Arguments after ``prepare synthetic``.
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status, 0.
 
     Raises:
-        ConfigError: A bad argument, a missing package, or a folder that holds something else.
+        ConfigError: An invalid argument, a missing package, or a folder that holds something else.
     """
     args = _parser().parse_args(argv)
     for folder, settings in _sets(args):
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sets(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Name each set with its settings; sets of size 0 are left out."""
+    """Name each dataset with its settings; datasets of size 0 are skipped."""
     asked = {"questions_per_document": args.questions, "transcription_share": args.transcriptions}
     evaluation = {"split": "heldout", "num_documents": args.heldout, "one_question_per_sample": True}
     sets: list[tuple[str, dict[str, Any]]] = [
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="prepare synthetic",
         description="Render synthetic receipts, forms, tables, charts and lines of text into WebDataset shards.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder; each set gets a folder in it")
+    parser.add_argument("--out", type=Path, required=True, help="folder; each dataset gets a folder in it")
     parser.add_argument(
         "--train", type=int, default=4000, help="training documents with questions (default: 4000)"
     )
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lines", type=int, default=4000, help="training pages of plain lines (default: 4000)"
     )
     parser.add_argument(
-        "--heldout", type=int, default=100, help="documents in each held-out set (default: 100)"
+        "--heldout", type=int, default=100, help="documents in each held-out dataset (default: 100)"
     )
     parser.add_argument(
         "--questions", type=int, default=4, help="most questions per training document (default: 4)"

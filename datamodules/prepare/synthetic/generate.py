@@ -207,7 +207,7 @@ class Document:
 
         Args:
             turns: Part of the turns; all of them where None.
-            references: List the accepted answer of the last turn, as evaluation sets do.
+            references: List the accepted answer of the last turn, as evaluation datasets do.
         """
         turns = self.turns if turns is None else turns
         record: dict[str, Any] = {

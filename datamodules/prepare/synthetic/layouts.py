@@ -197,17 +197,17 @@ def _prices(sheet: Sheet, count: int, sign: str) -> list[str]:
     """Prices and their sum (after a rounding, where there is one item), all different and all allowed."""
     rng, found = sheet.rng, list[int]()
 
-    def shown(cents: int) -> str:
+    def format_price(cents: int) -> str:
         return f"{sign}{cents / 100:.2f}"
 
     while True:
         while len(found) < count:
             cents = int(10 ** rng.uniform(2, 4.3))
-            if belongs(shown(cents), sheet.split):
+            if belongs(format_price(cents), sheet.split):
                 found.append(cents)
         total = sum(found) + (rng.randint(1, 900) if count == 1 else 0)
-        if len({*found, total}) == count + 1 and belongs(shown(total), sheet.split):
-            return [shown(cents) for cents in (*found, total)]
+        if len({*found, total}) == count + 1 and belongs(format_price(total), sheet.split):
+            return [format_price(cents) for cents in (*found, total)]
         found.clear()
 
 
@@ -292,13 +292,13 @@ def _made_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
 
 
 def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
-    """Header and rows of a real data set; a cell that is too wide, repeated or of the other split is replaced."""
+    """Header and rows of a real dataset; a cell that is too wide, repeated or of the other split is replaced."""
     records = _records(sheet.rng.choice(_REAL_TABLES))
     columns = sheet.rng.sample(list(records[0]), min(len(widths), len(records[0])))
     columns.sort(key=lambda name: _looks_numeric(str(records[0][name])))
     rows = sheet.rng.sample(records, sheet.num_rows - 1)
     texts = [[name.replace("_", " ").split(" ")[0] for name in columns]]
-    texts += [[_shown(row.get(name)) for name in columns] for row in rows]
+    texts += [[_format_cell(row.get(name)) for name in columns] for row in rows]
     for row_texts in texts:
         row_texts += [""] * (len(widths) - len(columns))
     return [
@@ -307,7 +307,7 @@ def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
     ]
 
 
-def _shown(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     """Show a cell of a data file: numbers with at most two places, texts by their first two words."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")

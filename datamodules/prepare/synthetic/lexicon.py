@@ -86,7 +86,7 @@ def belongs(text: str, split: str) -> bool:
 def check_split(split: str) -> None:
     """Raise a ConfigError for a split that does not exist."""
     if split not in SPLITS:
-        raise ConfigError(f"split of a synthetic set: unknown {split!r}; {nearest(split, SPLITS)}")
+        raise ConfigError(f"split of a synthetic dataset: unknown {split!r}; {nearest(split, SPLITS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +175,7 @@ def _words(texts: Iterable[str], *, exclude: set[str]) -> tuple[str, ...]:
 
 
 def _faker_texts(module: str) -> Iterable[str]:
-    """Yield the strings in the public tables of one Faker provider, format strings left out."""
+    """Yield the strings in the public tables of one Faker provider, format strings skipped."""
     provider: Any = import_module(f"faker.providers.{module}").Provider
     for name in dir(provider):
         table = getattr(provider, name)

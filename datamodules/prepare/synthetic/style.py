@@ -67,7 +67,9 @@ def load_faces(font_set: str) -> tuple[Face, ...]:
         ConfigError: Unknown set, or a font package that is not installed.
     """
     if font_set not in _FAMILIES:
-        raise ConfigError(f"fonts of a synthetic set: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}")
+        raise ConfigError(
+            f"fonts of a synthetic dataset: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}"
+        )
     faces: list[Face] = []
     for family, (package, pattern, weight) in _FAMILIES[font_set].items():
         files = [

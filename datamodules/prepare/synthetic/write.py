@@ -1,4 +1,4 @@
-"""Write sets of synthetic documents as shards, rendered in parallel, the same bytes for any number of processes."""
+"""Write datasets of synthetic documents as shards, rendered in parallel, the same bytes for any number of processes."""
 
 import logging
 import multiprocessing
@@ -33,14 +33,14 @@ _PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SetPlan:
-    """Everything that determines the content of a set.
+class DatasetPlan:
+    """Everything that determines the content of a dataset.
 
     Attributes:
-        name: Name of the set, the stem of its shards and keys.
+        name: Name of the dataset, the stem of its shards and keys.
         split: ``train`` or ``heldout``.
         num_documents: Pages to render.
-        seed: Sets of other names or seeds share no document.
+        seed: Datasets of other names or seeds share no document.
         kinds: Weight of each kind of document.
         fonts: ``train`` or ``heldout`` typefaces.
         width: Width of the pages in px.
@@ -65,7 +65,7 @@ class SetPlan:
     fault_share: float = 0.67
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the manifest keeps, to know the set again."""
+        """Return what the manifest keeps, to know the dataset again."""
         return {
             **asdict(self),
             "kinds": dict(self.kinds),
@@ -91,18 +91,18 @@ def write_split(
     transcription_share: float = 0.1,
     fault_share: float = 0.67,
 ) -> Manifest:
-    """Render a set of documents into a folder of shards; does nothing if the same set is already there.
+    """Render a dataset of documents into a folder of shards; does nothing if the same dataset is already there.
 
     Args:
-        out: Folder of the set.
+        out: Folder of the dataset.
         split: ``train`` or ``heldout``.
         num_documents: Pages to render, at least 1.
-        seed: Sets of other names or seeds share no document.
+        seed: Datasets of other names or seeds share no document.
         kinds: Kinds of documents, with weights or evenly; forms, receipts, tables and charts where None.
         processes: Processes that render; the bytes do not depend on it.
         questions_per_document: Most turns per page.
         one_question_per_sample: One sample per turn with ``references``, for evaluation.
-        name: Name of the set; the name of the folder where None.
+        name: Name of the dataset; the name of the folder where None.
         fonts: ``train`` or ``heldout`` typefaces.
         width: Width in px, a multiple of 8.
         height: Height in px, a multiple of 32.
@@ -110,14 +110,14 @@ def write_split(
         fault_share: Probability (0-1) that a page has faults of paper, printer and scanner.
 
     Returns:
-        The manifest of the set.
+        The manifest of the dataset.
 
     Raises:
-        ConfigError: A bad argument, or the folder holds something else.
-        DataError: The disk is full, or the set that is there is damaged.
+        ConfigError: An invalid argument, or the folder holds something else.
+        DataError: The disk is full, or the dataset that is there is damaged.
     """
     out = Path(out)
-    plan = SetPlan(
+    plan = DatasetPlan(
         name=name or out.name,
         split=split,
         num_documents=num_documents,
@@ -154,18 +154,18 @@ def _weights(kinds: Mapping[str, float] | Iterable[str] | None) -> dict[str, flo
     weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
     for kind, weight in weights.items():
         if kind not in KINDS:
-            raise ConfigError(f"kinds of a synthetic set: unknown {kind!r}; {nearest(kind, KINDS)}")
+            raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, KINDS)}")
         if weight < 0:
             raise ConfigError(
-                f"kinds of a synthetic set: weight of {kind} must not be negative, found {weight}"
+                f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}"
             )
     if not sum(weights.values()) > 0:
-        raise ConfigError("kinds of a synthetic set: at least one needs a weight above 0")
+        raise ConfigError("kinds of a synthetic dataset: at least one needs a weight above 0")
     return weights
 
 
 def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
-    """Say whether the folder holds this very set; refuse a folder that holds anything else."""
+    """Say whether the folder holds this very dataset; refuse a folder that holds anything else."""
     if not out.exists():
         return False
     if not (out / MANIFEST_NAME).exists():
@@ -174,7 +174,7 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
         foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(ours)]
         if foreign:
             raise ConfigError(
-                f"{out} is not empty and holds no synthetic set ({foreign[0]}, …); choose another folder"
+                f"{out} is not empty and holds no synthetic dataset ({foreign[0]}, …); choose another folder"
             )
         return False
     found = load_manifest(out).extra.get("arguments", {})
@@ -182,13 +182,13 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
     if differing:
         key = differing[0]
         raise ConfigError(
-            f"{out} holds another set: {key} is {found.get(key)!r} there but {arguments[key]!r} was asked for; "
+            f"{out} holds another dataset: {key} is {found.get(key)!r} there but {arguments[key]!r} was asked for; "
             "remove the folder or choose another one"
         )
     return True
 
 
-def _documents(plan: SetPlan, processes: int) -> Iterator[Document]:
+def _documents(plan: DatasetPlan, processes: int) -> Iterator[Document]:
     """Render the documents of a plan in order."""
     render = partial(_document, plan)
     if processes == 1 or plan.num_documents < 2 * _CHUNK:
@@ -205,7 +205,7 @@ def _pool(processes: int) -> Iterator[Callable[..., Iterable[Document]]]:
         yield pool.imap
 
 
-def _document(plan: SetPlan, index: int) -> Document:
+def _document(plan: DatasetPlan, index: int) -> Document:
     """Render document `index` of a plan; its seed depends on the plan's name and seed only."""
     seed = int.from_bytes(sha256(f"{plan.name}/{plan.seed}/{index}".encode()).digest()[:8], "big")
     kind = Random(seed).choices(list(plan.kinds), list(plan.kinds.values()))[0]
@@ -222,7 +222,7 @@ def _document(plan: SetPlan, index: int) -> Document:
     )
 
 
-def _records(document: Document, plan: SetPlan) -> Iterator[dict[str, Any]]:
+def _records(document: Document, plan: DatasetPlan) -> Iterator[dict[str, Any]]:
     if plan.one_question_per_sample:
         for turn in document.turns:
             yield document.record([turn], references=True)
@@ -230,14 +230,14 @@ def _records(document: Document, plan: SetPlan) -> Iterator[dict[str, Any]]:
         yield document.record()
 
 
-def _progress(documents: Iterable[Document], plan: SetPlan) -> Iterator[Document]:
+def _progress(documents: Iterable[Document], plan: DatasetPlan) -> Iterator[Document]:
     """Pass documents on and tell on stderr how far they are, every few seconds and at the end."""
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     for done, document in enumerate(documents, start=1):
         yield document
         now = time.monotonic()
-        if now - told > _PROGRESS_S or done == plan.num_documents:
-            told, rate = now, done / max(1e-3, now - start)
+        if now - reported > _PROGRESS_S or done == plan.num_documents:
+            reported, rate = now, done / max(1e-3, now - start)
             eta_s = (plan.num_documents - done) / rate
             line = f"{plan.name}: {done}/{plan.num_documents} documents, {rate:.0f}/s, {eta_s:.0f} s left\n"
             sys.stderr.write(line)

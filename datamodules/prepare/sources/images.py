@@ -1,4 +1,4 @@
-"""Pictures that rows name, in a folder, or hold, as bytes."""
+"""Images that rows name, in a folder, or hold, as bytes."""
 
 import logging
 import os
@@ -14,11 +14,11 @@ from ...shards.sample import SampleError
 from .source import checked_image, checked_image_file
 
 logger = logging.getLogger(__name__)
-Picture = tuple[bytes | Path, str]
+EncodedImage = tuple[bytes | Path, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
-_PREFIX = "picture: "
-PICTURE_ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2", "avif")
+_PREFIX = "image: "
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2", "avif")
 
 
 def safe_path(name: str, *, where: str) -> PurePosixPath:
@@ -37,34 +37,34 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
         or path.parts[0][1:2] == ":"
     ):
         raise SampleError(
-            f"{where}: the picture's path {name!r:.120} is not one below its folder", "unsafe_path"
+            f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path"
         )
     return path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureFolder:
-    """Pictures below a folder.
+class ImageFolder:
+    """Images below a folder.
 
     Attributes:
         root: The folder.
-        index: Its pictures by name, where it was indexed already; it goes along into other processes.
+        index: Its images by name, where it was indexed already; it goes along into other processes.
     """
 
     root: Path
     index: "FolderIndex | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def indexed(cls, root: Path) -> "PictureFolder":
-        """Return a folder whose pictures are found by name.
+    def indexed(cls, root: Path) -> "ImageFolder":
+        """Return a folder whose images are found by name.
 
         Raises:
             DataError: There is no such folder.
         """
         return cls(root=root, index=index_folder(root))
 
-    def read(self, name: str, *, where: str) -> Picture:
-        """Read the picture at a path relative to the folder.
+    def read(self, name: str, *, where: str) -> EncodedImage:
+        """Read the image at a path relative to the folder.
 
         Raises:
             SampleError: The path is unsafe, there is no such file (``missing_image``), or it does not decode.
@@ -75,8 +75,8 @@ class PictureFolder:
         except SampleError as error:
             raise SampleError(f"{where}: {str(error).removeprefix(_PREFIX)}", error.reason) from error
 
-    def find(self, name: str, *, where: str) -> Picture:
-        """Read the picture of a name: its path, or its file's name with or without ending, anywhere below the folder.
+    def find(self, name: str, *, where: str) -> EncodedImage:
+        """Read the image of a name: its path, or its file's name with or without ending, anywhere below the folder.
 
         Raises:
             SampleError: As `read`.
@@ -87,29 +87,29 @@ class PictureFolder:
             found = index.names.get(path.name) or index.stems.get(path.name)
             if found is None:
                 raise SampleError(
-                    f"{where}: no picture {name!r:.120} among the {len(index.names)} names below {self.root}",
+                    f"{where}: no image {name!r:.120} among the {len(index.names)} names below {self.root}",
                     "missing_image",
                 )
             return self.read(found, where=where)
         return self.read(name, where=where)
 
-    def named(self, name: str, *, where: str) -> list[Picture]:
-        """Return the picture of a name (`find`), the one page that a row of BigDocs is about."""
+    def pages(self, name: str, *, where: str) -> list[EncodedImage]:
+        """Return the image of a name (`find`), the one page that a row of BigDocs is about."""
         return [self.find(name, where=where)]
 
     def estimate(self) -> tuple[int, int]:
-        """Return the bytes of all pictures, and of those that are not read from their files again: none."""
+        """Return the bytes of all images, and of those that are not read from their files again: none."""
         return total_bytes(self.root), 0
 
 
 @lru_cache(maxsize=32)
-def _checked(path: Path) -> Picture:
+def _checked(path: Path) -> EncodedImage:
     """Check a file; rows that follow one another often are about one page."""
     return checked_image_file(path, where=_PREFIX.rstrip(": "))
 
 
 class FolderIndex:
-    """Pictures of a folder by name.
+    """Images of a folder by name.
 
     No dataclass, on purpose: packing looks at the fields of dataclasses for input files, and these are names by the
     million.
@@ -132,15 +132,15 @@ class FolderIndex:
 
 
 def index_folder(root: Path) -> FolderIndex:
-    """Index the pictures below a folder.
+    """Index the images below a folder.
 
     Raises:
         DataError: There is no such folder.
     """
-    index = FolderIndex(picture_paths(root))
+    index = FolderIndex(image_paths(root))
     if index.duplicates:
         logger.warning(
-            "%s: %d pictures bear the name of an earlier one and are not used", root, index.duplicates
+            "%s: %d images bear the name of an earlier one and are not used", root, index.duplicates
         )
     return index
 
@@ -150,32 +150,32 @@ def _index_once(root: Path) -> FolderIndex:
     return index_folder(root)
 
 
-def picture_paths(root: Path) -> Iterator[str]:
-    """Yield the paths of the pictures below a folder, relative to it, in a fixed order.
+def image_paths(root: Path) -> Iterator[str]:
+    """Yield the paths of the images below a folder, relative to it, in a fixed order.
 
     Raises:
         DataError: There is no such folder.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder of pictures {root}")
+        raise DataError(f"there is no folder of images {root}")
     for folder, below, files in os.walk(root):
         below.sort()
         for file in sorted(files):
-            if file.rpartition(".")[2].lower() in PICTURE_ENDINGS:
+            if file.rpartition(".")[2].lower() in IMAGE_ENDINGS:
                 yield (Path(folder) / file).relative_to(root).as_posix()
 
 
 def total_bytes(root: Path) -> int:
-    """Return the size of all pictures below a folder."""
-    found = (root / path for path in picture_paths(root))
+    """Return the size of all images below a folder."""
+    found = (root / path for path in image_paths(root))
     return sum(path.stat().st_size for path in found if path.is_file())
 
 
-def held_picture(value: Any, *, where: str, folder: PictureFolder | None = None) -> Picture:
-    """Return the picture of a cell: bytes, or the hub's ``{bytes, path}``, whose path counts where it has no bytes.
+def embedded_image(value: Any, *, where: str, folder: ImageFolder | None = None) -> EncodedImage:
+    """Return the image of a cell: bytes, or the hub's ``{bytes, path}``, whose path counts where it has no bytes.
 
     Raises:
-        SampleError: The cell is empty (``missing_image``), or the picture does not decode.
+        SampleError: The cell is empty (``missing_image``), or the image does not decode.
     """
     if isinstance(value, Mapping):
         if value.get("bytes") is None and isinstance(value.get("path"), str) and folder is not None:
@@ -184,5 +184,5 @@ def held_picture(value: Any, *, where: str, folder: PictureFolder | None = None)
     if isinstance(value, str) and folder is not None:
         return folder.find(value, where=where)
     if not isinstance(value, bytes):
-        raise SampleError(f"{where}: the cell holds no picture", "missing_image")
+        raise SampleError(f"{where}: the cell holds no image", "missing_image")
     return checked_image(value, f"{where}: image")
