@@ -1,7 +1,7 @@
 """AlignVLM in PyTorch Lightning: document vision-language models with the ALIGN connector.
 
-Importing this package costs nothing: torch and transformers are loaded with the first model class that is
-asked for, so that `prepare` and `score` stay quick.
+Importing this package is cheap: torch and transformers are imported on the first access to a model class, so that
+`prepare` and `score` start quickly.
 """
 
 from importlib import import_module
@@ -21,7 +21,6 @@ __all__ = [
     "__version__",
 ]
 
-# CONTRACT: alignvlm_pl/models/__init__.py exports the three Hugging Face classes under these names.
 _HOME = {
     "AlignVLMConfig": ".models",
     "AlignVLMForConditionalGeneration": ".models",

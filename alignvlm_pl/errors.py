@@ -1,7 +1,7 @@
-"""Errors a user can meet, and the helper that proposes the name that was probably meant.
+"""Errors about user input, and a helper that suggests the most similar known name.
 
-All are ValueErrors: a value that came from outside (a config, a shard, a checkpoint) is wrong. A message is
-short and has four parts: what was expected, what was found, where (file, key, setting), what to do.
+All are ValueErrors: a value of a config, a shard or a checkpoint is invalid. A message is short and has four parts:
+where (file, key, setting), what was expected, what was found, what to do.
 """
 
 import difflib
@@ -9,34 +9,34 @@ from collections.abc import Iterable
 
 
 class AlignVLMError(ValueError):
-    """Base of every error this project raises about its input; the CLI prints it without a traceback."""
+    """Base class of all errors about user input; the command line prints them without a traceback."""
 
 
 class ConfigError(AlignVLMError):
-    """A setting is unknown, missing, or in conflict with another one."""
+    """A setting is unknown, missing, invalid, or in conflict with another."""
 
 
 class DataError(AlignVLMError):
-    """A shard, sample, image or annotation is not what it should be."""
+    """A shard, sample, image or annotation is invalid."""
 
 
 class NothingToLearnError(DataError):
-    """A conversation has no supervised token: no answer, or all of it beyond the text limit."""
+    """A conversation has no supervised token: no answer, or all of the answer is beyond the text limit."""
 
 
 class CheckpointError(AlignVLMError):
-    """Weights or training state are missing, damaged, or belong to another model."""
+    """Weights or a checkpoint are missing, damaged, or of another model."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Describe the known names, the most similar one first; the tail of an "unknown name" message.
+    """Return the end of an "unknown name" message: the most similar known name, and all known names.
 
     Args:
-        name: What the user wrote.
-        known: The names that would have been right.
+        name: The unknown name.
+        known: The known names.
 
     Returns:
-        ``did you mean 'x'? known: a, b, x``, without the question where nothing is similar.
+        ``did you mean 'x'? known: a, b, x``; without the question if no name is similar.
     """
     names = sorted(set(known))
     listing = f"known: {', '.join(names) or 'none'}"

@@ -8,14 +8,14 @@ from importlib import import_module
 
 from alignvlm_pl.errors import ConfigError, nearest
 
-from .base import Benchmark, Prompt, Scoring, Source, plain_benchmark, with_prompt_files
+from .base import Benchmark, Prompt, Scoring, SourceFile, plain_benchmark, with_prompt_files
 
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "Prompt",
     "Scoring",
-    "Source",
+    "SourceFile",
     "get_benchmark",
     "plain_benchmark",
     "with_prompt_files",

@@ -21,7 +21,7 @@ Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class SourceFile:
     """A published file from which `prepare benchmark` makes shards.
 
     Attributes:
@@ -163,7 +163,7 @@ class Benchmark:
     split: str
     size: int
     scorings: tuple[Scoring, ...]
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceFile, ...] = ()
     licence: str = "unknown"
     prompt: Prompt = field(default_factory=Prompt)
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
@@ -199,10 +199,10 @@ class Benchmark:
         return sizes.get(origin) or self.size
 
 
-def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: str = "") -> Source:
+def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: str = "") -> SourceFile:
     """Return the source of a table published by VLMEvalKit, with the checksums in its code."""
     url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
-    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
+    return SourceFile(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:

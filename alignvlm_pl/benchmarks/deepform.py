@@ -1,6 +1,6 @@
 """DeepForm, test: five fields of 300 advertising contracts, F1 over all documents (DUE scorer, DocOwl pipeline)."""
 
-from .base import Benchmark, Scoring, Source
+from .base import Benchmark, Scoring, SourceFile
 
 DEEPFORM = Benchmark(
     name="deepform",
@@ -9,7 +9,7 @@ DEEPFORM = Benchmark(
     size=1500,
     scorings=(Scoring(metric="document_f1"),),
     sources=(
-        Source(
+        SourceFile(
             file="DeepForm_test.jsonl",
             url="https://huggingface.co/datasets/mPLUG/DocDownstream-1.0",
             format="docdownstream",

@@ -1,6 +1,6 @@
 """Kleister Charity, test: eight fields of 609 annual reports, F1 over all documents (DUE scorer, DocOwl pipeline)."""
 
-from .base import Benchmark, Scoring, Source
+from .base import Benchmark, Scoring, SourceFile
 
 KLC = Benchmark(
     name="klc",
@@ -9,7 +9,7 @@ KLC = Benchmark(
     size=4872,
     scorings=(Scoring(metric="document_f1"),),
     sources=(
-        Source(
+        SourceFile(
             file="KleisterCharity_test.jsonl",
             url="https://huggingface.co/datasets/mPLUG/DocDownstream-1.0",
             format="docdownstream",

@@ -12,7 +12,7 @@ MMVET = Benchmark(
     licence="Apache-2.0",
     max_new_tokens=512,
     postprocessing="none: the judge reads the reply",
-    notes="needs a judge; without one there is no figure",
+    notes="needs a judge; without one there is no score",
     paper={
         "low-data 3B, MLP": 31.14,
         "low-data 3B, Perceiver": 26.19,

@@ -1,6 +1,6 @@
 """TabFact, test: is a statement about a Wikipedia table true (Chen et al. 2020)?"""
 
-from .base import Benchmark, Prompt, Scoring, Source
+from .base import Benchmark, Prompt, Scoring, SourceFile
 
 TABFACT = Benchmark(
     name="tabfact",
@@ -9,12 +9,12 @@ TABFACT = Benchmark(
     size=12779,
     scorings=(Scoring(metric="tabfact"),),
     sources=(
-        Source(
+        SourceFile(
             file="Table-Fact-Checking",
             url="https://github.com/wenhuchen/Table-Fact-Checking",
             format="tabfact",
         ),
-        Source(
+        SourceFile(
             file="TabFact_test.jsonl",
             url="https://huggingface.co/datasets/mPLUG/DocDownstream-1.0",
             format="docdownstream",

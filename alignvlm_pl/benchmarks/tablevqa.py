@@ -1,6 +1,6 @@
 """TableVQA-Bench: questions and statements about images of tables, four parts (Kim et al. 2024)."""
 
-from .base import Benchmark, Prompt, Scoring, Source
+from .base import Benchmark, Prompt, Scoring, SourceFile
 
 _ANSWERS = "\nAnswer with a single word or number. Join several answers with ||."
 _WTQ = Prompt(suffix=_ANSWERS, reference_sha256="a68a688b5950f988")
@@ -14,7 +14,7 @@ TABLEVQA = Benchmark(
     size=1500,
     scorings=(Scoring(metric="tablevqa"),),
     sources=(
-        Source(
+        SourceFile(
             file="tablevqa-bench.tsv",
             url="https://pai-aigc-photog.oss-cn-hangzhou.aliyuncs.com/mentor-vil/datasets/tablevqa-bench.tsv",
             format="vlmevalkit-tsv",
@@ -26,7 +26,7 @@ TABLEVQA = Benchmark(
     max_new_tokens=64,
     postprocessing="one leading `Answer: ` is left out; then by part",
     list_answers=False,
-    notes="unweighted mean of four parts, the relieved figure of fintabnetqa",
+    notes="unweighted mean of four parts, the relaxed score of fintabnetqa",
     paper={
         "Qwen2-VL-2B (base+)": 47.53,
         "AlignVLM-Llama-3.2-1B": 50.29,

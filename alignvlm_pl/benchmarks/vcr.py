@@ -1,11 +1,11 @@
 """VCR-wiki, English: restore text that is covered but for a thin strip (Zhang et al. 2024)."""
 
-from .base import Benchmark, Scoring, Source
+from .base import Benchmark, Scoring, SourceFile
 
 
-def _table(name: str, md5: str) -> Source:
+def _table(name: str, md5: str) -> SourceFile:
     url = f"https://huggingface.co/datasets/vcr-org/{name}/resolve/main/{name}.tsv"
-    return Source(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=(md5,))
+    return SourceFile(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=(md5,))
 
 
 VCR_EASY = Benchmark(
@@ -18,7 +18,7 @@ VCR_EASY = Benchmark(
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
-    notes="means over all covered texts, not over pictures; the paper does not name its subset",
+    notes="means over all covered texts, not over images; the paper does not name its subset",
     paper={
         "3B, ALIGN": 65.84,
         "3B, MLP connector": 51.43,
@@ -35,7 +35,7 @@ VCR_HARD = Benchmark(
     licence="CC BY-SA 4.0",
     max_new_tokens=120,
     postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
-    notes="means over all covered texts, not over pictures; the paper does not name its subset",
+    notes="means over all covered texts, not over images; the paper does not name its subset",
     paper={
         "3B, ALIGN": 48.07,
         "3B, MLP connector": 37.89,

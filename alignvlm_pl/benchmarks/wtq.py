@@ -1,6 +1,6 @@
 """WikiTableQuestions, test: questions about Wikipedia tables, scored by denotation (Pasupat and Liang 2015)."""
 
-from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, Source
+from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, SourceFile
 
 WTQ = Benchmark(
     name="wtq",
@@ -9,12 +9,12 @@ WTQ = Benchmark(
     size=4344,
     scorings=(Scoring(metric="wtq"),),
     sources=(
-        Source(
+        SourceFile(
             file="WikiTableQuestions-1.0.2-compact.zip",
             url="https://github.com/ppasupat/WikiTableQuestions/releases",
             format="wtq",
         ),
-        Source(
+        SourceFile(
             file="WikiTableQuestions_test.jsonl",
             url="https://huggingface.co/datasets/mPLUG/DocDownstream-1.0",
             format="docdownstream",
@@ -25,7 +25,7 @@ WTQ = Benchmark(
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,
     postprocessing="denotation: dates and numbers by value; accents, quotes, citations and final brackets left out",
-    notes="the paper's figures are means over 4,343 questions: DocDownstream lacks one",
+    notes="the paper's scores are means over 4,343 questions: DocDownstream lacks one",
     paper={
         "Qwen2-VL-2B (base+)": 31.61,
         "AlignVLM-Llama-3.2-1B": 28.66,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from alignvlm_pl.errors import DataError, nearest
 
 from .base import EvalSample, Metric, Statistics, check_rule, share
-from .wtq import normalize, split_bars, wtq
+from .wtq import normalise_item, split_bars, wtq
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official")
 PARTS = ("vwtq", "vwtq_syn", "vtabfact", "fintabnetqa")
@@ -68,7 +68,7 @@ def verdict(prediction: str) -> str | None:
 
 def read_amount(text: str) -> Reading:
     """Parse a text of fintabnetqa with its units applied, and with its units removed."""
-    text = _MEASURE.sub("", normalize(text).translate(_SIGNS))
+    text = _MEASURE.sub("", normalise_item(text).translate(_SIGNS))
     scaled = unscaled = text
     for pattern, factor in _SCALES.items():
         scaled, unscaled = re.sub(pattern, factor, scaled), re.sub(pattern, "", unscaled)

@@ -96,10 +96,10 @@ def wtq(
 
 def read_item(text: str, canonical: str = "") -> Item:
     """Parse one item; its value is that of the canonical form if there is one."""
-    return Item(normalize(text), _value(canonical or text))
+    return Item(normalise_item(text), _value(canonical or text))
 
 
-def normalize(text: str) -> str:
+def normalise_item(text: str) -> str:
     """Normalise the text of an item for comparison.
 
     Removes accents; repeatedly citations, trailing brackets and enclosing quotes; then one final period, and case.

@@ -5,7 +5,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from .align import AlignConnector, ConnectorOutput
 from .configuration import AlignVLMConfig
 from .connectors import CONNECTORS, build_connector
-from .connectors.mlp import MLPConnector
 from .modeling import AlignVLMForConditionalGeneration, AlignVLMOutput
 from .pp_ocr import PPOCRVisionConfig, PPOCRVisionModel
 from .processing import AlignVLMProcessor, EncodedConversation
@@ -23,7 +22,6 @@ __all__ = [
     "AlignVLMProcessor",
     "ConnectorOutput",
     "EncodedConversation",
-    "MLPConnector",
     "PPOCRVisionConfig",
     "PPOCRVisionModel",
     "build_connector",

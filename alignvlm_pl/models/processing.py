@@ -18,8 +18,8 @@ from ..preprocessing.chat import (
     ChatFragment,
     choose_template,
     end_of_turn_id,
-    render,
-    tokenize,
+    render_chat,
+    tokenize_chat,
     truncate_text,
 )
 from ..preprocessing.imaging import cut_pixels, load_image, normalise_array
@@ -67,7 +67,7 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
         tokens_per_tile: Visual tokens of one tile.
         chat_template: See `alignvlm_pl.preprocessing.chat.choose_template`.
-        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize`. Saved with the processor, because answers of
+        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize_chat`. Saved with the processor, because answers of
             earlier turns in a prompt must be tokenized as in training.
     """
 
@@ -124,7 +124,7 @@ class AlignVLMProcessor(ProcessorMixin):
         """Encode one conversation.
 
         Args:
-            messages: See `alignvlm_pl.preprocessing.chat.render`; image parts in the order of `images`.
+            messages: See `alignvlm_pl.preprocessing.chat.render_chat`; image parts in the order of `images`.
             images: RGB images.
             max_text_length: Maximum number of text tokens; visual tokens are not counted and never cut.
             generation: End with the opening of an assistant turn, and supervise nothing.
@@ -132,7 +132,7 @@ class AlignVLMProcessor(ProcessorMixin):
         Raises:
             DataError: If the numbers of images and placeholders differ, or (in training) no token is supervised.
         """
-        fragments = render(
+        fragments = render_chat(
             self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
         )
         limit = None if generation else max_text_length
@@ -164,7 +164,7 @@ class AlignVLMProcessor(ProcessorMixin):
         Raises:
             DataError: If the numbers of images and placeholders differ.
         """
-        fragments = render(self.tokenizer, messages, template=self.chat_template)
+        fragments = render_chat(self.tokenizer, messages, template=self.chat_template)
         return len(self._ids(fragments, sizes, max_text_length=max_text_length)[0])
 
     def collate(
@@ -257,7 +257,9 @@ class AlignVLMProcessor(ProcessorMixin):
             return texts if batched else texts[0]
         encoded = []
         for messages in conversations:
-            fragments = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+            fragments = render_chat(
+                self.tokenizer, messages, template=template, add_generation_prompt=generation
+            )
             encoded.append(self._encode_fragments(fragments, _message_images(messages)))
         return self._features(encoded, **kwargs)
 
@@ -274,7 +276,7 @@ class AlignVLMProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
 
     def _render_text(self, messages: Sequence[dict[str, Any]], template: str, generation: bool) -> str:
-        fragments = render(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+        fragments = render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
         return "".join(IMAGE_TOKEN if fragment.kind == "image" else fragment.text for fragment in fragments)
 
     def _encode_rendered(self, text: str, images: Sequence[Any]) -> EncodedConversation:
@@ -304,7 +306,7 @@ class AlignVLMProcessor(ProcessorMixin):
         max_text_length: int | None,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Return ids and labels (L,) of fragments with images of these sizes, and whether text was cut."""
-        ids, labels = tokenize(
+        ids, labels = tokenize_chat(
             self.tokenizer, fragments, image_token_id=self.image_token_id, spell_answers=self.spell_answers
         )
         found = ids.count(self.image_token_id)

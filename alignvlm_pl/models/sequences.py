@@ -52,7 +52,7 @@ def splice(embeds: Tensor, mask: Tensor, visual: Tensor, num_tiles: Tensor | Non
 def document_positions(segment_ids: Tensor) -> Tensor:
     """Return positions (R, L) that restart at 0 with every document.
 
-    The padding at the end of a row counts as a document of its own, because a softmax over no position is NaN.
+    The padding at the end of a row counts as a separate document, because a softmax over no position is NaN.
 
     Args:
         segment_ids: (R, L) number of the document within its row, starting at 1; 0 for padding.

@@ -183,7 +183,7 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     """Losses (n,) by Liger's fused kernel, for a gradient that is the same for all: releases before 0.8 need that."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # The casts are in the graph, so gradients come back in the parameters' own precision.
+    # The casts are part of the graph, so gradients have the dtypes of the parameters.
     dtype = _compute_dtype(hidden)
     w, b = _cast(weight, dtype), _cast(bias, dtype)
     with _no_autocast(hidden):

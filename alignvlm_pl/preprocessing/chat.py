@@ -78,7 +78,7 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
     )
 
 
-def render(
+def render_chat(
     tokenizer: Any, messages: Sequence[dict[str, Any]], *, template: str, add_generation_prompt: bool = False
 ) -> list[ChatFragment]:
     """Render messages to fragments, in reading order.
@@ -112,7 +112,7 @@ def render(
     return _split(rendered, contents)
 
 
-def tokenize(
+def tokenize_chat(
     tokenizer: Any,
     fragments: Sequence[ChatFragment],
     *,
@@ -123,7 +123,7 @@ def tokenize(
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.
-        fragments: Output of `render`.
+        fragments: Output of `render_chat`.
         image_token_id: Id inserted once per image.
         spell_answers: Tokenize answers as one token per character, as BPE-dropout at rate 1 (Provilkov et al. 2020).
 
@@ -163,7 +163,7 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int:
         ConfigError: If the turn does not end with a special token.
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    last = render(tokenizer, messages, template=template)[-1]
+    last = render_chat(tokenizer, messages, template=template)[-1]
     return _require_end_of_turn(
         tokenizer, [] if last.ends_answer else _ids(tokenizer, last.text, special=True)
     )

@@ -40,7 +40,7 @@ PEAK_TFLOPS = {
     r"\bMI300X\b": 1307.0,
 }
 """Pattern of the device name -> peak in TFLOPs: dense bfloat16 with float32 accumulation, from the vendor's data sheet.
-The first match counts. Lightning's `get_available_flops` does not recognise H200 by its device name and has figures
+The first match counts. Lightning's `get_available_flops` does not recognise H200 by its device name and has numbers
 with sparsity for some devices."""
 
 _LENGTHS = (8, 16)

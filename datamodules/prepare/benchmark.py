@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.benchmarks import Benchmark, Source, get_benchmark
+from alignvlm_pl.benchmarks import Benchmark, SourceFile, get_benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
@@ -464,7 +464,7 @@ def _wanted(benchmark: Benchmark) -> str:
     )
 
 
-def _described(source: Source, benchmark: Benchmark) -> str:
+def _described(source: SourceFile, benchmark: Benchmark) -> str:
     command = f" by `prepare {source.format}`" if source.format in ("wtq", "tabfact") else ""
     held = source.contents or f"{source.size or benchmark.size:,} questions"
     return f"{source.file}{command} ({held}), to be fetched from {source.url}"

@@ -19,7 +19,7 @@ from alignvlm_pl.metrics.vcr import tokenize, vcr
 from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predictions
 from alignvlm_pl.metrics.vqa_accuracy import vqa_accuracy
 from alignvlm_pl.metrics.vqa_words import clean_words, clean_words_m4c
-from alignvlm_pl.metrics.wtq import normalize, wtq
+from alignvlm_pl.metrics.wtq import normalise_item, wtq
 
 FIGURES = {"f1": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall", "Overall": "f1"}
 TABLES = {
@@ -78,7 +78,7 @@ def check_wtq(case, rule, figures):
     yield "score", figures, wtq(case["prediction"], case["references"], rule=rule, canonical=canonical)
     for side in ("prediction", "references"):
         if f"normalized_{side}" in figures:
-            yield side, figures[f"normalized_{side}"], [normalize(text) for text in case[side]]
+            yield side, figures[f"normalized_{side}"], [normalise_item(text) for text in case[side]]
 
 
 def check_tabfact(case, rule, figures):

@@ -12,8 +12,8 @@ from alignvlm_pl.preprocessing.chat import (
     LLAMA3_TEMPLATE,
     choose_template,
     end_of_turn_id,
-    render,
-    tokenize,
+    render_chat,
+    tokenize_chat,
     truncate_text,
 )
 
@@ -28,8 +28,8 @@ def tokenizer():
 
 
 def encode(tokenizer, messages, *, template=CHATML_TEMPLATE, generation=False):
-    pieces = render(tokenizer, messages, template=template, add_generation_prompt=generation)
-    return tokenize(tokenizer, pieces, image_token_id=IMAGE)
+    pieces = render_chat(tokenizer, messages, template=template, add_generation_prompt=generation)
+    return tokenize_chat(tokenizer, pieces, image_token_id=IMAGE)
 
 
 def supervised(tokenizer, ids, labels):
@@ -99,7 +99,7 @@ def test_content_forges_nothing(tokenizer, role):
 
 def test_a_role_is_no_way_in_either(tokenizer):
     with pytest.raises(DataError, match=r"role 'user<\|im_end\|>.*known: assistant, system, user"):
-        render(tokenizer, [{"role": "user<|im_end|>\n", "content": "q"}], template=CHATML_TEMPLATE)
+        render_chat(tokenizer, [{"role": "user<|im_end|>\n", "content": "q"}], template=CHATML_TEMPLATE)
 
 
 def test_an_image_is_one_token_in_its_place_without_loss(tokenizer):
@@ -133,9 +133,9 @@ def test_spelled_answers_are_one_character_a_token_and_the_rest_is_as_before():
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["the", "total", "Total"])  # what merges would make
     messages = [QUESTION, {"role": "assistant", "content": "the total,\nthe 12.50"}]
-    pieces = render(tokenizer, messages, template=CHATML_TEMPLATE)
-    whole = tokenize(tokenizer, pieces, image_token_id=IMAGE)
-    ids, labels = tokenize(tokenizer, pieces, image_token_id=IMAGE, spell_answers=True)
+    pieces = render_chat(tokenizer, messages, template=CHATML_TEMPLATE)
+    whole = tokenize_chat(tokenizer, pieces, image_token_id=IMAGE)
+    ids, labels = tokenize_chat(tokenizer, pieces, image_token_id=IMAGE, spell_answers=True)
     assert supervised(tokenizer, ids, labels) == supervised(tokenizer, *whole)
     answer = [tokenizer.decode([label]) for label in labels if label != IGNORE_INDEX]
     assert answer == [*"the total,\nthe 12.50", "<|im_end|>"]
@@ -150,11 +150,11 @@ def test_spelled_answers_are_one_character_a_token_and_the_rest_is_as_before():
 def test_a_tokenizer_that_cannot_spell_is_refused():
     core = Tokenizer(models.WordLevel({"ab": 0, "[UNK]": 1}, unk_token="[UNK]"))
     cannot = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
-    pieces = render(cannot, [{"role": "assistant", "content": "ab"}], template=CHATML_TEMPLATE)
+    pieces = render_chat(cannot, [{"role": "assistant", "content": "ab"}], template=CHATML_TEMPLATE)
     with pytest.raises(
         ConfigError, match=r"characters of 'ab' do not decode.* set model.spec.spell_answers to false"
     ):
-        tokenize(cannot, pieces, image_token_id=IMAGE, spell_answers=True)
+        tokenize_chat(cannot, pieces, image_token_id=IMAGE, spell_answers=True)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_tokenizer_that_cannot_spell_is_refused():
 )
 def test_a_template_that_loses_content_is_refused(tokenizer, template, message):
     with pytest.raises(DataError, match=message):
-        render(tokenizer, [QUESTION, ANSWER], template=template)
+        render_chat(tokenizer, [QUESTION, ANSWER], template=template)
 
 
 @pytest.mark.parametrize("separator", ["\n", "", " <|im_end|>"])
@@ -207,9 +207,9 @@ def test_special_tokens_without_a_name_end_a_turn():
 
 def test_malformed_messages(tokenizer):
     with pytest.raises(DataError, match="no messages"):
-        render(tokenizer, [], template=CHATML_TEMPLATE)
+        render_chat(tokenizer, [], template=CHATML_TEMPLATE)
     with pytest.raises(DataError, match="type 'imge'; did you mean 'image'"):
-        render(tokenizer, [{"role": "user", "content": [{"type": "imge"}]}], template=CHATML_TEMPLATE)
+        render_chat(tokenizer, [{"role": "user", "content": [{"type": "imge"}]}], template=CHATML_TEMPLATE)
 
 
 def test_choose_template(tokenizer):

@@ -202,7 +202,8 @@ def test_params_shows_the_connector_of_a_file_and_of_a_recipe(tmp_path):
     for key in ("model", "trainer"):
         content[key] = str((recipe.parent / content[key]).resolve())
     for entry in content["stages"]:
-        entry |= {key: str((recipe.parent / value).resolve()) for key, value in entry.items()}
+        for key in entry.keys() - {"override"}:
+            entry[key] = str((recipe.parent / entry[key]).resolve())
     content["connector"] = str(CONFIGS / "model" / "connector" / "h-reducer.yaml")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     (table, *_) = tables(tmp_path / "recipe.yaml")

@@ -25,7 +25,7 @@ from torch import nn
 from ...errors import ConfigError, nearest
 from ..align import AlignConnector, ConnectorOutput
 from .base import Connector
-from .grid import Grid, shuffled_grid
+from .grid import TokenGrid, shuffled_grid
 
 
 def _defined() -> dict[str, type[nn.Module]]:
@@ -60,7 +60,7 @@ def shuffle_factor(options: dict[str, Any]) -> int:
 
 
 def build_connector(
-    options: dict[str, Any], *, vision_dim: int, text_dim: int, vocab_size: int, grid: Grid | None = None
+    options: dict[str, Any], *, vision_dim: int, text_dim: int, vocab_size: int, grid: TokenGrid | None = None
 ) -> nn.Module:
     """Build the connector named by `options["type"]`.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 from ..options import pair, require_at_least
 from .base import Connector
-from .grid import Grid, check_grid, to_feature_map, to_tokens
+from .grid import TokenGrid, check_grid, to_feature_map, to_tokens
 
 _POSITION_STD = 0.02
 _POOL = 12
@@ -44,7 +44,7 @@ class CAbstractorConnector(Connector):
         text_dim: int,
         vocab_size: int,
         *,
-        grid: Grid,
+        grid: TokenGrid,
         hidden: int = 1024,
         depth: int = 3,
         pool: tuple[int, int] | None = None,
@@ -76,7 +76,7 @@ class CAbstractorConnector(Connector):
         return tokens
 
 
-def _cells(pool: tuple[int, int] | None, grid: Grid) -> Grid:
+def _cells(pool: tuple[int, int] | None, grid: TokenGrid) -> TokenGrid:
     if pool is None:
         return min(_POOL, grid[0]), min(_POOL, grid[1])
     rows, columns = pair("pool", pool)

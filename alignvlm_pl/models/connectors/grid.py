@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 
-Grid = tuple[int, int]
+TokenGrid = tuple[int, int]
 """Rows and columns of the vision tokens of one tile, in row-major order."""
 
 
-def check_grid(tokens: int, grid: Grid) -> None:
+def check_grid(tokens: int, grid: TokenGrid) -> None:
     """Raise if the number of tokens is not rows · columns.
 
     Raises:
@@ -24,13 +24,13 @@ def check_grid(tokens: int, grid: Grid) -> None:
         )
 
 
-def shuffled_grid(grid: Grid, factor: int) -> Grid:
+def shuffled_grid(grid: TokenGrid, factor: int) -> TokenGrid:
     """Return the grid after `pixel_shuffle` by `factor`, rounded up."""
     rows, columns = grid
     return -(-rows // factor), -(-columns // factor)
 
 
-def pixel_shuffle(features: Tensor, grid: Grid, factor: int) -> Tensor:
+def pixel_shuffle(features: Tensor, grid: TokenGrid, factor: int) -> Tensor:
     """Concatenate blocks of `factor` x `factor` tokens along the width (space to depth).
 
     The grid is padded with zeros on the right and below, as in Ovis, so that no token is lost: 27 columns become 28 for
@@ -57,7 +57,7 @@ def pixel_shuffle(features: Tensor, grid: Grid, factor: int) -> Tensor:
     return blocks.flatten(3).flatten(1, 2)
 
 
-def to_feature_map(features: Tensor, grid: Grid) -> Tensor:
+def to_feature_map(features: Tensor, grid: TokenGrid) -> Tensor:
     """Reshape tokens (tiles, rows · columns, d) to feature maps (tiles, d, rows, columns).
 
     Raises:

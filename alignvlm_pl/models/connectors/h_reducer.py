@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..options import pair
 from .base import Connector
-from .grid import Grid, append_vectors, check_grid, to_feature_map, to_tokens
+from .grid import TokenGrid, append_vectors, check_grid, to_feature_map, to_tokens
 
 
 class HReducerConnector(Connector):
@@ -31,7 +31,7 @@ class HReducerConnector(Connector):
         text_dim: int,
         vocab_size: int,
         *,
-        grid: Grid,
+        grid: TokenGrid,
         window: tuple[int, int] = (1, 4),
         end_token: bool = False,
     ) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..options import require_at_least, require_choice, require_positive
 from .base import Connector
-from .grid import Grid, check_grid, expand_to_tiles, pixel_shuffle, shuffled_grid
+from .grid import TokenGrid, check_grid, expand_to_tiles, pixel_shuffle, shuffled_grid
 
 TOKENIZERS = ("softmax", "gumbel", "argmax")
 
@@ -40,7 +40,7 @@ class OvisConnector(Connector):
         text_dim: int,
         vocab_size: int,
         *,
-        grid: Grid,
+        grid: TokenGrid,
         visual_vocab: int | None = 65_536,
         tokenize: str = "softmax",
         tau: float = 1.0,
