@@ -69,8 +69,8 @@ class DataHealth(Callback):
         self._tokens.clear()
 
     def _read_loader(self, data: Any) -> None:
-        """Take what the DataModule counts (CONTRACT: datamodules/base.py)."""
-        if data is None:
+        """Read the counters of a WebDataModule (CONTRACT: datamodules/base.py); other DataModules have none."""
+        if not hasattr(data, "wait_seconds"):
             return
         now = (time.monotonic(), data.wait_seconds)
         self._sums["seconds"], self._sums["waited"] = (

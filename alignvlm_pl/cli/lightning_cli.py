@@ -96,10 +96,14 @@ class AlignParser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
+        given = [
+            word.removeprefix("--").partition("=")[0]
+            for word in getattr(self, "args", None) or ()
+            if word[:2] == "--"
+        ]
+        self._refuse_unknown([key.removesuffix("+") for key in given])
         if not self.exit_on_error:  # the parser of a class's options: the outer one names the setting
             super().error(message, ex)
-        given = [word.removeprefix("--").partition("=")[0] for word in self.args or () if word[:2] == "--"]
-        self._refuse_unknown([key.removesuffix("+") for key in given])
         raise ConfigError(old_names.answer_file(shorten(str(message), _CLASSES))) from ex
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
@@ -152,7 +156,8 @@ class AlignCLI(LightningCLI):
         command = args[0]
         return cls(
             AlignVLMModule,
-            WebDataModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -241,7 +246,7 @@ class AlignCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.connector is not None:
             # Moved, so that the saved config says it once.
-            config.model.spec.connector, config.connector = config.connector, None
+            config.model.init_args.spec.connector, config.connector = config.connector, None
         for key, (untouched, source) in _DERIVED.items():
             if config.trainer[key] != untouched:
                 raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
@@ -262,7 +267,7 @@ class AlignCLI(LightningCLI):
                     f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
                     "again"
                 )
-        elif config.ckpt_path is None and config.model.weights is None:
+        elif config.ckpt_path is None and config.model.init_args.weights is None:
             log.warning(
                 "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained",
                 self.subcommand,
@@ -329,7 +334,9 @@ class AlignCLI(LightningCLI):
         ]
         if self.subcommand == "fit":
             stage = self._stage()
-            config.update(_stage_settings(stage, config, batch_size=self.datamodule.batch_size))
+            config.update(
+                _stage_settings(stage, config, batch_size=getattr(self.datamodule, "batch_size", 1))
+            )
             for callback in callbacks:
                 if isinstance(callback, BenchmarkEvaluation) and config.get("val_check_interval") is None:
                     config.update(callback.validation_interval(config["accumulate_grad_batches"]))
@@ -392,7 +399,7 @@ def _follows(config: Any) -> str:
         ConfigError: The stage's values, or the number of devices, are invalid.
     """
     stage = Stage(**{field.name: config.stage[field.name] for field in fields(Stage)})
-    settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args["batch_size"])
+    settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
     lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
     return "\n".join(
         ["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""]

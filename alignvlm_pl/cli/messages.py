@@ -36,7 +36,7 @@ def shorten(message: str, classes: Collection[str] = ()) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_TYPES)))
     found = next((line.removeprefix(_VALUE) for line in lines if line.startswith(_VALUE)), "")
-    if found and "Expected" in text and found not in text and not set("({[") & set(found):
+    if found and found not in text and not set("({[") & set(found):
         text = f"{text} (found {found})"
     for long, short in _SHORT.items():
         text = text.replace(long, short)

@@ -67,15 +67,19 @@ class Weights:
 def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebDataModule]:
     """Build module and data of a run's `config.yaml`, with a trainer for one CPU process; loads no weights."""
     parser = AlignParser(prog="config.yaml")
-    parser.add_class_arguments(AlignVLMModule, "model")
+    parser.add_subclass_arguments(AlignVLMModule, "model")
     parser.add_subclass_arguments(WebDataModule, "data")
     parser.add_class_arguments(Stage, "stage")
     values = {name: config[name] for name in ("model", "data", "stage")}
     if head["device"] != "cpu":  # a CPU may have none of the run's back-ends
-        spec = values["model"]["spec"]
+        model = values["model"]
+        options = model.get("init_args", model)  # runs of earlier versions name no class
+        spec = options["spec"]
         connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
         portable = {"spec": spec | {"connector": connector}, "loss_backend": "auto", "compile": None}
-        values["model"] = values["model"] | portable
+        values["model"] = (
+            {**model, "init_args": options | portable} if options is not model else model | portable
+        )
     built = parser.instantiate(parser.parse_object(values))
     module, data = built.model, built.data
     module.begin_stage(built.stage)

@@ -9,6 +9,7 @@ import pkgutil
 from importlib import import_module
 
 from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.utils.class_paths import import_path
 
 from .base import EvalSample, Metric
 
@@ -29,9 +30,17 @@ METRICS: dict[str, Metric] = _defined()
 def get_metric(name: str) -> Metric:
     """Return the metric of this name, as used in configs and TensorBoard tags.
 
+    Args:
+        name: A key of `METRICS`, or the import path of a `Metric`, such as `mypackage.metrics.TYPOS`.
+
     Raises:
-        ConfigError: The name is unknown; the message lists the known ones.
+        ConfigError: The name is unknown, the message lists the known ones; or the path names no metric.
     """
+    if "." in name:
+        found = import_path(name, setting="metric")
+        if not isinstance(found, Metric):
+            raise ConfigError(f"metric: {name!r} is no Metric but a {type(found).__name__}")
+        return found
     if name not in METRICS:
         raise ConfigError(f"there is no metric {name!r}; {nearest(str(name), METRICS)}")
     return METRICS[name]

@@ -30,6 +30,7 @@ from .flops import Work, work_counter
 from .lora import attach_adapters
 from .lora_config import parse_adapters
 from .optim import (
+    build_optimizer,
     freeze,
     gradient_norms,
     parameter_groups,
@@ -354,10 +355,9 @@ class AlignVLMModule(pl.LightningModule):
         return self.readout.texts(self.net.config, log_probs, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over the trained parts, stepped with a `LambdaLR`."""
+        """The stage's optimizer over the trained parts, stepped with a `LambdaLR`."""
         assert self.stage is not None
-        groups = parameter_groups(self.net, self.stage)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), fused=True)
+        optimizer = build_optimizer(parameter_groups(self.net, self.stage), self.stage)
         factor = step_schedule(self.stage, int(self.trainer.estimated_stepping_batches), self._minutes())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

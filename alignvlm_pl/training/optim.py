@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..errors import ConfigError
 from ..strategies.sharding import full_tensor
+from ..utils.class_paths import import_path
 from .stage import PARTS, Stage
 
 _MATRIX = ("weight", "proj")
@@ -51,6 +53,24 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
                     {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"}
                 )
     return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.Optimizer:
+    """Return the stage's optimizer over groups that `parameter_groups` has made.
+
+    Raises:
+        ConfigError: `stage.optimizer` names no optimizer, or one that does not take its `init_args`.
+    """
+    if stage.optimizer is None:
+        return torch.optim.AdamW(groups, betas=(0.9, stage.adam_beta2), fused=True)
+    path = stage.optimizer["class_path"]
+    kind = import_path(path, setting="stage.optimizer")
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ConfigError(f"stage.optimizer: {path!r} is no torch.optim.Optimizer")
+    try:
+        return kind(groups, **(stage.optimizer.get("init_args") or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"stage.optimizer: {path}: {error}") from error
 
 
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

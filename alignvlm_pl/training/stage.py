@@ -11,6 +11,7 @@ PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_mo
 
 OBJECTIVES = ("answer", "read")
 SCHEDULES = ("cosine", "linear", "constant")
+_CLASS = {"class_path", "init_args"}
 TARGET_ENTROPY = "target_entropy"
 
 
@@ -35,6 +36,8 @@ class Stage:
         warmup_share: Share of the stage spent in linear warm-up (our choice: 0.03).
         min_lr_share: Learning rate at the end as a share of the peak; not with a constant schedule.
         weight_decay: Decay of matrices; norms, biases and embeddings have none.
+        optimizer: Another optimizer than AdamW, `{class_path: torch.optim.SGD, init_args: {momentum: 0.9}}`. It is
+            given the parameter groups of the stage, with their `lr` and `weight_decay`. null: AdamW.
         adam_beta2: Decay of AdamW's mean square; a short stage forgets its large first gradients sooner with 0.95.
         gradient_clip_norm: Largest norm of the gradient; null: no clipping.
         calibrate: `{target_entropy: 3.0}` multiplies the gain of ALIGN's vocabulary norm, before the first step of a
@@ -64,6 +67,7 @@ class Stage:
     warmup_share: float = 0.03
     min_lr_share: float = 0.0
     weight_decay: float = 0.0
+    optimizer: dict[str, Any] | None = None
     adam_beta2: float = 0.999
     gradient_clip_norm: float | None = 1.0
     calibrate: dict[str, float] | None = None
@@ -106,6 +110,13 @@ class Stage:
         for field in ("weight_decay", "readout_weight"):
             if not getattr(self, field) >= 0:
                 raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 0")
+        if self.optimizer is not None:
+            if not isinstance(self.optimizer.get("class_path"), str) or self.optimizer.keys() - _CLASS:
+                raise ConfigError(
+                    f"stage.optimizer={self.optimizer}: expected {{class_path: torch.optim.SGD, init_args: {{…}}}}"
+                )
+            if self.adam_beta2 != Stage.adam_beta2:
+                raise ConfigError("stage.adam_beta2 is AdamW's; set betas in stage.optimizer.init_args")
         if self.calibrate is not None:
             _check_calibration(self.calibrate)
             if not self.lr_connector:

@@ -17,7 +17,7 @@ def test_a_file_takes_the_models_place(world, tmp_path):
     run = world.fit(tmp_path / "run", "--connector", FILES / "h-reducer.yaml", "--connector.end_token=true")
     expected = {**yaml.safe_load((FILES / "h-reducer.yaml").read_text("utf-8")), "end_token": True}
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["spec"]["connector"] == expected
+    assert config["model"]["init_args"]["spec"]["connector"] == expected
     assert config["connector"] is None
     written = json.loads((run / "hf" / "config.json").read_text())
     assert (written["connector"], written["tokens_per_tile"]) == (expected, 5)

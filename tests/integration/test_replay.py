@@ -166,8 +166,8 @@ def test_a_run_with_kernels_of_a_gpu_is_rebuilt_on_a_cpu(whole, tmp_path, capsys
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, symlinks=True)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["model"]["spec"]["connector"]["backend"] = "triton"
-    config["model"] |= {"loss_backend": "liger", "compile": ["llm"]}
+    config["model"]["init_args"]["spec"]["connector"]["backend"] = "triton"
+    config["model"]["init_args"] |= {"loss_backend": "liger", "compile": ["llm"]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     path = folder / "ledger/rank00000.jsonl"
     path.write_text(path.read_text().replace('"device":"cpu"', '"device":"cuda"'))

@@ -12,6 +12,7 @@ from alignvlm_pl.cli.messages import shorten, unknown_key
 
 ROOT = Path(__file__).parents[2]
 DATA = "data: Problem with given class_path 'datamodules.DocDownstreamDataModule': "
+MODEL = "model: Problem with given class_path 'alignvlm_pl.AlignVLMModule': "
 KEYS = {
     "trainer.max_steps",
     "trainer.devices",
@@ -59,8 +60,6 @@ def failed(capsys, folder, *options, command="fit"):
         ("--lr_llm=3", "lr_llm", "stage.lr_llm"),
         ("--run_dri=x", "run_dri", "run_dir"),
         ("--trainer.batch_size=3", "trainer.batch_size", "data.init_args.batch_size"),
-        ("--model.weigths=x", "model.weigths", "model.weights"),
-        ("--model.spec.vison.pretrained=x", "model.spec.vison.pretrained", "model.spec.vision.pretrained"),
         ("--benchmark.metrix=[anls]", "benchmark.metrix", "benchmark.metrics"),
     ],
 )
@@ -113,6 +112,15 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "data: Import path torch.nn.Linear does not correspond to a subclass of",
         ),
         ("--data.init_args.batchsize=3", f"{DATA}unknown key 'batchsize'; did you mean 'batch_size'?"),
+        ("--model.weigths=x", f"{MODEL}unknown key 'weigths'; did you mean 'weights'?"),
+        (
+            "--model.spec.vison.pretrained=x",
+            f"{MODEL}unknown key 'spec.vison.pretrained'; did you mean 'spec.vision.pretrained'?",
+        ),
+        (
+            "--model=nowhere.Mine",
+            "model: Problem with given class_path 'nowhere.Mine': No module named 'nowhere'",
+        ),
         ("--data.batchsize=3", f"{DATA}unknown key 'batchsize'; did you mean 'batch_size'?"),
         ("--data.init_args.train=tars/x", f"{DATA}train: Expected list (found tars/x)"),
         ("--data.init_args.batch_size=four", f"{DATA}batch_size: Expected int. Got value: four"),
@@ -192,7 +200,7 @@ def test_unknown_command(capsys):
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_nothing_given_says_what_is_missing(capsys, command):
     assert main([command]) == 1
-    assert capsys.readouterr().err == "error: missing: data; give --data FILE\n"
+    assert capsys.readouterr().err == "error: missing: data, model; give --data FILE --model FILE\n"
 
 
 def test_later_files_and_overrides_win(capsys, files, tmp_path):

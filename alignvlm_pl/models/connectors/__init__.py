@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ConfigError, nearest
+from ...utils.class_paths import import_path
 from ..align import AlignConnector, ConnectorOutput
 from .base import Connector
 from .grid import TokenGrid, shuffled_grid
@@ -45,6 +46,25 @@ PIXEL_SHUFFLE = "pixel_shuffle"
 SHUFFLES = (1, 2, 3)
 _GRID = "grid"
 _NO_IDENTITY = ("backend", "gain_init", "init_std", "vocab_keep", "vocab_rows")
+
+
+def connector_class(name: Any) -> type[nn.Module]:
+    """Return the connector of a type.
+
+    Args:
+        name: A key of `CONNECTORS`, or the import path of a class, such as `mypackage.connectors.Average`.
+
+    Raises:
+        ConfigError: The type is unknown, the message lists the known ones; or the path names no class of a module.
+    """
+    if isinstance(name, str) and "." in name:
+        found = import_path(name, setting="connector type")
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ConfigError(f"connector type {name!r} is no torch.nn.Module")
+        return found
+    if name not in CONNECTORS:
+        raise ConfigError(f"connector type {name!r} is unknown: {nearest(str(name), CONNECTORS)}")
+    return CONNECTORS[name]
 
 
 def shuffle_factor(options: dict[str, Any]) -> int:
@@ -76,11 +96,8 @@ def build_connector(
             there is none.
     """
     name = options.get("type", "align")
-    if name not in CONNECTORS:
-        raise ConfigError(f"connector type {name!r} is unknown: {nearest(str(name), CONNECTORS)}")
-    keywords = {
-        p.name for p in inspect.signature(CONNECTORS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
+    kind = connector_class(name)
+    keywords = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
     known = sorted({*keywords, PIXEL_SHUFFLE} - {_GRID})
     own = {key: value for key, value in options.items() if key not in ("type", PIXEL_SHUFFLE)}
     for key in own:
@@ -94,7 +111,7 @@ def build_connector(
         )
     if _GRID in keywords and grid is not None:
         own[_GRID] = shuffled_grid(grid, factor)
-    return CONNECTORS[name](vision_dim * factor**2, text_dim, vocab_size, **own)
+    return kind(vision_dim * factor**2, text_dim, vocab_size, **own)
 
 
 def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
 
     Left out are options for initialisation and back-end, and the kept vocabulary rows, which `load_weights` converts.
     """
-    parameters = inspect.signature(CONNECTORS[options.get("type", "align")]).parameters.values()
+    parameters = inspect.signature(connector_class(options.get("type", "align"))).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != _GRID}
     complete = {"type": "align", PIXEL_SHUFFLE: 1, **defaults, **options}
     return {

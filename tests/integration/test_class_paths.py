@@ -1,0 +1,136 @@
+"""Classes of the user, named by their class_path: model, data, connector, optimizer, metric."""
+
+import json
+
+import pytest
+import yaml
+
+CODE = '''
+import lightning.pytorch as pl
+import torch
+
+from alignvlm_pl.metrics.base import mean_metric
+from alignvlm_pl.models.connectors.base import Connector
+from alignvlm_pl.training.module import AlignVLMModule
+from datamodules import DocDownstreamDataModule
+
+ALWAYS = mean_metric("always", lambda prediction, references, rule: 1.0, ("plain",))
+
+
+class Scaled(AlignVLMModule):
+    def __init__(self, scale: float = 1.0, **options):
+        super().__init__(**options)
+        self.scale = scale
+
+    def batch_loss(self, batch):
+        print(f"scaled by {self.scale}")
+        return super().batch_loss(batch)
+
+
+class Plain(pl.LightningDataModule):
+    """No WebDataModule: any loader of the model's batches."""
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.folder = folder
+
+    def train_dataloader(self):
+        source = DocDownstreamDataModule(train=[self.folder], batch_size=2, num_workers=0, shuffle_buffer=0)
+        source.attach(self.trainer.lightning_module.processor)
+        batches = iter(source.train_dataloader())
+        return torch.utils.data.DataLoader([next(batches) for _ in range(4)], batch_size=None)
+
+
+class Mean(Connector):
+    def __init__(self, vision_dim, text_dim, vocab_size, *, factor: float = 1.0):
+        super().__init__()
+        self.factor = factor
+        self.projection = torch.nn.Linear(vision_dim, text_dim)
+
+    def project(self, features):
+        return self.factor * self.projection(features)
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The working directory of a user, with `own_parts_of_mine.py`."""
+    import sys
+
+    (tmp_path / "own_parts_of_mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_parts_of_mine", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_module_of_the_users_own_trains(world, own, capsys):
+    run = world.fit(own / "run", "--model=own_parts_of_mine.Scaled", "--model.scale=2", "--stage.max_steps=1")
+    assert "scaled by 2.0" in capsys.readouterr().out
+    saved = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert saved["class_path"] == "own_parts_of_mine.Scaled"
+    assert saved["init_args"]["scale"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_any_lightning_data_module_trains(world, own):
+    plain = f"{{class_path: own_parts_of_mine.Plain, init_args: {{folder: {world.root / 'train'}}}}}"
+    assert world.run("fit", f"--run_dir={own / 'run'}", f"--data={plain}", "--stage.max_steps=1") == 0
+    assert (own / "run/hf/model.safetensors").is_file()
+
+
+def test_a_connector_by_its_import_path_trains(world, own):
+    connector = "{type: own_parts_of_mine.Mean, factor: 0.5}"
+    run = world.fit(own / "run", f"--connector={connector}", "--stage.max_steps=1")
+    written = json.loads((run / "hf/config.json").read_text())["connector"]
+    assert written == {"type": "own_parts_of_mine.Mean", "factor": 0.5}
+
+
+def test_an_optimizer_by_its_class_path_gets_the_stages_groups(world, tmp_path, monkeypatch):
+    import torch
+
+    made = []
+    build = torch.optim.SGD.__init__
+
+    def noted(self, groups, **options):
+        made.append(([(group["name"], group["lr"]) for group in groups], options))
+        build(self, groups, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "__init__", noted)
+    sgd = "{class_path: torch.optim.SGD, init_args: {lr: 0.5, momentum: 0.9}}"
+    run = world.fit(
+        tmp_path / "run", f"--stage.optimizer={sgd}", "--stage.lr_llm=null", "--stage.max_steps=1"
+    )
+    ((groups, options),) = made
+    assert {name.split("/")[0] for name, _ in groups} == {"vision", "connector"}
+    assert {lr for _, lr in groups} == {1e-3}, "the stage's, not the default of init_args"
+    assert options["momentum"] == 0.9
+    assert (
+        json.loads((run / "hf/stage.json").read_text())["settings"]["optimizer"]["class_path"]
+        == "torch.optim.SGD"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{class_path: torch.optim.Sgd}", "stage.optimizer: 'torch.optim.Sgd' cannot be imported"),
+        ("{class_path: torch.nn.Linear}", "stage.optimizer: 'torch.nn.Linear' is no torch.optim.Optimizer"),
+        ("{class_path: torch.optim.SGD, init_args: {beta: 1}}", "stage.optimizer: torch.optim.SGD: "),
+        ("{name: SGD}", "stage.optimizer={'name': 'SGD'}: expected {class_path: "),
+    ],
+)
+def test_what_is_no_optimizer_is_refused(world, tmp_path, capsys, given, said):
+    assert world.run("fit", f"--run_dir={tmp_path / 'run'}", f"--stage.optimizer={given}") == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_metric_by_its_import_path_scores_a_custom_dataset(world, own, capsys):
+    metrics = "--benchmark.metrics=[own_parts_of_mine.ALWAYS, exact_match]"
+    assert world.run("test", f"--run_dir={own / 'run'}", metrics) == 0
+    results = json.loads((own / "run/results.json").read_text())
+    assert results["benchmarks"]["held"] == {"num": 5, "always": 1.0, "exact_match": 0.0}
+    assert (
+        world.run("test", f"--run_dir={own / 'run2'}", "--benchmark.metrics=[own_parts_of_mine.torch]") == 1
+    )
+    assert "is no Metric but a module" in capsys.readouterr().err
