@@ -1,4 +1,4 @@
-"""`shards info`: what sets of shards hold, by source (no torch here).
+"""`shards info`: what datasets hold, by source.
 
 In normal form only the JSON of each sample is read: widths and heights stand in it, so no picture is opened. Of the
 other formats the pictures' headers are read besides.
@@ -19,10 +19,10 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
 
 from .manifest import Manifest, load_manifest
+from .reader import is_json, read_shard
 from .sample import SampleError, check_record, message_text
 from .sample_formats import FORMATS, parse_record
 from .shard_file import upright_size
-from .tar_walk import Damage, Member, field_name, sample_groups, walk
 
 QUANTILES = (0, 10, 50, 90, 100)
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -146,29 +146,16 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
 
 def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any]] | SampleError]:
     """Yield the record of each sample with the name that errors give it, pictures with their size, or what is wrong."""
+    normal = form == "normal"
     for shard in manifest.shards:
-        path = manifest.shard_path(shard)
-        with path.open("rb") as stream:
-            for key, members in sample_groups(_members(manifest, path)):
-                where = f"{path}, sample {key!r}"
-                try:
-                    if form == "normal":
-                        members = [member for member in members if member.name.endswith(".json")]
-                        where = f"{path}, {members[0].name}" if members else where
-                    raw: dict[str, Any] = {"__key__": key, "__url__": str(path)}
-                    for member in members:
-                        stream.seek(member.data_offset)
-                        raw[field_name(member)] = stream.read(member.size)
-                    yield where, _noted(raw, where) if form == "normal" else _converted(raw, form)
-                except SampleError as error:
-                    yield error
-
-
-def _members(manifest: Manifest, path: Path) -> Iterator[Member]:
-    for found in walk(path):
-        if isinstance(found, Damage):
-            raise DataError(f"{manifest.folder}/{found}; see `shards verify`")
-        yield found
+        for raw in read_shard(manifest, shard, wanted=is_json if normal else lambda name: True):
+            where = f"{raw['__url__']}, " + (
+                f"{raw['__key__']}.json" if normal else f"sample {raw['__key__']!r}"
+            )
+            try:
+                yield where, _noted(raw, where) if normal else _converted(raw, form)
+            except SampleError as error:
+                yield error
 
 
 def _noted(raw: dict[str, Any], where: str) -> dict[str, Any]:

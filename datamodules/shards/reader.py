@@ -7,11 +7,9 @@ in workers that restart. Here the stream maps a position to a sample, and an ind
 
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
-
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from alignvlm_pl.errors import DataError
 
@@ -44,19 +42,25 @@ def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]
         yield from islice(read_shard(manifest, shard), first, None if whole else last)
 
 
-def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
-    """Yield the samples of one shard: member bytes by extension, with ``__key__`` and ``__url__``.
+def read_shard(
+    manifest: Manifest, shard: Shard, *, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[GroupedSample]:
+    """Yield the samples of one shard in their order: member bytes by extension, with ``__key__`` and ``__url__``.
+
+    Args:
+        manifest: Of the dataset.
+        shard: One of its shards.
+        wanted: Tells by the name of a member whether to read it; the others have no bytes.
 
     Raises:
-        DataError: The file is missing, its size or number of samples differs from the manifest, or the tar
-            does not read. A tar whose middle is damaged ends silently, hence the count.
+        DataError: The file is missing or damaged, or its size or number of samples differs from the manifest.
     """
     where = manifest.where(shard.path)
     found = 0
     try:
         with manifest.open_shard(shard) as stream:
-            members = tar_file_expander([{"url": where, "stream": stream}], select_files=_is_ours)
-            for sample in group_by_keys(members):
+            members = _require_members(walk_range(stream, shard.path, 0, shard.bytes))
+            for sample in _grouped(stream, members, where, wanted):
                 found += 1
                 if found > shard.num_samples:
                     break
@@ -76,8 +80,13 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[GroupedSample]:
         )
 
 
+def is_json(name: str) -> bool:
+    """Whether a member is the JSON of a sample; for `read_shard`."""
+    return name.rpartition(".")[2].lower() == "json"
+
+
 class ShardReader:
-    """Reads samples by their place; keeps the shards open that it used last. One for each worker, never shared.
+    """Reads samples by location; keeps the shards open that it used last. One for each worker, never shared.
 
     A sample is read from its own bytes alone. Damage elsewhere in the shard is not noticed, and its own is never taken
     for another sample: the members must fill the bytes that the index names, and bear its key.
@@ -117,12 +126,13 @@ class ShardReader:
         stream, index = self._open(location)
         where = location.manifest.where(location.shard.path)
         start, stop = index.offsets[location.number : location.number + 2]
+        wanted = _is_no_picture if not pictures else lambda name: True
         found: list[GroupedSample] = []
         try:
             members = list(walk_range(stream, location.shard.path, start, stop))
             end = members.pop() if members else None
             if isinstance(end, Damage) and end.kind == "cut_at_member":  # as it is after a whole sample
-                found = list(group_by_keys(_contents(stream, members, where, pictures=pictures)))
+                found = list(_grouped(stream, _require_members(members), where, wanted))
             reason = _other(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
@@ -147,18 +157,36 @@ class ShardReader:
         return self._shards[place]
 
 
+def _require_members(walked: Iterable[Member | Damage]) -> Iterator[Member]:
+    for found in walked:
+        if isinstance(found, Damage):
+            raise tarfile.TarError(f"byte {found.offset}: {found.message}")
+        yield found
+
+
+def _is_no_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() not in _PICTURES
+
+
+def _grouped(
+    stream: BinaryIO, members: Iterable[Member], url: str, wanted: Callable[[str], bool]
+) -> Iterator[GroupedSample]:
+    """Read members and group them into samples by webdataset's rule."""
+    from webdataset.tariterators import group_by_keys  # here: it imports torch, which `prepare` does without
+
+    yield from group_by_keys(_contents(stream, members, url, wanted))
+
+
 def _contents(
-    stream: BinaryIO, members: Sequence[Member | Damage], url: str, *, pictures: bool
+    stream: BinaryIO, members: Iterable[Member], url: str, wanted: Callable[[str], bool]
 ) -> Iterator[dict[str, Any]]:
     """Read members for webdataset to group."""
     for member in members:
-        assert isinstance(member, Member), "a damage is the last that a walk gives"
         if not _is_ours(member.name):
             continue
-        wanted = pictures or member.name.rpartition(".")[2].lower() not in _PICTURES
         stream.seek(member.data_offset)
         # A member of any size may stand in a shard from elsewhere; what is cut here does not decode, and is counted.
-        data = stream.read(min(member.size, _MAX_MEMBER_BYTES)) if wanted else b""
+        data = stream.read(min(member.size, _MAX_MEMBER_BYTES)) if wanted(member.name) else b""
         yield {"fname": member.name, "data": data, "__url__": url}
 
 

@@ -1,12 +1,12 @@
-"""The gold answers of a set, read from its shards without pictures and without torch."""
+"""The gold answers of a set, read from its shards without images."""
 
-import tarfile
 from pathlib import Path
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import EvalSample
 
 from .manifest import load_manifest
+from .reader import is_json, read_shard
 from .sample import message_text
 from .sample_formats import parse_record
 
@@ -20,17 +20,12 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
     manifest = load_manifest(folder)
     answers = []
     for shard in manifest.shards:
-        path = manifest.shard_path(shard)
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if not member.name.endswith(".json"):
-                    continue
-                stream = tar.extractfile(member)
-                try:
-                    record = parse_record(stream.read() if stream else b"", where=member.name)
-                    answers.append(_answer(member.name.removesuffix(".json"), record))
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                    raise DataError(f"{path}: {member.name} is not in normal form ({error})") from error
+        for raw in read_shard(manifest, shard, wanted=is_json):
+            name = f"{raw['__key__']}.json"
+            try:
+                answers.append(_answer(raw["__key__"], parse_record(raw.get("json", b""), where=name)))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                raise DataError(f"{raw['__url__']}: {name} is not in normal form ({error})") from error
     return answers
 
 

@@ -191,12 +191,12 @@ def test_a_range_opens_only_the_shards_it_needs(tmp_path):
     assert keys == ["set-00000004", "set-00000005", "set-00000006", "set-00000007"]
 
 
-def damaged(folder: Path, *, keep_size: bool, at: int) -> Manifest:
-    """Cut the only shard at a byte, or overwrite the rest with garbage so that the size stays."""
+def damaged(folder: Path, *, keep_size: bool, at: int, fill: bytes = b"\xff") -> Manifest:
+    """Cut the only shard at a byte, or fill the rest so that the size stays."""
     manifest = make_set(folder, num_samples=4, samples_per_shard=4)
     path = folder / "set-00000.tar"
     data = path.read_bytes()
-    path.write_bytes(data[:at] + (b"\xff" * (len(data) - at) if keep_size else b""))
+    path.write_bytes(data[:at] + (fill * (len(data) - at) if keep_size else b""))
     return manifest
 
 
@@ -210,8 +210,14 @@ def test_a_cut_shard_is_named_wherever_it_was_cut(tmp_path, at):
 
 @pytest.mark.parametrize(("at", "found"), [(1024, 1), (3072, 3)])
 def test_a_shard_that_ends_silently_is_found_by_its_count(tmp_path, at, found):
-    manifest = damaged(tmp_path, keep_size=True, at=at)
+    manifest = damaged(tmp_path, keep_size=True, at=at, fill=b"\0")
     with pytest.raises(DataError, match=rf"set-00000\.tar is damaged: expected 4 samples, found {found}"):
+        list(read_shard(manifest, manifest.shards[0]))
+
+
+def test_a_broken_header_is_named_with_its_byte(tmp_path):
+    manifest = damaged(tmp_path, keep_size=True, at=3072)
+    with pytest.raises(DataError, match=r"damaged after sample 2 of 4 \(byte 3072: broken header"):
         list(read_shard(manifest, manifest.shards[0]))
 
 

@@ -20,8 +20,8 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
 from ...shards.manifest import MANIFEST_NAME, file_sha256, load_manifest
+from ...shards.reader import read_shard
 from ...shards.shard_file import EXTENSIONS
-from ...shards.tar_walk import Damage, walk
 from .work_folder import write_array, write_whole
 
 MAX_DISTANCE = 6
@@ -164,14 +164,10 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
         return
     manifest = load_manifest(folder)
     for shard in manifest.shards:
-        path = manifest.shard_path(shard)
-        with path.open("rb") as stream:
-            for member in walk(path):
-                if isinstance(member, Damage):
-                    raise DataError(f"{folder}/{member}; see `shards verify`")
-                if _is_image(member.name):
-                    stream.seek(member.data_offset)
-                    yield f"{path}/{member.name}", stream.read(member.size)
+        for raw in read_shard(manifest, shard, wanted=_is_image):
+            for name, data in raw.items():
+                if _is_image(name):
+                    yield f"{raw['__url__']}/{raw['__key__']}.{name}", data
 
 
 def _image_files(folder: Path) -> list[Path]:
