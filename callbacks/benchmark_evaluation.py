@@ -26,7 +26,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
 
-from .outputs import RunOutputs
+from .outputs import RunOutputs, predictions_path
 
 log = logging.getLogger(__name__)
 
@@ -159,16 +159,16 @@ class BenchmarkEvaluation(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log that the last validation is missing: a run that was stopped within it does not repeat it."""
-        if (
-            self.at_stage_end
-            and self._names
-            and trainer.limit_val_batches
-            and self._last_step != trainer.global_step
-        ):
+        step = trainer.global_step
+        if not self.at_stage_end or not trainer.limit_val_batches or self._last_step == step:
+            return
+        folder, tag = Path(trainer.default_root_dir), None if self.subset is None else step
+        missing = [name for name in self._names if not predictions_path(folder, name, step=tag).is_file()]
+        if missing and trainer.is_global_zero:
             log.warning(
-                "step %d: %s not evaluated at the end of this fit, which was stopped before; run `validate`",
-                trainer.global_step,
-                ", ".join(self._names),
+                "step %d: the validation at the end of fit was cut off, %s not evaluated; run `validate`",
+                step,
+                ", ".join(missing),
             )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,8 +229,8 @@ class BenchmarkEvaluation(pl.Callback):
         """Write `predictions/<dataset>.jsonl` of all ranks."""
         for name, records in gather_records(self._records, self._names).items():
             if trainer.is_global_zero and not _leaves_nothing(trainer):
-                path = Path(trainer.default_root_dir) / "predictions" / f"{name}.jsonl"
-                write_predictions(path, records)
+                folder = Path(trainer.default_root_dir)
+                write_predictions(predictions_path(folder, name, step=None), records)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -44,9 +44,8 @@ class RunOutputs:
 
     def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> None:
         """Write the predictions of one dataset, and the pages of its first samples and its worst predictions."""
-        tag = "" if self._whole else f"-step{self._module.evaluated_step:06d}"
-        path = self._folder / "predictions" / f"{name}{tag}.jsonl"
-        write_predictions(path, scored_records(records, scored))
+        step = None if self._whole else self._module.evaluated_step
+        write_predictions(predictions_path(self._folder, name, step=step), scored_records(records, scored))
         worst = scored.worst_first()[: self._page_images // 2]
         keys = [sample.key for sample in scored.samples[: self._page_images - len(worst)]]
         self._write_pages(name, {*keys, *(scored.samples[index].key for index in worst)})
@@ -93,6 +92,12 @@ class RunOutputs:
             path = page_path(self._images, name, key)
             path.parent.mkdir(parents=True, exist_ok=True)
             page.save(path)
+
+
+def predictions_path(folder: Path, name: str, *, step: int | None) -> Path:
+    """Return the file of the predictions of one dataset in a run folder; of a subset, with its optimizer step."""
+    tag = "" if step is None else f"-step{step:06d}"
+    return folder / "predictions" / f"{name}{tag}.jsonl"
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:

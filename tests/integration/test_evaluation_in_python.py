@@ -168,6 +168,21 @@ def test_without_an_interval_benchmarks_wait_for_the_last_step_unless_there_are_
     assert names == [f"held-step{step:06d}.jsonl" for step in steps]
 
 
+def test_a_run_cut_off_in_its_last_validation_says_so_when_it_is_resumed(root, tmp_path, caplog):
+    fit(root, tmp_path, steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "state.ckpt")
+    for cut in (True, False):
+        resumed = module(root)
+        resumed.begin_stage(Stage(name="hand", max_steps=2, **RATES))
+        again = trainer(tmp_path, evaluation(subset=3), max_steps=2)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again.fit(resumed, datamodule=data(root), ckpt_path=tmp_path / "state.ckpt")
+        message = "step 2: the validation at the end of fit was cut off, held not evaluated; run `validate`"
+        assert (message in caplog.messages) == cut
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        (tmp_path / "predictions/held-step000002.jsonl").touch()
+
+
 def test_a_sanity_check_writes_and_logs_nothing(root, tmp_path):
     quiet = evaluation(at_stage_end=False)
     fitted = fit(root, tmp_path, quiet, steps=1, num_sanity_val_steps=1)
