@@ -1,4 +1,4 @@
-"""`prepare benchmark`: a benchmark's published file -> shards in normal form.
+"""`prepare benchmark`: a benchmark's published file -> shards in the sample schema.
 
 Reads VLMEvalKit's `<NAME>.tsv` (rows with base64 images) or DocDownstream's `<Dataset>_test.jsonl`, whose references
 come from DUE's `meta/<Dataset>/test/{document,metadata}.jsonl`.
@@ -31,7 +31,7 @@ from .sources.json_files import numbered_lines
 from .sources.source import SourceSample, checked_image, image_bytes
 
 POINTER_LENGTH = 64
-"""A shorter text in the image column is the index of the row that holds the image."""
+"""A text up to this length in the image column is the index of the row that holds the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class VLMEvalKitTable:
 
     Attributes:
         path: The file.
-        benchmark: Decides how answers are read, and which rows belong to it.
+        benchmark: Determines how references are read, and which rows belong to it.
         image_root: Folder of the files named in an ``image_path`` column.
     """
 
@@ -49,7 +49,7 @@ class VLMEvalKitTable:
     image_root: Path | None = None
 
     def __iter__(self) -> Iterator[SourceSample | SampleError]:
-        """Yield the rows of the benchmark in the order of the file, and the errors of invalid ones.
+        """Yield a sample, or the error of an invalid row, for each row of the benchmark, in file order.
 
         Raises:
             DataError: The file is no such table.
@@ -123,7 +123,7 @@ def _open(path: Path) -> TabTable:
 
 
 def _image_offsets(table: TabTable) -> dict[str, int]:
-    """Index of each row that holds an image itself -> the byte where it begins."""
+    """Return index -> byte offset of each row that holds an image itself."""
     if not {"index", "image"} <= set(table.header):
         return {}
     held = (row for row in table.rows() if len(row.cells.get("image", "")) > POINTER_LENGTH)
@@ -131,7 +131,7 @@ def _image_offsets(table: TabTable) -> dict[str, int]:
 
 
 def _listed(cell: str) -> list[str]:
-    """Return the elements of a cell: of the text of a Python list its own, of another text itself."""
+    """Return the elements of a cell: those of a Python list literal, else the text as the only element."""
     if not cell.startswith("["):
         return [cell] if cell else []
     try:
@@ -142,7 +142,7 @@ def _listed(cell: str) -> list[str]:
 
 
 def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
-    """Decode an image, or those of the row that a short text points to, which must hold them itself."""
+    """Decode an image, or the images of the row that a short text points to."""
     if len(cell) > POINTER_LENGTH:
         return [_from_base64(cell, where)]
     if cell not in offsets:
@@ -189,7 +189,7 @@ class DocDownstreamTest:
         """Yield the questions in the order of the file, and the errors of invalid ones.
 
         Raises:
-            ConfigError: The benchmark needs annotations and has none, or has them and must not.
+            ConfigError: `meta` is missing although the benchmark needs it, or given although it must not be.
             DataError: A file is missing, or the metadata are not parallel to the questions.
         """
         if self.meta is None and self._corpus:
@@ -199,7 +199,7 @@ class DocDownstreamTest:
             )
         if self.meta and self.benchmark.name == "tabfact":
             # DUE writes 1 and 0 for True and False, and the reference does not read them (docs/benchmarks.md).
-            raise ConfigError("tabfact is scored against the answers of its question file: leave out --meta")
+            raise ConfigError("tabfact is scored against the answers of its question file: remove --meta")
         gold = _Gold(self.meta, self._origin) if self.meta else None
         questions = list(numbered_lines(self.path))
         if gold and len(gold.names) != len(questions):
@@ -252,7 +252,7 @@ class DocDownstreamTest:
 
 
 class _Gold:
-    """The annotations of a folder, and for each question its document and how the annotations call it.
+    """DUE's annotations of a folder, and for each question its document and field.
 
     Args:
         folder: Folder of the two files.
@@ -286,7 +286,7 @@ class _Gold:
         return found
 
     def answers(self, index: int, where: str, *, items: bool) -> list[str]:
-        """Return the accepted answers of a question: all variants of its values, or with `items` its values."""
+        """Return the references of a question: all variants of its values, or with `items` the values alone."""
         annotation, question = self.document(index, where)["gold"], self._question(index, where)
         values = [value for entry in annotation if entry["key"] == question for value in entry["values"]]
         found = [
@@ -297,7 +297,7 @@ class _Gold:
         return [text for variants in found for text in variants]
 
     def _question(self, index: int, where: str) -> str:
-        """Return a question as the annotations spell it; that of the question file may be revised."""
+        """Return a question as spelled in the annotations; the question file may have a revised one."""
         given: Any = self._metadata[index].get("ground_truth")
         try:
             question = (json.loads(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
@@ -310,7 +310,7 @@ class _Gold:
         return str(question)
 
     def _name(self, line: Mapping[str, Any]) -> str:
-        """Return the document of a line: what it names, or the one whose name its file's name holds."""
+        """Return the document of a line: the name in it, or the one that its file name contains."""
         for field in _NAMES:
             given = line.get(field)
             text = given[0] if isinstance(given, list) and given else given
@@ -394,8 +394,8 @@ def open_source(
     """Open a published file.
 
     Raises:
-        ConfigError: It is of no known kind, or of none that the benchmark is made from.
-        DataError: It is missing; with name, origin and size of what to fetch.
+        ConfigError: Its format is unknown, or not one of the benchmark.
+        DataError: It is missing; the message names file, origin and size.
     """
     if path.suffix not in _READERS:
         raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_wanted(benchmark)}")
@@ -450,7 +450,7 @@ def write_benchmark(
 
 
 def _check_published(benchmark: Benchmark, path: Path) -> None:
-    """Warn about a file that is not the one its publisher describes: its scores are of another benchmark."""
+    """Warn if the md5 of a file differs from the published one: scores would not be comparable."""
     known = [md5 for source in benchmark.sources if source.file == path.name for md5 in source.md5]
     if known and path.is_file() and (found := file_digest(path, "md5")) not in known:
         logger.warning(

@@ -28,9 +28,9 @@ from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
 
 _KEPT = 32
-"""Drawn tables that are kept: rows about one table often follow one another."""
+"""Rendered tables in memory; consecutive rows often share a table."""
 _TABLE_BYTES = 100_000
-"""Pages of a table of Wikipedia, about."""
+"""Approximate bytes of the pages of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class RenderedTables:
         """Return the pages of a table.
 
         Raises:
-            SampleError: The release has no such table (``unknown_table``), or it cannot be drawn.
+            SampleError: The release has no such table (``unknown_table``), or it cannot be rendered.
         """
         table = self.names.find(name)
         if table is None:
@@ -66,7 +66,7 @@ class RenderedTables:
         return self._rendered[table]
 
     def estimate(self) -> tuple[int, int]:
-        """Estimate the bytes of all pages, and of those that are held nowhere else: all."""
+        """Estimate the bytes of all pages, and of those copied into the spool: all."""
         size = len(self.names.whole) * _TABLE_BYTES
         return size, size
 
@@ -77,20 +77,12 @@ FROM_TABLES = ("TabFact", "WikiTQ")
 CONFIGS = (*WITH_IMAGES, *FROM_FOLDERS, *FROM_TABLES)
 
 _NAME = "img_id"
-_PROVENANCE = (
-    "query_info",
-    "annotation_info",
-    "image_info",
-    "license",
-    "licence",
-    "dataset_name",
-    "source",
-)
+_PROVENANCE = ("query_info", "annotation_info", "image_info", "license", "licence", "dataset_name", "source")
 _TASKS = ("task_name", "task")
 
 
 class NamedImages(Protocol):
-    """Where the images of rows lie that only name them."""
+    """Images of rows that only name them."""
 
     def pages(self, name: str, *, where: str) -> list[EncodedImage]:
         """Return the pages of a name.
@@ -101,7 +93,7 @@ class NamedImages(Protocol):
         ...
 
     def estimate(self) -> tuple[int, int]:
-        """Estimate the bytes of all pages, and of those that are not read from a file again when shards are written."""
+        """Estimate the bytes of all pages, and of those copied into the spool."""
         ...
 
 
@@ -110,7 +102,7 @@ class BigDocs(ParquetRows):
     """The rows of one config.
 
     Attributes:
-        images: Where named images lie; None: the rows must hold them.
+        images: Source of named images; None: the rows must hold them.
     """
 
     name: str = "bigdocs"
@@ -124,11 +116,11 @@ class BigDocs(ParquetRows):
         return super().input_bytes() + (self.images.estimate()[0] if self.images else 0)
 
     def spool_bytes(self) -> int:
-        """Estimate what of it is not read from image files again."""
+        """Estimate the bytes copied into the spool."""
         return super().input_bytes() + (self.images.estimate()[1] if self.images else 0)
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
-        """Refuse rows that only name their images where nothing says where these lie."""
+        """Raise if rows only name their images and no source of images is given."""
         if columns["images"] == _NAME and self.images is None:
             raise ConfigError(
                 f"{where} only names its images ({_NAME}): give their folder with --image-root, or for TabFact and "
@@ -173,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--allow-benchmark-splits",
         action="store_true",
-        help="take validation and test rows of TabFact and WikiTQ, on which models are compared",
+        help="allow validation and test rows of TabFact and WikiTQ, which are benchmarks",
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
@@ -194,14 +186,12 @@ def main(argv: Sequence[str]) -> int:
 def _named_config(place: str) -> str:
     named = [part for part in PurePosixPath(place).parts if part in CONFIGS]
     if not named:
-        raise ConfigError(
-            f"{place} does not say which config it is: name it with --config ({', '.join(CONFIGS)})"
-        )
+        raise ConfigError(f"{place} does not name its config: give it with --config ({', '.join(CONFIGS)})")
     return named[-1]
 
 
 def _check_config(files: Sequence[StoredFile], config: str) -> None:
-    """Refuse files that are another config's."""
+    """Raise if a file belongs to another config."""
     for file in files:
         named = [part for part in PurePosixPath(file.path).parts if part in CONFIGS]
         if named and config not in named:
@@ -209,22 +199,21 @@ def _check_config(files: Sequence[StoredFile], config: str) -> None:
 
 
 def _refuse(config: str, split: str) -> None:
-    # CONTRACT: `choose_files` gives no file whose name says another split.
     if (meant := canonical_split(split)) in ("val", "test"):
         raise ConfigError(
             f"--split {split}: the {meant} split of {config} is a benchmark of the paper, training on it would void "
-            "the score; take --split train, or say --allow-benchmark-splits"
+            "the score; use --split train, or --allow-benchmark-splits"
         )
 
 
 def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedImages | None:
-    """Return where the images of a config lie.
+    """Return the source of named images of a config.
 
     Raises:
         ConfigError: An option does not fit the config, or its folder is not there.
     """
     if config in WITH_IMAGES and (image_root or tables):
-        raise ConfigError(f"{config} holds its images: leave out --image-root and --tables")
+        raise ConfigError(f"{config} holds its images: remove --image-root and --tables")
     if tables is None:
         return ImageFolder.indexed(image_root) if image_root else None
     if config not in FROM_TABLES or image_root:

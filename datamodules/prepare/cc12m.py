@@ -59,7 +59,7 @@ class CaptionTars:
         """Yield the pairs of a tar in its order.
 
         Raises:
-            DataError: The tar is damaged, or the store that it lies in does not give it.
+            DataError: The tar is damaged, or cannot be read from its store.
         """
         url, path, size = part.payload
         file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
@@ -71,7 +71,7 @@ class CaptionTars:
                     yield error
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
-        # Names of members are names only, nothing is written to them.
+        # Member names are not used as paths.
         raw: dict[str, Any] = {"__key__": key, "__url__": file.path}
         for member in members:
             stream.seek(member.data_offset)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare cc12m", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "input",
-        help="tar, folder, pattern, address that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds",
+        help="tar, folder, pattern, URL that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds",
     )
     parser.add_argument(
         "--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)"

@@ -40,7 +40,7 @@ class DocumentLine:
     """A valid line, without its images.
 
     Attributes:
-        record: In normal form.
+        record: JSON in the sample schema.
         pages: Paths of its images, in the order of their index.
     """
 

@@ -35,7 +35,7 @@ class SidecarFolder:
 
     Attributes:
         root: The folder.
-        prompt: The user's turn where the text beside an image is a `.txt`; may be empty.
+        prompt: Text of the user's turn for a `.txt`; may be empty.
         name: Name of the dataset.
         source: Value of the samples' ``source``, and the first part of their ids.
         license: Terms of the dataset.
@@ -55,7 +55,7 @@ class SidecarFolder:
         """
         paths, parts = image_paths(self.root), []
         while piece := list(islice(paths, _PART_IMAGES)):
-            # One text: ten million of them would take a gigabyte, and no path holds a zero.
+            # One string, since a tuple of paths takes far more memory; no path contains a zero byte.
             payload = (self._fingerprint(piece), "\0".join(piece))
             parts.append(Part(name=piece[0], payload=payload, rows=len(piece)))
         if not parts:
@@ -79,7 +79,7 @@ class SidecarFolder:
                 yield error
 
     def _fingerprint(self, paths: Sequence[str]) -> str:
-        """Describe images and the texts beside them: an interrupted packing goes on only where none has changed."""
+        """Hash sizes and times of images and their texts: an interrupted run is resumed only if none has changed."""
         digest = hashlib.sha256()
         for path in paths:
             for ending in ("", ".json", ".txt"):
@@ -100,7 +100,7 @@ class SidecarFolder:
         return SourceSample(record=record, images=[ImageFolder(root=self.root).read(name, where=where)])
 
     def _record(self, image: Path, where: str) -> dict[str, Any]:
-        """Read what is beside an image: its json, or its text where that is missing or is the json of a download."""
+        """Read the json beside an image, or the txt if the json is missing or of another form."""
         note, text = image.with_suffix(".json"), image.with_suffix(".txt")
         given = _parsed(note) if note.is_file() else None
         if isinstance(given, Mapping) and (record := _noted(given, where)) is not None:
@@ -124,7 +124,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """Convert the json beside an image; None where it is of no known form."""
+    """Convert the json beside an image; None if its form is unknown."""
     if "messages" in given:
         return _conversation(given, where)
     rows = given.get("qa", [given] if {"question", "answer"} <= set(given) else None)
@@ -142,7 +142,7 @@ def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
 
 
 def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Take turns of plain text with or without the image's mark, or turns in normal form."""
+    """Convert turns of plain text, with or without ``<|image|>``, or turns of the sample schema."""
     turns = given["messages"]
     plain = isinstance(turns, list) and any(
         isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns
@@ -177,7 +177,7 @@ def _answered(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare folder", description=__doc__, allow_abbrev=False)
-    parser.add_argument("input", type=Path, help="folder of the images; those of folders in it are taken too")
+    parser.add_argument("input", type=Path, help="folder of the images, searched recursively")
     parser.add_argument(
         "--prompt",
         default=CAPTION_PROMPT,

@@ -1,6 +1,6 @@
-"""`prepare index`: manifest and sample indexes for shards made elsewhere (img2dataset, pixparse), or made without.
+"""`prepare index`: manifest and sample indexes for shards made elsewhere (img2dataset, pixparse) or without indexes.
 
-Every tar is read once, header by header, so that damage is found. A manifest that is there is kept and completed.
+Every tar is read once, header by header, so damage is found. An existing manifest is kept and completed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnyFormat:
-    """Tell the format of each sample by its members: a conversation, an image with a caption, or a BigDocs row.
+    """Reads a sample in the format that its members suggest: a conversation, a captioned image, or a BigDocs row.
 
     Attributes:
         source: ``source`` of captions.
@@ -54,7 +54,7 @@ class AnyFormat:
     source: str
 
     def __call__(self, raw: RawSample) -> NormalSample:
-        """Raise what the reader of that format raises."""
+        """Return the normal sample; raises what the reader of that format raises."""
         try:
             record = json.loads(raw.get("json", b"{}"))
         except (ValueError, RecursionError):
@@ -68,7 +68,7 @@ class AnyFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Reader:
-    """Reads one shard; an object, because it is sent to other processes."""
+    """Callable that reads one shard; it is pickled into worker processes."""
 
     folder: Path
     format: str
@@ -99,18 +99,18 @@ def index_shards(
     format: str = AUTO,
     workers: int = 1,
 ) -> Manifest:
-    """Index every tar of a folder and write its manifest.
+    """Index every tar of a folder and write the folder's manifest.
 
     Args:
-        folder: Folder with ``*.tar`` files. Where it has a manifest, all its fields are kept.
+        folder: Folder with ``*.tar`` files. The fields of an existing manifest are kept.
         name: Name of the dataset; None for that of the manifest, or of the folder.
         source: The ``source`` of samples that name none; None for that of the manifest, or ``cc12m``.
         license: Terms of the dataset; None for those of the manifest, or ``unknown``.
-        format: What the tars hold: a key of ``sample_formats.FORMATS``, or ``auto`` to tell by each sample's members.
+        format: What the tars hold: a key of ``sample_formats.FORMATS``, or ``auto`` to detect it per sample.
         workers: Processes that read shards.
 
     Returns:
-        The manifest; its ``extra["unreadable"]`` counts samples that no stage can learn from, by reason.
+        The manifest; its ``extra["unreadable"]`` counts invalid samples by reason.
 
     Raises:
         DataError: No tar in the folder, one that is cut, damaged or empty, one that is not as the manifest says, or
@@ -156,7 +156,7 @@ def index_shards(
 
 
 def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleIndex, Counter[str]]:
-    """Find and measure the samples of a tar as the reader will group them.
+    """Read position, text length and image sizes of the samples of a tar.
 
     Args:
         path: The tar.
@@ -164,7 +164,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
         source: ``source`` of samples that name none.
 
     Returns:
-        The index, in which invalid samples have nothing to learn, and the invalid ones by reason.
+        The index, in which invalid samples have no supervised text, and the number of invalid samples by reason.
 
     Raises:
         DataError: The tar is cut, damaged or holds no sample, or its samples are of another format.
@@ -177,7 +177,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
             raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
             for member in members:
                 stream.seek(member.data_offset)
-                if field_name(member) in raw:  # where it is read, it stops the run
+                if field_name(member) in raw:  # would stop a training run
                     raise DataError(
                         f"shard {path}: sample {key!r} has the member {member.name} twice, again at byte "
                         f"{member.offset}; rebuild the shard"
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         "--format",
         choices=(AUTO, *FORMATS),
         default=AUTO,
-        help="what the tars hold (default: told by each sample's members)",
+        help="what the tars hold (default: detected by each sample's members)",
     )
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes; default: %(default)s"
@@ -230,7 +230,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _checked(manifest: Manifest, folder: Path) -> list[Path]:
-    """Return the shards of a manifest, which must be as it says and all there are."""
+    """Return the shards of a manifest after a check that they match it and that there are no others."""
     foreign = {path.name for path in folder.glob("*.tar")} - {shard.path for shard in manifest.shards}
     if foreign:
         raise DataError(

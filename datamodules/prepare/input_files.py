@@ -17,10 +17,10 @@ DEFAULT_SPLIT = "train"
 
 
 def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str) -> None:
-    """Add the place of parquet files, and which of them are meant."""
+    """Add the options `input` and `--split` of parquet files."""
     parser.add_argument(
         "input",
-        help=f"parquet file, folder, pattern, address that fsspec opens, or dataset of the hub such as {hub_id}",
+        help=f"parquet file, folder, pattern, URL that fsspec opens, or dataset of the hub such as {hub_id}",
     )
     parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
 
@@ -42,13 +42,13 @@ _NAMES = 12
 
 
 def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected: str) -> StoredFile:
-    """Return the list of a dataset.
+    """Return the list file of a dataset, by name.
 
     Args:
-        files: Those right in the dataset's folder.
-        name: Of the list.
-        where: How errors name the dataset.
-        expected: What else such a dataset holds, for errors.
+        files: The files in the dataset's folder.
+        name: Name of the list.
+        where: Name of the dataset in errors.
+        expected: Expected files, for errors.
 
     Raises:
         DataError: It has no such list.
@@ -64,12 +64,12 @@ def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected:
 
 
 def fetched_list(file: StoredFile, options: PackOptions) -> Path:
-    """Return the path of a whole list: a stored one is copied into the working folder, which goes with the last shard.
+    """Return the local path of a list; a remote one is copied into the working folder, which is removed at the end.
 
-    An interrupted run finds the copy there and fetches nothing; a list of another size is fetched again.
+    A resumed run uses the copy; a list of another size is fetched again.
 
     Raises:
-        ConfigError: Its store is none that lists are fetched from.
+        ConfigError: Lists cannot be fetched with the scheme of its URL.
         DataError: It cannot be fetched whole, or the output folder holds a finished dataset.
     """
     if file.local:

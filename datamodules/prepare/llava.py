@@ -35,11 +35,11 @@ from .sources.source import Part, RawData, SourceSample, checked_image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLaVARecords:
-    """The records of a JSON list, wherever their images are.
+    """The records of a JSON list.
 
     Attributes:
         path: The list.
-        origin: What errors call the list; empty: by its path.
+        origin: Name of the list in errors; empty: its path.
         name: Name of the dataset.
         source: Value of ``source`` for records without ``data_source``.
         license: Terms of the dataset.
@@ -53,13 +53,13 @@ class LLaVARecords:
 
     @property
     def label(self) -> str:
-        """What errors call the list."""
+        """Name of the list in errors."""
         return self.origin or str(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLaVAList(LLaVARecords):
-    """Records whose images lie in a folder.
+    """Records with images in a folder.
 
     Attributes:
         images: Folder that the records' paths are relative to.
@@ -112,7 +112,7 @@ class LLaVAList(LLaVARecords):
 
 @dataclass(frozen=True, kw_only=True)
 class LLaVARows(ParquetRows):
-    """The rows of parquet files; those without an image are text only.
+    """The rows of parquet files; rows without an image are text only.
 
     Attributes:
         images: Folder of the images that rows only name; None: such rows are invalid.
@@ -138,7 +138,7 @@ def check_paths(record: Any, *, where: str) -> list[str]:
     """Return the paths of a record's images.
 
     Raises:
-        SampleError: It is no object, or names its images otherwise (``bad_row``).
+        SampleError: It is not an object, or ``image`` is not a path or list of paths (``bad_row``).
     """
     if not isinstance(record, Mapping):
         raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
@@ -191,11 +191,11 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZipPlace:
-    """Where a member lies and how it is packed.
+    """Place and compression of a member of a zip.
 
     Attributes:
         offset: Byte of the zip at which its header begins.
-        packed: Bytes that it takes.
+        packed: Bytes of its compressed content.
         size: Bytes of its content.
         crc: CRC-32 of its content.
         method: Number of the compression.
@@ -211,10 +211,10 @@ class ZipPlace:
 
 
 def read_directory(file: StoredFile) -> dict[str, ZipPlace]:
-    """Return path -> place of the members of a zip; of several members of a path the last, as it is unpacked.
+    """Return path -> place of the members of a zip; the last of several with one path, as unpacking does.
 
     Raises:
-        DataError: It is no whole zip, or its store does not give it.
+        DataError: It is not a complete zip, or cannot be read from its store.
     """
     with StoredStream(file) as stream:
         try:
@@ -252,8 +252,8 @@ def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
     """Return the content of a member.
 
     Raises:
-        SampleError: It is encrypted, damaged, packed in an unknown way, or too large (``undecodable_image``).
-        DataError: The store does not give it.
+        SampleError: It is encrypted, damaged, of unknown compression, or too large (``undecodable_image``).
+        DataError: It cannot be read from its store.
     """
     if place.flags & _ENCRYPTED:
         raise SampleError(f"{where} is encrypted in {stream.file.path}", "undecodable_image")
@@ -282,7 +282,7 @@ def _unpacked(stream: StoredStream, place: ZipPlace) -> bytes:
     info.compress_type, info.compress_size = place.method, place.packed
     info.file_size, info.CRC = place.size, place.crc
     packed = io.BytesIO(_exactly(stream, place.packed))
-    # It unpacks `file_size` bytes at most and compares the checksum.
+    # Unpacks at most `file_size` bytes and compares the checksum.
     with zipfile.ZipExtFile(packed, "r", info) as member:
         data: bytes = member.read()
     if len(data) != place.size:
@@ -296,7 +296,7 @@ def _exactly(stream: StoredStream, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     if size > 0:
-        raise EOFError("it goes on behind the end of the zip")
+        raise EOFError("it ends beyond the end of the zip")
     return b"".join(pieces)
 
 
@@ -334,7 +334,7 @@ class LLaVAZip(LLaVARecords):
                 f"{self.zip.path} holds none of the images of {self.label}: expected such as "
                 f"{found.missing!r}, found such as {next(iter(found.places), 'no file')!r}"
             )
-        # Each part lies together in the zip, which it reads forward.
+        # The images of a part are contiguous in the zip, which it reads forward.
         rows.sort(key=lambda row: (row[3][0][0] if row[3] and row[3][0] else -1, row[0]))
         rest, parts = iter(rows), list[Part]()
         while piece := list(islice(rest, _PART_RECORDS)):
@@ -351,7 +351,7 @@ class LLaVAZip(LLaVARecords):
         """Yield the records of a part.
 
         Raises:
-            DataError: The store that the zip lies in does not give it.
+            DataError: The zip cannot be read from its store.
         """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
             for number, start, end, places in json.loads(str(part.payload[0])):
@@ -391,10 +391,10 @@ class _Named:
     missing: str = ""
 
     def places_of(self, record: Any) -> list[tuple[int, ...] | None]:
-        """Return where the images of a record lie; None for what is not there or is no path of a member."""
+        """Return the places of a record's images in the zip; None for a missing one."""
         try:
             paths = check_paths(record, where="")
-        except SampleError:  # it is counted where it is read
+        except SampleError:  # counted when it is read
             return []
         return [self._place(path) for path in paths]
 
@@ -479,7 +479,7 @@ def _is_list_set(place: str) -> bool:
 
 
 def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | None) -> RawData:
-    """Take the records of a list, with images of a folder or of a zip, such as the one beside it."""
+    """Return the records of a list, with images of a folder or a zip, by default the zip beside it."""
     if options.config or options.split:
         raise ConfigError(f"--config and --split choose parquet files, but {file.path} is one list")
     root = options.image_root

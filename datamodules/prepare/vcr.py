@@ -18,15 +18,15 @@ from .sources.source import SourceSample
 
 PROMPT = "What is the covered texts in the image? Please restore the covered texts without outputting the explanations."
 SEPARATOR = "\n"
-"""Between covered texts: they may hold commas, but come from one line, so a line break parts them without a doubt.
-The score looks for each text's tokens anywhere in the reply and does not mind what stands between."""
+"""Between covered texts: they may contain commas, but no line breaks.
+The score looks for each text's tokens anywhere in the prediction, whatever is between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VCRRows(ParquetRows):
     """The rows of parquet files.
 
-    The natural image and the strip alone, which nothing is asked about, are most of a file and are not read.
+    The columns of the natural image and the strip, most of a file, are not read.
 
     Attributes:
         prompt: Text of the user's turn.
@@ -40,7 +40,7 @@ class VCRRows(ParquetRows):
     optional = ("caption",)
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row; the answer is the covered texts in the order of the caption, parted by `SEPARATOR`."""
+        """Convert a row; the answer is the covered texts in the order of the caption, joined by `SEPARATOR`."""
         covered = row[columns["answers"]]
         if not isinstance(covered, list) or not all(isinstance(text, str) for text in covered):
             raise SampleError(

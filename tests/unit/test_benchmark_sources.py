@@ -323,7 +323,7 @@ def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):
     path, meta = questions(tmp_path / "TabFact_test.jsonl"), due(tmp_path / "meta")
     words = ["prepare", "benchmark", "tabfact", str(path), str(tmp_path / "set")]
     assert main([*words, "--meta", str(meta)]) == 1
-    assert "leave out --meta" in capsys.readouterr().err
+    assert "remove --meta" in capsys.readouterr().err
     assert main(words) == 0
 
 

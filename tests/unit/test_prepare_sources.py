@@ -108,9 +108,9 @@ def test_bigdocs_with_pictures_in_its_rows(tmp_path):
     assert samples[0].source == "bigdocs/ArxivTableCap"
     assert load_manifest(tmp_path / "out").license == "CC-BY-4.0"
     assert skipped(tmp_path / "out") == {"query_count": 1}
-    with pytest.raises(ConfigError, match=r"does not say which config it is"):
+    with pytest.raises(ConfigError, match=r"does not name its config"):
         prepare("bigdocs", tmp_path / "BigDocs", tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"cord-v2 holds its images: leave out --image-root"):
+    with pytest.raises(ConfigError, match=r"cord-v2 holds its images: remove --image-root"):
         prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--image-root", tmp_path)
     with pytest.raises(ConfigError, match=r"is of config cord-v2, not ArxivOCR"):
         prepare("bigdocs", tmp_path / "BigDocs/cord-v2", tmp_path / "x", "--config", "ArxivOCR")

@@ -110,7 +110,7 @@ def test_bigdocs_pictures_of_a_folder(tmp_path, caplog):
     held = [content.read_bytes() for sample in samples for content, _ in sample.images]
     assert held == [png(6), png(6), png(4), png(5)]  # "other" comes before "train"
     assert bad == {"missing_image": 1, "unsafe_path": 2}
-    assert "1 images bear the name of an earlier one" in caplog.text
+    assert "1 images have the name of an earlier one" in caplog.text
     assert raw.input_bytes() == path.stat().st_size + sum(len(png(width)) for width in (4, 5, 6))
     assert raw.spool_bytes() == path.stat().st_size
 
@@ -251,7 +251,7 @@ def test_damaged_files_are_named(tmp_path):
     path = write(tmp_path / "a.parquet", [bigdocs_row(n) for n in range(20)])
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.raises(DataError, match=r"a\.parquet is no whole parquet file of \d+ bytes"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a complete parquet file of \d+ bytes"):
         bigdocs(path).parts()
     broken = bytearray(whole)
     broken[4:1200] = bytes(1196)

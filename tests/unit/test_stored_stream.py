@@ -109,7 +109,7 @@ def test_members_that_cannot_be_read(archive, monkeypatch):
         "x is encrypted in": replace(place, flags=1),
         "x is damaged in .*no member begins at byte": replace(place, offset=place.offset + 1),
         "x is damaged in .*Bad CRC-32": replace(place, crc=place.crc ^ 1),
-        "x is damaged in .*it goes on behind the end": replace(place, packed=1 << 20),
+        "x is damaged in .*it ends beyond the end": replace(place, packed=1 << 20),
         "x is damaged in .*Bad CRC-32 for": replace(place, packed=place.packed // 2),
         "x is damaged in .*it ends after 4000 of 4001 bytes": replace(place, size=4001),
         "x is damaged in .*NotImplementedError": replace(place, method=99),

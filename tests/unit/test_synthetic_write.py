@@ -57,7 +57,7 @@ def test_a_set_that_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> 
     before = (folder / "manifest.json").stat().st_mtime_ns
     assert write_split(folder, **arguments).num_samples == 2
     assert (folder / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="num_documents is 2 there but 3 was asked for"):
+    with pytest.raises(ConfigError, match="num_documents is 2 there but 3 was given"):
         write_split(folder, **{**arguments, "num_documents": 3})
 
 

@@ -1,6 +1,6 @@
-"""Locks on files, so that two runs never write to one folder, nor what is left of a killed one.
+"""File locks, so that neither a second run nor processes of a killed run write to the same folder.
 
-Where the file system knows no locks, nothing is locked.
+On file systems without locks, nothing is locked.
 """
 
 import errno
@@ -17,11 +17,11 @@ except ImportError:  # not on Windows
 
 _PATIENCE_S = 30.0
 _held: list[BinaryIO] = []
-"""Files whose locks last as long as this process."""
+"""Open files that hold the shared locks of this process."""
 
 
 def hold_shared(path: Path) -> None:
-    """Lock a file as one of several, until this process ends."""
+    """Hold a shared lock on a file until this process ends."""
     stream = path.open("ab")
     _held.append(stream)
     if fcntl is not None:
@@ -29,10 +29,10 @@ def hold_shared(path: Path) -> None:
 
 
 def acquire(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
-    """Lock a file alone; closing what is returned unlocks it.
+    """Acquire an exclusive lock on a file; closing the returned file releases it.
 
     Args:
-        path: The file, made where there is none.
+        path: The file; created if missing.
         patience_s: How long to wait for others, in seconds.
 
     Raises:
@@ -51,7 +51,7 @@ def acquire(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
 
 
 def wait_for_workers(path: Path) -> None:
-    """Wait until no process of a killed run holds its shared lock any more."""
+    """Wait until no process of a killed run holds its shared lock."""
     acquire(path, patience_s=_PATIENCE_S).close()
 
 

@@ -1,4 +1,4 @@
-"""Images that look like those of benchmarks, also where they were scaled or compressed again.
+"""Find images that resemble those of benchmarks, also after scaling or recompression.
 
 An image is described by 64 signs: of its grey values at 32 x 32 pixels the 8 x 8 lowest cosine frequencies, and
 whether each is above their median (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
@@ -56,16 +56,16 @@ def grey_values(image: Image.Image) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkImages:
-    """The images of benchmarks, in files: processes share their memory.
+    """The images of benchmarks, in memory-mapped files that processes share.
 
     Attributes:
-        folder: Where `read_benchmark_images` has written them.
+        folder: Folder that `read_benchmark_images` has written.
     """
 
     folder: Path
 
     def find_any(self, images: Sequence[bytes]) -> str | None:
-        """Return the name of the benchmark's image that the first match looks like; None where no image does."""
+        """Return the name of the benchmark's image that the first match resembles, or None."""
         for data in images:
             try:
                 match = self._find(load_image(data))
@@ -107,7 +107,7 @@ def _normalised(greys: np.ndarray) -> np.ndarray:
 
 
 def describe_folder(folder: Path) -> str:
-    """Return what tells whether the images of a benchmark are still the same.
+    """Return a text that changes if the images of a benchmark change.
 
     Raises:
         DataError: There is no such folder.
@@ -124,7 +124,7 @@ def describe_folder(folder: Path) -> str:
 
 
 def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages:
-    """Read all images of benchmarks, of datasets or below folders, unless that is done already.
+    """Read all images of benchmarks (datasets or folders of images), or return the finished result in `out`.
 
     Args:
         folders: The benchmarks.

@@ -1,4 +1,4 @@
-"""Second pass: which sample goes where. Only the indexes are in memory, about 60 bytes a sample at the most."""
+"""Second pass: shuffle the samples and cut them into shards, with at most about 60 bytes per sample in memory."""
 
 import hashlib
 import tarfile
@@ -15,9 +15,9 @@ from .spool import SpoolFiles
 from .work_folder import write_array
 
 PLACE = np.dtype([("part", "<u4"), ("length", "<u4"), ("offset", "<u8")])
-"""Where a sample lies: number of its part, and bytes of its record in the spool file."""
+"""Location of a sample: number of its part, length and offset of its record in the spool file."""
 _END_MARK = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
-"""Bytes that tarfile ends an archive with, at most."""
+"""Most bytes of the end mark that tarfile writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class Plan:
     Attributes:
         path: File of the array of `PLACE`, in the order of the shards.
         cuts: Positions at which shards begin, and the number of samples at the end.
-        bytes: Bytes of each shard, about.
+        bytes: Approximate bytes of each shard.
         identity: Checksum of order, places and cuts.
     """
 
@@ -87,7 +87,7 @@ def make_plan(
 
 
 def _cut(ends: np.ndarray, samples_per_shard: int, shard_bytes: int) -> tuple[int, ...]:
-    """Fill one shard after another; `ends` are the bytes up to the end of each sample."""
+    """Return the cuts of shards filled in order; `ends` are cumulative bytes at the end of each sample."""
     cuts = [0]
     while (start := cuts[-1]) < len(ends):
         before = int(ends[start - 1]) if start else 0
@@ -136,7 +136,7 @@ def load_ids(spool: Path, numbers: Sequence[int]) -> np.ndarray:
 
 
 def first_repeats(ids: np.ndarray, most: int) -> list[int]:
-    """Return the first places in `ids` whose value was there before, zeros apart."""
+    """Return the first `most` indexes of `ids` whose value is repeated from an earlier one, except 0."""
     ordered = np.argsort(ids, kind="stable")
     again = np.zeros(len(ids), dtype=bool)
     again[1:] = (ids[ordered[1:]] == ids[ordered[:-1]]) & (ids[ordered[1:]] != 0)

@@ -1,4 +1,4 @@
-"""What became of the rows: counts and the first cases, by part and of all parts together."""
+"""Counts of rows and the first skipped ones, by part and for all parts."""
 
 import json
 from collections import Counter
@@ -9,17 +9,17 @@ from typing import Any
 from ...shards.sample import SampleError
 
 MAX_REPORTED = 100
-"""Problems, repeated ids and images of benchmarks that are named."""
+"""Most problems, repeated ids and images of benchmarks that are listed."""
 _FIRST_OF_A_REASON = 5
 
 
 @dataclass(kw_only=True, slots=True)
 class PartReport:
-    """What became of the rows of one part; of all parts where they are added up.
+    """Counts for the rows of one part, or of all parts after `merge_reports`.
 
     Attributes:
         part: Name of the part.
-        cap: Most rows that were to be read of it.
+        cap: Limit of rows to read.
         read: Rows that were read.
         written: Samples.
         images: Images of the samples.
@@ -52,7 +52,7 @@ class PartReport:
     def add_skipped(self, error: SampleError, row: int) -> None:
         """Count a row that is skipped."""
         self.skipped[error.reason] += 1
-        # What a row holds may be no text that a file can hold.
+        # Lone surrogates cannot be written to a file.
         message = str(error).encode("utf-8", "backslashreplace").decode()
         first = self.skipped_first.setdefault(error.reason, [])
         if len(first) < _FIRST_OF_A_REASON:
@@ -80,7 +80,7 @@ class PartReport:
 
 
 def merge_reports(reports: Iterable[PartReport]) -> PartReport:
-    """Add up the parts, in their order."""
+    """Add up the reports of parts, in their order."""
     total = PartReport()
     for report in reports:
         for name in ("read", "written", "images", "sources", "skipped", "overlap"):
@@ -94,6 +94,6 @@ def merge_reports(reports: Iterable[PartReport]) -> PartReport:
 
 
 def format_counts(skipped: Counter[str]) -> str:
-    """Return reasons and counts in words, the most frequent first."""
+    """Format reasons and counts for a message, the most frequent first."""
     ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason}: {number}" for reason, number in ordered) or "nothing skipped"

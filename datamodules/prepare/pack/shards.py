@@ -1,4 +1,4 @@
-"""Third pass: each shard is written by one process, whole or not at all, and not again where it is finished."""
+"""Third pass: each shard is written by one process, complete or not at all; finished ones are kept."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _OPEN_FILES = 128
 
 @dataclass(kw_only=True, slots=True)
 class ShardJob:
-    """Write single shards; an object, because it is sent to other processes.
+    """Callable that writes one shard; it is pickled into worker processes.
 
     Attributes:
         out: Folder of the shards.
@@ -47,11 +47,11 @@ class ShardJob:
     _files: "OrderedDict[int, BinaryIO]" = field(default_factory=OrderedDict, repr=False)
 
     def path(self, number: int) -> Path:
-        """Return where a shard lies."""
+        """Return the path of a shard."""
         return self.out / f"{self.name}-{number:05d}.tar"
 
     def finished(self, number: int) -> Shard | None:
-        """Return the entry of a shard that is written already, for this very plan; None for one that is not."""
+        """Return the entry of a shard that this plan has already written, or None."""
         try:
             record = json.loads(self._record(number).read_text("utf-8"))
             shard = Shard(**record["shard"])
@@ -66,7 +66,7 @@ class ShardJob:
         """Write a shard and its record.
 
         Raises:
-            DataError: The disk is full, or an image or spool file is not what it was.
+            DataError: The disk is full, or an image or spool file has changed.
         """
         start, end = self.plan.cuts[number], self.plan.cuts[number + 1]
         places = np.load(self.plan.path, mmap_mode="r", allow_pickle=False)[start:end]
@@ -113,7 +113,7 @@ class ShardJob:
         return sample
 
     def _spool_file(self, part: int) -> BinaryIO:
-        """Open the spool file of a part, and close the one that was not used for longest where too many are open."""
+        """Return the open spool file of a part; the least recently used one is closed if too many are open."""
         if part in self._files:
             self._files.move_to_end(part)
             return self._files[part]
@@ -131,7 +131,7 @@ class ShardJob:
 
 
 def unfinished(job: ShardJob) -> tuple[dict[int, Shard], Sequence[int]]:
-    """Return the shards that are written already, and the numbers of the others."""
+    """Return the finished shards by number, and the numbers of the others."""
     done = {
         number: shard for number in range(job.plan.num_shards) if (shard := job.finished(number)) is not None
     }

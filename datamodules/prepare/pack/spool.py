@@ -1,8 +1,8 @@
-"""First pass: each part of the raw data -> one file of samples in the order of the rows, and an index of them.
+"""First pass: each part of the raw data -> a file of samples in the order of the rows, and an index of them.
 
 A record of the spool file is the length of its head (4 bytes), its head, and the bytes of its images, one after
-another. The head is JSON: the sample's record, and for each image its ending, checksum, length, and path where it
-stays outside.
+another. The head is JSON: the sample's record, and for each image its ending, checksum, length, and its path if it
+stays in its own file.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from .work_folder import write_array, write_whole
 ROW = np.dtype(
     [("order", "<u8"), ("id", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("size", "<u4")], align=False
 )
-"""One sample: its place in the shuffle, hash of its id (0 = none), place in the spool file, bytes in a shard."""
+"""One sample: hash that orders it, hash of its id (0 = none), offset and length in the spool file, bytes in a shard."""
 _LARGEST = 2**32 - 1
 
 
@@ -40,7 +40,7 @@ class SpoolFiles:
 
     Attributes:
         folder: Where they lie.
-        number: The part's place among all parts.
+        number: Index of the part.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class SpoolFiles:
 
     @property
     def report(self) -> Path:
-        """What became of the rows; written last: the part is finished where it is there."""
+        """The `PartReport`; written last, so a part is finished if it exists."""
         return self.folder / f"{self.number:06d}.json"
 
 
@@ -79,7 +79,7 @@ class SpoolJob:
         license: ``license`` of samples that name none.
         seed: Seed of the shuffle.
         strict: Raise the first invalid row.
-        known: Images of benchmarks that are looked for; None for none.
+        known: Images of benchmarks to compare with; None for none.
         drop_overlap: Skip samples with such an image.
     """
 
@@ -123,7 +123,7 @@ class SpoolJob:
         return report
 
     def _read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Read a part; what its files say is not to be taken for what the disk of the shards says."""
+        """Read a part; an OSError of its files is a DataError, unlike one of the disk that is written to."""
         try:
             yield from self.raw.read(part)
         except OSError as error:
@@ -140,7 +140,7 @@ class SpoolJob:
         spooled: "_Spooled",
         report: PartReport,
     ) -> None:
-        """Check a sample as it will be written, and spool it."""
+        """Validate a sample in its final form and append it to the spool file."""
         where = f"{part.name}, row {row}"
         data = [image_bytes(image, where=where) for image, _ in item.images]
         # A key of the same length, so that the size is that of the sample in its shard.
@@ -180,7 +180,7 @@ class _Spooled:
 
 
 class _SpoolFile:
-    """Appends records; the file gets its name when it is whole."""
+    """Appends records; the file is renamed to its name when complete."""
 
     def __init__(self, path: Path) -> None:
         self.size = 0
@@ -221,11 +221,11 @@ def read_record(
         length: Bytes of its record.
 
     Returns:
-        Its JSON, the bytes of its images, and what is known of each: ``extension``, ``path``, ``w``, ``h`` and
+        Its JSON, the bytes of its images, and a description of each: ``extension``, ``path``, ``w``, ``h`` and
         ``sha256``.
 
     Raises:
-        DataError: The spool file is damaged, or an image that stayed outside is not there any more.
+        DataError: The spool file is damaged, or the file of an image is gone.
     """
     stream.seek(offset)
     content = stream.read(length)

@@ -1,4 +1,4 @@
-"""The folder of an unfinished packing: whose it is, what is done, and files that are whole or absent."""
+"""The working folder of an unfinished `pack`: identity of the run, finished parts and shards."""
 
 import hashlib
 import io
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"
 _FORMAT = 1
 _IDENTITY = "identity.json"
-# What decides about the bytes of the dataset; the rest of the options does not.
+# Options that determine the bytes of the dataset.
 _DECIDING = ("seed", "samples_per_shard", "shard_bytes", "limit", "strict", "drop_overlap")
 
 
 class WorkFolder:
-    """`.prepare` in the output folder; it is there until the dataset is finished.
+    """`.prepare` in the output folder; removed when the dataset is finished.
 
     Attributes:
         path: The folder.
-        spool: Where the samples of finished parts lie.
-        packed: Where the records of finished shards lie.
+        spool: Folder of the samples of finished parts.
+        packed: Folder of the records of finished shards.
     """
 
     def __init__(self, out: Path) -> None:
@@ -48,7 +48,7 @@ class WorkFolder:
         return self.path / "workers.lock"
 
     def belongs_to(self, identity: Mapping[str, Any]) -> bool:
-        """Say whether the folder holds work on the very same dataset."""
+        """Return whether the folder holds work with this identity."""
         try:
             found = json.loads((self.path / _IDENTITY).read_text("utf-8"))
         except (OSError, ValueError):
@@ -59,17 +59,17 @@ class WorkFolder:
         """Keep other runs out of the folder.
 
         Raises:
-            DataError: Another run is at work in it.
+            DataError: Another run uses it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = acquire(self.path / "run.lock")
         wait_for_workers(self.workers_lock)
 
     def clear(self) -> None:
-        """Throw away the work on another dataset."""
+        """Remove work on another dataset."""
         if self.spool.exists():
             logger.warning(
-                "%s holds work on another dataset (other data or settings); it is thrown away", self.path
+                "%s holds work on another dataset (other data or settings); it is removed", self.path
             )
         (self.path / _IDENTITY).unlink(missing_ok=True)
         shutil.rmtree(self.spool, ignore_errors=True)
@@ -79,13 +79,13 @@ class WorkFolder:
                 path.unlink()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder ready for a dataset."""
+        """Create the subfolders and write the identity."""
         self.spool.mkdir(exist_ok=True)
         self.packed.mkdir(exist_ok=True)
         write_whole(self.path / _IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
 
     def close(self) -> None:
-        """Unlock the folder and leave it for the next run."""
+        """Unlock the folder and keep it for the next run."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -109,7 +109,7 @@ def identity_of(
         raw: The data.
         parts: Its parts.
         options: The settings.
-        known: What describes the images of benchmarks.
+        known: Descriptions of the images of benchmarks (`describe_folder`).
     """
     inputs = hashlib.sha256()
     for path in input_files(raw, parts):

@@ -1,7 +1,7 @@
 """`prepare tabfact`: Table-Fact-Checking -> page images and statements, to be answered True or False.
 
 Format: wenhuchen/Table-Fact-Checking, `tokenized_data/<split>_examples.json` and `data/all_csv/*.csv`, cells separated
-by `#`. A folder with a `statements.jsonl` of table, statement, label and caption, and `csv/`, is taken as well.
+by `#`. A folder with a `statements.jsonl` of table, statement, label and caption, and `csv/`, is also read.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def read_statements(
 
 
 def _problem(table: object, statement: object, label: object, caption: object) -> str:
-    """What is wrong with a row; empty where nothing is."""
+    """Return the problem of a row; empty if it is valid."""
     if not is_text(table):
         return f"expected the name of a table, found {table!r:.60}"
     if not is_text(statement):
@@ -109,7 +109,7 @@ def _problem(table: object, statement: object, label: object, caption: object) -
 
 
 def _statements(folder: Path, split: str) -> Path:
-    """Return the file of a split: the release's, or the one list of an extract."""
+    """Return the file of a split: that of the release, or the list of an extract."""
     listed = folder / "statements.jsonl"
     return listed if listed.is_file() else folder / "tokenized_data" / f"{_SPLITS[split]}_examples.json"
 
@@ -124,7 +124,7 @@ def _listed(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 
 def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
     try:
-        # As pairs: of a table that is there twice a mapping would hold the last alone.
+        # As pairs, since a mapping would drop repeated tables.
         tables = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
         pairs = [(table, entry) for table, entry in tables]
     except (ValueError, TypeError, RecursionError) as error:
@@ -140,7 +140,7 @@ def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
             yield where, SampleError(problem, "bad_row")
             continue
         if table in seen:
-            yield where, SampleError(f"{where}: a table that was there before", "repeated_table")
+            yield where, SampleError(f"{where}: a repeated table", "repeated_table")
             continue
         seen.add(table)
         for number, (statement, label) in enumerate(found):
@@ -148,7 +148,7 @@ def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 
 
 def _csv_folder(folder: Path) -> Path:
-    """Return where the tables lie: the release's place, or that of an extract."""
+    """Return the folder of the tables: that of the release, or of an extract."""
     return folder / "data" / "all_csv" if (folder / "data" / "all_csv").is_dir() else folder / "csv"
 
 

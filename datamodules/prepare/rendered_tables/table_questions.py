@@ -1,4 +1,4 @@
-"""Questions about rendered tables -> shards; what `prepare wtq` and `prepare tabfact` have in common."""
+"""Questions about rendered tables -> shards; shared by `prepare wtq` and `prepare tabfact`."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ from ...shards.writer import ShardWriter
 from ..sources.json_files import is_text, json_lines
 from .tables import Table, render, to_png
 
-_AHEAD = 4  # tables a worker draws ahead of the writer
+_AHEAD = 4  # tables per worker, rendered ahead of the writer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +30,8 @@ class TableQuestion:
         name: Its name in the dataset.
         table: Name of the table.
         text: The question or statement.
-        answers: What is right: all items of the answer.
-        meta: What its benchmark needs to score it.
+        answers: All items of the reference answer.
+        meta: Fields that its benchmark needs for scoring.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TableQuestion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableQuestions:
-    """Where questions and tables come from.
+    """Questions of one split, with the terms of their tables.
 
     Attributes:
         name: Name of the shards.
@@ -74,16 +74,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="jsonl rows of BigDocs-7.5M with img_id, query and annotations, asked instead",
     )
     parser.add_argument("--limit", type=int, help="only the first tables")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render; default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
 
 
 def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Namespace) -> Manifest:
-    """Draw the tables and write their questions as shards; invalid ones are counted by reason, and the first are named.
+    """Render the tables and write their questions as shards; invalid ones are counted by reason.
 
     Args:
         chosen: Questions.
-        load: Gives a table by its name.
+        load: Loads a table by its name.
         options: Of `add_options`.
 
     Raises:
@@ -118,13 +118,13 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
 
 
 class LoadTable:
-    """Callable that gives a table by its name; subclasses can be sent to another process."""
+    """Callable that loads a table by its name; subclasses can be pickled."""
 
     def __call__(self, name: str) -> Table:
         """Return the table.
 
         Raises:
-            SampleError: There is none, or it does not read.
+            SampleError: It is missing or cannot be read.
         """
         raise NotImplementedError
 
@@ -132,8 +132,8 @@ class LoadTable:
 def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | SampleError]:
     """Read rows of BigDocs-7.5M's table configs, which come without images, as questions.
 
-    A row's ``img_id`` names its table: the table's whole name, or the last part of it where that is unique; endings
-    such as ``.csv`` do not count.
+    A row's ``img_id`` names its table: the table's full name, or its last part if that is unique; endings such as
+    ``.csv`` are ignored.
 
     Raises:
         DataError: There is no such file.
@@ -178,7 +178,7 @@ class TableNames:
 
     Attributes:
         whole: Name without endings -> name.
-        last: Last part of it -> name, where only one has that part.
+        last: Last part of it -> name, if the part is unique.
     """
 
     whole: Mapping[str, str]
@@ -197,7 +197,7 @@ class TableNames:
         return cls(whole=whole, last=last)
 
     def find(self, name: str) -> str | None:
-        """Return the table of a name; None where there is none, or several could be meant."""
+        """Return the table of a name; None if it is missing or ambiguous."""
         plain = plain_name(name)
         return self.whole.get(plain) or self.last.get(plain.rpartition("/")[2])
 
@@ -236,12 +236,12 @@ def _records(
 
 
 def _render_all(names: Sequence[str], load: LoadTable, workers: int) -> Iterator[list[bytes] | SampleError]:
-    """Draw tables in order, in this process or a few ahead in others."""
+    """Render tables in order, in this process or a few ahead in workers."""
     if workers <= 1:
         yield from (_render_one(name, load) for name in names)
         return
     with ProcessPoolExecutor(workers) as pool:
-        step = workers * _AHEAD  # the pool itself would draw everything ahead and keep it in memory
+        step = workers * _AHEAD  # pool.map over all names would render all tables ahead of the writer
         for start in range(0, len(names), step):
             part = names[start : start + step]
             yield from pool.map(_render_one, part, [load] * len(part))

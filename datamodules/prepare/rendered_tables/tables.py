@@ -1,7 +1,7 @@
-"""Tables as page images: HTML -> PDF (weasyprint) -> pixels (pdfium). Nothing of a table is lost.
+"""Tables as page images: HTML -> PDF (weasyprint) -> pixels (pdfium).
 
-Wide tables get a wider page; long ones several pages, each with the header row again. What the PDF's text layer lacks
-of a table's cells is an error.
+Wide tables get a wider page; long ones several pages, each with the header row again. A cell that is missing in the
+PDF's text layer is an error, so no text of a table is lost.
 """
 
 import html
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedCell:
-    """A cell that is on a page: its text without what is hidden in it, and the rows and columns it spans."""
+    """A cell on a page: its visible text, and the rows and columns it spans."""
 
     text: str
     rows: int = 1
@@ -86,10 +86,10 @@ class RenderedCell:
 
 
 def render(table: Table) -> list[Image.Image]:
-    """Draw a table.
+    """Render a table to page images.
 
     Returns:
-        Pages of at most `PAGE_HEIGHT_PX`, cropped to what is on them.
+        Pages of at most `PAGE_HEIGHT_PX`, cropped to their content.
 
     Raises:
         SampleError: It is empty, or text of its cells is not on the pages.
@@ -111,8 +111,8 @@ def render(table: Table) -> list[Image.Image]:
 def missing_cells(table: Table, rendered: Sequence[RenderedCell], text: str) -> list[str]:
     """Return the cells of a table that are not on its pages; white space, case and invisible marks do not count.
 
-    Each cell of the table needs a rendered one for itself: of two equal cells one that is lost is noticed, and so is a
-    `12` beside a `123`. A rendered cell that spans rows or columns stands for as many. In published markup it may hold
+    Each cell of the table needs its own rendered cell, so one lost of two equal cells is noticed, and a `12` beside a
+    `123`. A rendered cell that spans rows or columns stands for as many. In published markup it may hold
     more than the cell, such as notes.
 
     Args:
@@ -133,13 +133,13 @@ def missing_cells(table: Table, rendered: Sequence[RenderedCell], text: str) -> 
 
 
 def _without_notes(lost: Sequence[str], spare: Counter[str]) -> list[str]:
-    """Leave out the cells that a rendered one holds among other things: notes, or the names of images.
+    """Remove the cells whose text is part of a rendered cell, beside notes or names of images.
 
     Args:
         lost: Cells, the longest first, because few rendered ones can hold them.
         spare: Drawn cells that are equal to none of the table.
     """
-    for holds in (str.__contains__, _holds):  # in one piece where that can be
+    for holds in (str.__contains__, _holds):  # contiguous text first
         left = []
         for cell in lost:
             found = (text for text, count in spare.items() if count > 0 and holds(text, cell))
@@ -159,7 +159,7 @@ def _holds(text: str, cell: str) -> bool:
 
 
 def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[str]) -> list[str]:
-    """Leave out the cells that the release has joined, line by line, from several header rows."""
+    """Remove the cells that the release has joined from several header rows."""
     joined = {
         _plain(cell)
         for cell in header
@@ -169,7 +169,7 @@ def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[st
 
 
 def _copies(cell: RenderedCell, table: Table) -> int:
-    """How many cells of the table a rendered one stands for; spans may be given wider than the table is."""
+    """Return how many cells of the table a rendered one covers; spans may exceed the table."""
     return min(cell.rows, len(table.rows)) * min(cell.columns, max(map(len, table.rows), default=1))
 
 
@@ -184,7 +184,7 @@ def _plain(text: str) -> str:
 
 
 def _pdf(table: Table) -> tuple[Any, list[RenderedCell]]:
-    """Lay a table out on pages that are wide enough; return the document, and the cells that are on them."""
+    """Lay out a table on pages that are wide enough; return the document and its rendered cells."""
     pdfium = _pdfium()
     width = PAGE_WIDTH_PX
     for _ in range(_WIDENINGS):
@@ -195,8 +195,8 @@ def _pdf(table: Table) -> tuple[Any, list[RenderedCell]]:
             return document, rendered
         width = math.ceil(right) + MARGIN_PX
     raise SampleError(
-        f"table {table.name} is wider than its page however wide that is made (last {width} px): its markup sets "
-        "widths; draw it from its cells",
+        f"table {table.name} does not fit a page of any tried width (last {width} px): its markup sets "
+        "widths; render it from its cells",
         "too_wide",
     )
 
@@ -207,7 +207,7 @@ def _layout(table: Table, width: int) -> tuple[bytes, list[RenderedCell]]:
     style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
 
     class OnlyFonts(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]  # the package has no types
-        """Fetches nothing that a published table refers to: no images, no style sheets."""
+        """Fetches the fonts only, none of the images and style sheets that a published table refers to."""
 
         def fetch(self, url: str, headers: Any = None) -> Any:
             if url not in (font, bold):
@@ -252,11 +252,11 @@ def to_png(page: Image.Image) -> bytes:
 
 @lru_cache(maxsize=1)
 def _weasyprint() -> Any:
-    # Its import lets Pillow read cut images everywhere in the process, which would hide damaged pages.
+    # Its import makes Pillow accept truncated images in the whole process, which would hide damaged pages.
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with warnings.catch_warnings():
-            # It does without the library HarfBuzz-Subset, and says that it will not for ever.
+            # It warns that HarfBuzz-Subset will be required.
             warnings.simplefilter("ignore", DeprecationWarning)
             import weasyprint
     except ImportError as error:
@@ -282,7 +282,7 @@ def _pdfium() -> Any:
 
 @lru_cache(maxsize=1)
 def _font_files() -> tuple[str, str]:
-    """Return addresses of the typeface and its bold: the same on every machine; others only for letters it lacks."""
+    """Return URLs of the typeface and its bold, the same on every machine; other fonts fill in missing letters."""
     from importlib.util import find_spec
     from pathlib import Path
 

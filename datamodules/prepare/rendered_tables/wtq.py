@@ -1,7 +1,7 @@
 """`prepare wtq`: WikiTableQuestions -> page images and questions.
 
 Format: ppasupat/WikiTableQuestions 1.0.2, `data/<split>.tsv`, `tagged/data/<split>.tagged`, `csv/<n>-csv/<m>.csv` and
-`.html`. A folder with a `questions.jsonl` of id, question, context and answers is taken as well.
+`.html`. Also reads a folder with a `questions.jsonl` of id, question, context and answers.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         "--markup",
         choices=("html", "csv"),
         default="html",
-        help="draw the page's own HTML, or its cells; default html",
+        help="render the page's own HTML, or its cells; default html",
     )
     options = parser.parse_args(argv)
     if options.bigdocs:
@@ -63,7 +63,7 @@ def table_names(folder: Path) -> Iterator[str]:
 
 
 def all_tables(folder: Path) -> "WikiTable":
-    """Return the tables of all splits, drawn from the pages' own HTML where it is there."""
+    """Return the tables of all splits, rendered from the pages' own HTML if present."""
     return WikiTable(folder=folder)
 
 
@@ -99,7 +99,7 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
 
 
 def _problem(name: object, question: object, context: object, answers: object) -> str:
-    """What is wrong with a row; empty where nothing is."""
+    """Return the problem of a row; empty if it is valid."""
     for what, value in (("id", name), ("question", question), ("table", context)):
         if not is_text(value):
             return f"expected text as {what}, found {value!r:.60}"
@@ -148,7 +148,7 @@ def unescape(text: str) -> str:
 
 
 def _canonical(path: Path) -> dict[str, list[str]]:
-    """Question -> canonical forms of its answers, where the release's tagged file is there."""
+    """Return question -> canonical forms of its answers; empty without the release's tagged file."""
     if not path.is_file():
         return {}
     try:
@@ -174,7 +174,7 @@ class WikiTable(LoadTable):
 
     Attributes:
         folder: Folder of the release.
-        html: Whether to draw the page's own HTML where it is there.
+        html: Whether to render the page's own HTML if present.
     """
 
     folder: Path

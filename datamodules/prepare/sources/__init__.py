@@ -1,1 +1,1 @@
-"""Files that benchmarks are published in -> samples in normal form (no torch here)."""
+"""Files that benchmarks are published in -> samples in the sample schema (no torch here)."""

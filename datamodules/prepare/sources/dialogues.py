@@ -1,4 +1,4 @@
-"""Conversations as LLaVA's files hold them -> turns in normal form."""
+"""LLaVA's conversations -> turns in the sample schema."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,8 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
 
     Args:
         conversations: The turns.
-        num_images: Images that the row has.
-        where: How errors name the row.
+        num_images: Number of images of the row.
+        where: Name of the row in errors.
 
     Raises:
         SampleError: No turns, an unknown speaker, no text (``bad_conversation``), ``<image>`` is not there once for
@@ -35,7 +35,7 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
                 f"{where}: turn {number} needs 'from' ({', '.join(_ROLES)}) and 'value' (a text), found {turn!r:.120}",
                 "bad_conversation",
             )
-        # In an answer the token is text: nothing is shown there.
+        # In an answer the token is plain text.
         content = _parts(text, images) if speaker == "human" else [{"type": "text", "text": text}]
         images += sum(part["type"] == "image" for part in content)
         turns.append({"role": _ROLES[speaker], "content": content})
@@ -45,7 +45,7 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
         )
     answers = [turn["content"][0]["text"] for turn in turns if turn["role"] == "assistant"]
     if not answers or not any(text.strip() for text in answers):
-        raise SampleError(f"{where}: no turn of gpt that says anything", "empty_answer")
+        raise SampleError(f"{where}: no turn of gpt with text", "empty_answer")
     return turns
 
 
@@ -65,7 +65,7 @@ def _parts(text: str, first: int) -> list[dict[str, Any]]:
 
 
 def check_answered(record: Mapping[str, Any], *, where: str) -> None:
-    """Check that a record in normal form has an answer: a turn that says anything, or a reference.
+    """Check that a record in the sample schema has a non-empty answer or reference.
 
     Records without a turn of the assistant pass: they are questions alone, as of a benchmark's test split.
 

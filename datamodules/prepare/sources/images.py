@@ -1,4 +1,4 @@
-"""Images that rows name, in a folder, or hold, as bytes."""
+"""Images of rows: named files of a folder, or embedded bytes."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2
 
 
 def safe_path(name: str, *, where: str) -> PurePosixPath:
-    """Return a relative path that stays below the folder it is joined to.
+    """Return a relative path after a check that it stays below the folder it is joined to.
 
     Raises:
         SampleError: It is absolute, goes upwards, or cannot be a path (``unsafe_path``).
@@ -48,7 +48,7 @@ class ImageFolder:
 
     Attributes:
         root: The folder.
-        index: Its images by name, where it was indexed already; it goes along into other processes.
+        index: Its images by name, if indexed already; pickled with it.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class ImageFolder:
 
     @classmethod
     def indexed(cls, root: Path) -> "ImageFolder":
-        """Return a folder whose images are found by name.
+        """Return a folder with an index by name.
 
         Raises:
             DataError: There is no such folder.
@@ -94,30 +94,29 @@ class ImageFolder:
         return self.read(name, where=where)
 
     def pages(self, name: str, *, where: str) -> list[EncodedImage]:
-        """Return the image of a name (`find`), the one page that a row of BigDocs is about."""
+        """Return the single page of a row of BigDocs (`find`)."""
         return [self.find(name, where=where)]
 
     def estimate(self) -> tuple[int, int]:
-        """Return the bytes of all images, and of those that are not read from their files again: none."""
+        """Return the bytes of all images, and of those copied into the spool: none."""
         return total_bytes(self.root), 0
 
 
 @lru_cache(maxsize=32)
 def _checked(path: Path) -> EncodedImage:
-    """Check a file; rows that follow one another often are about one page."""
+    """Check a file; cached, because consecutive rows often share a page."""
     return checked_image_file(path, where=_PREFIX.rstrip(": "))
 
 
 class FolderIndex:
     """Images of a folder by name.
 
-    No dataclass, on purpose: packing looks at the fields of dataclasses for input files, and these are names by the
-    million.
+    Not a dataclass: `pack` searches the fields of dataclasses for input files, and these are millions of names.
 
     Attributes:
         names: File name -> path relative to the folder; the first path in sorted order where several have the name.
         stems: File name without its ending -> path.
-        duplicates: Files that bear a name that another file has already.
+        duplicates: Number of files with the name of an earlier one.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -140,7 +139,7 @@ def index_folder(root: Path) -> FolderIndex:
     index = FolderIndex(image_paths(root))
     if index.duplicates:
         logger.warning(
-            "%s: %d images bear the name of an earlier one and are not used", root, index.duplicates
+            "%s: %d images have the name of an earlier one and are not used", root, index.duplicates
         )
     return index
 

@@ -15,7 +15,7 @@ from ...shards.sample import SampleError
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of the lines that are not blank, the first being line 1.
 
-    A line ends with a line feed alone: texts of datasets hold the other marks that `str.splitlines` takes for ends.
+    Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
 
     Raises:
         DataError: A line is not UTF-8.
@@ -31,7 +31,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
-    """Yield place and object of the lines that are not blank; where a line is no object, the error that says so."""
+    """Yield (position for errors, object) for each line that is not blank; a SampleError if it is not a JSON object."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -89,7 +89,7 @@ class ListSlice:
         """Parse the elements.
 
         Raises:
-            DataError: The file is not the one that was cut, or its text is not UTF-8.
+            DataError: The file has changed since it was cut, or is not UTF-8.
         """
         with path.open("rb") as stream:
             stream.seek(self.start)
@@ -133,7 +133,7 @@ def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
         raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:
         text = _Window(stream, path)
-        text.take("[", "it holds no JSON list")
+        text.expect("[", "it holds no JSON list")
         if text.peek() == "]":
             return
         while True:
@@ -141,19 +141,19 @@ def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
             begin = text.offset
             text.skip_element()
             yield begin, text.offset
-            if text.take(",]", "expected a comma or the end of the list") == "]":
+            if text.expect(",]", "expected a comma or the end of the list") == "]":
                 return
 
 
 class _Window:
-    """Part of a file as text of one character a byte: JSON's own marks are ASCII, so elements end at the same place."""
+    """Window over a file, decoded as one character per byte: JSON's syntax is ASCII, so offsets are bytes."""
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._stream = stream
         self._path = path
         self._held = ""
         self._begin = 0  # byte of the file that `_held` begins at
-        self._at = 0  # place in `_held` that comes next
+        self._at = 0  # next position in `_held`
         self._decode = json.JSONDecoder().raw_decode
 
     @property
@@ -162,18 +162,18 @@ class _Window:
         return self._begin + self._at
 
     def peek(self) -> str:
-        """Go on to the next character that is no white space and return it; an empty text at the end of the file."""
+        """Skip white space and return the next character; empty at the end of the file."""
         while True:
             match = _SPACE.match(self._held, self._at)
             self._at = match.end() if match else self._at
             if self._at < len(self._held) or not self._more():
                 return self._held[self._at : self._at + 1]
 
-    def take(self, marks: str, problem: str) -> str:
-        """Take one of some marks.
+    def expect(self, marks: str, problem: str) -> str:
+        """Consume one of the characters `marks` and return it.
 
         Raises:
-            DataError: Something else is there.
+            DataError: Another character follows.
         """
         mark = self.peek()
         if not mark or mark not in marks:
@@ -185,7 +185,7 @@ class _Window:
         return mark
 
     def skip_element(self) -> None:
-        """Go on to the end of the element that begins here.
+        """Skip the element that begins here.
 
         Raises:
             DataError: It is not JSON.
@@ -194,20 +194,20 @@ class _Window:
             try:
                 _, end = self._decode(self._held, self._at)
             except (ValueError, RecursionError) as error:
-                # Either the element goes on behind what was read, or it is broken.
+                # The element extends beyond the window, or is invalid.
                 if len(self._held) - self._at > _LARGEST_ELEMENT or not self._more():
                     raise DataError(
                         f"{self._path}: the element at byte {self.offset} is not JSON ({error}); fetch the file again"
                     ) from error
                 continue
             length = end - self._at
-            # A number may go on behind what was read: `-1` and then `.5`.
+            # A number may continue beyond the window: `-1`, then `.5`.
             if self._held[end - 1] in _CLOSING or self._held[end : end + 1] in _AFTER or not self._more():
                 self._at += length
                 return
 
     def _more(self) -> bool:
-        """Read on, and forget what lies behind; False at the end of the file."""
+        """Read the next block and drop consumed text; False at the end of the file."""
         block = self._stream.read(_BLOCK_BYTES)
         self._held = self._held[self._at :] + block.decode("latin-1")
         self._begin += self._at

@@ -1,9 +1,9 @@
-"""DocDownstream-style jsonl: a record a line, images in a folder.
+"""DocDownstream-style jsonl: one record per line, images in a folder.
 
 One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|image|>Total?"}, {"role":
 "assistant", "content": "12.50"}], "task_name": "qa_sft", "dataset_name": "DocVQA"}`, with optional
 `references` (accepted answers) and `lines` (text lines of the first image). `images` may stand for `image`, `<image>`
-for `<|image|>`, and the content of a turn may be the parts of the normal form.
+for `<|image|>`, and the content of a turn may be the parts of the sample schema.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class JsonlData:
         return self.path.name
 
     def parts(self) -> list[Part]:
-        """Cut the file at the ends of lines.
+        """Cut the file into parts at line ends.
 
         Raises:
             ConfigError: `start` is negative.
@@ -97,7 +97,7 @@ class JsonlData:
                 yield error
 
     def input_bytes(self) -> int:
-        """Return the size of the file, and of the images as some records let expect."""
+        """Estimate the size of the file and of its images, from a sample of records."""
         parts = self.parts()
         measured = parts[:: max(1, len(parts) // _MEASURED_PARTS)]
         sizes = [
@@ -157,14 +157,14 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
 
 
 def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
-    """Yield what lines hold, those apart that are no JSON."""
+    """Yield the parsed lines; lines that are not JSON are skipped."""
     for text in lines:
         with contextlib.suppress(ValueError, RecursionError):
             yield json.loads(text)
 
 
 def _marked(record: dict[str, Any], num_images: int) -> dict[str, Any]:
-    """Spell LLaVA's and ms-swift's mark as ours, where it stands once for each image and ours nowhere."""
+    """Replace ``<image>`` (LLaVA, ms-swift) by ``<|image|>`` if only it occurs, once per image."""
     turns: Any = record.get("messages")
     plain = isinstance(turns, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns

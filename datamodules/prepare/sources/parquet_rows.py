@@ -30,7 +30,7 @@ class ParquetRows:
         source: Value of the samples' ``source``.
         license: Terms of the dataset.
         schema: Columns that a file must have.
-        optional: Columns that are read where they are there; no others are.
+        optional: Further columns that are read if present; other columns are not read.
     """
 
     files: tuple[StoredFile, ...]
@@ -46,7 +46,7 @@ class ParquetRows:
         Raises:
             DataError: A file is no parquet file, or of another schema.
         """
-        # Footers of a hub's files come one by one over the network: waiting for them is what takes the time.
+        # Footers of remote files are one request each: latency dominates.
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE if any(not f.local for f in self.files) else 1) as pool:
             counts = list(pool.map(self._group_sizes, self.files))
         return [
@@ -84,10 +84,10 @@ class ParquetRows:
         Args:
             row: Cells of the columns that are read.
             columns: Field of the schema -> its column.
-            where: How errors name the row.
+            where: Name of the row in errors.
 
         Raises:
-            SampleError: It is invalid.
+            SampleError: The row is invalid.
         """
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class ParquetRows:
         """Check the columns of a file, before anything is read; field of the schema -> its column.
 
         Raises:
-            ConfigError: They need a setting that is not made.
+            ConfigError: They need a setting that is missing.
         """
 
     def _group_sizes(self, file: StoredFile) -> list[int]:
@@ -142,7 +142,7 @@ def _parquet_file(stream: Any, file: StoredFile) -> Any:
         return pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except Exception as error:  # as in _rows
         raise DataError(
-            f"{file.path} is no whole parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
+            f"{file.path} is not a complete parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
         ) from error
 
 

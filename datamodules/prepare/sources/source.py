@@ -18,12 +18,12 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSample:
-    """One question on its way into a shard.
+    """One converted row, before it is written to a shard.
 
     Attributes:
-        record: Its JSON in normal form.
-        images: Bytes and file ending of each image, in the order of their index; a path stands for the bytes of
-            its file, which are read again when the sample is written.
+        record: Its JSON in the sample schema.
+        images: Content and file ending of each image, in the order of their index. The content is bytes, or the path
+            of a file that is read again when the sample is written.
     """
 
     record: dict[str, Any]
@@ -45,7 +45,7 @@ def image_bytes(image: bytes | Path, *, where: str) -> bytes:
 
 
 def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
-    """Return the image of a file that decodes to its end: its path, or its bytes where shards need another format.
+    """Check that an image file decodes to its end; return its path, or its bytes if shards need another format.
 
     Raises:
         SampleError: The file cannot be read, or does not decode.
@@ -56,7 +56,7 @@ def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
 
 
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
-    """Return an image that decodes to its end, with its file ending; formats that shards do not take become PNG.
+    """Check that an image decodes to its end; return it with its file ending, formats other than JPEG and WebP as PNG.
 
     Raises:
         SampleError: It does not decode.
@@ -76,12 +76,12 @@ def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A piece of the raw data that one process reads by itself: a file, a range of a file, a row group.
+    """A piece of the raw data that one process reads: a file, a range of a file, a row group.
 
     Attributes:
-        name: Unique and the same in every run: the order of the samples follows from it.
-        payload: What `RawData.read` needs to find it, in plain values.
-        rows: Rows in it, where that is known without reading; for the time that is left.
+        name: Unique and the same in every run; the shuffle depends on it.
+        payload: Plain values from which `RawData.read` finds it.
+        rows: Number of rows if known without reading, for the progress bar.
     """
 
     name: str
@@ -92,11 +92,11 @@ class Part:
 class RawData(Protocol):
     """Raw data of one source. Objects are pickled into the processes that read the parts.
 
-    CONTRACT: it is a dataclass, whose fields name all settings and all input files: an interrupted run is continued
-    where its `repr` and the sizes and times of those files are the same (datamodules/prepare/pack/work_folder.py).
+    Implementations are dataclasses whose fields hold all settings and input files: an interrupted run is resumed if
+    their `repr` and the sizes and times of those files are unchanged.
 
     Attributes:
-        name: What the data is called, in reports; also the default name of the dataset where nothing else is given.
+        name: Name of the data in reports.
         source: The ``source`` of samples whose record names none.
         license: Terms of the data.
     """
@@ -120,13 +120,13 @@ class RawData(Protocol):
         ...
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield one item for each row of a part, in order: a sample, or what is wrong with the row.
+        """Yield one item for each row of a part, in order: a sample, or the error of an invalid row.
 
         Images must have been decoded to their end (`checked_image`, `checked_image_file`), and messages must name
         file and row. The ``id`` of the record, where it has one, should be unique.
 
         Raises:
-            DataError: Something that makes all rows unusable; packing stops.
+            DataError: The part cannot be read; packing stops.
         """
         ...
 
@@ -137,8 +137,8 @@ class RawData(Protocol):
 
 @runtime_checkable
 class PartlySpooled(Protocol):
-    """What raw data may have besides, where it gives images as paths."""
+    """Optional method of raw data that yields images as paths."""
 
     def spool_bytes(self) -> int:
-        """Estimate the part of `input_bytes` that lies on the disk twice while packing: all but those images."""
+        """Estimate the bytes that are copied into the spool: all of `input_bytes` but those images."""
         ...

@@ -203,7 +203,7 @@ class Document:
     lines: list[dict[str, Any]]
 
     def record(self, turns: list[Question] | None = None, *, references: bool = False) -> dict[str, Any]:
-        """Return the JSON of a sample in normal form (datamodules/shards/sample.py).
+        """Return the JSON of a sample in the sample schema (datamodules/shards/sample.py).
 
         Args:
             turns: Part of the turns; all of them where None.

@@ -45,17 +45,8 @@ _KEY_PHRASES: dict[str, Maker] = {
     "Department": phrase, "Product": phrase, "Status": phrase, "Subject": phrase, "Brand": phrase, "Color": phrase,
 }  # fmt: skip
 _SUM_KEYS = (
-    "Total",
-    "TOTAL",
-    "Amount",
-    "Sum",
-    "Total due",
-    "Net total",
-    "Grand total",
-    "Balance",
-    "Cash",
-    "To pay",
-)
+    "Total", "TOTAL", "Amount", "Sum", "Total due", "Net total", "Grand total", "Balance", "Cash", "To pay",
+)  # fmt: skip
 _SIGNS = ("", "", "", "$", "RM")
 _REAL_KEY_SHARE = 0.3
 
@@ -308,7 +299,7 @@ def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
 
 
 def _format_cell(value: Any) -> str:
-    """Show a cell of a data file: numbers with at most two places, texts by their first two words."""
+    """Format a cell of a data file: numbers with at most two places, texts by their first two words."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return " ".join(str(value if value is not None else "").split()[:2])
@@ -319,7 +310,7 @@ def _looks_numeric(text: str) -> bool:
 
 
 def _real_cell(sheet: Sheet, text: str, width: float, *, bold: bool) -> str:
-    """Return a cell as it is, or a stand-in of its kind where it may not or cannot stand on this page."""
+    """Return a cell as it is, or a stand-in of its kind if it is not allowed or does not fit."""
     good = text.isascii() and len(fingerprint(text)) >= 2 and belongs(text, sheet.split)
     stand_in = _like(text) if _looks_numeric(text) else word
 

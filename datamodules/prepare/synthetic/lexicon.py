@@ -4,7 +4,7 @@ A word belongs to the held-out part if the checksum of its lower-case letters sa
 seed, and the same answer for every source of words. Values (amounts, dates, codes, …) follow the same rule
 as whole strings, so a held-out page shows no word and no value that any training page can show.
 
-CONTRACT: everything a layout draws passes `belongs`; tests/unit/test_synthetic_splits.py reads it back.
+Every text of a layout must pass `belongs`, which tests/unit/test_synthetic_splits.py checks.
 """
 
 import csv
@@ -43,13 +43,8 @@ _FAKER_SOURCES = {
     "foreign": tuple(f"lorem.{code}" for code in "fr_FR it_IT nl_NL pl_PL de_DE es_ES".split()),
 }
 _VEGA_COMMON = (
-    "cars.json",
-    "barley.json",
-    "burtin.json",
-    "us-employment.csv",
-    "iris.json",
-    "seattle-weather.csv",
-)
+    "cars.json", "barley.json", "burtin.json", "us-employment.csv", "iris.json", "seattle-weather.csv",
+)  # fmt: skip
 _VEGA_PLACES = ("airports.csv", "la-riots.csv")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _RUNS = re.compile(r"[a-z]{3,}")

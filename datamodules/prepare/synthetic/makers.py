@@ -58,35 +58,11 @@ def any_of(makers: Mapping[Maker, float], rng: Random) -> Maker:
 
 
 _STREETS = (
-    "Street",
-    "St.",
-    "Road",
-    "Rd.",
-    "Avenue",
-    "Ave",
-    "Lane",
-    "Drive",
-    "Way",
-    "Jalan",
-    "Court",
-    "Plaza",
-    "Park",
-)
+    "Street", "St.", "Road", "Rd.", "Avenue", "Ave", "Lane", "Drive", "Way", "Jalan", "Court", "Plaza", "Park",
+)  # fmt: skip
 _FIRMS = (
-    "Ltd",
-    "Inc.",
-    "GmbH",
-    "Co.",
-    "Sdn Bhd",
-    "LLC",
-    "S.A.",
-    "B.V.",
-    "PLC",
-    "& Sons",
-    "Trading",
-    "Group",
-    "Bros.",
-)
+    "Ltd", "Inc.", "GmbH", "Co.", "Sdn Bhd", "LLC", "S.A.", "B.V.", "PLC", "& Sons", "Trading", "Group", "Bros.",
+)  # fmt: skip
 
 
 def phrase(rng: Random, words: Words) -> str:
@@ -144,19 +120,8 @@ def marked(rng: Random, words: Words) -> str:
     """A word or number inside punctuation, as receipts have it."""
     inner = words.lexicon.word(rng, max_letters=8) if rng.random() < 0.6 else digits(rng, rng.randint(2, 6))
     shapes = (
-        "({0})",
-        "*{0}*",
-        "{0} :",
-        "{0}:",
-        "# {0}",
-        "@{0}",
-        "{0} &",
-        "[{0}]",
-        "{0}?",
-        "{0} !",
-        "- {0} -",
-        '"{0}"',
-    )
+        "({0})", "*{0}*", "{0} :", "{0}:", "# {0}", "@{0}", "{0} &", "[{0}]", "{0}?", "{0} !", "- {0} -", '"{0}"',
+    )  # fmt: skip
     return rng.choice(shapes).format(inner)
 
 

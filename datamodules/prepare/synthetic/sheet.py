@@ -1,4 +1,4 @@
-"""A page in the making: what a layout puts where, before anything is drawn.
+"""The content of a page before it is drawn: texts, shapes and questions with their places.
 
 A layout places pieces of text on rows of 32 px, adds shapes (rules, boxes, bars), and notes questions whose
 answers it has just placed. Content is drawn until it fits, so no text is ever cut.
@@ -57,7 +57,7 @@ class Question:
 
 @dataclass(kw_only=True, slots=True)
 class Sheet:
-    """What one document will show and what can be asked about it.
+    """Texts, shapes and questions of one document.
 
     Attributes:
         rng: Source of randomness of the document.

@@ -65,7 +65,7 @@ class DatasetPlan:
     fault_share: float = 0.67
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the manifest keeps, to know the dataset again."""
+        """Return the arguments that the manifest stores to identify the dataset."""
         return {
             **asdict(self),
             "kinds": dict(self.kinds),
@@ -91,7 +91,7 @@ def write_split(
     transcription_share: float = 0.1,
     fault_share: float = 0.67,
 ) -> Manifest:
-    """Render a dataset of documents into a folder of shards; does nothing if the same dataset is already there.
+    """Render a dataset of documents into a folder of shards; does nothing if it exists already with the same arguments.
 
     Args:
         out: Folder of the dataset.
@@ -165,7 +165,7 @@ def _weights(kinds: Mapping[str, float] | Iterable[str] | None) -> dict[str, flo
 
 
 def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
-    """Say whether the folder holds this very dataset; refuse a folder that holds anything else."""
+    """Return whether the folder holds this dataset; raise if it holds anything else."""
     if not out.exists():
         return False
     if not (out / MANIFEST_NAME).exists():
@@ -182,7 +182,7 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
     if differing:
         key = differing[0]
         raise ConfigError(
-            f"{out} holds another dataset: {key} is {found.get(key)!r} there but {arguments[key]!r} was asked for; "
+            f"{out} holds another dataset: {key} is {found.get(key)!r} there but {arguments[key]!r} was given; "
             "remove the folder or choose another one"
         )
     return True
@@ -231,7 +231,7 @@ def _records(document: Document, plan: DatasetPlan) -> Iterator[dict[str, Any]]:
 
 
 def _progress(documents: Iterable[Document], plan: DatasetPlan) -> Iterator[Document]:
-    """Pass documents on and tell on stderr how far they are, every few seconds and at the end."""
+    """Pass documents on and print progress to stderr, every few seconds and at the end."""
     start = reported = time.monotonic()
     for done, document in enumerate(documents, start=1):
         yield document
