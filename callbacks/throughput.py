@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.training.flops import Work, pairs_of, peak_flops
+from alignvlm_pl.training.flops import Work, count_pairs, peak_flops
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .data_health import is_due, sum_over_ranks
@@ -71,7 +71,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count one micro batch, and log if a log is due."""
         self._sums["tokens"] += sum(batch["tokens"])
-        self._sums["pairs"] += pairs_of(batch["tokens"])
+        self._sums["pairs"] += count_pairs(batch["tokens"])
         self._sums["tiles"] += sum(batch["tiles"])
         self._supervised.append(outputs["document_supervised"].sum())
         if not is_due(trainer):

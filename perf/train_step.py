@@ -40,7 +40,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from alignvlm_pl.preprocessing.batch import Batch
-from alignvlm_pl.training.flops import pairs_of
+from alignvlm_pl.training.flops import count_pairs
 from alignvlm_pl.training.module import AlignVLMModule, model_inputs
 from callbacks.throughput import Throughput, peak_memory
 from datamodules import WebDataModule
@@ -103,7 +103,7 @@ class Clock(pl.Callback):
         assert isinstance(pl_module, AlignVLMModule)
         self._amounts["tiles"] += sum(batch["tiles"])
         self._amounts["tokens"] += sum(batch["tokens"])
-        self._amounts["pairs"] += pairs_of(batch["tokens"])
+        self._amounts["pairs"] += count_pairs(batch["tokens"])
         self._supervised = outputs["document_supervised"].sum()
         if trainer.global_step % self.steps:
             return

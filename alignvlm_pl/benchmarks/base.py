@@ -180,7 +180,7 @@ class Benchmark:
         """Return whether a question with this ``meta`` is part of the benchmark."""
         return all(meta.get(name) == value for name, value in self.only.items())
 
-    def prompt_of(self, meta: Mapping[str, Any]) -> Prompt:
+    def prompt_for(self, meta: Mapping[str, Any]) -> Prompt:
         """Return the prompt of a question."""
         return self.prompts.get(str(meta.get("split")), self.prompt)
 
@@ -250,8 +250,8 @@ def _place_images(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for part in parts:
         if part["type"] != "text":
             continue
-        for number, piece in enumerate(_IMAGE.split(part["text"])):
-            named = images.pop(int(piece) - 1, None) if number % 2 else _text(piece)
+        for number, split in enumerate(_IMAGE.split(part["text"])):
+            named = images.pop(int(split) - 1, None) if number % 2 else _text(split)
             placed += [named] if named and named != _text("") else []
     return [*images.values(), *placed]
 

@@ -107,8 +107,10 @@ class Metric:
         Raises:
             ConfigError: There is no such rule, or required keys of `meta` are missing.
         """
-        rule, held = self.check_rule(rule), list(samples)
-        rows = [self.statistics([held[index] for index in unit], rule) for unit in self.units(held)]
+        rule, all_samples = self.check_rule(rule), list(samples)
+        rows = [
+            self.statistics([all_samples[index] for index in unit], rule) for unit in self.units(all_samples)
+        ]
         return self.scores(summed(rows))
 
 

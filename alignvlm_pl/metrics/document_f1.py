@@ -61,8 +61,13 @@ def count_fields(predicted: Annotation, gold: Annotation, *, ignore_case: bool =
     predicted_values, gold_values = _values(predicted, ignore_case), _values(gold, ignore_case)
     counts: dict[str, float] = {}
     for field in {**gold_values, **predicted_values}:
-        ours, theirs = predicted_values.get(field, []), gold_values.get(field, [])
-        numbers = (_count_matches(ours, theirs), len(ours), _count_matches(theirs, ours), len(theirs))
+        predictions, references = predicted_values.get(field, []), gold_values.get(field, [])
+        numbers = (
+            _count_matches(predictions, references),
+            len(predictions),
+            _count_matches(references, predictions),
+            len(references),
+        )
         counts |= {f"{name}/{field}": float(number) for name, number in zip(_COUNTS, numbers, strict=True)}
     return counts
 

@@ -79,19 +79,19 @@ def wtq(
         DataError: The numbers of canonical forms and references differ.
     """
     check_rule("wtq", rule, RULES)
-    given = _SPLIT[rule](prediction) if isinstance(prediction, str) else list(prediction)
+    predicted = _SPLIT[rule](prediction) if isinstance(prediction, str) else list(prediction)
     references = list(references)
-    if rule == "vlmevalkit" and any(_is_not_finite(text) for text in [*given, *references]):
+    if rule == "vlmevalkit" and any(_is_not_finite(text) for text in [*predicted, *references]):
         return 0.0  # the reference implementation raises
     if rule in ("due", "docowl"):  # upper case as in DocOwl: ß becomes SS
-        given, references = [text.upper() for text in given], [text.upper() for text in references]
+        predicted, references = [text.upper() for text in predicted], [text.upper() for text in references]
     values = canonical if rule == "official-canonical" and canonical else references
     if len(values) != len(references):
         raise DataError(
             f"wtq: {len(references)} references {references!r}, but {len(values)} canonical forms"
         )
     expected = [read_item(text, value) for text, value in zip(references, values, strict=True)]
-    return float(_same(_distinct(map(read_item, given)), _distinct(expected)))
+    return float(_same(_distinct(map(read_item, predicted)), _distinct(expected)))
 
 
 def read_item(text: str, canonical: str = "") -> Item:
@@ -178,9 +178,9 @@ def _distinct(items: Iterable[Item]) -> list[Item]:
     return list(found.values())
 
 
-def _same(given: Sequence[Item], expected: Sequence[Item]) -> bool:
-    return len(given) == len(expected) and all(
-        any(_matches(item, other) for other in given) for item in expected
+def _same(predicted: Sequence[Item], expected: Sequence[Item]) -> bool:
+    return len(predicted) == len(expected) and all(
+        any(_matches(item, other) for other in predicted) for item in expected
     )
 
 

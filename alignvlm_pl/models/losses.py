@@ -56,10 +56,10 @@ def supervised_cross_entropy(
         hidden[:, :-1][supervised], targets[supervised], head, backend=backend, chunk_tokens=chunk_tokens
     )
     numbers, documents = _document_numbers(labels, segment_ids)
-    own = numbers[:, 1:][supervised]
+    document = numbers[:, 1:][supervised]
     sums, counts = losses.new_zeros(2, documents)
-    sums.index_add_(0, own, losses.detach())
-    counts.index_add_(0, own, torch.ones_like(losses))
+    sums.index_add_(0, document, losses.detach())
+    counts.index_add_(0, document, torch.ones_like(losses))
     return TokenLoss(losses.sum(), supervised.sum().to(torch.float32), sums, counts)
 
 

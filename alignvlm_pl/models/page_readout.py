@@ -109,10 +109,10 @@ class PageReadout:
             log_probs: (tiles, tokens, C), see `log_probs`.
             batch: The batch, with the `lines` of each document.
         """
-        none = log_probs[:0].sum().float()  # part of the graph, so that a batch without images has gradients
+        zero = log_probs[:0].sum().float()  # part of the graph, so that a batch without images has gradients
         sums, characters = zip(
             *(
-                (none, none.detach())
+                (zero, zero.detach())
                 if page is None
                 else ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]])
                 for page in self.pages(config, log_probs, batch)

@@ -125,8 +125,8 @@ def mean_cosine(outputs: Tensor) -> float:
     """Return the mean cosine similarity of two different rows of (n, D), n at least 2, without n x n cosines."""
     units = F.normalize(outputs.float(), dim=-1)
     # The squared norm of the sum counts every pair twice, and each row with itself.
-    own = units.square().sum()
-    return float((units.sum(dim=0).square().sum() - own) / (len(units) * (len(units) - 1)))
+    self_products = units.square().sum()
+    return float((units.sum(dim=0).square().sum() - self_products) / (len(units) * (len(units) - 1)))
 
 
 @torch.no_grad()

@@ -100,8 +100,10 @@ def norm_softmax_backward_(
             grad = torch._softmax_backward_data(grad_weights[part].to(wide), weights, -1, wide)
             grad_weights[part] = weights
         if grad_log_probs is not None and columns is not None:
-            own = grad_log_probs[part]
-            grad.addcmul_(weights, own.sum(dim=-1, keepdim=True), value=-1).index_add_(1, columns, own)
+            grad_read = grad_log_probs[part]
+            grad.addcmul_(weights, grad_read.sum(dim=-1, keepdim=True), value=-1).index_add_(
+                1, columns, grad_read
+            )
         grad, gain, bias = torch.ops.aten.native_layer_norm_backward(
             grad, raw, norm.gain.shape, mean, deviation, norm.gain, norm.bias, [True, True, True]
         )

@@ -218,10 +218,10 @@ def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
         if grid.rows <= height and grid.cols <= width
     ]
     covered = {grid: _covering_ratio(width, height, grid, tiling) for grid in grids}
-    good = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
+    accepted = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
     # min() returns the first of equals, i.e. in order of enumeration, as Ovis's stable sort does.
-    if good:
-        return min(good, key=lambda grid: (grid.rows * grid.cols, -covered[grid]))
+    if accepted:
+        return min(accepted, key=lambda grid: (grid.rows * grid.cols, -covered[grid]))
     return min(grids, key=lambda grid: (-covered[grid], grid.rows * grid.cols))
 
 

@@ -143,7 +143,7 @@ def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "ans
     )
 
 
-def pairs_of(lengths: Sequence[int]) -> int:
+def count_pairs(lengths: Sequence[int]) -> int:
     """Return the number of token pairs within documents of these lengths."""
     return sum(length * length for length in lengths)
 

@@ -164,7 +164,7 @@ class Collator:
         turns = prompt_messages(sample)
         if self.benchmark is None:
             return turns
-        content = self.benchmark.prompt_of(sample.meta).apply(turns[-1]["content"], sample.meta)
+        content = self.benchmark.prompt_for(sample.meta).apply(turns[-1]["content"], sample.meta)
         return [*turns[:-1], {**turns[-1], "content": content}]
 
     def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:

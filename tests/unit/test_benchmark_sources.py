@@ -177,12 +177,12 @@ def test_options_images_by_path_and_their_places(tmp_path):
     assert main(["prepare", "benchmark", "mmmu", str(path), str(tmp_path / "set")]) == 0
     first, second = samples(tmp_path / "set")  # the one of the other split is left out
     mmmu = get_benchmark("mmmu")
-    parts = mmmu.prompt_of(first.meta).apply(first.messages[0]["content"], first.meta)
+    parts = mmmu.prompt_for(first.meta).apply(first.messages[0]["content"], first.meta)
     shown = [part.get("text", f"#{part.get('index')}") for part in parts]
     assert shown[:5] == ["Question: ", "Which, ", "#1", " or another?", "\nOptions:\nA. this "]
     assert shown[5] == "#0"
     assert shown[6].startswith("\nB. that\nChoose")
-    parts = mmmu.prompt_of(second.meta).apply(second.messages[0]["content"], second.meta)
+    parts = mmmu.prompt_for(second.meta).apply(second.messages[0]["content"], second.meta)
     assert [part.get("text", "#") for part in parts] == ["#", "Question: ", "How many?"]
 
 

@@ -14,7 +14,7 @@ from alignvlm_pl.models.build import Backbone, ModelSpec, build_config, build_mo
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.training.flops import Work, count_work, meta_copy, named_peak, pairs_of, peak_flops
+from alignvlm_pl.training.flops import Work, count_pairs, count_work, meta_copy, named_peak, peak_flops
 from alignvlm_pl.training.optim import freeze
 from alignvlm_pl.training.stage import Stage
 
@@ -148,7 +148,7 @@ def test_reading_runs_no_llm(tmp_path):
 
 def test_parts_add_up():
     work = Work(vision=2.0, connector=3.0, llm=5.0, attention=7.0, head=11.0)
-    amounts = {"tiles": 2, "tokens": 10, "pairs": pairs_of([4, 6]), "supervised": 3}
+    amounts = {"tiles": 2, "tokens": 10, "pairs": count_pairs([4, 6]), "supervised": 3}
     assert work.by_part(**amounts) == {"vision": 4, "connector": 6, "llm": 50 + 7 * 52, "head": 33}
     assert work.total(**amounts) == 4 + 6 + 50 + 7 * 52 + 33
 

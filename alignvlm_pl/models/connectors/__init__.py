@@ -34,8 +34,8 @@ def _defined() -> dict[str, type[nn.Module]]:
     for module in pkgutil.iter_modules(__path__):
         code = import_module(f"{__name__}.{module.name}")
         for value in vars(code).values():
-            own = isinstance(value, type) and value.__module__ == code.__name__
-            if own and issubclass(value, Connector) and value is not Connector:
+            defined_here = isinstance(value, type) and value.__module__ == code.__name__
+            if defined_here and issubclass(value, Connector) and value is not Connector:
                 found[module.name] = value
     return found
 
@@ -99,8 +99,8 @@ def build_connector(
     kind = connector_class(name)
     keywords = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
     known = sorted({*keywords, PIXEL_SHUFFLE} - {_GRID})
-    own = {key: value for key, value in options.items() if key not in ("type", PIXEL_SHUFFLE)}
-    for key in own:
+    arguments = {key: value for key, value in options.items() if key not in ("type", PIXEL_SHUFFLE)}
+    for key in arguments:
         if key not in known:
             raise ConfigError(f"connector {name!r} has no option {key!r}: {nearest(key, known)}")
     factor = shuffle_factor(options)
@@ -110,8 +110,8 @@ def build_connector(
             "model has no patch_size; use connector mlp, perceiver or align without pixel_shuffle"
         )
     if _GRID in keywords and grid is not None:
-        own[_GRID] = shuffled_grid(grid, factor)
-    return kind(vision_dim * factor**2, text_dim, vocab_size, **own)
+        arguments[_GRID] = shuffled_grid(grid, factor)
+    return kind(vision_dim * factor**2, text_dim, vocab_size, **arguments)
 
 
 def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
