@@ -20,8 +20,7 @@ class AveragedWeights(WeightAveraging):
     The copy is made when the model is built, loaded and frozen, on the device that trains. Lightning's own `setup`
     would build the model before `StageTransition` has said what the stage is, and keep the average on the CPU.
 
-    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this before `LastCheckpoint`, which must save the average of the
-    step that it saves, and so before all that evaluates or exports at the end of training.
+    Checkpoint callbacks, which Lightning runs behind all others, save the average of the step that they save.
 
     Args:
         decay: Share of the average that is kept at each optimizer step, in (0, 1).

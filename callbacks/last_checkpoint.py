@@ -1,8 +1,8 @@
-"""`checkpoints/`: the states from which an interrupted stage goes on, and on which `test` can be run.
+"""`checkpoints/`: from which an interrupted stage resumes, a finished one is exported, and `test` can be run.
 
-`step00000500.ckpt` is the state after 500 optimizer steps, `last.ckpt` a link to the newest. A state is written whole
-before the link moves to it, and only then are older ones removed: whenever a run dies, and wherever the disk is full,
-`last.ckpt` is a whole checkpoint. The same holds for a state that is a folder of shards.
+`step00000500.ckpt` is the checkpoint after 500 optimizer steps, `last.ckpt` a link to the newest. A checkpoint is
+written whole before the link moves to it, and only then are older ones removed: whenever a run dies, and wherever the
+disk is full, `last.ckpt` is a whole checkpoint. The same holds for one that is a folder of shards.
 """
 
 import os
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.strategies.sharded_checkpoint import read_whole, replace_path, write_file
+
+from .preemption import Preemption
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -24,23 +25,30 @@ _NAME = "step{:08d}.ckpt"
 _WRITTEN = re.compile(r"step(\d{8})\.ckpt")
 
 
-class LastCheckpoint(pl.Callback):
-    """Keep the newest training states, written every n steps and when training ends.
+class LastCheckpoint(Checkpoint):
+    """Keep the newest checkpoints of a run, written every n steps, where it is preempted, and after the last step.
 
-    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this before `StageTransition`, whose folder marks the stage as
-    finished and must therefore be written last.
+    It is one of Lightning's `Checkpoint` callbacks, which run behind all others; a `ModelCheckpoint` of a configuration
+    works beside it. It is no `ModelCheckpoint` itself: that replaces its link `last.ckpt` in two steps, cannot save
+    where a run is preempted, and forgets what is there when a run folder is moved.
 
     Args:
+        preemption: Says whether the run is about to leave.
         every_n_steps: Interval in optimizer steps.
-        keep_last: How many of the newest states are kept.
-        keep_every_n_steps: Keep the states of these steps as well, for good; None: none.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_every_n_steps: Keep the checkpoints of these steps as well, for good; None: none.
 
     Raises:
-        ConfigError: An interval is not positive, or no state falls on `keep_every_n_steps`.
+        ConfigError: An interval is not positive, or no checkpoint falls on `keep_every_n_steps`.
     """
 
     def __init__(
-        self, every_n_steps: int, *, keep_last: int = 1, keep_every_n_steps: int | None = None
+        self,
+        preemption: Preemption,
+        every_n_steps: int,
+        *,
+        keep_last: int = 1,
+        keep_every_n_steps: int | None = None,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
             if value < 1:
@@ -53,57 +61,65 @@ class LastCheckpoint(pl.Callback):
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
-        self._saved_step = -1
+        self.path: Path | None = None  # the newest, or the one that the run resumed from
+        self._preemption = preemption
+        self._saved_step = 0  # a run without a step has nothing to save
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Never write again over the state that the run goes on from."""
+        """Never write again over the checkpoint that the run resumes from."""
         self._saved_step = int(checkpoint["global_step"])
+        self.path = Path(str(trainer.ckpt_path))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Clear away what a killed run left half-written, and see whether there is room.
+        """Remove what a killed run left half-written, and check that the disk has room.
 
         Raises:
-            CheckpointError: There is not; naming the space there is and the space it takes. On all ranks.
+            CheckpointError: It has not; naming the free space and what is needed. On all ranks.
         """
-        refused = None
+        problem = None
         if trainer.is_global_zero:
-            refused = self._prepare(trainer, pl_module)
-        if (refused := trainer.strategy.broadcast(refused)) is not None:
-            raise CheckpointError(refused)
+            problem = self._prepare(trainer, pl_module)
+        if (problem := trainer.strategy.broadcast(problem)) is not None:
+            raise CheckpointError(problem)
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         folder = _folder(trainer)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._prune(trainer)
-            if trainer.fit_loop.done:  # nothing is saved any more
-                return None
             return _no_room(folder, self._bytes_to_come(folder, pl_module))
         except OSError as error:
             return _unwritable(folder, error)
 
     def _bytes_to_come(self, folder: Path, module: pl.LightningModule) -> int:
-        """What the newest states, one written beside them and the stage-end weights take on top of what is there."""
+        """What the newest checkpoints, one written beside them and the export take on top of what is there."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
         steps = [int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name))]
         there = sum(1 for step in steps if not self._is_kept(step))
-        states = max(self.keep_last + 1 - there, 1)
-        state = checkpoint_bytes(module, averaged=averaged)
-        return states * state + _bytes(module, trained=True) + _bytes(module, trained=False)
+        count = max(self.keep_last + 1 - there, 1)
+        size = checkpoint_bytes(module, averaged=averaged)
+        return count * size + _bytes(module, trained=True) + _bytes(module, trained=False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every n optimizer steps."""
-        if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+        """Save every n optimizer steps, after the last one, and before the run leaves."""
+        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
+        if due or self._preemption.leaving:
+            self.save(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        """Save the step before this validation if the run is about to leave."""
+        if self._preemption.leaving and not trainer.sanity_checking:
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of the stage, or where it was interrupted."""
-        if not trainer.interrupted:
-            self.save(trainer)
+        """Save the end of training."""
+        self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save the state of this step, once; all ranks must call it, between two optimizer steps.
@@ -125,14 +141,14 @@ class LastCheckpoint(pl.Callback):
                 problem = _unwritable(path.parent, error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
-        self._saved_step = step
+        self.path, self._saved_step = path, step
 
     def _is_kept(self, step: int) -> bool:
-        """Whether the state of a step is kept for good."""
+        """Whether the checkpoint of a step is kept for good."""
         return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
 
     def _prune(self, trainer: pl.Trainer) -> None:
-        """Remove older states, and what a killed run left half-written."""
+        """Remove older checkpoints, and what a killed run left half-written."""
         folder = _folder(trainer)
         linked = _WRITTEN.fullmatch((Path(trainer.default_root_dir) / CHECKPOINT).resolve().name)
         steps = sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
@@ -167,7 +183,7 @@ def _folder(trainer: pl.Trainer) -> Path:
 
 
 def _point(trainer: pl.Trainer, path: Path) -> None:
-    """Move the link `last.ckpt` to a state, at once."""
+    """Move the link `last.ckpt` to a checkpoint, atomically."""
     link = Path(trainer.default_root_dir) / CHECKPOINT
     new = link.with_name(link.name + ".partial")
     new.unlink(missing_ok=True)
@@ -187,32 +203,3 @@ def _no_room(folder: Path, needed: int) -> str | None:
         f"{folder} has {free / 1e9:.2f} GB free, the checkpoints and the end of this stage take {needed / 1e9:.2f} GB: "
         "free some space, lower checkpoint_keep_last, or set another run_dir"
     )
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
-
-    Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
-    strategies write folders (alignvlm_pl/strategies/folder_checkpoints.py), which are read here for those that are not.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """Save `checkpoint` at `path`."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_file(checkpoint, partial)
-            replace_path(partial, target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
-        """Load a file, or the folder of a sharded strategy with its tensors put together."""
-        if Path(path).is_dir():
-            return read_whole(Path(path))
-        found: dict[str, Any] = super().load_checkpoint(path, *args, **options)
-        return found

@@ -1,7 +1,4 @@
-"""Stopping on request: all ranks agree at a step's end, save, and leave with a status of their own.
-
-Lightning's own way saves inside the signal handler, one rank alone, in the middle of a collective; it is switched off.
-"""
+"""Preemption: SIGUSR1 or SIGTERM on any rank ends the run at a step's end, with a checkpoint and exit status 85."""
 
 import logging
 from typing import Any
@@ -10,15 +7,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.utils.stop_signals import EXIT_CODE, received
-
-from .last_checkpoint import LastCheckpoint
+from alignvlm_pl.utils.stop_signals import EXIT_CODE, hold_back, listen_again, received, release
 
 log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-    """The run has saved and leaves.
+    """The run has saved and ends.
 
     Args:
         status: Exit status of this process.
@@ -30,61 +25,73 @@ class Preempted(SystemExit):
 
 
 class Preemption(pl.Callback):
-    """Save and leave when SIGUSR1 or SIGTERM has come to any rank.
+    """End the run after a checkpoint when SIGUSR1 or SIGTERM has come to any rank.
 
-    The ranks agree by one reduction of a flag. They do at the end of every n-th optimizer step, after each batch of a
-    validation or a benchmark, and where a fit begins and ends; so a rank that got no signal leaves with the others.
-    What is left is run again from its beginning when the run goes on (stage_loop.py, benchmark_evaluation.py).
+    The ranks agree by one reduction of a flag, at the end of every n-th optimizer step and after each batch of a
+    validation, and set `leaving`. `LastCheckpoint`, which Lightning runs behind all other callbacks, then saves, and
+    the next hook that begins something raises `Preempted`: everything that belongs to the step has happened by then.
+    A validation that is cut off, or was due, is left out when the run resumes; the log says so.
 
-    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this behind every callback that has something to do at a step's end,
-    which would be lost, and before `StageTransition`, which would mark the stage as finished.
+    Lightning's own SIGTERM handler starts a broadcast from inside the handler, whatever the other ranks do. It is
+    installed right before training and replaced where training begins; in between the signals wait.
 
     Args:
-        last: Writes the checkpoint.
-        every_n_steps: Optimizer steps between two looks.
+        every_n_steps: Optimizer steps between two checks.
 
     Raises:
         ConfigError: `every_n_steps` is less than 1.
     """
 
-    def __init__(self, last: LastCheckpoint, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int = 1) -> None:
         if every_n_steps < 1:
             raise ConfigError(f"preemption_every_n_steps={every_n_steps}: expected at least 1")
-        self._last = last
         self.every_n_steps = every_n_steps
-        self._agreed = False
-        self._first_step = 0
+        self.leaving = False
+        self._step = 0
+        self._within_step = False
 
-    def asked(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank has been asked to stop; all ranks must call it."""
-        if not self._agreed:
-            self._agreed = trainer.strategy.reduce_boolean_decision(received() is not None, all=False)
-        return self._agreed
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Switch Lightning's handlers off: that of SIGTERM broadcasts, whatever the other ranks are doing."""
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    def requested(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was asked to stop; all ranks must call it."""
+        if not self.leaving:
+            self.leaving = trainer.strategy.reduce_boolean_decision(received() is not None, all=False)
+        return self.leaving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave before anything is trained if the request came while the stage was being built."""
-        if self.asked(trainer):
-            self._leave(trainer)
+        """Leave before anything is trained if the request came while the model was built."""
+        hold_back()
+        self.leave_if_requested(trainer)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Handle the signals here again."""
+        listen_again()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what needs no saving, the steps of the checkpoint this run goes on from; leave if asked by now."""
-        self._first_step = trainer.global_step
-        if self.asked(trainer):
-            self._leave(trainer)
+        """Handle the signals here again, and leave if one has come by now."""
+        listen_again()
+        self._step = trainer.global_step
+        self.leave_if_requested(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave before the next step."""
+        if self.leaving:
+            self.leave(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and leave at the end of an optimizer step."""
-        if trainer.fit_loop._should_accumulate():
-            return
-        if self._agreed or (trainer.global_step % self.every_n_steps == 0 and self.asked(trainer)):
-            trainer._logger_connector.update_train_step_metrics()  # Lightning logs them behind this hook
-            self._save_and_leave(trainer)
+        """Agree at the end of an optimizer step."""
+        self._within_step = trainer.global_step == self._step
+        if not self._within_step:
+            self._step = trainer.global_step
+            if self._step % self.every_n_steps == 0:
+                self.requested(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave before a validation."""
+        if self.leaving:
+            self._leave_out_validation(trainer)
 
     def on_validation_batch_end(
         self,
@@ -95,21 +102,36 @@ class Preemption(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save the step before this validation and leave; between two micro batches of a step it is run to its end."""
-        if (trainer.sanity_checking or not trainer.fit_loop._should_accumulate()) and self.asked(trainer):
-            self._save_and_leave(trainer)
+        """Agree within a validation, unless it lies between two micro batches of a step: nothing could be saved."""
+        if not self._within_step:
+            self.requested(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave before the stage-end folder is written; `LastCheckpoint` has saved the last step."""
-        if self.asked(trainer):
-            self._leave(trainer)
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave within a validation."""
+        if self.leaving:
+            self._leave_out_validation(trainer)
 
-    def _save_and_leave(self, trainer: pl.Trainer) -> None:
-        if trainer.global_step != self._first_step:
-            self._last.save(trainer)
-        self._leave(trainer)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Deliver what was held back where there was nothing to train."""
+        release()
 
-    def _leave(self, trainer: pl.Trainer) -> None:
+    def leave_if_requested(self, trainer: pl.Trainer) -> None:
+        """Leave where nothing is to be saved; all ranks must call it.
+
+        Raises:
+            Preempted: Any rank was asked to stop.
+        """
+        if self.requested(trainer):
+            self.leave(trainer)
+
+    def leave(self, trainer: pl.Trainer) -> None:
         """End this rank, once all have come here.
 
         Raises:
@@ -121,19 +143,12 @@ class Preemption(pl.Callback):
         trainer.strategy.barrier("preempted")
         raise Preempted(_status(trainer))
 
-
-def leave_between_stages(trainer: pl.Trainer) -> None:
-    """Leave where a stage is finished and the next one has not begun.
-
-    Args:
-        trainer: That of the finished stage.
-
-    Raises:
-        Preempted: Any rank has been asked to stop.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning, unknown to its types
-        if isinstance(callback, Preemption) and callback.asked(trainer):
-            callback._leave(trainer)
+    def _leave_out_validation(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            log.warning(
+                "validation after step %d is left out: the run resumes behind it", trainer.global_step
+            )
+        self.leave(trainer)
 
 
 def _status(trainer: pl.Trainer) -> int:
@@ -144,7 +159,3 @@ def _status(trainer: pl.Trainer) -> int:
 
 def _by() -> str:
     return f" by {received()}" if received() else " through another rank"
-
-
-def _nothing() -> None:
-    """Stand in for what is switched off."""

@@ -1,9 +1,7 @@
-"""What happens where a stage begins and ends: hand-over, freeze table, the printed table, the stage-end folder."""
+"""What happens where a stage begins: its start is verified, its steps are counted, the table of parts is printed."""
 
+import json
 import logging
-from collections import deque
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +9,37 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.strategies.gather_weights import FILE_SIZE, whole_weights, write_weights
-from alignvlm_pl.strategies.sharding import is_sharded
-from alignvlm_pl.training.checkpoint_metadata import CONTENTS, check_parent, describe, library_versions
-from alignvlm_pl.training.export import export, verify_parent
+from alignvlm_pl.training.checkpoint_metadata import CONTENTS, check_data, check_parent, describe
+from alignvlm_pl.training.export import verify_parent
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.training.part_table import part_table
-from alignvlm_pl.training.stage import Stage
-
-from .stage_loop import StageLoop
+from alignvlm_pl.training.stage import Stage, steps_of_epochs
+from alignvlm_pl.utils.atomic_files import write_atomically
 
 log = logging.getLogger(__name__)
-EXPORT_FOLDER = "hf"
+EARLY_END = "ended_early.json"
+"""File of the run folder with the step at which a stage ended before `max_steps`."""
 
 
 class StageTransition(pl.Callback):
-    """Begin and end one training stage.
+    """Begin one training stage, and end it where its time is over.
 
     Each stage is a fit of its own with a fresh trainer and strategy, because parameters may not be frozen or unfrozen
-    under a wrapped model (DDP would stop averaging them, silently).
+    under a wrapped model (DDP would stop averaging them, silently). Its end is exported after the fit
+    (`alignvlm_pl.training.export.export_checkpoint`).
 
     Args:
         stage: The stage to run.
-        max_shard_size: See `alignvlm_pl.training.export.export`.
     """
 
-    def __init__(self, stage: Stage, *, max_shard_size: str = FILE_SIZE) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.max_shard_size = max_shard_size
         self.parent: dict[str, str] | None = None
         self._samples_seen: dict[str, int] = {}
+        self._step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Verify the parent and hand the stage to the module, before the model is built.
+        """Verify the parent, hand the stage to the module before the model is built, and count the stage in steps.
 
         Raises:
             CheckpointError: The parent is another stage, of another model, or damaged; on all ranks.
@@ -51,7 +47,6 @@ class StageTransition(pl.Callback):
         assert isinstance(pl_module, AlignVLMModule)
         if stage != "fit":
             return
-        trainer.fit_loop.__class__ = StageLoop  # Lightning does not ask which loop to take
         if self.stage.init_from is not None:
             # Rank 0 alone reads and hashes the weights, but all must hear of it, or the others would wait for it.
             verified = trainer.strategy.broadcast(
@@ -61,6 +56,21 @@ class StageTransition(pl.Callback):
                 raise CheckpointError(verified)
             self.parent = verified
         pl_module.begin_stage(self.stage)
+        self._count_steps(trainer)
+
+    def _count_steps(self, trainer: pl.Trainer) -> None:
+        """Turn epochs into steps: where a run resumes, steps are exact on any number of ranks."""
+        per_epoch = getattr(trainer.datamodule, "steps_per_epoch", None)  # type: ignore[attr-defined]  # set by Lightning
+        epochs = trainer.max_epochs
+        if _is_trial(trainer) or trainer.max_steps != -1 or per_epoch is None or not epochs or epochs < 0:
+            return
+        trainer.fit_loop.epoch_loop.max_steps = steps_of_epochs(
+            epochs,
+            micro_batches=per_epoch(),
+            accumulated=trainer.accumulate_grad_batches,
+            limit=trainer.limit_train_batches,
+        )
+        trainer.fit_loop.max_epochs = -1
 
     def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str] | str:
         """Stage and hash of the parent, or what is wrong with it."""
@@ -68,14 +78,14 @@ class StageTransition(pl.Callback):
             record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
         except CheckpointError as error:
             return str(error)
-        except OSError as error:  # told to all ranks, which would wait for this one
+        except OSError as error:  # for all ranks, which would wait for this one
             return f"stage.init_from={folder} cannot be read: {error}"
         return {"stage": record["stage"], "weights_sha256": record["weights_sha256"]}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Have the checkpoint say what it is."""
+        """Write into the checkpoint what it is."""
         assert isinstance(pl_module, AlignVLMModule)
         data = checkpoint.get(type(trainer.datamodule).__qualname__) or {}  # type: ignore[attr-defined]  # set by Lightning
         self._samples_seen = data.get("samples_seen", self._samples_seen)
@@ -90,15 +100,24 @@ class StageTransition(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Check that the stage started from the weights that `stage.init_from` holds.
+        """Check that data and start are those of the stage, and end a stage again that ended early.
 
         Raises:
-            CheckpointError: It did not.
+            CheckpointError: They are not.
         """
+        name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]  # set by Lightning
+        check_data(checkpoint, name)
+        if name in checkpoint:
+            _count_for(trainer.world_size, checkpoint, before=len(checkpoint[name].get("ranks", ())))
         contents = checkpoint.get(CONTENTS)
         if contents is not None:
             check_parent(contents["parent"], self.parent)
             self._samples_seen = contents["samples_seen"]
+        ended = _early_end(trainer)
+        if ended is not None and ended == checkpoint["global_step"]:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                log.info("stage %s ended early, at step %d", self.stage.name, ended)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and log the table of parts."""
@@ -110,68 +129,64 @@ class StageTransition(pl.Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("stage", f"```\n{table}\n```")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log where a resumed run resumes."""
+        self._step = trainer.global_step
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            last = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+            log.info(
+                "stage %s: resumed from %s, after step %d%s",
+                self.stage.name,
+                trainer.ckpt_path,
+                self._step,
+                last,
+            )
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End the stage when its time is over, on all ranks at the same step."""
         assert isinstance(pl_module, AlignVLMModule)
         limit = self.stage.max_minutes
-        if limit is None:
+        if limit is None or trainer.global_step == self._step:
             return
+        self._step = trainer.global_step
         if trainer.strategy.reduce_boolean_decision(pl_module.stage_seconds > 60 * limit, all=False):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the stage-end folder; an interrupted stage leaves none and is resumed instead."""
-        if trainer.interrupted:
-            return
-        # All ranks must ask, and only now: the last checkpoint may be some steps old.
-        state = trainer.datamodule.state_dict()  # type: ignore[attr-defined]  # set by Lightning
-        self._samples_seen = state.get("samples_seen", self._samples_seen)
-        self._export(trainer, pl_module)
+        """Note an early end: a run that is killed before its export does not train on."""
+        early = trainer.should_stop and trainer.global_step != trainer.max_steps
+        if early and trainer.is_global_zero and not _is_trial(trainer):
+            write_atomically(_note(trainer), json.dumps({"step": trainer.global_step}) + "\n")
 
-    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, AlignVLMModule)
-        folder = Path(trainer.default_root_dir) / EXPORT_FOLDER
-        record = self._record(trainer, pl_module)
-        if is_sharded(pl_module.net):
-            self._export_together(trainer, pl_module, folder, record)
-        elif trainer.is_global_zero:
-            export(pl_module.net, pl_module.processor, folder, record, max_shard_size=self.max_shard_size)
-        if trainer.is_global_zero:
-            log.info("stage %s: %d steps, weights in %s", self.stage.name, trainer.global_step, folder)
 
-    def _export_together(
-        self, trainer: pl.Trainer, module: AlignVLMModule, folder: Path, record: dict[str, Any]
-    ) -> None:
-        """Gather the weights on all ranks, one tensor after the other, and write them on the first.
+def _count_for(world_size: int, checkpoint: dict[str, Any], *, before: int) -> None:
+    """Count the epoch's micro batches in those of another number of ranks.
 
-        Raises:
-            CheckpointError: They could not be written; on all ranks.
-        """
-        weights = whole_weights(module.net, self.max_shard_size, keep=trainer.is_global_zero)
-        problem = ""
-        try:
-            if trainer.is_global_zero:
-                save = partial(write_weights, module.net, weights, max_shard_size=self.max_shard_size)
-                export(module.net, module.processor, folder, record, save=save)
-        except CheckpointError as error:
-            problem = str(error)
-        finally:
-            deque(weights, maxlen=0)  # the other ranks gather to the end
-        if problem := trainer.strategy.broadcast(problem):
-            raise CheckpointError(problem)
+    Lightning keeps how many each rank had; on other ranks the same samples are another number of them, and a step would
+    begin in the middle of another.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] if before else {}
+    for counts in progress.get("current"), progress.get("total"):
+        if counts and before != world_size:
+            # The differences between the counts say at which moment the checkpoint was written: they stay.
+            shift = counts["processed"] * before // world_size - counts["processed"]
+            counts.update({name: count + shift for name, count in counts.items()})
 
-    def _record(self, trainer: pl.Trainer, module: AlignVLMModule) -> dict[str, Any]:
-        """Facts for `stage.json`."""
-        return {
-            "stage": self.stage.name,
-            "settings": asdict(self.stage),
-            "parent": self.parent,
-            "steps": trainer.global_step,
-            "seconds": round(module.stage_seconds, 1),
-            "samples_seen": self._samples_seen,
-            "processor": module.contract,
-            **({"calibration": module.calibration} if module.calibration else {}),
-            "versions": library_versions(),
-        }
+
+def _is_trial(trainer: pl.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
+
+
+def _note(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / EARLY_END
+
+
+def _early_end(trainer: pl.Trainer) -> int | None:
+    """Step of the note; the same on all ranks, as all read one folder or rank 0 says it."""
+    found = None
+    if trainer.is_global_zero and _note(trainer).is_file():
+        found = int(json.loads(_note(trainer).read_text())["step"])
+    step: int | None = trainer.strategy.broadcast(found)
+    return step

@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": ("alignvlm_pl.cli.training", "answer and score the benchmarks of a config"),
     "test": ("alignvlm_pl.cli.training", "as validate, for the final figures"),
     "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
+    "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "shards": ("alignvlm_pl.cli.shards", "verify sets of shards, count and show what they hold"),
@@ -122,6 +123,7 @@ _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ".* does not have many workers",  # the bar and data/* show what the run waits for
     "Total length of .* is zero",
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the DataModule keeps the position
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import AlignVLMError, ConfigError
 from ..utils.atomic_files import write_results
 from ..utils.installation import configs_dir
+from .recipe import plan_runs
 
 DATA = Path("data/demo")
 PAGE_HEIGHT_PX = 96
@@ -43,11 +44,10 @@ def run(argv: list[str]) -> int:
     demo, untrained, trained = (options.run_dir / name for name in ("", "untrained", "trained"))
     model = ("--model", _config("model/embedded"), "--trainer", _config("cluster/cpu"))
     _test(untrained, *model, "--data", _config("data/demo-documents"))
-    _command("fit", "--config", _config("recipe/demo"), "--run_dir", str(demo), *options.fit)
-    last = max(
-        (path for path in demo.glob("[0-9]*-*") if path.is_dir()),
-        key=lambda path: int(path.name.split("-")[0]),
-    )
+    fit = ("--config", _config("recipe/demo"), "--run_dir", str(demo), *options.fit)
+    _command("fit", *fit)
+    last = plan_runs(list(fit))[-1].folder
+    assert last is not None, "the recipe has stages"
     checkpoint = (
         "--config",
         str(last / "config.yaml"),

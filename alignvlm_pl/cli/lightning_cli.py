@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, set_loader
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError
@@ -25,13 +24,12 @@ from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
 from callbacks.gain_calibration import GainCalibration
-from callbacks.last_checkpoint import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
+from callbacks.last_checkpoint import CHECKPOINT, LastCheckpoint
 from callbacks.ledger import Ledger
 from callbacks.preemption import Preemption
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
-from callbacks.resumed_epoch import ResumedEpoch
-from callbacks.stage_transition import EXPORT_FOLDER, StageTransition
+from callbacks.stage_transition import StageTransition
 from callbacks.throughput import Throughput
 
 # Imported so that a bare class name in a config resolves.
@@ -44,13 +42,13 @@ from datamodules import (
 )
 
 from ..errors import AlignVLMError, CheckpointError, ConfigError
-from ..strategies.gather_weights import FILE_SIZE
-from ..training.export import RECORD
+from ..strategies.checkpoint_io import AtomicCheckpointIO
+from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule
 from ..training.stage import Stage, accumulation, require_parent
 from . import old_names
 from .messages import shorten, unknown_key
-from .refusals import check_fit, check_trainer
+from .refusals import check_trainer
 from .slurm import check_allocation, cluster_plugins, requeued
 
 DATA_MODULES = (
@@ -68,13 +66,11 @@ LAST = ("last", "latest")
 """As `--ckpt_path`: the run's own last checkpoint; `fit` starts afresh where there is none yet."""
 
 log = logging.getLogger(__name__)
-_DERIVED = {  # setting of the trainer -> its untouched value and the setting it follows from
+_DERIVED = {  # setting of the trainer -> its untouched value and the setting that it follows from
     "max_steps": (-1, "stage.max_steps"),
     "max_epochs": (None, "stage.epochs"),
     "gradient_clip_val": (None, "stage.gradient_clip_norm"),
     "accumulate_grad_batches": (1, "stage.global_batch_size"),
-    "default_root_dir": (None, "run_dir"),
-    "max_time": (None, "stage.max_minutes"),
 }
 
 logging.getLogger(
@@ -143,6 +139,16 @@ class AlignParser(LightningArgumentParser):
             raise ConfigError(unknown_key(key, known))
 
 
+class RunConfig(SaveConfigCallback):
+    """Save the configuration in `run_dir`, whichever logger there is."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it; Lightning calls this on rank 0 alone."""
+        path = Path(trainer.default_root_dir) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
+
+
 class AlignCLI(LightningCLI):
     """Model x data x stage x benchmark x cluster, composed from files."""
 
@@ -161,10 +167,12 @@ class AlignCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False, "enable_checkpointing": False},
+            trainer_defaults={"enable_model_summary": False},
+            save_config_callback=RunConfig,
             # A requeued job finds the config of its first start in the run folder; `test` keeps that of `fit`.
             save_config_kwargs={
                 "overwrite": True,
+                "save_to_log_dir": False,
                 "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
             },
             parser_class=AlignParser,
@@ -182,7 +190,7 @@ class AlignCLI(LightningCLI):
             "--run_dir", type=str, default="runs/default", help="Folder of everything the run writes."
         )
         parser.add_argument(
-            "--stages", type=list[dict[str, str]] | None, default=None, help="Stages of a recipe."
+            "--stages", type=list[dict[str, Any]] | None, default=None, help="Stages of a recipe."
         )
         parser.add_argument(
             "--connector",
@@ -247,13 +255,12 @@ class AlignCLI(LightningCLI):
         if config.connector is not None:
             # Moved, so that the saved config says it once.
             config.model.init_args.spec.connector, config.connector = config.connector, None
-        for key, (untouched, source) in _DERIVED.items():
-            if config.trainer[key] != untouched:
-                raise ConfigError(f"trainer.{key} follows from {source}; set {source} instead")
+        if config.trainer.default_root_dir is not None:
+            raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
         check_trainer(config.trainer)
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer))
         if self.subcommand == "fit":
-            check_fit(config)
+            check_size("max_shard_size", config.max_shard_size)
             if not config.stage.name:
                 raise ConfigError(
                     "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"
@@ -334,29 +341,32 @@ class AlignCLI(LightningCLI):
         ]
         if self.subcommand == "fit":
             stage = self._stage()
+            _log_given(config)
             config.update(
                 _stage_settings(stage, config, batch_size=getattr(self.datamodule, "batch_size", 1))
             )
             for callback in callbacks:
                 if isinstance(callback, BenchmarkEvaluation) and config.get("val_check_interval") is None:
                     config.update(callback.validation_interval(config["accumulate_grad_batches"]))
-            every, keep_last, keep_every = (
-                self._settings[f"checkpoint_{name}"]
-                for name in ("every_n_steps", "keep_last", "keep_every_n_steps")
+            self.preemption = Preemption(self._settings["preemption_every_n_steps"])
+            self.last = LastCheckpoint(
+                self.preemption,
+                self._settings["checkpoint_every_n_steps"],
+                keep_last=self._settings["checkpoint_keep_last"],
+                keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
             )
-            last = LastCheckpoint(every, keep_last=keep_last, keep_every_n_steps=keep_every)
             callbacks = [
                 Ledger(),
                 *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
                 *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
-                last,
                 *callbacks,
                 DataHealth(),
-                ResumedEpoch(),
-                Preemption(last, self._settings["preemption_every_n_steps"]),
-                StageTransition(stage, max_shard_size=self._settings["max_shard_size"]),
+                StageTransition(stage),
                 RandomState(),
+                self.preemption,
             ]
+            if not config.get("fast_dev_run"):  # which saves nothing
+                callbacks.append(self.last)
         if config.get("enable_progress_bar") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingProgress)]
         try:
@@ -367,14 +377,37 @@ class AlignCLI(LightningCLI):
             require_whole_parameters(trainer, f"stage.lora.{part}")
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            super()._run_subcommand(subcommand)
-        except UnpicklingError as error:
-            raise CheckpointError(
-                f"checkpoint {self.config_init[subcommand].ckpt_path} holds more than tensors and plain types, so "
-                "reading it could run code; if you trust where it comes from, set --weights_only=false"
-            ) from error
+    def after_fit(self) -> None:
+        """Export the last checkpoint, once training has ended; a run killed here exports when it is started again.
+
+        Raises:
+            CheckpointError: The export could not be written; on all ranks.
+        """
+        trainer = self.trainer
+        if self.last.path is None:
+            log.info("nothing is exported: the run has no checkpoint")
+            return
+        self.preemption.leave_if_requested(trainer)
+        problem = ""
+        if trainer.is_global_zero:
+            try:
+                self._export(self.last.path)
+            except AlignVLMError as error:
+                problem = str(error)
+        if problem := trainer.strategy.broadcast(problem):  # the others wait here for rank 0
+            raise CheckpointError(problem)
+
+    def _export(self, checkpoint: Path) -> None:
+        folder = Path(self._settings["run_dir"]) / EXPORT_FOLDER
+        record = export_checkpoint(
+            checkpoint,
+            folder,
+            spec=self.model.spec,
+            processor=self.model.processor,
+            weights=self.model.weights,
+            max_shard_size=self._settings["max_shard_size"],
+        )
+        log.info("stage %s: %d steps, weights in %s", record["stage"], record["steps"], folder)
 
     @property
     def _settings(self) -> Any:
@@ -407,14 +440,22 @@ def _follows(config: Any) -> str:
 
 
 def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
-    """Settings of the trainer that follow from the stage."""
-    num_devices = _count(trainer) * trainer["num_nodes"]
-    return {
-        "max_steps": stage.max_steps or -1,
-        "max_epochs": -1 if stage.max_steps else stage.epochs,
-        "gradient_clip_val": stage.gradient_clip_norm,
-        "accumulate_grad_batches": accumulation(stage.global_batch_size, batch_size, num_devices),
-    }
+    """Settings of the trainer that follow from the stage; one that the user has given the trainer wins."""
+    given = {key: trainer[key] for key, (untouched, _) in _DERIVED.items() if trainer[key] != untouched}
+    length = {"max_steps": stage.max_steps or -1, "max_epochs": -1 if stage.max_steps else stage.epochs}
+    if given.keys() & length:
+        length = {"max_steps": -1, "max_epochs": -1}
+    found = {**length, "gradient_clip_val": stage.gradient_clip_norm, **given}
+    if "accumulate_grad_batches" not in given:
+        num_devices = _count(trainer) * trainer["num_nodes"]
+        found["accumulate_grad_batches"] = accumulation(stage.global_batch_size, batch_size, num_devices)
+    return found
+
+
+def _log_given(trainer: dict[str, Any]) -> None:
+    for key, (untouched, source) in _DERIVED.items():
+        if trainer[key] != untouched:
+            log.info("trainer.%s=%s is used in place of %s", key, trainer[key], source)
 
 
 def _count(trainer: Any) -> int:

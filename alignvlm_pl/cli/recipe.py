@@ -9,7 +9,7 @@ stages:                                        # paths are relative to the recip
 `override` sets single keys of a stage's run, as options of the command line do. A stage file that is named by a number
 gives its name to the folder of the run; others have the stage's place in front (`2-documents`).
 
-A stage that is finished is skipped and an unfinished one resumes, so the same command continues a killed run.
+A finished stage is skipped and an unfinished one resumes, so the same command resumes a killed run.
 """
 
 import json
@@ -32,6 +32,15 @@ class Run:
 
     options: list[str]
     folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Argument:
+    """An option of the command line: its words, its name, and its value if it has one."""
+
+    words: list[str]
+    name: str
+    value: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +70,42 @@ class StageEntry:
 def plan_runs(options: list[str]) -> list[Run]:
     """Split the options of `fit` into one run for each stage of the recipe among its `--config` files.
 
+    A stage is configured by the options before the recipe, the recipe, its entry there, and the options behind the
+    recipe; later ones win.
+
     Raises:
         ConfigError: If a recipe's list of stages has another form.
     """
-    found = _find_recipe(options)
+    arguments = _arguments(options)
+    found = _find_recipe(arguments)
     if found is None:
         return [Run(options=options)]
-    position, recipe, stages = found
-    kept, chosen = _take_run_dir(options)
-    # The position counts options in front of it, of which --run_dir may have been one.
-    position -= len(options[:position]) - len(_take_run_dir(options[:position])[0])
-    root = chosen or Path("runs") / recipe.stem
+    recipe, path, stages = found
+    end = arguments.index(recipe) + 1
+    before, behind = (
+        [word for one in part if one.name != RUN_DIR for word in one.words]
+        for part in (arguments[:end], arguments[end:])
+    )
+    roots = [Path(one.value) for one in arguments if one.name == RUN_DIR and one.value is not None]
+    root = roots[-1] if roots else Path("runs") / path.stem
     runs: list[Run] = []
     for entry, name in zip(stages, _folder_names(stages), strict=True):
-        folder = root / name
         parent = runs[-1].folder if runs else None
         # Behind the user's options: a `--stage.init_from` of theirs is where the first stage starts, and only that one.
         start = [] if parent is None else ["--stage.init_from", str(parent / "hf")]
-        # Behind the recipe and before the user's later options, which therefore win in every stage.
-        own = [*kept[:position], *entry.options(), *kept[position:]]
-        runs.append(Run(options=[*own, *start, RUN_DIR, str(folder), "--stages=null"], folder=folder))
+        own = [*before, *entry.options(), *behind, *start]
+        runs.append(Run(options=[*own, RUN_DIR, str(root / name), "--stages=null"], folder=root / name))
     return runs
 
 
 def read_stages(recipe: Path) -> list[StageEntry]:
-    """The stages of a recipe; none if it lists none."""
-    return _entries((_load(recipe) or {}).get("stages") or [], recipe)
+    """The stages of a recipe; none if it lists none.
+
+    Raises:
+        ConfigError: If the list has another form.
+    """
+    content = _load(recipe)
+    return _entries((content.get("stages") if isinstance(content, dict) else None) or [], recipe)
 
 
 def _folder_names(stages: list[StageEntry]) -> list[str]:
@@ -102,37 +121,33 @@ def _load(path: Path) -> Any:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _find_recipe(options: list[str]) -> tuple[int, Path, list[StageEntry]] | None:
-    """Position behind the last `--config` whose file lists stages, with that file and the list."""
-    found = None
-    for index, word in enumerate(options):
-        if word in ("-c", "--config") and index + 1 < len(options):
-            path, end = Path(options[index + 1]), index + 2
-        elif word.startswith("--config="):
-            path, end = Path(word.split("=", 1)[1]), index + 1
+def _arguments(options: list[str]) -> list[_Argument]:
+    """Group `--name value` and `--name=value`."""
+    found: list[_Argument] = []
+    for word in options:
+        if word.startswith("--") or word == "-c":
+            name, separator, value = word.partition("=")
+            found.append(_Argument(words=[word], name=name, value=value if separator else None))
+        elif found and found[-1].value is None:
+            last = found.pop()
+            found.append(_Argument(words=[*last.words, word], name=last.name, value=word))
         else:
-            continue
-        if not path.is_file():
-            raise ConfigError(f"--config {path}: there is no such file")
-        content = _load(path)
-        if isinstance(content, dict) and content.get("stages"):
-            found = end, path, _entries(content["stages"], path)
+            found.append(_Argument(words=[word], name="", value=None))
     return found
 
 
-def _take_run_dir(options: list[str]) -> tuple[list[str], Path | None]:
-    kept: list[str] = []
-    root = None
-    words = iter(options)
-    for word in words:
-        if word == RUN_DIR:
-            value = next(words, None)
-            root = Path(value) if value is not None else root
-        elif word.startswith(RUN_DIR + "="):
-            root = Path(word.split("=", 1)[1])
-        else:
-            kept.append(word)
-    return kept, root
+def _find_recipe(arguments: list[_Argument]) -> tuple[_Argument, Path, list[StageEntry]] | None:
+    """The last `--config` whose file lists stages, with that file and the stages."""
+    found = None
+    for argument in arguments:
+        if argument.name not in ("-c", "--config") or argument.value is None:
+            continue
+        path = Path(argument.value)
+        if not path.is_file():
+            raise ConfigError(f"--config {path}: there is no such file")
+        if stages := read_stages(path):
+            found = argument, path, stages
+    return found
 
 
 def _entries(stages: Any, recipe: Path) -> list[StageEntry]:

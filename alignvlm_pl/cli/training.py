@@ -3,11 +3,12 @@
 import gc
 import os
 import sys
+from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
-from typing import Any
 
 from ..utils.stop_signals import listening
-from .recipe import plan_runs
+from .recipe import Run, plan_runs
 
 
 def run(argv: list[str]) -> int:
@@ -34,36 +35,44 @@ def run(argv: list[str]) -> int:
 
 def _fit(options: list[str]) -> int:
     planned = plan_runs(options)
-    from callbacks.preemption import Preempted, leave_between_stages
-
-    from .lightning_cli import AlignCLI
+    if len(planned) > 1 and any(option.startswith("--print_config") for option in options):
+        return _print_configs(planned)
+    from callbacks.preemption import Preempted
 
     try:
         for run in planned:
             if run.folder is not None and _finished(run.folder):
-                print(f"stage in {run.folder} is finished; going on with the next", flush=True)
+                print(f"stage in {run.folder} is finished", flush=True)
                 continue
-            done = AlignCLI.run_command(["fit", *run.options])
-            done.trainer.strategy.barrier(
-                "stage over"
-            )  # the others wait while rank 0 writes the stage-end folder
-            if run is not planned[-1]:
-                leave_between_stages(done.trainer)
-                _let_go(done)
+            # The parser keeps what it has built in context variables: in a context of its own, model and optimizer of a
+            # stage are freed before the next one builds its own.
+            copy_context().run(_fit_stage, run.options, another_follows=run is not planned[-1])
+            gc.collect()
     except Preempted as left:
         return left.status
     return 0
 
 
-def _let_go(done: Any) -> None:
-    """Free model and optimizer of a stage: the next one builds its own, and the parser keeps the stage's run."""
-    strategy = done.trainer.strategy
-    strategy.optimizers, strategy.lr_scheduler_configs, strategy._model = [], [], None
-    done.model._modules.clear()
-    gc.collect()
+def _print_configs(runs: list[Run]) -> int:
+    """Print the configuration of each stage, as YAML documents."""
+    from .lightning_cli import AlignCLI
+
+    for number, run in enumerate(runs, start=1):
+        print(f"--- # stage {number} of {len(runs)}, in {run.folder}", flush=True)
+        with suppress(SystemExit):  # the parser prints and exits
+            AlignCLI.run_command(["fit", *run.options])
+    return 0
+
+
+def _fit_stage(options: list[str], *, another_follows: bool) -> None:
+    from .lightning_cli import AlignCLI
+
+    done = AlignCLI.run_command(["fit", *options])
+    if another_follows:
+        done.preemption.leave_if_requested(done.trainer)
 
 
 def _finished(folder: Path) -> bool:
-    from ..training.export import RECORD
+    from ..training.export import EXPORT_FOLDER, RECORD
 
-    return (folder / "hf" / RECORD).is_file()
+    return (folder / EXPORT_FOLDER / RECORD).is_file()

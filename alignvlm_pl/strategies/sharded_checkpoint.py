@@ -190,8 +190,7 @@ def take_values(stored: Tensor | Pieces, start: int, stop: int) -> Tensor:
 def replace_path(partial: Path, target: Path) -> None:
     """Put a file or folder in the place of another.
 
-    CONTRACT: callbacks/last_checkpoint.py gives every step a path of its own and moves a link, so a folder that is
-    replaced is not the one that a run goes on from.
+    A folder is removed before the new one takes its name, so the caller gives every checkpoint a name of its own.
     """
     if target.is_dir() or partial.is_dir():
         _remove(target)

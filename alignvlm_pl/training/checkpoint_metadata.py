@@ -132,6 +132,26 @@ def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | No
         )
 
 
+def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
+    """Refuse to resume with another DataModule, which would not find its position in the checkpoint.
+
+    Args:
+        checkpoint: Lightning's; a DataModule's state stands under the name of its class.
+        name: Class of the configured DataModule.
+
+    Raises:
+        CheckpointError: Naming both.
+    """
+    states = [
+        key for key, value in checkpoint.items() if isinstance(value, dict) and "epoch_samples" in value
+    ]
+    if states and name not in states:
+        raise CheckpointError(
+            f"the checkpoint was trained with {states[0]}, data.class_path is {name}: how far the data were read "
+            "would be lost; use the same class, or start the stage again from its parent"
+        )
+
+
 def _check_weights(name: str, old: Any, new: Any) -> None:
     if old != new:
         raise CheckpointError(

@@ -1,21 +1,30 @@
-"""Stage-end folders: Hugging Face weights, processor, and a record of where they come from."""
+"""Exports: Hugging Face folders of weights and processor, with a record of where they come from."""
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ..errors import CheckpointError
-from ..strategies.gather_weights import FILE_SIZE
-from .checkpoint_metadata import check_contract
-from .lora import has_adapters, merge_state, save_adapters
+from ..errors import CheckpointError, ConfigError
+from ..models.build import ModelSpec, build_model, load_weights
+from ..models.processing import AlignVLMProcessor
+from ..strategies.meta_init import build_on_meta
+from ..strategies.sharded_checkpoint import is_folder, load_file, make_whole, read_folder
+from .checkpoint_metadata import CONTENTS, check_contract, contract
+from .lora import attach_adapters, has_adapters, merge_state, save_adapters
+from .lora_config import parse_adapters
 
+EXPORT_FOLDER = "hf"
+"""Path below the run folder."""
+FILE_SIZE = "5GB"
+"""Largest file of weights unless set otherwise."""
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
 _RECORDED = ("stage", "processor", "weights_sha256")
@@ -35,14 +44,72 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def export(
-    model: Any,
-    processor: Any,
+def export_checkpoint(
+    checkpoint: Path,
     folder: Path,
-    record: dict[str, Any],
     *,
+    spec: ModelSpec,
+    processor: AlignVLMProcessor,
+    weights: str | None = None,
     max_shard_size: str = FILE_SIZE,
-    save: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
+    """Write the weights of a checkpoint as a Hugging Face folder; with `stage.ema_decay` their average.
+
+    Args:
+        checkpoint: A file, or a folder of shards.
+        folder: Where to; replaced if it exists.
+        spec: The model.
+        processor: Its processor.
+        weights: `model.weights` of the run; only a stage with adapters reads it, for the parts that they adapt.
+        max_shard_size: See `export`.
+
+    Returns:
+        The record, `folder/stage.json`.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, of another model, or does not say what it is.
+    """
+    state = read_folder(checkpoint) if is_folder(checkpoint) else load_file(checkpoint)
+    if CONTENTS not in state or "state_dict" not in state:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not say what it is: expected {CONTENTS!r} in it; another program's?"
+        )
+    contents = state[CONTENTS]
+    check_contract(contents["processor"], contract(spec, processor), source=str(checkpoint))
+    found = {
+        name.removeprefix("model."): value
+        for name, value in make_whole(state["state_dict"]).items()
+        if name.startswith("model.")
+    }
+    adapters = parse_adapters(contents["stage"].get("lora"))
+    if adapters:
+        model = build_model(spec, processor)
+        if (start := contents["stage"].get("init_from") or weights) is not None:
+            load_weights(model, start)
+        attach_adapters(model, adapters)
+    else:
+        model = build_on_meta(spec, processor, whole=True)
+    expected = model.state_dict()
+    compare_states(found, expected, source=str(checkpoint))
+    model.load_state_dict(found, assign=not adapters)
+    model.tie_weights()
+    trained = state.get("stage", {})
+    record = {
+        "stage": contents["stage"]["name"],
+        "settings": contents["stage"],
+        "parent": contents["parent"],
+        "steps": int(state["global_step"]),
+        "seconds": round(float(trained.get("seconds", 0.0)), 1),
+        "samples_seen": contents["samples_seen"],
+        "processor": contents["processor"],
+        **({"calibration": trained["calibration"]} if trained.get("calibration") else {}),
+        "versions": contents["versions"],
+    }
+    return export(model, processor, folder, record, max_shard_size=max_shard_size)
+
+
+def export(
+    model: Any, processor: Any, folder: Path, record: dict[str, Any], *, max_shard_size: str = FILE_SIZE
 ) -> dict[str, Any]:
     """Write model, processor and record as one folder that is either whole or absent.
 
@@ -53,7 +120,6 @@ def export(
         folder: Where to; replaced if it exists.
         record: Facts about the stage; `weights_sha256` is added.
         max_shard_size: Most bytes of a file of weights. Several files come with an index.
-        save: What writes the model into a folder, where `save_pretrained` cannot: a sharded one.
 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
@@ -62,9 +128,7 @@ def export(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        if save is not None:
-            save(partial)
-        elif has_adapters(model):
+        if has_adapters(model):
             merged = merge_state(model, model.state_dict())
             model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
             save_adapters(model, partial / ADAPTER_FOLDER)
@@ -88,6 +152,16 @@ def export(
             f"could not write weights to {folder}: {error}; free some space or set another run_dir"
         ) from error
     return record
+
+
+def check_size(name: str, value: str) -> None:
+    """Refuse a size of files that is none.
+
+    Raises:
+        ConfigError: Naming the setting and its value.
+    """
+    if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", value):
+        raise ConfigError(f"{name}={value}: expected a size such as 5GB")
 
 
 def _to_disk(folder: Path) -> None:
@@ -125,9 +199,7 @@ def recorded_steps(folder: str | Path) -> int:
 def _stated(path: Path) -> dict[str, Any]:
     """The record as it stands there."""
     if not (path / RECORD).is_file():
-        raise CheckpointError(
-            f"{path} has no {RECORD}: expected the hf/ folder that a finished stage leaves behind"
-        )
+        raise CheckpointError(f"{path} has no {RECORD}: expected the hf/ folder of a finished stage")
     try:
         record: dict[str, Any] = json.loads((path / RECORD).read_text())
         missing = [key for key in _RECORDED if key not in record]

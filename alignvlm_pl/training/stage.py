@@ -188,6 +188,24 @@ def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> i
     return global_batch_size // per_step
 
 
+def steps_of_epochs(
+    epochs: int, *, micro_batches: int, accumulated: int, limit: int | float | None = None
+) -> int:
+    """Optimizer steps of a stage.
+
+    Args:
+        epochs: Passes over the data.
+        micro_batches: Micro batches of an epoch on each rank.
+        accumulated: Micro batches of an optimizer step; an epoch's last step may have fewer.
+        limit: `trainer.limit_train_batches`: a number of micro batches, or a share of them as a float; None: all.
+    """
+    if isinstance(limit, float):
+        micro_batches = int(micro_batches * limit)
+    elif limit is not None:
+        micro_batches = min(micro_batches, limit)
+    return epochs * -(-micro_batches // accumulated)
+
+
 def require_parent(name: str, *, parent: str | None, init_from: str | None) -> None:
     """Refuse to start a stage without the parent that it names.
 

@@ -40,8 +40,25 @@ def listen() -> dict[signal.Signals, Any]:
     return earlier
 
 
+def hold_back() -> None:
+    """Let the signals wait until `listen_again` or `release`, in this thread and the processes that it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def listen_again() -> None:
+    """As `listen`, where another handler was installed meanwhile, and deliver what was held back."""
+    if threading.current_thread() is threading.main_thread():
+        listen()
+    release()
+
+
+def release() -> None:
+    """Deliver what was held back."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def listen_until_exit() -> None:
-    """As `listen`, and be deaf while the interpreter ends: a signal then would make a killed run of a finished one."""
+    """As `listen`, and ignore the signals while the interpreter ends: one would make a killed run of a finished one."""
     listen()
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
 
@@ -56,6 +73,7 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
+        release()
         for number, handler in earlier.items():
             signal.signal(number, handler)
         _received.clear()

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from alignvlm_pl.errors import CheckpointError
-from callbacks.last_checkpoint import AtomicCheckpointIO
+from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
 from tests.integration.checkpoint_files import error_of
 
 

@@ -67,7 +67,7 @@ def test_describe_prints_what_a_checkpoint_and_a_folder_are(trained, tmp_path, c
     from alignvlm_pl.cli import main
 
     assert main(["describe", str(trained / LAST)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"step": 2, "epoch": 1, **contents(trained)}
+    assert json.loads(capsys.readouterr().out) == {"step": 2, "epoch": 0, **contents(trained)}
     assert main(["describe", str(trained / "hf")]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((trained / "hf/stage.json").read_text())
     (tmp_path / "text.ckpt").write_text("no checkpoint")

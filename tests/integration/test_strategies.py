@@ -91,12 +91,12 @@ def fit(
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
+    from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
     from alignvlm_pl.strategies.fsdp import ShardedStrategy
     from alignvlm_pl.strategies.sharding import full_tensor, is_sharded
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
     from callbacks.connector_health import ConnectorHealth
-    from callbacks.last_checkpoint import AtomicCheckpointIO
 
     ranks, rank = (1, 0) if kind == "one" else (2, int(os.environ["LOCAL_RANK"]))
     settings, tied = STAGES[name]

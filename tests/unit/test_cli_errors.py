@@ -157,14 +157,6 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "data.init_args.batch_size=0: expected at least 1",
         ),
         (
-            "--trainer.max_steps=4",
-            "trainer.max_steps follows from stage.max_steps; set stage.max_steps instead",
-        ),
-        (
-            "--trainer.accumulate_grad_batches=4",
-            "trainer.accumulate_grad_batches follows from stage.global_batch_size",
-        ),
-        (
             "--trainer.default_root_dir=x",
             "trainer.default_root_dir follows from run_dir; set run_dir instead",
         ),
@@ -175,8 +167,6 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "--trainer.gradient_clip_algorithm=value",
             "trainer.gradient_clip_algorithm=value: gradients are clipped by their norm",
         ),
-        ("--trainer.max_time=00:00:01:00", "trainer.max_time follows from stage.max_minutes"),
-        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run=True: it would leave a finished stage"),
         ("--max_shard_size=nonsense", "max_shard_size=nonsense: expected a size such as 5GB"),
         ("--max_shard_size=0GB", "max_shard_size=0GB: expected a size such as 5GB"),
         ("--stage=none.yaml", "stage: "),

@@ -1,15 +1,12 @@
 """Models that are built without memory and read in slices, against the ordinary way."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.models.build import Backbone, ModelSpec, build_model, build_processor, load_weights
+from alignvlm_pl.models.build import Backbone, ModelSpec, build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.strategies import gather_weights as whole_weights
 from alignvlm_pl.strategies.meta_init import build_on_meta, load_parts, parameters_on_meta
 
 
@@ -130,30 +127,10 @@ def test_only_parameters_lose_their_memory_and_only_within():
 
 
 @pytest.mark.parametrize("size", [10**9, 200_000])
-def test_gathered_weights_are_the_files_of_save_pretrained(saved, tmp_path, size):
-    _, _, model, _ = saved
-    gathered = whole_weights.whole_weights(model, size)
-    whole_weights.write_weights(model, gathered, tmp_path / "found", max_shard_size=size)
-    model.save_pretrained(tmp_path / "expected", max_shard_size=size)
-    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
-    assert ("model.safetensors" in names) == (size == 10**9)
-    for name in names:
-        found, expected = (tmp_path / kind / name for kind in ("found", "expected"))
-        if name.endswith(".json"):
-            assert json.loads(found.read_text()) == json.loads(expected.read_text()), name
-        else:
-            assert found.read_bytes() == expected.read_bytes(), name
-    # And what was written in several files is read from them.
-    spec, processor, _, _ = saved
+def test_weights_in_one_or_several_files_are_read(saved, tmp_path, size):
+    spec, processor, model, _ = saved
+    model.save_pretrained(tmp_path / "found", max_shard_size=size)
+    assert ((tmp_path / "found/model.safetensors").is_file()) == (size == 10**9)
     again = build_on_meta(spec, processor, whole=True)
     load_parts(again, spec, tmp_path / "found")
     assert_same(again.state_dict(), model.state_dict())
-
-
-def test_the_ordinary_way_reads_the_same(saved, tmp_path):
-    spec, processor, model, _ = saved
-    whole_weights.write_weights(model, whole_weights.whole_weights(model), tmp_path / "found")
-    other = build_model(spec, processor)
-    load_weights(other, tmp_path / "found")
-    assert_same(other.state_dict(), model.state_dict())

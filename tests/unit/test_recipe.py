@@ -126,3 +126,14 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(ConfigError, match=r"broken.yaml is no valid YAML: .*line 2"):
         plan_runs([f"--config={tmp_path / 'broken.yaml'}"])
+
+
+def test_print_config_of_a_recipe_shows_all_its_stages(capsys):
+    from alignvlm_pl.cli import main
+
+    path = Path(__file__).parents[2] / "configs/recipe/demo.yaml"
+    assert main(["fit", "--config", str(path), "--stage.max_steps", "7", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert [doc["stage"]["name"] for doc in yaml.safe_load_all(printed)] == ["read", "documents", "instruct"]
+    assert {doc["stage"]["max_steps"] for doc in yaml.safe_load_all(printed)} == {7}
+    assert "--- # stage 3 of 3, in runs/demo/3-instruct" in printed

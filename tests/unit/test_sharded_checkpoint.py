@@ -5,6 +5,7 @@ import torch
 
 from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.strategies import folder_checkpoints
+from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
 from alignvlm_pl.strategies.fsdp import ShardedStrategy
 from alignvlm_pl.strategies.sharded_checkpoint import (
     Piece,
@@ -17,7 +18,6 @@ from alignvlm_pl.strategies.sharded_checkpoint import (
     take_values,
     write_rank,
 )
-from callbacks.last_checkpoint import AtomicCheckpointIO
 
 
 def rows(*local):

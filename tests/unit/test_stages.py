@@ -2,8 +2,9 @@
 
 import pytest
 
-from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.training.stage import Stage, accumulation, require_parent
+from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.training.checkpoint_metadata import check_data
+from alignvlm_pl.training.stage import Stage, accumulation, require_parent, steps_of_epochs
 
 
 def test_learning_rates_by_part_and_frozen_by_default():
@@ -85,3 +86,28 @@ def test_a_stage_that_names_a_parent_needs_its_folder():
         ConfigError, match=r"stage 'two' starts from the end of stage 'one', but stage.init_from is null"
     ):
         require_parent("two", parent="one", init_from=None)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "micro_batches", "accumulated", "limit", "steps"),
+    [
+        (1, 8, 2, 1.0, 4),
+        (3, 8, 2, None, 12),
+        (2, 1, 4, 1.0, 2),  # an epoch of one micro batch is one step
+        (2, 9, 4, 1.0, 6),  # its last step has one
+        (2, 8, 2, 4, 4),
+        (2, 8, 2, 100, 8),
+        (1, 8, 2, 0.5, 2),
+    ],
+)
+def test_epochs_are_counted_in_optimizer_steps(epochs, micro_batches, accumulated, limit, steps):
+    found = steps_of_epochs(epochs, micro_batches=micro_batches, accumulated=accumulated, limit=limit)
+    assert found == steps
+
+
+def test_the_position_in_another_modules_data_is_not_lost_in_silence():
+    checkpoint = {"WebDataModule": {"epoch_samples": 9, "ranks": [{}]}}
+    check_data(checkpoint, "WebDataModule")
+    check_data({}, "WebDataModule")
+    with pytest.raises(CheckpointError, match=r"was trained with WebDataModule, data\.class_path is Other"):
+        check_data(checkpoint, "Other")

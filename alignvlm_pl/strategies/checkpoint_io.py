@@ -1,0 +1,50 @@
+"""How a checkpoint gets onto the disk: written beside its place, then renamed."""
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ..errors import CheckpointError
+from .sharded_checkpoint import read_whole, replace_path, write_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
+
+    Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
+    strategies write folders (alignvlm_pl/strategies/folder_checkpoints.py); unsharded runs read them here.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Save `checkpoint` at `path`."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_file(checkpoint, partial)
+            replace_path(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """Load a file, or the folder of a sharded strategy with its tensors joined.
+
+        Raises:
+            CheckpointError: Reading it could run code.
+        """
+        if Path(path).is_dir():
+            return read_whole(Path(path))
+        try:
+            found: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"checkpoint {path} holds more than tensors and plain types, so reading it could run code; if you "
+                "trust where it comes from, set --weights_only=false"
+            ) from error
+        return found

@@ -1,0 +1,116 @@
+"""Lightning's own checkpoints, early stopping and limits in a configuration do what its manual says."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.checkpoint_files import names
+
+CALLBACKS = "lightning.pytorch.callbacks."
+
+
+def with_callbacks(world: Any, folder: Path, **callbacks: dict[str, Any]) -> str:
+    """Option that adds callbacks of Lightning, given by class and arguments."""
+    cpu = yaml.safe_load((world.root / "cpu.yaml").read_text())
+    listed = [{"class_path": CALLBACKS + name, "init_args": args} for name, args in callbacks.items()]
+    path = folder / "trainer.yaml"
+    path.write_text(yaml.safe_dump({**cpu, "callbacks": listed}))
+    return f"--trainer={path}"
+
+
+def steps(folder: Path) -> int:
+    return int(json.loads((folder / "hf/stage.json").read_text())["steps"])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # `test` has no such callback
+def test_the_best_checkpoint_by_a_metric_comes_beside_ours(world, tmp_path):
+    best = {"monitor": "train/loss", "filename": "best", "every_n_train_steps": 1, "save_top_k": 1}
+    folder = world.fit(tmp_path / "run", with_callbacks(world, tmp_path, ModelCheckpoint=best))
+    assert names(folder) == ["best.ckpt", "last.ckpt", "step00000003.ckpt"]
+    # It is whole: the run can be resumed from it, and tested.
+    assert (
+        world.run("test", "--run_dir", tmp_path / "test", f"--ckpt_path={folder / 'checkpoints/best.ckpt'}")
+        == 0
+    )
+
+
+def test_checkpoints_by_the_clock(world, tmp_path):
+    often = {"train_time_interval": "0:00:00", "save_top_k": -1, "filename": "clock-{step}"}
+    folder = world.fit(tmp_path / "run", with_callbacks(world, tmp_path, ModelCheckpoint=often))
+    assert {"clock-step=1.ckpt", "clock-step=2.ckpt", "clock-step=3.ckpt"} <= set(names(folder))
+
+
+def test_early_stopping_ends_a_stage_which_is_exported_and_not_trained_on(
+    world, tmp_path, caplog, monkeypatch
+):
+    from alignvlm_pl.training.module import AlignVLMModule
+
+    stop = {
+        "monitor": "train/loss",
+        "patience": 0,
+        "divergence_threshold": 0.0,
+        "check_on_train_epoch_end": True,
+    }
+    options = [
+        with_callbacks(world, tmp_path, EarlyStopping=stop),
+        "--stage.max_steps=20",
+        f"--data.init_args.train=[{world.root / 'held'}]",
+    ]
+    folder = world.fit(tmp_path / "run", *options)
+    ended = steps(folder)
+    assert 0 < ended < 20
+    (folder / "hf/stage.json").unlink()  # killed before the export
+    calls: list[int] = []
+    step = AlignVLMModule.training_step
+    monkeypatch.setattr(
+        AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch)
+    )
+    caplog.set_level(logging.INFO)
+    world.fit(folder, *options)
+    assert calls == []
+    assert steps(folder) == ended
+    assert f"stage all ended early, at step {ended}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--trainer.max_steps=1", 1),
+        ("--trainer.max_epochs=2", 8),
+        ("--trainer.accumulate_grad_batches=4", 3),
+        ("--trainer.max_time=00:00:05:00", 3),
+    ],
+)
+def test_a_limit_of_the_trainer_wins_over_the_stages(world, tmp_path, caplog, option, expected):
+    folder = world.fit(tmp_path / "run", option)
+    assert steps(folder) == expected
+    key = option.removeprefix("--").split("=")[0]
+    assert (f"{key}=" in caplog.text) == ("max_time" not in option)
+    seen = json.loads((folder / "hf/stage.json").read_text())["samples_seen"]["made"]
+    assert seen == expected * (8 if "accumulate" in option else 4)
+
+
+def test_fast_dev_run_trains_a_batch_and_leaves_nothing(world, tmp_path):
+    world.fit(tmp_path / "run", "--trainer.fast_dev_run=true")
+    assert not (tmp_path / "run/hf").exists()
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_the_configuration_is_in_the_run_folder_whatever_the_logger(world, tmp_path):
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": str(tmp_path / "csv")},
+    }
+    world.fit(tmp_path / "run", f"--trainer.logger={json.dumps(logger)}", "--stage.max_steps=1")
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["stage"]["max_steps"] == 1
+
+
+def test_a_resumed_run_says_so(world, tmp_path, caplog):
+    folder = world.cut(tmp_path / "run", "--checkpoint_every_n_steps=1")
+    caplog.set_level(logging.INFO)
+    world.fit(folder)
+    assert f"stage all: resumed from {folder / 'checkpoints/last.ckpt'}, after step 2 of 3" in caplog.text
