@@ -1,6 +1,6 @@
 """Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered.
 
-Sets are shards in normal form. `datamodules/prepare/sources/` reads the files that benchmarks are published
+Datasets are in the sample schema. `datamodules/prepare/sources/` reads the files that benchmarks are published
 in, of which `prepare benchmark` makes such shards.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["AnswerRequired", "BenchmarkDataModule"]
 
 
 class BenchmarkDataModule(WebDataModule):
-    """Sets in normal form that are answered and scored; nothing is trained.
+    """Datasets that are evaluated and scored; nothing is trained.
 
     Args:
         benchmarks: Name -> folder of the sets.

@@ -1,11 +1,11 @@
-"""Document tasks for stage 2: BigDocs rows stored as json beside their images, or shards in normal form."""
+"""Document tasks for stage 2: BigDocs rows stored as json beside their images, or shards in the sample schema."""
 
 from .base import WebDataModule
 from .shards.sample_formats import Adapter, read_bigdocs
 
 
 class BigDocsDataModule(WebDataModule):
-    """BigDocs: `{key}.json` with the columns of the hub's configs and `{key}.0.png`, …; or the normal form.
+    """BigDocs: `{key}.json` with the columns of the hub's configs and `{key}.0.png`, …; or the sample schema.
 
     The columns differ between BigDocs configs (`sample_id` or `identifier`, `query` or `queries`); an unknown
     schema is an error, never a guess. Several queries of one image become several turns. The test and

@@ -1,4 +1,4 @@
-"""Image and caption pairs for stage 1: CC-12M as img2dataset packs it, or shards in normal form."""
+"""Image and caption pairs for stage 1: CC-12M as img2dataset packs it, or shards in the sample schema."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from .shards.sample_formats import CAPTION_PROMPT, Adapter, CaptionReader
 
 
 class CC12MDataModule(WebDataModule):
-    """Image and caption pairs: tars of `{key}.jpg`, `{key}.txt`, `{key}.json` (img2dataset) or normal form.
+    """Image and caption pairs: tars of `{key}.jpg`, `{key}.txt`, `{key}.json` (img2dataset) or the sample schema.
 
     Downloaded shards have no manifest: make it once with `prepare index <folder>`. Links that were dead when
     the set was downloaded are simply not in the tars.
@@ -16,7 +16,7 @@ class CC12MDataModule(WebDataModule):
         prompt: Text of the user's turn after the image; may be empty. The paper states none.
         shuffle_buffer: As in `WebDataModule`. Larger by default: shards made by img2dataset keep the order of their
             list of links.
-        max_skipped_share: As in `WebDataModule`. Larger by default: pictures from the web are often damaged.
+        max_skipped_share: As in `WebDataModule`. Larger by default: images from the web are often damaged.
         **options: The other settings of `WebDataModule`.
     """
 

@@ -1,11 +1,11 @@
-"""Question answering for stage 3: DocDownstream records stored as json beside images, or the normal form."""
+"""Question answering for stage 3: DocDownstream records stored as json beside images, or the sample schema."""
 
 from .base import WebDataModule
 from .shards.sample_formats import Adapter, read_docdownstream
 
 
 class DocDownstreamDataModule(WebDataModule):
-    """DocDownstream: shards of `prepare jsonl` (normal form), or its records packed as `{key}.json` + images.
+    """DocDownstream: shards of `prepare jsonl` (sample schema), or its records packed as `{key}.json` + images.
 
     `sources` takes the names of its ten sets (`DocVQA`, `ChartQA`, …), checked against the manifests.
     """

@@ -1,4 +1,4 @@
-"""`describe`: what a checkpoint or a stage-end folder is, as it says itself; its weights are not read."""
+"""`describe`: print the metadata of a checkpoint or an export; weights are not read."""
 
 import argparse
 import json

@@ -111,7 +111,7 @@ def spans(processor: Any, ids: list[int], labels: list[int]) -> Iterator[tuple[s
 
 
 def _data_address(image: Any) -> str:
-    """Return a picture as an address that holds it, so that the page is a single file."""
+    """Return an image as a data URL, so that the page is a single file."""
     small = image.copy()
     small.thumbnail((_IMAGE_PX, _IMAGE_PX))
     buffer = io.BytesIO()

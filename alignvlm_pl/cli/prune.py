@@ -1,4 +1,4 @@
-"""`prune`: find the rows of the vocabulary that carry ALIGN's weights on a set of shards."""
+"""`prune`: find the rows of the vocabulary that carry ALIGN's weights on a dataset."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`shards verify|info|preview`: are sets of shards whole, what do they hold, and what is a model taught with them?"""
+"""`shards verify|info|preview`: check datasets, count their samples, and show what a model is trained on"""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from datamodules.shards.info import Model
 
 KINDS = {
-    "verify": "find every damage of sets of shards, with shard, member and offset",
+    "verify": "find every damage of datasets, with shard, member and offset",
     "info": "count samples by source; sizes, lengths and, for a model, tokens",
     "preview": "a page of samples as a model is trained on them",
 }

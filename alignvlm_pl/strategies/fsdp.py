@@ -122,7 +122,7 @@ class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
 
 
 def refuse_unknown(strategy: Strategy) -> None:
-    """Refuse strategies whose gradients, checkpoints or stage-end folders would be wrong.
+    """Refuse strategies whose gradients, checkpoints or exports would be invalid.
 
     Raises:
         ConfigError: The strategy shards in a way of its own.

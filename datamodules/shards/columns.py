@@ -95,7 +95,7 @@ VCR = Schema(
     unknown="this is no known VCR-wiki schema",
     fields={"id": ("question_id",), "images": ("stacked_image",), "answers": ("crossed_text",)},
 )
-# Lines of text alone have no picture.
+# Text-only samples have no image.
 LINES = Schema(
     kind="jsonl",
     unknown="these are no lines of conversations",

@@ -33,7 +33,7 @@ class Decoder:
     adapter: Adapter = read_normal
 
     def record(self, raw: RawSample) -> dict[str, Any]:
-        """Return the JSON of one sample in normal form; its pictures are not looked at.
+        """Return the JSON of one sample in the sample schema; its images are not read.
 
         Raises:
             SampleError: This sample is bad.

@@ -1,7 +1,7 @@
 """The index beside a shard: where each sample begins, and what a batch planner must know of it (no torch here).
 
 `name-00000.index.json` lies beside `name-00000.tar`. With it a reader can seek to any sample, and count tiles and
-estimate tokens without opening a picture. Equal shards have equal bytes of index.
+estimate tokens without opening an image. Equal shards have equal bytes of index.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class SampleIndex:
         offsets: (n + 1) bytes of the shard: where the first header of each sample begins, a header that only
             carries a long name included; last the end of the last sample's data, padded to whole blocks.
         keys: (n) names of the samples.
-        sizes: (n) upright (width, height) in pixels of each picture of the sample; empty for text alone.
+        sizes: (n) upright (width, height) in pixels of each image of the sample; empty for text alone.
         text_bytes: (n) UTF-8 bytes of all text of the messages; of a caption pair, of the caption.
         sources: (n) data sets the samples come from.
         supervised_bytes: (n) UTF-8 bytes of the assistant's turns; 0 = there is nothing to learn.
@@ -85,13 +85,13 @@ def index_path(shard: Path) -> Path:
 def index_row(
     record: Mapping[str, Any], *, offset: int, key: str, sizes: Iterable[tuple[int, int]], source: str
 ) -> IndexRow:
-    """Measure one sample in normal form.
+    """Measure one sample in the sample schema.
 
     Args:
         record: Its JSON, which `check_record` has passed.
         offset: Byte of the shard at which it begins.
         key: Its name in the shard.
-        sizes: Upright (width, height) in pixels of its pictures, in order.
+        sizes: Upright (width, height) in pixels of its images, in order.
         source: Its source where the record names none.
     """
     texts = [(turn["role"], len(message_text(turn).encode())) for turn in record["messages"]]

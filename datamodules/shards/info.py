@@ -1,7 +1,7 @@
 """`shards info`: what datasets hold, by source.
 
-In normal form only the JSON of each sample is read: widths and heights stand in it, so no picture is opened. Of the
-other formats the pictures' headers are read besides.
+In the sample schema only the JSON of each sample is read: widths and heights stand in it, so no image is opened. Of the
+other formats the images' headers are read besides.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class SourceInfo:
 
     Attributes:
         samples: Their number.
-        measures: Name of a quantity -> its value for each sample or picture.
+        measures: Name of a quantity -> its value for each sample or image.
     """
 
     samples: int = 0
@@ -52,7 +52,7 @@ class Model:
 
     Attributes:
         count_tokens: Text -> its number of tokens.
-        tiling: How pictures are cut.
+        tiling: How images are cut.
         tokens_per_tile: Visual tokens of a tile.
     """
 
@@ -159,14 +159,14 @@ def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any
 
 
 def _noted(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the JSON of a sample in normal form."""
+    """Return the JSON of a sample in the sample schema."""
     if "json" not in raw:
         raise SampleError(f"{where} has no json", "missing_json")
     return parse_record(raw["json"], where=where)
 
 
 def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:
-    """Return the record of a sample of another format, with the sizes of its pictures."""
+    """Return the record of a sample of another format, with the sizes of its images."""
     try:
         record, images, files = FORMATS[form](raw)
         sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
@@ -182,12 +182,12 @@ def _measures(record: dict[str, Any], model: Model | None, *, where: str) -> lis
     """Return name and value of all quantities of a sample.
 
     Raises:
-        SampleError: Its record is not in normal form.
+        SampleError: Its record is not in the sample schema.
     """
     try:
         return list(_measure(record, model))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SampleError(f"{where} is not in normal form ({error!r})") from error
+        raise SampleError(f"{where} is not in the sample schema ({error!r})") from error
 
 
 def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str, int]]:

@@ -106,7 +106,7 @@ class ShardReader:
             stream.close()
 
     def sizes(self, location: Location) -> tuple[tuple[int, int], ...]:
-        """Return (width, height) in pixels of the pictures of a sample, without reading it."""
+        """Return (width, height) in pixels of the images of a sample, without reading it."""
         return self._open(location)[1].sizes[location.number]
 
     def source(self, location: Location) -> str:
@@ -118,7 +118,7 @@ class ShardReader:
 
         Args:
             location: Where it lies.
-            pictures: Whether to read its pictures; without, they have no bytes.
+            pictures: Whether to read its images; without, they have no bytes.
 
         Raises:
             DataError: The shard is missing or changed, or the sample is damaged.

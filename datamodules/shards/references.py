@@ -12,10 +12,10 @@ from .sample_formats import parse_record
 
 
 def read_answers(folder: Path | str) -> list[EvalSample]:
-    """Read the samples of a set in normal form as answers whose prediction is still empty.
+    """Read the samples of a set in the sample schema as answers whose prediction is still empty.
 
     Raises:
-        DataError: The folder is no set of shards, or a sample is not in normal form.
+        DataError: The folder is not a dataset, or a sample is not in the sample schema.
     """
     manifest = load_manifest(folder)
     answers = []
@@ -25,7 +25,7 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
             try:
                 answers.append(_answer(raw["__key__"], parse_record(raw.get("json", b""), where=name)))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise DataError(f"{raw['__url__']}: {name} is not in normal form ({error})") from error
+                raise DataError(f"{raw['__url__']}: {name} is not in the sample schema ({error})") from error
     return answers
 
 

@@ -1,4 +1,4 @@
-"""The normal form of one sample: its dataclass and the rules every shard must keep (no torch here).
+"""The sample schema: its dataclass and the rules every shard must keep (no torch here).
 
 A sample is `{key}.json` with its images `{key}.0.png`, `{key}.1.jpg`, …; docs/data.md describes the fields.
 The writer refuses what the reader would refuse, so both call `check_record`.

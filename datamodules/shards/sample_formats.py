@@ -1,4 +1,4 @@
-"""Turn what a shard or a jsonl file holds into the normal form of one sample (no torch here).
+"""Turn what a shard or a jsonl file holds into the sample schema (no torch here).
 
 One reader per source format; each takes the members of a tar sample (or one parsed record) and gives the
 JSON of `sample.check_record` with the bytes of its images. docs/data.md shows one example of each format.
@@ -17,9 +17,9 @@ from .sample import Message, SampleError
 
 IMAGE_PLACEHOLDER = "<|image|>"
 CAPTION_PROMPT = "Describe the image briefly."
-"""Asked about pictures with a caption, unless another prompt is set; the paper states none."""
+"""Asked about images with a caption, unless another prompt is set; the paper states none."""
 RawSample = Mapping[str, Any]
-# What an adapter gives: the record in normal form, the encoded images, and their file names for messages.
+# What an adapter gives: the record in the sample schema, the encoded images, and their file names for messages.
 NormalSample = tuple[dict[str, Any], list[bytes], list[str]]
 Adapter = Callable[[RawSample], NormalSample]
 
@@ -74,13 +74,13 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def read_normal(raw: RawSample) -> NormalSample:
-    """Read a sample that is in normal form already."""
+    """Read a sample that is in the sample schema already."""
     return _with_images(read_json(raw), raw)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionReader:
-    """Read img2dataset members (`jpg`, `txt`, `json`) as one question and its caption, or the normal form.
+    """Read img2dataset members (`jpg`, `txt`, `json`) as one question and its caption, or the sample schema.
 
     Attributes:
         prompt: Text of the user's turn after the image; may be empty.
@@ -114,7 +114,7 @@ class CaptionReader:
 
 
 def read_bigdocs(raw: RawSample) -> NormalSample:
-    """Read the normal form, or a BigDocs row stored as json beside its images.
+    """Read the sample schema, or a BigDocs row stored as json beside its images.
 
     Raises:
         DataError: The columns are of no known BigDocs schema: the whole shard would be misread.
@@ -136,7 +136,7 @@ def read_bigdocs(raw: RawSample) -> NormalSample:
 
 
 def read_docdownstream(raw: RawSample) -> NormalSample:
-    """Read the normal form, or a DocDownstream line stored as json beside its images."""
+    """Read the sample schema, or a DocDownstream line stored as json beside its images."""
     record = read_json(raw)
     messages = record.get("messages")
     if not isinstance(messages, list) or not any(_is_plain(turn) for turn in messages):
@@ -155,12 +155,12 @@ FORMATS: dict[str, Adapter] = {
 
 
 def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Turn one DocDownstream record into the normal form; its placeholders become image parts in order.
+    """Turn one DocDownstream record into the sample schema; its placeholders become image parts in order.
 
     Args:
         record: ``messages`` with plain strings holding ``<|image|>``, ``dataset_name``, ``task_name``, and
             optionally ``id``, ``references`` and ``lines``. Several user and assistant turns are kept; a turn whose
-            content is a list of parts is in normal form already.
+            content is a list of parts is in the sample schema already.
         where: How errors name the record.
 
     Raises:
@@ -237,7 +237,7 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
         raise SampleError(
             f"{describe(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
         ) from error
-    # `__key__` and `__url__` are words of whoever made the tar, and a picture given as text is opened as a path.
+    # `__key__` and `__url__` are words of whoever made the tar, and an image given as text is opened as a path.
     missing = [file for file in files if not isinstance(raw.get(file), bytes)]
     if missing:
         raise DataError(

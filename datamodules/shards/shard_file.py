@@ -63,20 +63,20 @@ def shard_sample(
     where: str = "",
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ShardSample:
-    """Check a sample and complete its JSON: names, upright sizes and checksums of its pictures, and the defaults.
+    """Check a sample and complete its JSON: names, upright sizes and checksums of its images, and the defaults.
 
     Args:
-        record: Its JSON in normal form.
+        record: Its JSON in the sample schema.
         images: Encoded image files.
         extensions: File name extension of each image.
         key: Its name in the shard.
         source: ``source`` where the record has none.
         license: ``license`` where the record has none.
         where: How errors name the sample; by default its key.
-        sizes: Upright (width, height) of each picture, where they were read before.
+        sizes: Upright (width, height) of each image, where they were read before.
 
     Raises:
-        SampleError: It breaks the normal form.
+        SampleError: It violates the sample schema.
     """
     where = where or f"sample {key}"
     if len(images) != len(extensions):
@@ -176,10 +176,10 @@ class _HashingFile:
 
 
 def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
-    """Return width and height in pixels of a picture as it is seen; reads the header only.
+    """Return width and height in pixels of an image as it is seen; reads the header only.
 
     Raises:
-        SampleError: It is no picture.
+        SampleError: It is not an image.
     """
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""`shards verify`: everything that can be wrong with a set of shards, by shard, member and offset (no torch here)."""
+"""`shards verify`: everything that can be wrong with a dataset, by shard, member and offset (no torch here)."""
 
 import argparse
 import hashlib
@@ -26,7 +26,7 @@ class Verification:
 
     Attributes:
         adapter: Reads the members of the source's format.
-        images: Whether every picture is decoded, which takes most of the time.
+        images: Whether every image is decoded, which takes most of the time.
         checksums: Whether the shards' sha256 is compared.
         seen: Key -> shard it was first found in.
     """
@@ -179,7 +179,7 @@ def _index_damage(
 def _other_pictures(
     normal: NormalSample, sizes: Sequence[tuple[int, int]], damage: Callable[..., Damage]
 ) -> Iterator[Damage]:
-    """Compare pictures with what their own record says: flipped bytes in a JPEG decode without an error."""
+    """Compare images with what their own record says: flipped bytes in a JPEG decode without an error."""
     described = normal[0].get("images")
     if not isinstance(described, list):
         return
@@ -189,7 +189,7 @@ def _other_pictures(
         if wrong:
             listing = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
             yield damage(
-                "wrong_picture", f"{file} is not the picture that its json describes: expected {listing}"
+                "wrong_picture", f"{file} is not the image that its json describes: expected {listing}"
             )
 
 

@@ -136,7 +136,7 @@ class ShardWriter:
             The key given to the sample.
 
         Raises:
-            DataError: The sample breaks the normal form, or the disk is full.
+            DataError: The sample violates the sample schema, or the disk is full.
         """
         key = f"{self.name}-{self._num_samples:08d}"
         sample = shard_sample(record, images, extensions, key=key, source=self._source, license=self._license)

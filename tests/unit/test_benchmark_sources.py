@@ -121,9 +121,9 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
         f"{path}, row 4: not UTF-8",
         f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
     ]
-    told = BenchmarkDataset.of("docvqa", made, {}).problems
-    assert told[0].items == tuple(made.extra["skipped_first"]["broken_row"])
-    assert told[1] == (
+    output = BenchmarkDataset.of("docvqa", made, {}).problems
+    assert output[0].items == tuple(made.extra["skipped_first"]["broken_row"])
+    assert output[1] == (
         f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
     )
 
@@ -280,9 +280,9 @@ def test_due_refuses_what_is_not_parallel_or_missing(tmp_path, capsys):
     assert "document.jsonl, line 1: KeyError('values')" in capsys.readouterr().err
     (meta / "document.jsonl").unlink()
     assert main([*words, "--meta", str(meta)]) == 1
-    assert "there is no" in (told := capsys.readouterr().err)
-    assert "document.jsonl" in told
-    assert "https://huggingface.co/datasets/mPLUG/DocDownstream-1.0" in told
+    assert "there is no" in (output := capsys.readouterr().err)
+    assert "document.jsonl" in output
+    assert "https://huggingface.co/datasets/mPLUG/DocDownstream-1.0" in output
 
 
 def test_questions_are_those_of_due_to_the_letter(tmp_path):

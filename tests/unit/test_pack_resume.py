@@ -1,4 +1,4 @@
-"""Packing that is killed: it goes on where it was, gives the same bytes, and never looks finished before it is."""
+"""Packing that is killed: it resumes where it was, gives the same bytes, and never looks finished before it is."""
 
 import json
 import os

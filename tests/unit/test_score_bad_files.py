@@ -58,8 +58,8 @@ def test_a_deeply_nested_line_is_named(tmp_path, depth):
 def test_everything_that_is_wrong_is_in_one_file(tmp_path, capsys):
     path = jsonl(tmp_path / "p.jsonl", row("a"), *("{" for _ in range(9)), row("twice"), row("twice"))
     assert main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}"]) == 0
-    assert "line 6 (" in (told := capsys.readouterr().out)
-    assert "line 7 (" not in told  # only the first are printed
+    assert "line 6 (" in (output := capsys.readouterr().out)
+    assert "line 7 (" not in output  # only the first are printed
     broken, repeated, size = json.loads((tmp_path / "out/problems.json").read_text())["docvqa"]
     assert [item.split(" (")[0] for item in broken["items"]] == [f"line {n}" for n in range(2, 11)]
     assert repeated["items"] == ["twice (line 11, line 12)"]
@@ -88,11 +88,11 @@ def test_samples_that_could_not_be_read_stay_unscored_again_and_again(tmp_path, 
     words = ["score", "--benchmark=docvqa", "--json", f"--answers={tmp_path / 'set'}"]
     for again in range(2):
         assert main([*words, f"--predictions={path}", f"--out={tmp_path / str(again)}"]) == 0
-        told = capsys.readouterr().out
-        figures = json.loads(told.splitlines()[-1])
+        output = capsys.readouterr().out
+        figures = json.loads(output.splitlines()[-1])
         assert (figures["num"], figures["anls"], figures["complete"]) == (1, 1.0, False)
-        assert "1 samples could not be read, undecodable_image: own-00000001 (own-00000001: cut)" in told
-        assert "predictions missing" not in told
+        assert "1 samples could not be read, undecodable_image: own-00000001 (own-00000001: cut)" in output
+        assert "predictions missing" not in output
         path = tmp_path / str(again) / "predictions" / "docvqa.jsonl"
 
 

@@ -187,14 +187,14 @@ def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
         main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"])
         == 0
     )
-    told = capsys.readouterr().out
-    figures = json.loads(told.splitlines()[-1])
+    output = capsys.readouterr().out
+    figures = json.loads(output.splitlines()[-1])
     assert figures["num"] == 3
     assert figures["complete"] is False
     assert figures["anls"] == pytest.approx(1.75 / 3)
-    assert "INCOMPLETE" in told
-    assert "3 of 5,349 questions" in told
-    assert "AlignVLM-Llama-3.2-1B" in told
+    assert "INCOMPLETE" in output
+    assert "3 of 5,349 questions" in output
+    assert "AlignVLM-Llama-3.2-1B" in output
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["incomplete"] == {"docvqa": ["3 of 5,349 questions"]}
     page = (tmp_path / "out/report.html").read_text()
@@ -209,10 +209,10 @@ def test_score_counts_answers_without_references_and_odd_ones(tmp_path, capsys):
     good = {**row("a", "A", ("A",)), "meta": {"choices": {"A": "dog", "B": "cat"}}}
     path = jsonl(tmp_path / "p.jsonl", good, *odd)
     assert main(["score", "--benchmark=seed", f"--predictions={path}", f"--out={tmp_path}", "--json"]) == 0
-    told = capsys.readouterr().out
-    assert "1 predictions without references: bare" in told
-    assert "1 predictions cannot be scored: odd" in told
-    figures = json.loads(told.splitlines()[-1])
+    output = capsys.readouterr().out
+    assert "1 predictions without references: bare" in output
+    assert "1 predictions cannot be scored: odd" in output
+    figures = json.loads(output.splitlines()[-1])
     assert (figures["num"], figures["complete"]) == (1, False)
     whole = json.loads((tmp_path / "results.json").read_text())
     assert set(whole) == {"overall", "benchmarks", "loss", "intervals", "incomplete", "reference_prompts"}

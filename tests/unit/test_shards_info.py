@@ -91,7 +91,7 @@ def test_bad_samples_are_counted_and_the_others_told(folder, capsys):
     assert "  charts: 2 samples" in output
     assert "  forms: 1 samples" in output
     assert "skipped: 1 (invalid_sample), the first: " in output
-    assert "set-00000000.json is not in normal form (KeyError('messages'))" in output
+    assert "set-00000000.json is not in the sample schema (KeyError('messages'))" in output
     assert "skipped: 1 (bad_json), the first: " in output
     assert collect(folder).sources["forms"].measures["turns"] == [1]
 

@@ -3,8 +3,8 @@
 Caladea and Hanken Grotesk are only in the held-out font sets.
 
 CONTRACT: the encoder of the default model sees tokens of 32 px height and 8 px width, and the read warm start writes
-each character of a row into a column of its own (alignvlm_pl/models/page_readout.py); equal neighbours are told apart
-best with a column between them. So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX` high.
+each character of a row into a column of its own (alignvlm_pl/models/page_readout.py); equal neighbours are separated
+best by a column between them. So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX` high.
 """
 
 from dataclasses import dataclass
