@@ -95,12 +95,12 @@ class VLMEvalKitTable:
     def _images(
         self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
     ) -> list[bytes]:
-        cells = _listed(row.get("image") or "")
-        if not cells and (paths := _listed(row.get("image_path") or "")):
+        cells = _list_elements(row.get("image") or "")
+        if not cells and (paths := _list_elements(row.get("image_path") or "")):
             return [self._file(path, where) for path in paths]
         if not cells:
             raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
-        return [image for cell in cells for image in _decoded(cell, table, offsets, where)]
+        return [image for cell in cells for image in _decode_images(cell, table, offsets, where)]
 
     def _file(self, name: str, where: str) -> bytes:
         path = (self.image_root or self.path.parent) / name
@@ -130,7 +130,7 @@ def _image_offsets(table: TabTable) -> dict[str, int]:
     return {row.cells["index"]: row.offset for row in held}
 
 
-def _listed(cell: str) -> list[str]:
+def _list_elements(cell: str) -> list[str]:
     """Return the elements of a cell: those of a Python list literal, else the text as the only element."""
     if not cell.startswith("["):
         return [cell] if cell else []
@@ -141,7 +141,7 @@ def _listed(cell: str) -> list[str]:
     return [str(item) for item in found] if isinstance(found, list) else [cell]
 
 
-def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
+def _decode_images(cell: str, table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
     """Decode an image, or the images of the row that a short text points to."""
     if len(cell) > POINTER_LENGTH:
         return [_from_base64(cell, where)]
@@ -149,7 +149,7 @@ def _decoded(cell: str, table: TabTable, offsets: Mapping[str, int], where: str)
         raise SampleError(
             f"{where}: the image points to row index {cell!r}, which has no image", "bad_pointer"
         )
-    held = _listed(next(table.rows(offsets[cell])).cells["image"])
+    held = _list_elements(next(table.rows(offsets[cell])).cells["image"])
     if any(len(own) <= POINTER_LENGTH for own in held):
         raise SampleError(
             f"{where}: the image points to row index {cell!r}, which itself points to another", "bad_pointer"
@@ -398,14 +398,14 @@ def open_source(
         DataError: It is missing; the message names file, origin and size.
     """
     if path.suffix not in _READERS:
-        raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_wanted(benchmark)}")
+        raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_expected_files(benchmark)}")
     known = {source.format for source in benchmark.sources}
     if known and _READERS[path.suffix] not in known:
         raise ConfigError(
-            f"{path}: {benchmark.name} is not made from {path.suffix} files; {_wanted(benchmark)}"
+            f"{path}: {benchmark.name} is not made from {path.suffix} files; {_expected_files(benchmark)}"
         )
     if not path.is_file():
-        raise DataError(f"there is no {path}; {_wanted(benchmark)}")
+        raise DataError(f"there is no {path}; {_expected_files(benchmark)}")
     if path.suffix == ".tsv":
         return VLMEvalKitTable(path=path, benchmark=benchmark, image_root=image_root)
     return DocDownstreamTest(path=path, benchmark=benchmark, image_root=image_root or path.parent, meta=meta)
@@ -458,13 +458,13 @@ def _check_published(benchmark: Benchmark, path: Path) -> None:
         )
 
 
-def _wanted(benchmark: Benchmark) -> str:
+def _expected_files(benchmark: Benchmark) -> str:
     return f"{benchmark.name} is made from " + ", or ".join(
-        _described(source, benchmark) for source in benchmark.sources
+        _describe_source(source, benchmark) for source in benchmark.sources
     )
 
 
-def _described(source: SourceFile, benchmark: Benchmark) -> str:
+def _describe_source(source: SourceFile, benchmark: Benchmark) -> str:
     command = f" by `prepare {source.format}`" if source.format in ("wtq", "tabfact") else ""
     held = source.contents or f"{source.size or benchmark.size:,} questions"
     return f"{source.file}{command} ({held}), to be fetched from {source.url}"

@@ -468,11 +468,11 @@ def main(argv: Sequence[str]) -> int:
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
-    print_yield(pack(_raw(options), options))
+    print_yield(pack(_open_source(options), options))
     return 0
 
 
-def _raw(options: argparse.Namespace) -> RawData:
+def _open_source(options: argparse.Namespace) -> RawData:
     chosen, pieces = _files(options)
     source = options.source or "docdownstream"
     if not pieces and not chosen.local and not options.image_root:
@@ -492,7 +492,7 @@ def _raw(options: argparse.Namespace) -> RawData:
 
 def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
     """Return the file of the lines, and the pieces of the archive where the pages come from one."""
-    given = [piece for place in options.archive or () for piece in _pieces(place)]
+    given = [piece for place in options.archive or () for piece in _find_pieces(place)]
     if Path(options.input).is_file() or options.input.endswith(".jsonl"):
         if options.file:
             raise ConfigError(
@@ -505,7 +505,7 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
     return lines, [] if options.image_root else pieces
 
 
-def _pieces(place: str) -> list[StoredFile]:
+def _find_pieces(place: str) -> list[StoredFile]:
     """Return the piece at a place, or all pieces that a folder or dataset holds."""
     if Path(place).is_file() or place.rpartition("/")[2].startswith(_PIECES):
         return [find_file(place)]

@@ -102,28 +102,28 @@ class SidecarFolder:
     def _record(self, image: Path, where: str) -> dict[str, Any]:
         """Read the json beside an image, or the txt if the json is missing or of another form."""
         note, text = image.with_suffix(".json"), image.with_suffix(".txt")
-        given = _parsed(note) if note.is_file() else None
-        if isinstance(given, Mapping) and (record := _noted(given, where)) is not None:
+        given = _read_json(note) if note.is_file() else None
+        if isinstance(given, Mapping) and (record := _convert_sidecar(given, where)) is not None:
             return record
         if text.is_file():
             try:
                 answer = text.read_text("utf-8-sig").strip()
             except UnicodeDecodeError as error:
                 raise SampleError(f"{text} is not UTF-8 ({error})", "bad_sidecar") from error
-            return {"task": "caption", "messages": _answered([(self.prompt, answer)], where)}
+            return {"task": "caption", "messages": _answered_turns([(self.prompt, answer)], where)}
         if given is None:
             raise SampleError(f"{where}: neither {text.name} nor {note.name} is beside it", "missing_text")
         raise SampleError(f"{note}: expected {_FORMS}, found {given!r:.120}", "bad_sidecar")
 
 
-def _parsed(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
 
 
-def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def _convert_sidecar(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """Convert the json beside an image; None if its form is unknown."""
     if "messages" in given:
         return _conversation(given, where)
@@ -138,7 +138,7 @@ def _noted(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
                 f"{where}: a question is {{question, answer}} of texts, found {row!r:.120}", "bad_sidecar"
             )
         asked.append((str(texts[0]), str(texts[1])))
-    return {"task": "vqa", "messages": _answered(asked, where)}
+    return {"task": "vqa", "messages": _answered_turns(asked, where)}
 
 
 def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _count_images(turns: Any) -> int:
     return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
-def _answered(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
+def _answered_turns(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
     if not any(answer.strip() for _, answer in asked):
         raise SampleError(f"{where}: the text beside it is empty", "empty_answer")
     return conversation(asked, num_images=1)

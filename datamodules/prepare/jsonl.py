@@ -17,9 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare jsonl", description=__doc__, allow_abbrev=False)
     parser.add_argument("jsonl", type=Path, help="file with one record per line")
     parser.add_argument(
-        "--image-root",
-        type=Path,
-        help="folder the image paths are relative to (default: the file's folder)",
+        "--image-root", type=Path, help="folder the image paths are relative to (default: the file's folder)"
     )
     parser.add_argument("--start", type=int, default=0, help="skip the first records of the file")
     add_options(parser)

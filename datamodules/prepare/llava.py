@@ -166,12 +166,7 @@ def llava_sample(
     """
     turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
     source = str(record.get("data_source") or default)
-    normal = {
-        "id": f"{source}/{name}",
-        "source": source,
-        "task": "instruction",
-        "messages": turns,
-    }
+    normal = {"id": f"{source}/{name}", "source": source, "task": "instruction", "messages": turns}
     return SourceSample(record=normal, images=[read() for read in readers])
 
 
@@ -321,7 +316,7 @@ class LLaVAZip(LLaVARecords):
             DataError: The list is no JSON list, of another schema, or names no image of the zip; or that is no zip.
         """
         ranges = list(element_ranges(self.path))
-        found = _Named(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
+        found = _ZipIndex(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
         with self.path.open("rb") as stream:
             first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
             LLAVA.check_records(first, "conversations", where=self.label)
@@ -382,7 +377,7 @@ class LLaVAZip(LLaVARecords):
 
 
 @dataclass(kw_only=True, slots=True)
-class _Named:
+class _ZipIndex:
     """Members of a zip by the paths of records."""
 
     stem: str
@@ -439,11 +434,11 @@ def main(argv: Sequence[str]) -> int:
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
-    print_yield(pack(_raw(options), options))
+    print_yield(pack(_open_source(options), options))
     return 0
 
 
-def _raw(options: argparse.Namespace) -> RawData:
+def _open_source(options: argparse.Namespace) -> RawData:
     place, root = options.input, options.image_root
     if place.endswith(".jsonl"):
         raise ConfigError(

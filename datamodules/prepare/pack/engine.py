@@ -34,7 +34,7 @@ from ...shards.writer import check_space, is_part_of, space_error
 from ..sources.source import Part, PartlySpooled, RawData
 from .locks import hold_shared
 from .options import PackOptions
-from .overlap import BenchmarkImages, describe_folder, read_benchmark_images
+from .overlap import BenchmarkImages, folder_identity, read_benchmark_images
 from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_image_checksums, make_plan
 from .report import MAX_REPORTED, PartReport, format_counts, merge_reports
 from .shards import ShardJob, unfinished
@@ -134,11 +134,11 @@ class Engine:
         """
         options, out = self.options, self.options.out
         self.parts = self.raw.parts()
-        known = [describe_folder(folder) for folder in options.overlap_with]
+        known = [folder_identity(folder) for folder in options.overlap_with]
         identity = identity_of(self.raw, self.parts, options, known)
-        ours = self.work.belongs_to(identity)
+        resumable = self.work.belongs_to(identity)
         if (out / MANIFEST_NAME).exists():
-            if ours:  # finished, but the working folder was not removed
+            if resumable:  # finished, but the working folder was not removed
                 self.work.remove()
                 return load_manifest(out)
             if not options.overwrite:
@@ -150,7 +150,7 @@ class Engine:
                 raise ConfigError(
                     f"{out} holds the input {path.name}, which a dataset could replace; choose another folder"
                 )
-        self._check_disk(ours)
+        self._check_disk(resumable)
         try:
             self._begin(identity)
             manifest = self._pack()
@@ -237,7 +237,7 @@ class Engine:
         reports: list[PartReport] = []
         for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
-            done = {number: report for number in numbers if (report := self._spooled(number))}
+            done = {number: report for number in numbers if (report := self._finished_report(number))}
             # Each task holds its part only: all parts of millions of files in every process would fill the memory.
             tasks = [(n, self.parts[n], self.options.limit) for n in numbers if n not in done]
             workers, lock = self.options.workers, self.work.workers_lock
@@ -265,7 +265,7 @@ class Engine:
                 return number
         return len(self.parts)
 
-    def _spooled(self, number: int) -> PartReport | None:
+    def _finished_report(self, number: int) -> PartReport | None:
         """Return the report of a finished part, or None."""
         path = SpoolFiles(folder=self.work.spool, number=number).report
         return PartReport.from_json(path.read_bytes()) if path.exists() else None
@@ -367,7 +367,7 @@ class Engine:
         write_manifest(manifest)
         return load_manifest(options.out)
 
-    def _check_disk(self, ours: bool) -> None:
+    def _check_disk(self, resumable: bool) -> None:
         """Compare the bytes to write with the free space before anything is written.
 
         Raises:
@@ -380,7 +380,7 @@ class Engine:
             # If the number of rows is unknown, the check waits for the plan.
             share = min(1.0, self.options.limit / rows) if rows else 0.0
             needed, spooled = int(needed * share), int(spooled * share)
-        written = self.work.size() if ours else 0
+        written = self.work.size() if resumable else 0
         folder = next(
             path for path in (self.options.out, *self.options.out.absolute().parents) if path.is_dir()
         )

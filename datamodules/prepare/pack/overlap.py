@@ -106,7 +106,7 @@ def _normalised(greys: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.sqrt((values**2).sum(axis=(1, 2), keepdims=True)), 1e-9)
 
 
-def describe_folder(folder: Path) -> str:
+def folder_identity(folder: Path) -> str:
     """Return a text that changes if the images of a benchmark change.
 
     Raises:

@@ -10,7 +10,7 @@ from ...shards.sample import SampleError
 
 MAX_REPORTED = 100
 """Most problems, repeated ids and images of benchmarks that are listed."""
-_FIRST_OF_A_REASON = 5
+_MAX_PER_REASON = 5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class PartReport:
         # Lone surrogates cannot be written to a file.
         message = str(error).encode("utf-8", "backslashreplace").decode()
         first = self.skipped_first.setdefault(error.reason, [])
-        if len(first) < _FIRST_OF_A_REASON:
+        if len(first) < _MAX_PER_REASON:
             first.append(message)
         if len(self.problems) < MAX_REPORTED:
             self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": message})
@@ -87,7 +87,7 @@ def merge_reports(reports: Iterable[PartReport]) -> PartReport:
             setattr(total, name, getattr(total, name) + getattr(report, name))
         for reason, messages in report.skipped_first.items():
             kept = total.skipped_first.setdefault(reason, [])
-            kept += messages[: _FIRST_OF_A_REASON - len(kept)]
+            kept += messages[: _MAX_PER_REASON - len(kept)]
         total.problems += report.problems[: MAX_REPORTED - len(total.problems)]
         total.overlap_first += report.overlap_first[: MAX_REPORTED - len(total.overlap_first)]
     return total

@@ -102,7 +102,7 @@ class SpoolJob:
         """
         files = SpoolFiles(folder=self.folder, number=number)
         report = PartReport(part=part.name, cap=cap)
-        spooled = _Spooled()
+        index = _SpoolIndex()
         try:
             with _SpoolFile(files.samples) as out:
                 for row, item in enumerate(islice(self._read(part), cap)):
@@ -110,13 +110,13 @@ class SpoolJob:
                     try:
                         if isinstance(item, SampleError):
                             raise item
-                        self._add(item, part, row, out, spooled, report)
+                        self._add(item, part, row, out, index, report)
                     except SampleError as error:
                         if self.strict:
                             raise
                         report.add_skipped(error, row)
-            write_array(files.rows, np.array(spooled.rows, dtype=ROW))
-            write_array(files.images, np.array(spooled.images, dtype="<u8"))
+            write_array(files.rows, np.array(index.rows, dtype=ROW))
+            write_array(files.images, np.array(index.images, dtype="<u8"))
             write_whole(files.report, report.to_json())
         except OSError as error:
             raise space_error(self.folder, error) from error
@@ -137,7 +137,7 @@ class SpoolJob:
         part: Part,
         row: int,
         out: "_SpoolFile",
-        spooled: "_Spooled",
+        index: "_SpoolIndex",
         report: PartReport,
     ) -> None:
         """Validate a sample in its final form and append it to the spool file."""
@@ -165,14 +165,14 @@ class SpoolJob:
         offset = out.size
         length = out.add(_head(item, data, sample), data, item)
         place = _hash64(f"{self.seed}\0{part.name}\0{row}")
-        spooled.rows.append((place, _id_hash(item.record), offset, length, size))
+        index.rows.append((place, _id_hash(item.record), offset, length, size))
         digests = {image["sha256"] for image in sample.record["images"]}
-        spooled.images.extend(sorted(int(digest[:16], 16) for digest in digests))
+        index.images.extend(sorted(int(digest[:16], 16) for digest in digests))
         report.add_sample(sample.record["source"], len(data))
 
 
 @dataclass(kw_only=True, slots=True)
-class _Spooled:
+class _SpoolIndex:
     """The index of the part as it grows."""
 
     rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)

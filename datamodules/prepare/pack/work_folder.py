@@ -109,7 +109,7 @@ def identity_of(
         raw: The data.
         parts: Its parts.
         options: The settings.
-        known: Descriptions of the images of benchmarks (`describe_folder`).
+        known: Descriptions of the images of benchmarks (`folder_identity`).
     """
     inputs = hashlib.sha256()
     for path in input_files(raw, parts):

@@ -124,7 +124,7 @@ class JsonlData:
     def _sample(self, text: bytes, where: str) -> SourceSample:
         record = _parse(text, where)
         paths = _paths(record, where)
-        normal = convert_docdownstream(_marked(record, len(paths)), where=where)
+        normal = convert_docdownstream(_replace_image_tokens(record, len(paths)), where=where)
         check_record(normal, num_images=len(paths), where=where)
         check_answered(normal, where=where)
         return SourceSample(record=normal, images=[self._image(path, where) for path in paths])
@@ -163,7 +163,7 @@ def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
             yield json.loads(text)
 
 
-def _marked(record: dict[str, Any], num_images: int) -> dict[str, Any]:
+def _replace_image_tokens(record: dict[str, Any], num_images: int) -> dict[str, Any]:
     """Replace ``<image>`` (LLaVA, ms-swift) by ``<|image|>`` if only it occurs, once per image."""
     turns: Any = record.get("messages")
     plain = isinstance(turns, list) and all(
