@@ -1,4 +1,4 @@
-"""`stage.ema_decay`: a moving average of the weights, for validation, benchmarks and the stage-end folder."""
+"""`stage.ema_decay`: a moving average of the weights, for validation, benchmarks and the export."""
 
 from typing import Any
 

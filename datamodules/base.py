@@ -1,4 +1,4 @@
-"""WebDataModule: shards of the normal form as Lightning data; the base of every DataModule here.
+"""WebDataModule: shards in the sample schema as Lightning data; the base of every DataModule here.
 
 Three kinds of datasets: `train` (endless, shuffled, concatenated), `val` (loss, each sample once) and
 `benchmarks` (predictions, each sample once). The subclasses define how the members of a tar become a sample.
@@ -32,7 +32,7 @@ from .stream.stream import TrainStream
 
 
 class WebDataModule(pl.LightningDataModule):
-    """Documents in WebDataset shards of the normal form (docs/data.md); a set is a folder with a manifest.
+    """Documents in WebDataset shards in the sample schema (docs/data.md); a set is a folder with a manifest.
 
     Args:
         train: Folders of the training sets; several are concatenated.
@@ -140,7 +140,7 @@ class WebDataModule(pl.LightningDataModule):
         self._state: State | None = None
 
     def adapter(self) -> Adapter:
-        """Return how the members of a tar become the normal form; subclasses add their source's format."""
+        """Return how the members of a tar become the sample schema; subclasses add their source's format."""
         return read_normal
 
     def attach(self, processor: Processor, *, rank: int = 0, world_size: int = 1) -> "WebDataModule":
@@ -244,7 +244,7 @@ class WebDataModule(pl.LightningDataModule):
         return {} if self.training is None else self.training.state_dict()
 
     def load_state_dict(self, state_dict: State) -> None:
-        """Go on from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
+        """Resume from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
         self._state = state_dict
 
     def set_benchmark_options(
@@ -400,9 +400,7 @@ class WebDataModule(pl.LightningDataModule):
             ConfigError: No set to train on.
         """
         if not self.train and not self.mixture:
-            raise ConfigError(
-                "data.init_args.train names no folder; give at least one set of shards to train on"
-            )
+            raise ConfigError("data.init_args.train names no folder; give at least one dataset to train on")
         given = self.mixture or {"train": MixtureSource(sets=self.train)}
         seed = self._order_seed()
         if seed not in self._streams:  # choosing sources reads the indexes of all shards

@@ -26,10 +26,10 @@ COMMANDS = {
     "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
-    "shards": ("alignvlm_pl.cli.shards", "verify sets of shards, count and show what they hold"),
+    "shards": ("alignvlm_pl.cli.shards", "verify datasets, count and show what they hold"),
     "replay": ("alignvlm_pl.cli.replay", "rebuild the batch of a training step, with its losses"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
-    "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or a stage-end folder is"),
+    "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or an export is"),
     "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a set"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }

@@ -215,7 +215,7 @@ class AlignCLI(LightningCLI):
             "--max_shard_size",
             type=str,
             default=FILE_SIZE,
-            help="Largest file of the stage-end weights.",
+            help="Largest file of the exported weights.",
         )
         parser.add_argument(
             "--preemption_every_n_steps",
@@ -295,7 +295,7 @@ class AlignCLI(LightningCLI):
             _check_checkpoint(Path(config.ckpt_path))
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; an error of a class of this project is told in its own words.
+        """Build model, data and trainer; errors of this project's classes keep their own message.
 
         Raises:
             AlignVLMError: What the class said.
@@ -313,7 +313,7 @@ class AlignCLI(LightningCLI):
             raise
 
     def after_instantiate_classes(self) -> None:
-        """Go on from the last checkpoint of an unfinished stage.
+        """Resume from the last checkpoint of an unfinished stage.
 
         Raises:
             CheckpointError: It is damaged, or gone although there was one.

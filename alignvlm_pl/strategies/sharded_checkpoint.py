@@ -1,7 +1,7 @@
 """Training state as a folder: one file of each rank with the values that it owns, and one with everything else.
 
-Only `torch.load(weights_only=True)` reads them, so a folder from elsewhere can run no code. Any number of ranks,
-and a run that is not sharded, can go on from it.
+Only `torch.load(weights_only=True)` reads them, so a folder from elsewhere cannot run code. Any number of
+ranks, and a run that is not sharded, can resume from it.
 """
 
 import os

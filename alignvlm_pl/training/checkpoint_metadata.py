@@ -1,4 +1,4 @@
-"""What a checkpoint and a stage-end folder say about themselves, and what is refused because of it."""
+"""What a checkpoint and an export say about themselves, and what is refused because of it."""
 
 import contextlib
 import json

@@ -173,7 +173,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of a stage-end folder.
+    """The record of an export.
 
     Raises:
         CheckpointError: If the folder is not one, or its weights are not the recorded ones.
@@ -262,8 +262,8 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
 def check_given(folder: str | Path, contract: Mapping[str, Any], *, tell: bool = True) -> None:
     """Check the folder of `model.weights`, where a stage has written it.
 
-    How a page and a conversation become tokens may be changed on purpose, such as to train on larger pages: that is
-    told. What the weights cannot be used without is checked.
+    A difference in how pages and conversations become tokens may be intended, such as training on larger pages: it is
+    logged. A difference that makes the weights unusable is refused.
 
     Args:
         folder: The folder.

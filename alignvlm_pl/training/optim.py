@@ -111,7 +111,7 @@ def scale_gradients(
     Clipping is that of `torch.nn.utils.clip_grad_norm_`.
 
     Args:
-        parameters: Those without a gradient are passed over.
+        parameters: Those without a gradient are skipped.
         factor: What the gradients are multiplied by.
         largest: Largest norm, over all parameters and ranks; None: any.
 

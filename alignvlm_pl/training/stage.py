@@ -20,7 +20,7 @@ class Stage:
     """One training stage.
 
     Args:
-        name: Name in logs, run folders and hand-over records.
+        name: Name in logs, run folders and exports.
         objective: `answer` (next-token loss on answers, paper) or `read` (CTC on P_vocab: the read warm start).
         lr_vision: Learning rate of the vision tower; null freezes it.
         lr_connector: Learning rate of the connector; null freezes it.
@@ -47,7 +47,7 @@ class Stage:
             `alignvlm_pl.training.lora_config.Lora`); the part's own weights stay as they are. null: parts
             train themselves.
         ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation
-            and the stage-end folder use the average; null: the weights themselves.
+            and the export use the average; null: the weights themselves.
         parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any, or none.
         init_from: Folder written at the end of the parent stage; null: start from the pretrained parts.
     """

@@ -131,7 +131,7 @@ class Collator:
         return EncodedSample(sample=sample, encoded=encoded)
 
     def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
-        """Count the tokens of a record in normal form that is trained on; no picture is opened.
+        """Count the tokens of a record in the sample schema that is trained on; no image is opened.
 
         Raises:
             SampleError: The processor refuses it.
@@ -146,7 +146,7 @@ class Collator:
             raise SampleError(str(error), "not_encodable") from error
 
     def filler(self) -> EncodedSample:
-        """Make the sample of a batch that only evens out the ranks: a blank picture and a question mark."""
+        """Make the sample of a batch that only evens out the ranks: a blank image and a question mark."""
         parts = [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]
         blank = Sample(
             key="",

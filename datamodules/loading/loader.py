@@ -201,7 +201,7 @@ class ShardLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch; training goes on where the last epoch stopped.
+        """Yield the batches of one epoch; training continues where the last epoch stopped.
 
         Raises:
             DataError: What a worker met: a damaged shard, too many bad samples.

@@ -50,7 +50,7 @@ class MixtureSource:
         """
         if not self.sets:
             raise ConfigError(
-                f"data.init_args.mixture.{name}.sets names no folder; give at least one set of shards, or leave the "
+                f"data.init_args.mixture.{name}.sets names no folder; give at least one dataset, or leave the "
                 "source out"
             )
         return Source(name=name, manifests=tuple(map(load, self.sets)), weight=self.weight, only=only)

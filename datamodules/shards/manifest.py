@@ -52,7 +52,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """A set of shards.
+    """A dataset.
 
     Attributes:
         folder: Where it lies: a path, or what `Storage.locate` gives for a URL or a command.
@@ -274,7 +274,7 @@ def _read_json(place: Path | str, where: str, storage: Storage) -> tuple[Mapping
         absent = isinstance(place, Path) and not place.is_dir()
         what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
         raise DataError(
-            f"{format_location(place)} is not a finished set of shards: {what}; its writing was interrupted or "
+            f"{format_location(place)} is not a complete dataset: {what}; its writing was interrupted or "
             "never ran (make the set again, or index foreign shards with `prepare index`)"
         ) from error
     try:

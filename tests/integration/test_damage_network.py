@@ -120,9 +120,9 @@ def test_a_server_that_fails_for_ever(site, tmp_path, processor, capsys, where):
 
 def test_a_url_without_a_manifest(site, tmp_path, processor, capsys):
     site.answers["manifest.json"] = [404] * 1000
-    message = r"http://127\.0\.0\.1:\d+ is not a finished set of shards: no manifest\.json in it"
+    message = r"http://127\.0\.0\.1:\d+ is not a complete dataset: no manifest\.json in it"
     for use in (train_epoch, evaluate):
         with pytest.raises(DataError, match=message):
             use(site.url, processor, cache=tmp_path / "cache", num_workers=0)
     assert main(["shards", "verify", site.url]) == 1
-    assert "is not a finished set of shards: no manifest.json in it" in capsys.readouterr().err
+    assert "is not a complete dataset: no manifest.json in it" in capsys.readouterr().err

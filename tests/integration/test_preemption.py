@@ -56,14 +56,14 @@ def stopped(
     whole = fit(tmp_path / "whole", command, world=world, strategy=strategy)
     assert whole.returncode == 0, whole.stderr[-3000:]
     with_signals(tmp_path, *places)
-    told = []
+    output = []
     while (done := fit(tmp_path / "broken", command, world=world, strategy=strategy)).returncode == EXIT_CODE:
         assert "Traceback" not in done.stderr
-        told += left_at(done.stderr)
-        assert sum(word.startswith("left") for word in told) <= len(places)
+        output += left_at(done.stderr)
+        assert sum(word.startswith("left") for word in output) <= len(places)
     assert done.returncode == 0, done.stderr[-3000:]
     assert compare(tmp_path / "broken", tmp_path / "whole") == stages * steps * 2
-    return told
+    return output
 
 
 @pytest.mark.slow
@@ -77,8 +77,8 @@ def test_a_signal_anywhere_leaves_with_85_and_nothing_is_trained_twice(tmp_path)
         {"place": "step", "stage": "3-third", "step": 0, "signals": ["SIGTERM"], "group": True},
         {"place": "step", "stage": "3-third", "step": 1},  # twice in a row
     ]
-    told = stopped(tmp_path, places, [], world=1, stages=3)
-    assert told == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 2)], (
+    output = stopped(tmp_path, places, [], world=1, stages=3)
+    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 2)], (
         "that while saving adds no stop"
     )
 
@@ -94,8 +94,8 @@ def test_two_ranks_are_stopped_in_two_stages_and_between_them(tmp_path, strategy
         {"place": "step", "stage": "2-second", "step": 1, "group": True},  # twice in a row
     ]
     options = [VALIDATED[0], *LOOKS]
-    told = stopped(tmp_path, places, options, world=2, stages=2, strategy=strategy)
-    assert told == [
+    output = stopped(tmp_path, places, options, world=2, stages=2, strategy=strategy)
+    assert output == [
         "validation after step 2", "left after step 2", "left after step 3",
         "validation after step 1", "left after step 1", "validation after step 2", "left after step 2",
     ], "that while saving adds no stop"  # fmt: skip
@@ -112,8 +112,8 @@ def test_a_stage_of_epochs_that_is_stopped_at_their_ends_has_as_many(tmp_path):
     places = [{"place": "step", "stage": "1-first", "step": step} for step in (1, 3)]
     # Two steps an epoch; it ends with a validation.
     options = ["--stage.max_steps=null", "--stage.epochs=3", f"--data.init_args.train=[{tmp_path}/sets/c]"]
-    told = stopped(tmp_path, places, [*options, VALIDATED[0]], world=1, stages=1, steps=6)
-    assert told == [
+    output = stopped(tmp_path, places, [*options, VALIDATED[0]], world=1, stages=1, steps=6)
+    assert output == [
         "validation after step 2", "left after step 2", "validation after step 4", "left after step 4",
     ]  # fmt: skip
     broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
@@ -131,8 +131,8 @@ def test_validations_that_a_stop_cuts_off_are_left_out_and_named(tmp_path):
         {"place": "step", "stage": "1-first", "step": 2},  # the last one
     ]
     options = [*VALIDATED, "--trainer.val_check_interval=2", "--checkpoint_every_n_steps=2"]
-    told = stopped(tmp_path, places, options, world=1, stages=1)
-    assert told == [
+    output = stopped(tmp_path, places, options, world=1, stages=1)
+    assert output == [
         word for step in (1, 2, 3) for word in (f"validation after step {step}", f"left after step {step}")
     ]
     broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))

@@ -107,14 +107,14 @@ def fit(
     )
     module.begin_stage(Stage(name=name, **settings, schedule="constant", warmup_share=0.0))
     data = batches(module, steps, rank=rank, ranks=ranks)
-    told: dict[str, Any] = {"losses": [], "norms": []}
+    output: dict[str, Any] = {"losses": [], "norms": []}
 
-    class Told(pl.Callback):
+    class Recorder(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             sums = torch.stack([outputs["document_loss_sums"].sum(), outputs["document_supervised"].sum()])
             total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-            told["losses"].append(total / max(count, 1))
-            told["norms"].append(float(trainer.callback_metrics.get("train/gradient_norm", 0.0)))
+            output["losses"].append(total / max(count, 1))
+            output["norms"].append(float(trainer.callback_metrics.get("train/gradient_norm", 0.0)))
             if save is not None and trainer.global_step == 2:
                 trainer.save_checkpoint(save)
 
@@ -133,7 +133,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[ConnectorHealth(every_n_steps=1), Told(), *callbacks],
+        callbacks=[ConnectorHealth(every_n_steps=1), Recorder(), *callbacks],
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
@@ -143,7 +143,7 @@ def fit(
     gradients = {
         key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None
     }
-    return {**told, "state": state, "gradients": gradients}
+    return {**output, "state": state, "gradients": gradients}
 
 
 def main(kind: str, folder: Path) -> None:
@@ -186,11 +186,11 @@ def launch(kind: str, folder: Path, *, ranks: int, script: str = __file__) -> li
         for rank in range(ranks)
     ]
     try:
-        told = [process.communicate(timeout=150)[1] for process in started]
+        output = [process.communicate(timeout=150)[1] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, "\n".join(told)[-4000:]
+    assert [process.returncode for process in started] == [0] * ranks, "\n".join(output)[-4000:]
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 

@@ -58,7 +58,7 @@ def test_a_folder_without_manifest_is_no_set(folder):
     with pytest.raises(DataError, match="no such folder"):
         load_manifest(folder / "elsewhere")
     (folder / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"not a finished set of shards: no manifest\.json in it"):
+    with pytest.raises(DataError, match=r"not a complete dataset: no manifest\.json in it"):
         load_manifest(folder)
 
 

@@ -120,7 +120,7 @@ def test_a_remote_shard_that_was_cut_is_found_when_it_is_fetched(folder, site, s
 
 def test_a_url_without_a_manifest_is_no_set(folder, site, storage):
     (folder / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"my%20set is not a finished set of shards: no manifest\.json in it"):
+    with pytest.raises(DataError, match=r"my%20set is not a complete dataset: no manifest\.json in it"):
         load_manifest(site.url, storage=storage)
 
 
