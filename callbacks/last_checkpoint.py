@@ -5,7 +5,6 @@ written whole before the link moves to it, and only then are older ones removed:
 disk is full, `last.ckpt` is a whole checkpoint. The same holds for one that is a folder of shards.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
 
 from .preemption import Preemption
 
@@ -157,7 +157,7 @@ class LastCheckpoint(Checkpoint):
         for step in steps:
             if step not in newest and not self._is_kept(step):
                 trainer.strategy.remove_checkpoint(folder / _NAME.format(step))
-        for left in folder.glob("*.partial"):
+        for left in folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
@@ -185,10 +185,8 @@ def _folder(trainer: pl.Trainer) -> Path:
 def _point(trainer: pl.Trainer, path: Path) -> None:
     """Move the link `last.ckpt` to a checkpoint, atomically."""
     link = Path(trainer.default_root_dir) / CHECKPOINT
-    new = link.with_name(link.name + ".partial")
-    new.unlink(missing_ok=True)
-    new.symlink_to(path.name)
-    os.replace(new, link)
+    with atomic_path(link) as new:
+        new.symlink_to(path.name)
 
 
 def _unwritable(folder: Path, error: OSError) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..errors import CheckpointError
-from .sharded_checkpoint import read_whole, replace_path, write_file
+from ..utils.atomic_files import atomic_path
+from .sharded_checkpoint import read_whole, write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,14 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Save `checkpoint` at `path`."""
         target = Path(path)
-        partial = target.with_name(target.name + ".partial")
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(target) as partial:
             write_file(checkpoint, partial)
-            replace_path(partial, target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
         """Load a file, or the folder of a sharded strategy with its tensors joined.

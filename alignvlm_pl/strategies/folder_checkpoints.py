@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import ParallelStrategy
 
 from ..errors import CheckpointError
+from ..utils.atomic_files import partial_path, replace_path
 from ..utils.collectives import gather
-from .sharded_checkpoint import load_file, rank_state, read_folder, replace_path, write_rank
+from .sharded_checkpoint import load_file, rank_state, read_folder, write_rank
 
 
 class FolderCheckpoints(ParallelStrategy):
@@ -25,7 +26,7 @@ class FolderCheckpoints(ParallelStrategy):
             CheckpointError: A rank could not write; on all ranks. An earlier checkpoint is as it was.
         """
         path = Path(self.broadcast(str(filepath)))
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_path(path)
         rank, ranks = self.global_rank, self.world_size
         own = rank_state(checkpoint, rank=rank)
         problem = None

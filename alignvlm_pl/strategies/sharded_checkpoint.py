@@ -6,7 +6,6 @@ ranks, and a run that is not sharded, can resume from it.
 
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,23 +184,6 @@ def take_rows(stored: Tensor | Pieces, tensor: Tensor) -> Tensor:
 def take_values(stored: Tensor | Pieces, start: int, stop: int) -> Tensor:
     """The values (stop - start,) of a stored tensor, flattened."""
     return stored.flat(start, stop) if isinstance(stored, Pieces) else stored.detach().reshape(-1)[start:stop]
-
-
-def replace_path(partial: Path, target: Path) -> None:
-    """Put a file or folder in the place of another.
-
-    A folder is removed before the new one takes its name, so the caller gives every checkpoint a name of its own.
-    """
-    if target.is_dir() or partial.is_dir():
-        _remove(target)
-    os.replace(partial, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _file_of(rank: int, ranks: int) -> str:

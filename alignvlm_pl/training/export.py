@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ..models.build import ModelSpec, build_model, load_weights
 from ..models.processing import AlignVLMProcessor
 from ..strategies.meta_init import build_on_meta
 from ..strategies.sharded_checkpoint import is_folder, load_file, make_whole, read_folder
+from ..utils.atomic_files import atomic_path
 from .checkpoint_metadata import CONTENTS, check_contract, contract
 from .lora import attach_adapters, has_adapters, merge_state, save_adapters
 from .lora_config import parse_adapters
@@ -124,30 +123,19 @@ def export(
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
     """
-    partial = folder.with_name(folder.name + ".partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        if has_adapters(model):
-            merged = merge_state(model, model.state_dict())
-            model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
-            save_adapters(model, partial / ADAPTER_FOLDER)
-        else:
-            model.save_pretrained(partial, max_shard_size=max_shard_size)
-        processor.save_pretrained(partial)
-        record = {**record, "weights_sha256": weights_sha256(partial)}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _to_disk(partial)
-        if folder.exists():
-            old = folder.with_name(folder.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-            os.replace(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
+        with atomic_path(folder) as partial:
+            if has_adapters(model):
+                merged = merge_state(model, model.state_dict())
+                model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
+                save_adapters(model, partial / ADAPTER_FOLDER)
+            else:
+                model.save_pretrained(partial, max_shard_size=max_shard_size)
+            processor.save_pretrained(partial)
+            record = {**record, "weights_sha256": weights_sha256(partial)}
+            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"could not write weights to {folder}: {error}; free some space or set another run_dir"
         ) from error
@@ -162,14 +150,6 @@ def check_size(name: str, value: str) -> None:
     """
     if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", value):
         raise ConfigError(f"{name}={value}: expected a size such as 5GB")
-
-
-def _to_disk(folder: Path) -> None:
-    """Wait until the files are on the disk: a record that outlives its weights would end the stage for good."""
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def partial_path(path: Path) -> Path:
 def replace_path(partial: Path, path: Path) -> None:
     """Put a complete file, link or folder in the place of another, once all of it is on the disk.
 
-    A folder cannot be replaced in one step: for a moment there is none, and the former one is beside it.
+    A folder cannot replace or be replaced in one step: for a moment there is none, and the former one is beside it.
     """
     _sync(partial)
-    if not _is_folder(path):
+    if not os.path.lexists(path) or not (_is_folder(path) or _is_folder(partial)):
         os.replace(partial, path)
         return
     former = partial_path(path.with_name(path.name + ".old"))

@@ -37,6 +37,8 @@ def test_a_folder_replaces_a_folder_or_a_file_and_a_file_a_folder(tmp_path):
         assert (tmp_path / "path/inner/file").read_text() == text
     write(tmp_path / "path", "file")
     assert (tmp_path / "path").read_text() == "file"
+    write_folder(tmp_path / "path", "three")
+    assert (tmp_path / "path/inner/file").read_text() == "three"
     assert names(tmp_path) == ["path"]
 
 

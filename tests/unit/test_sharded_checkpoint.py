@@ -14,10 +14,10 @@ from alignvlm_pl.strategies.sharded_checkpoint import (
     make_whole,
     rank_state,
     read_folder,
-    replace_path,
     take_values,
     write_rank,
 )
+from alignvlm_pl.utils.atomic_files import replace_path
 
 
 def rows(*local):
