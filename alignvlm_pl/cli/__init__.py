@@ -123,6 +123,7 @@ _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ".* does not have many workers",  # the bar and data/* show what the run waits for
     "Total length of .* is zero",
+    "You defined a `validation_step` but have no `val_dataloader`",  # data without `val` is ordinary
     "You're resuming from a checkpoint that ended before the epoch ended",  # the DataModule keeps the position
 )
 

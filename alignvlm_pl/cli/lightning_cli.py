@@ -167,7 +167,7 @@ class AlignCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False},
+            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
             save_config_callback=RunConfig,
             # A requeued job finds the config of its first start in the run folder; `test` keeps that of `fit`.
             save_config_kwargs={

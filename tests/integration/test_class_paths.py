@@ -72,7 +72,6 @@ def test_a_module_of_the_users_own_trains(world, own, capsys):
     assert saved["init_args"]["scale"] == 2
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 def test_any_lightning_data_module_trains(world, own):
     plain = f"{{class_path: own_parts_of_mine.Plain, init_args: {{folder: {world.root / 'train'}}}}}"
     assert world.run("fit", f"--run_dir={own / 'run'}", f"--data={plain}", "--stage.max_steps=1") == 0

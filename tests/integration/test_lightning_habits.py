@@ -2,9 +2,12 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
+
+ROOT = Path(__file__).parents[2]
 
 OWN = """
 import lightning.pytorch as pl
@@ -93,6 +96,18 @@ def test_print_config_shows_what_follows(world, capsys):
         "default_root_dir: runs/x",
     ):
         assert f"# trainer.{line}   (" in printed
+
+
+def test_print_config_of_a_recipe_shows_all_its_stages(capsys):
+    from alignvlm_pl.cli import main
+
+    assert main(["fit", f"--config={ROOT / 'configs/recipe/demo.yaml'}", "--print_config"]) == 0
+    stages = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [stage["stage"]["name"] for stage in stages] == ["read", "documents", "instruct"]
+    assert [Path(stage["run_dir"]).name for stage in stages] == ["1-read", "2-documents", "3-instruct"]
+    assert {stage["trainer"]["log_every_n_steps"] for stage in stages} == {10}, (
+        "enough points for a short stage"
+    )
 
 
 def test_print_config_of_nothing_is_a_template(capsys):
