@@ -201,7 +201,7 @@ def test_setup_finds_what_is_wrong_before_training(train, tmp_path):
     module(train, world=9, num_workers=2, batch_size=1).setup("fit")  # more workers than shards
     with pytest.raises(ConfigError, match=r"batch_size=25 on 1 ranks needs 25 samples per step.* have 24"):
         module(train, batch_size=25).setup("fit")
-    with pytest.raises(DataError, match="not a finished set"):
+    with pytest.raises(DataError, match="not a complete dataset"):
         module(val={"held": tmp_path / "none"}).setup("validate")
     module(tmp_path / "none").setup("test")  # training sets are not needed to test
     with pytest.raises(DataError, match=r"no sample of source 'mode'; did you mean 'made'"):

@@ -229,7 +229,7 @@ def test_buckets_are_read_through_the_file_system_of_their_package(folder, stora
         for path in folder.iterdir():
             S3FileSystem().pipe_file(f"bucket/sets/{path.name}", path.read_bytes())
         assert keys(load_manifest("s3://bucket/sets", storage=storage)) == keys(load_manifest(folder))
-        with pytest.raises(DataError, match=r"s3://bucket/other is not a finished set"):
+        with pytest.raises(DataError, match=r"s3://bucket/other is not a complete dataset"):
             load_manifest("s3://bucket/other", storage=storage)
     finally:
         _registry.pop("s3", None)

@@ -113,7 +113,7 @@ def test_a_killed_run_never_looks_whole_and_can_be_repeated(tmp_path):
     # The open shard still has its temporary name, and there is no manifest.
     left = ["set-00000.index.json", "set-00000.tar", "set-00001.tar.partial"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
-    with pytest.raises(DataError, match=r"not a finished set.*interrupted"):
+    with pytest.raises(DataError, match=r"not a complete dataset.*interrupted"):
         load_manifest(tmp_path)
     with writer(tmp_path) as again:
         again.add(record(), [png()], ["png"])
