@@ -15,6 +15,7 @@ from alignvlm_pl.strategies.sharding import gathered_parts
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .outputs import log_metrics
+from .step import ends_step
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class ConnectorHealth(Callback):
         step = trainer.global_step
         if self.every_n_steps is None or not step or step % self.every_n_steps:
             return
-        if not trainer.fit_loop._should_accumulate():
+        if ends_step(trainer, batch_idx):
             self._measure(trainer, pl_module, batch)
 
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignvlm_pl.utils.collectives import gather
 
 from .outputs import log_metrics
+from .step import ends_logged_step
 
 
 class DataHealth(Callback):
@@ -48,7 +49,7 @@ class DataHealth(Callback):
         self._sums["positions"] += batch["attention_mask"].numel()
         self._sums["documents"] += len(batch["truncated"])
         self._sums["truncated"] += sum(batch["truncated"])
-        if not is_due(trainer):
+        if not ends_logged_step(trainer, batch_idx):
             return
         self._read_tensors()
         self._read_loader(cast(Any, trainer).datamodule)
@@ -81,12 +82,6 @@ class DataHealth(Callback):
             for reason, count in reasons.items():
                 self._sums[f"skipped_{reason}/{source}"] = count
                 self._sums[f"skipped_{reason}"] += count
-
-
-def is_due(trainer: pl.Trainer) -> bool:
-    """Whether an optimizer step that is to be logged has just been taken; the same on all ranks."""
-    step, every = trainer.global_step, cast(Any, trainer).log_every_n_steps  # Lightning sets it dynamically
-    return bool(step and every) and step % every == 0 and not trainer.fit_loop._should_accumulate()
 
 
 def sum_over_ranks(sums: Mapping[str, float]) -> dict[str, float]:

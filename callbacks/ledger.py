@@ -12,6 +12,7 @@ from torch import Tensor
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .ledger_file import FOLDER, VERSION, cut, rank_file, short, to_line
+from .step import ends_step
 
 
 class Ledger(pl.Callback):
@@ -63,7 +64,7 @@ class Ledger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record a micro batch; at the end of a step, write the lines whose losses are known."""
-        stepped = not trainer.fit_loop._should_accumulate()
+        stepped = ends_step(trainer, batch_idx)
         line = {
             "step": trainer.global_step + (not stepped),
             "micro": self._micro,

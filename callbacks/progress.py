@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.training.module import AlignVLMModule
 
+from .step import ends_step
+
 log = logging.getLogger(__name__)
 _REFRESH_S = 2.0
 """Shortest time between two looks at the loss: reading it waits for the device."""
@@ -67,7 +69,7 @@ class TrainingProgress(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, AlignVLMModule)
         step = trainer.global_step
-        if not step or step % self.every_n_steps or trainer.fit_loop._should_accumulate():
+        if not step or step % self.every_n_steps or not ends_step(trainer, batch_idx):
             return
         now = time.monotonic()
         per_rank = (pl_module.tokens_seen - self._tokens) / max(now - self._since, 1e-9)

@@ -16,8 +16,9 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.training.flops import Work, count_pairs, peak_flops
 from alignvlm_pl.training.module import AlignVLMModule
 
-from .data_health import is_due, sum_over_ranks
+from .data_health import sum_over_ranks
 from .outputs import log_metrics
+from .step import ends_logged_step
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Throughput(pl.Callback):
         self._sums["pairs"] += count_pairs(batch["tokens"])
         self._sums["tiles"] += sum(batch["tiles"])
         self._supervised.append(outputs["document_supervised"].sum())
-        if not is_due(trainer):
+        if not ends_logged_step(trainer, batch_idx):
             return
         self._sums["supervised"] = float(torch.stack(self._supervised).sum())
         self._supervised.clear()

@@ -197,8 +197,7 @@ class WebDataModule(pl.LightningDataModule):
                 f"but the training sets have {rows}; use a smaller batch or more data"
             )
         steps = rows // (size * ranks)
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return steps - steps % accumulated or steps
+        return steps - steps % self._accumulation() or steps
 
     def train_dataloader(self) -> ShardLoader | DataLoader[Batch]:
         """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them.
@@ -221,6 +220,7 @@ class WebDataModule(pl.LightningDataModule):
             mode=self.resume,
             num_batches=self.steps_per_epoch(),
             num_workers=self.num_workers,
+            step_batches=self._accumulation(),
             stall_seconds=self.stall_seconds,
         )
         overfit = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
@@ -433,6 +433,10 @@ class WebDataModule(pl.LightningDataModule):
         if self._attached is not None:
             return self._attached[1:]
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _accumulation(self) -> int:
+        """Micro batches of an optimizer step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _manifest(self, folder: str | Path) -> Manifest:
         if str(folder) not in self._manifests:

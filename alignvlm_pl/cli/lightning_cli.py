@@ -44,7 +44,7 @@ from datamodules import (
 from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..strategies.checkpoint_io import AtomicCheckpointIO
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
-from ..training.module import AlignVLMModule
+from ..training.module import AlignVLMModule, check_precision
 from ..training.stage import Stage, accumulation, require_parent
 from . import old_names
 from .messages import shorten, unknown_key
@@ -260,6 +260,7 @@ class AlignCLI(LightningCLI):
         check_trainer(config.trainer)
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer))
         if self.subcommand == "fit":
+            check_precision(str(config.trainer.precision))
             check_size("max_shard_size", config.max_shard_size)
             if not config.stage.name:
                 raise ConfigError(

@@ -30,7 +30,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse strategies and a way of clipping that training does not follow.
+    """Refuse strategies that training does not follow.
 
     Raises:
         ConfigError: Naming the setting, its value and what to set.
@@ -39,8 +39,3 @@ def check_trainer(trainer: Any) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed")):
         raise unsupported(strategy)  # Lightning would ask for a GPU, or for a package, first
-    if trainer.gradient_clip_algorithm not in (None, "norm"):
-        raise ConfigError(
-            f"trainer.gradient_clip_algorithm={trainer.gradient_clip_algorithm}: gradients are clipped by their norm; "
-            "leave it out"
-        )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ConfigError
-from ..preprocessing.batch import Batch
+from ..preprocessing.batch import Batch, StepSummary
 from ..preprocessing.tiling import Tiling, choose_grid, plan_tiles
 from .connectors import shuffle_factor, shuffled_grid
 from .losses import TokenLoss
@@ -122,6 +122,21 @@ class PageReadout:
         each, counts = torch.stack(sums), torch.stack(characters)
         return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
 
+    def count_characters(self, config: Any, batch: StepSummary | Batch) -> int:
+        """Count the characters that `loss` sums over, without the device.
+
+        Args:
+            config: Of the model.
+            batch: With `lines`, `sizes` and the number of `tiles` of each document.
+        """
+        rows = self._token_grid(config)[0]
+        count = 0
+        for tiles, lines, sizes in zip(batch["tiles"], batch["lines"], batch["sizes"], strict=True):
+            if tiles:
+                _, texts = row_texts(lines[0], sizes[0], self.processor.geometry, rows)
+                count += sum(max(len(self.alphabet.encode(text)), 1) for text in texts)
+        return count
+
     def texts(self, config: Any, log_probs: Tensor, batch: Batch) -> list[tuple[str, str]]:
         """Return (read text, true text) of each document's first image; one line per non-empty row."""
         pages = [
@@ -129,6 +144,11 @@ class PageReadout:
             for page in self.pages(config, log_probs, batch)
         ]
         return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
+
+    def _token_grid(self, config: Any) -> tuple[int, int]:
+        """Rows and columns of the connector's tokens in a tile."""
+        grid = token_grid(config.vision_config, self.processor.geometry)
+        return shuffled_grid(grid, shuffle_factor(config.connector))
 
     def pages(
         self, config: Any, log_probs: Tensor, batch: Batch
@@ -139,7 +159,7 @@ class PageReadout:
         is used where it is given.
         """
         tiling = self.processor.geometry
-        cells = shuffled_grid(token_grid(config.vision_config, tiling), shuffle_factor(config.connector))
+        cells = self._token_grid(config)
         counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
         for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
             if not len(tiles):

@@ -20,6 +20,15 @@ class BadSample(NamedTuple):
     message: str
 
 
+class StepSummary(TypedDict):
+    """Over how many tokens the loss of a micro batch is a sum: the fields of `Batch` with these names."""
+
+    num_supervised: int
+    lines: list[list[list[dict[str, Any]]]]
+    sizes: list[list[tuple[int, int]]]
+    tiles: list[int]
+
+
 class _Fields(TypedDict):
     """Fields of every batch."""
 
@@ -61,6 +70,10 @@ class Batch(_Fields, total=False):
 
     positions: list[int]
     """Training: global index of each sample in the training stream; evaluation: its index in the dataset."""
+    num_supervised: int
+    """Loss: number of labels that are not -100, but for the first of a row, which no position predicts."""
+    step: list[StepSummary] | None
+    """Training, in the first micro batch of an optimizer step: a summary of each of its micro batches."""
     segment_ids: Tensor
     """Packed: (B, L) int64, number of the sample within its row from 1; 0 for padding."""
     document_tiles: Tensor

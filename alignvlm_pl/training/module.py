@@ -1,7 +1,7 @@
 """The LightningModule: steps, token-normalised loss, optimizers, generation."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +18,10 @@ from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.page_readout import PageReadout
 from ..models.processing import AlignVLMProcessor
 from ..ops.linear_cross_entropy import check_loss_backend
-from ..preprocessing.batch import Batch
+from ..preprocessing.batch import Batch, StepSummary
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
-from ..strategies.sharding import is_sharded, no_grad
+from ..strategies.sharding import full_tensor, is_sharded, no_grad
 from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
@@ -34,7 +34,6 @@ from .optim import (
     freeze,
     gradient_norms,
     parameter_groups,
-    scale_gradients,
     set_modes,
     step_schedule,
 )
@@ -84,8 +83,8 @@ class AlignVLMModule(pl.LightningModule):
         self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
-        self._micro_counts: list[Tensor] = []
-        self._gradient_factor: Tensor | float = 1.0
+        self._normaliser = torch.ones(())  # of the optimizer step that is under way
+        self._step_sums: dict[str, Tensor] = {}
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self.last_loss: Tensor | float = float("nan")  # on the device: reading it waits for it
@@ -163,6 +162,15 @@ class AlignVLMModule(pl.LightningModule):
         checkpoint_activations(model, self.checkpointed)
         compile_parts(model, self.compiled)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that cannot train, before any weights are loaded.
+
+        Raises:
+            ConfigError: fp16, or weights in bfloat16.
+        """
+        if stage == "fit":
+            check_precision(str(self.trainer.precision))
+
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
 
@@ -186,44 +194,69 @@ class AlignVLMModule(pl.LightningModule):
         set_modes(self.net, self.stage)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Sum of the loss over supervised tokens; `configure_gradient_clipping` divides by their true number.
+        """Loss of a micro batch: its sum over supervised tokens, divided by those of the whole optimizer step.
 
         Returns:
             `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
             `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters); `loss_sum`, that
             of the micro batch.
         """
-        loss, figures = self.batch_loss(batch)
+        normaliser = self._step_normaliser(batch, batch_idx)
+        loss, sums = self.batch_loss(batch)
         if self._logs_this_step:
-            # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
-            figures["step"] = torch.tensor(self.trainer.global_step + 1.0)
-            self.log_dict(figures, batch_size=len(batch["keys"]))
-        self._micro_counts.append(loss.supervised.detach())
+            for tag, pair in sums.items():
+                self._step_sums[tag] = self._step_sums.get(tag, 0) + torch.stack(pair).detach()
         # Nothing is read from the device here: a step would wait for it, and the device for the next step.
         self.last_loss = loss.total.detach() / loss.supervised.clamp(min=1)
         self.tokens_seen += sum(batch["tokens"])
-        # Lightning divides by the accumulation; the sums of the micro batches must simply add up.
         return {
-            "loss": loss.total * self.trainer.accumulate_grad_batches,
+            "loss": loss.total / normaliser,
             "loss_sum": loss.total.detach(),
             "document_loss_sums": loss.document_sums.detach(),
             "document_supervised": loss.document_supervised.detach(),
         }
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Find what gradients are to be divided by: the supervised tokens of all micro batches and all ranks.
+    def _step_normaliser(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Number that the micro batch's loss sum is divided by: supervised tokens of its step, over what averages.
 
-        All strategies have averaged the gradients over ranks, hence the world size.
+        Lightning divides the loss by the accumulation, and the strategy averages gradients over ranks, so the tokens of
+        all micro batches and ranks are divided by both numbers. A custom DataLoader that does not hand over whole steps
+        (`datamodules.loading.steps`) gets the mean of its micro batches' means.
         """
-        strategy = self.trainer.strategy
-        total = strategy.reduce(torch.stack(self._micro_counts).sum(), reduce_op="sum")
-        self._micro_counts.clear()
-        total = total.clamp(min=1)  # nothing supervised: gradients of zero
-        self._gradient_factor = self.trainer.world_size / total
-        if self._logs_this_step:
-            norms = gradient_norms(optimizer.param_groups)
-            norms = {part: norm * self._gradient_factor for part, norm in norms.items()}
-            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+        step: Sequence[StepSummary | Batch] | None = batch.get("step", [batch])
+        if step is not None:
+            left = self.trainer.num_training_batches - batch_idx  # an epoch may end within a step
+            count = sum(map(self._num_supervised, step[: int(min(left, len(step)))]))
+            total = self.trainer.strategy.reduce(
+                torch.tensor(float(count), device=self.device), reduce_op="sum"
+            )
+            averaged = self.trainer.accumulate_grad_batches if "step" in batch else 1
+            self._normaliser = total.clamp(min=1) / (averaged * self.trainer.world_size)
+        return self._normaliser
+
+    def _num_supervised(self, batch: StepSummary | Batch) -> int:
+        """Supervised tokens of a micro batch; characters where the objective is `read`."""
+        if self.stage is not None and self.stage.objective == "read":
+            return self.readout.count_characters(self.net.config, batch)
+        return int(batch["num_supervised"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the losses of the step, means over all its micro batches and ranks, and the norms of the gradients."""
+        if not self._logs_this_step:
+            return
+        tags, sums = list(self._step_sums), torch.stack([*self._step_sums.values()])
+        self._step_sums.clear()
+        totals, counts = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind(1)
+        # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
+        step = {"step": torch.tensor(self.trainer.global_step + 1.0)}
+        norms = gradient_norms(optimizer.param_groups)
+        self.log_dict(
+            {
+                **dict(zip(tags, totals / counts.clamp(min=1), strict=True)),
+                **{f"train/gradient_norm/{part}": norm for part, norm in norms.items()},
+                **step,
+            }
+        )
 
     @property
     def _logs_this_step(self) -> bool:
@@ -237,40 +270,44 @@ class AlignVLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Divide the gradients by the step's tokens, and clip the norm of all of them together, in one pass.
+        """Clip as Lightning does, also with a fused optimizer, and log the norm before clipping.
 
-        Lightning calls it before every optimizer step, with no value where nothing is to be clipped. It refuses to clip
-        with a fused optimizer because of fp16's loss scaling, which bf16 and fp32 do not use.
+        Lightning refuses to clip with a fused optimizer because of fp16's loss scaling, which is not supported.
         """
+        if gradient_clip_val is None:
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = scale_gradients(parameters, self._gradient_factor, largest=gradient_clip_val)
-        if norm is not None and self._logs_this_step:
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            return
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val))
+        if self._logs_this_step:
             self.log("train/gradient_norm", norm)
 
-    def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
-        """Loss of a training batch under the stage's objective, and the means that are logged, by tag."""
+    def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
+        """Loss of a training batch under the stage's objective, and what is logged: tag -> sum and number of tokens."""
         assert self.stage is not None
         return self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
 
-    def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         assert self.stage is not None
         weight = self.stage.readout_weight
         columns = self.readout.columns(self.device) if weight else None
         inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
-        figures = {"train/loss": output.loss}
+        sums = {"train/loss": (loss_sum, count)}
         if weight:
             readout = self.readout.loss(self.net.config, output.readout_log_probs, batch)
-            figures["train/readout_loss"] = readout.total.detach() / readout.supervised.clamp(min=1)
+            sums["train/readout_loss"] = (readout.total, readout.supervised)
             # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
             loss_sum = loss_sum + weight * readout.total
         loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
-        return loss, figures
+        return loss, sums
 
-    def _read_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def _read_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
-        return loss, {"train/readout_loss": loss.total / loss.supervised.clamp(min=1)}
+        return loss, {"train/readout_loss": (loss.total, loss.supervised)}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
@@ -416,6 +453,22 @@ class AlignVLMModule(pl.LightningModule):
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True
+
+
+def check_precision(precision: str) -> None:
+    """Refuse `trainer.precision` that cannot train.
+
+    fp16 needs a loss scale, with which norms are clipped and logged wrongly; in weights of bfloat16 the updates of a
+    small learning rate are rounded away.
+
+    Raises:
+        ConfigError: Naming what to set instead.
+    """
+    if precision.startswith("16") or precision == "bf16-true":
+        raise ConfigError(
+            f"trainer.precision={precision} is not supported in fit; use bf16-mixed, or 32-true on a device without "
+            "bfloat16"
+        )
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,35 +103,6 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     )
 
 
-def scale_gradients(
-    parameters: Iterable[nn.Parameter], factor: Tensor | float, *, largest: float | None = None
-) -> Tensor | None:
-    """Multiply gradients by a factor, and further down to a norm of at most `largest`, touching each once.
-
-    Clipping is that of `torch.nn.utils.clip_grad_norm_`.
-
-    Args:
-        parameters: Those without a gradient are skipped.
-        factor: What the gradients are multiplied by.
-        largest: Largest norm, over all parameters and ranks; None: any.
-
-    Returns:
-        The norm after the factor and before clipping; None where nothing is clipped.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = None
-    if largest is not None:
-        norm = total_norm(gradients) * factor
-        factor = factor * (largest / (norm + 1e-6)).clamp(max=1.0)
-    plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    if plain:
-        torch._foreach_mul_(plain, factor)
-    for gradient in gradients:
-        if isinstance(gradient, DTensor):
-            gradient.mul_(factor)
-    return norm
-
-
 def schedule_factor(stage: Stage, progress: float) -> float:
     """Share of the peak learning rate at `progress` in [0, 1] of the stage."""
     if progress < stage.warmup_share:

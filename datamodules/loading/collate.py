@@ -187,7 +187,7 @@ class Collator:
         elif filler:
             batch["labels"].fill_(IGNORE_INDEX)
         else:
-            self._require_supervision(batch)
+            batch["num_supervised"] = self._count_supervised(batch)
         return batch
 
     def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
@@ -207,16 +207,18 @@ class Collator:
         batch = cast(Batch, {**tensors, **fields, "filler": False})
         batch["rows"] = [number for number, row in enumerate(rows) for _ in row]
         batch["documents_per_row"] = [len(row) for row in rows]
-        self._require_supervision(batch)
+        batch["num_supervised"] = self._count_supervised(batch)
         return batch
 
-    def _require_supervision(self, batch: Batch) -> None:
+    def _count_supervised(self, batch: Batch) -> int:
         # The first label has no position before it that could predict it.
-        if not (batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).any():
+        count = int((batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).sum())
+        if not count:
             raise DataError(
                 f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
                 f"the answers are empty or cut by max_text_length={self.max_text_length}"
             )
+        return count
 
 
 def _fields(items: Sequence[EncodedSample]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Training keeps one set of workers and one endless iterator for life: an epoch is
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.batch import Batch
+from alignvlm_pl.preprocessing.batch import Batch, StepSummary
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.reader import ShardReader
@@ -28,6 +28,7 @@ from ..stream.batching import BatchPlanner, Row
 from ..stream.state import Cursor
 from ..stream.stream import TrainStream
 from .collate import Collator, EncodedSample, answered_messages
+from .steps import summary
 from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
 
 Skipped = dict[str, dict[str, int]]
@@ -166,6 +167,7 @@ class ShardLoader:
         *,
         num_batches: int,
         num_workers: int,
+        step_batches: int = 1,
         stall_seconds: float | None = None,
     ) -> None:
         """Prepare a loader; workers start with the first batch.
@@ -174,6 +176,7 @@ class ShardLoader:
             dataset: Makes the batches.
             num_batches: Batches per epoch, the same on all ranks.
             num_workers: Worker processes; 0 makes the batches in this process.
+            step_batches: Micro batches of an optimizer step; training has them fetched together (steps.py).
             stall_seconds: Time without a batch after which the stacks of all processes are printed; None: never.
         """
         self.cursor: dict[str, Any] | None = None
@@ -182,6 +185,8 @@ class ShardLoader:
         self.wait_seconds = 0.0
         self.workers: list[BaseProcess] = []
         self._num_batches = num_batches
+        self._step_batches = step_batches
+        self._ahead: deque[WorkerItem] = deque()  # fetched, and not trained on yet
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
         self._epoch = 0
@@ -229,16 +234,32 @@ class ShardLoader:
             self._iterator = iter(self._loader)
 
     def _batches(self) -> Iterator[Batch]:
-        while (item := self._next()) is not None:
+        while self._fetch_step():
+            summaries = [summary(item.batch) for item in self._ahead if item.batch and self._endless]
+            step: list[StepSummary] | None = summaries
+            while self._ahead:
+                item = self._ahead.popleft()
+                self.cursor = item.cursor
+                if item.batch is None:
+                    continue
+                self.seen.update(item.batch["sources"])
+                if self._endless:
+                    item.batch["step"] = step
+                yield item.batch
+                step = None
+
+    def _fetch_step(self) -> bool:
+        """Fetch what is missing of an optimizer step; an epoch may have ended within the last one."""
+        while sum(item.batch is not None for item in self._ahead) < self._step_batches:
+            if (item := self._next()) is None:
+                break
             for source, reasons in item.skipped.items():
                 self.skipped.setdefault(source, Counter()).update(reasons)
             if item.error is not None:
                 self.close()
                 raise DataError(item.error)
-            self.cursor = item.cursor
-            if item.batch is not None:
-                self.seen.update(item.batch["sources"])
-                yield item.batch
+            self._ahead.append(item)
+        return bool(self._ahead)
 
     def _next(self) -> WorkerItem | None:
         if self._iterator is None:
@@ -254,6 +275,7 @@ class ShardLoader:
 
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
+        self._ahead.clear()
         self._iterator = None  # ends its workers, and waits some seconds for them
         kill_workers(self.workers)
         self.workers.clear()

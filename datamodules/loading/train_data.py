@@ -95,6 +95,7 @@ class Training:
         mode: str,
         num_batches: int,
         num_workers: int,
+        step_batches: int,
         stall_seconds: float | None,
     ) -> "Training":
         """Prepare the batches of one rank, from a state or from the beginning.
@@ -111,6 +112,7 @@ class Training:
             mode: See `stream.state.resume_cursors`.
             num_batches: Batches of an epoch.
             num_workers: Worker processes.
+            step_batches: Micro batches of an optimizer step.
             stall_seconds: See `ShardLoader`.
 
         Raises:
@@ -137,7 +139,11 @@ class Training:
             counter=counter,
         )
         loader = ShardLoader(
-            batches, num_batches=num_batches, num_workers=num_workers, stall_seconds=stall_seconds
+            batches,
+            num_batches=num_batches,
+            num_workers=num_workers,
+            step_batches=step_batches,
+            stall_seconds=stall_seconds,
         )
         before = state["samples_seen"] if state is not None and rank == 0 else {}
         start = cursors[rank].state_dict()

@@ -82,36 +82,44 @@ def main(name: str, folder: Path) -> None:
     from alignvlm_pl.models.tiny import tiny_spec
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
+    from datamodules.loading.steps import with_steps
 
     class StepLosses(pl.Callback):
-        """Sum of the loss, readout included, and supervised tokens of each step on this rank."""
+        """Loss of each step, readout included, as this rank's micro batches add to it; tokens' losses, and the log."""
 
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
         ) -> None:
-            # Lightning has divided the loss by the micro batches, as the module expects.
-            sums[index // trainer.accumulate_grad_batches] += torch.stack(
-                [outputs["loss"], outputs["document_supervised"].sum()]
+            step = index // trainer.accumulate_grad_batches
+            sums[step] += outputs["loss"]
+            tokens[step] += torch.stack(
+                [outputs["document_loss_sums"].sum(), outputs["document_supervised"].sum()]
             )
+            logged[step] = trainer.callback_metrics.get("train/loss", 0.0)
 
     ranks, size, rows = RUNS[name]
-    sums = torch.zeros(STEPS, 2, dtype=torch.float64)
+    sums, logged = torch.zeros(2, STEPS, dtype=torch.float64)
+    tokens = torch.zeros(STEPS, 2, dtype=torch.float64)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.manual_seed(0)
     module = AlignVLMModule(spec=tiny_spec(folder / f"tokenizer-{rank}"))
     module.begin_stage(
         Stage(name="all", **RATES, schedule="constant", warmup_share=0.0, readout_weight=READOUT_WEIGHT)
     )
-    batches = micro_batches(module, rank=rank, ranks=ranks, size=size, rows=rows)
+    accumulated = DOCUMENTS // ranks // size
+    batches = list(
+        with_steps(micro_batches(module, rank=rank, ranks=ranks, size=size, rows=rows), accumulated)
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         precision="64-true",
         max_epochs=1,
-        accumulate_grad_batches=DOCUMENTS // ranks // size,
+        accumulate_grad_batches=accumulated,
         use_distributed_sampler=False,
         logger=False,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -121,8 +129,9 @@ def main(name: str, folder: Path) -> None:
     assert trainer.global_step == STEPS
     # Adam divides the scale of gradients out, so those of the last step are compared as well.
     gradients = {f"gradient of {name}": p.grad for name, p in module.net.named_parameters()}
-    sums = trainer.strategy.reduce(sums, reduce_op="sum")
-    losses = {"losses": sums[:, 0] / sums[:, 1]}
+    losses = {"losses": trainer.strategy.reduce(sums, reduce_op="mean")}
+    totals, counts = trainer.strategy.reduce(tokens, reduce_op="sum").unbind(1)
+    torch.testing.assert_close(logged, totals / counts)  # train/loss is the mean over the whole step
     torch.save({**module.net.state_dict(), **gradients, **losses}, folder / f"{rank}.pt")
 
 

@@ -164,8 +164,8 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
         ("--trainer.strategy=fsdp", "trainer.strategy fsdp is not supported; configs/cluster/fsdp.yaml"),
         ("--trainer.strategy=deepspeed_stage_3", "trainer.strategy deepspeed_stage_3 is not supported"),
         (
-            "--trainer.gradient_clip_algorithm=value",
-            "trainer.gradient_clip_algorithm=value: gradients are clipped by their norm",
+            "--trainer.precision=16-mixed",
+            "trainer.precision=16-mixed is not supported in fit; use bf16-mixed",
         ),
         ("--max_shard_size=nonsense", "max_shard_size=nonsense: expected a size such as 5GB"),
         ("--max_shard_size=0GB", "max_shard_size=0GB: expected a size such as 5GB"),

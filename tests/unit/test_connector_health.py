@@ -25,7 +25,9 @@ def trainer():
     return SimpleNamespace(
         strategy=SimpleNamespace(model=None, reduce=lambda value, reduce_op: value),
         precision_plugin=SimpleNamespace(forward_context=nullcontext),
-        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
+        accumulate_grad_batches=1,
+        is_last_batch=False,
+        num_training_batches=10,
         is_global_zero=True,
         global_step=0,
         loggers=[Logger()],
@@ -80,7 +82,7 @@ def test_it_measures_the_first_batch_with_an_image_and_every_n_steps(trainer, mo
 
 def test_accumulated_micro_batches_are_measured_once_a_step(trainer, module):
     callback = ConnectorHealth(every_n_steps=1)
-    trainer.global_step, trainer.fit_loop = 3, SimpleNamespace(_should_accumulate=lambda: True)
+    trainer.global_step, trainer.accumulate_grad_batches = 3, 2
     callback.on_train_batch_end(trainer, module, None, {"pixel_values": torch.rand(1, 3, 56, 56)}, 0)
     assert trainer.loggers[0].metrics == []
 
