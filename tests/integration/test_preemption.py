@@ -75,10 +75,10 @@ def test_a_signal_anywhere_leaves_with_85_and_nothing_is_trained_twice(tmp_path)
         {"place": "train_end", "stage": "1-first", "step": 3, "signals": ["SIGTERM"], "group": True},
         {"place": "fit_end", "stage": "2-second", "step": 3},
         {"place": "step", "stage": "3-third", "step": 0, "signals": ["SIGTERM"], "group": True},
-        {"place": "step", "stage": "3-third", "step": 1},  # twice in a row
+        {"place": "step", "stage": "3-third", "step": 2},  # the last one
     ]
     output = stopped(tmp_path, places, [], world=1, stages=3)
-    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 2)], (
+    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 3)], (
         "that while saving adds no stop"
     )
 
