@@ -50,7 +50,8 @@ class TrainingProgress(RichProgressBar):
             raise ConfigError(f"progress.every_n_steps={every_n_steps}: expected at least 1")
         super().__init__(leave=True)
         self.every_n_steps = every_n_steps
-        self._tokens = 0
+        self._tokens = 0  # of this rank since the rate was measured
+        self._loss: Any = None  # of the newest micro batch, on the device: reading it waits for it
         self._since = 0.0
         self._tokens_per_s = 0.0
         self._fields: dict[str, str] = {}
@@ -60,7 +61,7 @@ class TrainingProgress(RichProgressBar):
         """Start measuring."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, AlignVLMModule)
-        self._tokens, self._since = pl_module.tokens_seen, time.monotonic()
+        self._tokens, self._since = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,13 +69,15 @@ class TrainingProgress(RichProgressBar):
         """Measure and report every n steps."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, AlignVLMModule)
+        self._tokens += sum(batch["tokens"])
+        self._loss = outputs["loss_sum"] / outputs["document_supervised"].sum().clamp(min=1)
         step = trainer.global_step
         if not step or step % self.every_n_steps or not ends_step(trainer, batch_idx):
             return
         now = time.monotonic()
-        per_rank = (pl_module.tokens_seen - self._tokens) / max(now - self._since, 1e-9)
+        per_rank = self._tokens / max(now - self._since, 1e-9)
         self._tokens_per_s = per_rank * trainer.world_size
-        self._tokens, self._since = pl_module.tokens_seen, now
+        self._tokens, self._since = 0, now
         if trainer.is_global_zero and not sys.stderr.isatty():
             log.info("%s", self._line(trainer, pl_module))
 
@@ -101,12 +104,15 @@ class TrainingProgress(RichProgressBar):
             eta = self._eta(trainer, pl_module) if trainer.global_step else "-"
             self._fields = {
                 "stage": pl_module.stage.name,
-                "loss": f"{float(pl_module.last_loss):.3f}",
+                "loss": f"{self._loss_value():.3f}",
                 **shown(latest(trainer)),
                 "ETA": str(eta),
             }
             self._fields_since = now
         return dict(self._fields)
+
+    def _loss_value(self) -> float:
+        return math.nan if self._loss is None else float(self._loss)
 
     def _eta(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> timedelta:
         """Time the stage has left: by its steps at the pace so far, or by its clock."""
@@ -121,7 +127,7 @@ class TrainingProgress(RichProgressBar):
         assert pl_module.stage is not None
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         return (
-            f"stage {pl_module.stage.name} step {step}/{total} loss {float(pl_module.last_loss):.4f} "
+            f"stage {pl_module.stage.name} step {step}/{total} loss {self._loss_value():.4f} "
             f"{self._tokens_per_s:.0f} tokens/s ETA {self._eta(trainer, pl_module)}"
         )
 

@@ -1,6 +1,7 @@
 """Build model and processor from a `ModelSpec`: vision encoder, LLM, connector."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ class ModelSpec:
     chat_template: str | None = None
     vision_feature: str = "last_normed"
     spell_answers: bool = False
+
+    def __post_init__(self) -> None:
+        """Take mappings, as YAML has them, for the parts."""
+        for name in ("vision", "llm"):
+            part = getattr(self, name)
+            if isinstance(part, Mapping):
+                object.__setattr__(self, name, Backbone(**part))
 
 
 def resolve(name: str | None) -> str | None:

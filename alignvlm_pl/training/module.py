@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from ..ops.linear_cross_entropy import check_loss_backend
 from ..preprocessing.batch import Batch, StepSummary
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
+from ..strategies.sharded_checkpoint import load_file
 from ..strategies.sharding import full_tensor, is_sharded, no_grad
 from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
@@ -39,6 +43,8 @@ from .optim import (
 )
 from .stage import PARTS, Stage
 
+SPEC = "spec"
+"""Key of a checkpoint: the fields of the model's `ModelSpec`."""
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
 
 
@@ -46,7 +52,7 @@ class AlignVLMModule(pl.LightningModule):
     """Train and run an AlignVLM.
 
     Args:
-        spec: Vision encoder, LLM, connector, tiling.
+        spec: Vision encoder, LLM, connector, tiling; a `ModelSpec`, or a mapping of its fields.
         weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
             parts of `spec`. A stage's `init_from` takes precedence.
         attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
@@ -72,6 +78,8 @@ class AlignVLMModule(pl.LightningModule):
         compile: list[str] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(spec, Mapping):
+            spec = ModelSpec(**spec)
         check_loss_backend(loss_backend)
         self.checkpointed = check_parts("activation_checkpointing", activation_checkpointing, CHECKPOINTED)
         self.compiled = check_parts("compile", compile, tuple(PARTS))
@@ -87,8 +95,6 @@ class AlignVLMModule(pl.LightningModule):
         self._step_sums: dict[str, Tensor] = {}
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
-        self.last_loss: Tensor | float = float("nan")  # on the device: reading it waits for it
-        self.tokens_seen = 0
         self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
         self.resumed = False
         self.loaded_steps = 0  # optimizer steps that the loaded weights have had in their stage
@@ -113,12 +119,42 @@ class AlignVLMModule(pl.LightningModule):
     @property
     def net(self) -> AlignVLMForConditionalGeneration:
         """The built model."""
-        assert self.model is not None, "configure_model has not run"
+        if self.model is None:
+            raise ConfigError("the model is not built yet: call configure_model(), as a Trainer does")
         return self.model
 
-    def begin_stage(self, stage: Stage) -> None:
-        """Set the stage (CONTRACT: callbacks.stage_transition calls this in `setup`, before configure_model)."""
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # the file holds the spec, so no argument is needed
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> "AlignVLMModule":
+        """Build the module that a checkpoint file was saved from, and load its weights.
+
+        Args:
+            checkpoint_path: A checkpoint file; of a run under FSDP2, which writes folders, use its export.
+            *args: As Lightning's, `map_location` first.
+            **kwargs: As Lightning's; also arguments of this class, which replace those of the checkpoint.
+
+        Raises:
+            CheckpointError: The file is missing or damaged, or does not hold the model's spec.
+        """
+        if "spec" not in kwargs:
+            spec = load_file(Path(checkpoint_path)).get(SPEC)
+            if spec is None:
+                raise CheckpointError(f"checkpoint {checkpoint_path} holds no spec of its model; give spec=…")
+            kwargs["spec"] = ModelSpec(**spec)
+        kwargs.setdefault("weights_only", True)
+        module: AlignVLMModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return module
+
+    def begin_stage(self, stage: Stage) -> "AlignVLMModule":
+        """Set what `fit` trains; must be called before it. The command line does so in a callback.
+
+        Args:
+            stage: The stage. Numbers of steps, accumulation and clipping are the Trainer's; a value of the stage that
+                differs is logged when training starts.
+        """
         self.stage = stage
+        return self
 
     def configure_model(self) -> None:
         """Build the model once, load the stage's start, freeze what it does not train, and shard it if it is to be.
@@ -132,7 +168,8 @@ class AlignVLMModule(pl.LightningModule):
         folder = (self.stage.init_from if self.stage else None) or self.weights
         if folder is not None and folder == self.weights:
             check_given(folder, self.contract, tell=self.global_rank == 0)
-        strategy = self._trainer.strategy if self._trainer is not None else None
+        trainer = self._attached_trainer()
+        strategy = None if trainer is None else trainer.strategy
         if strategy is not None:
             refuse_unknown(strategy)
         if isinstance(strategy, ShardedStrategy):
@@ -163,12 +200,17 @@ class AlignVLMModule(pl.LightningModule):
         compile_parts(model, self.compiled)
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot train, before any weights are loaded.
+        """Refuse what cannot train, before any weights are loaded.
 
         Raises:
-            ConfigError: fp16, or weights in bfloat16.
+            ConfigError: There is no stage; fp16, or weights in bfloat16.
         """
         if stage == "fit":
+            if self.stage is None:
+                raise ConfigError(
+                    "fit needs a stage, which says what is trained: call "
+                    "module.begin_stage(Stage(name=…, lr_connector=…))"
+                )
             check_precision(str(self.trainer.precision))
 
     def on_fit_start(self) -> None:
@@ -181,17 +223,36 @@ class AlignVLMModule(pl.LightningModule):
             choose_attention(self.net.language_model, self.attention)
         if self.device.type == "cpu":
             keep_freed_memory()
+        for difference in differences_from_stage(self.trainer, self.current_stage):
+            rank_zero_info(difference)
         self._started = time.monotonic()
+
+    def _attached_trainer(self) -> pl.Trainer | None:
+        try:
+            return self.trainer
+        except RuntimeError:  # Lightning's property raises where there is none
+            return None
+
+    @property
+    def current_stage(self) -> Stage:
+        """The stage that is trained.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.stage is None:
+            raise ConfigError(
+                "this module has no stage: call module.begin_stage(Stage(name=…, lr_connector=…))"
+            )
+        return self.stage
 
     def on_train_start(self) -> None:
         """Put frozen towers in eval mode: a run that goes on inside an epoch has no `on_train_epoch_start`."""
-        assert self.stage is not None
-        set_modes(self.net, self.stage)
+        set_modes(self.net, self.current_stage)
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen towers in eval mode, whoever changed it since the last epoch."""
-        assert self.stage is not None
-        set_modes(self.net, self.stage)
+        set_modes(self.net, self.current_stage)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of a micro batch: its sum over supervised tokens, divided by those of the whole optimizer step.
@@ -206,9 +267,6 @@ class AlignVLMModule(pl.LightningModule):
         if self._logs_this_step:
             for tag, pair in sums.items():
                 self._step_sums[tag] = self._step_sums.get(tag, 0) + torch.stack(pair).detach()
-        # Nothing is read from the device here: a step would wait for it, and the device for the next step.
-        self.last_loss = loss.total.detach() / loss.supervised.clamp(min=1)
-        self.tokens_seen += sum(batch["tokens"])
         return {
             "loss": loss.total / normaliser,
             "loss_sum": loss.total.detach(),
@@ -286,12 +344,11 @@ class AlignVLMModule(pl.LightningModule):
 
     def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         """Loss of a training batch under the stage's objective, and what is logged: tag -> sum and number of tokens."""
-        assert self.stage is not None
-        return self._read_loss(batch) if self.stage.objective == "read" else self._answer_loss(batch)
+        read = self.current_stage.objective == "read"
+        return self._read_loss(batch) if read else self._answer_loss(batch)
 
     def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
-        assert self.stage is not None
-        weight = self.stage.readout_weight
+        weight = self.current_stage.readout_weight
         columns = self.readout.columns(self.device) if weight else None
         inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
@@ -393,9 +450,9 @@ class AlignVLMModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The stage's optimizer over the trained parts, stepped with a `LambdaLR`."""
-        assert self.stage is not None
-        optimizer = build_optimizer(parameter_groups(self.net, self.stage), self.stage)
-        factor = step_schedule(self.stage, int(self.trainer.estimated_stepping_batches), self._minutes())
+        stage = self.current_stage
+        optimizer = build_optimizer(parameter_groups(self.net, stage), stage)
+        factor = step_schedule(stage, int(self.trainer.estimated_stepping_batches), self._minutes())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -413,6 +470,7 @@ class AlignVLMModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the stage and the time spent in it."""
+        checkpoint[SPEC] = asdict(self.spec)
         checkpoint["stage"] = {
             "name": self.stage.name if self.stage else None,
             "seconds": self.stage_seconds,
@@ -446,13 +504,26 @@ class AlignVLMModule(pl.LightningModule):
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
-            trainer = self._trainer
+            trainer = self._attached_trainer()
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
         self.loaded_steps = int(checkpoint.get("global_step", 0))
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
         self.resumed = True
+
+
+def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:
+    """What a stage says of the training loop and the Trainer, whose value counts, does otherwise."""
+    pairs = [
+        ("gradient_clip_norm", stage.gradient_clip_norm, "gradient_clip_val", trainer.gradient_clip_val),
+        ("max_steps", stage.max_steps, "max_steps", trainer.max_steps),
+    ]
+    return [
+        f"stage.{field}={wanted} has no effect: the Trainer has {setting}={value}, which counts"
+        for field, wanted, setting, value in pairs
+        if wanted is not None and wanted != value
+    ]
 
 
 def check_precision(precision: str) -> None:
