@@ -439,7 +439,7 @@ def write_benchmark(
             except SampleError as error:
                 if strict:
                     raise
-                left_out.add(error)
+                left_out.skip(error)
         writer.extra |= {
             "benchmark": benchmark.name,
             "origin": origin.name,

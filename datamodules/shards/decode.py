@@ -11,6 +11,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .sample import UNLABELLED, Sample, SampleError, check_record, message_text
 from .sample_formats import Adapter, RawSample, describe, read_normal
@@ -80,14 +81,14 @@ class SkipCounter:
         max_share: Largest share of skipped samples that is tolerated, 0 to 1; 0 stops at the first.
         max_unlabelled: Largest share of samples that have nothing to learn from; they count for themselves.
         seen: Samples looked at.
-        reasons: Skipped samples by (source, reason).
+        skipped: Source -> its skipped samples.
     """
 
     max_share: float
     max_unlabelled: float = 1.0
     seen: int = 0
-    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+    skipped: dict[str, SkippedSamples] = field(default_factory=dict)
+    _taken: dict[str, Counter[str]] = field(default_factory=dict)
 
     def skip(self, error: SampleError, *, source: str) -> None:
         """Count one bad sample.
@@ -95,16 +96,18 @@ class SkipCounter:
         Raises:
             DataError: More samples were skipped than allowed, or all of many.
         """
-        self.reasons[source, error.reason] += 1
-        count = self.reasons[source, error.reason]
+        found = self.skipped.setdefault(source, SkippedSamples(keep=1))
+        found.add(error.reason, str(error))
+        count = found.counts[error.reason]
         if count == 1 or count % LOG_EVERY == 0:
             logger.warning("skipped %d samples of %s for %s, last: %s", count, source, error.reason, error)
-        unlabelled = sum(number for (_, reason), number in self.reasons.items() if reason == UNLABELLED)
-        self._judge(self.reasons.total() - unlabelled, self.max_share, "max_skipped_share", "bad", error)
+        total = sum(of_source.counts.total() for of_source in self.skipped.values())
+        unlabelled = sum(of_source.counts[UNLABELLED] for of_source in self.skipped.values())
+        self._judge(total - unlabelled, self.max_share, "max_skipped_share", "bad", error)
         self._judge(
             unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error
         )
-        if self.reasons.total() == self.seen >= MIN_JUDGED_SAMPLES:
+        if total == self.seen >= MIN_JUDGED_SAMPLES:
             # Whatever shares are allowed: the stream has no end, and a loader without a batch would go on for ever.
             raise DataError(
                 f"none of the first {self.seen} samples can be trained on ({self._listing()}); repair the shards, or "
@@ -120,17 +123,21 @@ class SkipCounter:
         )
 
     def _listing(self) -> str:
-        return ", ".join(
-            f"{reason} of {source}: {count}" for (source, reason), count in self.reasons.most_common()
+        counts = Counter(
+            {
+                f"{reason} of {source}": count
+                for source, found in self.skipped.items()
+                for reason, count in found.counts.items()
+            }
         )
+        return ", ".join(f"{name}: {count}" for name, count in counts.most_common() if count)
 
     def take(self) -> dict[str, dict[str, int]]:
         """Return the counts since the last call, source -> reason -> number, to be sent with a batch."""
-        fresh, self._taken = self.reasons - self._taken, Counter(self.reasons)
-        found: dict[str, dict[str, int]] = {}
-        for (source, reason), number in fresh.items():
-            found.setdefault(source, {})[reason] = number
-        return found
+        now = {source: Counter(found.counts) for source, found in self.skipped.items()}
+        fresh = {source: dict(counts - self._taken.get(source, Counter())) for source, counts in now.items()}
+        self._taken = now
+        return {source: reasons for source, reasons in fresh.items() if reasons}
 
 
 def _last_answer(messages: list[dict[str, Any]]) -> list[str]:

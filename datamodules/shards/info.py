@@ -7,7 +7,6 @@ other formats the images' headers are read besides.
 import argparse
 import operator
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
+from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .manifest import Manifest, load_manifest
 from .reader import is_json, read_shard
@@ -67,18 +67,11 @@ class SetInfo:
 
     Attributes:
         sources: Source -> statistics of its samples.
-        skipped: Reason -> number of invalid samples.
-        first: Reason -> message of the first of them.
+        skipped: Invalid samples.
     """
 
     sources: dict[str, SourceInfo] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def skip(self, error: SampleError) -> None:
-        """Count an invalid sample."""
-        self.skipped[error.reason] += 1
-        self.first.setdefault(error.reason, str(error))
+    skipped: SkippedSamples = field(default_factory=lambda: SkippedSamples(keep=1))
 
 
 def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> SetInfo:
@@ -100,17 +93,18 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
                 raise record
             measures = _measures(record[1], model, where=record[0])
         except SampleError as error:
-            found.skip(error)
+            found.skipped.add(error.reason, str(error))
             continue
         source = str(record[1].get("source", "unknown"))
         info = found.sources.setdefault(source, SourceInfo())
         info.samples += 1
         for name, value in measures:
             info.add(name, value)
-    if found.skipped and not found.sources:
+    if found.skipped.counts and not found.sources:
+        first = next(iter(found.skipped.messages.values()))[0]
         raise DataError(
-            f"{folder}: none of {found.skipped.total()} samples reads as --format {form}, the first: "
-            f"{next(iter(found.first.values()))}; known formats: {', '.join(FORMATS)}; see `shards verify`"
+            f"{folder}: none of {found.skipped.counts.total()} samples reads as --format {form}, the first: "
+            f"{first}; known formats: {', '.join(FORMATS)}; see `shards verify`"
         )
     return found
 
@@ -139,8 +133,10 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
         found = collect(folder, model, form=options.format)
         for source, info in sorted(found.sources.items()):
             sys.stdout.write(_table(source, info))
-        for reason, count in found.skipped.most_common():
-            sys.stdout.write(f"  skipped: {count:,} ({reason}), the first: {found.first[reason]}\n")
+        for reason, count in found.skipped.counts.most_common():
+            sys.stdout.write(
+                f"  skipped: {count:,} ({reason}), the first: {found.skipped.messages[reason][0]}\n"
+            )
     return 0
 
 

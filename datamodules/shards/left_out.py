@@ -3,12 +3,13 @@
 import json
 import logging
 import sys
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.utils.atomic_files import to_json, write_atomically
+from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .sample import SampleError
 
@@ -18,28 +19,26 @@ _LOGGED = 10
 _KEPT = 5
 
 
-class LeftOut:
-    """Counts the rows that are left out, logs the first ones, and keeps some of each reason for the manifest."""
+@dataclass(kw_only=True, slots=True)
+class LeftOut(SkippedSamples):
+    """Skipped rows of a dataset that is prepared; all messages are kept, and the first ones logged."""
 
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._messages: dict[str, list[str]] = {}
+    keep: int | None = None
 
-    def add(self, error: SampleError, count: int = 1) -> None:
+    def skip(self, error: SampleError, count: int = 1) -> None:
         """Count rows that fail for the same reason."""
-        self._counts[error.reason] += count
-        self._messages.setdefault(error.reason, []).append(str(error))
-        if self._counts.total() <= _LOGGED:
+        self.add(error.reason, str(error), count)
+        if self.counts.total() <= _LOGGED:
             logger.warning("left out (%s): %s", error.reason, error)
 
     def extra(self) -> dict[str, Any]:
-        """Return the fields of the manifest (CONTRACT: datamodules/loading/benchmark_dataset.py reports them)."""
-        first = {reason: messages[:_KEPT] for reason, messages in sorted(self._messages.items())}
-        return {"skipped": dict(sorted(self._counts.items())), "skipped_first": first}
+        """Return the fields of the manifest."""
+        first = {reason: messages[:_KEPT] for reason, messages in sorted(self.messages.items())}
+        return {"skipped": dict(sorted(self.counts.items())), "skipped_first": first}
 
     def write(self, folder: Path) -> None:
         """Write all of them to `left_out.json` beside the manifest: reason -> what is wrong with each row."""
-        write_atomically(folder / LEFT_OUT, to_json(self._messages, indent=2) + "\n")
+        write_atomically(folder / LEFT_OUT, to_json(self.messages, indent=2) + "\n")
 
 
 def read_left_out(folder: Path) -> dict[str, list[str]]:

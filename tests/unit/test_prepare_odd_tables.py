@@ -147,7 +147,7 @@ def test_names_of_tables_that_no_file_can_have(tmp_path, load, name):
 def test_all_that_is_left_out_is_in_a_file(tmp_path):
     left_out = LeftOut()
     for number in range(12):
-        left_out.add(SampleError(f"line {number}", "bad_row"), 2)
+        left_out.skip(SampleError(f"line {number}", "bad_row"), 2)
     assert left_out.extra()["skipped"] == {"bad_row": 24}
     assert len(left_out.extra()["skipped_first"]["bad_row"]) == 5
     left_out.write(tmp_path)

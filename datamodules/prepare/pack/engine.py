@@ -36,7 +36,7 @@ from .locks import hold_shared
 from .options import PackOptions
 from .overlap import BenchmarkImages, folder_identity, read_benchmark_images
 from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_image_checksums, make_plan
-from .report import MAX_REPORTED, PartReport, format_counts, merge_reports
+from .report import MAX_REPORTED, PartReport, merge_reports
 from .shards import ShardJob, unfinished
 from .spool import ROW, SpoolFiles, SpoolJob, read_record
 from .work_folder import WorkFolder, identity_of, input_files, write_whole
@@ -189,7 +189,7 @@ class Engine:
         if not total.written:
             first = total.problems[0]["message"] if total.problems else "there is no row"
             raise NothingUsable(
-                f"{self.raw.name}: none of {total.read} records is usable ({format_counts(total.skipped)}); the "
+                f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the "
                 f"first: {first}"
             )
         repeated = self._repeated_ids(numbers)
@@ -333,7 +333,7 @@ class Engine:
         report = {
             "read": total.read,
             "written": total.written,
-            "skipped": dict(sorted(total.skipped.items())),
+            "skipped": dict(sorted(total.skipped.counts.items())),
             "problems": total.problems,
             "pictures": {
                 "stored": total.images,
@@ -358,7 +358,7 @@ class Engine:
                 "origin": self.raw.name,
                 "read": total.read,
                 "skipped": report["skipped"],
-                "skipped_first": dict(sorted(total.skipped_first.items())),
+                "skipped_first": dict(sorted(total.skipped.messages.items())),
                 "pictures": report["pictures"],
                 "repeated_ids": repeated["samples"],
                 "benchmark_overlap": overlap,

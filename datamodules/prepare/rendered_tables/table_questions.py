@@ -93,7 +93,7 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
     by_table: dict[str, list[TableQuestion]] = {}
     for question in chosen.questions:
         if isinstance(question, SampleError):
-            left_out.add(question)
+            left_out.skip(question)
         else:
             by_table.setdefault(question.table, []).append(question)
     names = list(by_table)[: options.limit]
@@ -102,7 +102,7 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
     ) as writer:
         for name, pages in zip(names, _render_all(names, load, options.workers), strict=True):
             if isinstance(pages, SampleError):
-                left_out.add(pages, len(by_table[name]))
+                left_out.skip(pages, len(by_table[name]))
                 continue
             for record in _records(by_table[name], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
