@@ -406,6 +406,7 @@ class AlignCLI(LightningCLI):
             spec=self.model.spec,
             processor=self.model.processor,
             weights=self.model.weights,
+            trained=self.model.net if self._stage().adapters else None,
             max_shard_size=self._settings["max_shard_size"],
         )
         log.info("stage %s: %d steps, weights in %s", record["stage"], record["steps"], folder)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from ..errors import CheckpointError, ConfigError
 from ..models.build import ModelSpec, build_model, load_weights
+from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.processing import AlignVLMProcessor
 from ..strategies.meta_init import build_on_meta
 from ..strategies.sharded_checkpoint import is_folder, load_file, make_whole, read_folder
@@ -50,6 +51,7 @@ def export_checkpoint(
     spec: ModelSpec,
     processor: AlignVLMProcessor,
     weights: str | None = None,
+    trained: AlignVLMForConditionalGeneration | None = None,
     max_shard_size: str = FILE_SIZE,
 ) -> dict[str, Any]:
     """Write the weights of a checkpoint as a Hugging Face folder; with `stage.ema_decay` their average.
@@ -60,13 +62,16 @@ def export_checkpoint(
         spec: The model.
         processor: Its processor.
         weights: `model.weights` of the run; only a stage with adapters reads it, for the parts that they adapt.
+        trained: The model that was trained, if it is there: a checkpoint does not hold a 4-bit base, which is
+            otherwise read again. Its weights are replaced by those of the checkpoint.
         max_shard_size: See `export`.
 
     Returns:
         The record, `folder/stage.json`.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, of another model, or does not say what it is.
+        CheckpointError: The checkpoint is damaged, of another model, does not say what it is, or needs a 4-bit base
+            that is stored nowhere.
     """
     state = read_folder(checkpoint) if is_folder(checkpoint) else load_file(checkpoint)
     if CONTENTS not in state or "state_dict" not in state:
@@ -81,9 +86,18 @@ def export_checkpoint(
         if name.startswith("model.")
     }
     adapters = parse_adapters(contents["stage"].get("lora"))
-    if adapters:
+    if adapters and trained is not None:
+        model = trained
+    elif adapters:
+        start = contents["stage"].get("init_from") or weights
+        for part, lora in adapters.items():
+            if lora.load_in_4bit and start is None and getattr(spec, part).pretrained is None:
+                raise CheckpointError(
+                    f"checkpoint {checkpoint} does not hold the 4-bit base of {part}, whose weights were random; start "
+                    "the stage from saved weights"
+                )
         model = build_model(spec, processor)
-        if (start := contents["stage"].get("init_from") or weights) is not None:
+        if start is not None:
             load_weights(model, start)
         attach_adapters(model, adapters)
     else:
@@ -92,16 +106,16 @@ def export_checkpoint(
     compare_states(found, expected, source=str(checkpoint))
     model.load_state_dict(found, assign=not adapters)
     model.tie_weights()
-    trained = state.get("stage", {})
+    history = state.get("stage", {})
     record = {
         "stage": contents["stage"]["name"],
         "settings": contents["stage"],
         "parent": contents["parent"],
         "steps": int(state["global_step"]),
-        "seconds": round(float(trained.get("seconds", 0.0)), 1),
+        "seconds": round(float(history.get("seconds", 0.0)), 1),
         "samples_seen": contents["samples_seen"],
         "processor": contents["processor"],
-        **({"calibration": trained["calibration"]} if trained.get("calibration") else {}),
+        **({"calibration": history["calibration"]} if history.get("calibration") else {}),
         "versions": contents["versions"],
     }
     return export(model, processor, folder, record, max_shard_size=max_shard_size)

@@ -145,8 +145,10 @@ def test_an_adapter_under_a_sharding_strategy_is_refused(world, tmp_path, capsys
     assert expected in capsys.readouterr().err
 
 
-def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch):
+def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch, capsys):
     pytest.importorskip("bitsandbytes")
+    from alignvlm_pl.cli import main
+
     monkeypatch.setattr(
         "alignvlm_pl.training.lora._check_4bit", lambda part: None
     )  # its own CPU code will do here
@@ -169,3 +171,5 @@ def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch)
         losses[name] = json.loads((tmp_path / name / "results.json").read_text())["loss"]["held"]
     # The 4-bit layers compute in bfloat16.
     assert losses["adapter"] == pytest.approx(losses["merged"], rel=1e-2)
+    assert main(["export", str(whole), str(tmp_path / "again")]) == 1
+    assert "does not hold the 4-bit base of llm, whose weights were random" in capsys.readouterr().err

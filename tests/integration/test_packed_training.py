@@ -57,6 +57,7 @@ def train(module: Any, batches: list[Any], folder: Path, *, accumulate: int = 1,
 
     from alignvlm_pl.training.stage import Stage
     from callbacks.data_health import DataHealth
+    from datamodules.loading.steps import with_steps
 
     class Kept(CSVLogger):
         def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -79,7 +80,8 @@ def train(module: Any, batches: list[Any], folder: Path, *, accumulate: int = 1,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
+    steps = list(with_steps(batches, accumulate))
+    trainer.fit(module, train_dataloaders=DataLoader(steps, batch_size=None))
     return logged, {name: p.grad for name, p in module.net.named_parameters()}
 
 
