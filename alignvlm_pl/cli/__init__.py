@@ -124,6 +124,7 @@ _WARNINGS = (
     ".* does not have many workers",  # the bar and data/* show what the run waits for
     "Total length of .* is zero",
     "You defined a `validation_step` but have no `val_dataloader`",  # data without `val` is ordinary
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # those of `fit`
     "You're resuming from a checkpoint that ended before the epoch ended",  # the DataModule keeps the position
 )
 

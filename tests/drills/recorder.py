@@ -18,6 +18,7 @@ class Recorder(pl.Callback):
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
+            "micro": batch_idx % trainer.accumulate_grad_batches,
             "world": trainer.world_size,
             "keys": batch["keys"],
             "loss": float(outputs["loss"]).hex(),

@@ -155,10 +155,11 @@ def _run_once(run: Path, options: list[str], world: int, *, step: int, rng: rand
 
 
 def history(run: Path) -> dict[tuple[int, int, int], tuple[Any, ...]]:
-    """(epoch, batch, rank) -> keys and loss; a batch that was trained again after a kill must be the same."""
+    """(step, micro batch, rank) -> keys and loss; a batch that was trained again after a kill must be the same."""
     found: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for line in lines(run):
-        place = (line["epoch"], line["batch"], line["rank"])
+        # Not by epoch: a stage counts in steps, and a resumed run may number its epochs anew.
+        place = (line["step"], line["micro"], line["rank"])
         value = (tuple(line["keys"]), line["loss"])
         if found.setdefault(place, value) != value:
             raise SystemExit(f"drill: batch {place} was {found[place]}, and {value} after a kill; see {run}")

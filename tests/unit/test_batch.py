@@ -51,7 +51,7 @@ def test_every_field_that_a_loader_gives_is_declared_with_its_kind(data):
         }
     assert set(packed) >= PACKED
     assert not PACKED & set(train)
-    assert {"positions"} == set(train) - Batch.__required_keys__
+    assert {"positions", "num_supervised", "step"} == set(train) - Batch.__required_keys__
     assert {"references", "questions", "meta"} <= set(generation)
     assert {"dataset", "task", "bad"} <= set(loss)
 
