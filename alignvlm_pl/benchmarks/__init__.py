@@ -3,10 +3,8 @@
 Every `Benchmark` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md).
 """
 
-import pkgutil
-from importlib import import_module
-
 from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.utils.registry import defined_in
 
 from .base import Benchmark, Prompt, Scoring, SourceFile, plain_benchmark, with_prompt_files
 
@@ -22,15 +20,10 @@ __all__ = [
 ]
 
 
-def _defined() -> dict[str, Benchmark]:
-    found: dict[str, Benchmark] = {}
-    for module in pkgutil.iter_modules(__path__):
-        values = vars(import_module(f"{__name__}.{module.name}")).values()
-        found |= {value.name: value for value in values if isinstance(value, Benchmark)}
-    return dict(sorted(found.items()))
-
-
-BENCHMARKS: dict[str, Benchmark] = _defined()
+BENCHMARKS: dict[str, Benchmark] = {
+    value.name: value for _, value in defined_in(__name__, __path__) if isinstance(value, Benchmark)
+}
+BENCHMARKS = dict(sorted(BENCHMARKS.items()))
 
 
 def get_benchmark(name: str) -> Benchmark:

@@ -5,26 +5,19 @@ file holds a pure function of prediction and references, and the `Metric` made o
 rule. A rule is named after the reference implementation that it reproduces to the last digit. Nothing here needs torch.
 """
 
-import pkgutil
-from importlib import import_module
-
 from alignvlm_pl.errors import ConfigError, nearest
 from alignvlm_pl.utils.class_paths import import_path
+from alignvlm_pl.utils.registry import defined_in
 
 from .base import EvalSample, Metric
 
 __all__ = ["METRICS", "EvalSample", "Metric", "get_metric"]
 
 
-def _defined() -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    for module in pkgutil.iter_modules(__path__):
-        values = vars(import_module(f"{__name__}.{module.name}")).values()
-        metrics |= {value.name: value for value in values if isinstance(value, Metric)}
-    return dict(sorted(metrics.items()))
-
-
-METRICS: dict[str, Metric] = _defined()
+METRICS: dict[str, Metric] = {
+    value.name: value for _, value in defined_in(__name__, __path__) if isinstance(value, Metric)
+}
+METRICS = dict(sorted(METRICS.items()))
 
 
 def get_metric(name: str) -> Metric:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -94,7 +95,8 @@ class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state, sharded."""
-        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state: dict[str, Any] = wrapped.state_dict()
         return state
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from ..models.page_readout import PageReadout
 from ..models.processing import AlignVLMProcessor
 from ..ops.linear_cross_entropy import check_loss_backend
 from ..preprocessing.batch import Batch, StepSummary
+from ..preprocessing.chat import IGNORE_INDEX
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharded_checkpoint import load_file
@@ -278,17 +279,19 @@ class AlignVLMModule(pl.LightningModule):
         """Number that the micro batch's loss sum is divided by: supervised tokens of its step, over what averages.
 
         Lightning divides the loss by the accumulation, and the strategy averages gradients over ranks, so the tokens of
-        all micro batches and ranks are divided by both numbers. A custom DataLoader that does not hand over whole steps
-        (`datamodules.loading.steps`) gets the mean of its micro batches' means.
+        all micro batches and ranks are divided by both numbers. A custom DataLoader that hands over less than a step
+        at a time (`datamodules.loading.steps`) gets the mean of the means over what it hands over.
         """
         step: Sequence[StepSummary | Batch] | None = batch.get("step", [batch])
         if step is not None:
+            accumulated = self.trainer.accumulate_grad_batches
             left = self.trainer.num_training_batches - batch_idx  # an epoch may end within a step
+            whole = batch_idx % accumulated == 0 and len(step) >= min(accumulated, left)
             count = sum(map(self._num_supervised, step[: int(min(left, len(step)))]))
             total = self.trainer.strategy.reduce(
                 torch.tensor(float(count), device=self.device), reduce_op="sum"
             )
-            averaged = self.trainer.accumulate_grad_batches if "step" in batch else 1
+            averaged = accumulated if whole else len(step)
             self._normaliser = total.clamp(min=1) / (averaged * self.trainer.world_size)
         return self._normaliser
 
@@ -296,6 +299,8 @@ class AlignVLMModule(pl.LightningModule):
         """Supervised tokens of a micro batch; characters where the objective is `read`."""
         if self.stage is not None and self.stage.objective == "read":
             return self.readout.count_characters(self.net.config, batch)
+        if "num_supervised" not in batch:  # of a custom DataLoader; counting waits for the device
+            return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         return int(batch["num_supervised"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

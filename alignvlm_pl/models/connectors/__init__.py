@@ -16,14 +16,13 @@ this but the projection.
 """
 
 import inspect
-import pkgutil
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from ...errors import ConfigError, nearest
 from ...utils.class_paths import import_path
+from ...utils.registry import defined_in
 from ..align import AlignConnector, ConnectorOutput
 from .base import Connector
 from .grid import TokenGrid, shuffled_grid
@@ -31,12 +30,10 @@ from .grid import TokenGrid, shuffled_grid
 
 def _defined() -> dict[str, type[nn.Module]]:
     found: dict[str, type[nn.Module]] = {"align": AlignConnector}
-    for module in pkgutil.iter_modules(__path__):
-        code = import_module(f"{__name__}.{module.name}")
-        for value in vars(code).values():
-            defined_here = isinstance(value, type) and value.__module__ == code.__name__
-            if defined_here and issubclass(value, Connector) and value is not Connector:
-                found[module.name] = value
+    for module, value in defined_in(__name__, __path__):
+        defined_here = isinstance(value, type) and value.__module__ == module.__name__
+        if defined_here and issubclass(value, Connector) and value is not Connector:
+            found[module.__name__.rpartition(".")[2]] = value
     return found
 
 
