@@ -8,7 +8,6 @@ _TYPES = (
     "Subtypes:",
     "Errors:",
     "Expected a <class 'NoneType'>",
-    "Expected a path but",
     "Not a valid subclass",
     "Subclass types expect",
     "a class path (",
@@ -16,6 +15,8 @@ _TYPES = (
     "Given value",
 )
 """Starts of lines in which jsonargparse lists the types that it tried. One that it words differently is shown."""
+_PATH, _CLASS = "Expected a path but", "Problem with given class_path"
+"""A value that names a class is no file, so that it is none goes without saying; elsewhere a file may be meant."""
 _REQUIRED = "the following arguments are required: "
 _VALUE = "Given value: "
 _SHORT = {"Parser key ": "", "a typing.Literal": "one of ", "a <class '": "", "'>": "", '"': ""}
@@ -34,7 +35,8 @@ def shorten(message: str, classes: Collection[str] = ()) -> str:
         keys = [key.split(".", 1)[-1] for key in names.split(", ")]
         return f"missing: {', '.join(keys)}; give {' '.join(f'--{key} FILE' for key in keys)}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_TYPES)))
+    noise = (*_TYPES, _PATH) if _CLASS in message else _TYPES
+    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
     found = next((line.removeprefix(_VALUE) for line in lines if line.startswith(_VALUE)), "")
     if found and found not in text and not set("({[") & set(found):
         text = f"{text} (found {found})"

@@ -16,7 +16,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a full disk or a kill leaves the earlier one as it was.
 
     Lightning writes to the system's temporary folder instead, from where a move to another disk is a copy. Sharded
-    strategies write folders (alignvlm_pl/strategies/folder_checkpoints.py); unsharded runs read them here.
+    strategies write folders (alignvlm_pl/strategies/fsdp.py); unsharded runs read them here.
     """
 
     def save_checkpoint(

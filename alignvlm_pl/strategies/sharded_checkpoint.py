@@ -22,45 +22,29 @@ _STATE_DICT, _OPTIMIZERS, _RANKS = "state_dict", "optimizer_states", "ranks"
 _VALUES, _SHAPE = "values", "shape"
 
 
-class Piece:
-    """What a rank has of a tensor: some of its values, in the order in which they lie in the whole.
-
-    Args:
-        values: (n,), or rows (n, ...) of the whole.
-        shape: Of the whole.
-    """
-
-    def __init__(self, values: Tensor, shape: Iterable[int]) -> None:
-        self.values, self.shape = values, torch.Size(shape)
-
-
 class Pieces:
-    """A tensor of which each rank's file has some values.
+    """A tensor of which each rank's file has some rows.
 
     Args:
-        pieces: In order of the ranks.
-        shape: Of the whole.
+        pieces: Rows (n, ...) of the files, in order of the ranks; n may be 0.
+        shape: Of the whole tensor.
     """
 
     def __init__(self, pieces: list[Tensor], shape: Iterable[int]) -> None:
-        self.pieces, self.shape = [piece.reshape(-1) for piece in pieces], torch.Size(shape)
+        self.shape = torch.Size(shape)
+        self.pieces = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
 
     def __getitem__(self, rows: slice) -> Tensor:
         """The rows from `rows.start` to `rows.stop`, of whichever files have them."""
-        row = self.shape[1:].numel()
-        return self.flat(rows.start * row, rows.stop * row).view(-1, *self.shape[1:])
-
-    def flat(self, start: int, stop: int) -> Tensor:
-        """The values (stop - start,) of the flattened tensor."""
         found, begin = [], 0
         for piece in self.pieces:
-            found.append(piece[max(start - begin, 0) : max(stop - begin, 0)])
+            found.append(piece[max(rows.start - begin, 0) : max(rows.stop - begin, 0)])
             begin += len(piece)
         return torch.cat(found)
 
     def whole(self) -> Tensor:
-        """All values."""
-        return torch.cat(self.pieces).view(self.shape)
+        """All rows."""
+        return torch.cat(self.pieces)
 
 
 def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
@@ -68,9 +52,7 @@ def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
 
     def own(value: Any) -> Any:
         if isinstance(value, DTensor):
-            value = Piece(value.to_local(), value.shape)
-        if isinstance(value, Piece):
-            return {_VALUES: value.values.detach().cpu(), _SHAPE: list(value.shape)}
+            return {_VALUES: value.to_local().detach().cpu(), _SHAPE: list(value.shape)}
         if isinstance(value, Tensor):
             return None if rank else value.detach().cpu()
         return value
@@ -179,11 +161,6 @@ def take_rows(stored: Tensor | Pieces, tensor: Tensor) -> Tensor:
         return like(tensor, local.to(tensor.to_local(), copy=True))
     assert isinstance(stored, Tensor)
     return stored
-
-
-def take_values(stored: Tensor | Pieces, start: int, stop: int) -> Tensor:
-    """The values (stop - start,) of a stored tensor, flattened."""
-    return stored.flat(start, stop) if isinstance(stored, Pieces) else stored.detach().reshape(-1)[start:stop]
 
 
 def _file_of(rank: int, ranks: int) -> str:

@@ -4,17 +4,15 @@ import pytest
 import torch
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.strategies import folder_checkpoints
+from alignvlm_pl.strategies import fsdp
 from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
 from alignvlm_pl.strategies.fsdp import ShardedStrategy
 from alignvlm_pl.strategies.sharded_checkpoint import (
-    Piece,
     Pieces,
     load_file,
     make_whole,
     rank_state,
     read_folder,
-    take_values,
     write_rank,
 )
 from alignvlm_pl.utils.atomic_files import replace_path
@@ -99,7 +97,7 @@ def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypat
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(folder_checkpoints, writer, refuse)
+    monkeypatch.setattr(fsdp, writer, refuse)
     with pytest.raises(
         CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"
     ):
@@ -118,24 +116,21 @@ def test_a_folder_in_another_format_is_refused(tmp_path):
             reader.load_checkpoint(tmp_path / "other.ckpt")
 
 
-@pytest.mark.parametrize("start", range(6))
-@pytest.mark.parametrize("stop", range(6))
-def test_pieces_cut_within_a_row_give_any_values_and_rows(start, stop):
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("stop", range(4))
+def test_rows_of_a_matrix_come_from_whichever_files_have_them(start, stop):
     whole = torch.arange(6).view(3, 2)
-    pieces = Pieces([torch.tensor([0, 1, 2]), torch.tensor([]), torch.tensor([3, 4, 5])], (3, 2))
-    assert torch.equal(take_values(pieces, start, stop), whole.flatten()[start:stop])
-    assert torch.equal(take_values(whole, start, stop), whole.flatten()[start:stop])
+    pieces = Pieces([whole[:2], torch.tensor([], dtype=torch.int64), whole[2:]], (3, 2))
+    assert torch.equal(pieces[slice(start, stop)], whole[start:stop])
     assert torch.equal(pieces.whole(), whole)
-    if start <= stop <= 3:
-        assert torch.equal(pieces[slice(start, stop)], whole[start:stop])
 
 
 def test_what_all_ranks_have_whole_is_written_by_the_first_alone(tmp_path):
     for rank in range(2):
-        piece = Piece(torch.tensor([2.0 * rank, 2.0 * rank + 1]), (2, 2))
-        checkpoint = {"state_dict": {"a": piece, "b": torch.tensor(7.0)}, "global_step": 3}
+        checkpoint = {"state_dict": {"b": torch.tensor(7.0)}, "global_step": 3}
         own = rank_state(checkpoint, rank=rank)
         assert own["state_dict"]["b"] == (None if rank else 7.0)
+        own["state_dict"]["a"] = {"values": torch.tensor([[2.0 * rank, 2.0 * rank + 1]]), "shape": [2, 2]}
         write_rank(tmp_path, own, checkpoint, rank=rank, ranks=2)
     found = make_whole(read_folder(tmp_path))
     assert found["state_dict"]["a"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
