@@ -100,8 +100,9 @@ def test_work_by_hand(tmp_path):
     )  # W1, W2, E_text: six vocabulary products
     kv = width // 2
     matrices = 2 * width * width + 2 * width * kv + 3 * width * 2 * width
-    # Up to 2 * tokens * rotary frequencies more where transformers computes the angles by a matrix product.
-    assert 0 <= work.llm - layers * 6 * matrices <= 16
+    # transformers 5.17 computes the rotary angles by a matrix product, one for each frequency of a head.
+    frequencies = model.config.text_config.head_dim // 2
+    assert work.llm - layers * 6 * matrices in (0, 2 * frequencies)
     assert work.attention == layers * 12 * width  # PaLM: 12 · L · H · Q for each of T tokens
     assert work.head == 6 * width * rows
 
