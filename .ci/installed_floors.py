@@ -24,9 +24,7 @@ def floors(extras: list[str]) -> dict[str, str]:
 
 def same(floor: str, installed: str) -> bool:
     """Compare `5.17` with `5.17.0`, and `2.11` with `2.11.0+cpu`."""
-    left, right = (
-        [int(part) for part in re.findall(r"\d+", text.split("+")[0])] for text in (floor, installed)
-    )
+    left, right = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])] for text in (floor, installed))
     width = max(len(left), len(right))
     return left + [0] * (width - len(left)) == right + [0] * (width - len(right))
 

@@ -71,9 +71,7 @@ class AveragedWeights(WeightAveraging):
 
     def _copy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._average_model is None:
-            self._average_model = AveragedModel(
-                pl_module, device=trainer.strategy.root_device, **self._averaging
-            )
+            self._average_model = AveragedModel(pl_module, device=trainer.strategy.root_device, **self._averaging)
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         super()._swap_models(pl_module)

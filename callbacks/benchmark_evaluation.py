@@ -99,9 +99,7 @@ class BenchmarkEvaluation(pl.Callback):
             self._serve(trainer)
             return
         self._journals = {name: self._journal(trainer, pl_module, name) for name in self._names}
-        found = {
-            name: journal.read() if trainer.is_global_zero else {} for name, journal in self._journals.items()
-        }
+        found = {name: journal.read() if trainer.is_global_zero else {} for name, journal in self._journals.items()}
         self._records = {name: list(records.values()) for name, records in found.items()}
         predicted = trainer.strategy.broadcast({name: sorted(records) for name, records in found.items()})
         for journal in self._journals.values():
@@ -232,9 +230,7 @@ class BenchmarkEvaluation(pl.Callback):
                 folder = Path(trainer.default_root_dir)
                 write_predictions(predictions_path(folder, name, step=None), records)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the journals; the predictions in them stay for the next evaluation."""
         for journal in self._journals.values():
             journal.close()
@@ -266,9 +262,7 @@ class BenchmarkEvaluation(pl.Callback):
         self.results = trainer.strategy.broadcast(metrics)
         for name, values in self.results.items():
             tag = self._tag(trainer, name)
-            module.log_dict(
-                {f"{tag}/{metric}": float(value) for metric, value in values.items()}, sync_dist=True
-            )
+            module.log_dict({f"{tag}/{metric}": float(value) for metric, value in values.items()}, sync_dist=True)
         for journal in self._journals.values():
             journal.close()
         trainer.strategy.barrier("results written")
@@ -289,9 +283,7 @@ class BenchmarkEvaluation(pl.Callback):
         names = [name for name in _data(trainer).val_names if f"val/{name}/loss" in logged]
         counts = {name: sum(rank.get(name, 0) for rank in unread) for name in names}
         problems = {
-            name: [f"{count} samples could not be read: the log names them"]
-            for name, count in counts.items()
-            if count
+            name: [f"{count} samples could not be read: the log names them"] for name, count in counts.items() if count
         }
         return Losses(values={name: float(logged[f"val/{name}/loss"]) for name in names}, problems=problems)
 
@@ -348,9 +340,7 @@ class BenchmarkEvaluation(pl.Callback):
             "seed": os.environ.get("PL_GLOBAL_SEED"),
             "precision": str(trainer.precision),
             "prompts": repr((benchmark.prompt, benchmark.prompts)),
-            "max_new_tokens": None
-            if name in self.readout_sets
-            else benchmark.max_new_tokens or self.max_new_tokens,
+            "max_new_tokens": None if name in self.readout_sets else benchmark.max_new_tokens or self.max_new_tokens,
         }
         return Journal(Path(trainer.default_root_dir) / "predictions" / "journal" / name, identity)
 

@@ -92,9 +92,7 @@ def sum_over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
 
 def data_metrics(total: Mapping[str, float]) -> dict[str, float]:
     """Names and values of what is logged, from the sums over all ranks."""
-    sources = [
-        name.split("/", 1)[1] for name, count in total.items() if name.startswith("supervised/") and count
-    ]
+    sources = [name.split("/", 1)[1] for name, count in total.items() if name.startswith("supervised/") and count]
     return {
         **{f"train/loss/{name}": total[f"loss/{name}"] / total[f"supervised/{name}"] for name in sources},
         "data/padding_share": 1 - total["tokens"] / total["positions"],

@@ -67,9 +67,7 @@ class GainCalibration(Callback):
             return
         connector = pl_module.net.connector
         with undisturbed(trainer, pl_module):
-            features = visual_features(
-                pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS
-            )
+            features = visual_features(pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS)
             having = sum_over_ranks({str(trainer.global_rank): len(features)})
             ranks = [int(rank) for rank, tiles in having.items() if tiles]
             if not ranks:

@@ -110,9 +110,7 @@ class LastCheckpoint(Checkpoint):
         if due or self._preemption.leaving:
             self.save(trainer)
 
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Save the step before this validation if the run is about to leave."""
         if self._preemption.leaving and not trainer.sanity_checking:
             self.save(trainer)

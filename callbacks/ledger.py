@@ -99,9 +99,7 @@ class Ledger(pl.Callback):
         """Write what is left."""
         self.teardown(trainer, pl_module, "fit")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write what is known; a failed CUDA device is not read again."""
         self._write(self._ready if self._cuda else len(self._waiting))
         self._close()

@@ -78,9 +78,7 @@ def read_step(folder: Path, step: int) -> list[Entry]:
     """
     paths = sorted(folder.glob("rank*.jsonl"))
     if not paths:
-        raise DataError(
-            f"there is no ledger in {folder}: training has not begun there, or an older version ran it"
-        )
+        raise DataError(f"there is no ledger in {folder}: training has not begun there, or an older version ran it")
     found = [entry for path in paths for entry in _of_step(path, step)]
     if not found:
         steps = [number for path in paths for number in _steps(path)]

@@ -145,9 +145,7 @@ class Preemption(pl.Callback):
 
     def _leave_out_validation(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            log.warning(
-                "validation after step %d is left out: the run resumes behind it", trainer.global_step
-            )
+            log.warning("validation after step %d is left out: the run resumes behind it", trainer.global_step)
         self.leave(trainer)
 
 

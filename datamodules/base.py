@@ -283,9 +283,7 @@ class WebDataModule(pl.LightningDataModule):
             for name in names
         ]
 
-    def benchmark_dataloader(
-        self, name: str, *, limit: int | None = None, done: Collection[int] = ()
-    ) -> ShardLoader:
+    def benchmark_dataloader(self, name: str, *, limit: int | None = None, done: Collection[int] = ()) -> ShardLoader:
         """Prediction batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
 
         Args:
@@ -304,9 +302,7 @@ class WebDataModule(pl.LightningDataModule):
             max_new_tokens=longest or options.max_new_tokens,
         )
         collator = self._collator(generation=True, of=chosen.benchmark)
-        return self._evaluation_loader(
-            chosen.manifest, chosen.positions(limit=limit, done=done), task, collator
-        )
+        return self._evaluation_loader(chosen.manifest, chosen.positions(limit=limit, done=done), task, collator)
 
     def benchmark_dataset(self, name: str) -> BenchmarkDataset:
         """One of the benchmarks, by its name.
@@ -316,8 +312,7 @@ class WebDataModule(pl.LightningDataModule):
         """
         if name not in self.benchmarks:
             raise ConfigError(
-                f"benchmark '{name}' has no folder in data.init_args.benchmarks; "
-                f"{nearest(name, self.benchmarks)}"
+                f"benchmark '{name}' has no folder in data.init_args.benchmarks; {nearest(name, self.benchmarks)}"
             )
         return BenchmarkDataset.of(name, self._manifest(self.benchmarks[name]), self.prompts)
 
@@ -358,9 +353,7 @@ class WebDataModule(pl.LightningDataModule):
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
         dataset = EvaluationBatches(manifest, task=task, plan=plan, decoder=decoder, collator=collator)
-        return ShardLoader(
-            dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds
-        )
+        return ShardLoader(dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds)
 
     def _collator(self, *, generation: bool = False, of: Benchmark | None = None) -> Collator:
         return Collator(
@@ -381,9 +374,7 @@ class WebDataModule(pl.LightningDataModule):
             return self._attached[0]
         module = getattr(self.trainer, "lightning_module", None)
         if module is None:
-            raise ConfigError(
-                f"{type(self).__name__} has no processor: give it to a Trainer or call attach()"
-            )
+            raise ConfigError(f"{type(self).__name__} has no processor: give it to a Trainer or call attach()")
         processor: Processor = module.processor  # CONTRACT: alignvlm_pl/training/module.py
         return processor
 
@@ -449,6 +440,4 @@ class WebDataModule(pl.LightningDataModule):
     def _check_sources(self, manifests: Sequence[Manifest]) -> None:
         known = {source for manifest in manifests for source in manifest.sources}
         for source in sorted((self.sources or frozenset()) - known) if known else ():
-            raise DataError(
-                f"data.init_args.sources: no sample of source '{source}'; {nearest(source, known)}"
-            )
+            raise DataError(f"data.init_args.sources: no sample of source '{source}'; {nearest(source, known)}")

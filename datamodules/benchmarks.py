@@ -63,7 +63,5 @@ class AnswerRequired:
         record, images, files = self.read(raw)
         messages = record.get("messages") or [{}]
         if not record.get("references") and messages[-1].get("role") != "assistant":
-            raise SampleError(
-                f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer"
-            )
+            raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
         return record, images, files

@@ -210,13 +210,9 @@ def times(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
 
 def main() -> int:
     """Print the results of each dtype."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument(
-        "--tokens", type=int, default=729, help="visual tokens; default 729, a tile of SigLIP"
-    )
+    parser.add_argument("--tokens", type=int, default=729, help="visual tokens; default 729, a tile of SigLIP")
     parser.add_argument("--many", type=int, default=6561, help="tokens of the large batch, 0 for none")
     parser.add_argument("--width", type=int, default=2048, help="width of the LLM; default 2048")
     parser.add_argument("--vocab", type=int, default=128256, help="rows of the vocabulary; default 128256")
@@ -225,9 +221,7 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print(
-        f"{options.tokens} tokens, D {options.width}, V {options.vocab}, torch {torch.__version__}, ", end=""
-    )
+    print(f"{options.tokens} tokens, D {options.width}, V {options.vocab}, torch {torch.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads on {options.device}")
     found: dict[str, dict[str, float]] = {name: {} for name in options.dtypes}
     for measure in (memory, times):

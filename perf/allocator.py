@@ -33,9 +33,7 @@ def steps_s(options: argparse.Namespace) -> list[float]:
 
     if options.child == "kept" and not keep_freed_memory():
         raise SystemExit("this C library has no mallopt: nothing to compare")
-    model = AutoModelForCausalLM.from_pretrained(
-        ensure_smollm2(), dtype=torch.float32, attn_implementation="eager"
-    )
+    model = AutoModelForCausalLM.from_pretrained(ensure_smollm2(), dtype=torch.float32, attn_implementation="eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     ids = torch.randint(0, 4096, (options.batch, options.length))
     seconds = []
@@ -52,9 +50,7 @@ def steps_s(options: argparse.Namespace) -> list[float]:
 
 def main() -> int:
     """Print both medians and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=200, help="tokens of a sequence; default 200")

@@ -38,9 +38,7 @@ def step_s(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> flo
 
 def main() -> int:
     """Print both medians and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=200, help="tokens of the longest sequence; default 200")

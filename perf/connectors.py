@@ -96,9 +96,7 @@ def model_spec(name: str, setting: Setting) -> ModelSpec:
         spec = yaml.safe_load((folder / "llama3.2-3b.yaml").read_text("utf-8"))["spec"]
         vision, llm = spec["vision"]["config"], spec["llm"]["config"]
     tiling = {"tile_height": 384, "tile_width": 384}
-    return ModelSpec(
-        vision=Backbone(config=vision), llm=Backbone(config=llm), connector=connector, tiling=tiling
-    )
+    return ModelSpec(vision=Backbone(config=vision), llm=Backbone(config=llm), connector=connector, tiling=tiling)
 
 
 def build(name: str, setting: Setting) -> AlignVLMForConditionalGeneration:
@@ -225,9 +223,7 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
 def main() -> int:
     """Print the table."""
     known = sorted(path.stem for path in (configs_dir() / "model" / "connector").glob("*.yaml"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--paper-shapes", action="store_true", help="SigLIP-400M and Llama-3.2-3B in bf16")
     parser.add_argument("--tiles", type=int, default=2, help="tiles of the page (default 2)")
@@ -245,11 +241,7 @@ def main() -> int:
     found = measure_all(options.only, setting)
     print_table(found)
     # Asked for last: CUDA, once started here, would not survive a fork.
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads"
-    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"{device}, torch {torch.__version__}, {setting}, {time.perf_counter() - start:.0f} s in all")
     if options.json:
         print(json.dumps({"device": device, "connectors": found}))

@@ -26,9 +26,7 @@ PAGE_HEIGHT_PX = 96
 
 def main() -> int:
     """Print both rates and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--samples", type=int, default=96, help="questions; default 96")
     parser.add_argument("--batch", type=int, default=16, help="questions of a batch; default 16")

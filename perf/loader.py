@@ -35,14 +35,10 @@ BUDGET = 16384
 
 def main() -> int:
     """Print rates, ratios, share and memory."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured; default 3")
-    parser.add_argument(
-        "--samples", type=int, default=96, help="pages of a measurement, and 16 times as many photos"
-    )
+    parser.add_argument("--samples", type=int, default=96, help="pages of a measurement, and 16 times as many photos")
     parser.add_argument("--memory-samples", type=int, default=50_000, help="samples of the memory test")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +69,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         count = options.samples * (1 if name == "pages" else 16)
         write(folder / name, [draw_image(size, seed) for seed in range(24)], count)
         results |= {
-            f"{name}_{key}": value
-            for key, value in rates(folder / name, processor, count, options.rounds).items()
+            f"{name}_{key}": value for key, value in rates(folder / name, processor, count, options.rounds).items()
         }
     results |= real_tokens(folder, processor_of(thumbnail="none"))
     results |= memory(folder, processor, options.memory_samples)
@@ -90,9 +85,7 @@ def draw_image(size: tuple[int, int], seed: int) -> bytes:
     draw = ImageDraw.Draw(image)
     for _ in range(size[0] * size[1] // 900):
         x, y = rng.randrange(size[0]), rng.randrange(size[1])
-        draw.line(
-            [x, y, x + rng.randint(2, 14), y + rng.randint(-8, 8)], fill=(rng.randrange(120),) * 3, width=2
-        )
+        draw.line([x, y, x + rng.randint(2, 14), y + rng.randint(-8, 8)], fill=(rng.randrange(120),) * 3, width=2)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
@@ -102,14 +95,10 @@ def write(folder: Path, drawn: list[bytes], count: int) -> None:
     """Write `count` samples with a question and an answer each, and one of the images `drawn` if any."""
     from datamodules.shards.writer import ShardWriter
 
-    with ShardWriter(
-        folder, name=folder.name, source=folder.name, license="none", samples_per_shard=256
-    ) as out:
+    with ShardWriter(folder, name=folder.name, source=folder.name, license="none", samples_per_shard=256) as out:
         for index in range(count):
             images = [drawn[index % len(drawn)]] if drawn else []
-            question = [{"type": "image", "index": 0}] * len(images) + [
-                {"type": "text", "text": "What is it?"}
-            ]
+            question = [{"type": "image", "index": 0}] * len(images) + [{"type": "text", "text": "What is it?"}]
             answer = [{"type": "text", "text": f"Number {index}."}]
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             out.add({"messages": messages}, images, ["jpg"] * len(images))

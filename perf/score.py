@@ -50,9 +50,7 @@ def seconds(folder: Path, rows: int) -> float:
 
 def main() -> int:
     """Print both times and their difference in seconds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rows", type=int, default=5000, help="default 5000")
     options = parser.parse_args()

@@ -69,9 +69,7 @@ class Results:
 def light_commands() -> list[str]:
     """Name the commands that must tell their options without loading anything heavy."""
     program = "import json; from alignvlm_pl.cli import COMMANDS; print(json.dumps(COMMANDS))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     return [name for name, (module, _) in json.loads(done.stdout).items() if module != TRAINING]
 
 
@@ -93,9 +91,7 @@ def measure(*, runs: int) -> Results:
 
 def main() -> int:
     """Print the results; return 0 when the targets are met."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each command (default 5)")
     arguments = parser.parse_args()

@@ -171,9 +171,7 @@ def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, floa
             results["mfu"] = rate / meter.peak
     if all("bare_s" in found for found in rounds):
         results["bare_tokens_per_s"] = statistics.median(f["tokens"] / f["bare_s"] for f in rounds)
-        results["overhead_ms"] = 1000 * statistics.median(
-            (f["fit_s"] - f["bare_s"]) / f["steps"] for f in rounds
-        )
+        results["overhead_ms"] = 1000 * statistics.median((f["fit_s"] - f["bare_s"]) / f["steps"] for f in rounds)
         results["fit_over_bare"] = statistics.median(found["bare_s"] / found["fit_s"] for found in rounds)
     return results
 
@@ -259,9 +257,7 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
         command.append(f"--throughput.peak_tflops={matmul_tflops()}")
     program = "import sys; from alignvlm_pl.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "perf")))}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, *command], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{tiles} tiles, {strategy}: fit failed\n{done.stderr[-4000:]}")
     results: dict[str, float] = json.loads((folder / "run" / RESULT).read_text())
@@ -282,9 +278,7 @@ def matmul_tflops(size: int = 1024, times: int = 8) -> float:
 def main() -> int:
     """Print the results of each case."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--model", choices=("small", "paper"), default="paper" if cuda else "small")
@@ -292,9 +286,7 @@ def main() -> int:
     parser.add_argument("--strategies", nargs="+", default=["auto", "ddp", "fsdp"] if cuda else ["auto"])
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a round")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument(
-        "--batch_size", type=int, help="samples of a step; default: 4, of the paper's model 2"
-    )
+    parser.add_argument("--batch_size", type=int, help="samples of a step; default: 4, of the paper's model 2")
     parser.add_argument("--text", type=int, default=64, help="letters of question and answer, a token each")
     parser.add_argument("--precision", help="default: bf16-mixed on a GPU, else 32-true")
     options = parser.parse_args()

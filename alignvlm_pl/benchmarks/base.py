@@ -76,9 +76,7 @@ class Prompt:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"prompt file {path} cannot be read: {error}") from error
         if text.count(QUESTION) != 1:
-            raise DataError(
-                f"prompt file {path}: expected {{question}} once, found it {text.count(QUESTION)} times"
-            )
+            raise DataError(f"prompt file {path}: expected {{question}} once, found it {text.count(QUESTION)} times")
         prefix, suffix = text.split(QUESTION)
         return replace(known, prefix=prefix, suffix=suffix)
 
@@ -211,9 +209,7 @@ def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Be
     return Benchmark(name=name, title=name, split="", size=size, scorings=scorings)
 
 
-def with_prompt_files(
-    benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str
-) -> Benchmark | None:
+def with_prompt_files(benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str) -> Benchmark | None:
     """Return the benchmark with prompts replaced by prompt files.
 
     Args:
@@ -228,15 +224,11 @@ def with_prompt_files(
     if not files:
         return benchmark
     if benchmark is None:
-        raise ConfigError(
-            f"data.init_args.prompts: {name!r} is no registered benchmark and takes no prompt file"
-        )
+        raise ConfigError(f"data.init_args.prompts: {name!r} is no registered benchmark and takes no prompt file")
     known = benchmark.prompts or {"": benchmark.prompt}
     for part in files:
         if part not in known:
-            raise ConfigError(
-                f"data.init_args.prompts: {name!r} has no part {part!r}; {nearest(part, known)}"
-            )
+            raise ConfigError(f"data.init_args.prompts: {name!r} has no part {part!r}; {nearest(part, known)}")
     read = {part: Prompt.read(path, known[part]) for part, path in files.items()}
     if benchmark.prompts:
         return replace(benchmark, prompts={**benchmark.prompts, **read})

@@ -104,9 +104,7 @@ def _output_closed() -> bool:
 def _help() -> str:
     lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
     usage = "usage: alignvlm COMMAND [options]      (from a checkout: python cli.py COMMAND [options])"
-    return "\n".join(
-        [usage, "", "commands:", *lines, "", "`alignvlm COMMAND --help` lists a command's options."]
-    )
+    return "\n".join([usage, "", "commands:", *lines, "", "`alignvlm COMMAND --help` lists a command's options."])
 
 
 # Lines of Lightning that this project's own lines say better, or that its loaders answer by design; others are shown.

@@ -32,12 +32,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     parser.add_argument("--train", type=int, default=3000, help="training documents (default: %(default)s)")
     parser.add_argument("--lines", type=int, default=8000, help="pages of plain lines (default: %(default)s)")
-    parser.add_argument(
-        "--heldout", type=int, default=48, help="held-out questions of a kind (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--started", type=float, default=time.time(), help="start in seconds since 1970, for `minutes`"
-    )
+    parser.add_argument("--heldout", type=int, default=48, help="held-out questions of a kind (default: %(default)s)")
+    parser.add_argument("--started", type=float, default=time.time(), help="start in seconds since 1970, for `minutes`")
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="further options of `fit`, last")
     options = parser.parse_args(argv[1:])
     _prepare(options)
@@ -125,9 +121,7 @@ def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], mi
         "set": "real SROIE line crops" if real else "synthetic lines in held-out fonts",
         "case": "ignored",
     }
-    write_results(
-        folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": figures}
-    )
+    write_results(folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": figures})
     contact_sheet(folder / "trained" / "predictions", folder / "examples.png")
     sys.stdout.write("\n" + _table(untrained, trained) + "\n")
     sys.stdout.write(f"\nreadout: {readout['set']}, case ignored; examples in {folder / 'examples.png'}\n")
@@ -139,9 +133,7 @@ def _table(untrained: dict[str, Any], trained: dict[str, Any]) -> str:
     before = {**untrained["benchmarks"], "all questions": untrained["overall"]}
     for name, figures in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
         for metric in ("cer",) if "cer" in figures else ("anls", "exact_match"):
-            rows.append(
-                (name, str(figures["num"]), metric, f"{before[name][metric]:.3f}", f"{figures[metric]:.3f}")
-            )
+            rows.append((name, str(figures["num"]), metric, f"{before[name][metric]:.3f}", f"{figures[metric]:.3f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

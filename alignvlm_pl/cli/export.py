@@ -28,9 +28,7 @@ def run(argv: list[str]) -> int:
         type=Path,
         help="config.yaml of the run; default: the one in the run folder of the checkpoint",
     )
-    parser.add_argument(
-        "--max-shard-size", default="5GB", help="largest file of weights (default: %(default)s)"
-    )
+    parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights (default: %(default)s)")
     options = parser.parse_args(argv[1:])
     checkpoint, config = _find(options.source, options.config)
     if options.out.exists():

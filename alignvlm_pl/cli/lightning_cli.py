@@ -73,9 +73,7 @@ _DERIVED = {  # setting of the trainer -> its untouched value and the setting th
     "accumulate_grad_batches": (1, "stage.global_batch_size"),
 }
 
-logging.getLogger(
-    "lightning"
-).handlers.clear()  # its lines go to the root's handler, and would be there twice
+logging.getLogger("lightning").handlers.clear()  # its lines go to the root's handler, and would be there twice
 
 
 class AlignParser(LightningArgumentParser):
@@ -93,9 +91,7 @@ class AlignParser(LightningArgumentParser):
             ConfigError: Always.
         """
         given = [
-            word.removeprefix("--").partition("=")[0]
-            for word in getattr(self, "args", None) or ()
-            if word[:2] == "--"
+            word.removeprefix("--").partition("=")[0] for word in getattr(self, "args", None) or () if word[:2] == "--"
         ]
         self._refuse_unknown([key.removesuffix("+") for key in given])
         if not self.exit_on_error:  # the parser of a class's options: the outer one names the setting
@@ -117,9 +113,7 @@ class AlignParser(LightningArgumentParser):
 
     def known_keys(self) -> set[str]:
         """Dotted names of all settings, those of the subcommands and of the DataModules included."""
-        keys = {key for parser in self.commands for key in parser.known_keys()} | set(
-            self.get_defaults().keys()
-        )
+        keys = {key for parser in self.commands for key in parser.known_keys()} | set(self.get_defaults().keys())
         if "data" in keys:
             options = {name for module in DATA_MODULES for name in inspect.signature(module).parameters}
             keys |= {"data.class_path", *(f"data.init_args.{name}" for name in options)}
@@ -132,9 +126,7 @@ class AlignParser(LightningArgumentParser):
             heads = {key[:end] for end, letter in enumerate(key) if letter == "."}
             if key in known or heads & known or any(name.startswith(f"{key}.") for name in known):
                 continue
-            if (
-                not self.exit_on_error
-            ):  # the parser of a class's options: the outer one names class and setting
+            if not self.exit_on_error:  # the parser of a class's options: the outer one names class and setting
                 super().error(unknown_key(key, known))
             raise ConfigError(unknown_key(key, known))
 
@@ -186,12 +178,8 @@ class AlignCLI(LightningCLI):
         self.parser.commands.append(parser)
         # Built in _instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
         parser.add_class_arguments(Stage, "stage", instantiate=False, default={"name": ""})
-        parser.add_argument(
-            "--run_dir", type=str, default="runs/default", help="Folder of everything the run writes."
-        )
-        parser.add_argument(
-            "--stages", type=list[dict[str, Any]] | None, default=None, help="Stages of a recipe."
-        )
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything the run writes.")
+        parser.add_argument("--stages", type=list[dict[str, Any]] | None, default=None, help="Stages of a recipe.")
         parser.add_argument(
             "--connector",
             type=dict[str, Any] | None,
@@ -263,9 +251,7 @@ class AlignCLI(LightningCLI):
             check_precision(str(config.trainer.precision))
             check_size("max_shard_size", config.max_shard_size)
             if not config.stage.name:
-                raise ConfigError(
-                    "fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`"
-                )
+                raise ConfigError("fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`")
             require_parent(config.stage.name, parent=config.stage.parent, init_from=config.stage.init_from)
             if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
                 if requeued(os.environ):
@@ -307,9 +293,7 @@ class AlignCLI(LightningCLI):
             causes = list(_causes(error))
             if own := next((cause for cause in causes if isinstance(cause, AlignVLMError)), None):
                 raise own from None
-            if any(
-                isinstance(cause, ImportError) for cause in causes
-            ):  # a package that an optional class needs
+            if any(isinstance(cause, ImportError) for cause in causes):  # a package that an optional class needs
                 raise ConfigError(shorten(str(error))) from error
             raise
 
@@ -343,9 +327,7 @@ class AlignCLI(LightningCLI):
         if self.subcommand == "fit":
             stage = self._stage()
             _log_given(config)
-            config.update(
-                _stage_settings(stage, config, batch_size=getattr(self.datamodule, "batch_size", 1))
-            )
+            config.update(_stage_settings(stage, config, batch_size=getattr(self.datamodule, "batch_size", 1)))
             for callback in callbacks:
                 if isinstance(callback, BenchmarkEvaluation) and config.get("val_check_interval") is None:
                     config.update(callback.validation_interval(config["accumulate_grad_batches"]))
@@ -436,9 +418,7 @@ def _follows(config: Any) -> str:
     stage = Stage(**{field.name: config.stage[field.name] for field in fields(Stage)})
     settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
     lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
-    return "\n".join(
-        ["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""]
-    )
+    return "\n".join(["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""])
 
 
 def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
@@ -479,9 +459,7 @@ def _count(trainer: Any) -> int:
         return max(torch.cuda.device_count(), 1)
     for name, value in (("devices", devices), ("num_nodes", trainer["num_nodes"])):
         if not str(value).isdecimal() or int(value) < 1:
-            raise ConfigError(
-                f"trainer.{name}={trainer[name]}: expected at least 1 (devices also: a list, or auto)"
-            )
+            raise ConfigError(f"trainer.{name}={trainer[name]}: expected at least 1 (devices also: a list, or auto)")
     return int(devices)
 
 
@@ -505,9 +483,7 @@ def _check_checkpoint(path: Path) -> None:
     if path.is_dir():  # written in shards by a strategy, which checks it
         return
     if not path.is_file():
-        raise CheckpointError(
-            f"ckpt_path {path}: there is no such file; a run leaves {CHECKPOINT} in its run_dir"
-        )
+        raise CheckpointError(f"ckpt_path {path}: there is no such file; a run leaves {CHECKPOINT} in its run_dir")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes); remove it, the stage then "

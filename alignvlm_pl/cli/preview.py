@@ -29,14 +29,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--start", type=int, default=0, help="first sample; default: %(default)s")
     parser.add_argument("--count", type=int, default=20, help="samples; default: %(default)s")
     parser.add_argument("--max-text-length", type=int, help="cut as a stage with this setting does")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
-    )
+    parser.add_argument("--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s")
     options = parser.parse_args(argv)
     if options.start < 0 or options.count < 1:
-        raise ConfigError(
-            f"--start {options.start} --count {options.count}: expected start >= 0 and count >= 1"
-        )
+        raise ConfigError(f"--start {options.start} --count {options.count}: expected start >= 0 and count >= 1")
     skipped: list[tuple[str, str]] = []
     samples = list(_samples(options, skipped))
     if skipped and not samples:

@@ -41,9 +41,7 @@ def run(argv: list[str]) -> int:
     }
     write_kept(options.out, kept, vocab_size=connector.vocab_size, facts=facts)
     largest = sorted(range(len(means)), key=lambda place: -means[place])[:_SHOWN]
-    largest_rows = ", ".join(
-        f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest
-    )
+    largest_rows = ", ".join(f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest)
     sys.stdout.write(
         f"{len(kept):,} of {len(ids):,} rows carry {100 * mass:.2f} % of P_vocab over {shares.tokens:,} visual tokens\n"
         f"largest: {largest_rows}\n"
@@ -64,13 +62,9 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="alignvlm prune", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="configs/model/NAME.yaml")
-    parser.add_argument(
-        "--weights", type=Path, help="folder of a trained model; default: the pretrained parts"
-    )
+    parser.add_argument("--weights", type=Path, help="folder of a trained model; default: the pretrained parts")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of sets with images")
-    parser.add_argument(
-        "--mass", type=float, help="keep the fewest rows that carry this share, for example 0.99"
-    )
+    parser.add_argument("--mass", type=float, help="keep the fewest rows that carry this share, for example 0.99")
     parser.add_argument("--count", type=int, help="keep this many rows, for example 3400")
     parser.add_argument("--samples", type=int, default=100, help="samples of each set; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="file for the ids, for example keep.json")
@@ -90,9 +84,7 @@ def _check(options: argparse.Namespace) -> None:
     if (options.mass is None) == (options.count is None):
         raise ConfigError("prune: give either --mass or --count")
     if options.mass is not None and not 0 < options.mass <= 1:
-        raise ConfigError(
-            f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99"
-        )
+        raise ConfigError(f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99")
     if options.count is not None and options.count < 1:
         raise ConfigError(f"prune --count {options.count}: expected at least 1")
     if options.samples < 1:
@@ -109,9 +101,7 @@ def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"--device {options.device}: {str(error).splitlines()[0][:200]}; use cpu or cuda"
-        ) from error
+        raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0][:200]}; use cpu or cuda") from error
     spec = load_part(ModelSpec, options.model, key="spec")
     processor = build_processor(spec)
     model = build_model(spec, processor)

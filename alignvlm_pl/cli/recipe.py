@@ -161,9 +161,7 @@ def _entry(given: Any, recipe: Path) -> StageEntry:
         raise ConfigError(f"{recipe}: each entry of `stages` needs a `stage:` file, found {given!r}")
     for key in given:
         if key not in (*FILES, OVERRIDE):
-            raise ConfigError(
-                f"{recipe}: unknown key {key!r} in `stages`; {nearest(str(key), (*FILES, OVERRIDE))}"
-            )
+            raise ConfigError(f"{recipe}: unknown key {key!r} in `stages`; {nearest(str(key), (*FILES, OVERRIDE))}")
         if key != OVERRIDE and not isinstance(given[key], str):
             raise ConfigError(f"{recipe}: {key} must be the path of a file, found {given[key]!r}")
     override = given.get(OVERRIDE) or {}

@@ -22,9 +22,7 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="alignvlm replay", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder, which has its config.yaml")
     parser.add_argument("--step", type=int, required=True, help="optimizer step, counted from 1")
-    parser.add_argument(
-        "--weights", type=Path, help="checkpoint or export; default: nearest to the step's begin"
-    )
+    parser.add_argument("--weights", type=Path, help="checkpoint or export; default: nearest to the step's begin")
     parser.add_argument("--samples_only", action="store_true", help="build no model and compute no losses")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(argv[1:])

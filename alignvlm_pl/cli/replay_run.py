@@ -77,9 +77,7 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
         spec = options["spec"]
         connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
         portable = {"spec": spec | {"connector": connector}, "loss_backend": "auto", "compile": None}
-        values["model"] = (
-            {**model, "init_args": options | portable} if options is not model else model | portable
-        )
+        values["model"] = {**model, "init_args": options | portable} if options is not model else model | portable
     built = parser.instantiate(parser.parse_object(values))
     module, data = built.model, built.data
     module.begin_stage(built.stage)

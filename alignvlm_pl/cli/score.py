@@ -34,9 +34,7 @@ def run(argv: list[str]) -> int:
         type=Path,
         help="folder of the set's shards, for files without references, and to find missing keys",
     )
-    parser.add_argument(
-        "--judge", help="module:function that grades predictions, for benchmarks that need a judge"
-    )
+    parser.add_argument("--judge", help="module:function that grades predictions, for benchmarks that need a judge")
     parser.add_argument(
         "--out",
         type=Path,

@@ -57,6 +57,4 @@ def load_model(path: Path) -> "Model":
     def count_tokens(text: str) -> int:
         return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    return Model(
-        count_tokens=count_tokens, tiling=processor.geometry, tokens_per_tile=processor.tokens_per_tile
-    )
+    return Model(count_tokens=count_tokens, tiling=processor.geometry, tokens_per_tile=processor.tokens_per_tile)

@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from ..preprocessing.batch import Batch
 
 
-def batch_records(
-    batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None
-) -> list[Record]:
+def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None) -> list[Record]:
     """Make the records of a batch: key, question, prediction, references and what metrics need.
 
     Args:

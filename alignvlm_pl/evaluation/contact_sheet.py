@@ -20,9 +20,7 @@ def contact_sheet(predictions: Path, target: Path, *, per_set: int = 2) -> None:
         per_set: Examples of each dataset.
     """
     examples = [
-        (path.stem, r, image)
-        for path in sorted(predictions.glob("*.jsonl"))
-        for r, image in _first(path, per_set)
+        (path.stem, r, image) for path in sorted(predictions.glob("*.jsonl")) for r, image in _first(path, per_set)
     ]
     rows = max(-(-len(examples) // COLUMNS), 1)
     sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH, rows * CELL_HEIGHT), "white")
@@ -52,10 +50,6 @@ def _cell(name: str, record: dict[str, Any], image: Path) -> Image.Image:
     top = MARGIN + page.height + 6
     font = ImageFont.load_default(size=14)
     draw.text((MARGIN, top), f"{asked}"[:48], fill="black", font=font)
-    draw.text(
-        (MARGIN, top + 18), f"{record['prediction']}"[:48], fill="#0a7a2f" if right else "#b00020", font=font
-    )
-    draw.text(
-        (MARGIN, top + 36), f"expected: {record['references'][0]}   [{name}]"[:52], fill="#666666", font=font
-    )
+    draw.text((MARGIN, top + 18), f"{record['prediction']}"[:48], fill="#0a7a2f" if right else "#b00020", font=font)
+    draw.text((MARGIN, top + 36), f"expected: {record['references'][0]}   [{name}]"[:52], fill="#666666", font=font)
     return cell

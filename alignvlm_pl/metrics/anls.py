@@ -48,16 +48,12 @@ _RULES = {
     "due": _Rule(clean=str.upper, measured=str.upper, half_counts=False),
     "due-case-sensitive": _Rule(clean=str, measured=str, half_counts=False),
     "docowl": _Rule(clean=str.lower, measured=str.lower, half_counts=False),
-    "docowl-pipeline": _Rule(
-        clean=str.upper, measured=str.upper, half_counts=False, prepare=without_newlines
-    ),
+    "docowl-pipeline": _Rule(clean=str.upper, measured=str.upper, half_counts=False, prepare=without_newlines),
     "st-vqa": _Rule(clean=_stripped_lower, measured=_stripped_lower),
 }
 
 
-def anls(
-    prediction: str, references: Sequence[str], *, threshold: float = 0.5, rule: str = "vlmevalkit"
-) -> float:
+def anls(prediction: str, references: Sequence[str], *, threshold: float = 0.5, rule: str = "vlmevalkit") -> float:
     """Return the similarity to the nearest reference: 1 - Levenshtein distance / length of the longer text.
 
     By default the distance is that of the lower-cased texts with white space stripped and collapsed, but the length is

@@ -108,9 +108,7 @@ class Metric:
             ConfigError: There is no such rule, or required keys of `meta` are missing.
         """
         rule, all_samples = self.check_rule(rule), list(samples)
-        rows = [
-            self.statistics([all_samples[index] for index in unit], rule) for unit in self.units(all_samples)
-        ]
+        rows = [self.statistics([all_samples[index] for index in unit], rule) for unit in self.units(all_samples)]
         return self.scores(summed(rows))
 
 

@@ -28,9 +28,7 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     counts = [
-        character_error_rate(
-            sample.prediction, "".join(sample.references[:1]), ignore_case=rule == "ignore-case"
-        )
+        character_error_rate(sample.prediction, "".join(sample.references[:1]), ignore_case=rule == "ignore-case")
         for sample in samples
     ]
     return {"edits": sum(edits for edits, _ in counts), "characters": sum(length for _, length in counts)}

@@ -114,9 +114,7 @@ def annotate(
     for question, prediction in predictions:
         field = next((name for name in fields if name in question), None)
         if field is None:
-            raise DataError(
-                f"document_f1: question {question!r} names none of the fields {', '.join(fields)}"
-            )
+            raise DataError(f"document_f1: question {question!r} names none of the fields {', '.join(fields)}")
         value = without_newlines(prediction) if rule == "docowl" else prediction
         if rule != "docowl" or value != MISSING:
             annotation.append({"key": field, "values": [{"value": value}]})
@@ -156,9 +154,7 @@ def _scores(sums: Statistics) -> dict[str, float]:
     for name, value in sums.items():
         totals[name.split("/", 1)[0]] += value
     scores = dict(zip(("f1", "precision", "recall"), _f1(totals, ""), strict=True))
-    fields = [
-        name.removeprefix("gold/") for name, count in sums.items() if name.startswith("gold/") and count
-    ]
+    fields = [name.removeprefix("gold/") for name, count in sums.items() if name.startswith("gold/") and count]
     return scores | {f"f1/{field}": _f1(sums, f"/{field}")[0] for field in sorted(fields)}
 
 

@@ -75,9 +75,7 @@ def _judged(sample: EvalSample) -> float:
             "by a judge model only: leave the benchmark out, or add the judge's scores"
         )
     if isinstance(judged, bool) or not isinstance(judged, int | float) or judged < 0 or judged > 1:
-        raise DataError(
-            f"mmvet: {sample.key!r}: expected a score from 0 to 1 in meta['judged'], found {judged!r:.60}"
-        )
+        raise DataError(f"mmvet: {sample.key!r}: expected a score from 0 to 1 in meta['judged'], found {judged!r:.60}")
     return float(judged)
 
 

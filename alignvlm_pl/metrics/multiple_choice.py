@@ -37,23 +37,18 @@ def multiple_choice(
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     scores = [
-        multiple_choice(sample.prediction, sample.references, choices=_choices(sample), rule=rule)
-        for sample in samples
+        multiple_choice(sample.prediction, sample.references, choices=_choices(sample), rule=rule) for sample in samples
     ]
     return {"total": sum(scores), "count": len(scores)}
 
 
 def _choices(sample: EvalSample) -> Choices | None:
     choices = sample.meta.get("choices")
-    if choices is not None and not (
-        isinstance(choices, Mapping) and all(isinstance(key, str) for key in choices)
-    ):
+    if choices is not None and not (isinstance(choices, Mapping) and all(isinstance(key, str) for key in choices)):
         raise DataError(
             f"multiple_choice: {sample.key!r}: expected letter -> text in meta['choices'], found {choices!r:.60}"
         )
     return choices
 
 
-MULTIPLE_CHOICE = Metric(
-    name="multiple_choice", rules=RULES, statistics=_statistics, scores=mean_score("accuracy")
-)
+MULTIPLE_CHOICE = Metric(name="multiple_choice", rules=RULES, statistics=_statistics, scores=mean_score("accuracy"))

@@ -98,9 +98,7 @@ def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
 
 def _scores(sums: Statistics) -> dict[str, float]:
     parts = {
-        part: sums.get(f"right/{part}", 0.0) / sums[f"count/{part}"]
-        for part in PARTS
-        if sums.get(f"count/{part}")
+        part: sums.get(f"right/{part}", 0.0) / sums[f"count/{part}"] for part in PARTS if sums.get(f"count/{part}")
     }
     scores = {"mean": share(sum(parts.values()), len(parts)), **parts}
     if "fintabnetqa" in parts:

@@ -72,9 +72,7 @@ def _tokenizer() -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise ConfigError(
-            "VCR's scores need spaCy's tokenizer: pip install 'alignvlm_pl[benchmarks]'"
-        ) from error
+        raise ConfigError("VCR's scores need spaCy's tokenizer: pip install 'alignvlm_pl[benchmarks]'") from error
 
     # The tokenizer's rules equal those of the trained pipeline that the reference implementations load.
     return spacy.blank("en").tokenizer

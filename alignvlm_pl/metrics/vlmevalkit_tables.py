@@ -11,9 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 MISSING = frozenset(
-    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null|".split(
-        "|"
-    )
+    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null|".split("|")
 )
 """Texts that pandas parses as a missing value."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?)\s*", re.ASCII)
@@ -64,8 +62,6 @@ def reload_predictions(predictions: Sequence[str]) -> list[str]:
     present = [text for text in predictions if text not in MISSING]
     if not present or not all(_NUMBER.fullmatch(text) for text in present):
         return ["nan" if text in MISSING else text for text in predictions]
-    integers = len(present) == len(predictions) and all(
-        text.strip().lstrip("+-").isdigit() for text in present
-    )
+    integers = len(present) == len(predictions) and all(text.strip().lstrip("+-").isdigit() for text in present)
     read: Callable[[str], object] = int if integers else float
     return ["nan" if text in MISSING else str(read(text)) for text in predictions]

@@ -23,9 +23,7 @@ _NEAR = 1e-6  # tolerance for equal numbers
 _QUOTES = {ord(mark): "'" for mark in "‘’´`"} | {ord(mark): '"' for mark in "“”"}
 _DASHES = {ord(mark): "-" for mark in "‐‑‒–—−"}
 _MARKS = _QUOTES | _DASHES
-_CITATION = (
-    r"(?!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+]"  # brackets that are not leading, a number in brackets, a mark
-)
+_CITATION = r"(?!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+]"  # brackets that are not leading, a number in brackets, a mark
 _CITATIONS = re.compile(rf"(?:{_CITATION})+$")
 _REMARKS = re.compile(r"(?: \([^)]*\))+$")
 _QUOTED = re.compile(r'"([^"]*)"')
@@ -87,9 +85,7 @@ def wtq(
         predicted, references = [text.upper() for text in predicted], [text.upper() for text in references]
     values = canonical if rule == "official-canonical" and canonical else references
     if len(values) != len(references):
-        raise DataError(
-            f"wtq: {len(references)} references {references!r}, but {len(values)} canonical forms"
-        )
+        raise DataError(f"wtq: {len(references)} references {references!r}, but {len(values)} canonical forms")
     expected = [read_item(text, value) for text, value in zip(references, values, strict=True)]
     return float(_same(_distinct(map(read_item, predicted)), _distinct(expected)))
 
@@ -153,11 +149,7 @@ def _date(text: str) -> Denotation:
         month, day = (-1 if part == "xx" else int(part) for part in parts[1:])
     except ValueError:
         return None
-    if (
-        year == month == day == -1
-        or not (month == -1 or 1 <= month <= 12)
-        or not (day == -1 or 1 <= day <= 31)
-    ):
+    if year == month == day == -1 or not (month == -1 or 1 <= month <= 12) or not (day == -1 or 1 <= day <= 31):
         return None
     return _Number(year) if month == day == -1 else _Date(year, month, day)
 
@@ -202,8 +194,7 @@ _SPLIT: dict[str, Callable[[str], list[str]]] = {
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
     scores = [
-        wtq(sample.prediction, sample.references, rule=rule, canonical=_canonical(sample, rule))
-        for sample in samples
+        wtq(sample.prediction, sample.references, rule=rule, canonical=_canonical(sample, rule)) for sample in samples
     ]
     return {"total": sum(scores), "count": len(scores)}
 
@@ -213,9 +204,7 @@ def _canonical(sample: EvalSample, rule: str) -> Sequence[str] | None:
     if rule != "official-canonical" or not canonical:
         return None
     if not (isinstance(canonical, list | tuple) and all(isinstance(text, str) for text in canonical)):
-        raise DataError(
-            f"wtq: {sample.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}"
-        )
+        raise DataError(f"wtq: {sample.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}")
     return canonical
 
 

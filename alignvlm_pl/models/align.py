@@ -81,9 +81,7 @@ class AlignConnector(nn.Module):
         rows = vocab_size if vocab_rows is None else vocab_rows
         require_at_least(1, vocab_rows=rows)
         if rows > vocab_size:
-            raise ConfigError(
-                f"connector vocab_rows={rows}: expected 1 to {vocab_size}, the LLM's vocabulary"
-            )
+            raise ConfigError(f"connector vocab_rows={rows}: expected 1 to {vocab_size}, the LLM's vocabulary")
         self.kept: tuple[int, ...] | None = None
         if vocab_keep is not None:
             ids = read_kept(vocab_keep, vocab_size) if isinstance(vocab_keep, str) else vocab_keep
@@ -139,9 +137,7 @@ class AlignConnector(nn.Module):
         if columns is None:
             embeds = align(*operands, eps=self.norm2.eps, backend=self.backend)
             return ConnectorOutput(embeds.unflatten(0, shape))
-        output = align_read(
-            *operands, columns=self._row_indices(columns), eps=self.norm2.eps, backend=self.backend
-        )
+        output = align_read(*operands, columns=self._row_indices(columns), eps=self.norm2.eps, backend=self.backend)
         assert output.embeds is not None and output.log_probs is not None, "both were requested"
         return ConnectorOutput(output.embeds.unflatten(0, shape), output.log_probs.unflatten(0, shape))
 

@@ -59,9 +59,7 @@ class Backbone:
             return config_from_fields(self.config)
         folder = self.folder()
         if folder is None:
-            raise ConfigError(
-                "a backbone needs `pretrained` (hub id or folder) or `config` (with model_type)"
-            )
+            raise ConfigError("a backbone needs `pretrained` (hub id or folder) or `config` (with model_type)")
         try:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
@@ -159,9 +157,7 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
     """
     source = spec.llm.tokenizer or spec.llm.folder()
     if source is None:
-        raise ConfigError(
-            "llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer"
-        )
+        raise ConfigError("llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -29,9 +29,7 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
             the shape given by its `config.json`.
     """
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise CheckpointError(
-            f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id"
-        )
+        raise CheckpointError(f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id")
     try:
         model, info = loader.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

@@ -67,9 +67,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text = config.text_config
         for name in _LOGIT_TRANSFORMS:
             if getattr(text, name, None) not in (None, 1, 1.0):
-                raise ConfigError(
-                    f"LLMs that transform their logits are not supported: text_config.{name} is set"
-                )
+                raise ConfigError(f"LLMs that transform their logits are not supported: text_config.{name} is set")
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
         self.connector: Any = connector_from_config(config)
         self.language_model = AutoModelForCausalLM.from_config(text)
@@ -116,9 +114,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: If uint8 tiles have no `tile_boxes`.
         """
         if not self.connector.reads_text:
-            raise ConfigError(
-                f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'"
-            )
+            raise ConfigError(f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'")
         tiles = _at_least_one_tile(as_tiles(pixel_values, tile_boxes))
         features = connector_features(self.vision_tower, tiles, self.config)
         return self.connector.log_probs(features, columns)[: len(pixel_values)]
@@ -208,9 +204,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
         cache = outputs.past_key_values
         if labels is not None:
-            loss = supervised_cross_entropy(
-                hidden, labels, head, segment_ids=segment_ids, backend=self.loss_backend
-            )
+            loss = supervised_cross_entropy(hidden, labels, head, segment_ids=segment_ids, backend=self.loss_backend)
             return AlignVLMOutput(
                 loss=loss.total / loss.supervised.clamp(min=1),
                 past_key_values=cache,
@@ -231,9 +225,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs |= dict.fromkeys((*_BY_TILE, "num_tiles"))
         return inputs
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group, for beam search and several return sequences."""
         tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
@@ -242,9 +234,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 continue
             if expand_size > 1:
                 if num_tiles is None:
-                    raise DataError(
-                        "generation with several sequences a sample needs num_tiles (tiles of each sample)"
-                    )
+                    raise DataError("generation with several sequences a sample needs num_tiles (tiles of each sample)")
                 groups = values.split(num_tiles.tolist())
                 values = torch.cat([group for group in groups for _ in range(expand_size)])
             inputs[name] = values

@@ -150,9 +150,7 @@ class PageReadout:
         grid = token_grid(config.vision_config, self.processor.geometry)
         return shuffled_grid(grid, shuffle_factor(config.connector))
 
-    def pages(
-        self, config: Any, log_probs: Tensor, batch: Batch
-    ) -> Iterator[tuple[Tensor, list[str]] | None]:
+    def pages(self, config: Any, log_probs: Tensor, batch: Batch) -> Iterator[tuple[Tensor, list[str]] | None]:
         """Yield, for each document's first image, rows of log P_vocab (R, T, C) and their R texts; None without image.
 
         `lines` and `sizes` of a batch are per document. `num_tiles` of a packed batch is per row, so `document_tiles`

@@ -54,9 +54,7 @@ def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
     if pixel_values.is_floating_point():
         return pixel_values
     if pixel_values.dtype != torch.uint8:
-        raise DataError(
-            f"pixel_values is of type {pixel_values.dtype}, expected uint8, or floating point in [-1, 1]"
-        )
+        raise DataError(f"pixel_values is of type {pixel_values.dtype}, expected uint8, or floating point in [-1, 1]")
     if tile_boxes is None:
         raise DataError(
             "pixel_values is uint8 but there are no tile_boxes, without which padding and black cannot be told apart; "

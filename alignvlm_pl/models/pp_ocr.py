@@ -145,9 +145,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, row_stride: int, squeeze_excite: bool) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, stride=(row_stride, 1), padding=1, groups=in_channels
-        )
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride=(row_stride, 1), padding=1, groups=in_channels)
         self.squeeze_excite = SqueezeExcite(in_channels) if squeeze_excite else nn.Identity()
         self.expand = nn.Conv2d(in_channels, 2 * in_channels, 1)
         self.project = nn.Conv2d(2 * in_channels, out_channels, 1)
@@ -178,9 +176,7 @@ class PPOCRVisionModel(PreTrainedModel):
         blocks = []
         channels = 2 * config.stem_channels
         for out_channels, row_stride, squeeze_excite in config.blocks:
-            blocks.append(
-                Block(channels, out_channels, row_stride=row_stride, squeeze_excite=bool(squeeze_excite))
-            )
+            blocks.append(Block(channels, out_channels, row_stride=row_stride, squeeze_excite=bool(squeeze_excite)))
             channels = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.post_init()

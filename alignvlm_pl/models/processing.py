@@ -132,15 +132,11 @@ class AlignVLMProcessor(ProcessorMixin):
         Raises:
             DataError: If the numbers of images and placeholders differ, or (in training) no token is supervised.
         """
-        fragments = render_chat(
-            self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation
-        )
+        fragments = render_chat(self.tokenizer, messages, template=self.chat_template, add_generation_prompt=generation)
         limit = None if generation else max_text_length
         encoded = self._encode_fragments(fragments, images, max_text_length=limit)
         if not generation and (encoded.labels[1:] == IGNORE_INDEX).all():
-            raise NothingToLearnError(
-                f"no supervised token is left (no answer, or all beyond max_text_length={limit})"
-            )
+            raise NothingToLearnError(f"no supervised token is left (no answer, or all beyond max_text_length={limit})")
         return encoded
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
@@ -167,9 +163,7 @@ class AlignVLMProcessor(ProcessorMixin):
         fragments = render_chat(self.tokenizer, messages, template=self.chat_template)
         return len(self._ids(fragments, sizes, max_text_length=max_text_length)[0])
 
-    def collate(
-        self, encoded: Sequence[EncodedConversation], *, pad_left: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def collate(self, encoded: Sequence[EncodedConversation], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
         """Pad encoded conversations to a batch.
 
         Returns:
@@ -208,9 +202,7 @@ class AlignVLMProcessor(ProcessorMixin):
             "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row]),
         }
 
-    def _pad(
-        self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def _pad(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
         length = max(len(ids) for ids, _ in rows)
         ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
@@ -257,18 +249,13 @@ class AlignVLMProcessor(ProcessorMixin):
             return texts if batched else texts[0]
         encoded = []
         for messages in conversations:
-            fragments = render_chat(
-                self.tokenizer, messages, template=template, add_generation_prompt=generation
-            )
+            fragments = render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
             encoded.append(self._encode_fragments(fragments, _message_images(messages)))
         return self._features(encoded, **kwargs)
 
     def post_process_image_text_to_text(self, generated: Any, **kwargs: Any) -> list[str]:
         """Decode generated ids (B, L) to texts, without special tokens."""
-        return [
-            text.strip()
-            for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True, **kwargs)
-        ]
+        return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -290,13 +277,9 @@ class AlignVLMProcessor(ProcessorMixin):
         self, fragments: Sequence[ChatFragment], images: Sequence[Any], *, max_text_length: int | None = None
     ) -> EncodedConversation:
         loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
-        ids, labels, truncated = self._ids(
-            fragments, [image.size for image in loaded], max_text_length=max_text_length
-        )
+        ids, labels, truncated = self._ids(fragments, [image.size for image in loaded], max_text_length=max_text_length)
         pixels, boxes = _cut(loaded, self.geometry)
-        return EncodedConversation(
-            input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated
-        )
+        return EncodedConversation(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
 
     def _ids(
         self,
@@ -311,9 +294,7 @@ class AlignVLMProcessor(ProcessorMixin):
         )
         found = ids.count(self.image_token_id)
         if found != len(sizes):
-            raise DataError(
-                f"the conversation has {found} image placeholders but {len(sizes)} images came with it"
-            )
+            raise DataError(f"the conversation has {found} image placeholders but {len(sizes)} images came with it")
         truncated = max_text_length is not None and truncate_text(
             ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
         )
@@ -364,19 +345,13 @@ def _image_groups(images: Any, count: int) -> list[list[Any]]:
         return [list(images)]
     groups = [list(group) if isinstance(group, (list, tuple)) else [group] for group in images]
     if len(groups) != count:
-        raise DataError(
-            f"{count} texts came with {len(groups)} image groups; give one list of images per text"
-        )
+        raise DataError(f"{count} texts came with {len(groups)} image groups; give one list of images per text")
     return groups
 
 
 def _message_images(messages: Sequence[dict[str, Any]]) -> list[Any]:
-    parts = [
-        part for message in messages if not isinstance(message["content"], str) for part in message["content"]
-    ]
-    found = [
-        part.get("image", part.get("url", part.get("path"))) for part in parts if part["type"] == "image"
-    ]
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    found = [part.get("image", part.get("url", part.get("path"))) for part in parts if part["type"] == "image"]
     if any(image is None for image in found):
         raise DataError(
             'an image part carries no image: expected {"type": "image", "image": <PIL image, bytes or path>}'

@@ -37,9 +37,7 @@ class VocabularyShares:
             DataError: If there were no visual tokens.
         """
         if not self.tokens:
-            raise DataError(
-                "there were no visual tokens: the samples have no images; use a dataset with images"
-            )
+            raise DataError("there were no visual tokens: the samples have no images; use a dataset with images")
         shares: list[float] = (self.total / self.tokens).tolist()
         return shares
 

@@ -54,9 +54,7 @@ class TokenSpread(NamedTuple):
 
 
 @torch.no_grad()
-def visual_features(
-    net: Any, pixel_values: Tensor, tile_boxes: Tensor | None = None, *, limit: int
-) -> Tensor:
+def visual_features(net: Any, pixel_values: Tensor, tile_boxes: Tensor | None = None, *, limit: int) -> Tensor:
     """Return vision features (tiles, tokens, d) of evenly spaced tiles with at least `limit` tokens together.
 
     A batch without tiles runs one tile of zeros and returns none: sharded ranks must all run the tower.

@@ -64,9 +64,7 @@ def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
         source = source.vision_model
         missing = {name.removeprefix("vision_model.") for name in missing}
     state, expected = source.state_dict(), tower.state_dict()
-    require_complete(
-        {key for key in expected if key not in state or key in missing}, what="vision", source=folder
-    )
+    require_complete({key for key in expected if key not in state or key in missing}, what="vision", source=folder)
     copy_weights(tower, {key: state[key] for key in expected}, what="vision", source=folder)
 
 

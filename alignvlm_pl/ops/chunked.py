@@ -292,9 +292,7 @@ def _kernels(name: str) -> Any:
 
 def _align_inputs(arguments: tuple[Any, ...]) -> AlignInputs:
     hidden, head_weight, gain, bias, table, columns, eps, budget, kernels = arguments
-    return AlignInputs(
-        hidden.contiguous(), head_weight, gain, bias, table, columns, eps, budget, _kernels(kernels)
-    )
+    return AlignInputs(hidden.contiguous(), head_weight, gain, bias, table, columns, eps, budget, _kernels(kernels))
 
 
 @torch.library.custom_op("alignvlm::align", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")

@@ -101,9 +101,7 @@ def norm_softmax_backward_(
             grad_weights[part] = weights
         if grad_log_probs is not None and columns is not None:
             grad_read = grad_log_probs[part]
-            grad.addcmul_(weights, grad_read.sum(dim=-1, keepdim=True), value=-1).index_add_(
-                1, columns, grad_read
-            )
+            grad.addcmul_(weights, grad_read.sum(dim=-1, keepdim=True), value=-1).index_add_(1, columns, grad_read)
         grad, gain, bias = torch.ops.aten.native_layer_norm_backward(
             grad, raw, norm.gain.shape, mean, deviation, norm.gain, norm.bias, [True, True, True]
         )

@@ -195,9 +195,7 @@ def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tens
         counts["the embedding table"] = table.shape[0]
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise ConfigError(
-            f"ALIGN needs as many rows everywhere: {found}; a padded table is cut to the rows kept"
-        )
+        raise ConfigError(f"ALIGN needs as many rows everywhere: {found}; a padded table is cut to the rows kept")
 
 
 def _has_triton() -> bool:

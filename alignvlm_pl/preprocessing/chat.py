@@ -164,9 +164,7 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int:
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     last = render_chat(tokenizer, messages, template=template)[-1]
-    return _require_end_of_turn(
-        tokenizer, [] if last.ends_answer else _ids(tokenizer, last.text, special=True)
-    )
+    return _require_end_of_turn(tokenizer, [] if last.ends_answer else _ids(tokenizer, last.text, special=True))
 
 
 def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max_text_length: int) -> bool:
@@ -187,9 +185,7 @@ def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max
 
 
 @lru_cache(maxsize=1024)
-def _skeleton(
-    tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool
-) -> str:
+def _skeleton(tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool) -> str:
     """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()
     skeleton = [
@@ -214,14 +210,10 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
     for index, part in enumerate(parts):
         answer = role == "assistant"
         if part["type"] not in ("text", "image"):
-            raise DataError(
-                f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}"
-            )
+            raise DataError(f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}")
         text = (part.get("text") or "") if part["type"] == "text" else ""
         fragments.append(
-            ChatFragment(
-                part["type"], text, answer and part["type"] == "text", answer and index == len(parts) - 1
-            )
+            ChatFragment(part["type"], text, answer and part["type"] == "text", answer and index == len(parts) - 1)
         )
     return fragments
 

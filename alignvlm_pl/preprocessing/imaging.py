@@ -183,9 +183,7 @@ def _fitted_tiles(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
     return crops
 
 
-def _stretched_tiles(
-    image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling
-) -> list[Image.Image]:
+def _stretched_tiles(image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling) -> list[Image.Image]:
     # Resized as a whole and then cut, as in InternVL: the filter does cross the borders.
     rows, cols = grid
     width, height = tiling.tile_width, tiling.tile_height

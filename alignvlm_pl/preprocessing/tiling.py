@@ -213,9 +213,7 @@ def _covering_grid(width: int, height: int, tiling: Tiling) -> Grid:
     # A grid with more rows (columns) than the image has pixels would have empty tiles. It covers what the one-row
     # (one-column) grid covers with more tiles, so Ovis never chooses it, and leaving it out changes no result.
     grids = [
-        grid
-        for grid in _candidates(tiling.max_tiles, tiling.max_side)
-        if grid.rows <= height and grid.cols <= width
+        grid for grid in _candidates(tiling.max_tiles, tiling.max_side) if grid.rows <= height and grid.cols <= width
     ]
     covered = {grid: _covering_ratio(width, height, grid, tiling) for grid in grids}
     accepted = [grid for grid in grids if covered[grid] > tiling.covering_threshold]
@@ -261,9 +259,7 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
         difference = abs(aspect - (grid.cols * tiling.tile_width) / (grid.rows * tiling.tile_height))
         canvas_area = tiling.tile_width * tiling.tile_height * grid.rows * grid.cols
         # Of grids with equal aspect ratio the larger is chosen if the image has more than half of its pixels.
-        if difference < best_difference or (
-            difference == best_difference and width * height > 0.5 * canvas_area
-        ):
+        if difference < best_difference or (difference == best_difference and width * height > 0.5 * canvas_area):
             best, best_difference = grid, difference
     return best
 
@@ -273,18 +269,14 @@ def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int,
     row_height, col_width = height // grid.rows, width // grid.cols
     xs = [*(col * col_width for col in range(grid.cols)), width]
     ys = [*(row * row_height for row in range(grid.rows)), height]
-    return [
-        (xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)
-    ]
+    return [(xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)]
 
 
 def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
     """Divide into equal boxes, row by row, with fractional edges."""
     xs = [width * col / grid.cols for col in range(grid.cols + 1)]
     ys = [height * row / grid.rows for row in range(grid.rows + 1)]
-    return [
-        (xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)
-    ]
+    return [(xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)]
 
 
 def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:

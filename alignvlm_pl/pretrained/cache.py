@@ -164,9 +164,7 @@ def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _build_and_rename(
-    folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]
-) -> None:
+def _build_and_rename(folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]) -> None:
     """Build in a hidden sibling of `folder` and rename it; the sibling is removed on failure."""
     logger.info("converting %s into %s", file, folder)
     building = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))

@@ -71,9 +71,7 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     found.samples = [sample for sample in found.samples if counts[sample.key] == 1]
     found.problems += [*unread(found.unread), *faults.lines()]
     if not found.samples:
-        raise DataError(
-            f"{path} holds no usable prediction{': ' if found.problems else ''}{'; '.join(found.problems)}"
-        )
+        raise DataError(f"{path} holds no usable prediction{': ' if found.problems else ''}{'; '.join(found.problems)}")
     return found
 
 
@@ -147,9 +145,7 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
         )
         found.add(sample, place)
     if columns and "prediction" not in columns:
-        raise DataError(
-            f"{path} has no column 'prediction' (found: {', '.join(columns)}): is it a result table?"
-        )
+        raise DataError(f"{path} has no column 'prediction' (found: {', '.join(columns)}): is it a result table?")
     if path.suffix != ".json":
         _reload(found)
 
@@ -158,13 +154,9 @@ def _reload(found: PredictionFile) -> None:
     """Replace the predictions by what VLMEvalKit itself reads: some change in its xlsx and tsv files."""
     given = [sample.prediction for sample in found.samples]
     reloaded = reload_predictions(given)
-    found.samples = [
-        replace(sample, prediction=text) for sample, text in zip(found.samples, reloaded, strict=True)
-    ]
+    found.samples = [replace(sample, prediction=text) for sample, text in zip(found.samples, reloaded, strict=True)]
     if changed := sum(before != after for before, after in zip(given, reloaded, strict=True)):
-        found.notes.append(
-            f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them"
-        )
+        found.notes.append(f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them")
 
 
 def _table_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
@@ -201,9 +193,7 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
     try:
         from openpyxl import load_workbook
     except ImportError as error:
-        raise ConfigError(
-            f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'"
-        ) from error
+        raise ConfigError(f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'") from error
     try:
         sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
     except (zipfile.BadZipFile, KeyError, IndexError) as error:
@@ -219,8 +209,7 @@ def _json_rows(content: Any, faults: Faults) -> Iterator[tuple[str, Row]]:
     """Rows of a list of records, the first being record 1, or of columns: name -> row number -> cell."""
     if isinstance(content, Mapping):
         columns = {
-            name: list(cells.values() if isinstance(cells, Mapping) else cells)
-            for name, cells in content.items()
+            name: list(cells.values() if isinstance(cells, Mapping) else cells) for name, cells in content.items()
         }
         content = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     if not isinstance(content, list):

@@ -29,17 +29,13 @@ def load_judge(name: str) -> Judge:
     try:
         judge: Judge = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"judge {name!r}: expected module:function that can be imported ({error})"
-        ) from error
+        raise ConfigError(f"judge {name!r}: expected module:function that can be imported ({error})") from error
     return judge
 
 
 def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
     """Have the judge grade each prediction that has no grade yet; grades go into ``meta["judged"]``."""
-    return [
-        _graded(sample, judge) if _is_open(sample) and sample.references else sample for sample in samples
-    ]
+    return [_graded(sample, judge) if _is_open(sample) and sample.references else sample for sample in samples]
 
 
 def ungraded(samples: Sequence[EvalSample]) -> int:

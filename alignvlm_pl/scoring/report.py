@@ -45,9 +45,7 @@ class RunInfo:
         return [(name, value) for name, value in named if value]
 
 
-def write_reports(
-    folder: Path, found: Mapping[str, Scored], *, images: Path, run: RunInfo | None = None
-) -> None:
+def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path, run: RunInfo | None = None) -> None:
     """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
 
     Args:
@@ -88,17 +86,13 @@ def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
     The first row is the default rule of each metric; the second the toolkit as it was when the paper appeared. Scores
     of another rule alone, asked for with `--rule`, have its name beside them. None where there is no score.
     """
-    columns = [
-        scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size
-    ]
+    columns = [scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size]
     models = dict.fromkeys(model for scored in columns for model in scored.benchmark.paper)
     return {
         "titles": [scored.benchmark.title for scored in columns],
         "metrics": [_direction(scored) for scored in columns],
         "ours": _our_rows(columns),
-        "paper": [
-            (model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models
-        ],
+        "paper": [(model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models],
     }
 
 
@@ -152,9 +146,7 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
         "problems": scored.problems,
         "headline": (name, value, scored.intervals.get(name)),
         "direction": _direction(scored)[-1],
-        "figures": [
-            (figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()
-        ],
+        "figures": [(figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()],
         "prompts": benchmark.prompts_are_reference(),
         "num_disagreements": len(disagreements),
         "disagreements": [row(index) for index in disagreements[:MAX_LISTED]],

@@ -66,9 +66,7 @@ class Scored:
         """Indices of the predictions, worst score of the first metric first."""
         sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
         # The first score is that of the first metric, under its default rule where that was asked for.
-        return sorted(
-            range(len(self.samples)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0)
-        )
+        return sorted(range(len(self.samples)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0))
 
     def disagreements(self) -> list[int]:
         """Indices of the predictions that the rules of one metric score differently."""
@@ -204,9 +202,7 @@ def _statistics(
         return None
 
 
-def _groups(
-    benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence[list[int]]
-) -> dict[str, list[int]]:
+def _groups(benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence[list[int]]) -> dict[str, list[int]]:
     """Units of the whole dataset, under the empty name, and of each group by its name."""
     groups = {"": list(range(len(units)))}
     for position, unit in enumerate(units):

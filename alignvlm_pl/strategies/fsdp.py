@@ -34,9 +34,7 @@ class ShardedStrategy(ModelParallelStrategy):
         timeout_minutes: How long a rank waits for the others before it gives up.
     """
 
-    def __init__(
-        self, reshard_vision: bool = True, reshard_llm: bool = True, timeout_minutes: float = 30.0
-    ) -> None:
+    def __init__(self, reshard_vision: bool = True, reshard_llm: bool = True, timeout_minutes: float = 30.0) -> None:
         super().__init__(tensor_parallel_size=1, timeout=timedelta(minutes=timeout_minutes))
         self.reshard_vision = reshard_vision
         self.reshard_llm = reshard_llm
@@ -75,9 +73,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         precision = str(self.precision_plugin.precision)
         if precision.startswith("16"):
-            raise ConfigError(
-                f"trainer.precision={precision} does not go with a sharded model; use bf16-mixed"
-            )
+            raise ConfigError(f"trainer.precision={precision} does not go with a sharded model; use bf16-mixed")
         policy = MixedPrecisionPolicy()
         if precision == "bf16-mixed":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -116,18 +112,14 @@ class ShardedStrategy(ModelParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 index: {
-                    key: take_rows(value, parameters[index])
-                    if value.shape == parameters[index].shape
-                    else value
+                    key: take_rows(value, parameters[index]) if value.shape == parameters[index].shape else value
                     for key, value in values.items()
                 }
                 for index, values in stored["state"].items()
             }
             optimizer.load_state_dict({**stored, "state": state})
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write a folder beside its place and rename it; all ranks must call.
 
         Raises:

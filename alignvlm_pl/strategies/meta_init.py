@@ -49,9 +49,7 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_on_meta(
-    spec: ModelSpec, processor: AlignVLMProcessor, *, whole: bool
-) -> AlignVLMForConditionalGeneration:
+def build_on_meta(spec: ModelSpec, processor: AlignVLMProcessor, *, whole: bool) -> AlignVLMForConditionalGeneration:
     """Build the model without memory for what `load_parts` reads from files; only parts with random weights are real.
 
     Args:
@@ -190,9 +188,7 @@ class _Files:
         return dict.fromkeys(self._file(single).keys(), single)
 
     def _find(self, name: str, *, required: bool = False) -> str | None:
-        found: str | None = cached_file(
-            str(self.source), name, _raise_exceptions_for_missing_entries=required
-        )
+        found: str | None = cached_file(str(self.source), name, _raise_exceptions_for_missing_entries=required)
         return found
 
     def _file(self, path: str) -> Any:
@@ -211,9 +207,7 @@ class _Files:
                     f"{tuple(tensor.shape)}; use the model config that they were trained with (a sharded model is not "
                     "pruned while it is loaded: let `prune` write the folder first)"
                 )
-            values = (
-                stored[own_rows(shape[0], tensor)] if shape else self._file(self.places[key]).get_tensor(key)
-            )
+            values = stored[own_rows(shape[0], tensor)] if shape else self._file(self.places[key]).get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise self._error(error) from error
         device = tensor.device_mesh.device_type if isinstance(tensor, DTensor) else None

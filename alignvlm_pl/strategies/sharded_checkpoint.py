@@ -57,9 +57,7 @@ def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
             return None if rank else value.detach().cpu()
         return value
 
-    return {
-        key: _map_tensors(checkpoint.pop(key), own) for key in (_STATE_DICT, _OPTIMIZERS) if key in checkpoint
-    }
+    return {key: _map_tensors(checkpoint.pop(key), own) for key in (_STATE_DICT, _OPTIMIZERS) if key in checkpoint}
 
 
 def write_file(content: Any, path: Path) -> None:
@@ -105,9 +103,7 @@ def load_file(path: Path) -> dict[str, Any]:
         why = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
     if not isinstance(found, dict):
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})"
-        )
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})")
     return found
 
 

@@ -93,11 +93,7 @@ def gathered_parts(model: Any) -> Iterator[None]:
         yield
         return
     model.wake()  # the first call decides which module is the root
-    held = [
-        part
-        for part in (model, model.connector, model.get_output_embeddings())
-        if isinstance(part, FSDPModule)
-    ]
+    held = [part for part in (model, model.connector, model.get_output_embeddings()) if isinstance(part, FSDPModule)]
     for part in held:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

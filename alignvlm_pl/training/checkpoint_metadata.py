@@ -91,9 +91,7 @@ def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
     differences = list(_differences(found, expected))
     if differences:
         listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
-        raise CheckpointError(
-            f"{source} was trained with {listing}. Use the model file that it was trained with"
-        )
+        raise CheckpointError(f"{source} was trained with {listing}. Use the model file that it was trained with")
 
 
 def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
@@ -142,9 +140,7 @@ def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
     Raises:
         CheckpointError: Naming both.
     """
-    states = [
-        key for key, value in checkpoint.items() if isinstance(value, dict) and "epoch_samples" in value
-    ]
+    states = [key for key, value in checkpoint.items() if isinstance(value, dict) and "epoch_samples" in value]
     if states and name not in states:
         raise CheckpointError(
             f"the checkpoint was trained with {states[0]}, data.class_path is {name}: how far the data were read "

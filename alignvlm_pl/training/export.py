@@ -198,13 +198,9 @@ def _stated(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((path / RECORD).read_text())
         missing = [key for key in _RECORDED if key not in record]
     except ValueError as error:
-        raise CheckpointError(
-            f"{path / RECORD} is damaged ({error}); run the stage that wrote it again"
-        ) from error
+        raise CheckpointError(f"{path / RECORD} is damaged ({error}); run the stage that wrote it again") from error
     if missing or not isinstance(record, dict):
-        raise CheckpointError(
-            f"{path / RECORD} lacks {', '.join(missing)}; run the stage that wrote it again"
-        )
+        raise CheckpointError(f"{path / RECORD} lacks {', '.join(missing)}; run the stage that wrote it again")
     return record
 
 
@@ -246,9 +242,7 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
     """
     record = read_record(folder)
     if parent is not None and record["stage"] != parent:
-        raise CheckpointError(
-            f"stage.init_from={folder} was written by stage {record['stage']!r}, expected {parent!r}"
-        )
+        raise CheckpointError(f"stage.init_from={folder} was written by stage {record['stage']!r}, expected {parent!r}")
     check_contract(record["processor"], contract, source=str(folder))
     return record
 

@@ -138,9 +138,7 @@ def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "ans
     attention = (long - short * many / few) / (many * many - few * many)
     position = torch.empty(1, hidden.shape[-1], device="meta", requires_grad=hidden.requires_grad)
     head, _ = _count(lambda: model.get_output_embeddings()(position))
-    return Work(
-        vision=vision, connector=connector, llm=short / few - few * attention, attention=attention, head=head
-    )
+    return Work(vision=vision, connector=connector, llm=short / few - few * attention, attention=attention, head=head)
 
 
 def count_pairs(lengths: Sequence[int]) -> int:

@@ -206,6 +206,4 @@ def _check_4bit(part: str) -> None:
 
 def _require(package: str, where: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"{where} needs the package {package}, which is not installed: pip install {package}"
-        )
+        raise ConfigError(f"{where} needs the package {package}, which is not installed: pip install {package}")

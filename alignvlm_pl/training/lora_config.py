@@ -56,10 +56,6 @@ def _parse(part: str, values: Mapping[str, Any]) -> Lora:
     if not isinstance(lora.dropout, (int, float)) or not 0 <= lora.dropout < 1:
         raise ConfigError(f"{where}.dropout={lora.dropout!r}: expected a share in [0, 1)")
     names = lora.target_modules
-    if names != ALL_LINEAR and not (
-        isinstance(names, list) and names and all(isinstance(n, str) for n in names)
-    ):
-        raise ConfigError(
-            f"{where}.target_modules={names!r}: expected a list of layer names, or {ALL_LINEAR}"
-        )
+    if names != ALL_LINEAR and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+        raise ConfigError(f"{where}.target_modules={names!r}: expected a list of layer names, or {ALL_LINEAR}")
     return lora

@@ -242,9 +242,7 @@ class AlignVLMModule(pl.LightningModule):
             ConfigError: There is none.
         """
         if self.stage is None:
-            raise ConfigError(
-                "this module has no stage: call module.begin_stage(Stage(name=…, lr_connector=…))"
-            )
+            raise ConfigError("this module has no stage: call module.begin_stage(Stage(name=…, lr_connector=…))")
         return self.stage
 
     def on_train_start(self) -> None:
@@ -288,9 +286,7 @@ class AlignVLMModule(pl.LightningModule):
             left = self.trainer.num_training_batches - batch_idx  # an epoch may end within a step
             whole = batch_idx % accumulated == 0 and len(step) >= min(accumulated, left)
             count = sum(map(self._num_supervised, step[: int(min(left, len(step)))]))
-            total = self.trainer.strategy.reduce(
-                torch.tensor(float(count), device=self.device), reduce_op="sum"
-            )
+            total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
             averaged = accumulated if whole else len(step)
             self._normaliser = total.clamp(min=1) / (averaged * self.trainer.world_size)
         return self._normaliser

@@ -49,9 +49,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         for kind, parameters in named.items():
             if parameters:
                 decay = stage.weight_decay if kind == "decay" else 0.0
-                groups.append(
-                    {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"}
-                )
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{part}/{kind}"})
     return groups
 
 
@@ -96,11 +94,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
         alike.setdefault(kind, []).append(gradient)
     norms = [nn.utils.get_total_norm(some) for some in alike.values()]
-    return (
-        torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms]))
-        if norms
-        else torch.zeros(())
-    )
+    return torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms])) if norms else torch.zeros(())
 
 
 def schedule_factor(stage: Stage, progress: float) -> float:
@@ -114,9 +108,7 @@ def schedule_factor(stage: Stage, progress: float) -> float:
     return stage.min_lr_share + (1 - stage.min_lr_share) * decayed
 
 
-def step_schedule(
-    stage: Stage, total_steps: int, elapsed_minutes: Callable[[], float]
-) -> Callable[[int], float]:
+def step_schedule(stage: Stage, total_steps: int, elapsed_minutes: Callable[[], float]) -> Callable[[int], float]:
     """Factor by optimizer step, for `LambdaLR`.
 
     With `stage.max_minutes`, progress is that of steps or of time, whichever is further, so that a stage which runs out

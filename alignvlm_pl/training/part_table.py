@@ -32,13 +32,9 @@ def part_table(model: nn.Module, stage: Stage) -> str:
     rows = [_HEADER, *part_rows(model, stage)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [
-        "  ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
-        )
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
         for r in rows
     ]
     limit = f"{stage.max_steps} steps" if stage.max_steps else f"{stage.epochs} epochs"
-    title = (
-        f"stage {stage.name}: objective {stage.objective}, {limit}, global batch {stage.global_batch_size}"
-    )
+    title = f"stage {stage.name}: objective {stage.objective}, {limit}, global batch {stage.global_batch_size}"
     return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])

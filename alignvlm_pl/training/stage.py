@@ -89,9 +89,7 @@ class Stage:
         if not any(self.learning_rates.values()):
             raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
         if self.objective == "read" and self.lr_llm:
-            raise ConfigError(
-                f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null"
-            )
+            raise ConfigError(f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null")
         for field in ("global_batch_size", "max_text_length", "epochs"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 1")
@@ -188,9 +186,7 @@ def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> i
     return global_batch_size // per_step
 
 
-def steps_of_epochs(
-    epochs: int, *, micro_batches: int, accumulated: int, limit: int | float | None = None
-) -> int:
+def steps_of_epochs(epochs: int, *, micro_batches: int, accumulated: int, limit: int | float | None = None) -> int:
     """Optimizer steps of a stage.
 
     Args:

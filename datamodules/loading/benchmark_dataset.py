@@ -49,9 +49,7 @@ class BenchmarkDataset:
         return cls(
             name=name,
             manifest=manifest,
-            benchmark=with_prompt_files(
-                benchmark, {part[len(name) + 1 :]: own[part] for part in own}, name=name
-            ),
+            benchmark=with_prompt_files(benchmark, {part[len(name) + 1 :]: own[part] for part in own}, name=name),
         )
 
     @property

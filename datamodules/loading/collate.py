@@ -110,9 +110,7 @@ class Collator:
         Raises:
             SampleError: The processor refuses it, for example because no supervised token fits, or it is too long.
         """
-        messages = (
-            self._prompt(sample) if self.generation else answered_messages(sample.messages, sample.references)
-        )
+        messages = self._prompt(sample) if self.generation else answered_messages(sample.messages, sample.references)
         parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
         images = [sample.images[part["index"]] for part in parts]
         try:

@@ -119,9 +119,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
         for part in own:
             found = [next(samples) for _ in part]
             good = [
-                (position, item)
-                for position, item in zip(part, found, strict=True)
-                if not isinstance(item, BadSample)
+                (position, item) for position, item in zip(part, found, strict=True) if not isinstance(item, BadSample)
             ]
             items = [item for _, item in good]
             batch = self.collator.collate(items or [self.collator.filler()], filler=not items)

@@ -121,9 +121,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         if self.counter is not None:
             self.counter.seen += 1
         try:
-            sample = decode(
-                self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location)
-            )
+            sample = decode(self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location))
             _require_answer(sample)
             encoded = self.collator.encode(sample, token_budget=self.planner.token_budget)
             return replace(encoded, position=position)

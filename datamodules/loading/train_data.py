@@ -166,9 +166,7 @@ class Training:
         if listing := "; ".join(differences(recorded, self.identity)):
             raise DataError(f"the run was trained on other data or settings: {listing}; restore them")
 
-    def read(
-        self, positions: Sequence[int], *, per_row: Sequence[int] | None = None
-    ) -> tuple[Batch, list[Sample]]:
+    def read(self, positions: Sequence[int], *, per_row: Sequence[int] | None = None) -> tuple[Batch, list[Sample]]:
         """Read one micro batch again, as it was trained on; the checksums of its shards are verified.
 
         Args:
@@ -223,8 +221,7 @@ def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> in
             chosen = source.chosen[number]
             samples += len(chosen)
             measured += sum(
-                processor.visual_tokens(index.sizes[n]) + index.text_bytes[n] // _BYTES_A_TOKEN
-                for n in chosen
+                processor.visual_tokens(index.sizes[n]) + index.text_bytes[n] // _BYTES_A_TOKEN for n in chosen
             )
         tokens += measured / max(samples, 1) * len(source)
     return int(tokens / budget)

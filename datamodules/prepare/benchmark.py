@@ -72,9 +72,7 @@ class VLMEvalKitTable:
             if sample is not None:
                 yield sample
 
-    def _sample(
-        self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str
-    ) -> SourceSample | None:
+    def _sample(self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str) -> SourceSample | None:
         question, references, meta = read_row(row.cells, self.benchmark)
         if not self.benchmark.belongs(meta):
             return None
@@ -92,9 +90,7 @@ class VLMEvalKitTable:
         }
         return SourceSample(record=record, images=images)
 
-    def _images(
-        self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
-    ) -> list[bytes]:
+    def _images(self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
         cells = _list_elements(row.get("image") or "")
         if not cells and (paths := _list_elements(row.get("image_path") or "")):
             return [self._file(path, where) for path in paths]
@@ -146,9 +142,7 @@ def _decode_images(cell: str, table: TabTable, offsets: Mapping[str, int], where
     if len(cell) > POINTER_LENGTH:
         return [_from_base64(cell, where)]
     if cell not in offsets:
-        raise SampleError(
-            f"{where}: the image points to row index {cell!r}, which has no image", "bad_pointer"
-        )
+        raise SampleError(f"{where}: the image points to row index {cell!r}, which has no image", "bad_pointer")
     held = _list_elements(next(table.rows(offsets[cell])).cells["image"])
     if any(len(own) <= POINTER_LENGTH for own in held):
         raise SampleError(
@@ -262,8 +256,7 @@ class _Gold:
     def __init__(self, folder: Path, origin: str) -> None:
         self.folder = folder
         self._annotations = {
-            entry["name"]: entry["annotations"]
-            for entry in _lines(folder / "document.jsonl", origin, annotated=True)
+            entry["name"]: entry["annotations"] for entry in _lines(folder / "document.jsonl", origin, annotated=True)
         }
         self._metadata = _lines(folder / "metadata.jsonl", origin)
         self.names = [self._name(line) for line in self._metadata]
@@ -272,9 +265,7 @@ class _Gold:
         """Return name and annotation of the document of a question."""
         name = self.names[index]
         if name not in self._annotations:
-            raise SampleError(
-                f"{where}: document {name!r} is not in {self.folder / 'document.jsonl'}", "no_gold"
-            )
+            raise SampleError(f"{where}: document {name!r} is not in {self.folder / 'document.jsonl'}", "no_gold")
         return {"document": name, "gold": self._annotations[name]}
 
     def field(self, index: int, fields: Sequence[str], where: str) -> str:
@@ -289,9 +280,7 @@ class _Gold:
         """Return the references of a question: all variants of its values, or with `items` the values alone."""
         annotation, question = self.document(index, where)["gold"], self._question(index, where)
         values = [value for entry in annotation if entry["key"] == question for value in entry["values"]]
-        found = [
-            [value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values
-        ]
+        found = [[value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values]
         if not found:
             raise SampleError(f"{where}: no gold answer to {question!r:.80} in its document", "no_answer")
         return [text for variants in found for text in variants]
@@ -364,13 +353,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `prepare benchmark`."""
     parser = argparse.ArgumentParser(prog="prepare benchmark", description=__doc__)
     parser.add_argument("benchmark", help="name of a benchmark, for example docvqa")
-    parser.add_argument(
-        "file", type=Path, help="VLMEvalKit's <NAME>.tsv, or DocDownstream's <Dataset>_test.jsonl"
-    )
+    parser.add_argument("file", type=Path, help="VLMEvalKit's <NAME>.tsv, or DocDownstream's <Dataset>_test.jsonl")
     parser.add_argument("out", type=Path, help="folder for the shards")
-    parser.add_argument(
-        "--image-root", type=Path, help="folder that image paths are relative to; default: the file's"
-    )
+    parser.add_argument("--image-root", type=Path, help="folder that image paths are relative to; default: the file's")
     parser.add_argument("--meta", type=Path, help="folder of DUE's document.jsonl and metadata.jsonl")
     parser.add_argument("--strict", action="store_true", help="stop at the first invalid row")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
@@ -381,9 +366,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = write_benchmark(
         benchmark, samples, options.file, options.out, strict=options.strict, overwrite=options.overwrite
     )
-    sys.stdout.write(
-        f"{manifest.num_samples} questions in {len(manifest.shards)} shards: {manifest.folder}\n"
-    )
+    sys.stdout.write(f"{manifest.num_samples} questions in {len(manifest.shards)} shards: {manifest.folder}\n")
     print_left_out(manifest.extra)
     return 0
 
@@ -453,9 +436,7 @@ def _check_published(benchmark: Benchmark, path: Path) -> None:
     """Warn if the md5 of a file differs from the published one: scores would not be comparable."""
     known = [md5 for source in benchmark.sources if source.file == path.name for md5 in source.md5]
     if known and path.is_file() and (found := file_digest(path, "md5")) not in known:
-        logger.warning(
-            "%s is not the published file: expected md5 %s, found %s", path, " or ".join(known), found
-        )
+        logger.warning("%s is not the published file: expected md5 %s, found %s", path, " or ".join(known), found)
 
 
 def _expected_files(benchmark: Benchmark) -> str:

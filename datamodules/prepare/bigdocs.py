@@ -223,7 +223,5 @@ def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedI
     module = wtq if config == "WikiTQ" else tabfact
     names = TableNames.from_names(module.table_names(tables))
     if not names.whole:
-        raise ConfigError(
-            f"--tables: {tables} holds no tables of {config}; expected the folder of its release"
-        )
+        raise ConfigError(f"--tables: {tables} holds no tables of {config}; expected the folder of its release")
     return RenderedTables(names=names, load=module.all_tables(tables))

@@ -82,9 +82,7 @@ class CaptionTars:
         where = f"sample '{key}' in {file.path}"
         return SourceSample(
             record=record,
-            images=[
-                checked_image(data, f"{where}: {name}") for data, name in zip(images, names, strict=True)
-            ],
+            images=[checked_image(data, f"{where}: {name}") for data, name in zip(images, names, strict=True)],
         )
 
 
@@ -102,9 +100,7 @@ def main(argv: Sequence[str]) -> int:
         "input",
         help="tar, folder, pattern, URL that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds",
     )
-    parser.add_argument(
-        "--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)"
-    )
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)")
     add_options(parser)
     options = parser.parse_args(list(argv))
     files = tuple(list_files(options.input, ".tar"))

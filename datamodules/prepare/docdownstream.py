@@ -267,9 +267,7 @@ class DocDownstreamArchive:
             where = self.lines.where(number)
             yield SampleError(f"{where}: image {missing} is not in the archive", "missing_image")
 
-    def _from_archive(
-        self, pending: "_PendingLines", cache: "_PageCache"
-    ) -> Iterator[SourceSample | SampleError]:
+    def _from_archive(self, pending: "_PendingLines", cache: "_PageCache") -> Iterator[SourceSample | SampleError]:
         files = stream_files(ordered_pieces(self.pieces), lambda name: pending.needs(_page(name)))
         for name, image in _decode_ahead(files):
             page = _page(name)
@@ -463,9 +461,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="PIECE",
         help=f"all pieces: {_PIECES}00 {_PIECES}01, or a folder or dataset that holds them",
     )
-    parser.add_argument(
-        "--sources", nargs="+", default=[], help="keep lines of these datasets only, such as DocVQA"
-    )
+    parser.add_argument("--sources", nargs="+", default=[], help="keep lines of these datasets only, such as DocVQA")
     add_options(parser)
     options = parser.parse_args(list(argv))
     print_yield(pack(_open_source(options), options))
@@ -495,9 +491,7 @@ def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
     given = [piece for place in options.archive or () for piece in _find_pieces(place)]
     if Path(options.input).is_file() or options.input.endswith(".jsonl"):
         if options.file:
-            raise ConfigError(
-                f"--file chooses a file of a folder or dataset, but {options.input} is one file"
-            )
+            raise ConfigError(f"--file chooses a file of a folder or dataset, but {options.input} is one file")
         return find_file(options.input), given
     beside = list_folder(options.input)
     lines = choose_list(beside, options.file or _LIST, where=options.input, expected=_LAYOUT)

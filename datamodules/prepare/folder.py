@@ -159,11 +159,7 @@ def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _count_images(turns: Any) -> int:
-    contents = (
-        [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
-        if isinstance(turns, list)
-        else []
-    )
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 

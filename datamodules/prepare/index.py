@@ -204,12 +204,8 @@ def main(argv: Sequence[str]) -> int:
     """Command line of `prepare index`."""
     parser = argparse.ArgumentParser(prog="prepare index", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="folder with *.tar files")
-    parser.add_argument(
-        "--name", help="name of the dataset (default: the manifest's, or the name of the folder)"
-    )
-    parser.add_argument(
-        "--source", help="source of samples that name none (default: the manifest's, or cc12m)"
-    )
+    parser.add_argument("--name", help="name of the dataset (default: the manifest's, or the name of the folder)")
+    parser.add_argument("--source", help="source of samples that name none (default: the manifest's, or cc12m)")
     parser.add_argument("--license", help="terms of the dataset (default: the manifest's, or unknown)")
     parser.add_argument(
         "--format",
@@ -249,9 +245,7 @@ def _members(path: Path) -> Iterator[Member]:
         yield found
 
 
-def _map(
-    read: _Reader, paths: Sequence[Path], workers: int
-) -> Iterator[tuple[Shard, Counter[str], Counter[str]]]:
+def _map(read: _Reader, paths: Sequence[Path], workers: int) -> Iterator[tuple[Shard, Counter[str], Counter[str]]]:
     if workers < 2 or len(paths) < 2:
         yield from map(read, paths)
         return

@@ -33,9 +33,7 @@ def parquet_files(options: argparse.Namespace, *, config: str | None) -> tuple[S
         DataError: There are no such files, or the store does not answer.
     """
     found = list_files(options.input, ".parquet")
-    return tuple(
-        choose_files(found, config=config, split=options.split or DEFAULT_SPLIT, where=options.input)
-    )
+    return tuple(choose_files(found, config=config, split=options.split or DEFAULT_SPLIT, where=options.input))
 
 
 _NAMES = 12
@@ -58,9 +56,7 @@ def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected:
             return file
     names = ", ".join(file.name for file in files[:_NAMES]) or "no files"
     more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
-    raise DataError(
-        f"{where} holds no {name}; expected {expected}, found {names}{more}; name the list with --file"
-    )
+    raise DataError(f"{where} holds no {name}; expected {expected}, found {names}{more}; name the list with --file")
 
 
 def fetched_list(file: StoredFile, options: PackOptions) -> Path:
@@ -79,7 +75,5 @@ def fetched_list(file: StoredFile, options: PackOptions) -> Path:
         raise ConfigError(f"{file.url}: lists are fetched from {', '.join(SCHEMES)} only, found {scheme}://")
     work = options.out / WORK_FOLDER
     if (options.out / MANIFEST_NAME).exists() and not (options.overwrite or work.exists()):
-        raise DataError(
-            f"{options.out} already holds a finished dataset; choose another folder or allow overwriting"
-        )
+        raise DataError(f"{options.out} already holds a finished dataset; choose another folder or allow overwriting")
     return fetch(file.url, cache=work / "fetched", expected_bytes=file.size or None)

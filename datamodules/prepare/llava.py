@@ -145,9 +145,7 @@ def check_paths(record: Any, *, where: str) -> list[str]:
     named = record.get("image") or []
     paths = [named] if isinstance(named, str) else named
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise SampleError(
-            f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row"
-        )
+        raise SampleError(f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row")
     return paths
 
 
@@ -424,9 +422,7 @@ def main(argv: Sequence[str]) -> int:
     hub_id = "lmms-lab/LLaVA-NeXT-Data or liuhaotian/LLaVA-Pretrain; or LLaVA-558K's .json file"
     add_parquet_options(parser, hub_id=hub_id)
     parser.add_argument("--config", help="folder of the parquet files, where a dataset has several")
-    parser.add_argument(
-        "--file", help=f"the list of a folder or dataset without parquet files (default: {_LIST})"
-    )
+    parser.add_argument("--file", help=f"the list of a folder or dataset without parquet files (default: {_LIST})")
     parser.add_argument(
         "--image-root",
         help="folder of the images that are only named, or for a list a .zip, which may be an address (default: "

@@ -35,14 +35,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder with NNN.jpg and NNN.json")
     parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)"
-    )
+    parser.add_argument("--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)")
     parser.add_argument("--max-lines", type=int, default=400, help="line crops (default: %(default)s)")
     options = parser.parse_args(list(argv))
-    counts = prepare_sroie(
-        options.root, options.out, train_pages=options.train_pages, max_lines=options.max_lines
-    )
+    counts = prepare_sroie(options.root, options.out, train_pages=options.train_pages, max_lines=options.max_lines)
     sys.stdout.write(json.dumps(counts) + "\n")
     return 0
 
@@ -107,9 +103,7 @@ def _write_lines(root: Path, out: Path, notes: dict[str, dict[str, Any]], max_li
     return writer.num_samples
 
 
-def _crops(
-    root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]
-) -> Iterator[tuple[str, Image.Image, str]]:
+def _crops(root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Image.Image, str]]:
     page_name, page = "", Image.new("RGB", (1, 1))
     for name, line in chosen:
         if name != page_name:
@@ -147,7 +141,5 @@ def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
             {"role": "assistant", "content": [{"type": "text", "text": text}]},
         ],
         "references": [text],
-        "lines": [
-            {"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}
-        ],
+        "lines": [{"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}],
     }

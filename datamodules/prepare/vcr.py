@@ -43,9 +43,7 @@ class VCRRows(ParquetRows):
         """Convert a row; the answer is the covered texts in the order of the caption, joined by `SEPARATOR`."""
         covered = row[columns["answers"]]
         if not isinstance(covered, list) or not all(isinstance(text, str) for text in covered):
-            raise SampleError(
-                f"{where}: crossed_text must be a list of texts, found {covered!r:.120}", "bad_row"
-            )
+            raise SampleError(f"{where}: crossed_text must be a list of texts, found {covered!r:.120}", "bad_row")
         if not any(text.strip() for text in covered):
             raise SampleError(f"{where}: no covered text", "empty_answer")
         number = row[columns["id"]]

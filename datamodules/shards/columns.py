@@ -22,9 +22,7 @@ class Schema:
     unknown: str
     fields: Mapping[str, tuple[str, ...]]
 
-    def resolve(
-        self, columns: Collection[str], *, where: str, fields: Sequence[str] | None = None
-    ) -> dict[str, str]:
+    def resolve(self, columns: Collection[str], *, where: str, fields: Sequence[str] | None = None) -> dict[str, str]:
         """Return the column of each field.
 
         Args:
@@ -68,9 +66,7 @@ class Schema:
 
     def share(self, columns: Collection[str]) -> float:
         """Return how many of the fields have a column, from 0 to 1."""
-        return sum(any(name in columns for name in names) for names in self.fields.values()) / len(
-            self.fields
-        )
+        return sum(any(name in columns for name in names) for names in self.fields.values()) / len(self.fields)
 
 
 BIGDOCS = Schema(
@@ -107,9 +103,7 @@ _LOOKED_AT = 256
 
 
 def _nearest(columns: Collection[str], asked: Schema) -> str:
-    others = sorted(
-        (schema for schema in SCHEMAS if schema is not asked), key=lambda schema: -schema.share(columns)
-    )
+    others = sorted((schema for schema in SCHEMAS if schema is not asked), key=lambda schema: -schema.share(columns))
     best = others[0]
     if best.share(columns) <= max(_NEAR, asked.share(columns)):
         return "No other kind of `prepare` reads such columns either"

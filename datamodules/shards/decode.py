@@ -55,9 +55,7 @@ class Decoder:
         where = describe(raw)
         check_record(record, num_images=len(images), where=where)
         try:
-            opened = [
-                load_image(data, name=f"{where}, {file}") for data, file in zip(images, files, strict=True)
-            ]
+            opened = [load_image(data, name=f"{where}, {file}") for data, file in zip(images, files, strict=True)]
         except DataError as error:
             raise SampleError(str(error), "undecodable_image") from error
         return Sample(
@@ -104,9 +102,7 @@ class SkipCounter:
         total = sum(of_source.counts.total() for of_source in self.skipped.values())
         unlabelled = sum(of_source.counts[UNLABELLED] for of_source in self.skipped.values())
         self._judge(total - unlabelled, self.max_share, "max_skipped_share", "bad", error)
-        self._judge(
-            unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error
-        )
+        self._judge(unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error)
         if total == self.seen >= MIN_JUDGED_SAMPLES:
             # Whatever shares are allowed: the stream has no end, and a loader without a batch would go on for ever.
             raise DataError(

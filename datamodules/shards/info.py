@@ -111,16 +111,10 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
 
 def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
     """Run `shards info`."""
-    parser = argparse.ArgumentParser(
-        prog="shards info", description=(__doc__ or "").split(":")[1].split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="shards info", description=(__doc__ or "").split(":")[1].split("\n")[0])
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
-    parser.add_argument(
-        "--model", type=Path, help="configs/model/NAME.yaml: count its text and visual tokens"
-    )
-    parser.add_argument(
-        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
-    )
+    parser.add_argument("--model", type=Path, help="configs/model/NAME.yaml: count its text and visual tokens")
+    parser.add_argument("--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s")
     options = parser.parse_args(argv)
     model = load_model(options.model) if options.model else None
     for folder in options.folders:
@@ -134,9 +128,7 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
         for source, info in sorted(found.sources.items()):
             sys.stdout.write(_table(source, info))
         for reason, count in found.skipped.counts.most_common():
-            sys.stdout.write(
-                f"  skipped: {count:,} ({reason}), the first: {found.skipped.messages[reason][0]}\n"
-            )
+            sys.stdout.write(f"  skipped: {count:,} ({reason}), the first: {found.skipped.messages[reason][0]}\n")
     return 0
 
 
@@ -145,9 +137,7 @@ def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any
     normal = form == "normal"
     for shard in manifest.shards:
         for raw in read_shard(manifest, shard, wanted=is_json if normal else lambda name: True):
-            where = f"{raw['__url__']}, " + (
-                f"{raw['__key__']}.json" if normal else f"sample {raw['__key__']!r}"
-            )
+            where = f"{raw['__url__']}, " + (f"{raw['__key__']}.json" if normal else f"sample {raw['__key__']!r}")
             try:
                 yield where, _noted(raw, where) if normal else _converted(raw, form)
             except SampleError as error:

@@ -164,9 +164,7 @@ def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Mani
     return replace(manifest, sha256=digest, storage=storage)
 
 
-def load_manifest(
-    folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None
-) -> Manifest:
+def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None) -> Manifest:
     """Read and verify the manifest of a set.
 
     Sizes of all shards of a local set are compared at once, which finds every cut file at no cost; those of a remote
@@ -201,20 +199,16 @@ def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> No
         DataError: The file is missing, or its size or checksum differs.
     """
     if not path.is_file():
-        raise DataError(
-            f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the set"
-        )
+        raise DataError(f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the set")
     size = path.stat().st_size
     if size != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
         raise DataError(
-            f"shard {path} is {state}: expected {shard.bytes} bytes, found {size}; "
-            "copy it again or rebuild the set"
+            f"shard {path} is {state}: expected {shard.bytes} bytes, found {size}; copy it again or rebuild the set"
         )
     if verify_sha256 and shard.sha256 and (digest := file_sha256(path)) != shard.sha256:
         raise DataError(
-            f"shard {path} is damaged: expected sha256 {shard.sha256[:16]}…, found {digest[:16]}…; "
-            "copy it again"
+            f"shard {path} is damaged: expected sha256 {shard.sha256[:16]}…, found {digest[:16]}…; copy it again"
         )
 
 
@@ -260,9 +254,7 @@ def write_manifest(manifest: Manifest) -> Path:
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from error
+        raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     return path
 
 
@@ -283,9 +275,7 @@ def _read_json(place: Path | str, where: str, storage: Storage) -> tuple[Mapping
         raise DataError(f"{where} is not JSON ({error}); write the set again") from error
     if not isinstance(record, dict) or record.get("version") != MANIFEST_VERSION:
         version = record.get("version") if isinstance(record, dict) else None
-        raise DataError(
-            f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the set again"
-        )
+        raise DataError(f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the set again")
     return record, hashlib.sha256(content).hexdigest()
 
 
@@ -306,9 +296,7 @@ def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Mani
         )
         _check_extra(manifest.extra)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{where}: a field is missing or malformed ({error!s:.200}); write the set again"
-        ) from error
+        raise DataError(f"{where}: a field is missing or malformed ({error!s:.200}); write the set again") from error
     if not shards or manifest.num_samples < 1:
         raise DataError(f"{where}: the set is empty ({len(shards)} shards); write it again")
     repeated = [name for name, number in Counter(shard.path for shard in shards).items() if number > 1]

@@ -35,9 +35,7 @@ def _answer(key: str, record: dict) -> EvalSample:
     asked = [turn for turn in turns if turn["role"] == "user"]
     references, meta = record.get("references") or last, record.get("meta") or {}
     if not isinstance(references, list) or not isinstance(meta, dict):
-        raise TypeError(
-            f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}"
-        )
+        raise TypeError(f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}")
     return EvalSample(
         key=key,
         prediction="",

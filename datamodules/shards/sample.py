@@ -102,9 +102,7 @@ def _check_turn(turn: object, number: int, where: str) -> list[int]:
         raise SampleError(f"{where}: turn {number} needs a role of {', '.join(ROLES)}, found {turn!r:.120}")
     content = turn.get("content")
     if not isinstance(content, list):
-        raise SampleError(
-            f"{where}: turn {number}: 'content' must be a list of parts, found {content!r:.120}"
-        )
+        raise SampleError(f"{where}: turn {number}: 'content' must be a list of parts, found {content!r:.120}")
     indices = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -112,13 +110,10 @@ def _check_turn(turn: object, number: int, where: str) -> list[int]:
             indices.append(part["index"])
         elif not (kind == "text" and isinstance(part.get("text"), str)):
             raise SampleError(
-                f"{where}: turn {number}: a part is {{type: text, text}} or {{type: image, index}}, "
-                f"found {part!r:.120}"
+                f"{where}: turn {number}: a part is {{type: text, text}} or {{type: image, index}}, found {part!r:.120}"
             )
         elif not _is_text(part["text"]):
-            raise SampleError(
-                f"{where}: turn {number}: half a surrogate pair in {part['text']!a:.120}", "bad_json"
-            )
+            raise SampleError(f"{where}: turn {number}: half a surrogate pair in {part['text']!a:.120}", "bad_json")
     return indices
 
 
@@ -143,10 +138,6 @@ def _check_lines(lines: object, where: str) -> None:
         raise SampleError(f"{where}: 'lines' must be a list, found {lines!r:.120}")
     for line in lines:
         box = line.get("box") if isinstance(line, Mapping) else None
-        good = (
-            isinstance(box, Sequence) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
-        )
+        good = isinstance(box, Sequence) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
         if not good or not isinstance(line.get("text"), str):
-            raise SampleError(
-                f"{where}: a line is {{text, box: [x0, y0, x1, y1]}}, found {line!r:.120}", "lines"
-            )
+            raise SampleError(f"{where}: a line is {{text, box: [x0, y0, x1, y1]}}, found {line!r:.120}", "lines")

@@ -61,9 +61,7 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
         SampleError: It is too large, nested too deep, no JSON, or not a JSON object.
     """
     if len(data) > MAX_JSON_BYTES:
-        raise SampleError(
-            f"{where}: its json has {len(data)} bytes, expected at most {MAX_JSON_BYTES}", "bad_json"
-        )
+        raise SampleError(f"{where}: its json has {len(data)} bytes, expected at most {MAX_JSON_BYTES}", "bad_json")
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -168,17 +166,13 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise SampleError(
-            f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}"
-        )
+        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
     turns: list[Message] = []
     index = 0
     for turn in messages:
         if isinstance(turn, Mapping) and isinstance(turn.get("content"), list):
             turns.append({"role": turn.get("role"), "content": turn["content"]})
-            index += sum(
-                isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"]
-            )
+            index += sum(isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"])
             continue
         if not _is_plain(turn):
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
@@ -191,9 +185,7 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
                 content.append({"type": "text", "text": text})
         turns.append({"role": turn.get("role"), "content": content})
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
-    normal |= {
-        name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record
-    }
+    normal |= {name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record}
     return {name: value for name, value in normal.items() if value is not None}
 
 
@@ -207,9 +199,7 @@ def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
     if not asked or len(asked) != len(answered):
         raise SampleError(f"{where}: {len(asked)} queries but {len(answered)} annotations", "query_count")
     if wrong := [text for text in asked + answered if not isinstance(text, str)]:
-        raise SampleError(
-            f"{where}: queries and annotations must be texts, found {wrong[0]!r:.120}", "bad_row"
-        )
+        raise SampleError(f"{where}: queries and annotations must be texts, found {wrong[0]!r:.120}", "bad_row")
     return list(zip(asked, answered, strict=True))
 
 

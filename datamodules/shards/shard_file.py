@@ -121,9 +121,7 @@ class OpenShard:
     def add(self, sample: ShardSample) -> None:
         """Append the files of a sample."""
         sizes = [(image["w"], image["h"]) for image in sample.record["images"]]
-        self._rows.append(
-            index_row(sample.record, offset=self._tar.offset, key=sample.key, sizes=sizes, source="")
-        )
+        self._rows.append(index_row(sample.record, offset=self._tar.offset, key=sample.key, sizes=sizes, source=""))
         for name, data in sample.members:
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -96,9 +96,7 @@ def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[
             yield _broken(shard, before, offset, size, error)
             return
         after = (
-            offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK
-            if info.isreg() or _has_data(info)
-            else offset + _BLOCK
+            offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK if info.isreg() or _has_data(info) else offset + _BLOCK
         )
         if offset + _BLOCK + info.size > size and after > offset + _BLOCK:
             yield Damage(
@@ -156,9 +154,7 @@ def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.Head
         message = f"the file ends {after}"
         return Damage(shard=shard, kind="cut_at_member", message=message, member=before, offset=offset)
     if offset + _BLOCK > size:
-        message = (
-            f"the file ends inside the header {'after this member' if before else 'of its first member'}"
-        )
+        message = f"the file ends inside the header {'after this member' if before else 'of its first member'}"
         return Damage(shard=shard, kind="cut_in_header", message=message, member=before, offset=offset)
     where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
     return Damage(

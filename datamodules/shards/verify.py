@@ -36,9 +36,7 @@ class Verification:
     checksums: bool = True
     seen: dict[str, str] = field(default_factory=dict)
 
-    def __call__(
-        self, folder: Path, progress: Callable[[Shard], None] = lambda shard: None
-    ) -> Iterator[Damage]:
+    def __call__(self, folder: Path, progress: Callable[[Shard], None] = lambda shard: None) -> Iterator[Damage]:
         """Yield all damages of the set in a folder, shard by shard.
 
         Raises:
@@ -48,9 +46,7 @@ class Verification:
         known = {shard.path for shard in manifest.shards}
         for path in sorted(folder.glob("*.tar")):
             if path.name not in known:
-                yield Damage(
-                    shard=path.name, kind="not_listed", message="the manifest does not list this shard"
-                )
+                yield Damage(shard=path.name, kind="not_listed", message="the manifest does not list this shard")
         for shard in manifest.shards:
             progress(shard)
             yield from self._shard(manifest, shard)
@@ -70,17 +66,13 @@ class Verification:
             yield Damage(shard=shard.path, kind="not_fetched", message=str(error))
             return
         if not there:
-            yield Damage(
-                shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there"
-            )
+            yield Damage(shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there")
             return
         if (size := path.stat().st_size) != shard.bytes:
             message = f"expected {shard.bytes} bytes, found {size}"
             yield Damage(shard=shard.path, kind="wrong_size", message=message)
         elif self.checksums and shard.sha256 and file_sha256(path) != shard.sha256:
-            yield Damage(
-                shard=shard.path, kind="wrong_sha256", message="the content has changed: another checksum"
-            )
+            yield Damage(shard=shard.path, kind="wrong_sha256", message="the content has changed: another checksum")
         members: list[Member] = []
         for found in walk(path):
             if isinstance(found, Damage):
@@ -95,20 +87,14 @@ class Verification:
             message = f"expected {shard.num_samples} samples, found {len(samples)}"
             yield Damage(shard=shard.path, kind="wrong_count", message=message)
         end = samples[-1][1][-1].end if samples else 0
-        yield from _index_damage(
-            manifest, shard, [(key, group[0].begin) for key, group in samples], rows, end
-        )
+        yield from _index_damage(manifest, shard, [(key, group[0].begin) for key, group in samples], rows, end)
 
-    def _sample(
-        self, path: Path, key: str, members: list[Member], rows: list[IndexRow | None]
-    ) -> Iterator[Damage]:
+    def _sample(self, path: Path, key: str, members: list[Member], rows: list[IndexRow | None]) -> Iterator[Damage]:
         first = members[0]
         rows.append(None)
 
         def damage(kind: str, message: str, member: Member = first) -> Damage:
-            return Damage(
-                shard=path.name, kind=kind, message=message, member=member.name, offset=member.offset
-            )
+            return Damage(shard=path.name, kind=kind, message=message, member=member.name, offset=member.offset)
 
         if key in self.seen:
             yield damage("repeated_key", f"sample {key!r} is in {self.seen[key]} already")
@@ -161,9 +147,7 @@ def _index_damage(
     found = [*zip(index.keys, index.offsets, strict=False), ("the end", index.offsets[-1])]
     for (key, offset), (wanted_key, wanted) in zip(found, [*places, ("the end", end)], strict=False):
         if (key, offset) != (wanted_key, wanted):
-            yield damage(
-                "wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}"
-            )
+            yield damage("wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}")
             return
     for number, row in enumerate(rows[: len(index)]):
         held = (index.sizes[number], index.text_bytes[number], index.supervised_bytes[number])
@@ -188,9 +172,7 @@ def _other_pictures(
         wrong = [name for name, value in found.items() if entry.get(name, value) != value]
         if wrong:
             listing = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
-            yield damage(
-                "wrong_picture", f"{file} is not the image that its json describes: expected {listing}"
-            )
+            yield damage("wrong_picture", f"{file} is not the image that its json describes: expected {listing}")
 
 
 def _undecodable(normal: NormalSample, damage: Callable[..., Damage]) -> Iterator[Damage]:
@@ -205,9 +187,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `shards verify`: print every damage; 1 where there is one."""
     parser = argparse.ArgumentParser(prog="shards verify", description=(__doc__ or "").split(":")[1].strip())
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s"
-    )
+    parser.add_argument("--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s")
     parser.add_argument("--fast", action="store_true", help="neither checksums nor pictures")
     options = parser.parse_args(argv)
     check = Verification(adapter=FORMATS[options.format], images=not options.fast, checksums=not options.fast)

@@ -86,9 +86,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         manifest = self.folder / MANIFEST_NAME
         if manifest.exists() and not self._overwrite:
-            raise DataError(
-                f"{self.folder} already holds a finished set; choose another folder or allow overwriting"
-            )
+            raise DataError(f"{self.folder} already holds a finished set; choose another folder or allow overwriting")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             manifest.unlink(missing_ok=True)
@@ -97,9 +95,7 @@ class ShardWriter:
                 if is_part_of(self.name, leftover.name):
                     leftover.unlink()
         except OSError as error:
-            raise DataError(
-                f"cannot write to {self.folder}: {error.strerror}; choose another folder"
-            ) from error
+            raise DataError(f"cannot write to {self.folder}: {error.strerror}; choose another folder") from error
         return self
 
     def __exit__(

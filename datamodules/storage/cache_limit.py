@@ -50,9 +50,7 @@ def make_room(cache: Path, *, limit: int, needed: int) -> None:
             if _remove(path):
                 total -= size
     if total > limit:
-        logger.warning(
-            "%s holds %d bytes, more than max_cache_bytes %d: the rest is in use", cache, total, limit
-        )
+        logger.warning("%s holds %d bytes, more than max_cache_bytes %d: the rest is in use", cache, total, limit)
 
 
 def open_held(find: Callable[[], Path]) -> BinaryIO:

@@ -194,9 +194,7 @@ def _sweep(folder: Path, *, of_host: str | None = None) -> None:
             continue
 
 
-def _attempt(
-    url: str, target: Path, expected: _Expected, policy: Policy, *, keep_record: bool = True
-) -> None:
+def _attempt(url: str, target: Path, expected: _Expected, policy: Policy, *, keep_record: bool = True) -> None:
     reason = ""
     for attempt in range(policy.retries + 1):
         if attempt:

@@ -125,9 +125,7 @@ class Storage:
         """
         if not isinstance(folder, Path):
             url = file_url(folder, name)
-            return fetch_small(
-                url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy
-            )
+            return fetch_small(url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy)
         path = folder / name
         try:
             with path.open("rb") as stream:
@@ -137,9 +135,7 @@ class Storage:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         if len(content) > max_bytes:
-            raise DataError(
-                f"{path}: expected at most {max_bytes} bytes, found more; it is not a file of a dataset"
-            )
+            raise DataError(f"{path}: expected at most {max_bytes} bytes, found more; it is not a file of a dataset")
         return content
 
 
@@ -183,8 +179,6 @@ def _checked_url(url: str) -> str:
         wanted = "hf://datasets/ORGANISATION/NAME/FOLDER"
         good = good and parts.netloc == "datasets" and len(parts.path.strip("/").split("/")) >= 2
     if not good:
-        raise ConfigError(
-            f"{redact(url)!r}: expected {wanted} and no blank or #, found another form; check the URL"
-        )
+        raise ConfigError(f"{redact(url)!r}: expected {wanted} and no blank or #, found another form; check the URL")
     require_package(parts.scheme)
     return url.rstrip("/") if not parts.query else url

@@ -131,9 +131,7 @@ def list_folder(location: str) -> list[StoredFile]:
     return _list(location, _find_direct)
 
 
-def choose_files(
-    files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str
-) -> list[StoredFile]:
+def choose_files(files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str) -> list[StoredFile]:
     """Keep the files of a config and a split; a part that no path names is not filtered by.
 
     Args:
@@ -181,9 +179,7 @@ def canonical_split(name: str) -> str:
 
 def _configs(files: Collection[StoredFile]) -> list[str]:
     """Return the names of the files' folders, without folders of splits and the part that all share."""
-    folders = [
-        [part for part in PurePosixPath(file.path).parts[:-1] if part not in _SPLITS] for file in files
-    ]
+    folders = [[part for part in PurePosixPath(file.path).parts[:-1] if part not in _SPLITS] for file in files]
     shared = 0
     while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
         shared += 1

@@ -180,9 +180,7 @@ def _files(joined: "_Joined", wanted: Callable[[str], bool]) -> Iterator[tuple[s
     while block := stream.read(_BLOCK):
         zeros += 1
         if block.strip(b"\0"):
-            raise EOFError(
-                f"a header of zeros in the middle, before byte {stream.tell()} of the unpacked tar"
-            )
+            raise EOFError(f"a header of zeros in the middle, before byte {stream.tell()} of the unpacked tar")
     if zeros < 2:
         raise EOFError("its end mark is cut")
 

@@ -82,8 +82,7 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
             _download(url, path, limit=limit, timeout_s=timeout_s)
     except _TooLargeError as error:
         raise DataError(
-            f"{redact(url)} has more than the expected {limit} bytes; it is not the file that the manifest "
-            "lists"
+            f"{redact(url)} has more than the expected {limit} bytes; it is not the file that the manifest lists"
         ) from error
 
 
@@ -92,9 +91,7 @@ def redact(url: str) -> str:
     if url.startswith(PIPE) or "://" not in url:
         return url
     parts = urlsplit(url)
-    return urlunsplit(
-        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", "")
-    )
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))
 
 
 def require_package(scheme: str) -> None:
@@ -150,9 +147,7 @@ def _classify_error(error: Exception, url: str) -> Exception:
         return MissingFileError(f"{redact(url)}: there is no such file ({reason}); check the address")
     refused = isinstance(error, PermissionError) or (status is not None and 400 <= status < 500)
     if refused and status not in _RETRIED_STATUS:
-        return DataError(
-            f"{redact(url)}: the server refuses it ({reason}); check the address and your access to it"
-        )
+        return DataError(f"{redact(url)}: the server refuses it ({reason}); check the address and your access to it")
     if status is not None or isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError):
         return TransferError(reason)
     if type(error).__module__.partition(".")[0] in (

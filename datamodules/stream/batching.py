@@ -61,9 +61,7 @@ def pack(positions: Sequence[int], lengths: Sequence[int], budget: int) -> list[
     """
     rows: list[Row] = []
     room: list[int] = []
-    for length, position in sorted(
-        zip(lengths, positions, strict=True), key=lambda pair: (-pair[0], pair[1])
-    ):
+    for length, position in sorted(zip(lengths, positions, strict=True), key=lambda pair: (-pair[0], pair[1])):
         fitting = [number for number, left in enumerate(room) if left >= length]
         best = min(fitting, key=lambda number: room[number], default=None)
         if best is None:

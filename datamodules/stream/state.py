@@ -70,9 +70,7 @@ def first_cursors(world_size: int, *, window: int = 0) -> list[Cursor]:
 
 def unfinished(cursors: Sequence[Cursor]) -> tuple[list[tuple[int, int]], int]:
     """Return the unfinished windows, each with its number of done batches, and the first that no rank has begun."""
-    begun = max(
-        [cursor.next for cursor in cursors] + [w + 1 for cursor in cursors for w, _ in cursor.pending]
-    )
+    begun = max([cursor.next for cursor in cursors] + [w + 1 for cursor in cursors for w, _ in cursor.pending])
     left = [pair for cursor in cursors for pair in cursor.pending]
     left += [(window, 0) for cursor in cursors for window in range(cursor.next, begun, cursor.stride)]
     return sorted(left), begun

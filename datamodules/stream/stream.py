@@ -92,9 +92,7 @@ class TrainStream:
     def __post_init__(self) -> None:
         orders = [
             # Each source has its own seed: two copies of one dataset must not be in the same order.
-            DatasetOrder(
-                [len(numbers) for numbers in source.chosen], seed=f"{self.seed}/{number}", buffer=self.buffer
-            )
+            DatasetOrder([len(numbers) for numbers in source.chosen], seed=f"{self.seed}/{number}", buffer=self.buffer)
             for number, source in enumerate(self.sources)
         ]
         weights = [source.weight for source in self.sources]

@@ -103,12 +103,7 @@ def test_data_file_names_a_datamodule_and_its_options(path: Path) -> None:
     assert "." not in content["class_path"], "class names are bare, so that packages may move"
     # Options that a DataModule hands on with ** are those of its base.
     kinds = inspect.getmro(getattr(datamodules, content["class_path"]))
-    known = {
-        name
-        for kind in kinds
-        if "datamodules" in kind.__module__
-        for name in inspect.signature(kind).parameters
-    }
+    known = {name for kind in kinds if "datamodules" in kind.__module__ for name in inspect.signature(kind).parameters}
     assert set(content["init_args"]) <= known - {"options"}
     assert "max_text_length" not in content["init_args"], "the stage owns it"
     folders = [*content["init_args"].get("train", []), *content["init_args"].get("benchmarks", {}).values()]

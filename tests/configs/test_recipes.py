@@ -168,9 +168,7 @@ def _check_groups(module: Any, stage: Stage) -> None:
         assert trainable == (total if rate else "0")
         assert shown == (f"{rate:g}" if rate else "frozen")
     groups = parameter_groups(module.net, dataclasses.replace(stage, weight_decay=0.25))
-    assert {group["name"].split("/")[0] for group in groups} == {
-        p for p, r in stage.learning_rates.items() if r
-    }
+    assert {group["name"].split("/")[0] for group in groups} == {p for p, r in stage.learning_rates.items() if r}
     decayed, spared = (
         [p for group in groups if bool(group["weight_decay"]) is wanted for p in group["params"]]
         for wanted in (True, False)

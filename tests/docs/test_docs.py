@@ -54,9 +54,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pages
 def test_named_files_exist(page: Path) -> None:
     text = page.read_text("utf-8")
-    named = re.findall(
-        r"(?<![\w/.])((?:configs|alignvlm_pl|datamodules|callbacks|tests|perf|docs)/[\w./-]*\w/?)", text
-    )
+    named = re.findall(r"(?<![\w/.])((?:configs|alignvlm_pl|datamodules|callbacks|tests|perf|docs)/[\w./-]*\w/?)", text)
     # `perf/tokens_per_s` is a tag of TensorBoard; pictures are links and tested as such.
     tags = {name for name in named if name.startswith("perf/") and not name.endswith(".py")}
     missing = {name for name in named if not (ROOT / name).exists() and not name.endswith(".png")}
@@ -88,9 +86,7 @@ def test_yaml_and_python_blocks_parse(page: Path) -> None:
 
 def test_every_page_is_on_the_map() -> None:
     index = ROOT / "docs" / "index.md"
-    linked = {
-        (index.parent / t.split("#")[0]).resolve() for t in re.findall(r"\]\(([^)\s]+)\)", _prose(index))
-    }
+    linked = {(index.parent / t.split("#")[0]).resolve() for t in re.findall(r"\]\(([^)\s]+)\)", _prose(index))}
     assert {page for page in PAGES if page.parent.is_relative_to(index.parent)} - linked <= {index}
 
 
@@ -133,9 +129,7 @@ def _messages() -> list[str]:
 
 def test_error_messages_are_the_programs() -> None:
     foreign = {"Problem with given class_path"}  # jsonargparse's
-    rows = re.findall(
-        r"^\| ([^|]+?) \|", _prose(ROOT / "docs" / "errors.md").replace(r"\|", "¦"), flags=re.MULTILINE
-    )
+    rows = re.findall(r"^\| ([^|]+?) \|", _prose(ROOT / "docs" / "errors.md").replace(r"\|", "¦"), flags=re.MULTILINE)
     plain = (row.replace("`", "").replace("stage.json", "…") for row in rows)  # a constant, filled in
     wanted = {part.strip(" .") for row in plain for part in re.split("…|,|;|=", row)}
     program = "\n".join(_messages())

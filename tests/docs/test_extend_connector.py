@@ -49,9 +49,7 @@ def test_one_file_one_config_and_one_test_make_a_connector(copy):
     assert "6 passed" in run(copy, *pytest_, "-k", "average")
 
     command = re.search(r"python (cli\.py params .*)", text).group(1).split()
-    parameters, tokens = re.search(
-        r"prints ([\d,]+) parameters and (\d+) visual tokens a tile", text
-    ).groups()
+    parameters, tokens = re.search(r"prints ([\d,]+) parameters and (\d+) visual tokens a tile", text).groups()
     shown = run(copy, *command)
     assert f"connector    {parameters}" in re.sub(r" {2,}", "    ", shown)
     assert f"one tile is {tokens} visual tokens" in shown

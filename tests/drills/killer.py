@@ -64,11 +64,7 @@ class Killer(pl.Callback):
         def watched(source: Any, target: Any) -> None:
             if Path(target).name == _BEFORE_RENAME.get(self._point):
                 self._die(self._point)
-            if (
-                Path(target).name == "last.ckpt"
-                and self._trainer is not None
-                and self._trainer.global_step == _STEP
-            ):
+            if Path(target).name == "last.ckpt" and self._trainer is not None and self._trainer.global_step == _STEP:
                 self._die("unlinked")
             rename(source, target)
             if Path(target).name == "hf":

@@ -199,9 +199,7 @@ def other_ranks(root: Path, mode: str, rng: random.Random) -> None:
         raise SystemExit(f"drill: twice or unasked {seen - expected}, lost {expected - seen}; see {root}")
     if mode == "plain" and (len(seen) != total // 4 * 4 or set(seen.values()) != {1}):
         raise SystemExit(f"drill: {len(seen)} samples of {total}; see {root}")
-    sys.stdout.write(
-        f"{mode}: 2 -> 1 -> 4 processes, {len(seen)} of {total} samples of the epoch, each once\n"
-    )
+    sys.stdout.write(f"{mode}: 2 -> 1 -> 4 processes, {len(seen)} of {total} samples of the epoch, each once\n")
 
 
 def kept_batches(run: Path) -> list[list[str]]:
@@ -268,9 +266,7 @@ def drill_data(root: Path, mode: str) -> tuple[Any, Any]:
 
 def main() -> None:
     """Run the drill."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="kills of the first phase, over all modes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

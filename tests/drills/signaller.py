@@ -36,9 +36,7 @@ class Signaller(pl.Callback):
         return f"Signaller-{self.place}-{self.step}"
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Any) -> None:
-        self._send(
-            "step", trainer, pl_module
-        )  # not where a batch starts: a run that is asked to stop leaves there
+        self._send("step", trainer, pl_module)  # not where a batch starts: a run that is asked to stop leaves there
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *rest: Any) -> None:
         self._send("validation", trainer, pl_module)

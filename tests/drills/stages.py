@@ -60,9 +60,7 @@ def with_signals(root: Path, *places: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump({**trainer, "callbacks": [trainer["callbacks"][0], *sent]}))
 
 
-def fit(
-    run: Path, options: list[str], *, world: int = 1, strategy: str = "ddp"
-) -> subprocess.CompletedProcess[str]:
+def fit(run: Path, options: list[str], *, world: int = 1, strategy: str = "ddp") -> subprocess.CompletedProcess[str]:
     """Run `fit` to its end; several ranks are gloo processes."""
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -16,9 +16,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def error_of(capsys: pytest.CaptureFixture[str], status: int) -> str:
     """The error line; no traceback, and short."""
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))
-    ]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
     assert status == 1
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")

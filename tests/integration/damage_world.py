@@ -55,9 +55,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
-    pixels = np.random.default_rng(size[0]).integers(
-        0, 255, (size[1] // 4 + 1, size[0] // 4 + 1, 3), np.uint8
-    )
+    pixels = np.random.default_rng(size[0]).integers(0, 255, (size[1] // 4 + 1, size[0] // 4 + 1, 3), np.uint8)
     return encoded(Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST), kind, **options)
 
 
@@ -70,9 +68,7 @@ def record(answer: str | None = "a page", **changes: Any) -> dict[str, Any]:
 
 def whole_set(folder: Path, kind: str = "PNG") -> Path:
     """12 samples of a picture each in three shards, as `ShardWriter` writes them."""
-    with ShardWriter(
-        folder, name="set", source="made", license="CC0-1.0", samples_per_shard=PER_SHARD
-    ) as out:
+    with ShardWriter(folder, name="set", source="made", license="CC0-1.0", samples_per_shard=PER_SHARD) as out:
         for number in range(NUM_SAMPLES):
             extension = {"PNG": "png", "JPEG": "jpg"}[kind]
             turns = record(f"page {number}")["messages"]
@@ -86,9 +82,7 @@ def caption_set(folder: Path) -> Path:
     for shard in range(NUM_SAMPLES // PER_SHARD):
         files: Files = []
         for key in KEYS[shard * PER_SHARD : (shard + 1) * PER_SHARD]:
-            about = json.dumps(
-                {"caption": f"a wall {key}", "url": "https://example.org", "status": "success"}
-            )
+            about = json.dumps({"caption": f"a wall {key}", "url": "https://example.org", "status": "success"})
             files += [
                 (f"{key}.jpg", picture("JPEG")),
                 (f"{key}.json", about.encode()),
@@ -132,9 +126,7 @@ def index_again(folder: Path, format: str) -> None:
     index_shards(folder, name="set", source="made", license="CC0-1.0", format=format)
 
 
-def data_module(
-    folder: Path | str, processor: Any, *, captions: bool = False, **options: Any
-) -> WebDataModule:
+def data_module(folder: Path | str, processor: Any, *, captions: bool = False, **options: Any) -> WebDataModule:
     """Trains on and evaluates one set; any share of bad samples is tolerated, so that they can be counted."""
     kind = CC12MDataModule if captions else WebDataModule
     shares = {"max_skipped_share": 1.0, "max_unlabelled_share": 1.0}

@@ -106,9 +106,7 @@ def test_a_stage_cut_off_before_its_export_exports_the_average(world, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in weights(folder).items())
 
 
-def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the_weights(
-    world, tmp_path, monkeypatch
-):
+def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the_weights(world, tmp_path, monkeypatch):
     from alignvlm_pl.training.module import AlignVLMModule
 
     seen: list[tuple[str, int, torch.Tensor]] = []
@@ -122,12 +120,8 @@ def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the
         AlignVLMModule.validation_step,
         AlignVLMModule.training_step,
     )
-    monkeypatch.setattr(
-        AlignVLMModule, "generate", lambda self, *b, **k: note("a", self) or generate(self, *b, **k)
-    )
-    monkeypatch.setattr(
-        AlignVLMModule, "validation_step", lambda self, *b: note("v", self) or validate(self, *b)
-    )
+    monkeypatch.setattr(AlignVLMModule, "generate", lambda self, *b, **k: note("a", self) or generate(self, *b, **k))
+    monkeypatch.setattr(AlignVLMModule, "validation_step", lambda self, *b: note("v", self) or validate(self, *b))
     monkeypatch.setattr(AlignVLMModule, "training_step", lambda self, *b: note("t", self) or step(self, *b))
     when = ["--benchmark.every_n_steps=2", "--trainer.limit_val_batches=1"]
     run = tmp_path / "run"
@@ -153,10 +147,7 @@ def test_a_checkpoint_is_scored_by_its_average(world, tmp_path):
         "a": f"--ckpt_path={run / 'checkpoints/last.ckpt'}",
         "b": f"--model.weights={run / 'hf'}",
     }.items():
-        assert (
-            main(["test", "--config", str(run / "config.yaml"), source, "--run_dir", str(tmp_path / name)])
-            == 0
-        )
+        assert main(["test", "--config", str(run / "config.yaml"), source, "--run_dir", str(tmp_path / name)]) == 0
         losses.append(json.loads((tmp_path / name / "results.json").read_text())["loss"]["held"])
     assert losses[0] == losses[1]
 
@@ -210,9 +201,7 @@ def test_strategies_that_shard_are_refused(name):
 
     kind = getattr(strategies, name)
     trainer: Any = SimpleNamespace(strategy=kind.__new__(kind))  # deepspeed need not be installed
-    message = (
-        rf"stage.ema_decay=0.9 needs all parameters on each rank, trainer.strategy is {name}; use .* ddp"
-    )
+    message = rf"stage.ema_decay=0.9 needs all parameters on each rank, trainer.strategy is {name}; use .* ddp"
     with pytest.raises(ConfigError, match=message):
         AveragedWeights(0.9).setup(trainer, pl_module=None, stage="fit")
 

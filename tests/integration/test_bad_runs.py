@@ -90,9 +90,7 @@ def test_a_parent_that_cannot_be_read(world, trained, tmp_path, capsys):
     ],
 )
 def test_parts_of_the_model_that_do_not_exist(world, tmp_path, capsys, option, message):
-    assert message in error_of(
-        capsys, world.run("fit", "--run_dir", tmp_path / "run", f"--model.spec.{option}")
-    )
+    assert message in error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", f"--model.spec.{option}"))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +126,7 @@ def test_a_cpu_is_one_device_whatever_else_the_machine_has(monkeypatch):
     from alignvlm_pl.cli.lightning_cli import _count
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    found = {
-        name: _count({"accelerator": name, "devices": "auto", "num_nodes": 1}) for name in ("cpu", "gpu")
-    }
+    found = {name: _count({"accelerator": name, "devices": "auto", "num_nodes": 1}) for name in ("cpu", "gpu")}
     assert found == {"cpu": 1, "gpu": 8}
 
 
@@ -184,9 +180,7 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(world, tmp_path, ca
 def test_a_checkpoint_is_readable_by_its_owner_group_like_any_file(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "folder" / "last.ckpt")
     (tmp_path / "plain").write_text("x")
-    modes = [
-        stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "folder/last.ckpt", tmp_path / "plain")
-    ]
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "folder/last.ckpt", tmp_path / "plain")]
     assert modes[0] == modes[1]
 
 

@@ -88,9 +88,7 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
         "3 of 5,349 questions",
     ]
     unread, size = one["incomplete"]["tabfact"]
-    assert unread.startswith(
-        "1 samples could not be read, undecodable_image: tabfact-00000002 (sample 'tabfact-"
-    )
+    assert unread.startswith("1 samples could not be read, undecodable_image: tabfact-00000002 (sample 'tabfact-")
     assert size == "2 of 12,779 questions"
     problems = json.loads((tmp_path / "two/problems.json").read_text())
     assert [entry["problem"] for entry in problems["tabfact"]] == [unread, size]

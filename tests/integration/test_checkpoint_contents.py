@@ -172,9 +172,7 @@ def test_another_tokenizer_is_refused(world, trained, tmp_path, capsys):
         f"--model.weights={folder}",
     ):
         error = error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", source, option))
-        assert (
-            f"trained with tokenizer {contents(trained)['processor']['tokenizer']}, the model has " in error
-        )
+        assert f"trained with tokenizer {contents(trained)['processor']['tokenizer']}, the model has " in error
 
 
 def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path, capsys, caplog):
@@ -197,17 +195,13 @@ def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path,
         ("--stage.weight_decay=0.1", "stage.weight_decay=0.0, now 0.1"),
     ],
 )
-def test_rates_that_a_resumed_optimizer_would_bring_back_are_refused(
-    world, trained, tmp_path, capsys, option, message
-):
+def test_rates_that_a_resumed_optimizer_would_bring_back_are_refused(world, trained, tmp_path, capsys, option, message):
     folder = unfinished(trained, tmp_path / "run")
     assert message in error_of(capsys, world.run("fit", "--run_dir", folder, option))
 
 
 def test_a_stage_is_not_resumed_from_another_parent(world, trained, tmp_path, capsys):
-    first, second = (
-        world.fit(tmp_path / name, f"--stage.init_from={trained / 'hf'}") for name in ("one", "two")
-    )
+    first, second = (world.fit(tmp_path / name, f"--stage.init_from={trained / 'hf'}") for name in ("one", "two"))
     started = json.loads((trained / "hf/stage.json").read_text())["weights_sha256"]
     assert contents(first)["parent"] == {"stage": "all", "weights_sha256": started}
     shutil.rmtree(first / "hf")
@@ -251,6 +245,4 @@ def test_a_checkpoint_that_would_run_code_is_not_read(world, trained, tmp_path, 
 
 def test_a_world_that_does_not_fit_the_batch_is_refused(world, tmp_path, capsys):
     status = world.run("fit", "--run_dir", tmp_path / "run", "--stage.global_batch_size=5")
-    assert "stage.global_batch_size=5 is not a multiple of data batch_size 2 x 1 devices" in error_of(
-        capsys, status
-    )
+    assert "stage.global_batch_size=5 is not a multiple of data batch_size 2 x 1 devices" in error_of(capsys, status)

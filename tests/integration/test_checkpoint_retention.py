@@ -24,9 +24,7 @@ def test_older_checkpoints_are_kept_by_policy(world, tmp_path, policy, kept):
     assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in kept)]
     assert os.readlink(folder / LAST) == "step00000005.ckpt"
     for step in kept:
-        assert (
-            torch.load(folder / f"checkpoints/step{step:08d}.ckpt", weights_only=True)["global_step"] == step
-        )
+        assert torch.load(folder / f"checkpoints/step{step:08d}.ckpt", weights_only=True)["global_step"] == step
 
 
 def test_an_older_checkpoint_can_be_gone_on_from(world, tmp_path):
@@ -96,9 +94,7 @@ def test_a_disk_without_room_for_what_a_stage_writes_is_refused_before_the_first
     # 146,470 float32 weights, and two moments for each of the 109,958 that train: 1.47 MB a checkpoint, one of them
     # written beside those that are kept, and 0.59 MB in `hf/`.
     output = error_of(capsys, status)
-    assert (
-        "has 0.00 GB free, the checkpoints and the end of this stage take 0.00 GB: free some space" in output
-    )
+    assert "has 0.00 GB free, the checkpoints and the end of this stage take 0.00 GB: free some space" in output
     assert names(tmp_path / "run") == []
 
 
@@ -115,9 +111,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_goes_on(
-    world, small_disk, capsys
-):
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_goes_on(world, small_disk, capsys):
     options = ["--stage.max_steps=6", "--checkpoint_every_n_steps=1", "--benchmark.at_stage_end=false"]
     folder = small_disk / "run"
     status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_every_n_steps=1")

@@ -97,17 +97,12 @@ def test_an_optimizer_by_its_class_path_gets_the_stages_groups(world, tmp_path, 
 
     monkeypatch.setattr(torch.optim.SGD, "__init__", noted)
     sgd = "{class_path: torch.optim.SGD, init_args: {lr: 0.5, momentum: 0.9}}"
-    run = world.fit(
-        tmp_path / "run", f"--stage.optimizer={sgd}", "--stage.lr_llm=null", "--stage.max_steps=1"
-    )
+    run = world.fit(tmp_path / "run", f"--stage.optimizer={sgd}", "--stage.lr_llm=null", "--stage.max_steps=1")
     ((groups, options),) = made
     assert {name.split("/")[0] for name, _ in groups} == {"vision", "connector"}
     assert {lr for _, lr in groups} == {1e-3}, "the stage's, not the default of init_args"
     assert options["momentum"] == 0.9
-    assert (
-        json.loads((run / "hf/stage.json").read_text())["settings"]["optimizer"]["class_path"]
-        == "torch.optim.SGD"
-    )
+    assert json.loads((run / "hf/stage.json").read_text())["settings"]["optimizer"]["class_path"] == "torch.optim.SGD"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +124,5 @@ def test_a_metric_by_its_import_path_scores_a_custom_dataset(world, own, capsys)
     assert world.run("test", f"--run_dir={own / 'run'}", metrics) == 0
     results = json.loads((own / "run/results.json").read_text())
     assert results["benchmarks"]["held"] == {"num": 5, "always": 1.0, "exact_match": 0.0}
-    assert (
-        world.run("test", f"--run_dir={own / 'run2'}", "--benchmark.metrics=[own_parts_of_mine.torch]") == 1
-    )
+    assert world.run("test", f"--run_dir={own / 'run2'}", "--benchmark.metrics=[own_parts_of_mine.torch]") == 1
     assert "is no Metric but a module" in capsys.readouterr().err

@@ -33,9 +33,7 @@ def test_a_recipe_names_it_for_all_its_stages(world, tmp_path):
         stage = yaml.safe_load((world.root / "stage.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**stage, "name": name, "max_steps": 1}))
     (tmp_path / "small.yaml").write_text("{type: perceiver, depth: 1, num_latents: 3}")
-    stages = [
-        {"stage": f"{name}.yaml", "data": str(world.root / "data.yaml")} for name in ("first", "second")
-    ]
+    stages = [{"stage": f"{name}.yaml", "data": str(world.root / "data.yaml")} for name in ("first", "second")]
     recipe = {"model": str(world.root / "model.yaml"), "connector": "small.yaml", "stages": stages}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     from alignvlm_pl.cli import main
@@ -68,9 +66,7 @@ def test_the_read_stage_follows_joined_squares(world, tmp_path):
 )
 def test_a_wrong_one_is_refused_in_one_line(world, tmp_path, capsys, option, message):
     assert world.run("fit", "--run_dir", tmp_path / "run", option) == 1
-    errors = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))
-    ]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))]
     assert len(errors) == 1
     assert message in errors[0]
 

@@ -43,17 +43,13 @@ def test_a_fresh_stage_starts_at_the_entropy_and_a_resumed_one_is_left_alone(wor
     entropy = scalars(fresh, "connector/entropy")
     assert set(entropy) == {0, 2}
     assert entropy[0] == pytest.approx(2.5, abs=2e-3)  # the batch has fewer tokens than either takes
-    assert scalars(fresh, "connector/effective_vocabulary")[0] == pytest.approx(
-        2.71828 ** entropy[0], rel=1e-3
-    )
+    assert scalars(fresh, "connector/effective_vocabulary")[0] == pytest.approx(2.71828 ** entropy[0], rel=1e-3)
     assert -1 <= scalars(fresh, "connector/token_cosine")[2] <= 1
     assert 0 < scalars(fresh, "connector/max_weight")[2] <= 1
 
     caplog.clear()
     plain = world.fit(tmp_path / "plain", "--stage.max_steps=1")
-    late = world.fit(
-        tmp_path / "late", *options, "--stage.max_steps=2", "--ckpt_path", plain / "checkpoints/last.ckpt"
-    )
+    late = world.fit(tmp_path / "late", *options, "--stage.max_steps=2", "--ckpt_path", plain / "checkpoints/last.ckpt")
     assert "calibrated" not in caplog.text
     assert "calibration" not in json.loads((late / "hf/stage.json").read_text())
     resumed = world.fit(
@@ -61,9 +57,7 @@ def test_a_fresh_stage_starts_at_the_entropy_and_a_resumed_one_is_left_alone(wor
     )
     assert "calibrated" not in caplog.text
     assert json.loads((resumed / "hf/stage.json").read_text())["calibration"] == record
-    assert float(load_file(resumed / "hf/model.safetensors")[GAIN].mean()) == pytest.approx(
-        record["gain"], abs=5e-3
-    )
+    assert float(load_file(resumed / "hf/model.safetensors")[GAIN].mean()) == pytest.approx(record["gain"], abs=5e-3)
 
 
 @pytest.mark.slow
@@ -110,9 +104,7 @@ def main(folder: Path) -> None:
     collator = Collator(processor=module.processor)
 
     def batch(*, pictured: bool) -> Any:
-        content: list[dict[str, Any]] = [{"type": "image", "index": 0}] * pictured + [
-            {"type": "text", "text": "?"}
-        ]
+        content: list[dict[str, Any]] = [{"type": "image", "index": 0}] * pictured + [{"type": "text", "text": "?"}]
         answered = {"role": "assistant", "content": [{"type": "text", "text": "ab"}]}
         sample = Sample(
             key="0",
@@ -132,9 +124,7 @@ def main(folder: Path) -> None:
         def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
             logged.setdefault(step or 0, []).extend(name for name in metrics if name.startswith("connector/"))
 
-    stage = Stage(
-        name="all", lr_vision=1e-3, lr_connector=1e-3, lr_llm=1e-3, calibrate={"target_entropy": 2.0}
-    )
+    stage = Stage(name="all", lr_vision=1e-3, lr_connector=1e-3, lr_llm=1e-3, calibrate={"target_entropy": 2.0})
     module.begin_stage(stage)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -39,9 +39,7 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture(scope="module")
 def processor() -> AlignVLMProcessor:
     tiling = {"tile_height": TILE_PX, "tile_width": TILE_PX, "max_tiles": 4}
-    return AlignVLMProcessor(
-        tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml"
-    )
+    return AlignVLMProcessor(tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +60,7 @@ def pairs(tmp_path_factory) -> Path:
 def left_out(reason: str, *kinds: str, key: str = TARGET) -> Outcome:
     """Skipped in training, named in evaluation, found by `verify`."""
     keys = KEYS if key in KEYS else sorted(key if old == TARGET else old for old in KEYS)
-    return Outcome(
-        skipped={"made": {reason: 1}}, bad=[(key, reason)], verify=list(kinds or (reason,)), keys=keys
-    )
+    return Outcome(skipped={"made": {reason: 1}}, bad=[(key, reason)], verify=list(kinds or (reason,)), keys=keys)
 
 
 def stops(message: str, *kinds: str) -> Outcome:
@@ -144,9 +140,7 @@ INDEXED_PAIRS: dict[str, Outcome | str] = {
 # With the manifest and the index of before, where size and places are the same.
 SAME_PLACE = {
     "picture of another size": left_out("size_mismatch"),
-    "key of another shard": stops(
-        rf"{SHARD} is damaged at sample 1 of 4, byte 2560 \(found {KEYS[0]} in its place"
-    ),
+    "key of another shard": stops(rf"{SHARD} is damaged at sample 1 of 4, byte 2560 \(found {KEYS[0]} in its place"),
 }
 MAY_FOLLOW = ("wrong_index", "wrong_picture", "wrong_count", "repeated_key")
 TRUNCATED = rf"{SHARD} is truncated: expected 20480 bytes, found "
@@ -162,12 +156,8 @@ DAMAGED = {
     "cut in the end mark": stops(TRUNCATED + "10752", "wrong_size", "cut_at_end"),
     "cut to nothing": stops(TRUNCATED + "0", "wrong_size", "cut_at_member", *LOST[1:]),
     "zeros from a sample on": stops(SECOND + "nothing but zeros in its place", "wrong_sha256", *LOST[1:]),
-    "zeros from a member on": stops(
-        SECOND + rf"nothing but zeros after {TARGET}\.json\)", "wrong_sha256", *LOST
-    ),
-    "zeros in the last picture": left_out(
-        "undecodable_image", "wrong_sha256", "undecodable_image", key=KEYS[7]
-    ),
+    "zeros from a member on": stops(SECOND + rf"nothing but zeros after {TARGET}\.json\)", "wrong_sha256", *LOST),
+    "zeros in the last picture": left_out("undecodable_image", "wrong_sha256", "undecodable_image", key=KEYS[7]),
     "zeroed header": stops(
         SECOND + "byte 2560: a header of zeros in the middle", "wrong_sha256", "zeroed_header", *LOST[1:]
     ),
@@ -175,9 +165,7 @@ DAMAGED = {
         rf"{SHARD} is damaged at sample 3 of 4, byte 7680 \(byte 8704: a header of zeros in the middle",
         *("wrong_sha256", "zeroed_header", "not_a_sample", "wrong_index"),
     ),
-    "garbage header": stops(
-        SECOND + "byte 2560: broken header here", "wrong_sha256", "bad_header", *LOST[1:]
-    ),
+    "garbage header": stops(SECOND + "byte 2560: broken header here", "wrong_sha256", "bad_header", *LOST[1:]),
     "garbage first header": stops(FIRST + "byte 0: broken header", "wrong_sha256", "bad_header", *LOST[1:]),
     "size below zero": stops(
         SECOND + "byte 3584: broken header after this member .a member of -512 bytes",

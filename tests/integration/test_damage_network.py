@@ -26,9 +26,7 @@ CUT = "cut"
 @pytest.fixture(scope="module")
 def processor() -> AlignVLMProcessor:
     tiling = {"tile_height": TILE_PX, "tile_width": TILE_PX, "max_tiles": 4}
-    return AlignVLMProcessor(
-        tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml"
-    )
+    return AlignVLMProcessor(tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml")
 
 
 @pytest.fixture

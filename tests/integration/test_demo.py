@@ -70,7 +70,5 @@ def test_demo_and_its_reproduction(tmp_path: Path) -> None:
     assert reproduced["benchmarks"] == results["benchmarks"]
 
     predictions = str(run / "trained/predictions/heldout-forms.jsonl")
-    answers, expected = json.loads(
-        _run(tmp_path, "-c", FRESH, str(final / "hf"), predictions).splitlines()[-1]
-    )
+    answers, expected = json.loads(_run(tmp_path, "-c", FRESH, str(final / "hf"), predictions).splitlines()[-1])
     assert answers == expected

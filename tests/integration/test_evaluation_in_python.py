@@ -125,9 +125,7 @@ def test_fast_dev_run_evaluates_a_batch_and_leaves_nothing(root, tmp_path):
 def test_metrics_of_validation_drive_checkpoints_and_early_stopping(root, tmp_path):
     best = ModelCheckpoint(tmp_path, monitor="bench_subset/held/anls", mode="max", filename="{step}")
     stop = EarlyStopping("val/held/loss", mode="min", min_delta=1e6, patience=1)
-    fitted = fit(
-        root, tmp_path, evaluation(every_n_steps=1, subset=3), best, stop, steps=5, enable_checkpointing=True
-    )
+    fitted = fit(root, tmp_path, evaluation(every_n_steps=1, subset=3), best, stop, steps=5, enable_checkpointing=True)
     assert fitted.global_step == 2  # the first validation is the best, the second ends the run
     assert float(best.best_model_score) == fitted.callback_metrics["bench_subset/held/anls"]
     assert Path(best.best_model_path).is_file()
@@ -143,11 +141,7 @@ def test_a_subset_has_tags_and_files_of_its_own_at_its_step(root, tmp_path):
     assert names == ["held-step000002.jsonl", "held-step000003.jsonl"], "every two steps and at the end"
     rows = (tmp_path / "csv/metrics.csv").read_text().splitlines()
     header = rows[0].split(",")
-    steps = [
-        row.split(",")[header.index("step")]
-        for row in rows[1:]
-        if row.split(",")[header.index("val/held/loss")]
-    ]
+    steps = [row.split(",")[header.index("step")] for row in rows[1:] if row.split(",")[header.index("val/held/loss")]]
     assert steps == ["2", "3"]
     assert not (tmp_path / "results.json").exists()
     whole = fit(root, tmp_path / "whole", evaluation(subset=5))
@@ -155,9 +149,7 @@ def test_a_subset_has_tags_and_files_of_its_own_at_its_step(root, tmp_path):
 
 
 @pytest.mark.parametrize(("val", "steps"), [(False, [2]), (True, [1, 2])])
-def test_without_an_interval_benchmarks_wait_for_the_last_step_unless_there_are_losses(
-    root, tmp_path, val, steps
-):
+def test_without_an_interval_benchmarks_wait_for_the_last_step_unless_there_are_losses(root, tmp_path, val, steps):
     trained = module(root)
     trained.begin_stage(Stage(name="hand", epochs=2, **RATES))
     watched = {"held": root / "held"} if val else {}
@@ -203,9 +195,7 @@ def test_metrics_of_a_tested_checkpoint_stand_at_its_step(root, tmp_path):
     fit(root, tmp_path, steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "state.ckpt")
     logger = CSVLogger(tmp_path, name="csv", version="")
     tester = trainer(tmp_path / "test", evaluation(), logger=logger)
-    (_, scores) = tester.test(
-        module(root), datamodule=data(root), ckpt_path=tmp_path / "state.ckpt", verbose=False
-    )
+    (_, scores) = tester.test(module(root), datamodule=data(root), ckpt_path=tmp_path / "state.ckpt", verbose=False)
     assert scores["step"] == 2
     header, row = (tmp_path / "csv/metrics.csv").read_text().splitlines()
     assert row.split(",")[header.split(",").index("step")] == "2"

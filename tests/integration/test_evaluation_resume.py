@@ -24,9 +24,7 @@ def start(*options: Any) -> subprocess.Popen:
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, options)]
     # A group of its own, so that the ranks it starts are killed with it.
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def finish(*options: Any) -> str:

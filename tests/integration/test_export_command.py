@@ -49,9 +49,7 @@ def test_what_cannot_be_exported_is_refused(trained, tmp_path, capsys):
     assert "name the config.yaml of the run with --config" in error(alone, out)
     assert main(["export", str(alone), str(out), "--config", str(trained / "config.yaml")]) == 0
     alone.unlink()
-    assert "last.ckpt is missing: the run has saved no checkpoint yet" in error(
-        alone.parent.parent, out / "2"
-    )
+    assert "last.ckpt is missing: the run has saved no checkpoint yet" in error(alone.parent.parent, out / "2")
     torch.save({"state_dict": {}}, alone)
     assert "does not say what it is" in error(alone, out / "2", "--config", trained / "config.yaml")
     alone.write_bytes(b"cut")

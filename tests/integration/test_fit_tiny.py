@@ -72,9 +72,7 @@ def test_fit_leaves_config_checkpoint_events_predictions_and_weights(trained):
     assert written >= (trained / "checkpoints/last.ckpt").stat().st_mtime_ns
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["stage"]["max_steps"] == 3
-    assert config["trainer"]["max_steps"] == -1, (
-        "derived values are not saved, or the config could not be used again"
-    )
+    assert config["trainer"]["max_steps"] == -1, "derived values are not saved, or the config could not be used again"
 
 
 def test_the_table_of_parts_is_printed_once_and_logged(world, tmp_path, caplog):
@@ -124,9 +122,7 @@ def test_saved_config_scores_the_checkpoint_and_the_exported_weights_alike(train
     assert results["checkpoint"]["benchmarks"]["held"]["num"] == 5
     assert 0 < results["checkpoint"]["loss"]["held"] < results["untrained"]["loss"]["held"]
     assert len((tmp_path / "checkpoint/predictions/held.jsonl").read_text().splitlines()) == 5
-    assert yaml.safe_load((trained / "config.yaml").read_text())["ckpt_path"] is None, (
-        "test overwrote fit's config"
-    )
+    assert yaml.safe_load((trained / "config.yaml").read_text())["ckpt_path"] is None, "test overwrote fit's config"
 
 
 def test_scoring_without_weights_is_said_aloud(world, tmp_path, caplog):
@@ -155,12 +151,8 @@ def test_loss_falls_on_one_batch(world, tmp_path):
 
 
 @pytest.mark.parametrize(("table", "trained_parts"), FREEZE_TABLES)
-def test_one_step_changes_what_the_stage_trains_and_nothing_else(
-    world, tmp_path, caplog, table, trained_parts
-):
-    folder = world.fit(
-        tmp_path / "run", "--stage.max_steps=1", "--trainer.enable_progress_bar=false", *rates(table)
-    )
+def test_one_step_changes_what_the_stage_trains_and_nothing_else(world, tmp_path, caplog, table, trained_parts):
+    folder = world.fit(tmp_path / "run", "--stage.max_steps=1", "--trainer.enable_progress_bar=false", *rates(table))
     for part, attribute in PARTS.items():  # gradients that nobody uses would still be computed and averaged
         frozen = re.search(rf"^{part} +[\d,]+ +0 +frozen", caplog.text, flags=re.MULTILINE)
         assert (frozen is None) == (attribute in trained_parts)
@@ -200,9 +192,7 @@ def test_accumulation_of_unequal_micro_batches_equals_one_large_batch(world, tmp
         assert losses(other, "train/gradient_norm") == pytest.approx(norms, rel=1e-5)
         for name, value in weights(other).items():
             # Adam's first steps magnify rounding where a gradient is all but zero. Measured: 2e-7, at lr 1e-3.
-            torch.testing.assert_close(
-                value, expected[name], rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_each_step_divides_by_its_own_tokens(world, tmp_path):
@@ -293,9 +283,7 @@ def test_a_stage_refuses_a_parent_of_another_name(world, trained, tmp_path, caps
     assert not (tmp_path / "run/hf").exists()
 
 
-def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same_step(
-    world, tmp_path, monkeypatch
-):
+def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same_step(world, tmp_path, monkeypatch):
     from alignvlm_pl.training.module import AlignVLMModule
 
     options = ["--stage.max_steps=4", "--checkpoint_every_n_steps=1"]
@@ -305,9 +293,7 @@ def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same
     cut = torch.load(folder / "checkpoints/last.ckpt")
     assert cut["global_step"] == 2
     calls, step = [], AlignVLMModule.training_step
-    monkeypatch.setattr(
-        AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch)
-    )
+    monkeypatch.setattr(AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch))
     world.fit(folder, *options)
     assert len(calls) == 2 * 2, "two steps of two micro batches were left"
     assert json.loads((folder / "hf/stage.json").read_text())["steps"] == 4

@@ -24,9 +24,7 @@ def with_callback(world: Any, folder: Path, kind: type) -> str:
     """Option that adds a callback of this file."""
     cpu = yaml.safe_load((world.root / "cpu.yaml").read_text())
     path = folder / "callbacks.yaml"
-    path.write_text(
-        yaml.safe_dump({**cpu, "callbacks": [{"class_path": f"{kind.__module__}.{kind.__name__}"}]})
-    )
+    path.write_text(yaml.safe_dump({**cpu, "callbacks": [{"class_path": f"{kind.__module__}.{kind.__name__}"}]}))
     return f"--trainer={path}"
 
 

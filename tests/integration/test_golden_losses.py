@@ -80,9 +80,7 @@ def train(name: str, folder: Path) -> list[float]:
     from datamodules.loading.steps import with_steps
 
     class StepLosses(pl.Callback):
-        def on_train_batch_end(
-            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
-        ) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
             sums[index // ACCUMULATE] += outputs["loss"]
 
     sums = torch.zeros(STEPS, dtype=torch.float64)
@@ -103,17 +101,13 @@ def train(name: str, folder: Path) -> list[float]:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.fit(
-        module, train_dataloaders=DataLoader(list(with_steps(batches(module), ACCUMULATE)), batch_size=None)
-    )
+    trainer.fit(module, train_dataloaders=DataLoader(list(with_steps(batches(module), ACCUMULATE)), batch_size=None))
     assert trainer.global_step == STEPS
     return sums.tolist()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore:.*val_dataloader", "ignore:.*does not have many workers"
-)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*val_dataloader", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("name", STAGES)
 def test_training_losses_are_the_committed_ones(name, tmp_path):
     expected = json.loads(GOLDEN.read_text())[name]

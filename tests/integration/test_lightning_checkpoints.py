@@ -32,10 +32,7 @@ def test_the_best_checkpoint_by_a_metric_comes_beside_ours(world, tmp_path):
     folder = world.fit(tmp_path / "run", with_callbacks(world, tmp_path, ModelCheckpoint=best))
     assert names(folder) == ["best.ckpt", "last.ckpt", "step00000003.ckpt"]
     # It is whole: the run can be resumed from it, and tested.
-    assert (
-        world.run("test", "--run_dir", tmp_path / "test", f"--ckpt_path={folder / 'checkpoints/best.ckpt'}")
-        == 0
-    )
+    assert world.run("test", "--run_dir", tmp_path / "test", f"--ckpt_path={folder / 'checkpoints/best.ckpt'}") == 0
 
 
 def test_checkpoints_by_the_clock(world, tmp_path):
@@ -44,9 +41,7 @@ def test_checkpoints_by_the_clock(world, tmp_path):
     assert {"clock-step=1.ckpt", "clock-step=2.ckpt", "clock-step=3.ckpt"} <= set(names(folder))
 
 
-def test_early_stopping_ends_a_stage_which_is_exported_and_not_trained_on(
-    world, tmp_path, caplog, monkeypatch
-):
+def test_early_stopping_ends_a_stage_which_is_exported_and_not_trained_on(world, tmp_path, caplog, monkeypatch):
     from alignvlm_pl.training.module import AlignVLMModule
 
     stop = {
@@ -66,9 +61,7 @@ def test_early_stopping_ends_a_stage_which_is_exported_and_not_trained_on(
     (folder / "hf/stage.json").unlink()  # killed before the export
     calls: list[int] = []
     step = AlignVLMModule.training_step
-    monkeypatch.setattr(
-        AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch)
-    )
+    monkeypatch.setattr(AlignVLMModule, "training_step", lambda self, *batch: calls.append(1) or step(self, *batch))
     caplog.set_level(logging.INFO)
     world.fit(folder, *options)
     assert calls == []

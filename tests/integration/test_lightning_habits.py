@@ -45,9 +45,7 @@ def test_limit_train_batches_ends_an_epoch(world, tmp_path):
     options = ["--stage.max_steps=null", "--stage.epochs=2", "--trainer.limit_train_batches=4"]
     run = world.fit(tmp_path / "run", *options)
     steps = keys_by_step(run)
-    assert [len(batches) for batches in steps] == [2, 2, 2, 2], (
-        "two epochs of four batches, two of them a step"
-    )
+    assert [len(batches) for batches in steps] == [2, 2, 2, 2], "two epochs of four batches, two of them a step"
 
 
 @pytest.mark.parametrize(
@@ -105,9 +103,7 @@ def test_print_config_of_a_recipe_shows_all_its_stages(capsys):
     stages = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [stage["stage"]["name"] for stage in stages] == ["read", "documents", "instruct"]
     assert [Path(stage["run_dir"]).name for stage in stages] == ["1-read", "2-documents", "3-instruct"]
-    assert {stage["trainer"]["log_every_n_steps"] for stage in stages} == {10}, (
-        "enough points for a short stage"
-    )
+    assert {stage["trainer"]["log_every_n_steps"] for stage in stages} == {10}, "enough points for a short stage"
 
 
 def test_print_config_of_nothing_is_a_template(capsys):

@@ -34,9 +34,7 @@ def recipe_run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lora")
     stage(world, root / "whole.yaml", name="whole", lora=None, lr_llm=1e-3)
     stage(world, root / "adapter.yaml", name="adapter", parent="whole")
-    stage(
-        world, root / "after.yaml", name="after", parent="adapter", lora=None, lr_llm=1e-12, lr_connector=None
-    )
+    stage(world, root / "after.yaml", name="after", parent="adapter", lora=None, lr_llm=1e-12, lr_connector=None)
     recipe = {"model": str(world.root / "model.yaml"), "data": str(world.root / "data.yaml")}
     recipe |= {"trainer": str(world.root / "cpu.yaml"), "benchmark": {"at_stage_end": False}}
     recipe |= {"stages": [{"stage": f"{name}.yaml"} for name in ("whole", "adapter", "after")]}
@@ -53,9 +51,7 @@ def test_the_base_is_bit_identical_and_the_exported_weights_are_merged(recipe_ru
     for name, value in before.items():
         if name.startswith("connector."):
             continue
-        kept = trained[
-            "model." + (name.replace(".weight", ".base_layer.weight") if is_adapted(name) else name)
-        ]
+        kept = trained["model." + (name.replace(".weight", ".base_layer.weight") if is_adapted(name) else name)]
         assert torch.equal(kept, value), name
         assert torch.equal(merged[name], value) == (not is_adapted(name)), name
         if is_adapted(name):
@@ -77,9 +73,7 @@ def test_the_adapter_lies_beside_the_merged_model_in_pefts_layout(recipe_run):
 
 
 def test_the_next_stage_starts_from_the_merged_weights(recipe_run):
-    merged, after = (
-        load_file(recipe_run / f"{name}/hf/model.safetensors") for name in ("2-adapter", "3-after")
-    )
+    merged, after = (load_file(recipe_run / f"{name}/hf/model.safetensors") for name in ("2-adapter", "3-after"))
     # A rate of all but zero.
     assert all(torch.allclose(value, after[name], rtol=0, atol=1e-7) for name, value in merged.items())
 
@@ -149,9 +143,7 @@ def test_a_four_bit_base_trains_resumes_and_merges(world, tmp_path, monkeypatch,
     pytest.importorskip("bitsandbytes")
     from alignvlm_pl.cli import main
 
-    monkeypatch.setattr(
-        "alignvlm_pl.training.lora._check_4bit", lambda part: None
-    )  # its own CPU code will do here
+    monkeypatch.setattr("alignvlm_pl.training.lora._check_4bit", lambda part: None)  # its own CPU code will do here
     settings = {"llm": {"r": 4, "load_in_4bit": True}}
     options = [
         f"--stage={stage(world, tmp_path / 'stage.yaml', lora=settings)}",

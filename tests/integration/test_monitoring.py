@@ -70,8 +70,7 @@ def test_rates_norms_and_learning_rates_of_each_part_are_logged(world, tmp_path)
     assert found["lr/llm"][0] == pytest.approx(found["lr/vision"][0] / 2)
     assert found["lr/connector"] == found["lr/vision"]
     ratio = [
-        tokens / tiles
-        for tokens, tiles in zip(found["perf/tokens_per_s"], found["perf/tiles_per_s"], strict=True)
+        tokens / tiles for tokens, tiles in zip(found["perf/tokens_per_s"], found["perf/tiles_per_s"], strict=True)
     ]
     # 16 tokens a tile and some text; the first step's four samples have 212 tokens and 6 tiles.
     assert ratio[0] == pytest.approx(212 / 6, rel=1e-5)

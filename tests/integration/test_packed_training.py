@@ -161,10 +161,7 @@ def test_the_readout_of_packed_rows_is_that_of_their_documents(tmp_path):
         )
         losses.append(module.readout.loss(module.net.config, log_probs, batch))
         pages.append(
-            [
-                None if page is None else page[1]
-                for page in module.readout.pages(module.net.config, log_probs, batch)
-            ]
+            [None if page is None else page[1] for page in module.readout.pages(module.net.config, log_probs, batch)]
         )
     assert torch.equal(losses[0].document_sums, losses[1].document_sums)
     assert losses[0].document_supervised.tolist() == losses[1].document_supervised.tolist()

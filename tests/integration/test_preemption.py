@@ -78,9 +78,7 @@ def test_a_signal_anywhere_leaves_with_85_and_nothing_is_trained_twice(tmp_path)
         {"place": "step", "stage": "3-third", "step": 2},  # the last one
     ]
     output = stopped(tmp_path, places, [], world=1, stages=3)
-    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 3)], (
-        "that while saving adds no stop"
-    )
+    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 3)], "that while saving adds no stop"
 
 
 @pytest.mark.slow

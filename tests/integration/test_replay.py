@@ -133,9 +133,7 @@ def test_a_killed_run_that_resumes_has_each_step_once_and_the_same(world, whole,
 @pytest.mark.slow
 def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--stage.global_batch_size=8"]
-    options = world.options(
-        *two, "--benchmark.at_stage_end=false", "--stage.max_steps=2", "--run_dir", tmp_path
-    )
+    options = world.options(*two, "--benchmark.at_stage_end=false", "--stage.max_steps=2", "--run_dir", tmp_path)
     done = process("cli.py", "fit", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     found = replay(capsys, tmp_path, 1)
@@ -213,9 +211,7 @@ def test_bad_input_is_told(whole, tmp_path, capsys):
 
 def test_changed_data_and_settings_are_refused(world, tmp_path, capsys):
     shutil.copytree(world.root / "train", tmp_path / "set")
-    folder = world.fit(
-        tmp_path / "run", "--stage.max_steps=1", f"--data.init_args.train=[{tmp_path / 'set'}]"
-    )
+    folder = world.fit(tmp_path / "run", "--stage.max_steps=1", f"--data.init_args.train=[{tmp_path / 'set'}]")
     path = next(iter((tmp_path / "set").glob("*2.tar")))
     content = path.read_bytes()
     path.write_bytes(content.replace(b"what?", b"when?"))

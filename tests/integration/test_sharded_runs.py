@@ -76,9 +76,7 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, 
     model.save_pretrained(tmp_path / "again")
     for name in ("model.safetensors", "generation_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (run / "hf" / name).read_bytes(), name
-    configs = [
-        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again", run / "hf")
-    ]
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again", run / "hf")]
     assert configs[0]["architectures"] == configs[1]["architectures"]
     assert configs[0]["dtype"] == configs[1]["dtype"]
     assert all(torch.isfinite(value).all() for value in weights.values())

@@ -68,9 +68,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_two_processes_with_two_workers_share_every_epoch(tmp_path):
     turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with ShardWriter(
-        tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3
-    ) as out:
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3) as out:
         for _ in range(24):
             out.add({"messages": [turn]}, [], [])
     expected = Counter(f"set-{number:08d}" for number in range(load_manifest(tmp_path / "set").num_samples))
@@ -78,10 +76,7 @@ def test_two_processes_with_two_workers_share_every_epoch(tmp_path):
     script.write_text(RANK)
     command = [sys.executable, str(script), str(tmp_path / "set")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=env)
-        for rank in range(2)
-    ]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=env) for rank in range(2)]
     outputs = [process.communicate(timeout=240)[0] for process in ranks]
     results = [json.loads(output) for output in outputs]
     for epoch in range(2):

@@ -26,9 +26,7 @@ def write_recipe(world: Any, root: Path, devices: int) -> Path:
     base = {"lr_connector": 1e-3, "global_batch_size": 4, "max_steps": 3}
     stages = {"one": {}, "two": {"lr_vision": 1e-3, "lr_llm": 1e-3}, "three": {"lr_llm": 1e-3}}
     cpu = yaml.safe_load((world.root / "cpu.yaml").read_text())
-    cpu["callbacks"] = [
-        {"class_path": f"tests.drills.{name}"} for name in ("recorder.Recorder", "killer.Killer")
-    ]
+    cpu["callbacks"] = [{"class_path": f"tests.drills.{name}"} for name in ("recorder.Recorder", "killer.Killer")]
     cpu |= {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     files: dict[str, Any] = {"model": model, "cpu": cpu, "benchmark": {"at_stage_end": False}}
     parents = dict(zip(STAGES[1:], STAGES, strict=False))
@@ -106,9 +104,7 @@ def check(world: Any, root: Path, points: list[str], *, devices: int) -> None:
     for point in points:
         status = run(recipe, broken, kill_at=point)
         assert status == -signal.SIGKILL, f"{point}: {status}; {(root / 'broken.log').read_text()[-3000:]}"
-        finished |= {
-            path: finished.get(path, path.stat().st_mtime_ns) for path in broken.glob("*/hf/stage.json")
-        }
+        finished |= {path: finished.get(path, path.stat().st_mtime_ns) for path in broken.glob("*/hf/stage.json")}
     assert run(recipe, broken) == 0, (root / "broken.log").read_text()[-3000:]
     for path, written in finished.items():
         assert path.stat().st_mtime_ns == written, "a finished stage was run again"

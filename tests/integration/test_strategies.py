@@ -140,9 +140,7 @@ def fit(
     assert is_sharded(module.net) == (kind == "fsdp")
     tensors = module.net.state_dict(keep_vars=True)
     state = {key: full_tensor(value).detach().clone() for key, value in tensors.items()}
-    gradients = {
-        key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None
-    }
+    gradients = {key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
     return {**output, "state": state, "gradients": gradients}
 
 
@@ -154,9 +152,7 @@ def main(kind: str, folder: Path) -> None:
     found["unbroken"] = fit(folder, kind, "no vision", steps=TWICE, save=folder / f"{kind}.ckpt")
     sources = {"ddp": ["ddp"], "fsdp": ["fsdp", "ddp"], "one": ["fsdp"]}[kind]
     for source in sources:
-        found[f"from {source}"] = fit(
-            folder, kind, "no vision", steps=TWICE, resume=folder / f"{source}.ckpt"
-        )
+        found[f"from {source}"] = fit(folder, kind, "no vision", steps=TWICE, resume=folder / f"{source}.ckpt")
     if kind == "fsdp":
         parts = {"activation_checkpointing": ["vision", "llm"], "compile": ["vision", "connector", "llm"]}
         acceleration._COMPILE_BACKEND = "eager"
@@ -271,9 +267,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(runs, kind):
 def test_a_run_goes_on_from_another_strategys_checkpoint(runs, kind, source):
     whole = runs["one"][0]["unbroken"]
     for rank in runs[kind]:
-        assert_near(
-            rank[f"from {source}"], {**whole, "losses": whole["losses"][2:], "norms": whole["norms"][2:]}
-        )
+        assert_near(rank[f"from {source}"], {**whole, "losses": whole["losses"][2:], "norms": whole["norms"][2:]})
 
 
 @pytest.mark.slow

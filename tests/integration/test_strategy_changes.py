@@ -56,6 +56,4 @@ def test_a_stopped_run_goes_on_under_any_strategy(tmp_path):
     weights = [load_file(tmp_path / run / STAGE / "hf/model.safetensors") for run in ("changed", "whole")]
     for name, value in weights[1].items():
         if not name.endswith("k_proj.bias"):  # a gradient of rounding alone, of which Adam makes whole steps
-            torch.testing.assert_close(
-                weights[0][name], value, rtol=0, atol=6e-7, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(weights[0][name], value, rtol=0, atol=6e-7, msg=lambda m, n=name: f"{n}: {m}")

@@ -87,14 +87,10 @@ def main(name: str, folder: Path) -> None:
     class StepLosses(pl.Callback):
         """Loss of each step, readout included, as this rank's micro batches add to it; tokens' losses, and the log."""
 
-        def on_train_batch_end(
-            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
-        ) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
             step = index // trainer.accumulate_grad_batches
             sums[step] += outputs["loss"]
-            tokens[step] += torch.stack(
-                [outputs["document_loss_sums"].sum(), outputs["document_supervised"].sum()]
-            )
+            tokens[step] += torch.stack([outputs["document_loss_sums"].sum(), outputs["document_supervised"].sum()])
             logged[step] = trainer.callback_metrics.get("train/loss", 0.0)
 
     ranks, size, rows = RUNS[name]
@@ -103,13 +99,9 @@ def main(name: str, folder: Path) -> None:
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.manual_seed(0)
     module = AlignVLMModule(spec=tiny_spec(folder / f"tokenizer-{rank}"))
-    module.begin_stage(
-        Stage(name="all", **RATES, schedule="constant", warmup_share=0.0, readout_weight=READOUT_WEIGHT)
-    )
+    module.begin_stage(Stage(name="all", **RATES, schedule="constant", warmup_share=0.0, readout_weight=READOUT_WEIGHT))
     accumulated = DOCUMENTS // ranks // size
-    batches = list(
-        with_steps(micro_batches(module, rank=rank, ranks=ranks, size=size, rows=rows), accumulated)
-    )
+    batches = list(with_steps(micro_batches(module, rank=rank, ranks=ranks, size=size, rows=rows), accumulated))
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,

@@ -37,9 +37,5 @@ def test_fit_and_bare_loop_are_timed(tmp_path):
         per_tile = found[f"{case}_fit_tokens_per_s"] / found[f"{case}_fit_tiles_per_s"]
         assert 16 < per_tile < 16 + 80
     assert found["2_tiles_auto_vision_work_share"] > found["1_tiles_auto_vision_work_share"]
-    assert found["fit_over_bare"] == min(
-        found["1_tiles_auto_fit_over_bare"], found["2_tiles_auto_fit_over_bare"]
-    )
-    assert "1_tiles_ddp_fit_over_bare" not in found, (
-        "the bare loop must not run on modules that DDP has wrapped"
-    )
+    assert found["fit_over_bare"] == min(found["1_tiles_auto_fit_over_bare"], found["2_tiles_auto_fit_over_bare"])
+    assert "1_tiles_ddp_fit_over_bare" not in found, "the bare loop must not run on modules that DDP has wrapped"

@@ -23,9 +23,7 @@ def test_two_processes_train_and_score_like_one(world, tmp_path):
     """A step takes all 16 samples, as 2 x 8 or 1 x 16; five to score are uneven over two ranks, none counts twice."""
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--benchmark.subset=3"]
-    output = cli(
-        "fit", *world.options(*two, *stage, "--run_dir", tmp_path / "two", "--data.init_args.batch_size=8")
-    )
+    output = cli("fit", *world.options(*two, *stage, "--run_dir", tmp_path / "two", "--data.init_args.batch_size=8"))
     assert output.count("stage all: 2 steps, weights in") == output.count("global batch 16") == 1
     assert "Total length" not in output
     assert "INFO" not in output

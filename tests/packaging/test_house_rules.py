@@ -29,9 +29,7 @@ def test_functions_stay_short() -> None:
     for path in _sources():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80:
-                long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = (
-                    node.end_lineno - node.lineno + 1
-                )
+                long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = node.end_lineno - node.lineno + 1
     assert long == {}
 
 
@@ -55,17 +53,12 @@ def test_test_tree_shadows_no_package() -> None:
         "callbacks",
         "datamodules",
         "datamodules.prepare",
-        *(
-            f"datamodules.prepare.{kind}"
-            for kind in ("cc12m", "bigdocs", "docdownstream", "llava", "vcr", "folder")
-        ),
+        *(f"datamodules.prepare.{kind}" for kind in ("cc12m", "bigdocs", "docdownstream", "llava", "vcr", "folder")),
     ],
 )
 def test_import_stays_light(module: str) -> None:
     program = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
@@ -74,9 +67,7 @@ def test_import_stays_light(module: str) -> None:
 def test_lazy_names_exist() -> None:
     for package in PACKAGES:
         program = f"import {package} as p; [getattr(p, name) for name in p.__all__]; p.no_such_name"
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
         last = done.stderr.strip().splitlines()[-1]
         assert last == f"AttributeError: module '{package}' has no attribute 'no_such_name'", done.stderr
 
@@ -84,8 +75,6 @@ def test_lazy_names_exist() -> None:
 @pytest.mark.slow
 def test_import_rules_are_kept() -> None:
     program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout

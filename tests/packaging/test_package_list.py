@@ -23,11 +23,7 @@ def _lines(text: str) -> list[str]:
 
 def _on_disk() -> set[str]:
     """Name every folder that holds Python code or configurations the way setup.cfg names packages."""
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for name in PACKAGES
-        for path in (ROOT / name).rglob("*.py")
-    }
+    found = {".".join(path.parent.relative_to(ROOT).parts) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     configs = {path.parent.relative_to(ROOT).parts for path in (ROOT / "configs").rglob("*.yaml")}
     return found | {".".join(("alignvlm_pl", *parts)) for parts in configs}
 
@@ -53,9 +49,7 @@ def _canonical(requirement: str) -> str:
 
 def test_every_dependency_is_pinned_exactly(setup_cfg: configparser.ConfigParser) -> None:
     pins = _lines((ROOT / "constraints.txt").read_text(encoding="utf-8"))
-    assert [
-        pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version (<|>=) \"3\.\d+\")?", pin)
-    ] == []
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version (<|>=) \"3\.\d+\")?", pin)] == []
     extras = setup_cfg["options.extras_require"]
     wanted = _lines(setup_cfg["options"]["install_requires"])
     wanted += [line for lines in extras.values() for line in _lines(lines)]

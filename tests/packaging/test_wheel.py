@@ -80,9 +80,7 @@ def test_wheel_holds_every_source_and_config(wheel: Path) -> None:
 def test_wheel_metadata(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     metadata = archive.read(next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))).decode()
-    entry_points = archive.read(
-        next(n for n in archive.namelist() if n.endswith("entry_points.txt"))
-    ).decode()
+    entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
     assert "\nLicense: Apache-2.0\n" in metadata
     assert "\nRequires-Python: <3.13,>=3.10\n" in metadata
     assert "alignvlm = alignvlm_pl.cli:main" in entry_points

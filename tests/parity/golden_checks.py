@@ -218,9 +218,7 @@ def check_due_f1(case, rule, figures):
 
 
 def check_ie_pipeline(case, rule, figures):
-    fields = {"DeepForm": DEEPFORM_FIELDS, "KLC": KLC_FIELDS}.get(
-        case["dataset"], DEEPFORM_FIELDS + KLC_FIELDS
-    )
+    fields = {"DeepForm": DEEPFORM_FIELDS, "KLC": KLC_FIELDS}.get(case["dataset"], DEEPFORM_FIELDS + KLC_FIELDS)
     # The pipeline pairs documents by position; so do these lists.
     counts, answers = [], []
     for place, document in enumerate(case["documents"]):
@@ -228,8 +226,7 @@ def check_ie_pipeline(case, rule, figures):
         counts.append(count_fields(annotate(pairs, fields, rule=rule), document["reference"]))
         meta = {"document": f"{place} {document['name']}", "gold": document["reference"]}
         answers += [
-            EvalSample(key=f"{place}", question=question, prediction=text, meta=meta)
-            for question, text in pairs
+            EvalSample(key=f"{place}", question=question, prediction=text, meta=meta) for question, text in pairs
         ]
     yield from document_figures(counts, figures)
     yield "metric", figures, METRICS["document_f1"].evaluate(answers, rule)["f1"]
@@ -265,16 +262,12 @@ def check_table_corpus(case, rule, figures):
     rows = case["rows"]
     predictions = reload_predictions([row["prediction"] for row in rows])
     changed = [
-        row["index"]
-        for row, text in zip(rows, predictions, strict=True)
-        if text != row["prediction"] or text == "nan"
+        row["index"] for row, text in zip(rows, predictions, strict=True) if text != row["prediction"] or text == "nan"
     ]
     yield "changed", figures.get("rows_changed_by_reload", changed), changed
     metric = METRICS[TABLES[case["dataset"]]]
     answers = [
-        EvalSample(
-            key=str(row["index"]), prediction=text, references=read_references(row["answer"]), meta=row
-        )
+        EvalSample(key=str(row["index"]), prediction=text, references=read_references(row["answer"]), meta=row)
         for row, text in zip(rows, predictions, strict=True)
     ]
     found = metric.evaluate(answers, rule)

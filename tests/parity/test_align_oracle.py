@@ -32,9 +32,7 @@ def layer_norm(x, gain, shift):
 
 def oracle_weights(p, features):
     """Equation 1."""
-    inner = layer_norm(
-        features @ p["w1.weight"].T + p.get("w1.bias", 0.0), p["norm1.weight"], p["norm1.bias"]
-    )
+    inner = layer_norm(features @ p["w1.weight"].T + p.get("w1.bias", 0.0), p["norm1.weight"], p["norm1.bias"])
     scores = layer_norm(inner @ p["w2.weight"].T, p["norm2.weight"], p["norm2.bias"])
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
@@ -66,9 +64,7 @@ def test_outputs(options):
     )
     expected = np.log(weights[..., columns.numpy()])
     np.testing.assert_allclose(output.log_probs.detach().numpy(), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(
-        connector.log_probs(features, columns).detach().numpy(), expected, rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(connector.log_probs(features, columns).detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, {"vocab_rows": 7}])

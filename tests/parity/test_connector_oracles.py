@@ -94,9 +94,7 @@ def test_perceiver_is_its_oracle(projection):
     found = embeds_of(connector, features)
     assert found.shape == (2, 7, 10)
     for tile, embeds in zip(features.numpy(), found, strict=True):
-        expected = linear(
-            perceiver_oracle(tile, weights, depth=3, heads=2, head_dim=5), weights, "projection.0"
-        )
+        expected = linear(perceiver_oracle(tile, weights, depth=3, heads=2, head_dim=5), weights, "projection.0")
         if projection == "mlp2x_gelu":
             expected = linear(gelu(expected), weights, "projection.2")
         np.testing.assert_allclose(embeds, expected, rtol=1e-12, atol=1e-12)
@@ -107,12 +105,8 @@ def test_perceiver_is_idefics_with_its_weights():
     from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
     connector, features, _ = random_connector(PERCEIVER)
-    config = IdeficsConfig(
-        vision_config={"embed_dim": 6}, perceiver_config={"qk_layer_norms_perceiver": False}
-    )
-    other = IdeficsPerceiverResampler(
-        config, embed_dim=6, depth=3, n_heads=2, head_dim=5, n_latents=7
-    ).double()
+    config = IdeficsConfig(vision_config={"embed_dim": 6}, perceiver_config={"qk_layer_norms_perceiver": False})
+    other = IdeficsPerceiverResampler(config, embed_dim=6, depth=3, n_heads=2, head_dim=5, n_latents=7).double()
     other.latents.data.copy_(connector.latents.data)
     other.layer_norm.load_state_dict(connector.norm.state_dict())
     for (attention, inside), layer in zip(other.blocks, connector.layers, strict=True):
@@ -272,9 +266,7 @@ def test_h_reducer_is_its_oracle(window, end):
         for top in range(0, rows * height, height):
             for left in range(0, columns * width, width):
                 cells = picture[top : top + height, left : left + width]  # (height, width, 6)
-                inside = gelu(
-                    np.einsum("oihw,hwi->o", weights["before.weight"], cells) + weights["before.bias"]
-                )
+                inside = gelu(np.einsum("oihw,hwi->o", weights["before.weight"], cells) + weights["before.bias"])
                 mixed = inside.reshape(height, width, 6)
                 token = np.einsum("oihw,hwi->o", weights["reducer.weight"], mixed) + weights["reducer.bias"]
                 expected.append(linear(token, weights, "projection"))
@@ -301,9 +293,7 @@ def convolve(picture, kernel):
     out = np.zeros_like(picture)
     for row in range(rows):
         for column in range(columns):
-            out[row, column] = np.einsum(
-                "hwc,chw->c", padded[row : row + 3, column : column + 3], kernel[:, 0]
-            )
+            out[row, column] = np.einsum("hwc,chw->c", padded[row : row + 3, column : column + 3], kernel[:, 0])
     return out
 
 

@@ -41,8 +41,7 @@ REFERENCES = {
     "mmvet_corpus": VK,
     "mmvet_judge": VK,
     "pope_corpus": VK | {"lmms_eval": "lmms-eval"},
-    "relaxed_accuracy": VK
-    | {"docowl": "docowl", "docowl_pipeline": "docowl-pipeline", "lmms_eval": "lmms-eval"},
+    "relaxed_accuracy": VK | {"docowl": "docowl", "docowl_pipeline": "docowl-pipeline", "lmms_eval": "lmms-eval"},
     "tabfact_exact": DOCOWL,
     "tablevqa_fintabnetqa": VK | {"tablevqabench_original": "official"},
     "tablevqa_vtabfact": VK | {"tablevqabench_original": "official"},
@@ -76,8 +75,7 @@ def read_files():
     if not GOLDENS.is_dir():
         with tarfile.open(COPY) as archive:
             return {
-                Path(member.name).stem: archive.extractfile(member).read().decode()
-                for member in archive.getmembers()
+                Path(member.name).stem: archive.extractfile(member).read().decode() for member in archive.getmembers()
             }
     return {path.stem: path.read_text("utf-8") for path in sorted(GOLDENS.glob("*.jsonl"))}
 
@@ -129,12 +127,8 @@ def wrong_lines(name, text):
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
-            found += (
-                [f"line {number}: {problem}" for problem in problems(name, json.loads(line))] if line else []
-            )
-        except (
-            Exception
-        ) as error:  # the line itself is not of the form that the README of the goldens describes
+            found += [f"line {number}: {problem}" for problem in problems(name, json.loads(line))] if line else []
+        except Exception as error:  # the line itself is not of the form that the README of the goldens describes
             found.append(f"line {number}: {error!r}")
     return found
 

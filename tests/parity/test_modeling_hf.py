@@ -145,9 +145,7 @@ def test_beam_search_repeats_tiles(parts):
         expected = model.generate(**inputs_of(single), **options)
         assert found.sequences[row, -4:].tolist() == expected.sequences[0, -4:].tolist()
         # Scores tell tiles in a wrong order from the right one even where the words are the same.
-        torch.testing.assert_close(
-            found.sequences_scores[row], expected.sequences_scores[0], rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(found.sequences_scores[row], expected.sequences_scores[0], rtol=0, atol=1e-5)
     inputs = {**inputs_of(batch)}
     del inputs["num_tiles"]
     with pytest.raises(DataError, match="needs num_tiles"):
@@ -262,9 +260,7 @@ def test_num_tiles_mismatch_names_sample_and_counts(parts):
     processor, model = parts
     batch = inputs_of(batch_of(processor, [1, 0]))
     batch["num_tiles"] = torch.tensor([2, 2])
-    with pytest.raises(
-        DataError, match=r"sample 0 .* has 16 image placeholders but its 2 tiles give 32 visual tokens"
-    ):
+    with pytest.raises(DataError, match=r"sample 0 .* has 16 image placeholders but its 2 tiles give 32 visual tokens"):
         model(**batch)
     batch["pixel_values"] = None
     with pytest.raises(DataError, match="64 image placeholders but no pixel_values"):
@@ -300,9 +296,7 @@ def test_tokens_per_tile_mismatch(parts):
     batch = batch_of(processor, [1])
     other = copy.deepcopy(model)
     other.config.tokens_per_tile = 9
-    with pytest.raises(
-        DataError, match=r"gave 16 tokens for a tile of \(56, 56\) px, config.tokens_per_tile is 9"
-    ):
+    with pytest.raises(DataError, match=r"gave 16 tokens for a tile of \(56, 56\) px, config.tokens_per_tile is 9"):
         other(**inputs_of(batch))
 
 

@@ -29,9 +29,7 @@ A, OTHER_A, B, C, TEXT = (
 def parts(tmp_path_factory):
     """A processor, and a model with weights so large that a leak would show."""
     torch.manual_seed(0)
-    spec = tiny_spec(
-        tmp_path_factory.mktemp("tokenizer"), connector={"type": "align", "gain_init": 3.0}, tied=False
-    )
+    spec = tiny_spec(tmp_path_factory.mktemp("tokenizer"), connector={"type": "align", "gain_init": 3.0}, tied=False)
     processor = build_processor(spec)
     model = build_model(spec, processor)
     with torch.no_grad():
@@ -166,9 +164,7 @@ def test_packed_batches_hold_whole_documents_and_their_tiles(parts):
     tiles = [item.num_tiles for row in rows for item in row]
     assert batch["document_tiles"].tolist() == tiles
     assert batch["num_tiles"].tolist() == [tiles[0] + tiles[1], tiles[2]]
-    assert torch.equal(
-        batch["pixel_values"], torch.from_numpy(np.concatenate([i.pixels for row in rows for i in row]))
-    )
+    assert torch.equal(batch["pixel_values"], torch.from_numpy(np.concatenate([i.pixels for row in rows for i in row])))
     assert batch["tile_boxes"].tolist() == [box for row in rows for i in row for box in i.tile_boxes.tolist()]
 
 
@@ -212,10 +208,7 @@ def test_flash_attention_is_told_the_bounds_of_the_documents(parts, monkeypatch)
         rows, heads, length, width = query.shape
         groups = module.num_key_value_groups
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        flat = [
-            x.transpose(1, 2).reshape(rows * length, heads, width).transpose(0, 1)
-            for x in (query, key, value)
-        ]
+        flat = [x.transpose(1, 2).reshape(rows * length, heads, width).transpose(0, 1) for x in (query, key, value)]
         bounds = kwargs["cu_seq_lens_q"].tolist()
         assert kwargs["cu_seq_lens_k"].tolist() == bounds
         sizes = [last - first for first, last in pairwise(bounds)]

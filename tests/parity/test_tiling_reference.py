@@ -152,9 +152,7 @@ def ovis_pixels(image, side):
         new_w = side if w >= h else max(1, int(w / h * side))
         new_h = side if h >= w else max(1, int(h / w * side))
         x, y = (side - new_w) // 2, (side - new_h) // 2
-        tile[y : y + new_h, x : x + new_w] = normalised(
-            piece.resize((new_w, new_h), Image.Resampling.BICUBIC)
-        )
+        tile[y : y + new_h, x : x + new_w] = normalised(piece.resize((new_w, new_h), Image.Resampling.BICUBIC))
     return tiles
 
 

@@ -82,9 +82,7 @@ class Cluster:
         self._spawn("slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
-        wait_for(
-            lambda: self.call("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", seconds=60, what="idle nodes"
-        )
+        wait_for(lambda: self.call("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", seconds=60, what="idle nodes")
 
     def start_node(self, node: str) -> None:
         """Start the daemon of a node."""

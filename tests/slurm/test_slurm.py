@@ -147,9 +147,7 @@ def test_of_an_array_the_preempted_task_alone_goes_back(checkout: Checkout) -> N
     checkout.slurm.call("scancel", "--signal=USR1", f"{job}_1")
     for task in ("0", "1"):
         done = checkout.wait(f"{job}_{task}")
-        assert (done["JobState"], done["Restarts"]) == ("COMPLETED", task), checkout.log(done["JobId"])[
-            -3000:
-        ]
+        assert (done["JobState"], done["Restarts"]) == ("COMPLETED", task), checkout.log(done["JobId"])[-3000:]
     weights = [(checkout.root / f"run-{task}/hf/model.safetensors").read_bytes() for task in (0, 1)]
     assert weights[0] != weights[1]
     assert not (checkout.root / "run-%a").exists()

@@ -61,9 +61,7 @@ class Answer(BaseHTTPRequestHandler):
                 return
             data = (self.server.root / match[1]).read_bytes()
             bounds = re.fullmatch(r"bytes=(\d+)-(\d+)", given or "")
-            begin, end = (
-                (int(bounds[1]), min(int(bounds[2]), len(data) - 1)) if bounds else (0, len(data) - 1)
-            )
+            begin, end = (int(bounds[1]), min(int(bounds[2]), len(data) - 1)) if bounds else (0, len(data) - 1)
             place = {
                 "Content-Range": f"bytes {begin}-{end}/{len(data)}",
                 "X-Repo-Commit": COMMIT,

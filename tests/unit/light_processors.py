@@ -25,18 +25,14 @@ class LetterProcessor:
         if "refuse" in message_text(messages[0]):
             raise DataError("refused")
         first = -1 if max_text_length is None else max_text_length
-        return SimpleNamespace(
-            input_ids=[first, 1, 2], labels=[-100, -100, 2], num_tiles=len(images), truncated=False
-        )
+        return SimpleNamespace(input_ids=[first, 1, 2], labels=[-100, -100, 2], num_tiles=len(images), truncated=False)
 
     def collate(self, encoded, *, pad_left=False):
         return {
             "input_ids": torch.tensor([item.input_ids for item in encoded]),
             "attention_mask": torch.ones(len(encoded), 3, dtype=torch.long),
             "labels": torch.tensor([item.labels for item in encoded]),
-            "pixel_values": torch.from_numpy(
-                np.zeros((sum(i.num_tiles for i in encoded), 3, 2, 2), np.float32)
-            ),
+            "pixel_values": torch.from_numpy(np.zeros((sum(i.num_tiles for i in encoded), 3, 2, 2), np.float32)),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
 

@@ -51,9 +51,7 @@ def assert_equal(found, expected, *, rtol=0.0):
     assert found[0] == pytest.approx(expected[0], rel=rtol)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
-        torch.testing.assert_close(
-            found[1][name], gradient, rtol=0, atol=rtol * float(gradient.abs().max()) + rtol
-        )
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=rtol * float(gradient.abs().max()) + rtol)
 
 
 @pytest.mark.parametrize("frozen", [(), ("vision_tower", "language_model")], ids=["trained", "frozen"])
@@ -128,9 +126,7 @@ def test_unknown_parts_are_refused(tmp_path, settings, told):
 
 
 def test_a_trained_module_has_what_its_settings_say(tmp_path):
-    module = AlignVLMModule(
-        spec=tiny_spec(tmp_path), activation_checkpointing=["llm"], compile=["connector", "vision"]
-    )
+    module = AlignVLMModule(spec=tiny_spec(tmp_path), activation_checkpointing=["llm"], compile=["connector", "vision"])
     module.configure_model()
     compiled = {n for n, m in module.net.named_modules() if m._compiled_call_impl is not None}
     assert compiled == {"connector", *(f"vision_tower.encoder.layers.{i}" for i in range(2))}

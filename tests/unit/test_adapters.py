@@ -80,9 +80,7 @@ def test_the_merged_weights_are_those_that_peft_merges(model):
         torch.testing.assert_close(merged[f"{name}.weight"], layer.base_layer.weight, rtol=0, atol=1e-7)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated"
-)  # asked by peft of transformers
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # asked by peft of transformers
 def test_peft_reads_the_saved_adapter_onto_the_bare_llm(model, tmp_path):
     from peft import PeftModel
 
@@ -140,9 +138,7 @@ def test_settings_that_cannot_be_meant_are_refused(lora, message):
 
 @pytest.mark.parametrize("name", ["q_projj", "lm_head", "embed_tokens"])
 def test_a_layer_that_is_not_there_is_named(model, name):
-    message = (
-        rf"stage.lora.llm.target_modules: there is no linear layer '{name}' that takes an adapter; .*q_proj"
-    )
+    message = rf"stage.lora.llm.target_modules: there is no linear layer '{name}' that takes an adapter; .*q_proj"
     with pytest.raises(ConfigError, match=message):
         attach_adapters(model, {"llm": Lora(target_modules=["q_proj", name])})
 
@@ -157,21 +153,15 @@ def test_a_missing_package_is_named_with_its_command(model, monkeypatch, package
 
 def test_four_bits_without_cuda_are_refused(model, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: find("json" if name == "bitsandbytes" else name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json" if name == "bitsandbytes" else name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        ConfigError, match=r"stage.lora.llm.load_in_4bit needs a CUDA device, and none was found"
-    ):
+    with pytest.raises(ConfigError, match=r"stage.lora.llm.load_in_4bit needs a CUDA device, and none was found"):
         attach_adapters(model, {"llm": Lora(load_in_4bit=True)})
 
 
 def test_a_four_bit_base_is_near_the_base_trains_an_adapter_and_merges(tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(
-        "alignvlm_pl.training.lora._check_4bit", lambda part: None
-    )  # its own CPU code will do here
+    monkeypatch.setattr("alignvlm_pl.training.lora._check_4bit", lambda part: None)  # its own CPU code will do here
     model, plain = fresh(tmp_path / "a"), fresh(tmp_path / "b")
     before = num_parameters(model.language_model)
     adapted(model, {"llm": {"r": 4, "load_in_4bit": True}})

@@ -73,21 +73,15 @@ def test_choice_without_triton(monkeypatch):
 def test_errors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tensors = operands()
-    with pytest.raises(
-        ConfigError, match=r"'tritn' is unknown: did you mean 'triton'.*auto, chunked, eager, triton"
-    ):
+    with pytest.raises(ConfigError, match=r"'tritn' is unknown: did you mean 'triton'.*auto, chunked, eager, triton"):
         align(*tensors, backend="tritn")
     with pytest.raises(ConfigError, match="backend 'chunk' is unknown"):
         AlignConnector(5, 6, 11, backend="chunk")
-    with pytest.raises(
-        ConfigError, match="needs a CUDA device, the tensors are on 'cpu'; set backend: chunked"
-    ):
+    with pytest.raises(ConfigError, match="needs a CUDA device, the tensors are on 'cpu'; set backend: chunked"):
         align(*tensors, backend="triton")
     with pytest.raises(ConfigError, match="width 16, W2 has 15"):
         align(tensors[0], tensors[1][:, :15], *tensors[2:])
-    with pytest.raises(
-        ConfigError, match="W2 has 101, the vocabulary norm has 101, the embedding table has 99"
-    ):
+    with pytest.raises(ConfigError, match="W2 has 101, the vocabulary norm has 101, the embedding table has 99"):
         align(*tensors[:4], tensors[4][:99])
 
 
@@ -287,9 +281,7 @@ print(json.dumps([extra(chunked, 729), extra(chunked, 6561), extra(eager, 729)])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak of memory from /proc")
 def test_memory_does_not_grow_with_the_tokens():
     """Arrays of 48 MiB; scores of 729 tokens are 44 MiB and eager holds several, those of 6,561 are 400."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=250
-    )
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     few, many, eager = json.loads(done.stdout)
     # Measured: 57, 60 and 174 MiB; an array (tokens, 64) of the large batch is 1.6, scores kept whole would add 700.

@@ -59,9 +59,7 @@ def test_an_error_leaves_the_former_one_and_nothing_else(tmp_path, monkeypatch, 
 
 def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(
-        "os.fsync", lambda fd: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
-    )
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
     monkeypatch.setattr("os.replace", lambda *paths: synced.append("replaced"))
     write_folder(tmp_path / "path", "text")
     assert synced == ["file", "inner", "path.partial", "replaced"]

@@ -30,9 +30,7 @@ DOCVQA = get_benchmark("docvqa")
 
 def picture(shade: int, format: str = "PNG", size: int = 24) -> str:
     buffer = io.BytesIO()
-    Image.effect_noise((size, size), 60).point(lambda v: (v + shade) % 256).convert("RGB").save(
-        buffer, format
-    )
+    Image.effect_noise((size, size), 60).point(lambda v: (v + shade) % 256).convert("RGB").save(buffer, format)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -71,9 +69,7 @@ def test_rows_lists_and_pointers_become_samples(tmp_path):
     manifest = load_manifest(tmp_path / "set")
     assert manifest.extra["benchmark"] == "docvqa"
     assert manifest.extra["origin"] == "DocVQA_VAL.tsv"
-    assert [answer.references for answer in read_answers(tmp_path / "set")] == [
-        tuple(s.references) for s in found
-    ]
+    assert [answer.references for answer in read_answers(tmp_path / "set")] == [tuple(s.references) for s in found]
 
 
 def test_another_file_of_the_published_name_is_noticed(tmp_path, caplog):
@@ -130,9 +126,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
 
 def test_pointers_that_go_round_are_named(tmp_path):
     around = [str(["1"] * 40), str(["3"] * 40), str(["2"] * 40)]  # longer than a pointer itself
-    rows = [
-        {"index": n, "image": cell, "question": "q", "answer": "a"} for n, cell in enumerate(around, start=1)
-    ]
+    rows = [{"index": n, "image": cell, "question": "q", "answer": "a"} for n, cell in enumerate(around, start=1)]
     rows.append({"index": 4, "image": picture(1), "question": "q", "answer": "a"})
     rows.append({"index": 5, "image": str(["4", "4"]), "question": "q", "answer": "a"})
     path = table(tmp_path / "t.tsv", rows)
@@ -148,9 +142,7 @@ def test_one_row_at_a_time_is_in_memory(tmp_path):
     path = table(tmp_path / "t.tsv", rows)
     assert path.stat().st_size > 30 * len(large)
     tracemalloc.start()
-    count = sum(
-        not isinstance(sample, SampleError) for sample in VLMEvalKitTable(path=path, benchmark=DOCVQA)
-    )
+    count = sum(not isinstance(sample, SampleError) for sample in VLMEvalKitTable(path=path, benchmark=DOCVQA))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 40
@@ -259,8 +251,7 @@ def test_gold_of_documents_comes_from_due(tmp_path):
     from alignvlm_pl.scoring.run import score_samples
 
     answers = [
-        replace(a, prediction=p)
-        for a, p in zip(read_answers(tmp_path / "set"), ["acme", "bee", "18"], strict=True)
+        replace(a, prediction=p) for a, p in zip(read_answers(tmp_path / "set"), ["acme", "bee", "18"], strict=True)
     ]
     scored = score_samples(get_benchmark("deepform"), answers)
     assert scored.figures["precision"] == scored.figures["recall"] == pytest.approx(2 / 3)

@@ -119,9 +119,7 @@ def test_damaged_weights(saved, tmp_path):
     folder, spec = saved
     for file in (folder / "llm").iterdir():
         content = file.read_bytes()
-        (tmp_path / file.name).write_bytes(
-            content[: len(content) // 2] if file.suffix == ".safetensors" else content
-        )
+        (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
     with pytest.raises(CheckpointError, match="LLM weights cannot be loaded"):
         build_model(with_pretrained(spec, llm=tmp_path), build_processor(spec))
 
@@ -148,9 +146,7 @@ def test_load_weights_of_another_model(saved, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a JSON object"):
         load_weights(model, tmp_path)
-    (tmp_path / "config.json").write_text(
-        json.dumps({**json.loads((folder / "whole/config.json").read_text())})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({**json.loads((folder / "whole/config.json").read_text())}))
     with pytest.raises(CheckpointError, match="AlignVLM weights cannot be loaded"):
         load_weights(model, tmp_path)
 
@@ -258,9 +254,7 @@ def test_token_grid(saved):
 def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="'last_norm' is unknown: did you mean 'last_normed'"):
         AlignVLMConfig(tiny_vision(), tiny_llm(), vision_feature="last_norm")
-    with pytest.raises(
-        ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"
-    ):
+    with pytest.raises(ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"):
         AlignVLMConfig(tiny_vision(), {**tiny_llm(), "model_type": "lama"})
     config = AlignVLMConfig(tiny_vision(), tiny_llm(logit_scale=0.1))
     with pytest.raises(ConfigError, match=r"text_config\.logit_scale is set"):

@@ -21,9 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with ShardWriter(
-        tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=1
-    ) as out:
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=1) as out:
         for _ in range(5):
             out.add({"messages": [turn]}, [], [])
     return tmp_path / "set"

@@ -56,9 +56,7 @@ def test_labels_are_the_answers_and_their_end_of_turn(tokenizer):
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
 
 
-@pytest.mark.parametrize(
-    "template", [CHATML_TEMPLATE, "{% set x = 1 %}" + CHATML_TEMPLATE.replace("user", "user")]
-)
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, "{% set x = 1 %}" + CHATML_TEMPLATE.replace("user", "user")])
 @pytest.mark.parametrize("generation", [False, True])
 def test_ids_equal_the_tokenizers_own(tokenizer, template, generation):
     messages = [
@@ -140,8 +138,7 @@ def test_spelled_answers_are_one_character_a_token_and_the_rest_is_as_before():
     answer = [tokenizer.decode([label]) for label in labels if label != IGNORE_INDEX]
     assert answer == [*"the total,\nthe 12.50", "<|im_end|>"]
     unsupervised = [
-        [t for t, label in zip(*pair, strict=True) if label == IGNORE_INDEX]
-        for pair in (whole, (ids, labels))
+        [t for t, label in zip(*pair, strict=True) if label == IGNORE_INDEX] for pair in (whole, (ids, labels))
     ]
     assert unsupervised[0] == unsupervised[1]
     assert len(ids) > len(whole[0])
@@ -151,9 +148,7 @@ def test_a_tokenizer_that_cannot_spell_is_refused():
     core = Tokenizer(models.WordLevel({"ab": 0, "[UNK]": 1}, unk_token="[UNK]"))
     cannot = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
     pieces = render_chat(cannot, [{"role": "assistant", "content": "ab"}], template=CHATML_TEMPLATE)
-    with pytest.raises(
-        ConfigError, match=r"characters of 'ab' do not decode.* set model.spec.spell_answers to false"
-    ):
+    with pytest.raises(ConfigError, match=r"characters of 'ab' do not decode.* set model.spec.spell_answers to false"):
         tokenize_chat(cannot, pieces, image_token_id=IMAGE, spell_answers=True)
 
 
@@ -176,9 +171,7 @@ def test_a_template_that_loses_content_is_refused(tokenizer, template, message):
 
 @pytest.mark.parametrize("separator", ["\n", "", " <|im_end|>"])
 def test_a_template_without_end_of_turn_is_refused(tokenizer, separator):
-    template = (
-        "{% for m in messages %}{{ m['content'] + '" + separator.replace("\n", "\\n") + "' }}{% endfor %}"
-    )
+    template = "{% for m in messages %}{{ m['content'] + '" + separator.replace("\n", "\\n") + "' }}{% endfor %}"
     with pytest.raises(ConfigError, match="special end-of-turn token"):
         encode(tokenizer, [QUESTION, ANSWER, QUESTION], template=template)
     with pytest.raises(ConfigError, match="special end-of-turn token"):

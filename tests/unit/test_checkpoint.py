@@ -51,9 +51,7 @@ def test_a_later_export_replaces_the_folder(tmp_path):
 
 def test_a_failed_export_keeps_the_earlier_folder_and_leaves_nothing_else(tmp_path):
     record = exported(tmp_path / "hf")
-    with pytest.raises(
-        CheckpointError, match="No space left on device; free some space or set another run_dir"
-    ):
+    with pytest.raises(CheckpointError, match="No space left on device; free some space or set another run_dir"):
         export(Weights(b"new", fails=True), Processor(), tmp_path / "hf", {})
     assert read_record(tmp_path / "hf") == record
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

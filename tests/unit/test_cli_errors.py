@@ -228,8 +228,6 @@ def test_a_reader_that_leaves_is_no_error(command, unbuffered):
     os.close(read)
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     program = [sys.executable, str(ROOT / "cli.py"), *command]
-    done = subprocess.run(
-        program, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, timeout=100
-    )
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, timeout=100)
     os.close(write)
     assert done.stderr == ""

@@ -61,14 +61,10 @@ class WordProcessor:
             )
             for row in rows
         ]
-        return self.collate(joined) | {
-            "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row])
-        }
+        return self.collate(joined) | {"document_tiles": torch.tensor([item.num_tiles for row in rows for item in row])}
 
 
-def sample(
-    key: str, *turns: str, widths: tuple[int, ...] = (5,), order: tuple[int, ...] | None = None
-) -> Sample:
+def sample(key: str, *turns: str, widths: tuple[int, ...] = (5,), order: tuple[int, ...] | None = None) -> Sample:
     messages: list[dict[str, Any]] = [
         {"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": text}]}
         for number, text in enumerate(turns)

@@ -115,9 +115,11 @@ def test_read_refuses_all_but_align(path, tmp_path):
     _, processor, model = model_of(tmp_path, connector)
     batch = batch_of(processor)
     if connector["type"] == "align":
-        assert model.read(
-            batch["pixel_values"], torch.tensor([3, 5]), tile_boxes=batch["tile_boxes"]
-        ).shape == (1, 16, 2)
+        assert model.read(batch["pixel_values"], torch.tensor([3, 5]), tile_boxes=batch["tile_boxes"]).shape == (
+            1,
+            16,
+            2,
+        )
         return
     with pytest.raises(ConfigError, match=f"{connector['type']}.* has no P_vocab to read out; use 'align'"):
         model.read(batch["pixel_values"], torch.tensor([3, 5]), tile_boxes=batch["tile_boxes"])
@@ -187,9 +189,7 @@ def test_a_class_token_is_no_part_of_a_grid(tmp_path):
     spec = tiny_spec(tmp_path, connector={"type": "h_reducer"}, vision=vision)
     with pytest.raises(ConfigError, match="4 x 4 = 16 tokens, the vision tower gives 17; a class token"):
         build_processor(spec)
-    assert (
-        build_processor(tiny_spec(tmp_path, connector={"type": "mlp"}, vision=vision)).tokens_per_tile == 17
-    )
+    assert build_processor(tiny_spec(tmp_path, connector={"type": "mlp"}, vision=vision)).tokens_per_tile == 17
 
 
 @pytest.mark.slow

@@ -72,9 +72,7 @@ def test_unknown_names_and_values(options, message):
         build_connector(options, **WIDTHS, grid=(3, 4))
 
 
-@pytest.mark.parametrize(
-    "options", [{"type": "h_reducer"}, {"type": "ovis"}, {"type": "mlp", "pixel_shuffle": 2}]
-)
+@pytest.mark.parametrize("options", [{"type": "h_reducer"}, {"type": "ovis"}, {"type": "mlp", "pixel_shuffle": 2}])
 def test_a_grid_is_needed(options):
     with pytest.raises(ConfigError, match=r"needs vision tokens in rows and columns.*no patch_size"):
         build_connector(options, **WIDTHS)
@@ -141,9 +139,7 @@ def test_parameters_at_the_papers_size(options, count):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name, shuffle):
     torch.manual_seed(0)
-    connector = build_connector(
-        {"type": name, **SMALL[name], "pixel_shuffle": shuffle}, **WIDTHS, grid=(5, 7)
-    )
+    connector = build_connector({"type": name, **SMALL[name], "pixel_shuffle": shuffle}, **WIDTHS, grid=(5, 7))
     features = torch.randn(2, 35, 5, requires_grad=True)
     embeds = connector(pixel_shuffle(features, (5, 7), shuffle), torch.randn(11, 6)).embeds
     (embeds * torch.randn_like(embeds)).sum().backward()

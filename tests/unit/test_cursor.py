@@ -35,9 +35,7 @@ def test_any_history_of_ranks_reads_each_batch_once(seed):
     left, begun = unfinished(cursors)
     assert set(seen.values()) <= {1}
     done = dict(left)
-    expected = {
-        (window, index) for window in range(begun) for index in range(done.get(window, batches[window]))
-    }
+    expected = {(window, index) for window in range(begun) for index in range(done.get(window, batches[window]))}
     assert set(seen) == expected
 
 

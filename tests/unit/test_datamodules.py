@@ -132,9 +132,7 @@ def test_the_rank_in_the_environment_does_not_count(train, monkeypatch):
 def test_validation_has_each_sample_once_on_any_number_of_ranks(small, world, num_workers):
     seen = []
     for rank in range(world):
-        (loader,) = module(
-            val={"held": small}, rank=rank, world=world, num_workers=num_workers
-        ).val_dataloader()
+        (loader,) = module(val={"held": small}, rank=rank, world=world, num_workers=num_workers).val_dataloader()
         for _ in range(2):  # evaluation starts afresh each time
             batches = list(loader)
             assert len(batches) == len(loader) == {1: 3, 2: 2}[world]
@@ -332,9 +330,7 @@ def test_a_trainer_runs_without_validation_sets(train):
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_validate_and_test_take_every_sample_of_a_benchmark(small, verb):
     model = CountingModule()
-    getattr(trainer(), verb)(
-        model, datamodule=BenchmarkDataModule({"quick": small}, num_workers=0), verbose=False
-    )
+    getattr(trainer(), verb)(model, datamodule=BenchmarkDataModule({"quick": small}, num_workers=0), verbose=False)
     assert model.validated == [f"small-{number:08d}" for number in range(7)]
 
 

@@ -89,9 +89,7 @@ def test_a_partial_sample_is_damage_and_is_never_skipped(sample):
 
 
 def test_caption_members_get_the_prompt():
-    sample = Decoder(adapter=CaptionReader(prompt="Describe."))(
-        raw(jpg=picture("JPEG"), txt=b" a red wall \n")
-    )
+    sample = Decoder(adapter=CaptionReader(prompt="Describe."))(raw(jpg=picture("JPEG"), txt=b" a red wall \n"))
     assert [message_text(turn) for turn in sample.messages] == ["Describe.", "a red wall"]
     assert sample.messages[0]["content"][0] == {"type": "image", "index": 0}
     assert (sample.source, sample.task) == ("cc12m", "caption")
@@ -134,9 +132,7 @@ def test_bigdocs_images_are_in_the_order_of_their_number():
 
 
 def test_an_unknown_bigdocs_schema_is_loud():
-    with pytest.raises(
-        DataError, match=r"no column sample_id or identifier.*did you mean 'sampleid'"
-    ) as caught:
+    with pytest.raises(DataError, match=r"no column sample_id or identifier.*did you mean 'sampleid'") as caught:
         read_bigdocs(raw({"sampleid": "a", "query": "q", "annotations": "a"}))
     assert not isinstance(caught.value, SampleError)
     with pytest.raises(SampleError, match="2 queries but 1 annotations"):
@@ -175,9 +171,7 @@ def bad(number: int, reason: str = "bad_json") -> SampleError:
 def test_bad_samples_are_counted_by_source_and_reason():
     counter = SkipCounter(max_share=0.25)
     for number in range(20):
-        counter.skip(
-            bad(number, "bad_json" if number % 2 else "undecodable_image"), source="ab"[number % 4 // 2]
-        )
+        counter.skip(bad(number, "bad_json" if number % 2 else "undecodable_image"), source="ab"[number % 4 // 2])
     assert counter.take() == {source: {"undecodable_image": 5, "bad_json": 5} for source in "ab"}
     assert counter.take() == {}
 
@@ -197,9 +191,7 @@ def test_samples_without_anything_to_learn_have_a_share_of_their_own():
     counter = SkipCounter(max_share=0.0, max_unlabelled=0.1, seen=200)
     for number in range(20):
         counter.skip(bad(number, UNLABELLED), source="a")
-    with pytest.raises(
-        DataError, match=r"21 of 200 samples were without anything to learn .*max_unlabelled_share"
-    ):
+    with pytest.raises(DataError, match=r"21 of 200 samples were without anything to learn .*max_unlabelled_share"):
         counter.skip(bad(20, UNLABELLED), source="a")
     with pytest.raises(DataError, match="1 of 200 samples were bad"):
         SkipCounter(max_share=0.0, max_unlabelled=0.1, seen=200).skip(bad(0), source="a")

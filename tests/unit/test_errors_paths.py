@@ -16,8 +16,7 @@ def test_every_error_is_ours_and_a_value_error(error: type[AlignVLMError]) -> No
 
 def test_nearest_proposes_the_similar_name_and_lists_all() -> None:
     assert (
-        nearest("conector", ["llm", "connector", "vision"])
-        == "did you mean 'connector'? known: connector, llm, vision"
+        nearest("conector", ["llm", "connector", "vision"]) == "did you mean 'connector'? known: connector, llm, vision"
     )
 
 
@@ -39,9 +38,7 @@ def test_configs_dir_of_this_checkout_has_every_axis() -> None:
 
 
 @pytest.mark.parametrize("place", ["wheel", "checkout"])
-def test_configs_dir_beside_or_inside_the_package(
-    place: str, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configs_dir_beside_or_inside_the_package(place: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "alignvlm_pl"
     configs = (package if place == "wheel" else tmp_path) / "configs"
     configs.mkdir(parents=True)
@@ -50,9 +47,7 @@ def test_configs_dir_beside_or_inside_the_package(
     assert installation.configs_dir() == configs
 
 
-def test_configs_dir_of_a_wheel_wins_over_a_stray_folder_beside_it(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configs_dir_of_a_wheel_wins_over_a_stray_folder_beside_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "alignvlm_pl"
     for configs in (package / "configs", tmp_path / "configs"):
         configs.mkdir(parents=True)

@@ -20,9 +20,7 @@ def test_contact_sheet(tmp_path: Path) -> None:
             "references": ["a"],
             "exact_match": 1.0,
         }
-        (tmp_path / f"{name}.jsonl").write_text(
-            json.dumps(record) + "\n" + json.dumps({**record, "key": "k1"}) + "\n"
-        )
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({**record, "key": "k1"}) + "\n")
     contact_sheet(tmp_path, tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (COLUMNS * CELL_WIDTH, CELL_HEIGHT)

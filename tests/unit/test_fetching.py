@@ -139,9 +139,7 @@ def test_passing_errors_are_tried_again(server, tmp_path, status):
 
 def test_errors_that_stay_are_named_with_url_attempts_and_reason(server, tmp_path):
     server.answers["/a.tar"] = [reply(500, b"broken")]
-    with pytest.raises(
-        DataError, match=r"http://127.*/a\.tar could not be fetched in 4 attempts, the last: .*500"
-    ):
+    with pytest.raises(DataError, match=r"http://127.*/a\.tar could not be fetched in 4 attempts, the last: .*500"):
         fetch(server.url("/a.tar"), cache=tmp_path, policy=QUICK)
     assert len(server.asked) == 4
     assert files(tmp_path) == []
@@ -181,9 +179,7 @@ def test_a_short_body_is_tried_again_and_never_taken(server, tmp_path, cut):
 def test_changed_bytes_are_refused_at_once(server, tmp_path):
     server.answers["/a.tar"] = [reply(body=b"x" + BODY[1:])]
     with pytest.raises(DataError, match=rf"another file: expected sha256 {SHA[:16]}…, found"):
-        fetch(
-            server.url("/a.tar"), cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA, policy=QUICK
-        )
+        fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA, policy=QUICK)
     assert len(server.asked) == 1
     assert files(tmp_path) == []
 
@@ -276,10 +272,7 @@ def test_passwords_and_signatures_are_not_shown(server, tmp_path):
 def test_two_processes_fetch_one_file_once(server, tmp_path):
     server.answers["/a.tar"] = [server.half]
     url = server.url("/a.tar")
-    runs = [
-        subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    runs = [subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     wait_for(lambda: server.asked)
     time.sleep(1.5)  # the other one has long come to the lock
     server.blocked.set()

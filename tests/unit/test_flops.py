@@ -95,9 +95,7 @@ def test_work_by_hand(tmp_path):
     # Patches have no gradient; then q, k, v, out, two of the feed-forward of 2d, and attention's two products.
     patches = 2 * 2 * tokens * (3 * 14 * 14) * d
     assert work.vision == patches + layers * 3 * 2 * (tokens * (4 * d * d + 4 * d * d) + 2 * tokens**2 * d)
-    assert work.connector == 3 * 2 * tokens * (
-        d * width + 2 * width * rows
-    )  # W1, W2, E_text: six vocabulary products
+    assert work.connector == 3 * 2 * tokens * (d * width + 2 * width * rows)  # W1, W2, E_text: six vocabulary products
     kv = width // 2
     matrices = 2 * width * width + 2 * width * kv + 3 * width * 2 * width
     # transformers 5.17 computes the rotary angles by a matrix product, one for each frequency of a head.
@@ -110,9 +108,7 @@ def test_work_by_hand(tmp_path):
 @pytest.mark.slow
 def test_work_of_the_paper_s_model(tmp_path):
     """SigLIP-400M and Llama-3.2-1B, described only: PaLM's 6N, and 12 · L · H · Q."""
-    fields = yaml.safe_load((Path(__file__).parents[2] / "configs/model/llama3.2-1b.yaml").read_text())[
-        "spec"
-    ]
+    fields = yaml.safe_load((Path(__file__).parents[2] / "configs/model/llama3.2-1b.yaml").read_text())["spec"]
     parts = {name: Backbone(config=fields[name]["config"]) for name in ("vision", "llm")}
     with torch.device("meta"):
         spec = ModelSpec(**parts, connector=fields["connector"], tiling=fields["tiling"])

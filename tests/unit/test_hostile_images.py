@@ -30,9 +30,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(
-    width: int, height: int, *, before: bytes = b"", after: bytes = b"", data: bytes | None = None
-) -> bytes:
+def png(width: int, height: int, *, before: bytes = b"", after: bytes = b"", data: bytes | None = None) -> bytes:
     """A PNG of black pixels, with further chunks before and after them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     rows = zlib.compress((b"\0" + bytes(3 * width)) * height) if data is None else data
@@ -86,9 +84,7 @@ def header_of(kind: str, side: int) -> bytes:
     if kind == "WEBP canvas":
         return animated_webp(side)
     if kind == "WEBP lossy":
-        return replaced(
-            encoded(small, "WEBP"), b"\x9d\x01\x2a", 3, struct.pack("<HH", *[min(side, 16383)] * 2)
-        )
+        return replaced(encoded(small, "WEBP"), b"\x9d\x01\x2a", 3, struct.pack("<HH", *[min(side, 16383)] * 2))
     assert kind == "WEBP lossless"
     size = min(side, 16384) - 1
     return replaced(encoded(small, "WEBP", lossless=True), b"VP8L", 9, struct.pack("<I", size | size << 14))
@@ -134,9 +130,7 @@ def test_pixels_beyond_the_picture_are_not_unpacked():
 
 
 def frames(number: int) -> list[Image.Image]:
-    return [
-        Image.fromarray(np.full((40, 40), index % 250, np.uint8)).convert("RGB") for index in range(number)
-    ]
+    return [Image.fromarray(np.full((40, 40), index % 250, np.uint8)).convert("RGB") for index in range(number)]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -148,9 +142,7 @@ def test_only_the_first_frame_of_an_animation_is_read(kind, monkeypatch):
         assert image.n_frames > 200
     sought = []
     for plugin in ("Gif", "Png", "WebP", "Tiff"):
-        monkeypatch.setattr(
-            f"PIL.{plugin}ImagePlugin.{plugin}ImageFile.seek", lambda *given: sought.append(given)
-        )
+        monkeypatch.setattr(f"PIL.{plugin}ImagePlugin.{plugin}ImageFile.seek", lambda *given: sought.append(given))
     assert np.asarray(load_image(content)).max() == 0
     assert sought == []
 

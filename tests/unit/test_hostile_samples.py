@@ -59,9 +59,7 @@ def write_set(folder: Path, members: list[tuple[str, bytes]], *, samples: int = 
             tar.addfile(info, io.BytesIO(data))
     shard = Shard(path=path.name, num_samples=samples, bytes=path.stat().st_size, sha256=file_sha256(path))
     write_manifest(
-        Manifest(
-            folder=folder, name="set", source="x", license="CC0-1.0", num_samples=samples, shards=(shard,)
-        )
+        Manifest(folder=folder, name="set", source="x", license="CC0-1.0", num_samples=samples, shards=(shard,))
     )
     return folder
 
@@ -126,9 +124,7 @@ def test_code_members_beside_a_sample_are_never_touched(tmp_path):
     members += [("s-0.npy", npy), ("s-0.npz", npy), ("__url__", url), ("s-0.url", url)]
     folder = write_set(tmp_path / "set", members)
     samples = [Decoder()(raw) for raw in read_range(load_manifest(folder), 0, 1)]
-    assert [(sample.key, sample.sizes, sample.references) for sample in samples] == [
-        ("s-0", [(6, 4)], ["12.50"])
-    ]
+    assert [(sample.key, sample.sizes, sample.references) for sample in samples] == [("s-0", [(6, 4)], ["12.50"])]
     assert [answer.references for answer in read_answers(folder)] == [("12.50",)]
     assert collect(folder).sources["unknown"].samples == 1
     assert not trap.exists()

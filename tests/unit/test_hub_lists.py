@@ -166,9 +166,7 @@ def test_settings_that_do_not_go_together(tmp_path):
         main(["docdownstream", lines, out, "--file", "val.jsonl"])
     with pytest.raises(ConfigError, match=r"--file chooses a file of a folder or dataset"):
         main(["llava", listed, out, "--file", "a.json"])
-    with pytest.raises(
-        DataError, match=r"--archive .*meta: expected a piece, or partial-imgs\.00 .* found no files"
-    ):
+    with pytest.raises(DataError, match=r"--archive .*meta: expected a piece, or partial-imgs\.00 .* found no files"):
         main(["docdownstream", lines, out, "--archive", str(tmp_path / "meta")])
     with pytest.raises(DataError, match=r"there is no .*none\.zip"):
         main(["llava", listed, out, "--image-root", str(tmp_path / "none.zip")])
@@ -185,9 +183,7 @@ def test_what_lies_in_another_store_needs_its_pictures_named(tmp_path):
             main(["docdownstream", "memory://lists/train.jsonl", str(tmp_path / "out")])
         with pytest.raises(ConfigError, match=r"no images\.zip is in its dataset; name its images"):
             main(["llava", "memory://lists", str(tmp_path / "out")])
-        with pytest.raises(
-            ConfigError, match=r"lists are fetched from http, https, s3, gs, hf only, found memory"
-        ):
+        with pytest.raises(ConfigError, match=r"lists are fetched from http, https, s3, gs, hf only, found memory"):
             main(["llava", "memory://lists", str(tmp_path / "out"), "--image-root", str(tmp_path)])
     finally:
         memory.rm("/lists", recursive=True)

@@ -33,9 +33,7 @@ def write(path: Path, count: int) -> None:
         buffer = io.BytesIO()
         Image.frombytes("RGB", (200, 200), os.urandom(120_000)).save(buffer, "PNG")
         picture = {"bytes": buffer.getvalue(), "path": None}
-        rows.append(
-            {"sample_id": f"{path.stem}/{number}", "image": picture, "query": ["q"], "annotations": ["a"]}
-        )
+        rows.append({"sample_id": f"{path.stem}/{number}", "image": picture, "query": ["q"], "annotations": ["a"]})
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=count // 2)
 
 
@@ -51,9 +49,7 @@ def test_a_config_of_a_hub_set_is_read_in_pieces_and_nothing_is_kept(tmp_path, h
         "train-00000-of-00002.parquet", "train-00001-of-00002.parquet",
     }  # fmt: skip
     assert all(given for _, given in fetched)  # never a file as a whole
-    assert not [
-        file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000
-    ]
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
 
 
 def test_tars_of_a_hub_set_are_read_in_pieces_through_a_failing_request(tmp_path, hub):
@@ -80,9 +76,7 @@ def test_tars_of_a_hub_set_are_read_in_pieces_through_a_failing_request(tmp_path
         "cc12m-train-0001.tar",
     }
     assert all(given for _, given in fetched)  # never a file as a whole
-    assert not [
-        file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000
-    ]
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
 
 
 def test_what_a_hub_set_lacks_is_said(tmp_path, hub):

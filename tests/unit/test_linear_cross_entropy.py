@@ -47,9 +47,7 @@ def run(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, **options)
     ]
 
 
-def assert_same(
-    found: list[torch.Tensor | None], expected: list[torch.Tensor | None], tolerance: float
-) -> None:
+def assert_same(found: list[torch.Tensor | None], expected: list[torch.Tensor | None], tolerance: float) -> None:
     for a, b in zip(found, expected, strict=True):
         assert (a is None) == (b is None)
         if a is not None:

@@ -32,9 +32,7 @@ def _answer(number: int, rng: random.Random) -> EvalSample:
     field = ("advertiser", "gross_amount")[number % 2]
     return EvalSample(
         key=f"k{number:03}",
-        prediction=rng.choice(
-            ["yes", "no", "A", "10", "acme inc.", "none of it", "", "10.2", "true", "ab cd"]
-        ),
+        prediction=rng.choice(["yes", "no", "A", "10", "acme inc.", "none of it", "", "10.2", "true", "ab cd"]),
         references=(rng.choice(["Yes", "No", "A", "10", "ab cd", "1"]),),
         question=f"What is the value for the {field}?",
         meta={
@@ -63,9 +61,7 @@ def test_any_split_and_order_gives_the_same_figures(name):
         shuffled = rng.sample(ANSWERS, len(ANSWERS))
         assert metric.evaluate(shuffled, rule) == expected
         rows = [metric.statistics(unit, rule) for unit in rng.sample(list(units.values()), len(units))]
-        sums = {
-            key: math.fsum(row.get(key, 0.0) for row in rows) for key in {key for row in rows for key in row}
-        }
+        sums = {key: math.fsum(row.get(key, 0.0) for row in rows) for key in {key for row in rows for key in row}}
         assert metric.scores(sums) == expected
         assert next(iter(metric.scores(sums))) == next(iter(expected))
 

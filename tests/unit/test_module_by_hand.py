@@ -75,8 +75,7 @@ def test_what_a_loss_sum_is_divided_by(tmp_path, handed_over, weights):
     loop = Loop()  # held here: the module refers to it weakly
     module.trainer = loop
     found = [
-        1 / float(module._step_normaliser(batch, index))
-        for index, batch in enumerate(handed_over(micro_batches()))
+        1 / float(module._step_normaliser(batch, index)) for index, batch in enumerate(handed_over(micro_batches()))
     ]
     assert found == pytest.approx(weights)
 

@@ -39,9 +39,7 @@ def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys,
     path = tmp_path / "config.yaml"
     path.write_text(SAVED.replace("parallel.ShardedStrategy", f"{module}.ZeroStrategy"))
     assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}"]) == 1
-    assert (
-        f"alignvlm_pl.{module}.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
-    )
+    assert f"alignvlm_pl.{module}.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
 
 
 def test_the_new_modules_exist_and_the_old_ones_do_not():
@@ -64,9 +62,7 @@ def test_a_stage_file_that_is_gone_is_answered_with_the_new_one(tmp_path, capsys
     path.write_text("{stages: [{stage: ../stage/2-3b.yaml}]}")
     assert main(["fit", f"--config={path}"]) == 1
     said = capsys.readouterr().err
-    assert (
-        "2-3b.yaml is now configs/stage/2.yaml, with the override of configs/recipe/llama3.2-3b.yaml" in said
-    )
+    assert "2-3b.yaml is now configs/stage/2.yaml, with the override of configs/recipe/llama3.2-3b.yaml" in said
     for name, answer in FILES.items():
         assert not list(CONFIGS.rglob(name))
         for word in answer.replace(",", "").split():

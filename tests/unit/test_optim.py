@@ -126,9 +126,7 @@ def test_no_step_is_wasted_at_rate_zero():
 
 def test_time_runs_the_schedule_down_as_steps_do():
     minutes = 0.0
-    factor = step_schedule(
-        stage(max_minutes=10.0, warmup_share=0.0, schedule="linear"), 1000, lambda: minutes
-    )
+    factor = step_schedule(stage(max_minutes=10.0, warmup_share=0.0, schedule="linear"), 1000, lambda: minutes)
     early = factor(10)
     minutes = 5.0
     assert factor(10) == pytest.approx(0.5)

@@ -58,9 +58,7 @@ def test_the_buffer_mixes_shards_and_without_it_they_stay_in_order():
 def test_only_some_blocks_are_open_at_a_time():
     order = DatasetOrder([1000] * 50, seed="7", buffer=4 * BLOCK)
     for start in (0, 4 * BLOCK * 100):
-        blocks = {
-            (shard, number // BLOCK) for shard, number in map(order.locate, range(start, start + 4 * BLOCK))
-        }
+        blocks = {(shard, number // BLOCK) for shard, number in map(order.locate, range(start, start + 4 * BLOCK))}
         assert len(blocks) <= 9  # two groups and a bit: the last block of a shard is shorter
 
 

@@ -69,9 +69,7 @@ def test_missing_package_says_reinstall(name, tmp_path, monkeypatch) -> None:
         _check_only(name, monkeypatch)
 
 
-def test_missing_import_inside_a_package_is_not_taken_for_a_missing_package(
-    name, tmp_path, monkeypatch
-) -> None:
+def test_missing_import_inside_a_package_is_not_taken_for_a_missing_package(name, tmp_path, monkeypatch) -> None:
     _foreign(tmp_path, name, "import no_such_module_anywhere\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):

@@ -147,9 +147,7 @@ def test_bad_rows_duplicates_and_repeated_ids_are_accounted_for(jsonl, tmp_path,
     manifest = pack(raw, PackOptions(out=tmp_path / "ids"))
     report = json.loads((tmp_path / "ids" / "report.json").read_text())
     assert report["repeated_ids"] == {"samples": 2, "first": [{"part": "part 1", "id": "x"}] * 2}
-    assert report["problems"] == [
-        {"part": "part 0", "row": 1, "reason": "bad_row", "message": "part 0, row 1: bad"}
-    ]
+    assert report["problems"] == [{"part": "part 0", "row": 1, "reason": "bad_row", "message": "part 0, row 1: bad"}]
     assert manifest.extra["skipped_first"] == {"bad_row": ["part 0, row 1: bad"]}
     print_yield(manifest)
     out = capsys.readouterr().out
@@ -207,9 +205,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(jsonl, tmp_path, mo
     assert not (tmp_path / "set").exists()
     # What was estimated is there, but the plan finds that the shards need more: what was read is kept.
     monkeypatch.setattr(JsonlData, "input_bytes", lambda self: 0)
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 93, 8 * 2**20 + 120_000)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 93, 8 * 2**20 + 120_000))
     with pytest.raises(DataError, match=r"no space .*: \d+ bytes needed"):
         packed(jsonl, tmp_path / "set")
     monkeypatch.undo()
@@ -305,9 +301,7 @@ def test_the_plan_of_a_million_samples_takes_little_memory(tmp_path):
         rows["offset"] = np.arange(count) * 1500
         np.save(SpoolFiles(folder=tmp_path, number=number).rows, rows)
     tracemalloc.start()
-    plan = make_plan(
-        tmp_path, range(parts), tmp_path / "plan.npy", samples_per_shard=5000, shard_bytes=512 * 2**20
-    )
+    plan = make_plan(tmp_path, range(parts), tmp_path / "plan.npy", samples_per_shard=5000, shard_bytes=512 * 2**20)
     peak = tracemalloc.get_traced_memory()[1] / (count * parts)
     tracemalloc.stop()
     assert peak < 80  # bytes a sample: 10 million in 0.8 GB

@@ -113,9 +113,7 @@ def test_overlap_is_counted_named_and_dropped_when_asked(raw, benchmarks, tmp_pa
         (2, "two.jpg"),
         (4, "bench-00000000.0.png"),
     ]
-    options = PackOptions(
-        out=tmp_path / "dropped", overlap_with=tuple(benchmarks), drop_overlap=True, workers=2
-    )
+    options = PackOptions(out=tmp_path / "dropped", overlap_with=tuple(benchmarks), drop_overlap=True, workers=2)
     dropped = pack(raw, options)
     assert (dropped.num_samples, dropped.extra["skipped"]) == (4, {"benchmark_overlap": 2})
     assert dropped.extra["benchmark_overlap"]["samples"] == 2

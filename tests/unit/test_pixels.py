@@ -25,9 +25,7 @@ def tiles_by_hand(image: Image.Image, tiling: Tiling) -> np.ndarray:
     out = np.zeros((len(plan), 3, tiling.tile_height, tiling.tile_width), dtype=np.float32)
     rows, cols = choose_grid(*image.size, tiling)
     canvas = image.resize((cols * tiling.tile_width, rows * tiling.tile_height), Image.Resampling.BICUBIC)
-    corners = [
-        (col * tiling.tile_width, row * tiling.tile_height) for row in range(rows) for col in range(cols)
-    ]
+    corners = [(col * tiling.tile_width, row * tiling.tile_height) for row in range(rows) for col in range(cols)]
     for tile, box in zip(out, plan, strict=True):
         width, height, x, y = box.resized_width, box.resized_height, box.offset_x, box.offset_y
         if tiling.rule == "internvl" and not box.is_thumbnail:
@@ -56,9 +54,7 @@ def test_numpy_and_torch_give_the_bits_of_tiles_cut_by_hand(rule, thumbnail, siz
 
 
 def test_boxes_hold_the_real_pixels_and_the_rest_is_zero():
-    pixels, boxes = cut_pixels(
-        Image.new("RGB", (20, 10), (255, 0, 51)), Tiling(tile_height=40, tile_width=40)
-    )
+    pixels, boxes = cut_pixels(Image.new("RGB", (20, 10), (255, 0, 51)), Tiling(tile_height=40, tile_width=40))
     assert boxes.tolist() == [[0, 10, 40, 30]]
     assert (pixels[0, :, 10:30] == np.array([255, 0, 51]).reshape(3, 1, 1)).all()
     assert not pixels[0, :, :10].any()

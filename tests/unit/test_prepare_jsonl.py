@@ -46,9 +46,7 @@ def write(root: Path, *lines: Any) -> Path:
 
 
 def prepare(root: Path, out: str, *, start: int = 0, part_bytes: int = 700, **options: Any) -> Any:
-    raw = JsonlData(
-        path=root / "train.jsonl", image_root=root, source="set", start=start, part_bytes=part_bytes
-    )
+    raw = JsonlData(path=root / "train.jsonl", image_root=root, source="set", start=start, part_bytes=part_bytes)
     return pack(raw, PackOptions(out=root / out, name="set", license="CC0-1.0", **options))
 
 

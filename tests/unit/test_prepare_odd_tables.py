@@ -25,9 +25,7 @@ def lines(path: Path, *rows: object) -> Path:
 def texts(found: list[TableQuestion | SampleError]) -> list[str]:
     """Names of the questions, and reason and place of the errors."""
     return [
-        f"{one.reason} {str(one).split('jsonl, ')[1].split(':')[0]}"
-        if isinstance(one, SampleError)
-        else one.name
+        f"{one.reason} {str(one).split('jsonl, ')[1].split(':')[0]}" if isinstance(one, SampleError) else one.name
         for one in found
     ]
 

@@ -145,9 +145,7 @@ def renderer_is_there() -> bool:
     return True
 
 
-needs_renderer = pytest.mark.skipif(
-    not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed"
-)
+needs_renderer = pytest.mark.skipif(not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed")
 
 
 @pytest.fixture
@@ -241,9 +239,7 @@ def documents(tmp_path) -> Path:
 
 
 def test_docdownstream_from_folder_and_archive(documents):
-    folder = prepare(
-        "docdownstream", documents / "train.jsonl", documents / "f", "--image-root", documents / "pages"
-    )
+    folder = prepare("docdownstream", documents / "train.jsonl", documents / "f", "--image-root", documents / "pages")
     pieces = (documents / "partial-imgs.00", documents / "partial-imgs.01")
     archive = prepare("docdownstream", documents / "train.jsonl", documents / "a", "--archive", *pieces)
     for out, samples in (("f", folder), ("a", archive)):
@@ -267,9 +263,7 @@ def conversation(number: int, mark: str = "<image>\n") -> list[dict[str, str]]:
 
 
 def test_llava_list(tmp_path):
-    rows: list[Any] = [
-        {"id": str(n), "image": f"0/{n}.jpg", "conversations": conversation(n)} for n in range(3)
-    ]
+    rows: list[Any] = [{"id": str(n), "image": f"0/{n}.jpg", "conversations": conversation(n)} for n in range(3)]
     rows += [{"id": "t", "conversations": conversation(3, "")}, {"id": "b", "conversations": conversation(4)}]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     for number in range(3):
@@ -324,9 +318,7 @@ def test_folder(tmp_path):
         write_file(tmp_path / f"scans/{number}.png", png(number + 2))
         if number:
             (tmp_path / f"scans/{number}.txt").write_text(f"text {number}")
-    samples = prepare(
-        "folder", tmp_path / "scans", tmp_path / "out", "--prompt", "Read.", "--license", "mine"
-    )
+    samples = prepare("folder", tmp_path / "scans", tmp_path / "out", "--prompt", "Read.", "--license", "mine")
     assert answers(samples) == ["text 1", "text 2", "text 3"]
     assert {message_text(sample.messages[0]) for sample in samples} == {"Read."}
     assert (load_manifest(tmp_path / "out").license, samples[0].source) == ("mine", "scans")
@@ -344,9 +336,7 @@ def test_real_receipts_with_their_fields_beside_them(tmp_path):
         (root / f"{name}.jpg").symlink_to((REAL / "sroie" / f"{name}.jpg").absolute())
         note = json.loads((REAL / "sroie" / f"{name}.json").read_text("utf-8"))
         fields[name] = note["fields"]
-        asked = [
-            {"question": f"What is the {field}?", "answer": value} for field, value in note["fields"].items()
-        ]
+        asked = [{"question": f"What is the {field}?", "answer": value} for field, value in note["fields"].items()]
         if name == names[1]:
             (root / f"{name}.txt").write_text("\n".join(line["text"] for line in note["lines"]), "utf-8")
         elif name != names[0]:
@@ -355,9 +345,7 @@ def test_real_receipts_with_their_fields_beside_them(tmp_path):
     assert len(samples) == 11
     assert skipped(tmp_path / "out") == {"missing_text": 1}
     output = sorted(
-        [message_text(turn) for turn in sample.messages[1::2]]
-        for sample in samples
-        if len(sample.messages) > 2
+        [message_text(turn) for turn in sample.messages[1::2]] for sample in samples if len(sample.messages) > 2
     )
     assert output == sorted(list(fields[name].values()) for name in names[2:])
     assert all(min(sample.sizes[0]) > 300 for sample in samples)

@@ -39,9 +39,7 @@ def renderer_is_there() -> bool:
     return True
 
 
-needs_renderer = pytest.mark.skipif(
-    not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed"
-)
+needs_renderer = pytest.mark.skipif(not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed")
 
 
 def grid(rows: int, columns: int) -> list[list[str]]:
@@ -252,9 +250,7 @@ def test_prepare_tabfact(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "wtq").is_dir(), reason="no real tables: set ALIGNVLM_REAL")
 def test_the_longest_and_widest_real_tables_lose_nothing():
-    tables = [
-        WikiTable(folder=REAL / "wtq", html=html)(name) for name in _extremes() for html in (True, False)
-    ]
+    tables = [WikiTable(folder=REAL / "wtq", html=html)(name) for name in _extremes() for html in (True, False)]
     assert all(len(render(table)) >= 1 for table in tables)
     assert max(len(table.rows) for table in tables) > 100
 

@@ -56,9 +56,7 @@ def test_images_take_their_length_where_they_are_and_no_loss(processor):
     parts = [{"type": "image"}, {"type": "text", "text": "b"}, {"type": "image"}]
     asked = [{"role": "user", "content": parts}, {"role": "assistant", "content": "7"}]
     encoded = processor.encode(asked, [picture(), picture(40, 40)])
-    lengths = [
-        count_visual_tokens(*size, processor.geometry, TOKENS_PER_TILE) for size in (picture().size, (40, 40))
-    ]
+    lengths = [count_visual_tokens(*size, processor.geometry, TOKENS_PER_TILE) for size in (picture().size, (40, 40))]
     marks = "".join("I" if token == processor.image_token_id else "t" for token in encoded.input_ids)
     assert marks.strip("t") == "I" * lengths[0] + "t" + "I" * lengths[1]
     labels = encoded.labels[encoded.labels != IGNORE_INDEX]
@@ -121,9 +119,7 @@ def test_collate(processor, pad_left):
         assert set(batch["labels"][row][mask == 0].tolist()) <= {IGNORE_INDEX}
     assert batch["num_tiles"].tolist() == [item.num_tiles for item in items]
     assert len(batch["pixel_values"]) == sum(item.num_tiles for item in items)
-    assert all(
-        batch[key].dtype == torch.int64 for key in ("input_ids", "attention_mask", "labels", "num_tiles")
-    )
+    assert all(batch[key].dtype == torch.int64 for key in ("input_ids", "attention_mask", "labels", "num_tiles"))
     assert batch["pixel_values"].dtype == torch.uint8
     assert (batch["tile_boxes"].dtype, len(batch["tile_boxes"])) == (torch.int16, len(batch["pixel_values"]))
 
@@ -137,18 +133,14 @@ def test_pad_token_falls_back_on_end_of_turn(tmp_path):
 
 def test_apply_chat_template_encodes_as_encode_does(processor):
     messages = [ask(picture(), text="a"), ask(picture(30, 30, 9), picture(), text="longer")]
-    batch = processor.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=True
-    )
+    batch = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
     images = [[picture()], [picture(30, 30, 9), picture()]]
     items = [processor.encode(m, i, generation=True) for m, i in zip(messages, images, strict=True)]
     expected = processor.collate(items, pad_left=True)
     # Hugging Face's entry points give what a vision encoder takes, bit for bit.
     expected["pixel_values"] = torch.from_numpy(np.concatenate([item.pixel_values for item in items]))
     assert (
-        set(batch)
-        == {"input_ids", "attention_mask", "pixel_values", "num_tiles"}
-        == set(processor.model_input_names)
+        set(batch) == {"input_ids", "attention_mask", "pixel_values", "num_tiles"} == set(processor.model_input_names)
     )
     for key in batch:
         torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=0)
@@ -168,9 +160,7 @@ def test_answers_are_spelled_in_training_and_in_later_prompts_by_the_loaded_proc
         assert [label for label in encoded.labels if label != IGNORE_INDEX][:-1] == [
             *tokenizer("t o t a l")["input_ids"][::2]
         ]
-    prompt = second.apply_chat_template(
-        [*turns, *ask(text="sure?")], tokenize=True, add_generation_prompt=True
-    )
+    prompt = second.apply_chat_template([*turns, *ask(text="sure?")], tokenize=True, add_generation_prompt=True)
     assert prompt["input_ids"][0].tolist()[: len(encoded.input_ids)] == encoded.input_ids.tolist()
 
 

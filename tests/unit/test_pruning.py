@@ -164,9 +164,7 @@ def test_weights_are_pruned_and_restored_by_the_config_alone(trained, tmp_path, 
     spec, model = trained
     model.save_pretrained(tmp_path / "whole")
     (tmp_path / "keep.json").write_text(json.dumps(KEPT))
-    narrow = dataclasses.replace(
-        spec, connector={**spec.connector, "vocab_keep": str(tmp_path / "keep.json")}
-    )
+    narrow = dataclasses.replace(spec, connector={**spec.connector, "vocab_keep": str(tmp_path / "keep.json")})
     processor = build_processor(spec)
     assert build_config(narrow, image_token_id=0).connector["vocab_keep"] == KEPT
     pruned = build_model(narrow, processor)

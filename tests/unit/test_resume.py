@@ -42,9 +42,7 @@ def modules(sets: dict[str, Path], world: int, state: Any = None, **options: Any
             name: {"sets": [folder], "weight": weight}
             for (name, folder), weight in zip(sets.items(), (5, 2, 1), strict=True)
         }
-        data = WebDataModule(
-            **{"mixture": sources, "num_workers": 0, "shuffle_buffer": 8, "resume": "exact"} | options
-        )
+        data = WebDataModule(**{"mixture": sources, "num_workers": 0, "shuffle_buffer": 8, "resume": "exact"} | options)
         if state is not None:
             data.load_state_dict(json.loads(json.dumps(state)))
         found.append(data.attach(Words(), rank=rank, world_size=world))

@@ -39,9 +39,7 @@ def record(question: str, answer: str, images: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    with ShardWriter(
-        tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3
-    ) as out:
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3) as out:
         out.add(record("où?", "là", 2), [picture((30, 20)), picture((40, 10), orientation=6)], ["jpg"] * 2)
         out.add(record("a", "", 0) | {"source": "other"}, [], [])
         out.add(record("b" * 2000, "cd", 1), [picture((5, 6))], ["jpg"])
@@ -66,9 +64,7 @@ def test_the_columns_are_what_the_shard_holds(folder):
         starts = [m.offset for m in members if m.name.endswith(".json")]
         assert first.offsets == (*starts, tar.offset)
     assert second.offsets[0] == 0
-    digests = [
-        hashlib.sha256(index_path(folder / f"set-0000{i}.tar").read_bytes()).hexdigest() for i in (0, 1)
-    ]
+    digests = [hashlib.sha256(index_path(folder / f"set-0000{i}.tar").read_bytes()).hexdigest() for i in (0, 1)]
     assert [shard.index_sha256 for shard in load_manifest(folder).shards] == digests
 
 
@@ -165,9 +161,7 @@ def test_a_member_that_comes_twice_is_refused_as_where_it_is_read(tmp_path):
 
 def test_json_that_is_nested_too_deep_is_counted(tmp_path):
     members = ("txt", b"text"), ("jpg", picture((8, 8)))
-    shard(
-        tmp_path / "0.tar", ("one.json", b"[" * 100_000), *((f"one.{name}", data) for name, data in members)
-    )
+    shard(tmp_path / "0.tar", ("one.json", b"[" * 100_000), *((f"one.{name}", data) for name, data in members))
     shard(tmp_path / "1.tar", *((f"two.{name}", data) for name, data in members))
     assert index_shards(tmp_path).extra["unreadable"] == {"bad_json": 1}
 

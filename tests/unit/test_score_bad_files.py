@@ -97,9 +97,7 @@ def test_samples_that_could_not_be_read_stay_unscored_again_and_again(tmp_path, 
 
 
 def test_half_a_surrogate_pair_comes_through(tmp_path, capsys):
-    path = jsonl(
-        tmp_path / "p.jsonl", row("a"), row("b\ud83d", "x\ud83d"), row("b\ud83d"), row("c", "x\ud83d")
-    )
+    path = jsonl(tmp_path / "p.jsonl", row("a"), row("b\ud83d", "x\ud83d"), row("b\ud83d"), row("c", "x\ud83d"))
     assert main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}"]) == 0
     assert "b\\ud83d (line 2, line 3)" in capsys.readouterr().out
     lines = (tmp_path / "out/predictions/docvqa.jsonl").read_text("utf-8").splitlines()

@@ -35,10 +35,7 @@ def test_bad_lines_are_named_and_counted(tmp_path):
     assert [sample.key for sample in found.samples] == ["a"]
     broken, repeated = found.problems
     assert broken.startswith("3 lines that are no prediction record: line 2 (")
-    assert (
-        "line 4 ('prediction' must be text, found None), line 6 ('prediction' must be text, found 3)"
-        in broken
-    )
+    assert "line 4 ('prediction' must be text, found None), line 6 ('prediction' must be text, found 3)" in broken
     assert repeated == "1 keys repeated, none of their rows counts: twice (line 3, line 5)"
 
 
@@ -123,24 +120,18 @@ def test_rows_of_a_table_that_do_not_read_are_named(tmp_path):
 def test_a_workbook_whose_rows_end_early_keeps_its_columns(tmp_path):
     import zipfile
 
-    path = xlsx(
-        tmp_path / "r.xlsx", [{"index": 1, "prediction": "x", "answer": "x"}, {"index": 2, "prediction": "x"}]
-    )
+    path = xlsx(tmp_path / "r.xlsx", [{"index": 1, "prediction": "x", "answer": "x"}, {"index": 2, "prediction": "x"}])
     stripped = tmp_path / "s.xlsx"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(stripped, "w") as target:
         for item in source.namelist():
             text = source.read(item)
-            target.writestr(
-                item, text.replace(b'<dimension ref="A1:C3"/>', b"") if "sheet1" in item else text
-            )
+            target.writestr(item, text.replace(b'<dimension ref="A1:C3"/>', b"") if "sheet1" in item else text)
     found = read_predictions(stripped, DOCVQA)
     assert [(sample.key, sample.references) for sample in found.samples] == [("1", ("x",)), ("2", ())]
 
 
 def test_options_become_choices(tmp_path):
-    table = [
-        {"index": 7, "question": "q", "A": "dog", "B": "cat", "C": "None", "answer": "B", "prediction": "B"}
-    ]
+    table = [{"index": 7, "question": "q", "A": "dog", "B": "cat", "C": "None", "answer": "B", "prediction": "B"}]
     found = read_predictions(xlsx(tmp_path / "r.xlsx", table), get_benchmark("seed"))
     assert found.samples[0].meta["choices"] == {"A": "dog", "B": "cat"}  # pandas reads None as an empty cell
 
@@ -183,10 +174,7 @@ def test_a_table_is_joined_by_its_index(tmp_path):
 
 def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
     path = jsonl(tmp_path / "p.jsonl", row("a"), row("b", "Lun"), row("<c>", "<script>", ("x",)))
-    assert (
-        main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"])
-        == 0
-    )
+    assert main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"]) == 0
     output = capsys.readouterr().out
     figures = json.loads(output.splitlines()[-1])
     assert figures["num"] == 3
@@ -252,9 +240,7 @@ def test_score_loads_no_torch(tmp_path):
         "print([m for m in ('torch', 'lightning', 'transformers', 'pandas') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 

@@ -99,9 +99,7 @@ def test_a_document_without_name_or_annotation_is_named():
     ]
     scored = score_samples(get_benchmark("deepform"), rows)
     assert scored.headline[1] == 1.0
-    assert scored.problems[0].startswith(
-        "3 predictions cannot be scored: b (document_f1: 'b' names no document"
-    )
+    assert scored.problems[0].startswith("3 predictions cannot be scored: b (document_f1: 'b' names no document")
 
 
 def test_a_rule_without_what_it_needs_is_not_reported():
@@ -111,10 +109,7 @@ def test_a_rule_without_what_it_needs_is_not_reported():
     assert "wtq@official-canonical" not in score_samples(wtq, plain).figures
     assert score_samples(wtq, known).figures["wtq@official-canonical"] == 1.0
     mixed = score_samples(wtq, [*known, replace(plain[0], key="b")])
-    assert (
-        mixed.problems[0]
-        == "1 predictions cannot be scored: b (rule official-canonical needs meta['canonical'])"
-    )
+    assert mixed.problems[0] == "1 predictions cannot be scored: b (rule official-canonical needs meta['canonical'])"
     with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no prediction has"):
         score_samples(wtq, plain, rule="official-canonical")
 
@@ -142,9 +137,7 @@ def test_one_rule_alone_and_an_unknown_one():
 
 def test_rules_disagree_on_the_border():
     half = EvalSample(key="a", prediction="abcd", references=("abef",))  # similarity exactly 0.5
-    scored = score_samples(
-        get_benchmark("docvqa"), [half, EvalSample(key="b", prediction="x", references=("x",))]
-    )
+    scored = score_samples(get_benchmark("docvqa"), [half, EvalSample(key="b", prediction="x", references=("x",))])
     assert scored.disagreements() == [0]
     assert scored.scores[0]["anls"] == 0.5
     assert scored.scores[0]["anls@due"] == 0.0
@@ -266,9 +259,7 @@ def test_records_keep_everything_and_empty_answers():
     records = merge_records(to_records(given))
     assert [record["key"] for record in records] == ["b", "k000", "k001"]
     assert to_samples(records)[0] == given[0]
-    written = scored_records(
-        records, score_samples(plain_benchmark("set", metrics=("anls",)), to_samples(records))
-    )
+    written = scored_records(records, score_samples(plain_benchmark("set", metrics=("anls",)), to_samples(records)))
     assert written[0] == {
         "key": "b",
         "prediction": "",

@@ -98,12 +98,8 @@ def test_a_full_disk_loses_nothing_of_the_last_good_checkpoint(folder, monkeypat
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(fsdp, writer, refuse)
-    with pytest.raises(
-        CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"
-    ):
-        ShardedStrategy().save_checkpoint(
-            {"state_dict": {"a": torch.zeros(3)}, "optimizer_states": []}, folder
-        )
+    with pytest.raises(CheckpointError, match=r"could not write checkpoint .*No space left.*earlier one is as it was"):
+        ShardedStrategy().save_checkpoint({"state_dict": {"a": torch.zeros(3)}, "optimizer_states": []}, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["last.ckpt"]
 

@@ -20,18 +20,14 @@ from datamodules.stream.stream import Location, Source, TrainStream
 def make_set(folder: Path, *, num_samples: int, samples_per_shard: int, name: str = "set") -> Manifest:
     """Samples of text only; the key of number 7 is `set-00000007`."""
     turn = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with ShardWriter(
-        folder, name=name, source="made", license="CC0-1.0", samples_per_shard=samples_per_shard
-    ) as out:
+    with ShardWriter(folder, name=name, source="made", license="CC0-1.0", samples_per_shard=samples_per_shard) as out:
         for _ in range(num_samples):
             out.add({"messages": [turn]}, [], [])
     return load_manifest(folder)
 
 
 def stream(*manifests: Manifest, seed: str = "0", buffer: int = 8, **options: Any) -> TrainStream:
-    return TrainStream(
-        sources=(Source(name="train", manifests=manifests, **options),), seed=seed, buffer=buffer
-    )
+    return TrainStream(sources=(Source(name="train", manifests=manifests, **options),), seed=seed, buffer=buffer)
 
 
 def epoch_keys(found: TrainStream, epoch: int = 0) -> list[str]:
@@ -149,9 +145,7 @@ def test_damage_of_a_sample_is_never_another_sample(tmp_path, at, content, messa
     data[first + at : first + at + len(content)] = content
     path.write_bytes(data)
     locations = every_location(manifest)
-    with pytest.raises(
-        DataError, match=rf"set-00000\.tar is damaged at sample 0 of 4, byte 0 \(.*({message})"
-    ):
+    with pytest.raises(DataError, match=rf"set-00000\.tar is damaged at sample 0 of 4, byte 0 \(.*({message})"):
         ShardReader().read(locations[0])
     assert ShardReader().read(locations[2])["__key__"] == "set-00000002"
 

@@ -22,15 +22,11 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path):
-    with ShardWriter(
-        tmp_path / "set", name="set", source="forms", license="CC0-1.0", samples_per_shard=2
-    ) as out:
+    with ShardWriter(tmp_path / "set", name="set", source="forms", license="CC0-1.0", samples_per_shard=2) as out:
         for number in range(1, 6):
             content = [{"type": "image", "index": 0}, {"type": "text", "text": "x" * 10 * number}]
             record = {"messages": [{"role": "user", "content": content}], "references": ["yes"]}
-            out.add(
-                {**record, "source": "forms" if number < 4 else "charts"}, [png(100 * number, 50)], ["png"]
-            )
+            out.add({**record, "source": "forms" if number < 4 else "charts"}, [png(100 * number, 50)], ["png"])
     return tmp_path / "set"
 
 
@@ -135,9 +131,7 @@ def test_a_config_counts_as_its_processor_does(tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text(yaml.safe_dump({"spec": json.loads(json.dumps(dataclasses.asdict(spec)))}))
     model, processor = load_model(path), build_processor(spec)
-    assert model.count_tokens("two words") == len(
-        processor.tokenizer("two words", add_special_tokens=False).input_ids
-    )
+    assert model.count_tokens("two words") == len(processor.tokenizer("two words", add_special_tokens=False).input_ids)
     assert (model.tiling, model.tokens_per_tile) == (processor.geometry, processor.tokens_per_tile)
 
 
@@ -152,9 +146,7 @@ def test_preview_shows_prompt_and_supervised_tokens(tmp_path, capsys):
 
     path = tmp_path / "model.yaml"
     path.write_text(
-        yaml.safe_dump(
-            {"spec": json.loads(json.dumps(dataclasses.asdict(tiny_spec(tmp_path / "tokenizer"))))}
-        )
+        yaml.safe_dump({"spec": json.loads(json.dumps(dataclasses.asdict(tiny_spec(tmp_path / "tokenizer"))))})
     )
     with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0") as out:
         for answer in ("12", "<b>34"):

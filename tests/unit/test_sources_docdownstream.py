@@ -228,9 +228,7 @@ def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, arch
 
 def test_unsafe_paths_are_refused(tmp_path, images):
     rows = [line("../train.jsonl"), line("/etc/passwd")]
-    assert read(DocDownstreamFolder(lines=write_lines(tmp_path, rows), images=images))[1] == {
-        "unsafe_path": 2
-    }
+    assert read(DocDownstreamFolder(lines=write_lines(tmp_path, rows), images=images))[1] == {"unsafe_path": 2}
 
 
 def test_parts_cut_a_long_file(tmp_path, images):
@@ -255,8 +253,7 @@ def streamed(path: Path) -> list[str]:
 def test_a_tar_that_is_not_zipped(tmp_path, archive):
     (tmp_path / "plain.tar").write_bytes(unpacked(archive))
     assert [
-        data
-        for name, data in stream_files([local_file(tmp_path / "plain.tar")], lambda name: name == page(2))
+        data for name, data in stream_files([local_file(tmp_path / "plain.tar")], lambda name: name == page(2))
     ] == [picture(2)]
 
 
@@ -275,9 +272,7 @@ def test_a_missing_piece_is_named(tmp_path, archive):
     with pytest.raises(ConfigError, match="found"):
         DocDownstreamArchive(lines=raw.lines, pieces=(archive[1],)).parts()
     cut = DocDownstreamArchive(lines=raw.lines, pieces=tuple(archive[:2]))
-    with pytest.raises(
-        DataError, match=r"partial-imgs\.01, near byte \d+: the archive is damaged or a piece"
-    ):
+    with pytest.raises(DataError, match=r"partial-imgs\.01, near byte \d+: the archive is damaged or a piece"):
         list(cut.read(cut.parts()[0]))
     with pytest.raises(DataError, match=r"there is no .*partial-imgs\.03"):
         main(

@@ -82,9 +82,7 @@ def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
         (tmp_path / run).mkdir()
         write_tar(tmp_path / run / "00000.tar", pair("000000001", run))
     raw = tars(tmp_path)
-    assert [part.name for part in raw.parts()] == [
-        str(tmp_path / run / "00000.tar") for run in ("one", "two")
-    ]
+    assert [part.name for part in raw.parts()] == [str(tmp_path / run / "00000.tar") for run in ("one", "two")]
     samples, _ = read(raw)
     assert [texts(sample)[1] for sample in samples] == ["one", "two"]
     ids = [sample.record["id"].removeprefix(f"cc12m/{tmp_path}") for sample in samples]
@@ -128,9 +126,7 @@ def test_a_damaged_tar_names_shard_and_byte(tmp_path):
     data[at : at + 8] = b"\xff" * 8
     path.write_bytes(data)
     raw = tars(tmp_path)
-    with pytest.raises(
-        DataError, match=rf"a\.tar at byte {at}, member 1\.json: broken header.*fetch the tar"
-    ):
+    with pytest.raises(DataError, match=rf"a\.tar at byte {at}, member 1\.json: broken header.*fetch the tar"):
         list(raw.read(raw.parts()[0]))
 
 
@@ -223,9 +219,7 @@ def test_parts_of_many_pictures_take_little_memory(monkeypatch):
     tracemalloc.start()
     parts = raw.parts()
     gc.collect()
-    own = tracemalloc.Filter(
-        True, folder_command.__file__
-    )  # not what a thread of another test takes meanwhile
+    own = tracemalloc.Filter(True, folder_command.__file__)  # not what a thread of another test takes meanwhile
     traces = tracemalloc.take_snapshot().filter_traces([own]).statistics("filename")
     tracemalloc.stop()
     held = sum(trace.size for trace in traces) / 30_000
@@ -241,9 +235,7 @@ def test_a_folder_without_pictures_is_an_error(tmp_path):
         folder(tmp_path / "none").parts()
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../a.png", "a/../../b.png", "", "a\0.png", "..\\a.png", "C:/a.png"]
-)
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "a/../../b.png", "", "a\0.png", "..\\a.png", "C:/a.png"])
 def test_paths_stay_below_their_folder(name):
     with pytest.raises(SampleError, match="is not one below its folder") as caught:
         safe_path(name, where="row 1")

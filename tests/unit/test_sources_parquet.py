@@ -69,9 +69,7 @@ def test_bigdocs_second_names_of_columns(tmp_path):
 
 
 def test_bigdocs_texts_instead_of_lists(tmp_path):
-    (sample,), _ = read(
-        bigdocs(write(tmp_path / "a.parquet", [bigdocs_row(query="What?", annotations="This")]))
-    )
+    (sample,), _ = read(bigdocs(write(tmp_path / "a.parquet", [bigdocs_row(query="What?", annotations="This")])))
     assert texts(sample) == ["What?", "This"]
 
 

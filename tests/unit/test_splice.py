@@ -31,9 +31,7 @@ def test_dtype_is_that_of_the_embeddings():
 
 def test_a_sample_with_the_wrong_count_is_named():
     embeds, mask, visual = batch()
-    with pytest.raises(
-        DataError, match="sample 0 of the batch has 2 image placeholders but its 2 tiles give 4"
-    ):
+    with pytest.raises(DataError, match="sample 0 of the batch has 2 image placeholders but its 2 tiles give 4"):
         splice(embeds, mask, visual, torch.tensor([2, 1]))
 
 

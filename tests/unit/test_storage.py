@@ -110,9 +110,7 @@ def test_a_remote_shard_that_was_cut_is_found_when_it_is_fetched(folder, site, s
     shard = folder / "set-00001.tar"
     shard.write_bytes(shard.read_bytes()[:1024])
     manifest = load_manifest(site.url, storage=storage)
-    with pytest.raises(
-        DataError, match=r"my%20set/set-00001\.tar could not be fetched .*bytes, received 1024"
-    ):
+    with pytest.raises(DataError, match=r"my%20set/set-00001\.tar could not be fetched .*bytes, received 1024"):
         keys(manifest)
     with pytest.raises(DataError, match=r"set-00001\.tar could not be fetched"):
         load_manifest(site.url, storage=storage, verify_sha256=True)
@@ -170,9 +168,7 @@ def test_an_index_that_is_too_large_is_not_stored(folder, site, storage, monkeyp
     ],
 )
 def test_other_schemes_are_refused_with_the_ones_that_are_taken(folder):
-    with pytest.raises(
-        ConfigError, match=r"expected a folder or a URL with http://, https://, s3://, gs://, hf://"
-    ):
+    with pytest.raises(ConfigError, match=r"expected a folder or a URL with http://, https://, s3://, gs://, hf://"):
         load_manifest(folder)
 
 
@@ -208,9 +204,7 @@ def test_local_folders_with_a_colon_are_folders(tmp_path):
 )
 def test_a_missing_package_is_named_with_its_command(url, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        ConfigError, match=rf"needs the package {package} \(.*\); install it: pip install {package}$"
-    ):
+    with pytest.raises(ConfigError, match=rf"needs the package {package} \(.*\); install it: pip install {package}$"):
         load_manifest(url)
 
 
@@ -221,9 +215,7 @@ def test_buckets_are_read_through_the_file_system_of_their_package(folder, stora
         pseudo_dirs = [""]
 
     # The package itself is not needed here: fsspec finds its class in a module of that name.
-    monkeypatch.setitem(
-        sys.modules, "s3fs", types.SimpleNamespace(S3FileSystem=S3FileSystem, __version__="9999.1")
-    )
+    monkeypatch.setitem(sys.modules, "s3fs", types.SimpleNamespace(S3FileSystem=S3FileSystem, __version__="9999.1"))
     monkeypatch.delitem(_registry, "s3", raising=False)
     try:
         for path in folder.iterdir():
@@ -296,9 +288,7 @@ def test_a_command_needs_leave_and_a_place_for_the_name(folder, storage, tmp_pat
 
 
 def test_a_command_that_fails_is_tried_again_and_its_message_shown(folder, tmp_path):
-    storage = Storage(
-        cache=tmp_path / "c", allow_pipe=True, policy=Policy(retries=1, backoff_s=0.01, timeout_s=1)
-    )
+    storage = Storage(cache=tmp_path / "c", allow_pipe=True, policy=Policy(retries=1, backoff_s=0.01, timeout_s=1))
     count = tmp_path / "count"
     with pytest.raises(DataError, match=r"2 attempts, the last: the command ended with status 3: no\s*way"):
         load_manifest(f"pipe:echo x >> {count}; echo {{name}}; echo no way >&2; exit 3", storage=storage)
@@ -338,9 +328,7 @@ def test_a_command_that_fails_is_tried_again_and_its_message_shown(folder, tmp_p
 def test_a_manifest_names_only_files_of_its_own_folder(folder, name):
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
     edit(folder, shards=[shards[0] | {"path": name}, *shards[1:]])
-    with pytest.raises(
-        DataError, match=r"manifest\.json: expected the name of a file in the folder of the dataset"
-    ):
+    with pytest.raises(DataError, match=r"manifest\.json: expected the name of a file in the folder of the dataset"):
         read_manifest(folder)
 
 
@@ -353,10 +341,7 @@ def test_a_manifest_cannot_add_to_a_command(folder, name, tmp_path):
 
 
 def test_names_are_quoted_in_urls_and_queries_stay():
-    assert (
-        file_url("https://host/set?sig=a%2Fb", "x y#1?%.tar")
-        == "https://host/set/x%20y%231%3F%25.tar?sig=a%2Fb"
-    )
+    assert file_url("https://host/set?sig=a%2Fb", "x y#1?%.tar") == "https://host/set/x%20y%231%3F%25.tar?sig=a%2Fb"
     assert file_url("s3://bucket/set/", "deep/x y#1.tar") == "s3://bucket/set/deep/x y#1.tar"
 
 

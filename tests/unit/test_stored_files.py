@@ -94,9 +94,7 @@ def test_another_store_reads_the_same(release):
     for path in release.rglob("*.parquet"):
         memory.pipe(f"/hub/{path.relative_to(release).as_posix()}", path.read_bytes())
     try:
-        found = choose_files(
-            list_files("memory://hub", ".parquet"), config="ArxivTableCap", split="train", where="m"
-        )
+        found = choose_files(list_files("memory://hub", ".parquet"), config="ArxivTableCap", split="train", where="m")
         assert [file.path for file in found] == [
             f"memory:///hub/ArxivTableCap/train-0000{number}-of-00002.parquet" for number in (0, 1)
         ]
@@ -113,9 +111,7 @@ def test_a_hub_without_network_fails_at_once_and_says_what_to_do(tmp_path):
         "try:\n    list_files('ServiceNow/BigDocs-7.5M', '.parquet')\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
-    } | {
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path),

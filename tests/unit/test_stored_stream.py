@@ -67,9 +67,7 @@ def test_a_store_that_fails_for_good_names_file_and_byte(file, monkeypatch):
         stream.read(10)
     monkeypatch.setattr(StoredFile, "open", lambda self, forward: Flaky())
     monkeypatch.setattr(Flaky, "read", lambda self, size: (_ for _ in ()).throw(ValueError("odd answer")))
-    with pytest.raises(
-        DataError, match=r"a\.bin does not read at byte 10 \(ValueError: odd answer\); run the same"
-    ):
+    with pytest.raises(DataError, match=r"a\.bin does not read at byte 10 \(ValueError: odd answer\); run the same"):
         stream.read(10)
 
 

@@ -96,9 +96,7 @@ def test_pieces_of_a_row_stand_apart(kind: str, split: str) -> None:
         sheet = _sheet(seed, split)
         LAYOUTS[kind](sheet)
         for row in range(sheet.num_rows):
-            pieces = sorted(
-                (piece.left, piece.left + piece.width) for piece in sheet.segments if piece.row == row
-            )
+            pieces = sorted((piece.left, piece.left + piece.width) for piece in sheet.segments if piece.row == row)
             assert all(left[1] + 5 <= right[0] for left, right in pairwise(pieces)), (
                 seed,
                 row,
@@ -136,9 +134,7 @@ def test_a_record_keeps_the_normal_form() -> None:
 
 def test_lines_use_every_printable_character() -> None:
     text = "".join(
-        line["text"]
-        for seed in range(1200)
-        for line in generate_document(seed, split="train", kind="lines").lines
+        line["text"] for seed in range(1200) for line in generate_document(seed, split="train", kind="lines").lines
     )
     assert set(string.printable[:95]) <= set(text)
     letters = [character for character in text if character.isalpha()]

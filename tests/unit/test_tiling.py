@@ -73,15 +73,11 @@ def random_tiling(rng: random.Random, *, side: int = 96) -> Tiling:
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "grid"), [((4000, 300), (1, 6)), ((300, 4000), (6, 1)), ((1700, 2200), (3, 3))]
-)
+@pytest.mark.parametrize(("size", "grid"), [((4000, 300), (1, 6)), ((300, 4000), (6, 1)), ((1700, 2200), (3, 3))])
 def test_max_side_limits_rows_and_columns(size, grid):
     # Without it the first two are cut into nine tiles in a row (Ovis's own grids, test_tiling_reference.py).
     assert choose_grid(*size, Tiling(max_side=6)) == grid
-    assert choose_grid(*size, Tiling()) == (
-        (3, 3) if grid == (3, 3) else tuple(9 if n == 6 else n for n in grid)
-    )
+    assert choose_grid(*size, Tiling()) == ((3, 3) if grid == (3, 3) else tuple(9 if n == 6 else n for n in grid))
 
 
 def test_properties_of_plans():
@@ -97,9 +93,7 @@ def test_properties_of_plans():
         assert len(tiles) == grid.rows * grid.cols <= tiling.max_tiles, case
         assert max(grid) <= (tiling.max_side or tiling.max_tiles), case
         assert_thumbnail(plan, tiles, tiling, width, height)
-        assert sum((b.right - b.left) * (b.bottom - b.top) for b in tiles) == pytest.approx(width * height), (
-            case
-        )
+        assert sum((b.right - b.left) * (b.bottom - b.top) for b in tiles) == pytest.approx(width * height), case
         for index, box in enumerate(tiles):
             row, col = divmod(index, grid.cols)
             if col:

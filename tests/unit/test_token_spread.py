@@ -41,9 +41,7 @@ class Given(nn.Module):
 
 
 def test_entropy_and_largest_weight_by_hand(monkeypatch):
-    monkeypatch.setattr(
-        spread, "vocabulary_scores", lambda connector, features, limit: features.flatten(0, 1)
-    )
+    monkeypatch.setattr(spread, "vocabulary_scores", lambda connector, features, limit: features.flatten(0, 1))
     # Weights 1/2, 1/4, 1/4 and 1, 0, 0: entropies 1.5 ln 2 and 0.
     features = torch.tensor([[[0.5, 0.25, 0.25]], [[1.0, 0.0, 0.0]]]).log()
     found = spread.token_spread(Given(), features, torch.eye(3), limit=10)

@@ -29,9 +29,7 @@ def record() -> dict:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with ShardWriter(
-        tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3
-    ) as out:
+    with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3) as out:
         for _ in range(6):
             out.add(record(), [png()], ["png"])
     return tmp_path / "set"
@@ -59,9 +57,7 @@ def test_a_whole_set_has_no_damage(folder, capsys):
     assert "no damage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut_in_header", "cut_in_data", "cut_at_member", "zeroed_header", "bad_header"]
-)
+@pytest.mark.parametrize("kind", ["cut_in_header", "cut_in_data", "cut_at_member", "zeroed_header", "bad_header"])
 def test_damages_that_readers_pass_over_in_silence(folder, kind):
     path = folder / "set-00000.tar"
     third = members(path)[2]

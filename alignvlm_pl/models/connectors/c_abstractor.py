@@ -134,9 +134,7 @@ class ConvNorm(nn.Module):
         self, in_channels: int, out_channels: int, *, kernel: int = 1, groups: int = 1, activate: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
         self.bn = nn.LayerNorm(out_channels)  # timm's name for the norm of any kind
         self.activate = activate
 

@@ -96,7 +96,5 @@ class OvisConnector(Connector):
         weights = logits.softmax(dim=-1)
         if self.tokenize != "softmax":
             hard = torch.zeros_like(weights).scatter_(-1, weights.argmax(dim=-1, keepdim=True), 1.0)
-            weights = (
-                hard - weights.detach() + weights
-            )  # straight-through: value of `hard`, gradient of the softmax
+            weights = hard - weights.detach() + weights  # straight-through: value of `hard`, gradient of the softmax
         return weights.to(dtype)

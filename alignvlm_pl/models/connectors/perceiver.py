@@ -44,9 +44,7 @@ class PerceiverConnector(Connector):
         projection: str = "linear",
     ) -> None:
         super().__init__()
-        require_at_least(
-            1, num_latents=num_latents, depth=depth, heads=heads, head_dim=head_dim, ff_mult=ff_mult
-        )
+        require_at_least(1, num_latents=num_latents, depth=depth, heads=heads, head_dim=head_dim, ff_mult=ff_mult)
         require_choice("projection", projection, PROJECTIONS)
         self.latents = nn.Parameter(torch.randn(num_latents, vision_dim))
         self.layers = nn.ModuleList(
@@ -104,8 +102,7 @@ class PerceiverLayer(nn.Module):
     def _attend(self, media: Tensor, latents: Tensor) -> Tensor:
         keys, values = self.to_kv(torch.cat([media, latents], dim=1)).chunk(2, dim=-1)
         query, keys, values = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.to_q(latents), keys, values)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.to_q(latents), keys, values)
         )
         read = F.scaled_dot_product_attention(query, keys, values)  # (tiles, heads, n, head_dim)
         attended: Tensor = self.to_out(read.transpose(1, 2).flatten(2))

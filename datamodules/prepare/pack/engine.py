@@ -66,9 +66,7 @@ def run_jobs(
         return
     # Not forked: a copy of a process with threads, such as that of a progress bar, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(job, lock)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(job, lock))
     try:
         futures = deque(pool.submit(_run, task) for task in tasks)
         while futures:
@@ -142,9 +140,7 @@ class Engine:
                 self.work.remove()
                 return load_manifest(out)
             if not options.overwrite:
-                raise DataError(
-                    f"{out} already holds a finished dataset; choose another folder or allow overwriting"
-                )
+                raise DataError(f"{out} already holds a finished dataset; choose another folder or allow overwriting")
         for path in input_files(self.raw, self.parts):
             if path.suffix == ".tar" and path.parent.resolve() == out.resolve():
                 raise ConfigError(
@@ -178,19 +174,14 @@ class Engine:
             raise space_error(out, error) from error
 
     def _pack(self) -> Manifest:
-        known = (
-            read_benchmark_images(self.options.overlap_with, self.work.path)
-            if self.options.overlap_with
-            else None
-        )
+        known = read_benchmark_images(self.options.overlap_with, self.work.path) if self.options.overlap_with else None
         reports = self._spool(known)
         numbers = range(len(reports))
         total = merge_reports(reports)
         if not total.written:
             first = total.problems[0]["message"] if total.problems else "there is no row"
             raise NothingUsable(
-                f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the "
-                f"first: {first}"
+                f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the first: {first}"
             )
         repeated = self._repeated_ids(numbers)
         images = count_repeats(load_image_checksums(self.work.spool, numbers))
@@ -320,9 +311,7 @@ class Engine:
                 bar.update(shard.num_samples)
         return [shards[number] for number in range(plan.num_shards)]
 
-    def _finish(
-        self, shards: list[Shard], total: PartReport, images: Repeats, repeated: dict[str, Any]
-    ) -> Manifest:
+    def _finish(self, shards: list[Shard], total: PartReport, images: Repeats, repeated: dict[str, Any]) -> Manifest:
         """Write report and manifest."""
         options = self.options
         overlap = {
@@ -381,9 +370,7 @@ class Engine:
             share = min(1.0, self.options.limit / rows) if rows else 0.0
             needed, spooled = int(needed * share), int(spooled * share)
         written = self.work.size() if resumable else 0
-        folder = next(
-            path for path in (self.options.out, *self.options.out.absolute().parents) if path.is_dir()
-        )
+        folder = next(path for path in (self.options.out, *self.options.out.absolute().parents) if path.is_dir())
         check_space(folder, max(needed + spooled - written, 0))
 
 
@@ -438,8 +425,6 @@ def print_yield(manifest: Manifest) -> None:
     overlap = extra["benchmark_overlap"]
     if overlap["compared_with"]:
         state = "skipped" if overlap["dropped"] else "kept"
-        lines.append(
-            f"samples with an image that resembles one of a benchmark: {overlap['samples']} ({state})"
-        )
+        lines.append(f"samples with an image that resembles one of a benchmark: {overlap['samples']} ({state})")
     lines.append(f"details: {manifest.where(REPORT_NAME)}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -85,9 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the dataset (default: the name of the output folder)")
     parser.add_argument("--license", help="terms of the dataset (default: that of the data)")
     parser.add_argument("--source", help="source of rows that name none (default: that of the data)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the global shuffle (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the global shuffle (default: %(default)s)")
     parser.add_argument("--samples-per-shard", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--shard-bytes", type=int, default=MAX_SHARD_BYTES, help="default: %(default)s")
     parser.add_argument(

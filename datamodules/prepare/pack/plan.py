@@ -42,9 +42,7 @@ class Plan:
         return len(self.cuts) - 1
 
 
-def make_plan(
-    spool: Path, numbers: Sequence[int], out: Path, *, samples_per_shard: int, shard_bytes: int
-) -> Plan:
+def make_plan(spool: Path, numbers: Sequence[int], out: Path, *, samples_per_shard: int, shard_bytes: int) -> Plan:
     """Shuffle the samples of all parts and cut them into shards.
 
     Args:
@@ -124,9 +122,7 @@ def count_repeats(values: np.ndarray) -> Repeats:
 
 def load_image_checksums(spool: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the checksums of the images of all parts."""
-    return np.concatenate(
-        [np.load(SpoolFiles(folder=spool, number=n).images, allow_pickle=False) for n in numbers]
-    )
+    return np.concatenate([np.load(SpoolFiles(folder=spool, number=n).images, allow_pickle=False) for n in numbers])
 
 
 def load_ids(spool: Path, numbers: Sequence[int]) -> np.ndarray:

@@ -132,7 +132,5 @@ class ShardJob:
 
 def unfinished(job: ShardJob) -> tuple[dict[int, Shard], Sequence[int]]:
     """Return the finished shards by number, and the numbers of the others."""
-    done = {
-        number: shard for number in range(job.plan.num_shards) if (shard := job.finished(number)) is not None
-    }
+    done = {number: shard for number in range(job.plan.num_shards) if (shard := job.finished(number)) is not None}
     return done, [number for number in range(job.plan.num_shards) if number not in done]

@@ -27,9 +27,7 @@ from .overlap import BenchmarkImages
 from .report import PartReport
 from .work_folder import write_array, write_whole
 
-ROW = np.dtype(
-    [("order", "<u8"), ("id", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("size", "<u4")], align=False
-)
+ROW = np.dtype([("order", "<u8"), ("id", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("size", "<u4")], align=False)
 """One sample: hash that orders it, hash of its id (0 = none), offset and length in the spool file, bytes in a shard."""
 _LARGEST = 2**32 - 1
 
@@ -127,9 +125,7 @@ class SpoolJob:
         try:
             yield from self.raw.read(part)
         except OSError as error:
-            raise DataError(
-                f"{part.name} cannot be read ({error}); check the file and start again"
-            ) from error
+            raise DataError(f"{part.name} cannot be read ({error}); check the file and start again") from error
 
     def _add(
         self,
@@ -156,9 +152,7 @@ class SpoolJob:
         if self.known is not None and (match := self.known.find_any(data)):
             report.add_overlap(row, match)
             if self.drop_overlap:
-                raise SampleError(
-                    f"{where}: an image like {match}, which a benchmark holds", "benchmark_overlap"
-                )
+                raise SampleError(f"{where}: an image like {match}, which a benchmark holds", "benchmark_overlap")
         size = sample.stored_size
         if 2 * size > _LARGEST:
             raise SampleError(f"{where}: a sample of {size} bytes, expected less than 2 GiB", "too_large")
@@ -210,9 +204,7 @@ class _SpoolFile:
         return length
 
 
-def read_record(
-    stream: BinaryIO, offset: int, length: int
-) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
+def read_record(stream: BinaryIO, offset: int, length: int) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
     """Read a sample back.
 
     Args:
@@ -273,6 +265,4 @@ def _id_hash(record: Mapping[str, Any]) -> int:
 
 
 def _hash64(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    )
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

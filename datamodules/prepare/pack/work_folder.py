@@ -68,9 +68,7 @@ class WorkFolder:
     def clear(self) -> None:
         """Remove work on another dataset."""
         if self.spool.exists():
-            logger.warning(
-                "%s holds work on another dataset (other data or settings); it is removed", self.path
-            )
+            logger.warning("%s holds work on another dataset (other data or settings); it is removed", self.path)
         (self.path / _IDENTITY).unlink(missing_ok=True)
         shutil.rmtree(self.spool, ignore_errors=True)
         shutil.rmtree(self.packed, ignore_errors=True)
@@ -100,9 +98,7 @@ class WorkFolder:
         return sum(path.stat().st_size for path in self.spool.glob("*")) if self.spool.exists() else 0
 
 
-def identity_of(
-    raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[object]
-) -> dict[str, Any]:
+def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[object]) -> dict[str, Any]:
     """Describe a run by all that its result depends on: data, settings, inputs with sizes and times, version.
 
     Args:

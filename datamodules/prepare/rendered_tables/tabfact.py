@@ -69,9 +69,7 @@ def all_tables(folder: Path) -> "FactTable":
     return FactTable(folder=_csv_folder(folder), captions=captions)
 
 
-def read_statements(
-    folder: Path, split: str, captions: dict[str, str]
-) -> Iterator[TableQuestion | SampleError]:
+def read_statements(folder: Path, split: str, captions: dict[str, str]) -> Iterator[TableQuestion | SampleError]:
     """Read the statements of a split; the captions of their tables are put into `captions`.
 
     Raises:

@@ -62,12 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that both commands share."""
     parser.add_argument("folder", type=Path, help="folder of the release")
     parser.add_argument("out", type=Path, help="folder for the shards")
-    parser.add_argument(
-        "--split", default="test", choices=("train", "dev", "test"), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--conversations", action="store_true", help="one sample a table, its questions as turns"
-    )
+    parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="default: %(default)s")
+    parser.add_argument("--conversations", action="store_true", help="one sample a table, its questions as turns")
     parser.add_argument(
         "--bigdocs",
         type=Path,
@@ -107,9 +103,7 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
             for record in _records(by_table[name], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
         writer.extra |= {"split": options.split} | left_out.extra()
-        writer.extra |= (
-            {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
-        )
+        writer.extra |= {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
     left_out.write(options.out)
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
@@ -148,21 +142,14 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
             found.append(row)
             continue
         queries, answers = (as_list(row.get(key)) for key in ("query", "annotations"))
-        if (
-            not is_text(row.get("img_id"))
-            or not queries
-            or not answers
-            or not all(map(is_text, [*queries, *answers]))
-        ):
+        if not is_text(row.get("img_id")) or not queries or not answers or not all(map(is_text, [*queries, *answers])):
             problem = f"{where}: expected texts as img_id, query and annotations, found {row!r:.200}"
             found.append(SampleError(problem, "bad_row"))
             continue
         given = plain_name(row["img_id"])
         table = tables.find(given)
         if table is None or len(queries) != len(answers):
-            problem = (
-                "names no table of the release" if table is None else "has not as many answers as questions"
-            )
+            problem = "names no table of the release" if table is None else "has not as many answers as questions"
             found.append(SampleError(f"{where}: img_id {row['img_id']!r} {problem}", "unknown_table"))
             continue
         for query, answer in zip(queries, answers, strict=True):
@@ -189,11 +176,7 @@ class TableNames:
         """Index names."""
         whole = {plain_name(name): name for name in sorted(names)}
         counts = Counter(name.rpartition("/")[2] for name in whole)
-        last = {
-            name.rpartition("/")[2]: full
-            for name, full in whole.items()
-            if counts[name.rpartition("/")[2]] == 1
-        }
+        last = {name.rpartition("/")[2]: full for name, full in whole.items() if counts[name.rpartition("/")[2]] == 1}
         return cls(whole=whole, last=last)
 
     def find(self, name: str) -> str | None:
@@ -209,9 +192,7 @@ def plain_name(name: str) -> str:
     return name.removeprefix("csv/")
 
 
-def _records(
-    questions: Sequence[TableQuestion], num_pages: int, *, conversations: bool
-) -> Iterator[dict[str, Any]]:
+def _records(questions: Sequence[TableQuestion], num_pages: int, *, conversations: bool) -> Iterator[dict[str, Any]]:
     if conversations:
         pairs = [(question.text, ", ".join(question.answers)) for question in questions]
         table = questions[0].table

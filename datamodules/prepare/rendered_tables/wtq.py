@@ -93,9 +93,7 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
         else:
             seen.add(name)
             meta = {"canonical": canonical[name]} if name in canonical else {}
-            yield TableQuestion(
-                name=name, table=_table_name(context), text=question, answers=tuple(answers), meta=meta
-            )
+            yield TableQuestion(name=name, table=_table_name(context), text=question, answers=tuple(answers), meta=meta)
 
 
 def _problem(name: object, question: object, context: object, answers: object) -> str:

@@ -22,9 +22,7 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
             each image (``placeholder_count``), or nothing is answered (``empty_answer``).
     """
     if not isinstance(conversations, list) or not conversations:
-        raise SampleError(
-            f"{where}: expected a list of turns, found {conversations!r:.120}", "bad_conversation"
-        )
+        raise SampleError(f"{where}: expected a list of turns, found {conversations!r:.120}", "bad_conversation")
     turns: list[Message] = []
     images = 0
     for number, turn in enumerate(conversations):
@@ -40,9 +38,7 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
         images += sum(part["type"] == "image" for part in content)
         turns.append({"role": _ROLES[speaker], "content": content})
     if images != num_images:
-        raise SampleError(
-            f"{where}: {images} times {IMAGE_TOKEN} but {num_images} images", "placeholder_count"
-        )
+        raise SampleError(f"{where}: {images} times {IMAGE_TOKEN} but {num_images} images", "placeholder_count")
     answers = [turn["content"][0]["text"] for turn in turns if turn["role"] == "assistant"]
     if not answers or not any(text.strip() for text in answers):
         raise SampleError(f"{where}: no turn of gpt with text", "empty_answer")

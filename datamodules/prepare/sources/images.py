@@ -29,16 +29,8 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
     """
     path = PurePosixPath(name.replace("\\", "/"))
     # A colon in the first part may be a drive of Windows.
-    if (
-        not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or "\0" in name
-        or path.parts[0][1:2] == ":"
-    ):
-        raise SampleError(
-            f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path"
-        )
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or path.parts[0][1:2] == ":":
+        raise SampleError(f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path")
     return path
 
 
@@ -138,9 +130,7 @@ def index_folder(root: Path) -> FolderIndex:
     """
     index = FolderIndex(image_paths(root))
     if index.duplicates:
-        logger.warning(
-            "%s: %d images have the name of an earlier one and are not used", root, index.duplicates
-        )
+        logger.warning("%s: %d images have the name of an earlier one and are not used", root, index.duplicates)
     return index
 
 

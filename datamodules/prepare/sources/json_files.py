@@ -178,9 +178,7 @@ class _Window:
         mark = self.peek()
         if not mark or mark not in marks:
             found = repr(mark) if mark else "the end of the file"
-            raise DataError(
-                f"{self._path}, byte {self.offset}: {problem}, found {found}; fetch the file again"
-            )
+            raise DataError(f"{self._path}, byte {self.offset}: {problem}, found {found}; fetch the file again")
         self._at += 1
         return mark
 

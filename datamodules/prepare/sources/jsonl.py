@@ -101,9 +101,7 @@ class JsonlData:
         parts = self.parts()
         measured = parts[:: max(1, len(parts) // _MEASURED_PARTS)]
         sizes = [
-            self._image_bytes(text)
-            for part in measured
-            for _, text in islice(self._lines(part), _MEASURED_RECORDS)
+            self._image_bytes(text) for part in measured for _, text in islice(self._lines(part), _MEASURED_RECORDS)
         ]
         records = sum(part.rows or 0 for part in parts)
         return self.spool_bytes() + (sum(sizes) * records // len(sizes) if sizes else 0)

@@ -103,18 +103,12 @@ class ParquetRows:
             table = _parquet_file(stream, file)
             columns = self.schema.resolve(table.schema_arrow.names, where=file.path)
             self.check_columns(columns, where=file.path)
-            return [
-                table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)
-            ]
+            return [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
 
 
-def _rows(
-    table: Any, file: StoredFile, group: int, columns: Iterable[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(table: Any, file: StoredFile, group: int, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a row group, each with the name that errors give it."""
-    batches = table.iter_batches(
-        batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-    )
+    batches = table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
     number = 0
     while True:
         try:

@@ -50,9 +50,7 @@ def _sets(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         # One question per page, so that the questions are independent of each other.
         settings = {"kinds": [kind], "questions_per_document": 1, "transcription_share": 0.0}
         sets.append((f"heldout-{name}", {**evaluation, **settings}))
-    sets.append(
-        ("heldout-lines", {**evaluation, "kinds": ["lines"], "fonts": "heldout", "questions_per_document": 1})
-    )
+    sets.append(("heldout-lines", {**evaluation, "kinds": ["lines"], "fonts": "heldout", "questions_per_document": 1}))
     return [(name, settings) for name, settings in sets if settings["num_documents"] > 0]
 
 
@@ -68,18 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Render synthetic receipts, forms, tables, charts and lines of text into WebDataset shards.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder; each dataset gets a folder in it")
-    parser.add_argument(
-        "--train", type=int, default=4000, help="training documents with questions (default: 4000)"
-    )
-    parser.add_argument(
-        "--lines", type=int, default=4000, help="training pages of plain lines (default: 4000)"
-    )
-    parser.add_argument(
-        "--heldout", type=int, default=100, help="documents in each held-out dataset (default: 100)"
-    )
-    parser.add_argument(
-        "--questions", type=int, default=4, help="most questions per training document (default: 4)"
-    )
+    parser.add_argument("--train", type=int, default=4000, help="training documents with questions (default: 4000)")
+    parser.add_argument("--lines", type=int, default=4000, help="training pages of plain lines (default: 4000)")
+    parser.add_argument("--heldout", type=int, default=100, help="documents in each held-out dataset (default: 100)")
+    parser.add_argument("--questions", type=int, default=4, help="most questions per training document (default: 4)")
     parser.add_argument(
         "--transcriptions",
         type=float,
@@ -92,13 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         default=DOCUMENT_KINDS,
         help="weights of training documents: form=1,receipt=1,table=1",
     )
-    parser.add_argument(
-        "--faults", type=float, default=0.67, help="share of pages with noise, blur, … (default: 0.67)"
-    )
+    parser.add_argument("--faults", type=float, default=0.67, help="share of pages with noise, blur, … (default: 0.67)")
     parser.add_argument("--width", type=int, default=256, help="width of a page in px (default: 256)")
-    parser.add_argument(
-        "--height", type=int, default=128, help="height of a page in px, 32 per row (default: 128)"
-    )
+    parser.add_argument("--height", type=int, default=128, help="height of a page in px, 32 per row (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other documents (default: 0)")
     parser.add_argument("--processes", type=int, default=2, help="processes that render (default: 2)")
     return parser

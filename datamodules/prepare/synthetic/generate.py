@@ -61,9 +61,7 @@ def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
     pen = ImageDraw.Draw(page)
     for shape in sheet.shapes:
         colour = _tone(sheet.style, shape.tone)
-        pen.rectangle(
-            shape.box, fill=colour if shape.filled else None, outline=None if shape.filled else colour
-        )
+        pen.rectangle(shape.box, fill=colour if shape.filled else None, outline=None if shape.filled else colour)
 
 
 def _draw_text(page: Image.Image, segment: Segment, style: Style, jitter_px: float) -> Box:
@@ -126,9 +124,7 @@ def _degrade(page: Image.Image, style: Style, rng: Random) -> Image.Image:
     """Apply a few faults, each with its own probability."""
     if rng.random() < 0.25:
         scale = rng.uniform(0.6, 0.9)
-        small = page.resize(
-            (round(page.width * scale), round(page.height * scale)), Image.Resampling.BILINEAR
-        )
+        small = page.resize((round(page.width * scale), round(page.height * scale)), Image.Resampling.BILINEAR)
         page = small.resize(page.size, rng.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)))
     if rng.random() < 0.35:
         page = page.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
@@ -298,9 +294,7 @@ def _lines(sheet: Sheet, boxes: list[Box]) -> list[dict[str, Any]]:
     return lines
 
 
-def _turns(
-    sheet: Sheet, lines: list[dict[str, Any]], num_questions: int, transcription_share: float
-) -> list[Question]:
+def _turns(sheet: Sheet, lines: list[dict[str, Any]], num_questions: int, transcription_share: float) -> list[Question]:
     """Choose the turns of the conversation from what can be asked about the page."""
     rng, chosen = sheet.rng, list(sheet.questions)
     rng.shuffle(chosen)

@@ -162,9 +162,7 @@ def _stacked(sheet: Sheet, rows: list[int]) -> list[tuple[str, str]]:
         sheet.put(key, key_row, bold=bold)
         placed = sheet.put(value, value_row, left=sheet.left + indent)
         if sheet.rng.random() < 0.3:
-            sheet.rule(
-                (value_row + 1) * ROW_HEIGHT_PX - 1, right=max(placed.left + placed.width, sheet.right - 40)
-            )
+            sheet.rule((value_row + 1) * ROW_HEIGHT_PX - 1, right=max(placed.left + placed.width, sheet.right - 40))
         pairs.append((key, value))
     return pairs + (_inline(sheet, rows[-1:]) if len(rows) % 2 else [])
 
@@ -393,19 +391,13 @@ def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> l
     attempts = 0
     while len(found) < count:
         attempts += 1
-        if (
-            attempts % 100 == 0
-        ):  # too wide for this style, or too few values of the split: three digits always do
+        if attempts % 100 == 0:  # too wide for this style, or too few values of the split: three digits always do
             places, unit, power, found = 0, "", 3, []
         size = round(rng.uniform(0.12, 1.0) * 10**power, places)
         text = f"{size:.{places}f}{unit}"
         fits = sheet.width_of(text) <= value_px and len(fingerprint(text)) >= 2
         # Bars must differ visibly, or "which is the longest" could not be answered by looking.
-        if (
-            fits
-            and belongs(text, sheet.split)
-            and all(abs(size - other[2]) > 0.04 * 10**power for other in found)
-        ):
+        if fits and belongs(text, sheet.split) and all(abs(size - other[2]) > 0.04 * 10**power for other in found):
             found.append(("", text, size))
     return [(sheet.make(word, label_px), text, size / 10**power) for _, text, size in found]
 

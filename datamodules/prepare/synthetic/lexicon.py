@@ -36,9 +36,7 @@ MAX_WORD_LETTERS = 12
 # Source kinds: which attributes of which Faker modules feed which part of the lexicon.
 _FAKER_SOURCES = {
     "common": ("lorem.en_US", "job.en_US", "company.en_US", "color.en_US", "automotive.en_US"),
-    "names": tuple(
-        f"person.{code}" for code in "en_US en_GB de_DE fr_FR es_ES it_IT nl_NL en_IN id_ID".split()
-    ),
+    "names": tuple(f"person.{code}" for code in "en_US en_GB de_DE fr_FR es_ES it_IT nl_NL en_IN id_ID".split()),
     "places": tuple(f"address.{code}" for code in "en_US en_GB de_DE fr_FR nl_NL pl_PL en_IN id_ID".split()),
     "foreign": tuple(f"lorem.{code}" for code in "fr_FR it_IT nl_NL pl_PL de_DE es_ES".split()),
 }
@@ -131,10 +129,7 @@ def load_lexicon(split: str) -> Lexicon:
         ConfigError: An unknown split, or a package that is not installed.
     """
     check_split(split)
-    parts = {
-        origin: tuple(word for word in words if belongs(word, split))
-        for origin, words in _all_words().items()
-    }
+    parts = {origin: tuple(word for word in words if belongs(word, split)) for origin, words in _all_words().items()}
     return Lexicon(**parts)
 
 
@@ -152,8 +147,7 @@ def _all_words() -> dict[str, tuple[str, ...]]:
         for origin, modules in _FAKER_SOURCES.items()
     }
     lists = {
-        path.stem: path.read_text(encoding="utf-8").split()
-        for path in package_files("wonderwords", "assets/*.txt")
+        path.stem: path.read_text(encoding="utf-8").split() for path in package_files("wonderwords", "assets/*.txt")
     }
     profane = {word.lower() for word in lists.pop("profanitylist")}
     texts["common"].update(word for words in lists.values() for word in words)
@@ -198,7 +192,5 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; install vega_datasets again") from error
-    rows: list[dict[str, Any]] = (
-        json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-    )
+    rows: list[dict[str, Any]] = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
     return rows

@@ -79,9 +79,7 @@ def word(rng: Random, words: Words) -> str:
 def person(rng: Random, words: Words) -> str:
     """First and last name, sometimes with an initial."""
     first, last = (words.lexicon.word(rng, origin="names", max_letters=9).title() for _ in range(2))
-    return rng.choice(
-        (f"{first} {last}", f"{last}, {first}", f"{rng.choice(_UPPER)}. {last}", f"{first} {last}")
-    )
+    return rng.choice((f"{first} {last}", f"{last}, {first}", f"{rng.choice(_UPPER)}. {last}", f"{first} {last}"))
 
 
 def company(rng: Random, words: Words) -> str:
@@ -103,17 +101,13 @@ def address(rng: Random, words: Words) -> str:
     """Street and number."""
     name, number = words.lexicon.word(rng, origin="places", max_letters=9).title(), str(rng.randint(1, 999))
     street = words.pick(rng, _STREETS)
-    return rng.choice(
-        (f"{number} {name} {street}", f"No.{number}, {street} {name}", f"{name} {street} {number}")
-    )
+    return rng.choice((f"{number} {name} {street}", f"No.{number}, {street} {name}", f"{name} {street} {number}"))
 
 
 def email(rng: Random, words: Words) -> str:
     """E-mail address or web site, short."""
     name, host = (words.lexicon.word(rng, max_letters=6) for _ in range(2))
-    return rng.choice(
-        (f"{name}@{host}.com", f"{name[0]}.{host}@{name}.net", f"www.{host}.com", f"{host}.org/{name}")
-    )
+    return rng.choice((f"{name}@{host}.com", f"{name[0]}.{host}@{name}.net", f"www.{host}.com", f"{host}.org/{name}"))
 
 
 def marked(rng: Random, words: Words) -> str:
@@ -166,9 +160,7 @@ def amount(rng: Random, words: Words) -> str:
 
 def percent(rng: Random, words: Words) -> str:
     """Percentage."""
-    return rng.choice(
-        (f"{rng.randint(10, 99)}%", f"{rng.uniform(0, 100):.1f}%", f"{rng.uniform(0, 30):.2f} %")
-    )
+    return rng.choice((f"{rng.randint(10, 99)}%", f"{rng.uniform(0, 100):.1f}%", f"{rng.uniform(0, 30):.2f} %"))
 
 
 def date(rng: Random, words: Words) -> str:
@@ -242,9 +234,7 @@ def code(rng: Random, words: Words) -> str:
 
 def scribble(rng: Random, words: Words) -> str:
     """Random characters, all of printable ASCII: teaches every sign of the alphabet."""
-    alphabet = rng.choice(
-        (_UPPER, _LOWER, _UPPER + _DIGITS + _MARKS, _UPPER + _LOWER + _DIGITS, _DIGITS + _MARKS)
-    )
+    alphabet = rng.choice((_UPPER, _LOWER, _UPPER + _DIGITS + _MARKS, _UPPER + _LOWER + _DIGITS, _DIGITS + _MARKS))
     return "".join(rng.choices(alphabet, k=rng.randint(3, 8)))
 
 

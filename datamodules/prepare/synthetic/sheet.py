@@ -164,9 +164,7 @@ class Sheet:
         self.segments.append(segment)
         return segment
 
-    def rule(
-        self, y: float, *, left: float | None = None, right: float | None = None, px: float = 1.0
-    ) -> None:
+    def rule(self, y: float, *, left: float | None = None, right: float | None = None, px: float = 1.0) -> None:
         """Add a horizontal line."""
         left = self.left if left is None else left
         right = self.right if right is None else right

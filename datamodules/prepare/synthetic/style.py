@@ -67,19 +67,12 @@ def load_faces(font_set: str) -> tuple[Face, ...]:
         ConfigError: Unknown set, or a font package that is not installed.
     """
     if font_set not in _FAMILIES:
-        raise ConfigError(
-            f"fonts of a synthetic dataset: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}"
-        )
+        raise ConfigError(f"fonts of a synthetic dataset: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}")
     faces: list[Face] = []
     for family, (package, pattern, weight) in _FAMILIES[font_set].items():
-        files = [
-            path
-            for path in package_files(package, pattern)
-            if not any(part in path.stem for part in _SKIPPED)
-        ]
+        files = [path for path in package_files(package, pattern) if not any(part in path.stem for part in _SKIPPED)]
         faces += [
-            Face(path=path, bold_path=_bold(path, files), family=family, weight=weight / len(files))
-            for path in files
+            Face(path=path, bold_path=_bold(path, files), family=family, weight=weight / len(files)) for path in files
         ]
     return tuple(faces)
 

@@ -133,9 +133,7 @@ def write_split(
     )
     check_split(split)
     if num_documents < 1 or processes < 1:
-        raise ConfigError(
-            f"num_documents and processes must be 1 or more, found {num_documents} and {processes}"
-        )
+        raise ConfigError(f"num_documents and processes must be 1 or more, found {num_documents} and {processes}")
     arguments = plan.arguments()
     if _already_there(out, arguments):
         logger.info("%s: already there", out)
@@ -156,9 +154,7 @@ def _weights(kinds: Mapping[str, float] | Iterable[str] | None) -> dict[str, flo
         if kind not in KINDS:
             raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, KINDS)}")
         if weight < 0:
-            raise ConfigError(
-                f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}"
-            )
+            raise ConfigError(f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}")
     if not sum(weights.values()) > 0:
         raise ConfigError("kinds of a synthetic dataset: at least one needs a weight above 0")
     return weights
