@@ -21,7 +21,7 @@ from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, merge_records, to_samples, unread
 from alignvlm_pl.scoring.results import Losses
-from alignvlm_pl.scoring.run import Scored, score_samples, without_figures
+from alignvlm_pl.scoring.run import Scored, score_samples, unscored
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
@@ -258,7 +258,7 @@ class BenchmarkEvaluation(pl.Callback):
                 outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
             for name, scored in found.items():
                 outputs.show(name, scored, tag=self._tag(trainer, name))
-            metrics = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
+            metrics = {name: {"num": scored.num, **scored.metrics} for name, scored in found.items()}
         self.results = trainer.strategy.broadcast(metrics)
         for name, values in self.results.items():
             tag = self._tag(trainer, name)
@@ -325,7 +325,7 @@ class BenchmarkEvaluation(pl.Callback):
             samples = grade(samples, self.judge) if self.judge else samples
             if missing := ungraded(samples):
                 lacking = f"{missing} predictions have no grade: set benchmark.judge"
-                return without_figures(benchmark, samples, [*problems, lacking])
+                return unscored(benchmark, samples, [*problems, lacking])
         if limit is not None:  # part of the dataset on purpose
             return score_samples(benchmark, samples, resamples=0, problems=problems, whole=False)
         return score_samples(benchmark, samples, expected=dataset.expected, problems=problems)

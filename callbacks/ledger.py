@@ -131,21 +131,21 @@ class Ledger(pl.Callback):
             return
         if self._cuda and count > self._ready:
             torch.cuda.synchronize()  # copies that were begun in this step
-        for line, figures in self._waiting[:count]:
-            self._stream.write(to_line(with_losses(line, figures.tolist())))
+        for line, values in self._waiting[:count]:
+            self._stream.write(to_line(with_losses(line, values.tolist())))
         self._stream.flush()
         del self._waiting[:count]
         self._ready = max(self._ready - count, 0)
 
 
-def with_losses(line: dict[str, Any], figures: list[float]) -> dict[str, Any]:
+def with_losses(line: dict[str, Any], values: list[float]) -> dict[str, Any]:
     """Add the losses to a line.
 
     Args:
         line: Of n documents, with their sources under `of`.
-        figures: The loss sum of the micro batch, n loss sums of its documents, and their n numbers of tokens.
+        values: The loss sum of the micro batch, n loss sums of its documents, and their n numbers of tokens.
     """
-    total, (sums, counts) = figures[0], _halves(figures[1:])
+    total, (sums, counts) = values[0], _halves(values[1:])
     by_source: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for source, own, count in zip(line["of"], sums, counts, strict=True):
         by_source[source][0] += own
@@ -163,12 +163,12 @@ def _halves(values: list[float]) -> tuple[list[float], list[float]]:
     return values[: len(values) // 2], values[len(values) // 2 :]
 
 
-def _to_host(figures: Tensor) -> Tensor:
-    """The figures in the host's memory, on a GPU without waiting for them."""
-    if figures.device.type != "cuda":
-        return figures
-    copy = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-    return copy.copy_(figures, non_blocking=True)
+def _to_host(values: Tensor) -> Tensor:
+    """The values in the host's memory, on a GPU without waiting for them."""
+    if values.device.type != "cuda":
+        return values
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return copy.copy_(values, non_blocking=True)
 
 
 def _beyond(folder: Path, world: int) -> list[Path]:

@@ -66,7 +66,7 @@ class RunOutputs:
 
     def show(self, name: str, scored: Scored, *, tag: str) -> None:
         """Print the scores of one dataset; give TensorBoard its first pages with their predictions under a tag."""
-        shown = {"num": scored.num, **scored.figures}
+        shown = {"num": scored.num, **scored.metrics}
         log.info("%s: %s", name, "  ".join(f"{metric} {value:.4g}" for metric, value in shown.items()))
         for problem in scored.problems:
             log.warning("%s is incomplete: %s", name, problem)

@@ -1,4 +1,4 @@
-"""Ask a question about a page: the model folder of a finished stage, loaded with transformers alone.
+"""Ask a question about a page: the export of a stage, loaded by the Auto classes of transformers, without Lightning.
 
 python examples/ask.py runs/demo/3-instruct/hf page.png "What is the total?"
 """
@@ -11,7 +11,7 @@ import alignvlm_pl.models  # noqa: F401  (registers the model with the Auto clas
 
 
 def ask(folder: str, image: str, question: str) -> str:
-    """Answer of the model in `folder`."""
+    """Return what the model in `folder` generates for a question about an image file."""
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(folder),
         AutoProcessor.from_pretrained(folder),

@@ -21,7 +21,7 @@ from .slurm import exit_status_for_srun
 COMMANDS = {
     "fit": ("alignvlm_pl.cli.training", "train one stage, or the stages of a recipe one after the other"),
     "validate": ("alignvlm_pl.cli.training", "answer and score the benchmarks of a config"),
-    "test": ("alignvlm_pl.cli.training", "as validate, for the final figures"),
+    "test": ("alignvlm_pl.cli.training", "as validate, for the final scores"),
     "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
     "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),

@@ -108,32 +108,32 @@ def _results(folder: Path) -> dict[str, Any]:
 def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], minutes: float) -> None:
     from ..evaluation.contact_sheet import contact_sheet
 
-    figures = {
+    summary = {
         "exact_match": trained["overall"]["exact_match"],
         "anls": trained["overall"]["anls"],
         "untrained_exact_match": untrained["overall"]["exact_match"],
         "cer": trained["benchmarks"][READOUT]["cer"],
         "minutes": minutes,
     }
-    figures = {name: round(value, 4) for name, value in figures.items()}
+    summary = {name: round(value, 4) for name, value in summary.items()}
     real = (DATA / READOUT).resolve().name == "lines"
     readout = {
         "set": "real SROIE line crops" if real else "synthetic lines in held-out fonts",
         "case": "ignored",
     }
-    write_results(folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": figures})
+    write_results(folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": summary})
     contact_sheet(folder / "trained" / "predictions", folder / "examples.png")
     sys.stdout.write("\n" + _table(untrained, trained) + "\n")
     sys.stdout.write(f"\nreadout: {readout['set']}, case ignored; examples in {folder / 'examples.png'}\n")
-    sys.stdout.write(f"look: tensorboard --logdir {folder}\n\ndemo: {json.dumps(figures)}\n")
+    sys.stdout.write(f"look: tensorboard --logdir {folder}\n\ndemo: {json.dumps(summary)}\n")
 
 
 def _table(untrained: dict[str, Any], trained: dict[str, Any]) -> str:
     rows = [("held-out set", "questions", "metric", "untrained", "trained")]
     before = {**untrained["benchmarks"], "all questions": untrained["overall"]}
-    for name, figures in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
-        for metric in ("cer",) if "cer" in figures else ("anls", "exact_match"):
-            rows.append((name, str(figures["num"]), metric, f"{before[name][metric]:.3f}", f"{figures[metric]:.3f}"))
+    for name, scores in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
+        for metric in ("cer",) if "cer" in scores else ("anls", "exact_match"):
+            rows.append((name, str(scores["num"]), metric, f"{before[name][metric]:.3f}", f"{scores[metric]:.3f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -48,14 +48,14 @@ def run(argv: list[str]) -> int:
         f"{options.out}: set connector.vocab_keep to this path\n"
     )
     if options.json:
-        figures = {
+        result = {
             "kept": len(kept),
             "rows": len(ids),
             "mass": mass,
             "visual_tokens": shares.tokens,
             "largest": means[largest[0]],
         }
-        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.write(json.dumps(result) + "\n")
     return 0
 
 

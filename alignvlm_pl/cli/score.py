@@ -1,4 +1,4 @@
-"""`score`: the figures of a prediction file made anywhere; loads no model."""
+"""`score`: the scores of a prediction file made anywhere; loads no model."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Score a prediction file and print its figures; those of part of a benchmark are marked as incomplete."""
+    """Score a prediction file and print its scores; those of part of a benchmark are marked as incomplete."""
     parser = argparse.ArgumentParser(prog="alignvlm score", description=__doc__)
     parser.add_argument("--benchmark", required=True, help="name of a benchmark, for example docvqa")
     parser.add_argument(
@@ -68,8 +68,8 @@ def run(argv: list[str]) -> int:
     if options.json:
         from ..utils.atomic_files import to_json
 
-        figures = {"num": scored.num, "complete": not scored.problems, **scored.figures}
-        sys.stdout.write(to_json(figures) + "\n")
+        scores = {"num": scored.num, "complete": not scored.problems, **scored.metrics}
+        sys.stdout.write(to_json(scores) + "\n")
     return 0
 
 
@@ -112,10 +112,10 @@ def _print(scored: "Scored", notes: list[str]) -> None:
         write(f"  incomplete: {problem}\n")
     for note in notes:
         write(f"  note: {note}\n")
-    for figure, value in scored.figures.items():
-        ends = scored.intervals.get(figure)
+    for score, value in scored.metrics.items():
+        ends = scored.intervals.get(score)
         interval = f"  [{percent(ends[0])}, {percent(ends[1])}]" if ends else ""
-        write(f"  {figure:<40} {percent(value):>7}{interval}{mark}\n")
+        write(f"  {score:<40} {percent(value):>7}{interval}{mark}\n")
     for model, printed in scored.benchmark.paper.items():
         write(f"  printed in the paper: {model:<34} {printed:.2f}\n")
 

@@ -122,8 +122,8 @@ def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
     return sorted(found.items(), key=lambda item: places.get(item[1].benchmark.name, len(places)))
 
 
-def _share(figure: float | None) -> float | None:
-    return None if figure is None else figure / 100
+def _share(score: float | None) -> float | None:
+    return None if score is None else score / 100
 
 
 def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[
         "problems": scored.problems,
         "headline": (name, value, scored.intervals.get(name)),
         "direction": _direction(scored)[-1],
-        "figures": [(figure, number, scored.intervals.get(figure)) for figure, number in scored.figures.items()],
+        "scores": [(score, value, scored.intervals.get(score)) for score, value in scored.metrics.items()],
         "prompts": benchmark.prompts_are_reference(),
         "num_disagreements": len(disagreements),
         "disagreements": [row(index) for index in disagreements[:MAX_LISTED]],

@@ -38,12 +38,12 @@ def results(
         `loss`, `intervals`, `incomplete` (problems) and `reference_prompts`.
     """
     loss = loss or Losses()
-    figures = {name: {"num": scored.num, **scored.figures} for name, scored in found.items()}
+    scores = {name: {"num": scored.num, **scored.metrics} for name, scored in found.items()}
     own = [name for name, scored in found.items() if not scored.benchmark.size and name not in readout_sets]
     prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
     return {
-        "overall": overall({name: figures[name] for name in own}),
-        "benchmarks": figures,
+        "overall": overall({name: scores[name] for name in own}),
+        "benchmarks": scores,
         "loss": dict(loss.values),
         "intervals": {name: scored.intervals for name, scored in found.items()},
         "incomplete": {
@@ -60,9 +60,9 @@ def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     Args:
         results: Name -> `num` and scores; a dataset of which nothing is scored does not count.
     """
-    scored = [figures for figures in results.values() if figures["num"] and len(figures) > 1]
+    scored = [scores for scores in results.values() if scores["num"] and len(scores) > 1]
     if not scored:
         return {}
-    total = sum(figures["num"] for figures in scored)
-    names = [name for name in scored[0] if name != "num" and all(name in figures for figures in scored)]
+    total = sum(scores["num"] for scores in scored)
+    names = [name for name in scored[0] if name != "num" and all(name in scores for scores in scored)]
     return {"num": total, **{name: sum(f[name] * f["num"] for f in scored) / total for name in names}}

@@ -27,7 +27,7 @@ class Scored:
         samples: Its predictions, in the order given.
         scores: Score of each prediction under every rule: ``metric`` or ``metric@rule``. Predictions that are scored
             together, the fields of a document, share the score of the document.
-        figures: Metric to score, a fraction of 1: ``metric``, ``metric@rule`` and ``metric/group``; the first is the
+        metrics: Metric to score, a fraction of 1: ``metric``, ``metric@rule`` and ``metric/group``; the first is the
             headline.
         intervals: Bootstrap 95 % intervals (low, high) of the scores under the default rules.
         num: Scored questions, as the benchmark counts them.
@@ -37,7 +37,7 @@ class Scored:
     benchmark: Benchmark
     samples: list[EvalSample]
     scores: list[dict[str, float]]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     num: int
     problems: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Scored:
     @property
     def headline(self) -> tuple[str, float]:
         """Metric that the benchmark is known by, and its score; nan where there is no prediction."""
-        return next(iter(self.figures.items()), ("", math.nan))
+        return next(iter(self.metrics.items()), ("", math.nan))
 
     def headline_under(self, rule: str) -> float | None:
         """Score of the headline metric under a rule; None where it is not known.
@@ -54,7 +54,7 @@ class Scored:
             rule: Name of the rule; empty for the metric's default.
         """
         name = self.headline[0].partition("@")[0]
-        return self.figures.get(f"{name}@{rule}" if rule else name)
+        return self.metrics.get(f"{name}@{rule}" if rule else name)
 
     @property
     def rules(self) -> list[str]:
@@ -99,7 +99,7 @@ def score_samples(
     """
     kept = [sample for sample in samples if benchmark.belongs(sample.meta)]
     scores: list[dict[str, float]] = [{} for _ in kept]
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     faults = Faults()
     for metric, rules in _load(benchmark, rule, kept) if kept else ():
@@ -121,29 +121,29 @@ def score_samples(
                 if not rows:
                     continue
                 ending = (f"/{group}" if group else "") + tail
-                figures |= {figure + ending: value for figure, value in metric.scores(summed(rows)).items()}
+                metrics |= {score + ending: value for score, value in metric.scores(summed(rows)).items()}
                 if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
-                    intervals |= {figure + ending: ends for figure, ends in found.items()}
+                    intervals |= {score + ending: ends for score, ends in found.items()}
     num = sum(benchmark.count(sample) for sample, found in zip(kept, scores, strict=True) if found)
     return Scored(
         benchmark=benchmark,
         samples=kept,
         scores=scores,
-        figures=figures,
+        metrics=metrics,
         intervals=intervals,
         num=num,
         problems=[*problems, *faults.lines(), *(_size_problem(benchmark, num, expected) if whole else ())],
     )
 
 
-def without_figures(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
+def unscored(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
     """Return the result of predictions that cannot be scored: they are kept, without a score."""
     return Scored(
         benchmark=benchmark,
         samples=list(samples),
         scores=[{} for _ in samples],
-        figures={},
+        metrics={},
         intervals={},
         num=0,
         problems=list(problems),
@@ -222,10 +222,10 @@ def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> di
     for start in range(0, resamples, _CHUNK):
         counts = rng.multinomial(len(rows), chance, size=min(_CHUNK, resamples - start))
         for sums in counts @ table:
-            for figure, value in metric.scores(dict(zip(names, sums.tolist(), strict=True))).items():
-                drawn.setdefault(figure, []).append(value)
-    ends = {figure: np.percentile(values, [2.5, 97.5]) for figure, values in drawn.items()}
-    return {figure: (float(low), float(high)) for figure, (low, high) in ends.items()}
+            for score, value in metric.scores(dict(zip(names, sums.tolist(), strict=True))).items():
+                drawn.setdefault(score, []).append(value)
+    ends = {score: np.percentile(values, [2.5, 97.5]) for score, values in drawn.items()}
+    return {score: (float(low), float(high)) for score, (low, high) in ends.items()}
 
 
 def _differ(scores: dict[str, float]) -> bool:

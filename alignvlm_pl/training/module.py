@@ -319,7 +319,7 @@ class AlignVLMModule(pl.LightningModule):
 
     @property
     def _logs_this_step(self) -> bool:
-        """Whether the step that is under way is one whose figures Lightning logs; others need not be handed to it."""
+        """Whether the step that is under way is one whose metrics Lightning logs; others need not be passed to it."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it dynamically
         return bool(every) and (self.trainer.global_step + 1) % every == 0
 

@@ -53,4 +53,4 @@ def read_left_out(folder: Path) -> dict[str, list[str]]:
 def print_left_out(extra: Mapping[str, Any]) -> None:
     """Print a line for each reason that a manifest names."""
     for reason, count in extra["skipped"].items():
-        sys.stdout.write(f"left out: {count} ({reason}); figures over this set are marked as incomplete\n")
+        sys.stdout.write(f"left out: {count} ({reason}); scores over this dataset are marked as incomplete\n")

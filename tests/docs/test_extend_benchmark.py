@@ -40,5 +40,5 @@ def test_one_file_and_one_test_make_a_benchmark(copy):
     command = re.search(r"python (cli\.py score .*)", PAGE.read_text("utf-8")).group(1).split()
     done = run(copy, *command, "--json")
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert (figures["num"], figures["complete"], figures["anls"]) == (3, True, 1.0)
+    scores = json.loads(done.stdout.splitlines()[-1])
+    assert (scores["num"], scores["complete"], scores["anls"]) == (3, True, 1.0)

@@ -76,13 +76,13 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, both = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one == both
-    figures = one["benchmarks"]
+    scores = one["benchmarks"]
     sizes = {name: len(rows) for name, rows in SETS.items()} | {"mmvet": 0}  # which is not scored
-    assert {name: figures[name]["num"] for name in SETS} == sizes
-    assert {"anls", "anls@due"} <= set(figures["docvqa"])
-    assert {"relaxed_accuracy/test_human", "relaxed_accuracy@vlmevalkit-2025-02"} <= set(figures["chartqa"])
-    assert {"f1", "precision", "recall"} <= set(figures["deepform"])
-    assert figures["mmvet"] == {"num": 0}
+    assert {name: scores[name]["num"] for name in SETS} == sizes
+    assert {"anls", "anls@due"} <= set(scores["docvqa"])
+    assert {"relaxed_accuracy/test_human", "relaxed_accuracy@vlmevalkit-2025-02"} <= set(scores["chartqa"])
+    assert {"f1", "precision", "recall"} <= set(scores["deepform"])
+    assert scores["mmvet"] == {"num": 0}
     assert one["incomplete"]["docvqa"] == [
         "2 rows left out when it was prepared: bad_base64",
         "3 of 5,349 questions",
@@ -110,10 +110,10 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
 def test_score_gives_the_figures_of_the_run_again(world, tmp_path, capsys):
     sets = json.dumps({"docvqa": write(tmp_path / "docvqa", "docvqa")})
     assert world.run("validate", "--run_dir", tmp_path / "run", "--data.init_args.benchmarks", sets) == 0
-    figures = json.loads((tmp_path / "run/results.json").read_text())["benchmarks"]["docvqa"]
+    scores = json.loads((tmp_path / "run/results.json").read_text())["benchmarks"]["docvqa"]
     from alignvlm_pl.cli import main
 
     path = tmp_path / "run/predictions/docvqa.jsonl"
     assert main(["score", "--benchmark=docvqa", f"--predictions={path}", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {name: again[name] for name in figures} == figures
+    assert {name: again[name] for name in scores} == scores

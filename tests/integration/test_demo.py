@@ -53,12 +53,12 @@ def test_demo_and_its_reproduction(tmp_path: Path) -> None:
     out = _run(tmp_path, str(ROOT / "cli.py"), "demo", *sizes, "--fit", "--stage.max_steps", "2")
     last = out.rstrip().splitlines()[-1]
     assert last.startswith("demo: ")
-    figures = json.loads(last.removeprefix("demo: "))
-    assert set(figures) == {"exact_match", "anls", "untrained_exact_match", "cer", "minutes"}
+    scores = json.loads(last.removeprefix("demo: "))
+    assert set(scores) == {"exact_match", "anls", "untrained_exact_match", "cer", "minutes"}
 
     run, final = tmp_path / "runs/demo", tmp_path / "runs/demo/3-instruct"
     results = json.loads((run / "results.json").read_text())
-    assert results["demo"] == figures
+    assert results["demo"] == scores
     assert results["overall"]["num"] == 4 * 2
     assert (run / "examples.png").is_file()
     assert list(final.glob("events.out.tfevents.*"))

@@ -32,7 +32,7 @@ dist.destroy_process_group()
 
 def scores(records):
     scored = score_samples(get_benchmark("chartqa"), to_samples(records))
-    return scored.num, scored.figures, scored.intervals
+    return scored.num, scored.metrics, scored.intervals
 
 
 @pytest.mark.slow

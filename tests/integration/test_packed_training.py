@@ -172,7 +172,7 @@ def test_the_readout_of_packed_rows_is_that_of_their_documents(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_has_no_image_train_like_one(tmp_path):
-    """Rank 0 has text alone, rank 1 images: nobody waits, and gradients and figures are those of one process."""
+    """Rank 0 has text alone, rank 1 images: nobody waits, and gradients and metrics are those of one process."""
     results = []
     for ranks in (1, 2):
         left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}

@@ -17,7 +17,7 @@ VALIDATED = ["--trainer.limit_val_batches=1.0", "--trainer.check_val_every_n_epo
 LOOKS = ["--benchmark.every_n_steps=1", "--benchmark.subset=4", "--benchmark.max_new_tokens=2"]
 
 
-def figures(run: Path, tag: str) -> list[tuple[int, float]]:
+def logged(run: Path, tag: str) -> list[tuple[int, float]]:
     """Steps and values of a tag of TensorBoard; what two processes have said alike stands there once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -99,8 +99,8 @@ def test_two_ranks_are_stopped_in_two_stages_and_between_them(tmp_path, strategy
     ], "that while saving adds no stop"  # fmt: skip
     for stage, left_out in ("1-first", [2]), ("2-second", [1, 2]):
         broken, whole = (tmp_path / name / stage for name in ("broken", "whole"))
-        assert figures(broken, "val/held/loss") == without(figures(whole, "val/held/loss"), *left_out)
-        assert [step for step, _ in figures(whole, "val/held/loss")] == [1, 2, 3]
+        assert logged(broken, "val/held/loss") == without(logged(whole, "val/held/loss"), *left_out)
+        assert [step for step, _ in logged(whole, "val/held/loss")] == [1, 2, 3]
         look = "predictions/held-step000003.jsonl"
         assert (broken / look).read_text() == (whole / look).read_text()
 
@@ -115,10 +115,10 @@ def test_a_stage_of_epochs_that_is_stopped_at_their_ends_has_as_many(tmp_path):
         "validation after step 2", "left after step 2", "validation after step 4", "left after step 4",
     ]  # fmt: skip
     broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
-    assert figures(broken, "train/loss") == figures(whole, "train/loss")
-    assert [step for step, _ in figures(whole, "train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [step for step, _ in figures(whole, "val/held/loss")] == [2, 4, 6]
-    assert figures(broken, "val/held/loss") == without(figures(whole, "val/held/loss"), 2, 4)
+    assert logged(broken, "train/loss") == logged(whole, "train/loss")
+    assert [step for step, _ in logged(whole, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in logged(whole, "val/held/loss")] == [2, 4, 6]
+    assert logged(broken, "val/held/loss") == without(logged(whole, "val/held/loss"), 2, 4)
 
 
 @pytest.mark.slow
@@ -134,9 +134,9 @@ def test_validations_that_a_stop_cuts_off_are_left_out_and_named(tmp_path):
         word for step in (1, 2, 3) for word in (f"validation after step {step}", f"left after step {step}")
     ]
     broken, whole = (tmp_path / name / "1-first" for name in ("broken", "whole"))
-    assert figures(broken, "train/loss") == figures(whole, "train/loss")
-    assert [step for step, _ in figures(whole, "val/held/loss")] == [1, 2, 3]
-    assert figures(broken, "val/held/loss") == []
+    assert logged(broken, "train/loss") == logged(whole, "train/loss")
+    assert [step for step, _ in logged(whole, "val/held/loss")] == [1, 2, 3]
+    assert logged(broken, "val/held/loss") == []
 
 
 def test_a_requeued_job_that_finds_its_stage_finished_ends_well(world, tmp_path, monkeypatch, capsys):

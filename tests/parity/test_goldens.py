@@ -1,4 +1,4 @@
-"""Our metrics against figures that the reference implementations printed for the same inputs.
+"""Our metrics against the scores that the reference implementations printed for the same inputs.
 
 The files hold inputs and outputs only. A compressed copy of them is beside this file; other vectors of the same form
 are checked by setting ALIGNVLM_GOLDENS to their folder. REFERENCES says which reference each of our rules reproduces.
@@ -88,34 +88,34 @@ def files():
 
 
 def variants(name, case):
-    """Yield (reference, rule, its figures) of a line."""
+    """Yield (reference, rule, what it printed) of a line."""
     primary = case.get("primary", next(iter(REFERENCES[name])))
     table = {primary: case} | {
-        reference: figures if isinstance(figures, dict) else {"score": figures}
-        for reference, figures in case.get("by_reference", {}).items()
+        reference: printed if isinstance(printed, dict) else {"score": printed}
+        for reference, printed in case.get("by_reference", {}).items()
     }
-    for reference, figures in table.items():
+    for reference, printed in table.items():
         if reference not in NOT_IMPLEMENTED.get(name, ()):
-            yield reference, REFERENCES[name].get(reference), figures
+            yield reference, REFERENCES[name].get(reference), printed
 
 
 def problems(name, case):
     """Yield what is wrong with a line; what it makes us raise is wrong too, and hides no other line."""
-    for reference, rule, figures in variants(name, case):
+    for reference, rule, printed in variants(name, case):
         if rule is None:
             yield f"{reference}: a reference that REFERENCES does not know"
             continue
         try:
-            yield from differences(name, case, reference, rule, figures)
+            yield from differences(name, case, reference, rule, printed)
         except Exception as error:
             yield f"{reference}: raised {error!r}"
 
 
-def differences(name, case, reference, rule, figures):
-    for what, expected, found in CHECKS[name](case, rule, figures):
-        if isinstance(expected, dict) and "score" in expected and expected is figures:
-            wrong = not score_agrees(name, case, figures, found)
-            expected = figures["score"]
+def differences(name, case, reference, rule, printed):
+    for what, expected, found in CHECKS[name](case, rule, printed):
+        if isinstance(expected, dict) and "score" in expected and expected is printed:
+            wrong = not score_agrees(name, case, printed, found)
+            expected = printed["score"]
         else:
             wrong = not agrees(expected, found)
         if wrong:
@@ -133,16 +133,16 @@ def wrong_lines(name, text):
     return found
 
 
-def score_agrees(name, case, figures, found):
-    # Without any reference there is nothing to be right about. Where the original prints a figure, it is ours; where
+def score_agrees(name, case, printed, found):
+    # Without any reference there is nothing to be right about. Where the original prints a score, it is ours; where
     # it stops or has the mean of nothing, ours is 0. References of WTQ are no alternatives: two empty lists are equal.
-    if case.get("references") == [] and name != "wtq_denotation" and figures["score"] in (None, "NaN"):
+    if case.get("references") == [] and name != "wtq_denotation" and printed["score"] in (None, "NaN"):
         return agrees(0.0, found)
-    if figures["score"] is not None:
-        return agrees(figures["score"], found)
-    if "error" in figures or figures.get("random_fallback"):
+    if printed["score"] is not None:
+        return agrees(printed["score"], found)
+    if "error" in printed or printed.get("random_fallback"):
         return agrees(INSTEAD[name], found) if name in INSTEAD else 0 <= found <= 1
-    return True  # the reference prints no such figure
+    return True  # the reference prints no such score
 
 
 def agrees(expected, found):
@@ -166,7 +166,7 @@ def test_every_golden_line(name, files):
     wrong = wrong_lines(name, files[name])
     shown = "\n".join(text[:500] for text in wrong[:PRINTED])
     assert files[name].strip()
-    assert not wrong, f"{len(wrong)} figures of {name}.jsonl differ\n{shown}"
+    assert not wrong, f"{len(wrong)} scores of {name}.jsonl differ\n{shown}"
 
 
 MCQ = {

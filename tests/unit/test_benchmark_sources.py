@@ -254,7 +254,7 @@ def test_gold_of_documents_comes_from_due(tmp_path):
         replace(a, prediction=p) for a, p in zip(read_answers(tmp_path / "set"), ["acme", "bee", "18"], strict=True)
     ]
     scored = score_samples(get_benchmark("deepform"), answers)
-    assert scored.figures["precision"] == scored.figures["recall"] == pytest.approx(2 / 3)
+    assert scored.metrics["precision"] == scored.metrics["recall"] == pytest.approx(2 / 3)
     assert scored.problems == ["3 of 1,500 questions"]
 
 

@@ -1,4 +1,4 @@
-"""The sheet of examples shows every set, and the demo's table has a row for each figure."""
+"""The sheet of examples shows every set, and the demo's table has a row for each score."""
 
 import json
 from pathlib import Path

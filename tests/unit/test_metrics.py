@@ -1,4 +1,4 @@
-"""Metrics on cases worked out by hand and by properties; the references' own figures are in tests/parity."""
+"""Metrics on cases worked out by hand and by properties; those of the reference implementations are in tests/parity."""
 
 import math
 import random
@@ -130,8 +130,8 @@ def test_document_f1_of_one_document():
         EvalSample(key=field, prediction=text, question=f"What is the value for the {field}?", meta=meta)
         for field, text in questions.items()
     ]
-    figures = METRICS["document_f1"].evaluate(answers)
-    assert (figures["precision"], figures["recall"], figures["f1"]) == (1.0, 0.5, 2 / 3)
+    scores = METRICS["document_f1"].evaluate(answers)
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (1.0, 0.5, 2 / 3)
     # Without DocOwl's clean-up the line end stays, and None is a wrong value.
     assert METRICS["document_f1"].evaluate(answers, "due")["f1"] == 0
 

@@ -229,10 +229,10 @@ def test_the_command_writes_rows_that_a_config_takes(files, capsys):
     assert len(written["kept"]) == 40
     assert written["vocab_size"] == VOCAB_SIZE
     assert printed[0].startswith(f"40 of {VOCAB_SIZE} rows carry")
-    figures = json.loads(printed[-1])
-    assert figures["mass"] == written["mass"]
-    assert 40 / VOCAB_SIZE < figures["mass"] < 1
-    assert command(files, "--mass", figures["mass"] - 1e-9) == 0
+    result = json.loads(printed[-1])
+    assert result["mass"] == written["mass"]
+    assert 40 / VOCAB_SIZE < result["mass"] < 1
+    assert command(files, "--mass", result["mass"] - 1e-9) == 0
     again = json.loads((files / "keep.json").read_text())
     assert again["kept"] == written["kept"]
     assert again["visual_tokens"] == written["visual_tokens"] > 0

@@ -48,7 +48,7 @@ def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
         assert "AlignVLM-Llama-3.2-3B (printed in the paper)" in text.replace("\\", "")
-        assert percent(scored.figures["anls"]) in text
+        assert percent(scored.metrics["anls"]) in text
         assert "anls@due" in text
         assert "3 of 5,349 questions" in text
         assert "ncomplete" in text
@@ -103,7 +103,7 @@ def test_the_overview_has_the_columns_of_table_1_in_its_order(tmp_path):
     assert [cell.strip() for cell in header.split("|")[2:-1]] == ["DocVQA", "WTQ", "GQA", "own"]
     assert [cell.strip() for cell in metrics.split("|")[2:-1]] == ["anls ↑", "wtq ↑", "gqa ↑", "anls ↑"]
     assert [cell.strip().endswith("\\*") for cell in ours.split("|")[2:-1]] == [True, True, True, False]
-    # Only the two metrics that have the rule have a figure under it.
+    # Only the two metrics that have the rule have a score under it.
     assert rest[0].startswith("| **this run, rule vlmevalkit-2025-02**")
     assert ["–" in cell for cell in rest[0].split("|")[2:-1]] == [False, True, False, True]
     paper = next(line for line in rest if "Llama-3.2-1B" in line)

@@ -89,8 +89,8 @@ def test_samples_that_could_not_be_read_stay_unscored_again_and_again(tmp_path, 
     for again in range(2):
         assert main([*words, f"--predictions={path}", f"--out={tmp_path / str(again)}"]) == 0
         output = capsys.readouterr().out
-        figures = json.loads(output.splitlines()[-1])
-        assert (figures["num"], figures["anls"], figures["complete"]) == (1, 1.0, False)
+        scores = json.loads(output.splitlines()[-1])
+        assert (scores["num"], scores["anls"], scores["complete"]) == (1, 1.0, False)
         assert "1 samples could not be read, undecodable_image: own-00000001 (own-00000001: cut)" in output
         assert "predictions missing" not in output
         path = tmp_path / str(again) / "predictions" / "docvqa.jsonl"

@@ -176,10 +176,10 @@ def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
     path = jsonl(tmp_path / "p.jsonl", row("a"), row("b", "Lun"), row("<c>", "<script>", ("x",)))
     assert main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"]) == 0
     output = capsys.readouterr().out
-    figures = json.loads(output.splitlines()[-1])
-    assert figures["num"] == 3
-    assert figures["complete"] is False
-    assert figures["anls"] == pytest.approx(1.75 / 3)
+    scores = json.loads(output.splitlines()[-1])
+    assert scores["num"] == 3
+    assert scores["complete"] is False
+    assert scores["anls"] == pytest.approx(1.75 / 3)
     assert "INCOMPLETE" in output
     assert "3 of 5,349 questions" in output
     assert "AlignVLM-Llama-3.2-1B" in output
@@ -200,8 +200,8 @@ def test_score_counts_answers_without_references_and_odd_ones(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "1 predictions without references: bare" in output
     assert "1 predictions cannot be scored: odd" in output
-    figures = json.loads(output.splitlines()[-1])
-    assert (figures["num"], figures["complete"]) == (1, False)
+    scores = json.loads(output.splitlines()[-1])
+    assert (scores["num"], scores["complete"]) == (1, False)
     whole = json.loads((tmp_path / "results.json").read_text())
     assert set(whole) == {"overall", "benchmarks", "loss", "intervals", "incomplete", "reference_prompts"}
 
@@ -261,7 +261,7 @@ def test_a_judge_grades_open_answers(tmp_path, capsys, monkeypatch):
     path = jsonl(tmp_path / "p.jsonl", *rows)
     words = ["score", "--benchmark=mmvet", f"--predictions={path}", "--json"]
     assert main([*words, "--judge=my_judge:grade"]) == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (figures["score"], figures["math"]) == (0.5, 0.0)
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (scores["score"], scores["math"]) == (0.5, 0.0)
     assert main([*words, "--judge=my_judge:none"]) == 1
     assert "expected module:function" in capsys.readouterr().err

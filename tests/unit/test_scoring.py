@@ -40,8 +40,8 @@ def test_the_order_of_the_answers_changes_nothing():
     first = score_samples(plain, samples())
     shuffled = samples()
     random.Random(1).shuffle(shuffled)
-    assert score_samples(plain, shuffled).figures == first.figures
-    assert 0 < first.figures["anls"] < 1
+    assert score_samples(plain, shuffled).metrics == first.metrics
+    assert 0 < first.metrics["anls"] < 1
 
 
 def test_intervals_hold_the_figure_and_come_out_the_same_again():
@@ -49,7 +49,7 @@ def test_intervals_hold_the_figure_and_come_out_the_same_again():
     first, again = score_samples(plain, samples()), score_samples(plain, samples())
     assert first.intervals == again.intervals
     low, high = first.intervals["exact_match"]
-    assert low < first.figures["exact_match"] < high
+    assert low < first.metrics["exact_match"] < high
     # A share of 20 % among 60: the normal approximation gives half a width of about 0.1.
     assert 0.1 < high - low < 0.4
     assert score_samples(plain, samples(), resamples=0).intervals == {}
@@ -58,11 +58,11 @@ def test_intervals_hold_the_figure_and_come_out_the_same_again():
 def test_groups_and_rules_are_figures_of_their_own():
     scored = score_samples(get_benchmark("chartqa"), samples())
     name = "relaxed_accuracy"
-    assert {name, f"{name}/human", f"{name}/augmented", f"{name}@vlmevalkit-2025-02"} <= set(scored.figures)
+    assert {name, f"{name}/human", f"{name}/augmented", f"{name}@vlmevalkit-2025-02"} <= set(scored.metrics)
     sizes = {group: sum(a.meta["split"] == group for a in samples()) for group in ("human", "augmented")}
-    mean = sum(scored.figures[f"{name}/{group}"] * size for group, size in sizes.items()) / 60
-    assert scored.figures[name] == pytest.approx(mean)
-    assert scored.headline == (name, scored.figures[name])
+    mean = sum(scored.metrics[f"{name}/{group}"] * size for group, size in sizes.items()) / 60
+    assert scored.metrics[name] == pytest.approx(mean)
+    assert scored.headline == (name, scored.metrics[name])
 
 
 def test_part_of_a_benchmark_is_marked():
@@ -72,7 +72,7 @@ def test_part_of_a_benchmark_is_marked():
     assert score_samples(get_benchmark("docvqa"), samples(), expected=60).problems == []
     nothing = score_samples(get_benchmark("docvqa"), [])
     assert nothing.num == 0
-    assert nothing.figures == {}
+    assert nothing.metrics == {}
     assert nothing.problems == ["0 of 5,349 questions"]
 
 
@@ -83,7 +83,7 @@ def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
         for key, meta in [("b", {}), ("c", {"split": "vtabfct"}), ("d", {"split": 3})]
     ]
     scored = score_samples(get_benchmark("tablevqa"), [good, *odd])
-    assert scored.figures["tablevqa/vwtq" if "tablevqa/vwtq" in scored.figures else "vwtq"] == 1.0
+    assert scored.metrics["tablevqa/vwtq" if "tablevqa/vwtq" in scored.metrics else "vwtq"] == 1.0
     assert scored.problems[0].startswith("3 predictions cannot be scored: b (")
     assert scored.scores[1] == {}
 
@@ -106,8 +106,8 @@ def test_a_rule_without_what_it_needs_is_not_reported():
     plain = [EvalSample(key="a", prediction="1000", references=("1,000",))]
     known = [replace(plain[0], meta={"canonical": ["1000.0"]})]
     wtq = get_benchmark("wtq")
-    assert "wtq@official-canonical" not in score_samples(wtq, plain).figures
-    assert score_samples(wtq, known).figures["wtq@official-canonical"] == 1.0
+    assert "wtq@official-canonical" not in score_samples(wtq, plain).metrics
+    assert score_samples(wtq, known).metrics["wtq@official-canonical"] == 1.0
     mixed = score_samples(wtq, [*known, replace(plain[0], key="b")])
     assert mixed.problems[0] == "1 predictions cannot be scored: b (rule official-canonical needs meta['canonical'])"
     with pytest.raises(ConfigError, match="needs meta\\['canonical'\\], which no prediction has"):
@@ -124,12 +124,12 @@ def test_equal_rules_are_computed_once(monkeypatch):
         get_benchmark("vcr_easy"), [EvalSample(key="a", prediction="in Lund", references=("in Lund",))]
     )
     assert calls == [VCR.rules[0]]
-    assert {f"exact_match@{rule}" for rule in VCR.rules[1:]} <= set(scored.figures)
+    assert {f"exact_match@{rule}" for rule in VCR.rules[1:]} <= set(scored.metrics)
 
 
 def test_one_rule_alone_and_an_unknown_one():
     scored = score_samples(get_benchmark("docvqa"), samples(), rule="due")
-    assert list(scored.figures) == list(scored.intervals) == ["anls@due"]
+    assert list(scored.metrics) == list(scored.intervals) == ["anls@due"]
     assert set(scored.scores[0]) == {"anls@due"}
     with pytest.raises(ConfigError, match="vlmevalkit-2025-02"):
         score_samples(get_benchmark("docvqa"), samples(), rule="vlmeval")
@@ -161,8 +161,8 @@ def test_a_rule_of_the_metric_that_the_benchmark_does_not_report_is_scored_when_
     meta = {"choices": {"A": "x", "B": "y"}, "split": "validation"}
     row = EvalSample(key="a", prediction="B", references=("B",), meta=meta)
     mmmu = get_benchmark("mmmu")
-    assert "accuracy@lmms-eval" not in score_samples(mmmu, [row]).figures
-    assert score_samples(mmmu, [row], rule="lmms-eval").figures == {"accuracy@lmms-eval": 1.0}
+    assert "accuracy@lmms-eval" not in score_samples(mmmu, [row]).metrics
+    assert score_samples(mmmu, [row], rule="lmms-eval").metrics == {"accuracy@lmms-eval": 1.0}
     with pytest.raises(ConfigError, match=r"no metric of mmmu has a rule 'x'; known: .*official"):
         score_samples(mmmu, [row], rule="x")
 
@@ -174,7 +174,7 @@ def test_odd_grades_are_named_and_the_others_scored():
         for key, grade in grades.items()
     ]
     scored = score_samples(get_benchmark("mmvet"), [*rows, replace(rows[0], key="g", meta={})])
-    assert (scored.figures["score"], scored.num) == (0.75, 2)
+    assert (scored.metrics["score"], scored.num) == (0.75, 2)
     assert scored.problems[0].items[1] == "c (has no grade of the judge)"
     assert [item[0] for item in scored.problems[0].items] == ["b", "c", "d", "e", "g"]
     with pytest.raises(ConfigError, match="no score of a judge"):
@@ -220,11 +220,11 @@ def test_a_document_with_two_annotations_or_numbers_in_them_counts_under_no_rule
 def test_empty_canonical_forms_are_none(canonical):
     row = EvalSample(key="a", prediction="1000", references=("1,000",), meta={"canonical": canonical})
     scored = score_samples(get_benchmark("wtq"), [row])
-    assert "wtq@official-canonical" not in scored.figures
+    assert "wtq@official-canonical" not in scored.metrics
     odd = replace(row, key="b", references=("a", "b", "c"), meta={"canonical": "abc"})
     known = replace(row, key="c", meta={"canonical": ["1000.0"]})
     mixed = score_samples(get_benchmark("wtq"), [row, odd, known])
-    assert mixed.figures["wtq@official-canonical"] == 1.0
+    assert mixed.metrics["wtq@official-canonical"] == 1.0
     assert mixed.problems[0].startswith("2 predictions cannot be scored: a (rule official-canonical needs")
 
 
@@ -250,8 +250,8 @@ def test_names_of_pages_are_short_and_apart(tmp_path):
 def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():
     row = EvalSample(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
     scored = score_samples(get_benchmark("tablevqa"), [row])
-    assert scored.figures["vwtq"] == 1.0
-    assert scored.figures["vwtq@official"] == 0.0
+    assert scored.metrics["vwtq"] == 1.0
+    assert scored.metrics["vwtq@official"] == 0.0
 
 
 def test_records_keep_everything_and_empty_answers():
