@@ -59,8 +59,6 @@ class WebDataModule(pl.LightningDataModule):
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
             in it stands for the question.
         cache: Folder for the copies of sets that lie at a URL; null: `$ALIGNVLM_CACHE/shards`.
-        max_cache_bytes: Size of all copies above which those not used for longest are removed; null: no limit.
-        allow_pipe: Whether a set may be `pipe:COMMAND`, which is run with your rights.
         fetch_retries: Attempts after the first at a file that cannot be fetched.
     """
 
@@ -87,15 +85,13 @@ class WebDataModule(pl.LightningDataModule):
         stall_seconds: float = 600.0,
         prompts: dict[str, Path] | None = None,
         cache: Path | None = None,
-        max_cache_bytes: int | None = None,
-        allow_pipe: bool = False,
         fetch_retries: int = 5,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, length_window=length_window)
         at_least(1, token_budget=token_budget or 1, pack_window=pack_window)
-        at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer, stall_seconds=stall_seconds)
-        at_least(0, fetch_retries=fetch_retries, max_cache_bytes=max_cache_bytes or 0)
+        at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
+        at_least(0, stall_seconds=stall_seconds, fetch_retries=fetch_retries)
         shares(max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
         if token_budget and length_window > 1:
             raise ConfigError(
@@ -126,12 +122,7 @@ class WebDataModule(pl.LightningDataModule):
         self.stall_seconds = stall_seconds or None
         self.sources = None if sources is None else frozenset(sources)
         self.prompts = dict(prompts or {})
-        self.storage = Storage(
-            cache=cache,
-            max_cache_bytes=max_cache_bytes,
-            allow_pipe=allow_pipe,
-            policy=Policy(retries=fetch_retries),
-        )
+        self.storage = Storage(cache=cache, policy=Policy(retries=fetch_retries))
         self._manifests: dict[str, Manifest] = {}
         self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None

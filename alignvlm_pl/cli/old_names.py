@@ -24,6 +24,12 @@ REMOVED = {
 }
 """Class that is gone -> what to use instead."""
 
+OPTIONS = {
+    "max_cache_bytes": "delete old files of the cache folder (data.init_args.cache) instead",
+    "allow_pipe": "mount or download the dataset and give its folder or URL instead of pipe:",
+}
+"""Setting of the DataModules that is gone -> what to do instead; an older saved config holds its default."""
+
 FILES = {
     f"{old}.yaml": f"configs/stage/{new}.yaml, with the override of configs/recipe/{recipe}.yaml"
     for recipe, names in {
@@ -49,7 +55,7 @@ def load(stream: str) -> Any:
     """Read YAML as jsonargparse does; each `class_path` by its new name.
 
     Raises:
-        ConfigError: It names a class that is gone.
+        ConfigError: It names a class that is gone, or sets an option that is gone.
     """
     return _renamed(get_loader("yaml")(stream))
 
@@ -59,9 +65,13 @@ def _renamed(value: Any) -> Any:
         return [_renamed(item) for item in value]
     if not isinstance(value, dict):
         return value
+    for name, instead in OPTIONS.items():
+        if value.get(name):
+            raise ConfigError(f"{name} was removed: {instead}")
     return {
         key: new_path(item) if key == "class_path" and isinstance(item, str) else _renamed(item)
         for key, item in value.items()
+        if key not in OPTIONS
     }
 
 

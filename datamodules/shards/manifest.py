@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, TypeVar
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path
 
-from ..storage.cache_limit import open_held
 from ..storage.location import Storage, check_file_name, format_location
 from ..storage.transfer import MissingFileError
 
@@ -55,7 +54,7 @@ class Manifest:
     """A dataset.
 
     Attributes:
-        folder: Where it lies: a path, or what `Storage.locate` gives for a URL or a command.
+        folder: Where it lies: a path, or what `Storage.locate` gives for a URL.
         name: Name of the set.
         source: Where the samples come from.
         license: Terms of the source.
@@ -94,18 +93,14 @@ class Manifest:
         )
 
     def open_shard(self, shard: Shard) -> BinaryIO:
-        """Open one shard for reading, fetching it where the set lies elsewhere; the cache keeps it until it is closed.
+        """Open one shard for reading, fetching it where the dataset is remote.
 
         Raises:
             DataError: It is missing, cannot be fetched, or has another size than the manifest says.
         """
-
-        def find() -> Path:
-            path = self.shard_path(shard)
-            verify_shard(path, shard)
-            return path
-
-        return open_held(find) if self.is_remote else find().open("rb")
+        path = self.shard_path(shard)
+        verify_shard(path, shard)
+        return path.open("rb")
 
     def index_path(self, shard: Shard) -> Path:
         """Return the local file of the sample index beside a shard; the shard itself is not fetched.
@@ -150,7 +145,7 @@ def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Mani
 
     Args:
         folder: Folder or URL that holds ``manifest.json``.
-        storage: How a remote set is fetched; None: the defaults, under which commands are refused.
+        storage: How a remote set is fetched; None: the defaults.
 
     Raises:
         ConfigError: A URL that is not taken.
@@ -174,7 +169,7 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: S
     Args:
         folder: Folder or URL that holds ``manifest.json``.
         verify_sha256: Also read every shard and compare its checksum; all shards of a remote set are fetched.
-        storage: How a remote set is fetched; None: the defaults, under which commands are refused.
+        storage: How a remote set is fetched; None: the defaults.
 
     Raises:
         ConfigError: A URL that is not taken.
@@ -283,7 +278,7 @@ def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Mani
     known = {"version", "name", "source", "license", "num_samples", "sources", "shards"}
     try:
         listed = record["shards"]
-        shards = tuple(_parse_shard(entry, folder=folder, where=where) for entry in _of(list, listed))
+        shards = tuple(_parse_shard(entry, where=where) for entry in _of(list, listed))
         manifest = Manifest(
             folder=folder,
             name=_of(str, record["name"]),
@@ -305,9 +300,9 @@ def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Mani
     return manifest
 
 
-def _parse_shard(entry: Mapping[str, Any], *, folder: Path | str, where: str) -> Shard:
+def _parse_shard(entry: Mapping[str, Any], *, where: str) -> Shard:
     return Shard(
-        path=check_file_name(entry["path"], folder=folder, where=where),
+        path=check_file_name(entry["path"], where=where),
         num_samples=_count(entry["num_samples"]),
         bytes=_count(entry["bytes"]),
         sha256=_checksum(entry.get("sha256", "")),

@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from uuid import uuid4
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import PARTIAL, replace_path
 
-from .cache_limit import LOCK, RECORD, make_room
 from .transfer import TransferError, redact, transfer
 
 logger = logging.getLogger(__name__)
 
+RECORD, LOCK = ".source.json", ".lock"
 # Far above any shard; keeps a server from filling the disk if the size is not known.
 MAX_BYTES = 256 << 30
 MAX_BACKOFF_S = 60.0
@@ -73,7 +73,6 @@ def fetch(
     max_bytes: int = MAX_BYTES,
     tag: str = "",
     name: str | None = None,
-    max_cache_bytes: int | None = None,
     policy: Policy | None = None,
 ) -> Path:
     """Return the local copy of a file, downloading it where the cache does not hold the expected one.
@@ -82,34 +81,26 @@ def fetch(
     is not the expected one is fetched again; the checksum of a copy is computed once, when it arrives.
 
     Args:
-        url: An address that `storage.locate` has passed, or ``pipe:`` and a command.
+        url: An address that `Storage.locate` has passed.
         cache: Folder of the copies; created if missing.
         expected_bytes: Size of the file; None if unknown.
         expected_sha256: Its checksum; empty if unknown.
         max_bytes: Largest accepted size if the size is unknown.
         tag: Version of the file; a copy with another tag is fetched again.
         name: Its base name in the cache; None: the last part of the URL.
-        max_cache_bytes: Other files are removed first if the cache would exceed this; None: no limit. With a limit,
-            open the file with `cache_limit.open_held`, or within half a minute.
         policy: Retries and waiting times.
 
     Raises:
         MissingFileError: There is no such file.
         DataError: It cannot be fetched, is not the expected one, or the cache cannot hold it.
-        ConfigError: It alone is larger than the cache may be.
     """
     target = cache_path(url, cache=cache, name=name)
     expected = _Expected(bytes=expected_bytes, sha256=expected_sha256, tag=tag, limit=max_bytes)
     if _is_cached(target, expected):
-        with suppress(OSError):  # a cache that others only read
-            os.utime(target.with_name(RECORD))
         return target
     with _locked(target.parent, url):
         if not _is_cached(target, expected):
             _clear(target)
-            if max_cache_bytes is not None:
-                with _storing(target.parent, url):
-                    make_room(Path(cache), limit=max_cache_bytes, needed=expected_bytes or 0)
             _check_space(target.parent, url, expected)
             _attempt(url, target, expected, policy or Policy())
     return target
@@ -208,7 +199,7 @@ def _attempt(url: str, target: Path, expected: _Expected, policy: Policy, *, kee
                 transfer(url, partial, limit=expected.largest, timeout_s=policy.timeout_s)
                 record = _checked(partial, url, expected)
                 if keep_record:
-                    _write_record(target.parent, record | {"name": target.name})
+                    _write_record(target.parent, record)
                 replace_path(partial, target)
             return
         except TransferError as error:

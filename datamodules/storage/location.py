@@ -1,12 +1,10 @@
-"""Location of a dataset: a folder, a URL, or a command; and how its files become local paths (no torch here).
+"""Location of a dataset, a folder or a URL, and how its files become local paths (no torch here).
 
-Shards and manifests are untrusted: a manifest may only name files of its own dataset. Commands and servers come from
-the config alone.
+Shards and manifests are untrusted: a manifest may only name files of its own dataset; servers come from the config.
 """
 
 import os
 import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -14,15 +12,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from alignvlm_pl.errors import ConfigError, DataError
 
 from .fetching import MAX_BYTES, Policy, fetch, fetch_small
-from .transfer import PIPE, SCHEMES, MissingFileError, redact, require_package
+from .transfer import SCHEMES, MissingFileError, redact, require_package
 
-NAME_MARK = "{name}"
 # At least two letters, unlike a drive of Windows; a Path has lost one of the two slashes of a URL.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
-# Allowed names of files of remote datasets: they become parts of URLs, paths and commands.
+# Allowed names of files of remote datasets: they become parts of URLs and paths.
 _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
-_PIPE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]*")
 
 
 def default_cache() -> Path:
@@ -39,50 +35,29 @@ class Storage:
 
     Attributes:
         cache: Folder of the local copies; None: `default_cache`.
-        allow_pipe: Whether a dataset may be given as ``pipe:COMMAND``. The command runs in a shell with the rights of
-            the run, so this is for configs that you wrote yourself.
-        max_cache_bytes: Most bytes of all copies; the least recently used are removed first. None: no limit. Open
-            files are kept and may exceed it.
         policy: Retries and waiting times.
     """
 
     cache: Path | None = None
-    allow_pipe: bool = False
-    max_cache_bytes: int | None = None
     policy: Policy = field(default_factory=Policy)
 
     def locate(self, folder: Path | str) -> Path | str:
-        """Return the location of a dataset: a path, or a checked URL or command.
+        """Return the location of a dataset: a path or a checked URL.
 
         Raises:
-            ConfigError: An unknown scheme, a malformed URL, a command without `allow_pipe`, or a missing package.
+            ConfigError: An unknown scheme, a malformed URL, or a missing package.
         """
         text = str(folder)
         match = _SCHEME.fullmatch(text)
-        if match is None or (match[1].lower() not in SCHEMES and text[:5] != PIPE and Path(text).exists()):
+        if match is None or (match[1].lower() not in SCHEMES and Path(text).exists()):
             return Path(folder)
         scheme, slashes, rest = match.groups()
-        if scheme == "pipe":
-            return self._command(text)
         if scheme.lower() not in SCHEMES or not slashes:
             raise ConfigError(
                 f"{redact(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
                 f"{scheme}:; give the plain path of a local folder"
             )
         return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
-
-    def _command(self, text: str) -> str:
-        if not self.allow_pipe:
-            raise ConfigError(
-                f"{text!r}: pipe: runs a command on this machine, which is not allowed; set allow_pipe: true where you "
-                "trust the config"
-            )
-        if NAME_MARK not in text:
-            raise ConfigError(
-                f"{text!r}: expected {NAME_MARK} where the name of the file goes, found none; for example "
-                f"pipe:ssh host cat /data/set/{NAME_MARK}"
-            )
-        return text
 
     def local_path(
         self,
@@ -112,7 +87,6 @@ class Storage:
             max_bytes=max_bytes,
             tag=tag,
             name=PurePosixPath(name).name,
-            max_cache_bytes=self.max_cache_bytes,
             policy=self.policy,
         )
 
@@ -140,30 +114,30 @@ class Storage:
 
 
 def file_url(folder: str, name: str) -> str:
-    """Return the URL, or the command, of a file of a remote dataset."""
-    if folder.startswith(PIPE):
-        return folder.replace(NAME_MARK, shlex.quote(name))
+    """Return the URL of a file of a remote dataset."""
     parts = urlsplit(folder)
     web = parts.scheme in ("http", "https")
     path = f"{parts.path.rstrip('/')}/{quote(name) if web else name}"
     return urlunsplit(parts._replace(path=path))
 
 
-def check_file_name(name: object, *, folder: Path | str, where: str) -> str:
+def check_file_name(name: object, *, where: str) -> str:
     """Return a file name of a manifest, after a check that it names a file of the manifest's own dataset.
 
     Raises:
         DataError: An absolute path, one that leaves the folder, a URL, or unsafe characters.
     """
-    if isinstance(name, str) and _FILE_NAME.fullmatch(name) and len(name) <= 1024:
-        parts = name.split("/")
-        plain = all(part.strip(" ") not in ("", ".", "..") for part in parts)
-        if plain and (isinstance(folder, Path) or not folder.startswith(PIPE) or _PIPE_NAME.fullmatch(name)):
-            return name
+    if isinstance(name, str) and _is_below_folder(name):
+        return name
     raise DataError(
         f"{where}: expected the name of a file in the folder of the dataset, found {name!r:.200}; "
         "do not use this dataset: write it again, or tell its publisher"
     )
+
+
+def _is_below_folder(name: str) -> bool:
+    parts = [part.strip(" ") for part in name.split("/")]
+    return len(name) <= 1024 and bool(_FILE_NAME.fullmatch(name)) and not {"", ".", ".."} & set(parts)
 
 
 def format_location(folder: Path | str) -> str:

@@ -1,12 +1,7 @@
-"""Bytes from a URL or a command into a file: one attempt, without any caching (no torch here)."""
+"""Bytes from a URL into a file: one attempt, without any caching (no torch here)."""
 
 import asyncio
 import errno
-import os
-import select
-import signal
-import subprocess
-import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -15,13 +10,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-PIPE = "pipe:"
 SCHEMES = ("http", "https", "s3", "gs", "hf")
 # Scheme -> package that fsspec needs for it; those of the other schemes are always installed.
 _OPTIONAL_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "httpx", "fsspec")
 _RETRIED_STATUS = (408, 425, 429)
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-_CHUNK = 1 << 20
 # Least average rate after `timeout_s`; far below any usable connection.
 MIN_BYTES_PER_S = 1024
 
@@ -57,10 +51,10 @@ class _Meter:
 
 
 def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    """Write the content of a URL, or the output of a ``pipe:`` command, to a file.
+    """Write the content of a URL to a file.
 
     Args:
-        url: Address with one of the known schemes, or ``pipe:`` and a command, which is run by the shell.
+        url: Address with one of `SCHEMES`.
         path: A new file.
         limit: Bytes after which the source is refused.
         timeout_s: Seconds without a byte after which the attempt fails; a longer transfer must average
@@ -76,10 +70,7 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
     # First, so that a write error is distinguished from a read error.
     path.touch(exist_ok=True)
     try:
-        if url.startswith(PIPE):
-            _run(url.removeprefix(PIPE), path, limit=limit, timeout_s=timeout_s)
-        else:
-            _download(url, path, limit=limit, timeout_s=timeout_s)
+        _download(url, path, limit=limit, timeout_s=timeout_s)
     except _TooLargeError as error:
         raise DataError(
             f"{redact(url)} has more than the expected {limit} bytes; it is not the file that the manifest lists"
@@ -88,7 +79,7 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
 
 def redact(url: str) -> str:
     """Return a URL for errors and logs: without password and query, which may be secrets."""
-    if url.startswith(PIPE) or "://" not in url:
+    if "://" not in url:
         return url
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))
@@ -150,14 +141,7 @@ def _classify_error(error: Exception, url: str) -> Exception:
         return DataError(f"{redact(url)}: the server refuses it ({reason}); check the address and your access to it")
     if status is not None or isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError):
         return TransferError(reason)
-    if type(error).__module__.partition(".")[0] in (
-        "aiohttp",
-        "botocore",
-        "aiobotocore",
-        "gcsfs",
-        "httpx",
-        "fsspec",
-    ):
+    if type(error).__module__.partition(".")[0] in _CLIENTS:
         return TransferError(reason)
     return DataError(f"{redact(url)} cannot be fetched ({reason}); check the address and its settings")
 
@@ -171,37 +155,3 @@ def _status(error: Exception) -> int | None:
         if value is not None and str(value).isdigit():
             return int(value)
     return None
-
-
-def _run(command: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    """Write the output of the user's command to a file."""
-    with tempfile.TemporaryFile() as messages, path.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        try:
-            meter = _Meter(limit=limit, timeout_s=timeout_s)
-            while True:
-                if not select.select([process.stdout], [], [], timeout_s)[0]:
-                    raise TransferError(f"the command wrote nothing for {timeout_s:g} s")
-                block = os.read(process.stdout.fileno(), _CHUNK)
-                if not block:
-                    break
-                meter.add(len(block))
-                out.write(block)
-            process.wait()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.stdout.close()
-            process.wait()
-        if process.returncode:
-            messages.seek(0)
-            last = messages.read()[-300:].decode("utf-8", "replace").strip()
-            raise TransferError(f"the command ended with status {process.returncode}: {last or 'no message'}")

@@ -307,7 +307,7 @@ def test_a_file_without_its_record_is_not_trusted(server, tmp_path):
     path.write_bytes(b"?" * len(BODY))
     assert fetch(url, cache=tmp_path, expected_bytes=len(BODY)).read_bytes() == BODY
     record = json.loads((path.parent / ".source.json").read_text())
-    assert record == {"url": url, "bytes": len(BODY), "sha256": SHA, "tag": "", "name": "a.tar"}
+    assert record == {"url": url, "bytes": len(BODY), "sha256": SHA, "tag": ""}
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from alignvlm_pl.cli import main
-from alignvlm_pl.cli.old_names import FILES, MODULES, load, new_path
+from alignvlm_pl.cli.old_names import FILES, MODULES, OPTIONS, load, new_path
 from alignvlm_pl.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,6 +40,18 @@ def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys,
     path.write_text(SAVED.replace("parallel.ShardedStrategy", f"{module}.ZeroStrategy"))
     assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}"]) == 1
     assert f"alignvlm_pl.{module}.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["max_cache_bytes: 1000", "allow_pipe: true"])
+def test_an_option_that_is_gone_is_answered_with_what_to_do(option):
+    name = option.partition(":")[0]
+    with pytest.raises(ConfigError, match=f"^{name} was removed: {OPTIONS[name][:20]}"):
+        load(f"{{data: {{init_args: {{{option}}}}}}}")
+
+
+def test_the_defaults_of_options_that_are_gone_are_dropped():
+    text = "{data: {init_args: {train: [a], max_cache_bytes: null, allow_pipe: false}}}"
+    assert load(text) == {"data": {"init_args": {"train": ["a"]}}}
 
 
 def test_the_new_modules_exist_and_the_old_ones_do_not():
