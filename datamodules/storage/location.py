@@ -3,13 +3,13 @@
 Shards and manifests are untrusted: a manifest may only name files of its own dataset; servers come from the config.
 """
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.pretrained.cache import cache_dir
 
 from .fetching import MAX_BYTES, Policy, fetch, fetch_small
 from .transfer import SCHEMES, MissingFileError, redact, require_package
@@ -23,10 +23,7 @@ _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
 
 def default_cache() -> Path:
     """Return `$ALIGNVLM_CACHE/shards`, or `~/.cache/alignvlm_pl/shards` where it is unset."""
-    # CONTRACT: the same root as alignvlm_pl/pretrained/cache.py, which imports transformers.
-    chosen = os.environ.get("ALIGNVLM_CACHE")
-    root = Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "alignvlm_pl"
-    return root / "shards"
+    return cache_dir() / "shards"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
