@@ -15,6 +15,7 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """Suffix of VLMEvalKit and LLaVA for questions with short answers."""
 
 _IMAGE = re.compile(r"<image (\d+)>")
+
 QUESTION = "{question}"
 """Placeholder of the question in a prompt file."""
 Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
@@ -201,6 +202,12 @@ def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: st
     """Return the source of a table published by VLMEvalKit, with the checksums in its code."""
     url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
     return SourceFile(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
+
+
+def docdownstream(name: str, *, size: int | None = None, contents: str = "") -> SourceFile:
+    """Return the source of a test file of DocOwl1.5's DocDownstream."""
+    url = "https://huggingface.co/datasets/mPLUG/DocDownstream-1.0"
+    return SourceFile(file=f"{name}_test.jsonl", url=url, format="docdownstream", size=size, contents=contents)
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:

@@ -1,6 +1,7 @@
 """GQA, testdev-balanced: compositional questions about photographs (Hudson and Manning 2019)."""
 
 from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
+from .paper import PAPER
 
 GQA = Benchmark(
     name="gqa",
@@ -17,12 +18,5 @@ GQA = Benchmark(
     prompt=Prompt(suffix=SHORT_ANSWER),
     max_new_tokens=64,
     postprocessing="outer white space trimmed, letter case ignored",
-    paper={
-        "low-data 3B, MLP": 57.62,
-        "low-data 3B, Perceiver": 55.86,
-        "low-data 3B, Ovis": 56.23,
-        "low-data 3B, H-Reducer": 58.24,
-        "low-data 3B, HoneyBee": 54.79,
-        "low-data 3B, ALIGN": 61.67,
-    },
+    paper=PAPER["gqa"],
 )

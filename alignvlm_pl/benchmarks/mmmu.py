@@ -1,6 +1,7 @@
 """MMMU, validation: college exams with images, multiple-choice or open (Yue et al. 2024)."""
 
 from .base import Benchmark, Prompt, Scoring, vlmevalkit_table
+from .paper import PAPER
 
 MMMU = Benchmark(
     name="mmmu",
@@ -27,12 +28,5 @@ MMMU = Benchmark(
     postprocessing="the letter or the text of one option is looked for",
     only={"split": "validation"},
     notes="scored by rules alone: the reference may ask a judge where its rules do not decide",
-    paper={
-        "low-data 3B, MLP": 33.33,
-        "low-data 3B, Perceiver": 35.22,
-        "low-data 3B, Ovis": 31.89,
-        "low-data 3B, H-Reducer": 35.0,
-        "low-data 3B, HoneyBee": 32.11,
-        "low-data 3B, ALIGN": 35.33,
-    },
+    paper=PAPER["mmmu"],
 )

@@ -1,6 +1,7 @@
 """MM-Vet: open questions scored by a judge model (Yu et al. 2023)."""
 
 from .base import Benchmark, Scoring, vlmevalkit_table
+from .paper import PAPER
 
 MMVET = Benchmark(
     name="mmvet",
@@ -13,12 +14,5 @@ MMVET = Benchmark(
     max_new_tokens=512,
     postprocessing="none: the judge reads the reply",
     notes="needs a judge; without one there is no score",
-    paper={
-        "low-data 3B, MLP": 31.14,
-        "low-data 3B, Perceiver": 26.19,
-        "low-data 3B, Ovis": 30.41,
-        "low-data 3B, H-Reducer": 28.39,
-        "low-data 3B, HoneyBee": 34.31,
-        "low-data 3B, ALIGN": 35.32,
-    },
+    paper=PAPER["mmvet"],
 )

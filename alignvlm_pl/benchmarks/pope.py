@@ -4,6 +4,7 @@ from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.pope import split_categories
 
 from .base import Benchmark, Scoring, vlmevalkit_table
+from .paper import PAPER
 
 
 def categories(sample: EvalSample) -> int:
@@ -29,12 +30,5 @@ POPE = Benchmark(
     postprocessing="punctuation left out; the words yes and no are looked for",
     count=categories,
     notes="headline: F1 over all 9,000 questions; a reply with neither or both words is never right",
-    paper={
-        "low-data 3B, MLP": 87.35,
-        "low-data 3B, Perceiver": 84.92,
-        "low-data 3B, Ovis": 88.26,
-        "low-data 3B, H-Reducer": 87.48,
-        "low-data 3B, HoneyBee": 89.28,
-        "low-data 3B, ALIGN": 88.85,
-    },
+    paper=PAPER["pope"],
 )

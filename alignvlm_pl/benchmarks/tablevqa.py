@@ -1,6 +1,7 @@
 """TableVQA-Bench: questions and statements about images of tables, four parts (Kim et al. 2024)."""
 
 from .base import Benchmark, Prompt, Scoring, SourceFile
+from .paper import PAPER
 
 _ANSWERS = "\nAnswer with a single word or number. Join several answers with ||."
 _WTQ = Prompt(suffix=_ANSWERS, reference_sha256="a68a688b5950f988")
@@ -27,16 +28,5 @@ TABLEVQA = Benchmark(
     postprocessing="one leading `Answer: ` is left out; then by part",
     list_answers=False,
     notes="unweighted mean of four parts, the relaxed score of fintabnetqa",
-    paper={
-        "Qwen2-VL-2B (base+)": 47.53,
-        "AlignVLM-Llama-3.2-1B": 50.29,
-        "AlignVLM-Llama-3.2-3B": 60.1,
-        "DocOwl1.5-8B (base+)": 49.03,
-        "Llama3.2-11B (base+)": 56.73,
-        "AlignVLM-Llama-3.1-8B": 64.33,
-        "3B, MLP connector": 50.96,
-        "3B, Perceiver Resampler": 47.76,
-        "3B, Ovis": 53.93,
-        "3B ALIGN, 3.4K embeddings kept": 59.8,
-    },
+    paper=PAPER["tablevqa"],
 )
