@@ -1,8 +1,9 @@
 """Metrics, one file each, and their registry by name.
 
 Every `Metric` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md). A
-file holds a pure function of prediction and references, and the `Metric` made of it, which scores a dataset under every
-rule. A rule is named after the reference implementation that it reproduces to the last digit. Nothing here needs torch.
+file holds a pure function `(prediction, references, *, rule)` of the generated text and all accepted texts, and the
+`Metric` made of it, which scores a dataset under every rule. A rule is named after the reference implementation that it
+reproduces to the last digit. Nothing here needs torch.
 """
 
 from alignvlm_pl.errors import ConfigError, nearest

@@ -122,10 +122,10 @@ def summed(rows: Sequence[Statistics]) -> dict[str, float]:
 
 
 def check_rule(metric: str, rule: str, rules: Sequence[str]) -> str:
-    """Return the rule if the metric has it.
+    """Return the rule.
 
     Raises:
-        ConfigError: There is no such rule; the message lists the known ones.
+        ConfigError: The metric has no such rule; the message lists the known ones.
     """
     if rule not in rules:
         raise ConfigError(f"metric {metric!r} has no rule {rule!r}; {nearest(str(rule), rules)}")
@@ -142,20 +142,31 @@ def f1_score(precision: float, recall: float) -> float:
     return share(2 * precision * recall, precision + recall)
 
 
-def mean_metric(name: str, score: SampleScore, rules: Sequence[str]) -> Metric:
-    """Return a metric that is the mean of `score(prediction, references, rule=rule)` over all predictions."""
+def mean_metric(
+    name: str,
+    score: SampleScore,
+    rules: Sequence[str],
+    *,
+    headline: str = "",
+    options: Callable[[EvalSample, str], dict[str, Any]] = lambda sample, rule: {},
+    needs: Mapping[str, str] | None = None,
+) -> Metric:
+    """Return a metric that is the mean of `score(prediction, references, rule=rule, **options(sample, rule))`.
+
+    Args:
+        name: Name of the metric.
+        score: Scores one prediction.
+        rules: See `Metric`.
+        headline: Name of the score; empty: the metric's.
+        options: (sample, rule) -> what `score` takes from the sample's `meta`.
+        needs: See `Metric`.
+    """
 
     def statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
-        values = [score(sample.prediction, sample.references, rule=rule) for sample in samples]
+        values = [score(one.prediction, one.references, rule=rule, **options(one, rule)) for one in samples]
         return {"total": math.fsum(values), "count": len(values)}
 
-    return Metric(name=name, rules=tuple(rules), statistics=statistics, scores=mean_score(name))
-
-
-def mean_score(name: str) -> Callable[[Statistics], dict[str, float]]:
-    """Return a function that computes the score ``name`` = ``total`` / ``count``."""
-
     def scores(sums: Statistics) -> dict[str, float]:
-        return {name: share(sums.get("total", 0.0), sums.get("count", 0.0))}
+        return {headline or name: share(sums.get("total", 0.0), sums.get("count", 0.0))}
 
-    return scores
+    return Metric(name=name, rules=tuple(rules), statistics=statistics, scores=scores, needs=needs or {})

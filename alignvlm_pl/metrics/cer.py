@@ -15,7 +15,7 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
 
     Args:
         prediction: The transcribed text.
-        reference: The true text.
+        reference: The reference text.
         ignore_case: Compare lower-cased texts.
 
     Returns:
@@ -27,10 +27,8 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
 
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
-    counts = [
-        character_error_rate(sample.prediction, "".join(sample.references[:1]), ignore_case=rule == "ignore-case")
-        for sample in samples
-    ]
+    pairs = [(sample.prediction, "".join(sample.references[:1])) for sample in samples]
+    counts = [character_error_rate(*pair, ignore_case=rule == "ignore-case") for pair in pairs]
     return {"edits": sum(edits for edits, _ in counts), "characters": sum(length for _, length in counts)}
 
 
@@ -38,10 +36,5 @@ def _scores(sums: Statistics) -> dict[str, float]:
     return {"cer": share(sums.get("edits", 0.0), sums.get("characters", 0.0))}
 
 
-CER = Metric(
-    name="cer",
-    rules=("ignore-case", "exact-case"),
-    statistics=_statistics,
-    scores=_scores,
-    higher_is_better=False,
-)
+RULES = ("ignore-case", "exact-case")
+CER = Metric(name="cer", rules=RULES, statistics=_statistics, scores=_scores, higher_is_better=False)

@@ -62,12 +62,8 @@ def count_fields(predicted: Annotation, gold: Annotation, *, ignore_case: bool =
     counts: dict[str, float] = {}
     for field in {**gold_values, **predicted_values}:
         predictions, references = predicted_values.get(field, []), gold_values.get(field, [])
-        numbers = (
-            _count_matches(predictions, references),
-            len(predictions),
-            _count_matches(references, predictions),
-            len(references),
-        )
+        correct, found = _count_matches(predictions, references), _count_matches(references, predictions)
+        numbers = (correct, len(predictions), found, len(references))
         counts |= {f"{name}/{field}": float(number) for name, number in zip(_COUNTS, numbers, strict=True)}
     return counts
 
@@ -85,13 +81,12 @@ def _values(annotation: Annotation, ignore_case: bool) -> dict[str, list[_Value]
 def _count_matches(values: Iterable[_Value], candidates: Iterable[_Value]) -> int:
     """Count the values that match a candidate; each uses up the first candidate that matches."""
     free = list(candidates)
-    count = 0
+    before = len(free)
     for value in values:
         match = next((index for index, candidate in enumerate(free) if value.matches(candidate)), None)
         if match is not None:
             del free[match]
-            count += 1
-    return count
+    return before - len(free)
 
 
 def annotate(

@@ -57,11 +57,7 @@ def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
         capabilities = [name.strip() for name in str(sample.meta.get("category", "")).split(",")]
         # The reference implementation keeps capabilities and their combinations in one table, so a question with a
         # single capability counts twice in that capability's score.
-        for name in (
-            "score",
-            *(name for name in CAPABILITIES if name in capabilities),
-            "_".join(capabilities),
-        ):
+        for name in ("score", *(name for name in CAPABILITIES if name in capabilities), "_".join(capabilities)):
             values_by_name.setdefault(name, []).append(score)
     totals = {f"total/{name}": math.fsum(values) for name, values in values_by_name.items()}
     return totals | {f"count/{name}": float(len(values)) for name, values in values_by_name.items()}
@@ -81,12 +77,9 @@ def _judged(sample: EvalSample) -> float:
 
 def _scores(sums: Statistics) -> dict[str, float]:
     """Return the mean over all questions, per capability, and per combination of capabilities."""
-    names = sorted(name.removeprefix("count/") for name in sums if name.startswith("count/"))
-    first = ["score", *(name for name in CAPABILITIES if name in names)]
-    return {
-        name: share(sums.get(f"total/{name}", 0.0), sums.get(f"count/{name}", 0.0))
-        for name in dict.fromkeys(first + names)
-    }
+    found = sorted(name.removeprefix("count/") for name in sums if name.startswith("count/"))
+    names = dict.fromkeys(["score", *(name for name in CAPABILITIES if name in found), *found])
+    return {name: share(sums.get(f"total/{name}", 0.0), sums.get(f"count/{name}", 0.0)) for name in names}
 
 
 MMVET = Metric(

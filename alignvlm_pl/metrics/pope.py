@@ -34,7 +34,7 @@ def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
 
 
 def split_categories(sample: EvalSample) -> list[str]:
-    """Return the categories of a question, which is stored once and counts in each of them."""
+    """Return the categories of a question, which counts in each; lmms-eval stores it once for each."""
     return [name.strip() for name in str(sample.meta.get("category", "")).split(",") if name.strip()]
 
 
@@ -45,7 +45,6 @@ def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
         gold = sample.references[0].strip().capitalize() if sample.references else ""
         outcome = _outcome(found, gold, rule)
         categories = split_categories(sample)
-        # A question is stored once and counts in each of its categories; lmms-eval stores it once per category.
         weight = len(categories) or 1
         for ending, times in [("", weight), *((f"/{name}", 1) for name in categories)]:
             for name in outcome:

@@ -12,7 +12,6 @@ from .base import Metric, check_rule, mean_metric
 from .text import without_final_period, without_newlines
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "docowl", "docowl-pipeline", "lmms-eval")
-_TRIMMED = ("vlmevalkit", "vlmevalkit-2025-02")
 
 
 def relaxed_accuracy(
@@ -34,14 +33,15 @@ def relaxed_accuracy(
         ConfigError: There is no such rule.
     """
     check_rule("relaxed_accuracy", rule, RULES)
-    if rule in _TRIMMED:
+    if rule in ("vlmevalkit", "vlmevalkit-2025-02"):
         prediction = prediction.strip()
     elif rule == "docowl-pipeline":
         prediction = without_newlines(prediction)
         references = [without_final_period(without_newlines(reference)) for reference in references]
+    pairs = [(prediction, reference) for reference in references]
     if rule == "vlmevalkit-2025-02":
-        return float(any(_is_right(reference, prediction, tolerance) for reference in references))
-    return float(any(_is_right(prediction, reference, tolerance) for reference in references))
+        pairs = [(reference, prediction) for reference in references]
+    return float(any(_is_right(found, expected, tolerance) for found, expected in pairs))
 
 
 def _is_right(prediction: str, reference: str, tolerance: float) -> bool:

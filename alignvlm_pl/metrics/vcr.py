@@ -43,12 +43,8 @@ def vcr(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit")
     """Score each covered text of one image.
 
     Each is compared with the most similar n-gram of the prediction, n being its number of tokens, among those that
-    share a token with it. A refusal scores 0 for all.
-
-    Args:
-        prediction: The model's answer; the part after its last `Assistant: ` is scored.
-        references: The covered texts, each of which is scored.
-        rule: Reference that is reproduced; all agree.
+    share a token with it. Of the prediction, what follows its last `Assistant: ` is scored; a refusal scores 0 for all
+    texts. All rules agree.
 
     Raises:
         ConfigError: There is no such rule.
@@ -82,26 +78,23 @@ def _blank(tokens: Sequence[str], covered: str) -> Blank:
     expected = tokenize(covered)
     common = set(expected)
     matcher = SequenceMatcher(None, "", covered)
-    best: tuple[float, Sequence[str]] | None = None
-    for start in range(len(tokens) - len(expected) + 1):
-        ngram = tokens[start : start + len(expected)]
-        if common.isdisjoint(ngram):
-            continue
+
+    def similarity(ngram: Sequence[str]) -> float:
         matcher.set_seq1(" ".join(ngram))
-        ratio = matcher.ratio()
-        if best is None or ratio > best[0]:
-            best = ratio, ngram
+        return matcher.ratio()
+
+    ngrams = (tokens[start : start + len(expected)] for start in range(len(tokens) - len(expected) + 1))
+    best = max((ngram for ngram in ngrams if not common.isdisjoint(ngram)), key=similarity, default=None)
     if best is None:
         return Blank()
-    similarity, ngram = best
-    found = set(ngram)
+    found = set(best)
     shared = len(found & common)
     return Blank(
-        exact_match=float(list(ngram) == expected),
+        exact_match=float(list(best) == expected),
         jaccard=shared / len(found | common),
         f1=2 * shared / (len(found) + len(common)),
-        best=" ".join(ngram),
-        similarity=similarity,
+        best=" ".join(best),
+        similarity=similarity(best),
     )
 
 
@@ -118,10 +111,5 @@ def _scores(sums: Statistics) -> dict[str, float]:
     return {name: share(sums.get(name, 0.0), sums.get("blanks", 0.0)) for name in ("exact_match", "jaccard")}
 
 
-VCR = Metric(
-    name="vcr",
-    rules=RULES,
-    statistics=_statistics,
-    scores=_scores,
-    equal_rules=dict.fromkeys(RULES[1:], RULES[0]),
-)
+_EQUAL = dict.fromkeys(RULES[1:], RULES[0])
+VCR = Metric(name="vcr", rules=RULES, statistics=_statistics, scores=_scores, equal_rules=_EQUAL)

@@ -11,10 +11,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from .base import EvalSample, Metric, Statistics, check_rule, mean_score
+from .base import EvalSample, Metric, check_rule, mean_metric
 from .text import collapse, without_newlines
 
 RULES = ("due", "docowl", "official", "official-canonical", "vlmevalkit")
@@ -79,7 +80,7 @@ def wtq(
     check_rule("wtq", rule, RULES)
     predicted = _SPLIT[rule](prediction) if isinstance(prediction, str) else list(prediction)
     references = list(references)
-    if rule == "vlmevalkit" and any(_is_not_finite(text) for text in [*predicted, *references]):
+    if rule == "vlmevalkit" and not all(math.isfinite(_float(text) or 0.0) for text in [*predicted, *references]):
         return 0.0  # the reference implementation raises
     if rule in ("due", "docowl"):  # upper case as in DocOwl: ß becomes SS
         predicted, references = [text.upper() for text in predicted], [text.upper() for text in references]
@@ -102,14 +103,12 @@ def normalise_item(text: str) -> str:
     """
     decomposed = unicodedata.normalize("NFKD", text)
     text = "".join(mark for mark in decomposed if unicodedata.category(mark) != "Mn").translate(_MARKS)
-    while True:
-        shorter = _CITATIONS.sub("", text.strip())
-        shorter = _REMARKS.sub("", shorter.strip()).strip()
-        quoted = _QUOTED.fullmatch(shorter)
-        shorter = quoted[1] if quoted else shorter
-        if shorter == text:
-            break
-        text = shorter
+    before = None
+    while text != before:
+        before = text
+        text = _REMARKS.sub("", _CITATIONS.sub("", text.strip()).strip()).strip()
+        quoted = _QUOTED.fullmatch(text)
+        text = quoted[1] if quoted else text
     return collapse(text.removesuffix(".")).lower()
 
 
@@ -118,12 +117,16 @@ def _value(text: str) -> Denotation:
     return _Number(amount) if amount is not None else _date(text)
 
 
-def _amount(text: str) -> float | None:
+def _float(text: str) -> float | None:
     try:
-        amount = float(text)
+        return float(text)
     except ValueError:
         return None
-    if not math.isfinite(amount):
+
+
+def _amount(text: str) -> float | None:
+    amount = _float(text)
+    if amount is None or not math.isfinite(amount):
         return None
     try:
         return int(text)  # exact, however large
@@ -131,13 +134,6 @@ def _amount(text: str) -> float | None:
         pass
     # Truncated, not rounded, as in the reference implementations: 1.9999999 becomes 1.
     return int(amount) if abs(amount - round(amount)) < _NEAR else amount
-
-
-def _is_not_finite(text: str) -> bool:
-    try:
-        return not math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _date(text: str) -> Denotation:
@@ -192,26 +188,13 @@ _SPLIT: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
-    scores = [
-        wtq(sample.prediction, sample.references, rule=rule, canonical=_canonical(sample, rule)) for sample in samples
-    ]
-    return {"total": sum(scores), "count": len(scores)}
-
-
-def _canonical(sample: EvalSample, rule: str) -> Sequence[str] | None:
+def _canonical(sample: EvalSample, rule: str) -> dict[str, Any]:
     canonical = sample.meta.get("canonical")
     if rule != "official-canonical" or not canonical:
-        return None
+        return {}
     if not (isinstance(canonical, list | tuple) and all(isinstance(text, str) for text in canonical)):
         raise DataError(f"wtq: {sample.key!r}: expected a list of texts in meta['canonical'], found {canonical!r:.60}")
-    return canonical
+    return {"canonical": canonical}
 
 
-WTQ = Metric(
-    name="wtq",
-    rules=RULES,
-    statistics=_statistics,
-    scores=mean_score("wtq"),
-    needs={"official-canonical": "canonical"},
-)
+WTQ: Metric = mean_metric("wtq", wtq, RULES, options=_canonical, needs={"official-canonical": "canonical"})
