@@ -15,11 +15,10 @@ import lightning.pytorch as pl
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.evaluation.batch_records import bad_records, batch_records
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import Record, merge_records, to_samples, unread
+from alignvlm_pl.scoring.records import Record, batch_records, merge_records, to_samples, unread, unread_records
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_samples, unscored
 from alignvlm_pl.training.module import AlignVLMModule
@@ -238,7 +237,7 @@ class BenchmarkEvaluation(pl.Callback):
     def _keep(self, batch: Any, predictions: list[str], references: list[str] | None = None) -> None:
         name = batch["dataset"]
         records = [] if batch["filler"] else batch_records(batch, predictions, read=references)
-        self._records.setdefault(name, []).extend([*records, *bad_records(batch)])
+        self._records.setdefault(name, []).extend([*records, *unread_records(batch)])
         if name in self._journals:
             self._journals[name].append(batch["positions"], records)
 

@@ -1,1 +1,1 @@
-"""Records of a batch of predictions, their journal on disk, and the contact sheet that shows them."""
+"""The journal of predictions on disk, and the contact sheet that shows them."""

@@ -27,7 +27,7 @@ class PredictionFile:
 
     Attributes:
         samples: One prediction for each valid row, in the order of the file.
-        places: Key -> its place in the file, for example ``line 3``.
+        places: Key -> its place in the file, such as ``line 3``.
         unread: Records of the samples that could not be read when they were evaluated.
         problems: Invalid rows by reason, with the first of them named.
         notes: What else a reader of the scores must know.
@@ -76,14 +76,14 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
 
 
 def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFile:
-    """Take question, references and meta from the dataset, and name what does not fit.
+    """Take question, references and meta from the dataset.
 
     Args:
         found: The predictions.
         gold: The samples of the dataset, their predictions empty.
 
     Returns:
-        Predictions in the order of the dataset; unknown keys and missing ones are problems.
+        Predictions in the order of the dataset; unknown and missing keys are among the problems.
     """
     by_key = {sample.key: sample for sample in found.samples}
     # Tables made elsewhere have the row's index, not the keys of the dataset.
@@ -112,9 +112,9 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
             try:
                 record = json.loads(line.decode("utf-8-sig"))
                 if isinstance(record, dict) and is_unread(record):
-                    empty = {"prediction": "", "references": [], "meta": {}}
-                    to_sample(empty | {"key": record.get("key")})
-                    found.unread.append(empty | {name: record[name] for name in ("key", ERROR)})
+                    empty: Record = {"key": record.get("key"), "prediction": "", "references": [], "meta": {}}
+                    to_sample(empty)  # raises where the key is invalid
+                    found.unread.append(empty | {ERROR: record[ERROR]})
                 else:
                     found.add(to_sample(record), f"line {number}")
             except (ValueError, RecursionError) as error:
@@ -201,7 +201,7 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
     rows = sheet.iter_rows(values_only=True)
     header = [str(cell) for cell in next(rows, ())]
     for row in rows:
-        # Rows of files that do not tell their own width end with their last filled cell.
+        # In files without a declared width a row ends with its last filled cell.
         yield {name: _text(cell) for name, cell in zip_longest(header, row[: len(header)])}
 
 

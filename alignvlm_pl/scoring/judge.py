@@ -11,7 +11,7 @@ from alignvlm_pl.metrics.mmvet import Judge, judged_score
 
 
 def needs_judge(benchmark: Benchmark) -> bool:
-    """Whether a benchmark cannot be scored without a judge."""
+    """Return whether a benchmark is scored by a judge."""
     return any(scoring.load()[0].needs_judge for scoring in benchmark.scorings)
 
 
@@ -39,7 +39,7 @@ def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
 
 
 def ungraded(samples: Sequence[EvalSample]) -> int:
-    """Number of predictions that have no grade."""
+    """Return the number of predictions without a grade."""
     return sum(map(_is_open, samples))
 
 

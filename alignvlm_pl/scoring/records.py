@@ -3,13 +3,17 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from alignvlm_pl.metrics.base import EvalSample
 
 from .faults import Faults, Problem
 from .run import Scored
+
+if TYPE_CHECKING:
+    from alignvlm_pl.preprocessing.batch import Batch
 
 Record = dict[str, Any]
 FIELDS = ("key", "question", "prediction", "references", "meta")
@@ -72,22 +76,48 @@ def to_samples(records: Iterable[Record]) -> list[EvalSample]:
 
 
 def is_unread(record: Record) -> bool:
-    """Whether a record is that of a sample that could not be read: it has no prediction, not even an empty one."""
+    """Return whether a record is that of a sample that could not be read, which has no prediction."""
     return bool(record.get(ERROR))
 
 
 def to_records(samples: Iterable[EvalSample]) -> list[Record]:
     """Make records of metrics' inputs; the inverse of `to_samples`."""
-    return [
-        {
-            "key": sample.key,
-            "question": sample.question,
-            "prediction": sample.prediction,
-            "references": list(sample.references),
-            "meta": dict(sample.meta),
-        }
-        for sample in samples
-    ]
+    return [_record(one.key, one.question, one.prediction, one.references, one.meta) for one in samples]
+
+
+def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None) -> list[Record]:
+    """Make the records of a batch's predictions.
+
+    Args:
+        batch: A batch of a benchmark's loader.
+        predictions: One text a sample.
+        read: For the task `read`, which asks no question: the texts on the pages, which are the references.
+
+    Raises:
+        ValueError: There is not one prediction for each sample.
+    """
+    keys = batch["keys"]
+    if batch.get("task") != "read":
+        rows = zip(keys, batch["questions"], predictions, batch["references"], batch["meta"], strict=True)
+        return [_record(*row) for row in rows]
+    references = [[text] for text in read] if read is not None else [[]] * len(keys)
+    return [_record(key, "", text, gold) for key, text, gold in zip(keys, predictions, references, strict=True)]
+
+
+def unread_records(batch: "Batch") -> list[Record]:
+    """Make the records of the samples of a batch that could not be read: no prediction, and why."""
+    return [_record(bad.key) | {ERROR: [bad.reason, bad.message]} for bad in batch["bad"]]
+
+
+def _record(
+    key: str,
+    question: str = "",
+    prediction: str = "",
+    references: Sequence[str] = (),
+    meta: Mapping[str, Any] = MappingProxyType({}),
+) -> Record:
+    values = (key, question, prediction, list(references), dict(meta))
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def merge_records(records: Iterable[Record]) -> list[Record]:

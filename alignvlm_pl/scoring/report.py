@@ -18,7 +18,7 @@ TABLE_1 = ("docvqa", "infovqa", "deepform", "klc", "wtq", "tabfact", "chartqa", 
 """The columns of the paper's table 1, whose plain mean is its average score."""
 MAX_LISTED = 50
 PAPER_RULE = "vlmevalkit-2025-02"
-"""The paper's toolkit as it was when the paper appeared; its rules stand beside the default ones."""
+"""The paper's toolkit as it was when the paper appeared; reports show its scores beside those of the default rules."""
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~&"} | {"\n": " ", "\r": " "})
 
 
@@ -81,11 +81,7 @@ def percent(value: float | None) -> str:
 
 
 def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
-    """Headline scores of this run, a row a rule, above the rows that the paper prints for the same columns.
-
-    The first row is the default rule of each metric; the second the toolkit as it was when the paper appeared. Scores
-    of another rule alone, asked for with `--rule`, have its name beside them. None where there is no score.
-    """
+    """Return headline scores of this run, a row a rule, and the paper's in the same columns; None: no score."""
     columns = [scored for name, scored in _in_order(found) if scored.benchmark.paper or not scored.benchmark.size]
     models = dict.fromkeys(model for scored in columns for model in scored.benchmark.paper)
     return {
@@ -103,7 +99,10 @@ def _direction(scored: Scored) -> str:
 
 
 def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | None, bool]]]]:
-    """Label, and value and incompleteness for each column."""
+    """Return rows of a label and, for each column, score and incompleteness.
+
+    The first row has the default rule of each metric, the second `PAPER_RULE`; the others are of rules set by `--rule`.
+    """
     asked = [rule for scored in columns if "" not in scored.rules for rule in scored.rules]
     rows = []
     for rule in dict.fromkeys(("", PAPER_RULE, *asked)):
@@ -117,7 +116,7 @@ def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | N
 
 
 def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
-    """Benchmarks of the paper's table 1 in its order, then the others."""
+    """Return the benchmarks of the paper's table 1 in its order, then the others."""
     places = {name: place for place, name in enumerate(TABLE_1)}
     return sorted(found.items(), key=lambda item: places.get(item[1].benchmark.name, len(places)))
 
@@ -126,17 +125,17 @@ def _share(score: float | None) -> float | None:
     return None if score is None else score / 100
 
 
-def _section(set_name: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
+def _section(dataset: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
     benchmark = scored.benchmark
     name, value = scored.headline
     disagreements = scored.disagreements()
 
     def row(index: int) -> dict[str, Any]:
-        return _row(scored, index, page_path(images, set_name, scored.samples[index].key), folder)
+        return _row(scored, index, page_path(images, dataset, scored.samples[index].key), folder)
 
     rows = map(row, scored.worst_first())
     return {
-        "name": set_name,
+        "name": dataset,
         "title": benchmark.title,
         "split": benchmark.split,
         "notes": benchmark.notes,
@@ -167,8 +166,6 @@ def _row(scored: Scored, index: int, page: Path, folder: Path) -> dict[str, Any]
 
 
 def _average(found: Mapping[str, Scored]) -> float | None:
-    """Mean of the nine headline scores; None unless all nine are there and complete."""
-    whole = {scored.benchmark.name: scored.headline[1] for scored in found.values() if not scored.problems}
-    if not set(TABLE_1) <= set(whole):
-        return None
-    return sum(whole[name] for name in TABLE_1) / len(TABLE_1)
+    """Return the mean of the nine headline scores; None unless all nine are complete."""
+    complete = {scored.benchmark.name: scored.headline[1] for scored in found.values() if not scored.problems}
+    return sum(complete[name] for name in TABLE_1) / len(TABLE_1) if complete.keys() >= set(TABLE_1) else None

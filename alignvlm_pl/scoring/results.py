@@ -31,7 +31,7 @@ def results(
     Args:
         found: Name of the dataset -> its scores.
         loss: Losses of the `val` datasets.
-        readout_sets: Datasets that are read and not asked; they do not count in the overall scores.
+        readout_sets: Datasets that are read from P_vocab; they do not count in the overall scores.
 
     Returns:
         `overall` (means over the questions of custom datasets), `benchmarks` (`num` and scores as fractions of 1),
@@ -39,10 +39,10 @@ def results(
     """
     loss = loss or Losses()
     scores = {name: {"num": scored.num, **scored.metrics} for name, scored in found.items()}
-    own = [name for name, scored in found.items() if not scored.benchmark.size and name not in readout_sets]
+    custom = [name for name, scored in found.items() if not scored.benchmark.size and name not in readout_sets]
     prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
     return {
-        "overall": overall({name: scores[name] for name in own}),
+        "overall": overall({name: scores[name] for name in custom}),
         "benchmarks": scores,
         "loss": dict(loss.values),
         "intervals": {name: scored.intervals for name, scored in found.items()},
@@ -55,7 +55,7 @@ def results(
 
 
 def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Means over the questions of several datasets, of the metrics that all of them have.
+    """Return the means over the questions of several datasets, of the metrics that all of them have.
 
     Args:
         results: Name -> `num` and scores; a dataset of which nothing is scored does not count.

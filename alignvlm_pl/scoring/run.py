@@ -37,39 +37,34 @@ class Scored:
     benchmark: Benchmark
     samples: list[EvalSample]
     scores: list[dict[str, float]]
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    num: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
     def headline(self) -> tuple[str, float]:
-        """Metric that the benchmark is known by, and its score; nan where there is no prediction."""
+        """Name and score of the first metric; nan where there is no prediction."""
         return next(iter(self.metrics.items()), ("", math.nan))
 
     def headline_under(self, rule: str) -> float | None:
-        """Score of the headline metric under a rule; None where it is not known.
-
-        Args:
-            rule: Name of the rule; empty for the metric's default.
-        """
+        """Return the headline's score under a rule, or under the default for an empty text; None if it is not known."""
         name = self.headline[0].partition("@")[0]
         return self.metrics.get(f"{name}@{rule}" if rule else name)
 
     @property
     def rules(self) -> list[str]:
-        """Rules of the headline; the metric's default is the empty one."""
+        """Rules of the headline; the default is an empty text."""
         rules = ("", *get_metric(self.benchmark.scorings[0].metric).rules)
         return [rule for rule in rules if self.headline_under(rule) is not None]
 
     def worst_first(self) -> list[int]:
-        """Indices of the predictions, worst score of the first metric first."""
+        """Return the indices of the predictions, worst score of the first metric first."""
         sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
-        # The first score is that of the first metric, under its default rule where that was asked for.
         return sorted(range(len(self.samples)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0))
 
     def disagreements(self) -> list[int]:
-        """Indices of the predictions that the rules of one metric score differently."""
+        """Return the indices of the predictions that rules of one metric score differently."""
         return [index for index, values in enumerate(self.scores) if _differ(values)]
 
 
@@ -83,7 +78,7 @@ def score_samples(
     problems: Sequence[str] = (),
     whole: bool = True,
 ) -> Scored:
-    """Score a benchmark. Predictions that a metric cannot score are skipped, and named as a problem.
+    """Score a benchmark; predictions that a metric cannot score are skipped, and named as a problem.
 
     Args:
         benchmark: What to score.
@@ -139,21 +134,14 @@ def score_samples(
 
 def unscored(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
     """Return the result of predictions that cannot be scored: they are kept, without a score."""
-    return Scored(
-        benchmark=benchmark,
-        samples=list(samples),
-        scores=[{} for _ in samples],
-        metrics={},
-        intervals={},
-        num=0,
-        problems=list(problems),
-    )
+    scores: list[dict[str, float]] = [{} for _ in samples]
+    return Scored(benchmark=benchmark, samples=list(samples), scores=scores, problems=list(problems))
 
 
 def _load(
     benchmark: Benchmark, rule: str | None, samples: Sequence[EvalSample]
 ) -> list[tuple[Metric, tuple[str, ...]]]:
-    """Metrics with the requested rules for which some prediction has what the rule needs."""
+    """Return the metrics with the requested rules, of which some prediction has what the rule needs."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
     known = {name for metric, _ in loaded for name in metric.rules}
     if rule is not None and rule not in known:
@@ -180,7 +168,7 @@ def _has_needs(metric: Metric, rule: str, samples: Sequence[EvalSample]) -> bool
 def _statistics(
     metric: Metric, samples: Sequence[EvalSample], unit: Sequence[int], rule: str, faults: Faults
 ) -> Statistics | None:
-    """Statistics of one unit; None where the metric cannot score its predictions."""
+    """Return the statistics of one unit; None if the metric cannot score its predictions."""
     rows = [samples[index] for index in unit]
     try:
         need = metric.needs.get(rule)
@@ -203,7 +191,7 @@ def _statistics(
 
 
 def _groups(benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence[list[int]]) -> dict[str, list[int]]:
-    """Units of the whole dataset, under the empty name, and of each group by its name."""
+    """Return group -> its units; the empty name has all of them."""
     groups = {"": list(range(len(units)))}
     for position, unit in enumerate(units):
         group = samples[unit[0]].meta.get(benchmark.groups)
@@ -213,7 +201,7 @@ def _groups(benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence
 
 
 def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> dict[str, tuple[float, float]]:
-    """Percentile intervals over resampled units, always from the same seed."""
+    """Return score -> 95 % percentile interval over resampled units; the seed is fixed."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     chance = np.full(len(rows), 1 / len(rows))

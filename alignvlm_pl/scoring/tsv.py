@@ -1,4 +1,4 @@
-"""Tab-separated tables, a row at a time: an invalid row is named, and spoils no other."""
+"""Tab-separated tables, a row at a time: an invalid row is reported, and the next ones are read nevertheless."""
 
 import csv
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ class TableRow:
     Attributes:
         number: Its number as a spreadsheet shows it; the header is row 1.
         offset: Byte where it begins.
-        cells: Column -> text; empty where there is a problem.
-        problem: Why it is invalid; empty where it is valid.
+        cells: Column -> text; empty if the row is invalid.
+        problem: Why the row is invalid; empty if it is valid.
     """
 
     number: int
@@ -72,7 +72,7 @@ class TabTable:
                         continue
                     row = self._row(number, offset, cells, lines.taken)
                 if row.problem and len(lines.taken) > 1:
-                    # A quote that nothing closes takes the lines after it into its cell: they are read again.
+                    # A quote that is not closed takes the next lines into its cell: they are read again.
                     lines.go_to(lines.first_end)
                     reader = csv.reader(lines, delimiter="\t")
                 yield row
@@ -91,10 +91,10 @@ class TabTable:
 
 
 def _is_closed(cells: list[str], lines: list[str]) -> bool:
-    """Whether all quotes of a row are closed where they should be, before a tab or a line end.
+    """Return whether all quotes of a row are closed before a tab or a line end.
 
-    Within one line other marks are harmless (`"New" York` is read as `New York`, as pandas does); over several lines
-    they mean that the next rows' own quotes have closed what another row left open.
+    Within one line others are harmless (`"New" York` is read as `New York`, as pandas does); over several lines they
+    mean that quotes of the next rows have closed what this row left open.
     """
     if len(lines) == 1:
         return not cells[-1].endswith("\n")  # the file ends inside a quoted cell
@@ -105,7 +105,7 @@ def _is_closed(cells: list[str], lines: list[str]) -> bool:
 
 
 class _Lines:
-    """Lines of a file as text, with the byte after the last line, which csv's own reader does not give.
+    """Lines of a file as text, with their offsets, which csv's reader does not give.
 
     Attributes:
         offset: The byte after the last line.
@@ -127,7 +127,7 @@ class _Lines:
         if not line:
             raise StopIteration
         begin, self.offset = self.offset, self.offset + len(line)
-        # Bytes that are no UTF-8 spoil their own row alone.
+        # Bytes that are not UTF-8 make only this row invalid.
         text = line.decode("utf-8", "surrogateescape").removeprefix("" if begin else "\ufeff")
         if not self.taken:
             self.first_end = self.offset

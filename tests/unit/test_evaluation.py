@@ -5,8 +5,7 @@ import json
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.evaluation.batch_records import batch_records
-from alignvlm_pl.scoring.records import to_samples
+from alignvlm_pl.scoring.records import batch_records, to_samples
 from alignvlm_pl.scoring.results import overall
 from alignvlm_pl.utils.atomic_files import write_predictions, write_results
 
