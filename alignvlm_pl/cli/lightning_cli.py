@@ -58,6 +58,13 @@ DATA_MODULES = (
     DocDownstreamDataModule,
     WebDataModule,
 )
+CALLBACKS = {
+    "benchmark": BenchmarkEvaluation,
+    "progress": TrainingProgress,
+    "connector_health": ConnectorHealth,
+    "throughput": Throughput,
+}
+"""Groups of the configuration whose callbacks are always there."""
 _CLASSES = (*(module.__name__ for module in DATA_MODULES), *callbacks.__all__, *loggers.__all__)
 _YAML = "alignvlm_pl"
 """Name of this project's way to read YAML among those of jsonargparse."""
@@ -176,7 +183,7 @@ class AlignCLI(LightningCLI):
         assert isinstance(self.parser, AlignParser)
         assert isinstance(parser, AlignParser)
         self.parser.commands.append(parser)
-        # Built in _instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
+        # Built in instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
         parser.add_class_arguments(Stage, "stage", instantiate=False, default={"name": ""})
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything the run writes.")
         parser.add_argument("--stages", type=list[dict[str, Any]] | None, default=None, help="Stages of a recipe.")
@@ -211,10 +218,8 @@ class AlignCLI(LightningCLI):
             default=1,
             help="Optimizer steps between two looks whether any rank was asked to stop (SIGUSR1, SIGTERM).",
         )
-        parser.add_lightning_class_args(BenchmarkEvaluation, "benchmark")
-        parser.add_lightning_class_args(TrainingProgress, "progress")
-        parser.add_lightning_class_args(ConnectorHealth, "connector_health")
-        parser.add_lightning_class_args(Throughput, "throughput")
+        for name, callback in CALLBACKS.items():
+            parser.add_class_arguments(callback, name, sub_configs=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, or with `--print_config` print the configuration and what follows from it, as YAML comments."""
@@ -227,9 +232,10 @@ class AlignCLI(LightningCLI):
                     super().parse_arguments(parser, others)
                     print(_follows(self.config["fit"]), end="")
             raise
-
-    def _parse_ckpt_path(self) -> None:
-        """Never merge a checkpoint's hyper-parameters over the user's configuration."""
+        # Taken out until before_instantiate_classes: LightningCLI would load all of the checkpoint, and put its
+        # hyper-parameters in the place of what the user has set.
+        settings = self.config[self.config.subcommand]
+        self.ckpt_path, settings.ckpt_path = settings.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything is loaded.
@@ -240,6 +246,7 @@ class AlignCLI(LightningCLI):
             CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
         """
         config = self.config[self.subcommand]
+        config.ckpt_path = self.ckpt_path
         if config.connector is not None:
             # Moved, so that the saved config says it once.
             config.model.init_args.spec.connector, config.connector = config.connector, None
@@ -314,51 +321,63 @@ class AlignCLI(LightningCLI):
             _check_checkpoint(last)
             config.ckpt_path = str(last)
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
-        # Derived values are set here and not in self.config, so that the saved config remains a valid one.
-        root = config["default_root_dir"] = self._settings["run_dir"]
-        if config.get("logger") in (None, True):
-            config["logger"] = TensorBoardLogger(root, name="", version="")
-        config["plugins"] = [
-            *_as_list(config.get("plugins")),
-            AtomicCheckpointIO(),
-            *cluster_plugins(os.environ),
-        ]
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer; the saved configuration does not repeat what follows from other settings.
+
+        Raises:
+            ConfigError: Lightning refuses a setting, or a value of the stage does not go with another.
+        """
+        given, root = self._settings["trainer"], self._settings["run_dir"]
+        settings: dict[str, Any] = {
+            "default_root_dir": root,
+            "plugins": [*_as_list(given["plugins"]), AtomicCheckpointIO(), *cluster_plugins(os.environ)],
+        }
+        if given["logger"] in (None, True):
+            settings["logger"] = TensorBoardLogger(root, name="", version="")
+        callbacks = {name: self._settings[name] for name in CALLBACKS}
+        if given["enable_progress_bar"] is False:
+            del callbacks["progress"]
+        chosen = list(callbacks.values())
         if self.subcommand == "fit":
             stage = self._stage()
-            _log_given(config)
-            config.update(_stage_settings(stage, config, batch_size=getattr(self.datamodule, "batch_size", 1)))
-            for callback in callbacks:
-                if isinstance(callback, BenchmarkEvaluation) and config.get("val_check_interval") is None:
-                    config.update(callback.validation_interval(config["accumulate_grad_batches"]))
-            self.preemption = Preemption(self._settings["preemption_every_n_steps"])
-            self.last = LastCheckpoint(
-                self.preemption,
-                self._settings["checkpoint_every_n_steps"],
-                keep_last=self._settings["checkpoint_keep_last"],
-                keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
-            )
-            callbacks = [
-                Ledger(),
-                *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
-                *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
-                *callbacks,
-                DataHealth(),
-                StageTransition(stage),
-                RandomState(),
-                self.preemption,
-            ]
-            if not config.get("fast_dev_run"):  # which saves nothing
-                callbacks.append(self.last)
-        if config.get("enable_progress_bar") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingProgress)]
+            _log_given(given)
+            settings |= _stage_settings(stage, given, batch_size=getattr(self.datamodule, "batch_size", 1))
+            if given["val_check_interval"] is None:
+                settings |= callbacks["benchmark"].validation_interval(settings["accumulate_grad_batches"])
+            chosen = self._fit_callbacks(stage, chosen, saves=not given["fast_dev_run"])
         try:
-            trainer = super()._instantiate_trainer(config, callbacks)
+            trainer = super().instantiate_trainer(
+                **settings, callbacks=[*_as_list(given["callbacks"]), *chosen], **kwargs
+            )
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
-        for part in self._stage().adapters if self.subcommand == "fit" else ():
-            require_whole_parameters(trainer, f"stage.lora.{part}")
+        if self.subcommand == "fit":
+            for part in stage.adapters:
+                require_whole_parameters(trainer, f"stage.lora.{part}")
+            if isinstance(given["overfit_batches"], float):  # a share of a small validation set may be no batch at all
+                whole = given["limit_val_batches"] is None
+                trainer.limit_val_batches = 1.0 if whole else given["limit_val_batches"]
         return trainer
+
+    def _fit_callbacks(self, stage: Stage, chosen: list[Callback], *, saves: bool) -> list[Callback]:
+        self.preemption = Preemption(self._settings["preemption_every_n_steps"])
+        self.last = LastCheckpoint(
+            self.preemption,
+            self._settings["checkpoint_every_n_steps"],
+            keep_last=self._settings["checkpoint_keep_last"],
+            keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
+        )
+        return [
+            Ledger(),
+            *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
+            *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
+            *chosen,
+            DataHealth(),
+            StageTransition(stage),
+            RandomState(),
+            self.preemption,
+            *([self.last] if saves else []),
+        ]
 
     def after_fit(self) -> None:
         """Export the last checkpoint, once training has ended; a run killed here exports when it is started again.

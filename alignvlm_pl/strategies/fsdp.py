@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
@@ -35,7 +36,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, reshard_vision: bool = True, reshard_llm: bool = True, timeout_minutes: float = 30.0) -> None:
-        super().__init__(tensor_parallel_size=1, timeout=timedelta(minutes=timeout_minutes))
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_vision = reshard_vision
         self.reshard_llm = reshard_llm
 
@@ -51,10 +52,15 @@ class ShardedStrategy(ModelParallelStrategy):
         """True."""
         return True
 
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """All ranks in one dimension; Lightning's own mesh has one of nodes and one of the ranks of a node."""
+        return self._mesh
+
     def setup_environment(self) -> None:
-        """All ranks are data-parallel."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        """Connect the ranks."""
         super().setup_environment()
+        self._mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",))
 
     def setup(self, trainer: pl.Trainer) -> None:
         """As Lightning; evaluation without `torch.inference_mode`."""
