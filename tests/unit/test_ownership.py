@@ -1,6 +1,7 @@
 """A foreign `callbacks` or `datamodules` is refused, with its file and its owners."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,3 +80,15 @@ def test_missing_import_inside_a_package_is_not_taken_for_a_missing_package(name
 def _check_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "TOP_LEVEL_PACKAGES", (name,))
     check_top_level_packages()
+
+
+def test_the_command_works_in_a_project_with_folders_of_these_names(tmp_path) -> None:
+    """As in many Lightning projects; `alignvlm` is a script in another folder, and the working directory comes last."""
+    for name in installation.TOP_LEVEL_PACKAGES:
+        (tmp_path / "project" / name).mkdir(parents=True)
+        (tmp_path / "project" / name / "__init__.py").write_text("raise RuntimeError('the project of a user')\n")
+    (tmp_path / "alignvlm").write_text("from alignvlm_pl.cli import main\nraise SystemExit(main())\n")
+    words = [sys.executable, str(tmp_path / "alignvlm"), "shards", "verify", "nowhere"]
+    done = subprocess.run(words, cwd=tmp_path / "project", capture_output=True, text=True, timeout=100, check=False)
+    assert "the project of a user" not in done.stderr
+    assert done.stderr.startswith("error: nowhere"), done.stderr
