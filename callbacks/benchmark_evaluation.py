@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
-from alignvlm_pl.models.connectors import CONNECTORS
+from alignvlm_pl.models.connectors import connector_class
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, batch_records, merge_records, to_samples, unread, unread_records
 from alignvlm_pl.scoring.results import Losses
@@ -116,7 +116,10 @@ class BenchmarkEvaluation(pl.Callback):
         self._serve(trainer, subset=self.subset)
         datasets = [*_data(trainer).val_names, *self._names]
         if trainer.limit_val_batches == 0 and datasets:
-            log.warning("trainer.limit_val_batches=0: fit does not evaluate %s", ", ".join(datasets))
+            log.warning(
+                "trainer.limit_val_batches=0: fit does not evaluate %s; leave it out, or run `validate` afterwards",
+                ", ".join(datasets),
+            )
 
     def validation_interval(self, accumulate_grad_batches: int) -> dict[str, int | None]:
         """Return the settings of a Trainer that validates every `every_n_steps`; none where that is null."""
@@ -296,7 +299,7 @@ class BenchmarkEvaluation(pl.Callback):
         names: list[str] = _data(trainer).benchmark_names
         if module.stage is not None and module.stage.objective == "read":
             return [name for name in names if name in self.readout_sets]  # the LLM is not trained yet
-        reads = getattr(CONNECTORS.get(module.spec.connector["type"]), "reads_text", False)
+        reads = getattr(connector_class(module.spec.connector.get("type", "align")), "reads_text", False)
         return [name for name in names if reads or name not in self.readout_sets]
 
     def _benchmark(self, trainer: pl.Trainer, name: str) -> Benchmark:

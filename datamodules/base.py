@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
-from .loading.benchmark_dataset import BenchmarkDataset
+from .loading.benchmark_dataset import BenchmarkDataset, BenchmarkSource
 from .loading.collate import Batch, Collator, Processor
 from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
 from .loading.loader import ShardLoader
@@ -37,7 +37,8 @@ class WebDataModule(pl.LightningDataModule):
     Args:
         train: Folders of the training sets; several are concatenated.
         val: Name -> folder of the datasets whose loss is computed.
-        benchmarks: Name -> folder of the datasets whose predictions are scored.
+        benchmarks: Name -> folder of the datasets whose predictions are scored; `{folder: …, benchmark: …}` also names
+            the benchmark that a dataset belongs to, a registered one or an import path.
         batch_size: Training samples per device and step.
         eval_batch_size: Samples per device in a batch of `val` and `benchmarks`.
         num_workers: Worker processes per device; 0 loads in the training process.
@@ -66,7 +67,7 @@ class WebDataModule(pl.LightningDataModule):
         self,
         train: list[str | Path] | None = None,
         val: dict[str, str | Path] | None = None,
-        benchmarks: dict[str, str | Path] | None = None,
+        benchmarks: dict[str, str | Path | BenchmarkSource] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 8,
         num_workers: int = 2,
@@ -105,7 +106,7 @@ class WebDataModule(pl.LightningDataModule):
             for name, source in (mixture or {}).items()
         }
         self.val = dict(val or {})
-        self.benchmarks = dict(benchmarks or {})
+        self.benchmarks = {name: BenchmarkSource.from_config(given) for name, given in (benchmarks or {}).items()}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -147,7 +148,7 @@ class WebDataModule(pl.LightningDataModule):
         """
         if self.num_workers:
             start_server()  # it imports while manifests and weights are read
-        folders = [*self.val.values(), *self.benchmarks.values()]
+        folders = [*self.val.values(), *(source.folder for source in self.benchmarks.values())]
         training = self._train_folders() if stage in (None, "fit") else []
         for folder in [*training, *folders]:
             self._manifest(folder)
@@ -305,7 +306,8 @@ class WebDataModule(pl.LightningDataModule):
             raise ConfigError(
                 f"benchmark '{name}' has no folder in data.init_args.benchmarks; {nearest(name, self.benchmarks)}"
             )
-        return BenchmarkDataset.of(name, self._manifest(self.benchmarks[name]), self.prompts)
+        source = self.benchmarks[name]
+        return BenchmarkDataset.of(name, self._manifest(source.folder), self.prompts, source.benchmark)
 
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
         """Samples of one benchmark over all ranks: what the number of predictions must equal."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import WebDataModule
+from .loading.benchmark_dataset import BenchmarkSource
 from .shards.sample import SampleError
 from .shards.sample_formats import Adapter, NormalSample, RawSample, describe, read_docdownstream
 
@@ -20,7 +21,7 @@ class BenchmarkDataModule(WebDataModule):
     """Datasets that are evaluated and scored; nothing is trained.
 
     Args:
-        benchmarks: Name -> folder of the sets.
+        benchmarks: Name -> folder of the datasets, or `{folder: …, benchmark: …}`, see `WebDataModule`.
         eval_batch_size: Samples per device in a batch.
         num_workers: Worker processes per device; 0 loads in the main process.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own.
@@ -29,7 +30,7 @@ class BenchmarkDataModule(WebDataModule):
 
     def __init__(
         self,
-        benchmarks: dict[str, str | Path],
+        benchmarks: dict[str, str | Path | BenchmarkSource],
         eval_batch_size: int = 8,
         num_workers: int = 2,
         prompts: dict[str, Path] | None = None,

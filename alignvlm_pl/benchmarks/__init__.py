@@ -4,6 +4,7 @@ Every `Benchmark` that a file of this folder defines is registered: to add one, 
 """
 
 from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.utils.class_paths import import_path
 from alignvlm_pl.utils.registry import defined_in
 
 from .base import Benchmark, Prompt, Scoring, SourceFile, plain_benchmark, with_prompt_files
@@ -15,6 +16,7 @@ __all__ = [
     "Scoring",
     "SourceFile",
     "get_benchmark",
+    "load_benchmark",
     "plain_benchmark",
     "with_prompt_files",
 ]
@@ -35,3 +37,20 @@ def get_benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise ConfigError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """Return the benchmark that a user names.
+
+    Args:
+        name: A key of `BENCHMARKS`, or the import path of a `Benchmark`, such as `mypackage.benchmarks.INVOICES`.
+
+    Raises:
+        ConfigError: There is none of this name, or the path names something else.
+    """
+    if "." not in name:
+        return get_benchmark(name)
+    found = import_path(name, setting="benchmark")
+    if not isinstance(found, Benchmark):
+        raise ConfigError(f"benchmark: {name!r} is no Benchmark but a {type(found).__name__}")
+    return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(argv: list[str]) -> int:
     """Score a prediction file and print its scores; those of part of a benchmark are marked as incomplete."""
     parser = argparse.ArgumentParser(prog="alignvlm score", description=__doc__)
-    parser.add_argument("--benchmark", required=True, help="name of a benchmark, for example docvqa")
+    parser.add_argument("--benchmark", required=True, help="name or import path of a benchmark, for example docvqa")
     parser.add_argument(
         "--predictions",
         type=Path,
@@ -45,13 +45,13 @@ def run(argv: list[str]) -> int:
     if options.out and options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
 
-    from ..benchmarks import Prompt, get_benchmark
+    from ..benchmarks import Prompt, load_benchmark
     from ..scoring.files import join_gold, read_predictions
     from ..scoring.judge import grade, load_judge
     from ..scoring.run import score_samples
 
     # What was asked of a model that answered elsewhere is not known.
-    benchmark = replace(get_benchmark(options.benchmark), prompt=Prompt(), prompts={})
+    benchmark = replace(load_benchmark(options.benchmark), prompt=Prompt(), prompts={})
     found, expected = read_predictions(options.predictions, benchmark), None
     if options.answers:
         from datamodules.shards.manifest import load_manifest

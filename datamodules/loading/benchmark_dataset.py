@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, with_prompt_files
+from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, load_benchmark, with_prompt_files
 from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.scoring.faults import Problem
 
@@ -17,13 +18,34 @@ from ..shards.sample_formats import Adapter, describe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkSource:
+    """A dataset that is scored, in a config.
+
+    Attributes:
+        folder: Folder of its shards.
+        benchmark: Benchmark that it belongs to: a registered name or the import path of a `Benchmark`; None: what its
+            manifest says, else the benchmark of the dataset's name, else none.
+    """
+
+    folder: str | Path
+    benchmark: str | None = None
+
+    @classmethod
+    def from_config(cls, given: "str | Path | Mapping[str, Any] | BenchmarkSource") -> "BenchmarkSource":
+        """Return the source that a folder or a mapping of the attributes stands for."""
+        if isinstance(given, BenchmarkSource):
+            return given
+        return cls(**given) if isinstance(given, Mapping) else cls(folder=given)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkDataset:
     """A dataset and the benchmark it belongs to.
 
     Attributes:
         name: Its name in the config.
         manifest: Manifest of its shards.
-        benchmark: The registered benchmark, with the user's prompts; None: a custom dataset.
+        benchmark: The benchmark, with the user's prompts; None: a custom dataset.
     """
 
     name: str
@@ -31,25 +53,31 @@ class BenchmarkDataset:
     benchmark: Benchmark | None
 
     @classmethod
-    def of(cls, name: str, manifest: Manifest, prompts: Mapping[str, Path]) -> "BenchmarkDataset":
-        """Find the benchmark of a dataset: as the manifest says, else by its name.
+    def of(
+        cls, name: str, manifest: Manifest, prompts: Mapping[str, Path], benchmark: str | None = None
+    ) -> "BenchmarkDataset":
+        """Find the benchmark of a dataset: as the config says, else as the manifest says, else by its name.
 
         Args:
             name: Name in the config.
             manifest: Manifest of the dataset; `prepare` writes the benchmark's name into it.
             prompts: ``name`` or ``name/part`` -> the user's prompt file.
+            benchmark: See `BenchmarkSource`. Only a config may name an import path, which runs code.
 
         Raises:
-            ConfigError: The manifest names an unknown benchmark, or a prompt file an unknown part.
+            ConfigError: The config or the manifest names an unknown benchmark, or a prompt file an unknown part.
             DataError: A prompt file is not one.
         """
         known = manifest.extra.get("benchmark")
-        benchmark = get_benchmark(known) if known else BENCHMARKS.get(name)
+        if benchmark is not None:
+            found: Benchmark | None = load_benchmark(benchmark)
+        else:
+            found = get_benchmark(known) if known else BENCHMARKS.get(name)
         own = {part: path for part, path in prompts.items() if part.split("/")[0] == name}
         return cls(
             name=name,
             manifest=manifest,
-            benchmark=with_prompt_files(benchmark, {part[len(name) + 1 :]: own[part] for part in own}, name=name),
+            benchmark=with_prompt_files(found, {part[len(name) + 1 :]: own[part] for part in own}, name=name),
         )
 
     @property

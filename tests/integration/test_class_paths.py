@@ -1,4 +1,4 @@
-"""Classes of the user, named by their class_path: model, data, connector, optimizer, metric."""
+"""Classes of the user, named by their class_path: model, data, connector, optimizer, metric, benchmark."""
 
 import json
 
@@ -9,12 +9,22 @@ CODE = '''
 import lightning.pytorch as pl
 import torch
 
+from alignvlm_pl.benchmarks import Benchmark, Scoring
 from alignvlm_pl.metrics.base import mean_metric
+from alignvlm_pl.models.align import AlignConnector
 from alignvlm_pl.models.connectors.base import Connector
 from alignvlm_pl.training.module import AlignVLMModule
 from datamodules import DocDownstreamDataModule
 
 ALWAYS = mean_metric("always", lambda prediction, references, rule: 1.0, ("plain",))
+
+MINE = Benchmark(
+    name="mine", title="Mine", split="test", size=7, scorings=(Scoring(metric="own_parts_of_mine.ALWAYS"),)
+)
+
+
+class Reader(AlignConnector):
+    """As ALIGN: its weights are probabilities of text tokens."""
 
 
 class Scaled(AlignVLMModule):
@@ -126,3 +136,40 @@ def test_a_metric_by_its_import_path_scores_a_custom_dataset(world, own, capsys)
     assert results["benchmarks"]["held"] == {"num": 5, "always": 1.0, "exact_match": 0.0}
     assert world.run("test", f"--run_dir={own / 'run2'}", "--benchmark.metrics=[own_parts_of_mine.torch]") == 1
     assert "is no Metric but a module" in capsys.readouterr().err
+
+
+def test_a_benchmark_by_its_import_path_scores_a_dataset(world, own, capsys):
+    held = f"{{held: {{folder: {world.root / 'held'}, benchmark: own_parts_of_mine.MINE}}}}"
+    options = [f"--run_dir={own / 'run'}", "--data.init_args.val={}", "--data.init_args.benchmarks", held]
+    assert world.run("test", *options) == 0
+    results = json.loads((own / "run/results.json").read_text())
+    assert results["benchmarks"]["held"] == {"num": 5, "always": 1.0}
+    assert results["incomplete"]["held"] == ["5 of 7 questions"], "the benchmark's own size"
+    assert world.run("test", *options[:-1], held.replace("MINE", "ALWAYS")) == 1
+    assert "is no Benchmark but a Metric" in capsys.readouterr().err
+
+    (own / "predictions.jsonl").write_text('{"key": "a", "prediction": "x", "references": ["y"]}')
+    from alignvlm_pl.cli import main
+
+    score = ["score", "--benchmark=own_parts_of_mine.MINE", f"--predictions={own / 'predictions.jsonl'}", "--json"]
+    assert main(score) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["always"] == 1.0
+
+
+def test_a_benchmark_in_a_manifest_is_a_registered_one(own, tmp_path):
+    """A manifest may come from elsewhere, and an import path in it would run code."""
+    from alignvlm_pl.errors import ConfigError
+    from datamodules.loading.benchmark_dataset import BenchmarkDataset
+
+    class Manifest:
+        extra = {"benchmark": "own_parts_of_mine.MINE"}
+
+    with pytest.raises(ConfigError, match=r"there is no benchmark .own_parts_of_mine\.MINE"):
+        BenchmarkDataset.of("held", Manifest(), {})
+
+
+def test_a_connector_by_its_import_path_reads_pages(world, own):
+    connector = "{type: own_parts_of_mine.Reader}"
+    options = [f"--run_dir={own / 'run'}", f"--connector={connector}", "--benchmark.readout_sets=[held]"]
+    assert world.run("test", *options) == 0
+    assert set(json.loads((own / "run/results.json").read_text())["benchmarks"]["held"]) >= {"num", "cer"}

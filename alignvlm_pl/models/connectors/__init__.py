@@ -136,6 +136,7 @@ __all__ = [
     "Connector",
     "ConnectorOutput",
     "build_connector",
+    "connector_class",
     "connector_identity",
     "count_parameters",
     "shuffle_factor",
