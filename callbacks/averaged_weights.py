@@ -1,39 +1,38 @@
 """`stage.ema_decay`: a moving average of the weights, for validation, benchmarks and the export."""
 
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alignvlm_pl.errors import ConfigError
 
 
-class AveragedWeights(WeightAveraging):
-    """Lightning's weight averaging, as an exponential moving average that leaves frozen weights bit-identical.
+class AveragedWeights(pl.Callback):
+    """Exponential moving average of the weights, by torch's `AveragedModel`; frozen weights stay bit-identical.
 
     After optimizer step t, average <- decay · average + (1 - decay) · weights, from the weights after step 1 on;
     buffers are those of the weights. It is computed as a linear interpolation, which changes nothing where both are
     equal; Lightning's `EMAWeightAveraging` multiplies and adds, so that frozen weights would drift.
 
-    The copy is made when the model is built, loaded and frozen, on the device that trains. Lightning's own `setup`
-    would build the model before `StageTransition` has said what the stage is, and keep the average on the CPU.
-
-    Checkpoint callbacks, which Lightning runs behind all others, save the average of the step that they save.
+    The average is made when the model is built, loaded and frozen, on the device that trains; Lightning's
+    `WeightAveraging` makes it in `setup`, before `StageTransition` has begun the stage, on the CPU. Its checkpoint keys
+    are kept: `state_dict` is the average, `current_model_state` the weights, `averaging_state` the number of updates.
 
     Args:
         decay: Share of the average that is kept at each optimizer step, in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
-        self._averaging = {"use_buffers": False, "multi_avg_fn": get_ema_multi_avg_fn(decay)}
-        super().__init__(**self._averaging)
         self.decay = decay
-        self._swapped = False  # the module holds the average, the copy the weights that train
+        self._average: AveragedModel | None = None
+        self._swapped = False  # the module holds the average, the average model the weights that train
+        self._step = 0  # at which the average was updated
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse strategies that keep parameters in pieces.
+        """Refuse strategies that shard parameters.
 
         Raises:
             ConfigError: The strategy is not one device or DDP.
@@ -42,39 +41,72 @@ class AveragedWeights(WeightAveraging):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the model."""
-        self._copy(trainer, pl_module)
+        self._begin(trainer, pl_module)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Copy the model and load both states (CONTRACT: `module.on_load_checkpoint` has seen that there are two)."""
-        self._copy(trainer, pl_module)
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Update the average after each optimizer step; checkpoint callbacks run later and save it."""
+        if self._average is not None and trainer.global_step > self._step:
+            self._average.update_parameters(pl_module)
+            self._step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the average."""
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train the weights again."""
+        self._swap(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module with the average; the copy keeps the weights for a last checkpoint."""
+        if not self._swapped:
+            self._swap(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Free the copy: a recipe's next stage makes its own."""
+        self._average = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest_update_step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds."""
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._swapped:
-            average = checkpoint["current_model_state"]
-            checkpoint["current_model_state"], checkpoint["state_dict"] = checkpoint["state_dict"], average
+        if self._average is None:
+            return
+        other = self._average.module.state_dict()
+        weights, average = (other, checkpoint["state_dict"]) if self._swapped else (checkpoint["state_dict"], other)
+        counters = {"n_averaged": self._average.n_averaged}
+        checkpoint |= {"state_dict": average, "current_model_state": weights, "averaging_state": counters}
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the module with the average; the copy keeps the weights for a last checkpoint."""
-        if not self._swapped:
-            self._swap_models(pl_module)
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Load both states; that there are two, `AlignVLMModule.on_load_checkpoint` has checked."""
+        average = self._begin(trainer, pl_module)
+        average.module.load_state_dict(checkpoint["state_dict"])
+        average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+        pl_module.load_state_dict(checkpoint["current_model_state"])
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Free the copy: a recipe's next stage makes its own."""
-        self._average_model = None
+    def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> AveragedModel:
+        if self._average is None:
+            average = get_ema_multi_avg_fn(self.decay)
+            self._average = AveragedModel(module, device=trainer.strategy.root_device, multi_avg_fn=average)
+        return self._average
 
-    def _copy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._average_model is None:
-            self._average_model = AveragedModel(pl_module, device=trainer.strategy.root_device, **self._averaging)
-
-    def _swap_models(self, pl_module: pl.LightningModule) -> None:
-        super()._swap_models(pl_module)
+    def _swap(self, module: pl.LightningModule) -> None:
+        """Exchange the values of the module and of the average model."""
+        if self._average is None:
+            return
+        averaged = chain(self._average.module.parameters(), self._average.module.buffers())
+        for one, other in zip(averaged, chain(module.parameters(), module.buffers()), strict=True):
+            value = one.data.clone()
+            one.data.copy_(other.data)
+            other.data.copy_(value)
         self._swapped = not self._swapped
 
 

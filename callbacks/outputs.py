@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from alignvlm_pl.scoring.faults import problem_lists
+from alignvlm_pl.scoring.problems import problem_lists
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import RunInfo, markdown_text, write_reports
 from alignvlm_pl.scoring.results import Losses, results

@@ -89,13 +89,14 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
     if not any(benchmark.belongs(sample.meta) for sample in samples):
         wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
         raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
-    from ..scoring.faults import Faults
+    from ..scoring.problems import problems_by_reason
+    from ..utils.skipped import SkippedSamples
 
-    faults = Faults()
+    skipped = SkippedSamples(keep=None)
     for sample in found.samples:
         if not sample.references and "gold" not in sample.meta:
-            faults.add("predictions without references", sample.key, found.places.get(sample.key, ""))
-    found.problems += faults.lines()
+            skipped.add("predictions without references", found.named(sample.key))
+    found.problems += problems_by_reason(skipped.messages)
     return samples
 
 
@@ -121,7 +122,7 @@ def _print(scored: "Scored", notes: list[str]) -> None:
 
 
 def _write(folder: Path, scored: "Scored", found: "PredictionFile") -> None:
-    from ..scoring.faults import problem_lists
+    from ..scoring.problems import problem_lists
     from ..scoring.records import scored_records, to_records
     from ..scoring.report import write_reports
     from ..scoring.results import results

@@ -13,8 +13,9 @@ from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
+from alignvlm_pl.utils.skipped import SkippedSamples
 
-from .faults import Faults
+from .problems import problems_by_reason
 from .records import ERROR, Record, is_unread, to_sample, unread
 from .tsv import TabTable
 
@@ -45,6 +46,10 @@ class PredictionFile:
         earlier = self.places.get(sample.key)
         self.places[sample.key] = f"{earlier}, {place}" if earlier else place
 
+    def named(self, key: str) -> str:
+        """Return a key with its place in the file."""
+        return f"{key} ({self.places[key]})" if key in self.places else key
+
 
 def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     """Read a prediction file.
@@ -63,13 +68,13 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
         )
     if not path.is_file():
         raise DataError(f"there is no prediction file {path}")
-    found, faults = PredictionFile(), Faults()
-    readers[path.suffix](path, benchmark, found, faults)
+    found, invalid = PredictionFile(), SkippedSamples(keep=None)
+    readers[path.suffix](path, benchmark, found, invalid)
     counts = Counter(sample.key for sample in found.samples)
     for key in (key for key, count in counts.items() if count > 1):
-        faults.add("keys repeated, none of their rows counts", key, found.places[key])
+        invalid.add("keys repeated, none of their rows counts", found.named(key))
     found.samples = [sample for sample in found.samples if counts[sample.key] == 1]
-    found.problems += [*unread(found.unread), *faults.lines()]
+    found.problems += [*unread(found.unread), *problems_by_reason(invalid.messages)]
     if not found.samples:
         raise DataError(f"{path} holds no usable prediction{': ' if found.problems else ''}{'; '.join(found.problems)}")
     return found
@@ -89,22 +94,22 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
     # Tables made elsewhere have the row's index, not the keys of the dataset.
     by_index = {str(sample.meta.get("index")): sample for sample in found.samples if "index" in sample.meta}
     named = {record["key"] for record in found.unread}
-    faults, samples, used = Faults(), [], set()
+    unmatched, samples, used = SkippedSamples(keep=None), [], set()
     for sample in gold:
         match = by_key.get(sample.key) or by_index.get(str(sample.meta.get("index")))
         if match is None:
             if sample.key not in named:
-                faults.add("predictions missing", sample.key)
+                unmatched.add("predictions missing", sample.key)
             continue
         used.add(match.key)
         samples.append(replace(sample, prediction=match.prediction))
     for sample in found.samples:
         if sample.key not in used:
-            faults.add("keys that the dataset does not have", sample.key, found.places.get(sample.key, ""))
-    return replace(found, samples=samples, problems=[*found.problems, *faults.lines()])
+            unmatched.add("keys that the dataset does not have", found.named(sample.key))
+    return replace(found, samples=samples, problems=[*found.problems, *problems_by_reason(unmatched.messages)])
 
 
-def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
+def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -118,19 +123,19 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, faults:
                 else:
                     found.add(to_sample(record), f"line {number}")
             except (ValueError, RecursionError) as error:
-                faults.add("lines that are no prediction record", f"line {number}", str(error))
+                invalid.add("lines that are no prediction record", f"line {number} ({error})")
 
 
-def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, faults: Faults) -> None:
+def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
     columns: dict[str, None] = {}
-    for place, row in _table_rows(path, faults):
+    for place, row in _table_rows(path, invalid):
         columns |= dict.fromkeys(row)
         index = row.get("index") or ""
         if not index:
-            faults.add("rows without index", place)
+            invalid.add("rows without index", place)
             continue
         if "prediction" not in row:
-            faults.add("rows without prediction", place)
+            invalid.add("rows without prediction", place)
             continue
         cells = {name: text or "" for name, text in row.items()}
         if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
@@ -159,7 +164,7 @@ def _reload(found: PredictionFile) -> None:
         found.notes.append(f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them")
 
 
-def _table_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+def _table_rows(path: Path, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:
     """Yield place and cells of the rows of an xlsx, tsv or json table; the header is row 1, empty cells are None.
 
     Raises:
@@ -168,21 +173,21 @@ def _table_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     """
     try:
         if path.suffix == ".tsv":
-            yield from _tsv_rows(path, faults)
+            yield from _tsv_rows(path, invalid)
         elif path.suffix == ".xlsx":
             yield from ((f"row {number}", row) for number, row in enumerate(_xlsx_rows(path), start=2))
         else:
-            yield from _json_rows(json.loads(path.read_text("utf-8-sig")), faults)
+            yield from _json_rows(json.loads(path.read_text("utf-8-sig")), invalid)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         if isinstance(error, (DataError, ConfigError)):
             raise
         raise DataError(f"{path} does not read as a table: {error}") from error
 
 
-def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+def _tsv_rows(path: Path, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:
     for row in TabTable(path).rows():
         if row.problem:
-            faults.add("broken rows", f"row {row.number}", row.problem)
+            invalid.add("broken rows", f"row {row.number} ({row.problem})")
         else:
             yield f"row {row.number}", {name: cell or None for name, cell in row.cells.items()}
 
@@ -205,7 +210,7 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
         yield {name: _text(cell) for name, cell in zip_longest(header, row[: len(header)])}
 
 
-def _json_rows(content: Any, faults: Faults) -> Iterator[tuple[str, Row]]:
+def _json_rows(content: Any, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:
     """Rows of a list of records, the first being record 1, or of columns: name -> row number -> cell."""
     if isinstance(content, Mapping):
         columns = {
@@ -218,7 +223,7 @@ def _json_rows(content: Any, faults: Faults) -> Iterator[tuple[str, Row]]:
         if isinstance(row, Mapping):
             yield f"record {number}", {str(name): _text(cell) for name, cell in row.items()}
         else:
-            faults.add("records that are no objects", f"record {number}", f"{row!r:.60}")
+            invalid.add("records that are no objects", f"record {number} ({row!r:.60})")
 
 
 def _text(cell: object) -> str | None:

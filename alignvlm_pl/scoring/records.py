@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from alignvlm_pl.metrics.base import EvalSample
+from alignvlm_pl.utils.skipped import SkippedSamples
 
-from .faults import Faults, Problem
+from .problems import Problem, problems_by_reason
 from .run import Scored
 
 if TYPE_CHECKING:
@@ -141,11 +142,11 @@ def scored_records(records: Sequence[Record], scored: Scored) -> list[Record]:
 
 def unread(records: Iterable[Record]) -> list[Problem]:
     """Return a line for each reason why samples could not be read, with the first of them."""
-    faults = Faults()
+    skipped = SkippedSamples(keep=None)
     for record in records:
         if is_unread(record):
             given = record[ERROR]
             known = isinstance(given, (list, tuple)) and len(given) == 2
             reason, message = given if known else ("unknown", given)
-            faults.add(f"samples could not be read, {reason}", str(record.get("key")), f"{message}")
-    return faults.lines()
+            skipped.add(f"samples could not be read, {reason}", f"{record.get('key')} ({message})")
+    return problems_by_reason(skipped.messages)

@@ -11,7 +11,7 @@ from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.metrics.base import EvalSample, Metric, Statistics, summed
 
-from .faults import Faults
+from .problems import problems_by_reason
 
 RESAMPLES = 1000
 _CHUNK = 100  # resamples drawn at once: 100 x 15,000 units are 12 MB
@@ -96,7 +96,7 @@ def score_samples(
     scores: list[dict[str, float]] = [{} for _ in kept]
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    faults = Faults()
+    failures: dict[str, str] = {}  # key -> why its prediction cannot be scored, the first reason
     for metric, rules in _load(benchmark, rule, kept) if kept else ():
         units = metric.units(kept)
         groups = _groups(benchmark, kept, units)
@@ -105,7 +105,7 @@ def score_samples(
             tail = "" if name == metric.rules[0] else f"@{name}"
             computed = metric.equal_rules.get(name, name)
             if computed not in tables:
-                tables[computed] = [_statistics(metric, kept, unit, computed, faults) for unit in units]
+                tables[computed] = [_statistics(metric, kept, unit, computed, failures) for unit in units]
             table = tables[computed]
             for unit, statistics in zip(units, table, strict=True):
                 if statistics is not None:
@@ -128,7 +128,11 @@ def score_samples(
         metrics=metrics,
         intervals=intervals,
         num=num,
-        problems=[*problems, *faults.lines(), *(_size_problem(benchmark, num, expected) if whole else ())],
+        problems=[
+            *problems,
+            *problems_by_reason({"predictions cannot be scored": failures.values()}),
+            *(_size_problem(benchmark, num, expected) if whole else ()),
+        ],
     )
 
 
@@ -166,7 +170,7 @@ def _has_needs(metric: Metric, rule: str, samples: Sequence[EvalSample]) -> bool
 
 
 def _statistics(
-    metric: Metric, samples: Sequence[EvalSample], unit: Sequence[int], rule: str, faults: Faults
+    metric: Metric, samples: Sequence[EvalSample], unit: Sequence[int], rule: str, failures: dict[str, str]
 ) -> Statistics | None:
     """Return the statistics of one unit; None if the metric cannot score its predictions."""
     rows = [samples[index] for index in unit]
@@ -186,7 +190,7 @@ def _statistics(
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         detail = str(error) if isinstance(error, AlignVLMError) else repr(error)
         for row in rows:
-            faults.add("predictions cannot be scored", row.key, detail)
+            failures.setdefault(row.key, f"{row.key} ({detail})")
         return None
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, load_benchmark, with_prompt_files
 from alignvlm_pl.preprocessing.imaging import load_image
-from alignvlm_pl.scoring.faults import Problem
+from alignvlm_pl.scoring.problems import Problem
 
 from ..shards.left_out import read_left_out
 from ..shards.manifest import Manifest
