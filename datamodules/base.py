@@ -55,7 +55,8 @@ class WebDataModule(pl.LightningDataModule):
         mixture: Name -> sets and weight of the sources of a weighted mixture, in place of `train`.
         resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of
             the epoch.
-        stall_seconds: Time without a batch after which the stacks of all processes are printed; 0: never.
+        stall_seconds: Time without a batch after which the stacks of all processes are printed; after three times as
+            long the workers are killed, and the run ends with an error. 0: never.
         sources: Train only on samples of these sources; null takes all.
         prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
             in it stands for the question.

@@ -267,7 +267,7 @@ class ShardLoader:
             try:
                 item = next(self._iterator, None)
             except RuntimeError as error:
-                raise _dead_workers(self.workers) or error from error
+                raise _no_batch(self._watchdog.ended) or _dead_workers(self.workers) or error from error
         self.wait_seconds += time.monotonic() - started
         return item
 
@@ -278,6 +278,16 @@ class ShardLoader:
         kill_workers(self.workers)
         self.workers.clear()
         self._watchdog.stop()
+
+
+def _no_batch(seconds: float | None) -> DataError | None:
+    """Describe workers that the watchdog has killed; None if it has not."""
+    if seconds is None:
+        return None
+    return DataError(
+        f"the data workers gave no batch for {seconds:.0f} s and were killed; their stacks, printed above, show where "
+        "they waited. Where the data is that slow, raise data.init_args.stall_seconds (0: wait for ever)"
+    )
 
 
 def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:

@@ -1,4 +1,4 @@
-"""Worker processes of a loader: how they start and end, and what is printed when they deliver nothing (no torch here).
+"""Worker processes of a loader: how they start and end, and what happens when no batch comes (no torch here).
 
 Workers are forked from a server process that has a single thread, never from the training process: a fork of a process
 with threads, as those of torch's collectives, can copy a lock that nobody will release.
@@ -28,6 +28,11 @@ START_METHOD = "forkserver"
 _PRELOADED = ["datamodules.loading.loader", "alignvlm_pl.models.processing"]
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 """Left to the main process, which saves a checkpoint at them; a scheduler sends them to all processes of a job."""
+
+_PRINTING_S = 1.0
+"""Time that workers have to print their stacks before they are killed."""
+_ENDED_AFTER = 3
+"""Periods of the watchdog without a batch after which it ends the workers."""
 
 _started: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 
@@ -87,16 +92,21 @@ atexit.register(_kill_at_exit, os.getpid())
 
 
 class Watchdog:
-    """Prints the stacks of this process and of its workers when waiting takes too long; the waiting goes on.
+    """Print the stacks of this process and its workers while no batch comes, and in the end kill the workers.
 
     Its thread lives from the first wait until `stop`: one for each wait would cost more than most waits do.
 
     Args:
-        seconds: Time after which to print, and again after each such time; None: never.
+        seconds: Period in seconds: stacks are printed after each one, and the workers are killed with the third. A
+            process that loads in itself keeps waiting. None: nothing is watched.
+
+    Attributes:
+        ended: Seconds without a batch after which the workers were killed; None: they were not.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
+        self.ended: float | None = None
         self._wait: tuple[float, Sequence[BaseProcess]] | None = None
         self._stopped: threading.Event | None = None
 
@@ -132,6 +142,11 @@ class Watchdog:
             if waited >= seconds * (printed + 1):
                 printed += 1
                 _print_stacks(waited, wait[1])
+                if printed == _ENDED_AFTER and wait[1]:
+                    time.sleep(_PRINTING_S)
+                    self.ended = waited
+                    kill_workers(wait[1])  # the DataLoader notices within seconds, and raises
+                    return
 
 
 def _print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:

@@ -1,4 +1,4 @@
-"""A loader that hangs prints the stacks of its own process and of its workers, and goes on when the batch comes."""
+"""A loader that hangs prints the stacks of its own process and of its workers, and ends with an error in the end."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HANGING = """
-import logging, sys, time
+import logging, os, sys, time
 from torch.utils.data import IterableDataset
 from datamodules.loading.loader import ShardLoader, WorkerItem
 
@@ -18,7 +18,7 @@ class Slow(IterableDataset):
         return self.wait_for_the_disk()
 
     def wait_for_the_disk(self):
-        time.sleep(1.5)
+        time.sleep(float(os.environ['HANG']))
         yield WorkerItem(batch={"sources": ["a"]})
 
 
@@ -31,13 +31,13 @@ if __name__ == "__main__":  # workers import this file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_workers", "seconds"), [(0, 0.5), (1, 0.5), (1, 0.0)])
+@pytest.mark.parametrize(("num_workers", "seconds"), [(0, 0.5), (1, 1.0), (1, 0.0)])
 def test_a_hanging_loader_prints_all_stacks(tmp_path, num_workers, seconds):
     script = tmp_path / "hang.py"
     script.write_text(HANGING)
     done = subprocess.run(
         [sys.executable, str(script), str(num_workers), str(seconds)],
-        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "HANG": "1.5"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout == "[['a']] True\n", done.stderr
     assert ("no batch for" in done.stderr) is bool(seconds)
@@ -46,3 +46,18 @@ def test_a_hanging_loader_prints_all_stacks(tmp_path, num_workers, seconds):
     if seconds and num_workers:
         assert "the stacks of this process and of its 1 workers" in done.stderr
         assert "in _batches" in done.stderr
+
+
+@pytest.mark.slow
+def test_workers_that_hang_for_three_periods_are_killed_and_the_error_names_the_setting(tmp_path):
+    script = tmp_path / "hang.py"
+    script.write_text(HANGING)
+    done = subprocess.run(
+        [sys.executable, str(script), "1", "1.0"],
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "HANG": "50"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("alignvlm_pl.errors.DataError: the data workers gave no batch for ")
+    assert "raise data.init_args.stall_seconds (0: wait for ever)" in last
+    assert "in wait_for_the_disk" in done.stderr
