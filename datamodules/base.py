@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from .loading.benchmark_dataset import BenchmarkDataset, BenchmarkSource
@@ -32,10 +31,10 @@ from .stream.stream import TrainStream
 
 
 class WebDataModule(pl.LightningDataModule):
-    """Documents in WebDataset shards in the sample schema (docs/data.md); a set is a folder with a manifest.
+    """Documents in WebDataset shards in the sample schema (docs/data.md); a dataset is a folder with a manifest.
 
     Args:
-        train: Folders of the training sets; several are concatenated.
+        train: Folders of the training datasets; several are concatenated.
         val: Name -> folder of the datasets whose loss is computed.
         benchmarks: Name -> folder of the datasets whose predictions are scored; `{folder: …, benchmark: …}` also names
             the benchmark that a dataset belongs to, a registered one or an import path.
@@ -49,18 +48,18 @@ class WebDataModule(pl.LightningDataModule):
             alone. A batch then has `batch_size` rows. null: a row for each sample.
         pack_window: Training samples that are packed together.
         max_text_length: Largest number of text tokens of a sample, without vision tokens; null: the stage's.
-        max_skipped_share: Share of bad training samples, 0 to 1, above which the run stops.
-        max_unlabelled_share: The same of samples with no supervised token: no answer, or all of it cut.
-        strict: Stop at the first bad training sample.
-        mixture: Name -> sets and weight of the sources of a weighted mixture, in place of `train`.
-        resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it goes on at the same share of
+        max_skipped_share: Share of invalid training samples, 0 to 1, above which the run stops.
+        max_unlabelled_share: The same of samples with no supervised token: no answer, or all of it truncated.
+        strict: Stop at the first invalid training sample.
+        mixture: Name -> datasets and weight of the sources of a weighted mixture, in place of `train`.
+        resume: `exact`: a checkpoint of other data or settings is refused. `coarse`: it resumes at the same share of
             the epoch.
         stall_seconds: Time without a batch after which the stacks of all processes are printed; after three times as
             long the workers are killed, and the run ends with an error. 0: never.
-        sources: Train only on samples of these sources; null takes all.
-        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own; ``{question}``
-            in it stands for the question.
-        cache: Folder for the copies of sets that lie at a URL; null: `$ALIGNVLM_CACHE/shards`.
+        sources: Train only on samples of these sources; null: all.
+        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of the benchmark's;
+            ``{question}`` in it stands for the question.
+        cache: Folder for copies of remote datasets; null: `$ALIGNVLM_CACHE/shards`.
         fetch_retries: Attempts after the first at a file that cannot be fetched.
     """
 
@@ -129,7 +128,7 @@ class WebDataModule(pl.LightningDataModule):
         self._streams: dict[str, TrainStream] = {}
         self._attached: tuple[Processor, int, int] | None = None
         self._benchmark_options = BenchmarkOptions()
-        self.training: Training | None = None  # CONTRACT: callbacks/ledger.py, alignvlm_pl/cli/replay_run.py
+        self.training: Training | None = None
         self._state: State | None = None
 
     def adapter(self) -> Adapter:
@@ -145,7 +144,7 @@ class WebDataModule(pl.LightningDataModule):
         """Read and verify all manifests the stage needs, before any weights are loaded.
 
         Raises:
-            DataError: A set is missing, cut or too small for the ranks and workers.
+            DataError: A dataset is missing, truncated or too small for the ranks and workers.
         """
         if self.num_workers:
             start_server()  # it imports while manifests and weights are read
@@ -166,17 +165,16 @@ class WebDataModule(pl.LightningDataModule):
             self.training = None
 
     def steps_per_epoch(self, batch_size: int | None = None, world_size: int | None = None) -> int:
-        """Batches each rank takes per epoch, the same on all ranks: samples // (batch size x ranks).
+        """Micro batches of an epoch on each rank: samples // (batch size x ranks), in whole optimizer steps.
 
-        In whole optimizer steps, so that an epoch has as many of them on any number of ranks. Of packed rows it is an
-        estimate: as many rows as the tokens of the sets fill.
+        Of packed rows it is an estimate: as many rows as the tokens of the datasets fill.
 
         Args:
             batch_size: Rows per device; None for this module's.
             world_size: Number of ranks; None for the trainer's.
 
         Raises:
-            ConfigError: The batches of one step hold more samples than the sets.
+            ConfigError: The batches of one step hold more samples than the datasets.
         """
         size, ranks = batch_size or self.batch_size, world_size or self._rank_and_world_size()[1]
         stream = self._stream()
@@ -187,7 +185,7 @@ class WebDataModule(pl.LightningDataModule):
         if rows < size * ranks:
             raise ConfigError(
                 f"data.init_args.batch_size={size} on {ranks} ranks needs {size * ranks} samples per step, "
-                f"but the training sets have {rows}; use a smaller batch or more data"
+                f"but the training datasets have {rows}; use a smaller batch or more data"
             )
         steps = rows // (size * ranks)
         return steps - steps % self._accumulation() or steps
@@ -195,18 +193,17 @@ class WebDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ShardLoader | DataLoader[Batch]:
         """Endless training batches, from where a checkpoint stopped; an epoch is `steps_per_epoch()` of them.
 
-        With `trainer.overfit_batches` an epoch is the same first batches again and again.
+        With `trainer.overfit_batches` an epoch repeats the first batches.
         """
         rank, world_size = self._rank_and_world_size()
         self.teardown()
+        counter = SkipCounter(max_share=self.max_skipped_share, max_unlabelled=self.max_unlabelled_share)
         self.training = Training.begin(
             self._stream(),
             self._planner(),
             collator=self._collator(),
             decoder=Decoder(adapter=self.adapter()),
-            counter=None
-            if self.strict
-            else SkipCounter(max_share=self.max_skipped_share, max_unlabelled=self.max_unlabelled_share),
+            counter=None if self.strict else counter,
             rank=rank,
             world_size=world_size,
             state=self._state,
@@ -220,10 +217,10 @@ class WebDataModule(pl.LightningDataModule):
         return self._repeated(overfit) if overfit else self.training.loader
 
     def _repeated(self, batches: float) -> DataLoader[Batch]:
-        """An epoch of the first batches alone, and no workers any more.
+        """Return an epoch that repeats the first batches, and stop the workers.
 
         Args:
-            batches: Number of different batches; below 1: share of an epoch, of which Lightning then takes only that.
+            batches: Number of different batches, or share of an epoch, of which Lightning then uses only that share.
         """
         share = isinstance(batches, float)
         steps = self.steps_per_epoch() if share else int(batches)
@@ -233,30 +230,16 @@ class WebDataModule(pl.LightningDataModule):
         return DataLoader([first[step % len(first)] for step in range(steps)], batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> State:
-        """Where all ranks are in the training stream, in plain types; all ranks must call it."""
+        """Return the state of all ranks in the training stream, in plain types; all ranks must call it."""
         return {} if self.training is None else self.training.state_dict()
 
     def load_state_dict(self, state_dict: State) -> None:
         """Resume from a checkpoint, on any number of ranks; takes effect in `train_dataloader`."""
         self._state = state_dict
 
-    def set_benchmark_options(
-        self,
-        *,
-        names: Collection[str] | None = None,
-        subset: int | None = None,
-        read: Collection[str] = (),
-        max_new_tokens: int = 64,
-        predicted: Mapping[str, Collection[int]] | None = None,
-    ) -> None:
+    def set_benchmark_options(self, **options: Any) -> None:
         """Set what the loaders of benchmarks serve from now on; the arguments are those of `BenchmarkOptions`."""
-        self._benchmark_options = BenchmarkOptions(
-            names=names,
-            subset=subset,
-            read=read,
-            max_new_tokens=max_new_tokens,
-            predicted=dict(predicted or {}),
-        )
+        self._benchmark_options = BenchmarkOptions(**options)
 
     def val_dataloader(self) -> list[ShardLoader]:
         """Loss batches of each dataset of `val`, then prediction batches of each benchmark that is served."""
@@ -294,24 +277,20 @@ class WebDataModule(pl.LightningDataModule):
             kind="read" if name in options.read else "generate",
             max_new_tokens=longest or options.max_new_tokens,
         )
-        collator = self._collator(generation=True, of=chosen.benchmark)
+        collator = self._collator(generation=True, benchmark=chosen.benchmark)
         return self._evaluation_loader(chosen.manifest, chosen.positions(limit=limit, done=done), task, collator)
 
     def benchmark_dataset(self, name: str) -> BenchmarkDataset:
-        """One of the benchmarks, by its name.
-
-        Raises:
-            ConfigError: There is none of that name.
-        """
+        """Return one of the benchmarks; raise ConfigError for an unknown name."""
         if name not in self.benchmarks:
             raise ConfigError(
                 f"benchmark '{name}' has no folder in data.init_args.benchmarks; {nearest(name, self.benchmarks)}"
             )
         source = self.benchmarks[name]
-        return BenchmarkDataset.of(name, self._manifest(source.folder), self.prompts, source.benchmark)
+        return BenchmarkDataset.from_manifest(name, self._manifest(source.folder), self.prompts, source.benchmark)
 
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
-        """Samples of one benchmark over all ranks: what the number of predictions must equal."""
+        """Return the samples of one benchmark over all ranks: the number of predictions that it must have."""
         return len(self.benchmark_dataset(name).positions(limit=limit))
 
     @property
@@ -326,13 +305,13 @@ class WebDataModule(pl.LightningDataModule):
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """Training samples left out on this rank so far: source -> reason -> number."""
+        """Training samples that this rank has skipped so far: source -> skip reason -> number."""
         found = {} if self.training is None else self.training.loader.skipped
         return {source: dict(reasons) for source, reasons in found.items()}
 
     @property
     def wait_seconds(self) -> float:
-        """Time that training on this rank has waited for batches so far."""
+        """Seconds that training on this rank has waited for batches so far."""
         return 0.0 if self.training is None else self.training.loader.wait_seconds
 
     def _loss_loader(self, name: str, folder: str | Path) -> ShardLoader:
@@ -346,30 +325,21 @@ class WebDataModule(pl.LightningDataModule):
         rank, world_size = self._rank_and_world_size()
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
-        dataset = EvaluationBatches(manifest, task=task, plan=plan, decoder=decoder, collator=collator)
+        dataset = EvaluationBatches(manifest=manifest, task=task, plan=plan, decoder=decoder, collator=collator)
         return ShardLoader(dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds)
 
-    def _collator(self, *, generation: bool = False, of: Benchmark | None = None) -> Collator:
-        return Collator(
-            processor=self.processor,
-            max_text_length=self._text_limit(),
-            generation=generation,
-            benchmark=of,
-        )
+    def _collator(self, **options: Any) -> Collator:
+        return Collator(processor=self.processor, max_text_length=self._text_limit(), **options)
 
     @property
     def processor(self) -> Processor:
-        """The attached processor, else the one of the trainer's module.
-
-        Raises:
-            ConfigError: Neither is there.
-        """
+        """The attached processor, else that of the trainer's module; ConfigError where there is neither."""
         if self._attached is not None:
             return self._attached[0]
         module = getattr(self.trainer, "lightning_module", None)
         if module is None:
             raise ConfigError(f"{type(self).__name__} has no processor: give it to a Trainer or call attach()")
-        processor: Processor = module.processor  # CONTRACT: alignvlm_pl/training/module.py
+        processor: Processor = module.processor
         return processor
 
     def _text_limit(self) -> int | None:
@@ -379,11 +349,7 @@ class WebDataModule(pl.LightningDataModule):
         return None if stage is None else int(stage.max_text_length)
 
     def _stream(self) -> TrainStream:
-        """Return the stream of training samples.
-
-        Raises:
-            ConfigError: No set to train on.
-        """
+        """Return the stream of training samples; raise ConfigError where there is no dataset."""
         if not self.train and not self.mixture:
             raise ConfigError("data.init_args.train names no folder; give at least one dataset to train on")
         given = self.mixture or {"train": MixtureSource(sets=self.train)}
@@ -403,18 +369,16 @@ class WebDataModule(pl.LightningDataModule):
         )
 
     def _order_seed(self) -> str:
-        """Seed of the training order: a stage must not begin with the samples its parent began with."""
+        """Seed of the training order, another one for each stage."""
         stage = self._stage()
         return str(self.seed) if stage is None else f"{self.seed}/{stage.name}"
 
     def _stage(self) -> Any:
-        """Return the stage of the trainer's module, None outside of a fit (CONTRACT:
-        alignvlm_pl/training/module.py).
-        """
+        """Return the stage of the trainer's module; None outside of a fit."""
         return None if self.trainer is None else getattr(self.trainer.lightning_module, "stage", None)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
-        """Rank and number of ranks; from the trainer, never from the environment."""
+        """Rank and world size of the trainer; (0, 1) without one."""
         if self._attached is not None:
             return self._attached[1:]
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

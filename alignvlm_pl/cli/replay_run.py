@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from callbacks.ledger import with_losses
 from callbacks.ledger_file import Entry
 from datamodules import WebDataModule
-from datamodules.loading.collate import question
+from datamodules.shards.sample import last_question
 
 from ..errors import CheckpointError, DataError
 from ..models.build import load_weights
@@ -106,7 +106,7 @@ def rebuild(data: WebDataModule, entries: Sequence[Entry]) -> list[Micro]:
                     f"step {line['step']}, rank {line['rank']}, micro batch {line['micro']}: {name} is now "
                     f"{batch[name]}, in the run it was {line[name]}; data, processor or code have changed: restore them"
                 )
-        micros.append(Micro(entry=entry, batch=batch, prompts=list(map(question, samples))))
+        micros.append(Micro(entry=entry, batch=batch, prompts=[last_question(s.messages) for s in samples]))
     return micros
 
 

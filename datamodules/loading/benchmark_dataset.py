@@ -1,4 +1,4 @@
-"""A dataset whose predictions are scored: which benchmark it is, and its pages."""
+"""A dataset whose predictions are scored: its benchmark, problems and pages."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, load_be
 from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.scoring.problems import Problem
 
-from ..shards.left_out import read_left_out
 from ..shards.manifest import Manifest
 from ..shards.reader import read_range
 from ..shards.sample_formats import Adapter, describe
+from ..shards.skipped_rows import read_skipped_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +53,14 @@ class BenchmarkDataset:
     benchmark: Benchmark | None
 
     @classmethod
-    def of(
+    def from_manifest(
         cls, name: str, manifest: Manifest, prompts: Mapping[str, Path], benchmark: str | None = None
     ) -> "BenchmarkDataset":
         """Find the benchmark of a dataset: as the config says, else as the manifest says, else by its name.
 
         Args:
             name: Name in the config.
-            manifest: Manifest of the dataset; `prepare` writes the benchmark's name into it.
+            manifest: Manifest of the dataset.
             prompts: ``name`` or ``name/part`` -> the user's prompt file.
             benchmark: See `BenchmarkSource`. Only a config may name an import path, which runs code.
 
@@ -88,14 +88,14 @@ class BenchmarkDataset:
 
     @property
     def problems(self) -> list[Problem]:
-        """Rows that `prepare` left out (CONTRACT: datamodules/shards/left_out.py)."""
+        """Rows that `prepare` skipped, a line by reason."""
         made = self.manifest.extra
         first = made.get("skipped_first") or {}
-        folder = self.manifest.folder  # of a dataset at a URL, the manifest names the first rows
-        rows = (read_left_out(folder) if isinstance(folder, Path) else {}) or first
+        folder = self.manifest.folder  # of a remote dataset, only the first rows are known
+        rows = (read_skipped_rows(folder) if isinstance(folder, Path) else {}) or first
         return [
             Problem(
-                f"{count} rows left out when it was prepared: {reason}"
+                f"{count} rows skipped when it was prepared: {reason}"
                 + (f" ({'; '.join(first[reason])})" if reason in first else ""),
                 rows.get(reason, ()),
             )

@@ -1,8 +1,4 @@
-"""`Sample` -> encoded conversation -> `Batch` (alignvlm_pl/preprocessing/batch.py).
-
-Padding is the processor's (right for training, left for generation); here are the choice of turns, the
-fields beside the tensors, and the refusal of a batch that could teach nothing.
-"""
+"""`Sample` -> encoded conversation -> `Batch` (alignvlm_pl/preprocessing/batch.py)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +13,11 @@ from alignvlm_pl.errors import DataError, NothingToLearnError
 from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
-from ..shards.sample import UNLABELLED, Message, Sample, SampleError, message_text
+from ..shards.sample import UNLABELLED, Message, Sample, SampleError, last_question
 
 
 class Encoded(Protocol):
-    """What `processor.encode` gives: ids and labels of one conversation and its tiles."""
+    """Return value of `processor.encode`: ids and labels of one conversation and its tiles."""
 
     @property
     def input_ids(self) -> np.ndarray: ...
@@ -38,10 +34,10 @@ class Encoded(Protocol):
 
 
 class Processor(Protocol):
-    """What batches need of the model's processor (CONTRACT: alignvlm_pl/models/processing.py)."""
+    """What batches need of the model's processor, `AlignVLMProcessor`."""
 
     def identity(self) -> dict[str, Any]:
-        """What ids and tiles depend on, in plain types."""
+        """Return all settings that ids and tiles depend on, in plain types."""
 
     def encode(
         self,
@@ -51,7 +47,7 @@ class Processor(Protocol):
         max_text_length: int | None = None,
         generation: bool = False,
     ) -> Any:
-        """Give an `Encoded`; raise DataError for a conversation that cannot be encoded."""
+        """Return an `Encoded`; raise DataError for a conversation that cannot be encoded."""
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Count the visual tokens of images of these (width, height) in pixels."""
@@ -63,7 +59,7 @@ class Processor(Protocol):
         *,
         max_text_length: int | None = None,
     ) -> int:
-        """Count the ids that `encode` gives, from the sizes of the images; DataError as there."""
+        """Count the ids that `encode` returns, from the sizes of the images; DataError as there."""
 
     def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
         """Pad to input_ids, attention_mask, labels (B, L), join pixel_values (N, 3, H, W) and tile_boxes (N, 4).
@@ -77,7 +73,7 @@ class Processor(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSample:
-    """A sample with its encoding; the unit that is batched. `position` is its place in the training stream, if any."""
+    """A sample with its encoding, and its position in the training stream or in its dataset."""
 
     sample: Sample
     encoded: Any
@@ -92,7 +88,7 @@ class Collator:
         processor: The model's processor.
         max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
         generation: Make prompts, left padded, without the last assistant turn.
-        benchmark: Its prompt is put around the questions; None: they are asked as they are.
+        benchmark: Its prompt is applied to the questions; None: they are asked as they are.
     """
 
     processor: Processor
@@ -105,7 +101,7 @@ class Collator:
 
         Args:
             sample: The sample.
-            token_budget: Tokens that it may have at most; None: any number.
+            token_budget: Largest number of its tokens; None: no limit.
 
         Raises:
             SampleError: The processor refuses it, for example because no supervised token fits, or it is too long.
@@ -129,11 +125,7 @@ class Collator:
         return EncodedSample(sample=sample, encoded=encoded)
 
     def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
-        """Count the tokens of a record in the sample schema that is trained on; no image is opened.
-
-        Raises:
-            SampleError: The processor refuses it.
-        """
+        """Count the tokens of a training record from the sizes of its images; raise SampleError as `encode`."""
         messages = answered_messages(record["messages"], record.get("references") or [])
         parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
         try:
@@ -144,7 +136,7 @@ class Collator:
             raise SampleError(str(error), "not_encodable") from error
 
     def filler(self) -> EncodedSample:
-        """Make the sample of a batch that only evens out the ranks: a blank image and a question mark."""
+        """Return the sample of a filler batch: a blank image and a question mark."""
         parts = [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]
         blank = Sample(
             key="",
@@ -170,17 +162,17 @@ class Collator:
 
         Args:
             items: At least one encoded sample.
-            filler: The batch only evens out the ranks: it has no supervised token.
+            filler: Whether it is a filler batch, without a supervised token.
 
         Raises:
-            DataError: A batch for a loss without any supervised token, naming its keys.
+            DataError: A batch for a loss without any supervised token.
         """
         tensors = self.processor.collate([item.encoded for item in items], pad_left=self.generation)
         batch = cast(Batch, {**tensors, **_fields(items), "filler": filler})
         if self.generation:
             samples = [item.sample for item in items]
             batch["references"] = [sample.references for sample in samples]
-            batch["questions"] = [question(sample) for sample in samples]
+            batch["questions"] = [last_question(sample.messages) for sample in samples]
             batch["meta"] = [sample.meta for sample in samples]
         elif filler:
             batch["labels"].fill_(IGNORE_INDEX)
@@ -189,16 +181,10 @@ class Collator:
         return batch
 
     def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
-        """Put several documents into each row of a training batch.
-
-        Args:
-            rows: The documents of each row, at least one in each.
-
-        Returns:
-            The fields of `collate`, and those of `Batch` that only packed batches have.
+        """Put several documents into each row of a training batch; adds the fields that only packed batches have.
 
         Raises:
-            DataError: A batch without any supervised token, naming its keys.
+            DataError: A batch without any supervised token.
         """
         tensors = self.processor.collate_packed([[item.encoded for item in row] for row in rows])
         fields = _fields([item for row in rows for item in row])
@@ -209,7 +195,7 @@ class Collator:
         return batch
 
     def _count_supervised(self, batch: Batch) -> int:
-        # The first label has no position before it that could predict it.
+        # The first label is not predicted: there is no position before it.
         count = int((batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).sum())
         if not count:
             raise DataError(
@@ -229,25 +215,19 @@ def _fields(items: Sequence[EncodedSample]) -> dict[str, Any]:
         "lines": [[sample.lines, *([] for _ in sample.sizes[1:])] for sample in samples],
         "sizes": [sample.sizes for sample in samples],
         "truncated": [item.encoded.truncated for item in items],
-        # Numbers of their own, so that nobody who counts has to wait for the device.
+        # Not in tensors, so that callbacks count without waiting for the device.
         "tokens": [len(item.encoded.input_ids) for item in items],
         "tiles": [item.encoded.num_tiles for item in items],
     }
 
 
 def prompt_messages(sample: Sample) -> list[Message]:
-    """Return the turns before the answer that is asked for."""
+    """Return the turns before the last answer."""
     return sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
 
 
 def answered_messages(messages: list[Message], references: Sequence[str]) -> list[Message]:
-    """Return all turns; the first reference is the answer of a conversation that ends with a question."""
+    """Return all turns, and the first reference as answer of a conversation that ends with a question."""
     if messages[-1]["role"] == "assistant" or not references:
         return messages
     return [*messages, {"role": "assistant", "content": [{"type": "text", "text": references[0]}]}]
-
-
-def question(sample: Sample) -> str:
-    """Return the text of the last user turn."""
-    turns = [turn for turn in prompt_messages(sample) if turn["role"] == "user"]
-    return message_text(turns[-1]) if turns else ""

@@ -1,13 +1,13 @@
-"""Evaluation datasets to batches: every sample once over all ranks; samples that cannot be read are named and counted.
+"""Evaluation datasets -> batches, every sample once over all ranks; samples that cannot be read are named.
 
-All ranks take the same number of batches, or collectives would hang: a rank that has fewer, and a batch of which no
-sample can be read, gets a filler in their place.
+All ranks get the same number of batches, or collectives would hang: a filler stands for a batch that a rank lacks, or
+of which no sample can be read.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -25,13 +25,13 @@ from .loader import WorkerItem, decode, with_errors, worker_and_count
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationTask:
-    """What the model does with the batches of a loader. Each batch carries the three fields under the keys given here.
+    """What the model does with the batches of a loader; each batch has the three fields.
 
     Attributes:
-        dataset: ``dataset``: name of the dataset in the config.
-        kind: ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions) or ``read`` (the text that the
-            connector reads from the first image).
-        max_new_tokens: ``max_new_tokens``: longest prediction of ``generate``, in tokens.
+        dataset: Name of the dataset in the config.
+        kind: Under the key ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions) or ``read`` (the
+            text that the connector reads from the first image).
+        max_new_tokens: Longest prediction of ``generate``, in tokens.
     """
 
     dataset: str
@@ -41,14 +41,14 @@ class EvaluationTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkOptions:
-    """Which benchmarks the loaders of evaluation serve, and how; `callbacks.BenchmarkEvaluation` sets it.
+    """Which benchmarks the evaluation loaders serve, and how.
 
     Attributes:
         names: Benchmarks that are served; None: all.
         subset: Number of first samples of each; None: all.
-        read: Benchmarks that are read through the connector instead of being asked.
+        read: Benchmarks whose text the connector reads, in place of asking their questions.
         max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
-        predicted: Name to positions of the samples that have a prediction already, the same on all ranks.
+        predicted: Name -> positions of the samples that have a prediction already, the same on all ranks.
     """
 
     names: Collection[str] | None = None
@@ -63,11 +63,11 @@ def plan_evaluation(
 ) -> list[tuple[int, ...]]:
     """Split an evaluation dataset into the batches of one rank: positions of samples, none for a filler.
 
-    Every sample is in exactly one batch of one rank. All ranks get the same number of batches, at least one: Lightning
-    skips a loop without batches, and an evaluation that was killed behind its last batch would never be scored.
+    Every sample is in exactly one batch of one rank. All ranks get the same number of batches, at least one, as
+    Lightning skips a loop without batches and would not score what a killed run has left.
 
     Args:
-        positions: Indices of the samples to evaluate, ascending; all of the dataset, or what a killed run has left.
+        positions: Indices of the samples to evaluate, ascending.
         batch_size: Largest number of samples in a batch.
         rank: This process.
         world_size: Number of processes.
@@ -78,13 +78,14 @@ def plan_evaluation(
     return plan + [()] * (most - len(plan))
 
 
+@dataclass(kw_only=True)
 class EvaluationBatches(IterableDataset[WorkerItem]):
-    """The batches of an evaluation dataset that one rank takes.
+    """The batches of an evaluation dataset on one rank.
 
     Beside the fields of the collator each has those of the task, ``positions`` of its samples in the dataset, and
     ``bad``, the samples that could not be read: a list of `BadSample`.
 
-    Args:
+    Attributes:
         manifest: Manifest of the dataset.
         task: What the model does with the batches.
         plan: Batches of this rank; see `plan_evaluation`.
@@ -92,21 +93,11 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
         collator: Sample -> encoded -> batch.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        task: EvaluationTask,
-        plan: Sequence[tuple[int, ...]],
-        decoder: Decoder,
-        collator: Collator,
-    ) -> None:
-        super().__init__()
-        self.manifest = manifest
-        self.task = task
-        self.plan = list(plan)
-        self.decoder = decoder
-        self.collator = collator
+    manifest: Manifest
+    task: EvaluationTask
+    plan: Sequence[tuple[int, ...]]
+    decoder: Decoder
+    collator: Collator
 
     def __iter__(self) -> Iterator[WorkerItem]:
         return with_errors(self._items())
@@ -118,15 +109,12 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
         samples = self._samples([position for part in own for position in part])
         for part in own:
             found = [next(samples) for _ in part]
-            good = [
-                (position, item) for position, item in zip(part, found, strict=True) if not isinstance(item, BadSample)
-            ]
-            items = [item for _, item in good]
+            items = [item for item in found if isinstance(item, EncodedSample)]
             batch = self.collator.collate(items or [self.collator.filler()], filler=not items)
             batch["dataset"] = self.task.dataset
             batch["task"] = self.task.kind
             batch["max_new_tokens"] = self.task.max_new_tokens
-            batch["positions"] = [position for position, _ in good]
+            batch["positions"] = [item.position for item in items if item.position is not None]
             batch["bad"] = [item for item in found if isinstance(item, BadSample)]
             yield WorkerItem(batch=batch)
 
@@ -137,12 +125,11 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             number = bisect_right(ends, position)
             shard = self.manifest.shards[number]
             start = ends[number] - shard.num_samples
-            # Through the index: read in a row, the samples of another shard would be evaluated silently.
             location = Location(manifest=self.manifest, shard=shard, number=position - start)
             raw = reader.read(location)
             try:
                 sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
-                item = self.collator.encode(sample)
+                item = replace(self.collator.encode(sample), position=position)
             except SampleError as error:
                 yield BadSample(key=raw["__key__"], reason=error.reason, message=str(error))
             else:

@@ -32,20 +32,20 @@ from .steps import summary
 from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
 
 Skipped = dict[str, dict[str, int]]
-"""Source -> reason -> samples that were left out."""
+"""Source -> skip reason -> number of samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerItem:
-    """What a worker hands over: a batch, or the message of the error that ended it.
+    """What a worker yields: a batch, or the message of the error that ended it.
 
-    An error travels as text because torch would wrap an exception in the worker's whole traceback.
+    An error is sent as text because torch would wrap an exception in the worker's whole traceback.
 
     Attributes:
-        batch: The batch; None where every sample of it was bad, which is no step for the trainer.
-        cursor: What is left of the stream after it, see `Cursor.state_dict`.
-        skipped: Samples left out of it.
-        error: Why there is nothing more.
+        batch: The batch; None where every sample of it was skipped.
+        cursor: The rest of the stream after it, see `Cursor.state_dict`.
+        skipped: Samples skipped for it.
+        error: Message of the error, after which there is no item.
     """
 
     batch: Batch | None = None
@@ -71,7 +71,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         cursor: What this rank has still to read.
         decoder: Raw sample -> sample.
         collator: Sample -> encoded -> batch.
-        counter: Counts bad samples and stops at too many; None raises at the first.
+        counter: Counts skipped samples and stops at too many; None: the first raises.
     """
 
     stream: TrainStream
@@ -99,11 +99,11 @@ class TrainBatches(IterableDataset[WorkerItem]):
         read = [[item for item in map(self.read, row) if item is not None] for row in rows]
         kept = [row for row in read if row]
         batch = self.collate(kept) if kept else None
-        skipped = self.counter.take() if self.counter else {}
+        skipped = self.counter.new_counts() if self.counter else {}
         return WorkerItem(batch=batch, cursor=left.state_dict(), skipped=skipped)
 
     def collate(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
-        """Return the batch of rows of samples, as training is given it, with the `positions` of its documents."""
+        """Return the training batch of rows of samples, with the `positions` of its documents."""
         items = [item for row in rows for item in row]
         packed = self.planner.token_budget is not None
         batch = self.collator.collate_packed(rows) if packed else self.collator.collate(items)
@@ -111,11 +111,11 @@ class TrainBatches(IterableDataset[WorkerItem]):
         return batch
 
     def read(self, position: int) -> EncodedSample | None:
-        """Return the sample at a position; None where it is bad, which is counted.
+        """Return the sample at a position; None where it is skipped, which is counted.
 
         Raises:
-            SampleError: It is bad and none may be.
-            DataError: The shard is damaged, or too many samples were bad.
+            SampleError: It is invalid, and there is no counter.
+            DataError: The shard is damaged, or too many samples were skipped.
         """
         location = self.stream.locate(position)
         if self.counter is not None:
@@ -132,12 +132,12 @@ class TrainBatches(IterableDataset[WorkerItem]):
             return None
 
     def _lengths(self, positions: Sequence[int]) -> list[int]:
-        """Count the tokens of samples from their text and the sizes of their pictures; 0 where they are bad."""
+        """Count the tokens of samples from their text and the sizes of their images; 0 where they are invalid."""
         found = []
         for position in positions:
             location = self.stream.locate(position)
             try:
-                record = self.decoder.record(self.reader.read(location, pictures=False))
+                record = self.decoder.record(self.reader.read(location, images=False))
                 length = self.collator.count_tokens(record, self.reader.sizes(location))
             except SampleError:
                 length = 0
@@ -152,10 +152,10 @@ class ShardLoader:
     Lightning fetches nothing ahead, and the cursor is that of the batches which were trained on.
 
     Attributes:
-        cursor: What is left of the stream after the batches handed out; None where nothing was.
-        skipped: Samples left out so far, all workers of this rank together.
-        seen: Samples handed out so far, by source.
-        wait_seconds: Time spent waiting for batches.
+        cursor: The rest of the stream after the batches yielded so far; None before the first.
+        skipped: Samples skipped so far by all workers of this rank.
+        seen: Samples yielded so far, by source.
+        wait_seconds: Seconds spent waiting for batches.
         workers: The worker processes that run.
     """
 
@@ -174,8 +174,8 @@ class ShardLoader:
             dataset: Makes the batches.
             num_batches: Batches per epoch, the same on all ranks.
             num_workers: Worker processes; 0 makes the batches in this process.
-            step_batches: Micro batches of an optimizer step; training has them fetched together (steps.py).
-            stall_seconds: Time without a batch after which the stacks of all processes are printed; None: never.
+            step_batches: Micro batches of an optimizer step, which training fetches together (steps.py).
+            stall_seconds: See `Watchdog`.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}
@@ -207,7 +207,7 @@ class ShardLoader:
         """Yield the batches of one epoch; training continues where the last epoch stopped.
 
         Raises:
-            DataError: What a worker met: a damaged shard, too many bad samples.
+            DataError: The error of a worker: a damaged shard, too many skipped samples.
         """
         if self._iterator is None or not self._endless:
             self._start()
@@ -281,7 +281,7 @@ class ShardLoader:
 
 
 def _no_batch(seconds: float | None) -> DataError | None:
-    """Describe workers that the watchdog has killed; None if it has not."""
+    """Return the error of workers that the watchdog has killed; None if it has not."""
     if seconds is None:
         return None
     return DataError(
@@ -291,7 +291,7 @@ def _no_batch(seconds: float | None) -> DataError | None:
 
 
 def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:
-    """Describe workers that ended without an error of their own; None if all are alive."""
+    """Return the error of workers that died; None if all are alive."""
     dead = [f"pid {worker.pid}, exit code {worker.exitcode}" for worker in workers if not worker.is_alive()]
     if not dead:
         return None
@@ -303,20 +303,11 @@ def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:
 
 
 def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
-    """Decode one sample.
-
-    Args:
-        raw: Its members.
-        decoder: Raw sample -> sample.
-        sizes: (width, height) in pixels of its pictures by the index of its shard.
-
-    Raises:
-        SampleError: It is bad, or its pictures have other sizes.
-    """
+    """Decode one sample; raise SampleError where its images differ from `sizes`, those of the index, in pixels."""
     sample = decoder(raw)
     if list(sizes) != sample.sizes:
         raise SampleError(
-            f"sample '{sample.key}': its pictures have the sizes {sample.sizes}, the index of its shard says "
+            f"sample '{sample.key}': its images have the sizes {sample.sizes}, the index of its shard says "
             f"{list(sizes)}; write the index again with `prepare index`",
             "size_mismatch",
         )
@@ -324,10 +315,10 @@ def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]
 
 
 def _require_answer(sample: Sample) -> None:
-    """Refuse a sample whose answers are all empty: only to end the turn at once would be learned from it."""
+    """Refuse a sample whose answers are all empty."""
     turns = answered_messages(sample.messages, sample.references)
     answers = [message_text(turn) for turn in turns if turn["role"] == "assistant"]
-    # Where there is no turn of the assistant at all, the processor says so.
+    # A conversation without a turn of the assistant is refused by the processor.
     if answers and not any(answer.strip() for answer in answers):
         raise SampleError(f"sample '{sample.key}' of {sample.source}: its answer is empty", UNLABELLED)
 

@@ -1,4 +1,4 @@
-"""The training loader with its state, put together of stream, planner and cursors."""
+"""The training loader with its state: stream, planner and cursors together."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from .collate import Collator, Processor
 from .loader import ShardLoader, TrainBatches
 
 _MEASURED_SHARDS = 64
-_BYTES_A_TOKEN = 4  # of text, roughly; only the nominal length of an epoch depends on it
+_BYTES_A_TOKEN = 4  # of text, an estimate: only the nominal length of an epoch depends on it
 
 
 @dataclass(kw_only=True)
@@ -29,25 +29,15 @@ class MixtureSource:
     """One source of a weighted mixture.
 
     Args:
-        sets: Folders of its sets; several are concatenated.
-        weight: Its share of the samples; the weights of a mixture need not sum to 1. Samples, not tokens: a page of
-            nine tiles is one sample.
+        sets: Folders of its datasets; several are concatenated.
+        weight: Its share of the samples (not of the tokens); the weights of a mixture need not sum to 1.
     """
 
     sets: list[str | Path] = field(default_factory=list)
     weight: float = 1.0
 
     def load(self, name: str, load: Callable[[str | Path], Manifest], only: frozenset[str] | None) -> Source:
-        """Return the source with its manifests read.
-
-        Args:
-            name: Its name in the mixture.
-            load: Folder -> manifest.
-            only: See `Source`.
-
-        Raises:
-            ConfigError: It has no sets.
-        """
+        """Return the source `name` with the manifests that `load` reads; raise ConfigError where it has no dataset."""
         if not self.sets:
             raise ConfigError(
                 f"data.init_args.mixture.{name}.sets names no folder; give at least one dataset, or leave the "
@@ -61,22 +51,16 @@ class Training:
     """A running training loader and what its state needs.
 
     Attributes:
-        stream: Position -> sample.
-        planner: Window -> batches.
+        batches: Makes the batches of this rank, from its first cursor.
+        loader: Loads them.
         identity: See `stream.state.fingerprint`.
-        batches: Makes the batches.
-        loader: The batches of this rank.
-        start: `Cursor.state_dict` of this rank at the beginning.
-        seen_before: Samples of earlier runs by source; of rank 0, which keeps those of all.
+        seen_before: Source -> samples that earlier runs trained on; rank 0 has those of all ranks.
         verified: Shards whose checksum `read` has compared.
     """
 
-    stream: TrainStream
-    planner: BatchPlanner
-    identity: dict[str, str]
     batches: TrainBatches
     loader: ShardLoader
-    start: dict[str, Any]
+    identity: dict[str, str]
     seen_before: dict[str, int]
     verified: set[str] = field(default_factory=set)
 
@@ -93,27 +77,21 @@ class Training:
         world_size: int,
         state: State | None,
         mode: str,
-        num_batches: int,
-        num_workers: int,
-        step_batches: int,
-        stall_seconds: float | None,
+        **loading: Any,
     ) -> "Training":
         """Prepare the batches of one rank, from a state or from the beginning.
 
         Args:
             stream: Position -> sample.
             planner: Window -> batches.
-            collator: Sample -> batch.
+            collator: Samples -> batch.
             decoder: Raw sample -> sample.
-            counter: Of bad samples.
-            rank: Of this process.
+            counter: Counts skipped samples; None: the first raises.
+            rank: This process.
             world_size: Number of ranks.
-            state: Of a checkpoint; None begins anew.
+            state: State of a checkpoint; None: begin anew.
             mode: See `stream.state.resume_cursors`.
-            num_batches: Batches of an epoch.
-            num_workers: Worker processes.
-            step_batches: Micro batches of an optimizer step.
-            stall_seconds: See `ShardLoader`.
+            **loading: Settings of `ShardLoader`.
 
         Raises:
             ConfigError: The state is of other data or settings.
@@ -138,24 +116,8 @@ class Training:
             collator=collator,
             counter=counter,
         )
-        loader = ShardLoader(
-            batches,
-            num_batches=num_batches,
-            num_workers=num_workers,
-            step_batches=step_batches,
-            stall_seconds=stall_seconds,
-        )
         before = state["samples_seen"] if state is not None and rank == 0 else {}
-        start = cursors[rank].state_dict()
-        return cls(
-            stream=stream,
-            planner=planner,
-            identity=identity,
-            batches=batches,
-            loader=loader,
-            start=start,
-            seen_before=before,
-        )
+        return cls(batches=batches, loader=ShardLoader(batches, **loading), identity=identity, seen_before=before)
 
     def require_identity(self, recorded: Mapping[str, str]) -> None:
         """Compare the fingerprint of the data with that of a run.
@@ -167,10 +129,10 @@ class Training:
             raise DataError(f"the run was trained on other data or settings: {listing}; restore them")
 
     def read(self, positions: Sequence[int], *, per_row: Sequence[int] | None = None) -> tuple[Batch, list[Sample]]:
-        """Read one micro batch again, as it was trained on; the checksums of its shards are verified.
+        """Read one micro batch again and verify the checksums of its shards.
 
         Args:
-            positions: Global indices of its samples in the stream.
+            positions: Positions of its samples.
             per_row: Samples of each row of a packed batch; None: one.
 
         Returns:
@@ -181,9 +143,9 @@ class Training:
         """
         items = []
         for position in positions:
-            location = self.stream.locate(position)
+            location = self.batches.stream.locate(position)
             where = location.manifest.where(location.shard.path)
-            # A fetched shard was compared with its checksum when it was fetched.
+            # The checksum of a remote shard was compared when it was fetched.
             if where not in self.verified and not location.manifest.is_remote:
                 path = location.manifest.shard_path(location.shard)
                 verify_shard(path, location.shard, verify_sha256=True)
@@ -199,19 +161,16 @@ class Training:
     def state_dict(self) -> State:
         """Return the state of all ranks; all of them must call it."""
         return gather_state(
-            self.stream,
-            self.planner,
+            self.batches.stream,
+            self.batches.planner,
             identity=self.identity,
-            cursor=self.loader.cursor or self.start,
+            cursor=self.loader.cursor or self.batches.cursor.state_dict(),
             seen=Counter(self.seen_before) + self.loader.seen,
         )
 
 
 def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> int:
-    """Estimate how many rows of a token budget an epoch fills, from sizes and bytes in the indexes of the shards.
-
-    Of more than 64 shards of a source, 64 evenly spread ones are measured.
-    """
+    """Estimate the rows of a token budget that an epoch fills, from the indexes of at most 64 shards of each source."""
     tokens = 0.0
     for source in stream.sources:
         step = -(-len(source.shards) // _MEASURED_SHARDS)
@@ -228,22 +187,14 @@ def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> in
 
 
 def at_least(least: int, **settings: float) -> None:
-    """Refuse settings that are too small.
-
-    Raises:
-        ConfigError: Naming the first.
-    """
+    """Raise ConfigError for the first setting that is too small."""
     for name, value in settings.items():
         if value < least:
             raise ConfigError(f"data.init_args.{name}={value}: expected at least {least}")
 
 
 def shares(**settings: float) -> None:
-    """Refuse settings that are no share.
-
-    Raises:
-        ConfigError: Naming the first.
-    """
+    """Raise ConfigError for the first setting that is no share."""
     for name, value in settings.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"data.init_args.{name}={value}: expected a share in [0, 1]")

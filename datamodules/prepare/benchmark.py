@@ -22,10 +22,10 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
 
-from ..shards.left_out import LeftOut, print_left_out
-from ..shards.manifest import Manifest, file_digest, file_sha256, load_manifest
+from ..shards.manifest import Manifest, file_digest, load_manifest
 from ..shards.sample import SampleError
 from ..shards.sample_formats import convert_docdownstream
+from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
 from .sources.json_files import numbered_lines
 from .sources.source import SourceSample, checked_image, image_bytes
@@ -367,7 +367,7 @@ def main(argv: Sequence[str]) -> int:
         benchmark, samples, options.file, options.out, strict=options.strict, overwrite=options.overwrite
     )
     sys.stdout.write(f"{manifest.num_samples} questions in {len(manifest.shards)} shards: {manifest.folder}\n")
-    print_left_out(manifest.extra)
+    print_skipped_rows(manifest.extra)
     return 0
 
 
@@ -409,7 +409,7 @@ def write_benchmark(
         SampleError: An invalid sample, with `strict`.
         DataError: The folder holds a finished dataset, or there is no usable sample.
     """
-    left_out = LeftOut()
+    left_out = SkippedRows()
     with ShardWriter(
         out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=overwrite
     ) as writer:
@@ -426,7 +426,7 @@ def write_benchmark(
         writer.extra |= {
             "benchmark": benchmark.name,
             "origin": origin.name,
-            "origin_sha256": file_sha256(origin),
+            "origin_sha256": file_digest(origin),
         } | left_out.extra()
     left_out.write(out)
     return load_manifest(out)

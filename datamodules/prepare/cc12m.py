@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import IO, Any, BinaryIO, cast
+from typing import IO
 
 from alignvlm_pl.errors import DataError
 
 from ..shards.sample import SampleError
 from ..shards.sample_formats import CAPTION_PROMPT, CaptionReader
-from ..shards.tar_walk import Damage, Member, field_name, sample_groups, walk_range
+from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk_range
 from ..storage.stored_files import StoredFile, list_files, short_names
 from ..storage.stored_stream import StoredStream
 from .pack.engine import pack, print_yield
@@ -72,10 +72,7 @@ class CaptionTars:
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # Member names are not used as paths.
-        raw: dict[str, Any] = {"__key__": key, "__url__": file.path}
-        for member in members:
-            stream.seek(member.data_offset)
-            raw[field_name(member)] = stream.read(member.size)
+        raw, _ = read_sample(stream, key, members, url=file.path)
         record, images, names = CaptionReader(prompt=self.prompt, source=self.source)(raw)
         kept = json.loads(raw["json"]) if "json" in raw else {}
         record["meta"] = {name: kept[name] for name in _KEPT if isinstance(kept.get(name), str)}
@@ -87,7 +84,7 @@ class CaptionTars:
 
 
 def _members(file: StoredFile, stream: IO[bytes]) -> Iterator[Member]:
-    for found in walk_range(cast(BinaryIO, stream), file.name, 0, file.size):
+    for found in walk_range(stream, file.name, 0, file.size):
         if isinstance(found, Damage):
             raise DataError(f"{file.path.removesuffix(file.name)}{found}; fetch the tar again")
         yield found

@@ -22,7 +22,7 @@ from ..shards.manifest import (
     MANIFEST_NAME,
     Manifest,
     Shard,
-    file_sha256,
+    file_digest,
     read_manifest,
     verify_shard,
     write_manifest,
@@ -38,7 +38,7 @@ from ..shards.sample_formats import (
     read_docdownstream,
 )
 from ..shards.shard_file import upright_size
-from ..shards.tar_walk import Damage, Member, field_name, sample_groups, walk
+from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk
 
 AUTO = "auto"
 
@@ -84,7 +84,7 @@ class _Reader:
             path=path.relative_to(self.folder).as_posix(),
             num_samples=len(index),
             bytes=path.stat().st_size,
-            sha256=file_sha256(path),
+            sha256=file_digest(path),
             index_sha256=write_index(index_path(path), index),
         )
         return shard, Counter(index.sources), bad
@@ -174,15 +174,12 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
     end = 0
     with path.open("rb") as stream:
         for key, members in sample_groups(_members(path)):
-            raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
-            for member in members:
-                stream.seek(member.data_offset)
-                if field_name(member) in raw:  # would stop a training run
-                    raise DataError(
-                        f"shard {path}: sample {key!r} has the member {member.name} twice, again at byte "
-                        f"{member.offset}; rebuild the shard"
-                    )
-                raw[field_name(member)] = stream.read(member.size)
+            raw, repeated = read_sample(stream, key, members, url=str(path))
+            if repeated:  # would stop a training run
+                raise DataError(
+                    f"shard {path}: sample {key!r} has the member {repeated[0].name} twice, again at byte "
+                    f"{repeated[0].offset}; rebuild the shard"
+                )
             offset, end = members[0].begin, members[-1].end
             try:
                 record, images, files = adapter(raw)
@@ -197,7 +194,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
             rows.append(index_row(record, offset=offset, key=key, sizes=sizes, source=source))
     if not rows:
         raise DataError(f"shard {path} holds no sample; remove it")
-    return SampleIndex.of_rows(rows, end=end), bad
+    return SampleIndex.from_rows(rows, end=end), bad
 
 
 def main(argv: Sequence[str]) -> int:

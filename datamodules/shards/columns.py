@@ -1,4 +1,4 @@
-"""Columns of published tables: by which names each kind of source is known (no torch here)."""
+"""Names that the columns of published tables have, by kind of source (no torch here)."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Schema:
 
     Attributes:
         kind: The kind of `prepare` that reads it.
-        unknown: What errors say of other columns.
-        fields: What is read -> the names that its column may have, the first that is there counts.
+        unknown: Message for other columns.
+        fields: Field -> names that its column may have, in order of preference.
     """
 
     kind: str
@@ -26,12 +26,12 @@ class Schema:
         """Return the column of each field.
 
         Args:
-            columns: Names of the columns that are there.
-            where: How an error names the table.
-            fields: Fields that are needed; None for all.
+            columns: Names of the columns of a table.
+            where: Name of the table in errors.
+            fields: Fields that are needed; None: all.
 
         Raises:
-            DataError: One has no column: a guess would misread every row.
+            DataError: A field has no column.
         """
         found = {}
         for field in fields or tuple(self.fields):
@@ -42,17 +42,8 @@ class Schema:
         return found
 
     def check_records(self, records: Iterable[Any], field: str, *, where: str) -> None:
-        """Refuse the records of a file of which none of the first has a field; single bad ones are for who reads them.
-
-        Args:
-            records: What was parsed, in order; only objects count.
-            field: The field.
-            where: How an error names the file.
-
-        Raises:
-            DataError: As `resolve`.
-        """
-        first = [record for record in islice(records, _LOOKED_AT) if isinstance(record, Mapping)]
+        """Raise the DataError of `resolve` where none of the first records of the file `where` has a field."""
+        first = [record for record in islice(records, _CHECKED_RECORDS) if isinstance(record, Mapping)]
         if first and not any(name in record for name in self.fields[field] for record in first):
             self.resolve([str(name) for name in first[0]], where=where, fields=(field,))
 
@@ -72,7 +63,7 @@ class Schema:
 BIGDOCS = Schema(
     kind="bigdocs",
     unknown="this is no known BigDocs schema",
-    # The configs of one release differ, and other sets of the same authors have the second names.
+    # The names differ between the configs of one release.
     fields={
         "id": ("sample_id", "identifier"),
         "queries": ("query", "queries"),
@@ -80,7 +71,6 @@ BIGDOCS = Schema(
         "images": ("image", "images", "img_id"),
     },
 )
-# A file of text-only rows may lack the column `image`.
 LLAVA = Schema(
     kind="llava",
     unknown="this is no known LLaVA schema",
@@ -91,7 +81,6 @@ VCR = Schema(
     unknown="this is no known VCR-wiki schema",
     fields={"id": ("question_id",), "images": ("stacked_image",), "answers": ("crossed_text",)},
 )
-# Text-only samples have no image.
 LINES = Schema(
     kind="jsonl",
     unknown="these are no lines of conversations",
@@ -99,12 +88,11 @@ LINES = Schema(
 )
 SCHEMAS = (BIGDOCS, LLAVA, VCR, LINES)
 _NEAR = 0.5
-_LOOKED_AT = 256
+_CHECKED_RECORDS = 256
 
 
 def _nearest(columns: Collection[str], asked: Schema) -> str:
-    others = sorted((schema for schema in SCHEMAS if schema is not asked), key=lambda schema: -schema.share(columns))
-    best = others[0]
+    best = max((schema for schema in SCHEMAS if schema is not asked), key=lambda schema: schema.share(columns))
     if best.share(columns) <= max(_NEAR, asked.share(columns)):
         return "No other kind of `prepare` reads such columns either"
     return f"These are columns that `prepare {best.kind}` reads"

@@ -1,8 +1,4 @@
-"""Members of a tar sample -> `Sample`; what happens to bad samples (no torch here).
-
-Training skips a bad sample, counts it by source and reason and stops when the share of bad ones is too high;
-evaluation (evaluation.py) names each, because a benchmark without its hard pages is another benchmark.
-"""
+"""Members of a tar sample -> `Sample`, and the count of skipped samples in training (no torch here)."""
 
 import logging
 from collections import Counter
@@ -13,7 +9,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.utils.skipped import SkippedSamples
 
-from .sample import UNLABELLED, Sample, SampleError, check_record, message_text
+from .sample import UNLABELLED, Sample, SampleError, check_record, last_answer
 from .sample_formats import Adapter, RawSample, describe, read_normal
 
 logger = logging.getLogger(__name__)
@@ -25,21 +21,16 @@ LOG_EVERY = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoder:
-    """Callable that turns a raw tar sample into a `Sample`.
+    """Turn a raw tar sample into a `Sample`.
 
     Attributes:
-        adapter: Reads the members of the source's format; see normal_form.py.
+        adapter: Reads the members of the source's format, see `sample_formats`.
     """
 
     adapter: Adapter = read_normal
 
     def record(self, raw: RawSample) -> dict[str, Any]:
-        """Return the JSON of one sample in the sample schema; its images are not read.
-
-        Raises:
-            SampleError: This sample is bad.
-            DataError: The shard is damaged or of another format.
-        """
+        """Return the JSON of one sample in the sample schema; its images are not read. Errors as in `__call__`."""
         record, images, _ = self.adapter(raw)
         check_record(record, num_images=len(images), where=describe(raw))
         return record
@@ -48,7 +39,7 @@ class Decoder:
         """Decode one sample.
 
         Raises:
-            SampleError: This sample is bad.
+            SampleError: This sample is invalid.
             DataError: The shard is damaged or of another format.
         """
         record, images, files = self.adapter(raw)
@@ -64,7 +55,7 @@ class Decoder:
             task=str(record.get("task", "vqa")),
             messages=record["messages"],
             images=opened,
-            references=list(record.get("references") or _last_answer(record["messages"])),
+            references=list(record.get("references") or last_answer(record["messages"])),
             lines=list(record.get("lines", [])),
             sizes=[image.size for image in opened],
             meta=dict(record.get("meta", {})),
@@ -73,12 +64,12 @@ class Decoder:
 
 @dataclass(kw_only=True, slots=True)
 class SkipCounter:
-    """Counts skipped samples by source and reason, and stops the run above a share.
+    """Count skipped samples by source and reason, and stop the run above a share.
 
     Attributes:
-        max_share: Largest share of skipped samples that is tolerated, 0 to 1; 0 stops at the first.
-        max_unlabelled: Largest share of samples that have nothing to learn from; they count for themselves.
-        seen: Samples looked at.
+        max_share: Largest share of invalid samples, 0 to 1; 0 stops at the first.
+        max_unlabelled: Largest share of samples without a supervised token, which are counted apart.
+        seen: Samples read.
         skipped: Source -> its skipped samples.
     """
 
@@ -86,10 +77,10 @@ class SkipCounter:
     max_unlabelled: float = 1.0
     seen: int = 0
     skipped: dict[str, SkippedSamples] = field(default_factory=dict)
-    _taken: dict[str, Counter[str]] = field(default_factory=dict)
+    _sent: dict[str, Counter[str]] = field(default_factory=dict)
 
     def skip(self, error: SampleError, *, source: str) -> None:
-        """Count one bad sample.
+        """Count one skipped sample.
 
         Raises:
             DataError: More samples were skipped than allowed, or all of many.
@@ -104,7 +95,7 @@ class SkipCounter:
         self._judge(total - unlabelled, self.max_share, "max_skipped_share", "bad", error)
         self._judge(unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error)
         if total == self.seen >= MIN_JUDGED_SAMPLES:
-            # Whatever shares are allowed: the stream has no end, and a loader without a batch would go on for ever.
+            # Whatever shares are allowed: without a valid sample the endless stream would never give a batch.
             raise DataError(
                 f"none of the first {self.seen} samples can be trained on ({self._listing()}); repair the shards, or "
                 f"see whether they fit the settings. Last: {error}"
@@ -128,13 +119,9 @@ class SkipCounter:
         )
         return ", ".join(f"{name}: {count}" for name, count in counts.most_common() if count)
 
-    def take(self) -> dict[str, dict[str, int]]:
+    def new_counts(self) -> dict[str, dict[str, int]]:
         """Return the counts since the last call, source -> reason -> number, to be sent with a batch."""
         now = {source: Counter(found.counts) for source, found in self.skipped.items()}
-        fresh = {source: dict(counts - self._taken.get(source, Counter())) for source, counts in now.items()}
-        self._taken = now
+        fresh = {source: dict(counts - self._sent.get(source, Counter())) for source, counts in now.items()}
+        self._sent = now
         return {source: reasons for source, reasons in fresh.items() if reasons}
-
-
-def _last_answer(messages: list[dict[str, Any]]) -> list[str]:
-    return [message_text(messages[-1])] if messages[-1]["role"] == "assistant" else []

@@ -1,13 +1,12 @@
-"""The index beside a shard: where each sample begins, and what a batch planner must know of it (no torch here).
+"""Sample index of a shard, `name-00000.index.json` beside `name-00000.tar` (no torch here).
 
-`name-00000.index.json` lies beside `name-00000.tar`. With it a reader can seek to any sample, and count tiles and
-estimate tokens without opening an image. Equal shards have equal bytes of index.
+With it a reader seeks to any sample, and counts tiles and estimates tokens without opening an image.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from .sample import message_text
 
 INDEX_VERSION = 1
 _REMEDY = "`prepare index FOLDER` writes it"
-_COLUMNS = ("keys", "sizes", "text_bytes", "supervised_bytes")
 
 
 class MissingIndexError(DataError):
@@ -30,7 +28,7 @@ class MissingIndexError(DataError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """What the index says about one sample; the fields are the columns of `SampleIndex`."""
+    """One sample in the index; the fields are the columns of `SampleIndex`."""
 
     offset: int
     key: str
@@ -50,8 +48,8 @@ class SampleIndex:
         keys: (n) names of the samples.
         sizes: (n) upright (width, height) in pixels of each image of the sample; empty for text alone.
         text_bytes: (n) UTF-8 bytes of all text of the messages; of a caption pair, of the caption.
-        sources: (n) data sets the samples come from.
-        supervised_bytes: (n) UTF-8 bytes of the assistant's turns; 0 = there is nothing to learn.
+        sources: (n) sources of the samples.
+        supervised_bytes: (n) UTF-8 bytes of the assistant's turns; 0: nothing is supervised.
     """
 
     offsets: tuple[int, ...]
@@ -65,7 +63,7 @@ class SampleIndex:
         return len(self.keys)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[IndexRow], *, end: int) -> "SampleIndex":
+    def from_rows(cls, rows: Sequence[IndexRow], *, end: int) -> "SampleIndex":
         """Build the index of a shard whose last sample ends at byte `end`."""
         return cls(
             offsets=(*(row.offset for row in rows), end),
@@ -78,22 +76,14 @@ class SampleIndex:
 
 
 def index_path(shard: Path) -> Path:
-    """Return where the index of a shard lies."""
+    """Return the path of the index of a shard."""
     return shard.with_suffix(".index.json")
 
 
 def index_row(
     record: Mapping[str, Any], *, offset: int, key: str, sizes: Iterable[tuple[int, int]], source: str
 ) -> IndexRow:
-    """Measure one sample in the sample schema.
-
-    Args:
-        record: Its JSON, which `check_record` has passed.
-        offset: Byte of the shard at which it begins.
-        key: Its name in the shard.
-        sizes: Upright (width, height) in pixels of its images, in order.
-        source: Its source where the record names none.
-    """
+    """Return the row of a record that `check_record` has passed; `source` is used where the record names none."""
     texts = [(turn["role"], len(message_text(turn).encode())) for turn in record["messages"]]
     return IndexRow(
         offset=offset,
@@ -105,36 +95,16 @@ def index_row(
     )
 
 
-def to_bytes(index: SampleIndex) -> bytes:
-    """Return the content of the file of an index."""
-    names = sorted(set(index.sources))
-    number = {name: position for position, name in enumerate(names)}
+def write_index(path: Path, index: SampleIndex) -> str:
+    """Write an index to its path, complete or not at all, and return the sha256 of the file."""
+    names = {name: number for number, name in enumerate(sorted(set(index.sources)))}
     record = {
         "version": INDEX_VERSION,
-        "offsets": index.offsets,
-        "keys": index.keys,
-        "sizes": index.sizes,
-        "text_bytes": index.text_bytes,
-        "sources": {"names": names, "of": [number[source] for source in index.sources]},
-        "supervised_bytes": index.supervised_bytes,
+        **{column.name: getattr(index, column.name) for column in fields(index)},
+        "sources": {"names": list(names), "of": [names[source] for source in index.sources]},
     }
-    return (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode(
-        "utf-8",
-        "surrogatepass",  # as json.loads reads it
-    )
-
-
-def write_index(path: Path, index: SampleIndex) -> str:
-    """Write the index of a shard, complete or not at all.
-
-    Args:
-        path: Its own path, not the shard's (`index_path`).
-        index: The samples.
-
-    Returns:
-        The sha256 of the file.
-    """
-    data = to_bytes(index)
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+    data = text.encode("utf-8", "surrogatepass")  # as json.loads reads it
     with atomic_path(path) as partial:
         partial.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -145,7 +115,7 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
 
     Raises:
         MissingIndexError: There is none.
-        DataError: It is malformed, another one than the manifest means, or does not fit the shard.
+        DataError: It is malformed, not the one of the manifest, or does not fit the shard.
     """
     path: Path | str = manifest.where(index_path(Path(shard.path)).name)
     try:
@@ -174,33 +144,31 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
 def _parse(data: bytes, path: Path | str) -> SampleIndex:
     try:
         record = json.loads(data)
-        version = record["version"]
-        columns = {name: record[name] for name in ("offsets", *_COLUMNS)}
-        names, of = record["sources"]["names"], record["sources"]["of"]
+        version, names = record["version"], record["sources"]["names"]
         index = SampleIndex(
-            offsets=_whole_numbers(columns["offsets"]),
-            keys=tuple(str(key) for key in columns["keys"]),
-            sizes=tuple(tuple((int(w), int(h)) for w, h in images) for images in columns["sizes"]),
-            text_bytes=_whole_numbers(columns["text_bytes"]),
-            sources=tuple(names[number] for number in _whole_numbers(of)),
-            supervised_bytes=_whole_numbers(columns["supervised_bytes"]),
+            offsets=_whole_numbers(record["offsets"]),
+            keys=tuple(str(key) for key in record["keys"]),
+            sizes=tuple(tuple((int(w), int(h)) for w, h in images) for images in record["sizes"]),
+            text_bytes=_whole_numbers(record["text_bytes"]),
+            sources=tuple(names[number] for number in _whole_numbers(record["sources"]["of"])),
+            supervised_bytes=_whole_numbers(record["supervised_bytes"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"sample index {path} is malformed ({error!r:.200}); {_REMEDY}") from error
     if version != INDEX_VERSION:
         raise DataError(f"sample index {path}: expected version {INDEX_VERSION}, found {version}; {_REMEDY}")
-    lengths = {name: len(getattr(index, name)) for name in ("sources", *_COLUMNS)}
+    lengths = {column.name: len(getattr(index, column.name)) for column in fields(index) if column.name != "offsets"}
     if set(lengths.values()) != {len(index.offsets) - 1}:
         raise DataError(
             f"sample index {path}: expected {len(index.offsets) - 1} entries in every column, found {lengths}; "
             f"{_REMEDY}"
         )
     if any(after <= before for before, after in pairwise(index.offsets)):
-        raise DataError(f"sample index {path}: expected offsets that ascend, found others; {_REMEDY}")
+        raise DataError(f"sample index {path}: expected offsets that ascend; {_REMEDY}")
     return index
 
 
 def _whole_numbers(column: Sequence[Any]) -> tuple[int, ...]:
     if not all(type(number) is int and number >= 0 for number in column):
-        raise TypeError("a column holds something else than whole numbers")
+        raise TypeError("a column does not hold whole numbers only")
     return tuple(column)

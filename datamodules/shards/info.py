@@ -1,7 +1,7 @@
 """`shards info`: what datasets hold, by source.
 
-In the sample schema only the JSON of each sample is read: widths and heights stand in it, so no image is opened. Of the
-other formats the images' headers are read besides.
+In the sample schema only the JSON of each sample is read, which has the sizes of its images; in other formats the
+headers of the images, too.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _BINS = 24
 
 @dataclass(kw_only=True, slots=True)
 class SourceInfo:
-    """What the samples of one source are like.
+    """The samples of one source.
 
     Attributes:
         samples: Their number.
@@ -40,10 +40,6 @@ class SourceInfo:
 
     samples: int = 0
     measures: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, name: str, value: int) -> None:
-        """Note one value of a quantity."""
-        self.measures.setdefault(name, []).append(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +58,7 @@ class Model:
 
 
 @dataclass(kw_only=True, slots=True)
-class SetInfo:
+class DatasetInfo:
     """Statistics of the samples of a dataset.
 
     Attributes:
@@ -74,7 +70,7 @@ class SetInfo:
     skipped: SkippedSamples = field(default_factory=lambda: SkippedSamples(keep=1))
 
 
-def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> SetInfo:
+def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> DatasetInfo:
     """Read every sample of a dataset.
 
     Args:
@@ -86,7 +82,7 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
         DataError: The dataset is damaged, or holds no sample of that format.
     """
     manifest = load_manifest(folder)
-    found = SetInfo()
+    found = DatasetInfo()
     for record in _records(manifest, form):
         try:
             if isinstance(record, SampleError):
@@ -99,7 +95,7 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
         info = found.sources.setdefault(source, SourceInfo())
         info.samples += 1
         for name, value in measures:
-            info.add(name, value)
+            info.measures.setdefault(name, []).append(value)
     if found.skipped.counts and not found.sources:
         first = next(iter(found.skipped.messages.values()))[0]
         raise DataError(
@@ -112,7 +108,7 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
 def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
     """Run `shards info`."""
     parser = argparse.ArgumentParser(prog="shards info", description=(__doc__ or "").split(":")[1].split("\n")[0])
-    parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of datasets")
     parser.add_argument("--model", type=Path, help="configs/model/NAME.yaml: count its text and visual tokens")
     parser.add_argument("--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s")
     options = parser.parse_args(argv)
@@ -133,7 +129,7 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
 
 
 def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any]] | SampleError]:
-    """Yield the record of each sample with the name that errors give it, pictures with their size, or what is wrong."""
+    """Yield each sample's name in errors and its record, with the sizes of its images; or the error of the sample."""
     normal = form == "normal"
     for shard in manifest.shards:
         for raw in read_shard(manifest, shard, wanted=is_json if normal else lambda name: True):
@@ -145,7 +141,7 @@ def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any
 
 
 def _noted(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the JSON of a sample in the sample schema."""
+    """Return the record of a sample in the sample schema."""
     if "json" not in raw:
         raise SampleError(f"{where} has no json", "missing_json")
     return parse_record(raw["json"], where=where)
@@ -158,18 +154,14 @@ def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:
         sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
     except SampleError:
         raise
-    except DataError as error:  # to the adapters a set of another schema, here one sample of it
+    except DataError as error:  # of another schema: here of this sample alone
         raise SampleError(str(error)) from error
     check_record(record, num_images=len(images), where=f"{raw['__url__']}, sample {raw['__key__']!r}")
     return record | {"images": [{"w": width, "h": height} for width, height in sizes]}
 
 
 def _measures(record: dict[str, Any], model: Model | None, *, where: str) -> list[tuple[str, int]]:
-    """Return name and value of all quantities of a sample.
-
-    Raises:
-        SampleError: Its record is not in the sample schema.
-    """
+    """Return name and value of all quantities of a sample."""
     try:
         return list(_measure(record, model))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -183,12 +175,11 @@ def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str,
         texts[role] += message_text(turn)
     count, unit = (model.count_tokens, "tokens") if model else (len, "characters")
     yield "turns", len(record["messages"])
-    yield "pictures", len(record.get("images", []))
+    yield "images", len(record.get("images", []))
     yield f"prompt {unit}", count(texts["user"])
     yield f"answer {unit}", count(texts["assistant"] or " ".join(record.get("references", [])[:1]))
     visual = 0
     for image in record.get("images", []):
-        # Of a width that is no number the quantiles of all others could not be drawn.
         yield "width px", operator.index(image["w"])
         yield "height px", operator.index(image["h"])
         if model:

@@ -1,8 +1,7 @@
-"""The manifest beside the shards: what a set holds, so that a cut or missing shard is noticed (no torch).
+"""`manifest.json` beside the shards: sizes, counts and checksums of a dataset; nothing is read without it (no torch).
 
-A tar that ends at a member boundary reads as a shorter tar without any error, so every set carries sizes
-and counts in `manifest.json`, and nothing is read without it. A set may lie on a server (storage.py); its manifest is
-untrusted: size, types and file names are checked before anything is opened.
+A tar that is cut at a member reads as a shorter tar without any error. A manifest may come from a server, so its size,
+types and file names are checked before anything is opened.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
@@ -32,7 +31,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One tar file of a set.
+    """One tar file of a dataset.
 
     Attributes:
         path: File name, relative to the folder of the manifest.
@@ -54,16 +53,16 @@ class Manifest:
     """A dataset.
 
     Attributes:
-        folder: Where it lies: a path, or what `Storage.locate` gives for a URL.
-        name: Name of the set.
+        folder: Where it lies: a path, or what `Storage.locate` returns for a URL.
+        name: Name of the dataset.
         source: Where the samples come from.
         license: Terms of the source.
         num_samples: Samples in all shards.
         shards: The shards, in the order they were written.
         sources: Number of samples by the ``source`` field of the samples; empty where unknown.
         extra: Further fields of the file (seed, counts of skipped records, …).
-        sha256: Checksum of `manifest.json` as it was read; empty for a set that was only just written.
-        storage: How files of a remote set are fetched.
+        sha256: Checksum of `manifest.json` as it was read; empty for a dataset that was just written.
+        storage: How files of a remote dataset are fetched.
     """
 
     folder: Path | str
@@ -83,10 +82,10 @@ class Manifest:
         return not isinstance(self.folder, Path)
 
     def shard_path(self, shard: Shard) -> Path:
-        """Return the local file of one shard, fetching it where the set lies elsewhere.
+        """Return the local file of one shard, fetching it where the dataset is remote.
 
         Raises:
-            DataError: It cannot be fetched, or is not as the manifest describes it. A local file is not looked at.
+            DataError: It cannot be fetched, or is not as the manifest describes it. A local file is not checked.
         """
         return self.storage.local_path(
             self.folder, shard.path, expected_bytes=shard.bytes, expected_sha256=shard.sha256
@@ -106,10 +105,10 @@ class Manifest:
         """Return the local file of the sample index beside a shard; the shard itself is not fetched.
 
         Raises:
-            MissingFileError: A remote set has none.
-            DataError: It cannot be fetched, or its checksum is another. A local file is not looked at.
+            MissingFileError: A remote dataset has none.
+            DataError: It cannot be fetched, or its checksum differs. A local file is not checked.
         """
-        # CONTRACT: name-00000.index.json beside name-00000.tar. Without a checksum the shard's tells old from new.
+        # Without a checksum of the index, that of the shard tells whether a cached index is up to date.
         name = str(PurePosixPath(shard.path).with_suffix(INDEX_SUFFIX))
         return self.storage.local_path(
             self.folder,
@@ -120,9 +119,9 @@ class Manifest:
         )
 
     def where(self, name: str = "") -> str:
-        """Return how errors name the set or a file of it, without passwords."""
-        place = format_location(self.folder)
-        return f"{place}/{name}" if name else place
+        """Return how errors name the dataset or a file of it, without passwords."""
+        folder = format_location(self.folder)
+        return f"{folder}/{name}" if name else folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +129,9 @@ class Location:
     """Where a sample lies.
 
     Attributes:
-        manifest: The set.
+        manifest: The dataset.
         shard: The shard.
-        number: Place of the sample in the shard.
+        number: Index of the sample in the shard.
     """
 
     manifest: Manifest
@@ -141,38 +140,25 @@ class Location:
 
 
 def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Manifest:
-    """Read the manifest of a set without looking at its shards.
-
-    Args:
-        folder: Folder or URL that holds ``manifest.json``.
-        storage: How a remote set is fetched; None: the defaults.
-
-    Raises:
-        ConfigError: A URL that is not taken.
-        DataError: No manifest, or a malformed one.
-    """
+    """Read the manifest of a dataset, and none of its shards; arguments and errors as in `load_manifest`."""
     storage = storage or Storage()
-    place = storage.locate(folder)
-    where = f"{format_location(place)}/{MANIFEST_NAME}"
-    record, digest = _read_json(place, where, storage)
-    manifest = _parse(record, folder=place, where=where)
+    located = storage.locate(folder)
+    where = f"{format_location(located)}/{MANIFEST_NAME}"
+    record, digest = _read_json(located, where, storage)
+    manifest = _parse(record, folder=located, where=where)
     return replace(manifest, sha256=digest, storage=storage)
 
 
 def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None) -> Manifest:
-    """Read and verify the manifest of a set.
-
-    Sizes of all shards of a local set are compared at once, which finds every cut file at no cost; those of a remote
-    set are compared when they are fetched, on first use. The number of samples is compared by the reader at the end of
-    each shard.
+    """Read the manifest of a dataset and compare the sizes of its shards; of a remote dataset, when they are fetched.
 
     Args:
         folder: Folder or URL that holds ``manifest.json``.
-        verify_sha256: Also read every shard and compare its checksum; all shards of a remote set are fetched.
-        storage: How a remote set is fetched; None: the defaults.
+        verify_sha256: Also read every shard and compare its checksum; all shards of a remote dataset are fetched.
+        storage: How a remote dataset is fetched; None: the defaults.
 
     Raises:
-        ConfigError: A URL that is not taken.
+        ConfigError: A URL that is not supported.
         DataError: No manifest, a malformed one, or a shard that is missing or not as described.
     """
     manifest = read_manifest(folder, storage=storage)
@@ -182,7 +168,7 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: S
     if found != manifest.num_samples:
         raise DataError(
             f"{manifest.where(MANIFEST_NAME)}: num_samples is {manifest.num_samples}, the shards sum to {found}; "
-            "write the set again"
+            "write the dataset again"
         )
     return manifest
 
@@ -194,25 +180,20 @@ def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> No
         DataError: The file is missing, or its size or checksum differs.
     """
     if not path.is_file():
-        raise DataError(f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the set")
+        raise DataError(f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the dataset")
     size = path.stat().st_size
     if size != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
         raise DataError(
-            f"shard {path} is {state}: expected {shard.bytes} bytes, found {size}; copy it again or rebuild the set"
+            f"shard {path} is {state}: expected {shard.bytes} bytes, found {size}; copy it again or rebuild the dataset"
         )
-    if verify_sha256 and shard.sha256 and (digest := file_sha256(path)) != shard.sha256:
+    if verify_sha256 and shard.sha256 and (digest := file_digest(path)) != shard.sha256:
         raise DataError(
             f"shard {path} is damaged: expected sha256 {shard.sha256[:16]}…, found {digest[:16]}…; copy it again"
         )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the checksum of a file, as 64 hexadecimal digits."""
-    return file_digest(path, "sha256")
-
-
-def file_digest(path: Path, algorithm: str) -> str:
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Return a checksum of a file by one of `hashlib`'s algorithms, in hexadecimal digits."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
@@ -222,7 +203,7 @@ def file_digest(path: Path, algorithm: str) -> str:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` atomically; the last step of making a set, and what makes it whole."""
+    """Write `manifest.json` atomically: the last step of making a dataset, without which it does not load."""
     record = {
         "version": MANIFEST_VERSION,
         "name": manifest.name,
@@ -231,19 +212,10 @@ def write_manifest(manifest: Manifest) -> Path:
         "num_samples": manifest.num_samples,
         "sources": dict(sorted(manifest.sources.items())),
         **manifest.extra,
-        "shards": [
-            {
-                "path": s.path,
-                "num_samples": s.num_samples,
-                "bytes": s.bytes,
-                "sha256": s.sha256,
-                "index_sha256": s.index_sha256,
-            }
-            for s in manifest.shards
-        ],
+        "shards": [asdict(shard) for shard in manifest.shards],
     }
     if not isinstance(manifest.folder, Path):
-        raise DataError(f"cannot write {manifest.where(MANIFEST_NAME)}: sets are written to local folders")
+        raise DataError(f"cannot write {manifest.where(MANIFEST_NAME)}: datasets are written to local folders")
     path = manifest.folder / MANIFEST_NAME
     try:
         with atomic_path(path) as partial:
@@ -253,50 +225,49 @@ def write_manifest(manifest: Manifest) -> Path:
     return path
 
 
-def _read_json(place: Path | str, where: str, storage: Storage) -> tuple[Mapping[str, Any], str]:
+def _read_json(folder: Path | str, where: str, storage: Storage) -> tuple[Mapping[str, Any], str]:
     """Return the object in a manifest and the checksum of the file."""
     try:
-        content = storage.read_small(place, MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        content = storage.read_small(folder, MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     except MissingFileError as error:
-        absent = isinstance(place, Path) and not place.is_dir()
+        absent = isinstance(folder, Path) and not folder.is_dir()
         what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
         raise DataError(
-            f"{format_location(place)} is not a complete dataset: {what}; its writing was interrupted or "
-            "never ran (make the set again, or index foreign shards with `prepare index`)"
+            f"{format_location(folder)} is not a complete dataset: {what}; its writing was interrupted or "
+            "never ran (make the dataset again, or index shards made elsewhere with `prepare index`)"
         ) from error
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); write the set again") from error
+        raise DataError(f"{where} is not JSON ({error}); write the dataset again") from error
     if not isinstance(record, dict) or record.get("version") != MANIFEST_VERSION:
         version = record.get("version") if isinstance(record, dict) else None
-        raise DataError(f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the set again")
+        raise DataError(f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the dataset again")
     return record, hashlib.sha256(content).hexdigest()
 
 
 def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Manifest:
     known = {"version", "name", "source", "license", "num_samples", "sources", "shards"}
     try:
-        listed = record["shards"]
-        shards = tuple(_parse_shard(entry, where=where) for entry in _of(list, listed))
+        shards = tuple(_parse_shard(entry, where=where) for entry in _checked(list, record["shards"]))
         manifest = Manifest(
             folder=folder,
-            name=_of(str, record["name"]),
-            source=_of(str, record["source"]),
-            license=_of(str, record["license"]),
+            name=_checked(str, record["name"]),
+            source=_checked(str, record["source"]),
+            license=_checked(str, record["license"]),
             num_samples=_count(record["num_samples"]),
             shards=shards,
-            sources={name: _count(number) for name, number in _of(dict, record.get("sources", {})).items()},
+            sources={name: _count(number) for name, number in _checked(dict, record.get("sources", {})).items()},
             extra={key: value for key, value in record.items() if key not in known},
         )
         _check_extra(manifest.extra)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: a field is missing or malformed ({error!s:.200}); write the set again") from error
+        raise DataError(f"{where}: a field is missing or malformed ({error!s:.200}); write it again") from error
     if not shards or manifest.num_samples < 1:
-        raise DataError(f"{where}: the set is empty ({len(shards)} shards); write it again")
+        raise DataError(f"{where}: the dataset is empty ({len(shards)} shards); write it again")
     repeated = [name for name, number in Counter(shard.path for shard in shards).items() if number > 1]
     if repeated:
-        raise DataError(f"{where}: shard {repeated[0]} is listed twice; write the set again")
+        raise DataError(f"{where}: shard {repeated[0]} is listed twice; write the dataset again")
     return manifest
 
 
@@ -311,17 +282,17 @@ def _parse_shard(entry: Mapping[str, Any], *, where: str) -> Shard:
 
 
 def _check_extra(extra: Mapping[str, Any]) -> None:
-    """Check the further fields that other files read (CONTRACT: benchmark_dataset.py, prepare/left_out.py)."""
+    """Check the further fields that `BenchmarkDataset` reads."""
     for name in ("benchmark", "origin"):
-        _of(str, extra.get(name, ""))
-    for number in _of(dict, extra.get("skipped", {})).values():
+        _checked(str, extra.get(name, ""))
+    for number in _checked(dict, extra.get("skipped", {})).values():
         _count(number)
-    for examples in _of(dict, extra.get("skipped_first", {})).values():
-        for example in _of(list, examples):
-            _of(str, example)
+    for examples in _checked(dict, extra.get("skipped_first", {})).values():
+        for example in _checked(list, examples):
+            _checked(str, example)
 
 
-def _of(kind: type[Kind], value: Any) -> Kind:
+def _checked(kind: type[Kind], value: Any) -> Kind:
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, found {value!r:.80}")
     return value
@@ -334,6 +305,6 @@ def _count(value: Any) -> int:
 
 
 def _checksum(value: Any) -> str:
-    if not re.fullmatch("([0-9a-f]{64})?", _of(str, value)):
+    if not re.fullmatch("([0-9a-f]{64})?", _checked(str, value)):
         raise TypeError(f"expected 64 hexadecimal digits, found {value!r:.80}")
     return str(value)

@@ -1,8 +1,6 @@
-"""Shards -> raw samples: splitting, order and shuffling; the only file that reads with webdataset.
+"""Shards -> raw samples, in order or by location; members are grouped into samples by webdataset.
 
-webdataset groups tar members into samples. Its own splitting and shuffling are not used: they take the rank
-from the environment (so all spawned workers read everything), permute after the split and forget the epoch
-in workers that restart. Here the stream maps a position to a sample, and an index says where in its shard it lies.
+Its splitting and shuffling are not used: `datamodules.stream` maps a position to a sample, on any rank and worker.
 """
 
 import tarfile
@@ -22,11 +20,11 @@ GroupedSample = dict[str, Any]
 _OPEN_SHARDS = 32
 _MAX_MEMBER_BYTES = 512 * 2**20
 _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
-_PICTURES = ("png", "jpg", "jpeg", "webp")
+_IMAGES = ("png", "jpg", "jpeg", "webp")
 
 
 def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:
-    """Yield samples `start` to `stop` (exclusive) of a set, opening only the shards that hold them.
+    """Yield samples `start` to `stop` (exclusive) of a dataset, opening only the shards that hold them.
 
     Raises:
         DataError: A shard is missing, cut or damaged.
@@ -50,7 +48,7 @@ def read_shard(
     Args:
         manifest: Of the dataset.
         shard: One of its shards.
-        wanted: Tells by the name of a member whether to read it; the others have no bytes.
+        wanted: Name of a member -> whether to read it; the others are empty.
 
     Raises:
         DataError: The file is missing or damaged, or its size or number of samples differs from the manifest.
@@ -70,26 +68,26 @@ def read_shard(
             raise
         raise DataError(
             f"shard {where} is damaged after sample {found} of {shard.num_samples} ({_reason(error)}); "
-            "copy it again or rebuild the set"
+            "copy it again or rebuild the dataset"
         ) from error
     if found != shard.num_samples:
         more = "more" if found > shard.num_samples else str(found)
         raise DataError(
             f"shard {where} is damaged: expected {shard.num_samples} samples, found {more}; "
-            "copy it again or rebuild the set"
+            "copy it again or rebuild the dataset"
         )
 
 
 def is_json(name: str) -> bool:
     """Whether a member is the JSON of a sample; for `read_shard`."""
-    return name.rpartition(".")[2].lower() == "json"
+    return _extension(name) == "json"
 
 
 class ShardReader:
-    """Reads samples by location; keeps the shards open that it used last. One for each worker, never shared.
+    """Read samples by location; the shards used last stay open. One for each worker.
 
-    A sample is read from its own bytes alone. Damage elsewhere in the shard is not noticed, and its own is never taken
-    for another sample: the members must fill the bytes that the index names, and bear its key.
+    A sample is read from its own bytes alone: its members must fill the bytes of the index and have its key. Damage
+    elsewhere in the shard is not noticed.
     """
 
     def __init__(self) -> None:
@@ -113,12 +111,12 @@ class ShardReader:
         """Return the ``source`` of a sample, without reading it."""
         return self._open(location)[1].sources[location.number]
 
-    def read(self, location: Location, *, pictures: bool = True) -> GroupedSample:
+    def read(self, location: Location, *, images: bool = True) -> GroupedSample:
         """Return one sample: member bytes by extension, with ``__key__`` and ``__url__``.
 
         Args:
-            location: Where it lies.
-            pictures: Whether to read its images; without, they have no bytes.
+            location: Its dataset, shard and number.
+            images: Whether to read its images; else they are empty.
 
         Raises:
             DataError: The shard is missing or changed, or the sample is damaged.
@@ -126,35 +124,38 @@ class ShardReader:
         stream, index = self._open(location)
         where = location.manifest.where(location.shard.path)
         start, stop = index.offsets[location.number : location.number + 2]
-        wanted = _is_no_picture if not pictures else lambda name: True
+
+        def wanted(name: str) -> bool:
+            return images or _extension(name) not in _IMAGES
+
         found: list[GroupedSample] = []
         try:
             members = list(walk_range(stream, location.shard.path, start, stop))
             end = members.pop() if members else None
             if isinstance(end, Damage) and end.kind == "cut_at_member":  # as it is after a whole sample
                 found = list(_grouped(stream, _require_members(members), where, wanted))
-            reason = _other(found, end)
+            reason = _found_instead(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
         if [sample["__key__"] for sample in found] != [index.keys[location.number]]:
             raise DataError(
                 f"shard {where} is damaged at sample {location.number} of {location.shard.num_samples}, byte {start} "
-                f"({reason}); copy it again or rebuild the set"
+                f"({reason}); copy it again or rebuild the dataset"
             )
         return found[0]
 
     def _open(self, location: Location) -> tuple[BinaryIO, SampleIndex]:
-        place = location.manifest.where(location.shard.path)
-        if place not in self._shards:
+        where = location.manifest.where(location.shard.path)
+        if where not in self._shards:
             index = load_index(location.manifest, location.shard)
             if len(self._shards) >= _OPEN_SHARDS:
                 self._shards.popitem(last=False)[1][0].close()
             try:
-                self._shards[place] = (location.manifest.open_shard(location.shard), index)
+                self._shards[where] = (location.manifest.open_shard(location.shard), index)
             except OSError as error:
-                raise DataError(f"shard {place} cannot be read: {error.strerror}") from error
-        self._shards.move_to_end(place)
-        return self._shards[place]
+                raise DataError(f"shard {where} cannot be read: {error.strerror}") from error
+        self._shards.move_to_end(where)
+        return self._shards[where]
 
 
 def _require_members(walked: Iterable[Member | Damage]) -> Iterator[Member]:
@@ -164,8 +165,8 @@ def _require_members(walked: Iterable[Member | Damage]) -> Iterator[Member]:
         yield found
 
 
-def _is_no_picture(name: str) -> bool:
-    return name.rpartition(".")[2].lower() not in _PICTURES
+def _extension(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def _grouped(
@@ -174,34 +175,24 @@ def _grouped(
     """Read members and group them into samples by webdataset's rule."""
     from webdataset.tariterators import group_by_keys  # here: it imports torch, which `prepare` does without
 
-    yield from group_by_keys(_contents(stream, members, url, wanted))
-
-
-def _contents(
-    stream: BinaryIO, members: Iterable[Member], url: str, wanted: Callable[[str], bool]
-) -> Iterator[dict[str, Any]]:
-    """Read members for webdataset to group."""
-    for member in members:
-        if not _is_ours(member.name):
-            continue
+    def read(member: Member) -> dict[str, Any]:
         stream.seek(member.data_offset)
-        # A member of any size may stand in a shard from elsewhere; what is cut here does not decode, and is counted.
+        # A shard made elsewhere may hold a member of any size; what is cut here does not decode, and is skipped.
         data = stream.read(min(member.size, _MAX_MEMBER_BYTES)) if wanted(member.name) else b""
-        yield {"fname": member.name, "data": data, "__url__": url}
+        return {"fname": member.name, "data": data, "__url__": url}
+
+    # Fields that begin with two underscores are webdataset's.
+    fields = (member for member in members if "__" not in member.name.rpartition("/")[2].partition(".")[2][:2])
+    yield from group_by_keys(map(read, fields))
 
 
-def _other(found: Sequence[GroupedSample], end: Member | Damage | None) -> str:
-    """Say what stands in the place of a sample."""
+def _found_instead(found: Sequence[GroupedSample], end: Member | Damage | None) -> str:
+    """Describe what the bytes of a sample hold."""
     if found:
         return f"found {', '.join(sample['__key__'] for sample in found)} in its place"
     if isinstance(end, Damage):
         return f"byte {end.offset}: {end.message}"
     return f"nothing but zeros after {end.name}" if end else "nothing but zeros in its place"
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a member may be part of a sample: fields in double underscores are webdataset's own."""
-    return "__" not in name.rpartition("/")[2].partition(".")[2][:2]
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The gold answers of a set, read from its shards without images."""
+"""The references of a dataset, read from its shards without images."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from alignvlm_pl.metrics.base import EvalSample
 
 from .manifest import load_manifest
 from .reader import is_json, read_shard
-from .sample import message_text
+from .sample import last_answer, last_question
 from .sample_formats import parse_record
 
 
 def read_answers(folder: Path | str) -> list[EvalSample]:
-    """Read the samples of a set in the sample schema as answers whose prediction is still empty.
+    """Read the samples of a dataset in the sample schema, with empty predictions.
 
     Raises:
         DataError: The folder is not a dataset, or a sample is not in the sample schema.
@@ -31,15 +31,13 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
 
 def _answer(key: str, record: dict) -> EvalSample:
     turns = record["messages"]
-    last = [message_text(turns[-1])] if turns[-1]["role"] == "assistant" else []
-    asked = [turn for turn in turns if turn["role"] == "user"]
-    references, meta = record.get("references") or last, record.get("meta") or {}
+    references, meta = record.get("references") or last_answer(turns), record.get("meta") or {}
     if not isinstance(references, list) or not isinstance(meta, dict):
         raise TypeError(f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}")
     return EvalSample(
         key=key,
         prediction="",
         references=tuple(references),
-        question=message_text(asked[-1]) if asked else "",
+        question=last_question(turns),
         meta=meta,
     )

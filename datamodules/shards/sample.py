@@ -1,8 +1,4 @@
-"""The sample schema: its dataclass and the rules every shard must keep (no torch here).
-
-A sample is `{key}.json` with its images `{key}.0.png`, `{key}.1.jpg`, …; docs/data.md describes the fields.
-The writer refuses what the reader would refuse, so both call `check_record`.
-"""
+"""The sample schema, `{key}.json` with its images `{key}.0.png`, …, of docs/data.md, and its check (no torch here)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +17,10 @@ Line = dict[str, Any]
 
 
 class SampleError(DataError):
-    """One sample is bad. Training may skip and count it; evaluation and strict mode stop.
+    """One sample is invalid. Training may skip it; strict training stops.
 
     Attributes:
-        reason: Short name under which it is counted, for example ``undecodable_image``.
+        reason: Skip reason, for example ``undecodable_image``.
     """
 
     def __init__(self, message: str, reason: str = "invalid_sample") -> None:
@@ -37,15 +33,15 @@ class Sample:
     """One decoded document with its conversation.
 
     Attributes:
-        key: Name of the sample in its shard, unique over all shards of a set.
-        source: Data set it comes from.
-        task: Kind of question, for example ``vqa``.
+        key: Name of the sample in its shard, unique over all shards of a dataset.
+        source: Where it comes from.
+        task: Kind of task, for example ``vqa``.
         messages: Turns; content is a list of ``{"type": "image", "index"}`` and ``{"type": "text", "text"}``.
         images: RGB images, in the order of their index.
         references: All accepted answers of the last assistant turn; empty where none is known.
         lines: Text lines of image 0, ``{"text", "box": [x0, y0, x1, y1]}`` in pixels of the stored image.
         sizes: (width, height) in pixels of each stored image.
-        meta: What a benchmark needs to score the answer: options, split, document, …
+        meta: What a benchmark needs to score the prediction: options, split, document, …
     """
 
     key: str
@@ -64,16 +60,26 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
+def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the last user turn; empty where there is none."""
+    return next((message_text(turn) for turn in reversed(messages) if turn["role"] == "user"), "")
+
+
+def last_answer(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the text of the last turn, if it is the assistant's, as the only reference."""
+    return [message_text(messages[-1])] if messages[-1]["role"] == "assistant" else []
+
+
 def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> None:
-    """Check the JSON of one sample against the images that lie beside it.
+    """Check the JSON of one sample, and that its messages have a placeholder for each image.
 
     Args:
         record: Parsed ``{key}.json``.
-        num_images: Number of image members stored with it.
-        where: How an error names the sample (key and shard, or file and line).
+        num_images: Number of images stored with it.
+        where: Name of the sample in errors.
 
     Raises:
-        SampleError: Naming `where`, what was expected and what was found.
+        SampleError: It violates the sample schema.
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -97,7 +103,7 @@ def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> N
 
 
 def _check_turn(turn: object, number: int, where: str) -> list[int]:
-    """Check one turn and return the image indices it mentions."""
+    """Check one turn and return the indices of its images."""
     if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
         raise SampleError(f"{where}: turn {number} needs a role of {', '.join(ROLES)}, found {turn!r:.120}")
     content = turn.get("content")
@@ -118,7 +124,7 @@ def _check_turn(turn: object, number: int, where: str) -> list[int]:
 
 
 def _is_text(text: str) -> bool:
-    """Whether a text can be encoded: JSON may hold halves of surrogate pairs, which no tokenizer takes."""
+    """Whether a text is valid Unicode: JSON may hold half a surrogate pair, which no tokenizer encodes."""
     try:
         text.encode()
     except UnicodeEncodeError:

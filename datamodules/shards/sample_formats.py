@@ -1,8 +1,4 @@
-"""Turn what a shard or a jsonl file holds into the sample schema (no torch here).
-
-One reader per source format; each takes the members of a tar sample (or one parsed record) and gives the
-JSON of `sample.check_record` with the bytes of its images. docs/data.md shows one example of each format.
-"""
+"""Formats of tar samples -> the sample schema (no torch here); docs/data.md has an example of each format."""
 
 import json
 import re
@@ -19,11 +15,11 @@ IMAGE_PLACEHOLDER = "<|image|>"
 CAPTION_PROMPT = "Describe the image briefly."
 """Asked about images with a caption, unless another prompt is set; the paper states none."""
 RawSample = Mapping[str, Any]
-# What an adapter gives: the record in the sample schema, the encoded images, and their file names for messages.
+# The record in the sample schema, the encoded images, and their file names.
 NormalSample = tuple[dict[str, Any], list[bytes], list[str]]
 Adapter = Callable[[RawSample], NormalSample]
 
-# Far above any conversation; what is larger is not parsed, or one sample could take all memory.
+# Far above any conversation; a larger one is not parsed, as it could fill the memory.
 MAX_JSON_BYTES = 16 << 20
 
 _NUMBERED = re.compile(r"([0-9]{1,9})\.(png|jpg|jpeg|webp)")
@@ -55,7 +51,7 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
 
     Args:
         data: The bytes of its `json` member.
-        where: How errors name the sample.
+        where: Name of the sample in errors.
 
     Raises:
         SampleError: It is too large, nested too deep, no JSON, or not a JSON object.
@@ -89,7 +85,7 @@ class CaptionReader:
     source: str = "cc12m"
 
     def __call__(self, raw: RawSample) -> NormalSample:
-        """Raise SampleError for a pair without image or caption: downloads of links are never complete."""
+        """Read one pair; raise SampleError where it has no image or caption."""
         record = read_json(raw) if "json" in raw else {}
         if "messages" in record:
             return _with_images(record, raw)
@@ -115,7 +111,7 @@ def read_bigdocs(raw: RawSample) -> NormalSample:
     """Read the sample schema, or a BigDocs row stored as json beside its images.
 
     Raises:
-        DataError: The columns are of no known BigDocs schema: the whole shard would be misread.
+        DataError: The columns are of no known BigDocs schema.
     """
     record = read_json(raw)
     if "messages" in record:
@@ -157,9 +153,8 @@ def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str,
 
     Args:
         record: ``messages`` with plain strings holding ``<|image|>``, ``dataset_name``, ``task_name``, and
-            optionally ``id``, ``references`` and ``lines``. Several user and assistant turns are kept; a turn whose
-            content is a list of parts is in the sample schema already.
-        where: How errors name the record.
+            optionally ``id``, ``references`` and ``lines``. A turn whose content is a list of parts is kept.
+        where: Name of the record in errors.
 
     Raises:
         SampleError: No messages, or a turn without role and text.
@@ -193,7 +188,7 @@ def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
     """Pair the queries of a BigDocs row with its answers; each is a text or a list of texts.
 
     Raises:
-        SampleError: There are not as many of one as of the other (``query_count``), or one is no text (``bad_row``).
+        SampleError: Their numbers differ (``query_count``), or one is no text (``bad_row``).
     """
     asked, answered = as_list(queries), as_list(answers)
     if not asked or len(asked) != len(answered):
@@ -204,7 +199,7 @@ def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
 
 
 def conversation(pairs: list[tuple[str, str]], *, num_images: int) -> list[Message]:
-    """Build the turns of question and answer pairs; all images stand before the first question."""
+    """Build the turns of question and answer pairs; all images come before the first question."""
     turns: list[Message] = []
     for number, (question, answer) in enumerate(pairs):
         images = [{"type": "image", "index": index} for index in range(num_images if number == 0 else 0)]
@@ -215,11 +210,7 @@ def conversation(pairs: list[tuple[str, str]], *, num_images: int) -> list[Messa
 
 
 def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
-    """Collect the images a normal-form record names.
-
-    Raises:
-        DataError: One is not in the tar: the sample is partial, so the shard is damaged.
-    """
+    """Return a record in the sample schema with its images; raise DataError where one is not in the tar."""
     named = record.get("images")
     try:
         files = [image["file"].lower() for image in named] if isinstance(named, list) else _image_members(raw)
@@ -227,12 +218,12 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
         raise SampleError(
             f"{describe(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
         ) from error
-    # `__key__` and `__url__` are words of whoever made the tar, and an image given as text is opened as a path.
+    # An untrusted json may name `__key__` as a file, whose text would be opened as a path.
     missing = [file for file in files if not isinstance(raw.get(file), bytes)]
     if missing:
         raise DataError(
             f"{describe(raw)} is partial: its json names {len(files)} images but {', '.join(missing)} is not "
-            "in the shard; copy the shard again or rebuild the set"
+            "in the shard; copy the shard again or rebuild the dataset"
         )
     return record, [raw[file] for file in files], files
 
@@ -248,7 +239,7 @@ def _members(raw: RawSample) -> str:
 
 
 def _text(raw: RawSample) -> str:
-    """Return the caption in the `txt` member; with its bytes replaced it would be learned so."""
+    """Return the caption in the `txt` member."""
     try:
         return str(raw["txt"].decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -256,7 +247,7 @@ def _text(raw: RawSample) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list as it is, None as no element, and another value as the only element."""
+    """Return a list as it is, None as an empty list, and another value as a list of one."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -1,7 +1,4 @@
-"""One shard on its way to its name: deterministic bytes, whole or absent, its index beside it (no torch here).
-
-CONTRACT: `ShardWriter` and datamodules/pack write through here, so both give the same bytes for the same samples.
-"""
+"""One shard file with its index, whole or absent; equal samples give equal bytes (no torch here)."""
 
 import hashlib
 import io
@@ -33,7 +30,7 @@ class ShardSample:
     Attributes:
         key: Its name.
         record: Its JSON, complete.
-        members: Name and content of its files, in their order.
+        members: Name and content of its files, in order.
     """
 
     key: str
@@ -72,8 +69,8 @@ def shard_sample(
         key: Its name in the shard.
         source: ``source`` where the record has none.
         license: ``license`` where the record has none.
-        where: How errors name the sample; by default its key.
-        sizes: Upright (width, height) of each image, where they were read before.
+        where: Name of the sample in errors; by default its key.
+        sizes: Upright (width, height) in pixels of each image; None: they are read.
 
     Raises:
         SampleError: It violates the sample schema.
@@ -131,8 +128,8 @@ class OpenShard:
         self.size += sample.size
 
     def finish(self) -> Shard:
-        """Write the end mark and the index, then give the shard its name."""
-        index = SampleIndex.of_rows(self._rows, end=self._tar.offset)
+        """Complete the shard and write its index, then give the shard its name."""
+        index = SampleIndex.from_rows(self._rows, end=self._tar.offset)
         self._tar.close()
         self._file.close()
         # The index first: a shard under its own name always has one.
@@ -181,11 +178,10 @@ def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
     """
     try:
         with warnings.catch_warnings():
-            # Of size and of damaged metadata: `load_image` decides about the one, and nobody needs the other.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # of size, which `load_image` checks, and of damaged metadata
             with Image.open(io.BytesIO(image)) as opened:
                 width, height = opened.size
-                # Asked for its EXIF, Pillow decodes a whole PNG, which may have it behind its pixels.
+                # For its EXIF, Pillow decodes a whole PNG.
                 bare = opened.format == "PNG" and not any(mark in image for mark in _PNG_EXIF)
                 turned = not bare and opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
@@ -52,7 +52,7 @@ class Damage:
         kind: Short name, for example ``cut_in_header``.
         message: What is wrong.
         member: Member at or before it; empty where there is none.
-        offset: Byte of the shard; -1 where the damage has no place.
+        offset: Byte of the shard; -1 where the damage has no offset.
     """
 
     shard: str
@@ -62,25 +62,25 @@ class Damage:
     offset: int = -1
 
     def __str__(self) -> str:
-        place = f" at byte {self.offset}" if self.offset >= 0 else ""
+        offset = f" at byte {self.offset}" if self.offset >= 0 else ""
         member = f", member {self.member}" if self.member else ""
-        return f"{self.shard}{place}{member}: {self.message} ({self.kind})"
+        return f"{self.shard}{offset}{member}: {self.message} ({self.kind})"
 
 
 def walk(path: Path) -> Iterator[Member | Damage]:
-    """Yield the members of a tar in order, and at the end what is wrong with its structure, if anything is."""
+    """Yield the members of a tar in order, and last the damage of its structure, if there is any."""
     with path.open("rb") as stream:
         yield from walk_range(stream, path.name, 0, path.stat().st_size)
 
 
-def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[Member | Damage]:
+def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator[Member | Damage]:
     """Yield the members that begin between two bytes of a tar, as if the tar ended at the second.
 
     Args:
         stream: The tar.
-        shard: What damages call it.
+        shard: Its name in damages.
         start: Byte where the header of a member begins.
-        size: Byte where the last member ends; the end-of-archive mark is looked for there.
+        size: Byte where the last member ends and the end-of-archive mark is expected.
     """
     offset, before, long_name, begin = start, "", "", -1
     while True:
@@ -95,17 +95,11 @@ def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[
         except tarfile.HeaderError as error:
             yield _broken(shard, before, offset, size, error)
             return
-        after = (
-            offset + _BLOCK + -(-info.size // _BLOCK) * _BLOCK if info.isreg() or _has_data(info) else offset + _BLOCK
-        )
-        if offset + _BLOCK + info.size > size and after > offset + _BLOCK:
-            yield Damage(
-                shard=shard,
-                kind="cut_in_data",
-                message=f"the file ends inside this member, which has {info.size} bytes",
-                member=long_name or info.name,
-                offset=size,
-            )
+        content = info.size if info.isreg() or info.type in _BEFORE_A_MEMBER else 0
+        if content and offset + _BLOCK + content > size:
+            message = f"the file ends inside this member, which has {content} bytes"
+            name = long_name or info.name
+            yield Damage(shard=shard, kind="cut_in_data", message=message, member=name, offset=size)
             return
         if info.type in _LONG_NAMES:
             long_name = _long_name(info, _read_at(stream, offset + _BLOCK, info.size)) or long_name
@@ -121,7 +115,7 @@ def walk_range(stream: BinaryIO, shard: str, start: int, size: int) -> Iterator[
             )
         if info.type not in _BEFORE_A_MEMBER:
             long_name, begin = "", -1
-        offset = after
+        offset += _BLOCK + -(-content // _BLOCK) * _BLOCK
 
 
 def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
@@ -134,9 +128,24 @@ def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]
         yield key, list(group)
 
 
-def field_name(member: Member) -> str:
-    """Return what a member is called in its sample: all after the first dot, in lower case."""
-    return member.name.rpartition("/")[2].partition(".")[2].lower()
+def read_sample(
+    stream: IO[bytes], key: str, members: Iterable[Member], *, url: str
+) -> tuple[dict[str, Any], list[Member]]:
+    """Read the members of one sample.
+
+    Returns:
+        Content by field (all after the first dot of the name, in lower case) with ``__key__`` and ``__url__``, and the
+        members whose field was read before.
+    """
+    raw: dict[str, Any] = {"__key__": key, "__url__": url}
+    repeated = []
+    for member in members:
+        name = member.name.rpartition("/")[2].partition(".")[2].lower()
+        if name in raw:
+            repeated.append(member)
+        else:
+            raw[name] = _read_at(stream, member.data_offset, member.size)
+    return raw, repeated
 
 
 def _sample_key(member: Member) -> str:
@@ -144,50 +153,41 @@ def _sample_key(member: Member) -> str:
     return f"{folder}{slash}{name.split('.', 1)[0]}"
 
 
-def _has_data(info: tarfile.TarInfo) -> bool:
-    return info.type in _BEFORE_A_MEMBER
-
-
 def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:
     if offset >= size:
         after = "after this member without an end-of-archive mark" if before else "before its first member"
-        message = f"the file ends {after}"
-        return Damage(shard=shard, kind="cut_at_member", message=message, member=before, offset=offset)
-    if offset + _BLOCK > size:
-        message = f"the file ends inside the header {'after this member' if before else 'of its first member'}"
-        return Damage(shard=shard, kind="cut_in_header", message=message, member=before, offset=offset)
-    where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
-    return Damage(
-        shard=shard,
-        kind="bad_header",
-        message=f"broken header {where} ({error})",
-        member=before,
-        offset=offset,
-    )
+        kind, message = "cut_at_member", f"the file ends {after}"
+    elif offset + _BLOCK > size:
+        of = "after this member" if before else "of its first member"
+        kind, message = "cut_in_header", f"the file ends inside the header {of}"
+    else:
+        where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
+        kind, message = "bad_header", f"broken header {where} ({error})"
+    return Damage(shard=shard, kind=kind, message=message, member=before, offset=offset)
 
 
-def _end(stream: BinaryIO, shard: str, before: str, offset: int) -> Iterator[Damage]:
-    """Look behind the first block of zeros: an archive ends with two, and has nothing but zeros after them."""
+def _end(stream: IO[bytes], shard: str, before: str, offset: int) -> Iterator[Damage]:
+    """Check that an archive ends with two blocks of zeros and has nothing but zeros after them."""
     stream.seek(offset)
-    rest_offset, zeros = offset, 0
+    end = offset
     while block := stream.read(_BLOCK):
         if block.strip(b"\0"):
             message = "a header of zeros in the middle: readers stop here, and the rest is lost"
             yield Damage(shard=shard, kind="zeroed_header", message=message, member=before, offset=offset)
             return
-        rest_offset, zeros = rest_offset + len(block), zeros + len(block) // _BLOCK
-    if zeros < 2:
+        end += len(block)
+    if end < offset + 2 * _BLOCK:
         message = "the end-of-archive mark after this member is cut"
-        yield Damage(shard=shard, kind="cut_at_end", message=message, member=before, offset=rest_offset)
+        yield Damage(shard=shard, kind="cut_at_end", message=message, member=before, offset=end)
 
 
-def _read_at(stream: BinaryIO, offset: int, size: int) -> bytes:
+def _read_at(stream: IO[bytes], offset: int, size: int) -> bytes:
     stream.seek(offset)
     return stream.read(size)
 
 
 def _long_name(info: tarfile.TarInfo, data: bytes) -> str:
-    """Return the name that a header of its own gives to the next member."""
+    """Return the name of the next member, where a header holds nothing else."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return data.rstrip(b"\0").decode("utf-8", _NAMES)
     records = (line.partition(b" ")[2] for line in data.split(b"\n"))

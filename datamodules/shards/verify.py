@@ -13,16 +13,16 @@ from alignvlm_pl.preprocessing.imaging import load_image
 
 from ..storage.transfer import MissingFileError
 from .index import IndexRow, MissingIndexError, index_path, index_row, load_index
-from .manifest import Manifest, Shard, file_sha256, read_manifest
+from .manifest import Manifest, Shard, file_digest, read_manifest
 from .sample import SampleError, check_record
-from .sample_formats import FORMATS, Adapter, NormalSample, read_normal
+from .sample_formats import FORMATS, Adapter, read_normal
 from .shard_file import upright_size
-from .tar_walk import Damage, Member, field_name, sample_groups, walk
+from .tar_walk import Damage, Member, read_sample, sample_groups, walk
 
 
 @dataclass(kw_only=True, slots=True)
 class Verification:
-    """Checks of one set.
+    """Checks of one dataset.
 
     Attributes:
         adapter: Reads the members of the source's format.
@@ -37,7 +37,7 @@ class Verification:
     seen: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, folder: Path, progress: Callable[[Shard], None] = lambda shard: None) -> Iterator[Damage]:
-        """Yield all damages of the set in a folder, shard by shard.
+        """Yield all damages of the dataset in a folder, shard by shard.
 
         Raises:
             DataError: There is no manifest, or it is malformed.
@@ -71,15 +71,11 @@ class Verification:
         if (size := path.stat().st_size) != shard.bytes:
             message = f"expected {shard.bytes} bytes, found {size}"
             yield Damage(shard=shard.path, kind="wrong_size", message=message)
-        elif self.checksums and shard.sha256 and file_sha256(path) != shard.sha256:
+        elif self.checksums and shard.sha256 and file_digest(path) != shard.sha256:
             yield Damage(shard=shard.path, kind="wrong_sha256", message="the content has changed: another checksum")
-        members: list[Member] = []
-        for found in walk(path):
-            if isinstance(found, Damage):
-                yield found
-            else:
-                members.append(found)
-        samples = list(sample_groups(members))
+        walked = list(walk(path))
+        yield from (found for found in walked if isinstance(found, Damage))
+        samples = list(sample_groups(found for found in walked if isinstance(found, Member)))
         rows: list[IndexRow | None] = []
         for key, group in samples:
             yield from self._sample(path, key, group, rows)
@@ -99,20 +95,15 @@ class Verification:
         if key in self.seen:
             yield damage("repeated_key", f"sample {key!r} is in {self.seen[key]} already")
         self.seen.setdefault(key, path.name)
-        raw: dict[str, object] = {"__key__": key, "__url__": str(path)}
         with path.open("rb") as stream:
-            for member in members:
-                name = field_name(member)
-                if name in raw:
-                    yield damage("repeated_member", f"sample {key!r} has this member twice", member)
-                    continue
-                stream.seek(member.data_offset)
-                raw[name] = stream.read(member.size)
+            raw, repeated = read_sample(stream, key, members, url=str(path))
+        for member in repeated:
+            yield damage("repeated_member", f"sample {key!r} has this member twice", member)
         try:
-            normal = self.adapter(raw)
-            check_record(normal[0], num_images=len(normal[1]), where=key)
-            sizes = [upright_size(data, name=file) for data, file in zip(normal[1], normal[2], strict=True)]
-            rows[-1] = index_row(normal[0], offset=first.begin, key=key, sizes=sizes, source="")
+            record, images, files = self.adapter(raw)
+            check_record(record, num_images=len(images), where=key)
+            sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
+            rows[-1] = index_row(record, offset=first.begin, key=key, sizes=sizes, source="")
         except SampleError as error:
             yield damage(error.reason, str(error))
             return
@@ -120,17 +111,20 @@ class Verification:
             yield damage("not_a_sample", str(error))
             return
         if self.checksums:
-            yield from _other_pictures(normal, sizes, damage)
-        if self.images:
-            yield from _undecodable(normal, damage)
+            yield from _other_images(record.get("images"), images, files, sizes, damage)
+        for data, file in zip(images, files, strict=True) if self.images else ():
+            try:
+                load_image(data, name=file)
+            except DataError as error:
+                yield damage("undecodable_image", str(error))
 
 
 def _index_damage(
-    manifest: Manifest, shard: Shard, places: list[tuple[str, int]], rows: list[IndexRow | None], end: int
+    manifest: Manifest, shard: Shard, samples: list[tuple[str, int]], rows: list[IndexRow | None], end: int
 ) -> Iterator[Damage]:
-    """Compare the index of a shard with what the shard holds; rows of bad samples are None.
+    """Compare the index of a shard with the shard; rows of invalid samples are None.
 
-    The sources are not compared: what a foreign sample's source is was decided by whoever indexed it.
+    Sources are not compared: `prepare index` sets those of samples that name none.
     """
 
     def damage(kind: str, message: str) -> Damage:
@@ -145,7 +139,7 @@ def _index_damage(
         yield damage("wrong_index", str(error))
         return
     found = [*zip(index.keys, index.offsets, strict=False), ("the end", index.offsets[-1])]
-    for (key, offset), (wanted_key, wanted) in zip(found, [*places, ("the end", end)], strict=False):
+    for (key, offset), (wanted_key, wanted) in zip(found, [*samples, ("the end", end)], strict=False):
         if (key, offset) != (wanted_key, wanted):
             yield damage("wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}")
             return
@@ -160,14 +154,17 @@ def _index_damage(
             return
 
 
-def _other_pictures(
-    normal: NormalSample, sizes: Sequence[tuple[int, int]], damage: Callable[..., Damage]
+def _other_images(
+    described: object,
+    images: Sequence[bytes],
+    files: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    damage: Callable[[str, str], Damage],
 ) -> Iterator[Damage]:
-    """Compare images with what their own record says: flipped bytes in a JPEG decode without an error."""
-    described = normal[0].get("images")
+    """Compare images with what their record says: changed bytes in a JPEG decode without an error."""
     if not isinstance(described, list):
         return
-    for entry, size, data, file in zip(described, sizes, normal[1], normal[2], strict=True):
+    for entry, size, data, file in zip(described, sizes, images, files, strict=True):
         found = {"w": size[0], "h": size[1], "sha256": hashlib.sha256(data).hexdigest()}
         wrong = [name for name, value in found.items() if entry.get(name, value) != value]
         if wrong:
@@ -175,25 +172,17 @@ def _other_pictures(
             yield damage("wrong_picture", f"{file} is not the image that its json describes: expected {listing}")
 
 
-def _undecodable(normal: NormalSample, damage: Callable[..., Damage]) -> Iterator[Damage]:
-    for data, file in zip(normal[1], normal[2], strict=True):
-        try:
-            load_image(data, name=file)
-        except DataError as error:
-            yield damage("undecodable_image", str(error))
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `shards verify`: print every damage; 1 where there is one."""
     parser = argparse.ArgumentParser(prog="shards verify", description=(__doc__ or "").split(":")[1].strip())
-    parser.add_argument("folders", type=Path, nargs="+", help="folders of sets")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of datasets")
     parser.add_argument("--format", choices=FORMATS, default="normal", help="what the tars hold; default: %(default)s")
-    parser.add_argument("--fast", action="store_true", help="neither checksums nor pictures")
+    parser.add_argument("--fast", action="store_true", help="neither checksums nor images")
     options = parser.parse_args(argv)
     check = Verification(adapter=FORMATS[options.format], images=not options.fast, checksums=not options.fast)
     kinds: Counter[str] = Counter()
     for folder in options.folders:
-        for damage in check(folder, lambda shard: _tell(f"{shard.path}: {shard.num_samples} samples")):
+        for damage in check(folder, _print_progress):
             kinds[damage.kind] += 1
             sys.stdout.write(f"{folder}/{damage}\n")
     listing = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
@@ -201,5 +190,5 @@ def main(argv: Sequence[str]) -> int:
     return int(bool(kinds))
 
 
-def _tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+def _print_progress(shard: Shard) -> None:
+    sys.stderr.write(f"{shard.path}: {shard.num_samples} samples\n")

@@ -1,8 +1,7 @@
-"""Write samples as WebDataset shards: deterministic bytes, never half a set that looks whole (no torch).
+"""Write samples as WebDataset shards with equal bytes for equal samples (no torch).
 
-Tars are written with the standard library because importing webdataset imports torch, which the `prepare`
-commands do without. A shard gets its name when it is complete and its index lies beside it, and the manifest is the
-last file written: a run that is killed leaves a folder that `load_manifest` refuses.
+A shard gets its name when it is complete and its index beside it, and the manifest is written last: a killed run leaves
+a folder that `load_manifest` refuses. Tars are written by the standard library, as webdataset imports torch.
 """
 
 import errno
@@ -48,24 +47,23 @@ class ShardWriter:
         max_bytes: int = MAX_SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
-        """Prepare a folder for a new set.
+        """Prepare a folder for a new dataset.
 
         Args:
             out_dir: Folder for the shards; created if needed.
-            name: Name of the set, the stem of shards and keys: letters, digits, ``_`` and ``-`` only
-                (WebDataset cuts keys at the first dot).
+            name: Name of the dataset, the stem of shards and keys: letters, digits, ``_`` and ``-``, as webdataset
+                cuts keys at the first dot.
             source: Default for the ``source`` field of the samples.
             license: Default for the ``license`` field of the samples.
             samples_per_shard: Samples after which a new shard begins.
             max_bytes: Size in bytes after which a new shard begins.
-            overwrite: Replace a finished set that is already there.
+            overwrite: Replace a finished dataset.
 
         Raises:
-            ConfigError: A bad name or size.
-            DataError: The folder holds a finished set.
+            ConfigError: An invalid name or size.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ConfigError(f"name of a set: expected letters, digits, '_' and '-', found {name!r}")
+            raise ConfigError(f"name of a dataset: expected letters, digits, '_' and '-', found {name!r}")
         if samples_per_shard < 1 or max_bytes < 1:
             raise ConfigError(
                 f"samples_per_shard and max_bytes must be positive, found {samples_per_shard} and {max_bytes}"
@@ -86,11 +84,11 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         manifest = self.folder / MANIFEST_NAME
         if manifest.exists() and not self._overwrite:
-            raise DataError(f"{self.folder} already holds a finished set; choose another folder or allow overwriting")
+            raise DataError(f"{self.folder} already holds a finished dataset; choose another folder or overwrite it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             manifest.unlink(missing_ok=True)
-            # What a killed run left; the name of another set may begin with ours, so match exactly.
+            # What a killed run left; the name of another dataset may begin with this one's.
             for leftover in self.folder.iterdir():
                 if is_part_of(self.name, leftover.name):
                     leftover.unlink()
@@ -107,8 +105,18 @@ class ShardWriter:
         try:
             self._close_shard()
             if not self._num_samples:
-                raise DataError(f"no sample was written to {self.folder}; an empty set cannot be read")
-            write_manifest(self._manifest())
+                raise DataError(f"no sample was written to {self.folder}; an empty dataset cannot be read")
+            manifest = Manifest(
+                folder=self.folder,
+                name=self.name,
+                source=self._source,
+                license=self._license,
+                num_samples=self._num_samples,
+                shards=tuple(self._shards),
+                sources=dict(self._sources),
+                extra=self.extra,
+            )
+            write_manifest(manifest)
         except BaseException:
             self._discard()
             raise
@@ -164,37 +172,21 @@ class ShardWriter:
         self._open_shard = None
 
     def _discard(self) -> None:
-        """Remove what this run wrote: an error must not leave shards that look like a set."""
+        """Remove what this run wrote."""
         if self._open_shard is not None:
             self._open_shard.abandon()
         for shard in self._shards:
             (self.folder / shard.path).unlink(missing_ok=True)
             index_path(self.folder / shard.path).unlink(missing_ok=True)
 
-    def _manifest(self) -> Manifest:
-        return Manifest(
-            folder=self.folder,
-            name=self.name,
-            source=self._source,
-            license=self._license,
-            num_samples=self._num_samples,
-            shards=tuple(self._shards),
-            sources=dict(self._sources),
-            extra=self.extra,
-        )
-
 
 def is_part_of(name: str, file: str) -> bool:
-    """Say whether a file is a shard, an index, or an unfinished one, of the set called `name`."""
+    """Whether a file is a shard or an index, finished or not, of the dataset called `name`."""
     return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.partial)?", file) is not None
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Make sure that `size` bytes can still be written.
-
-    Raises:
-        DataError: With the bytes needed and the bytes free.
-    """
+    """Raise a DataError with the bytes needed and free where `size` bytes cannot be written."""
     free = shutil.disk_usage(folder).free
     if free < size + SPARE_BYTES:
         raise DataError(
@@ -204,6 +196,6 @@ def check_space(folder: Path, size: int) -> None:
 
 
 def space_error(folder: Path, error: OSError) -> DataError:
-    """Word what a disk says about shards that cannot be written."""
+    """Return the error of shards that cannot be written."""
     what = "no space left" if error.errno == errno.ENOSPC else error.strerror
     return DataError(f"cannot write shards to {folder}: {what}; free space or choose another folder")

@@ -18,7 +18,6 @@ from .stream import TrainStream
 
 logger = logging.getLogger(__name__)
 State = dict[str, Any]
-MODES = ("exact", "coarse")
 _VERSION = 1
 
 
@@ -91,13 +90,7 @@ def redistribute(cursors: Sequence[Cursor], world_size: int) -> list[Cursor]:
 
 
 def fingerprint(stream: TrainStream, planner: BatchPlanner, **others: Any) -> dict[str, str]:
-    """Describe everything that the batches depend on; not the number of ranks and workers.
-
-    Args:
-        stream: The stream.
-        planner: Cuts it into batches.
-        **others: Further settings: processor, text limit, adapter.
-    """
+    """Describe everything that the batches depend on; `others` are settings of processor, text limit and adapter."""
     found = {"seed": stream.seed, "shuffle_buffer": stream.buffer, **asdict(planner), **others}
     for source in stream.sources:
         digests = [manifest.sha256[:16] for manifest in source.manifests]
@@ -117,9 +110,9 @@ def gather_state(
     """Gather the state of all ranks; all of them must call it.
 
     Args:
-        stream: The stream.
-        planner: Cuts it into batches.
-        identity: Its `fingerprint`.
+        stream: Position -> sample.
+        planner: Window -> batches.
+        identity: Their `fingerprint`.
         cursor: `Cursor.state_dict` of this rank.
         seen: Samples that this rank has trained on, by source.
     """
@@ -132,7 +125,7 @@ def gather_state(
         "samples_seen": dict(sum((Counter(rank["seen"]) for rank in ranks), Counter())),
         "epoch_samples": len(stream),
         "window": planner.window,
-        # To be read by people; the cursors are exact.
+        # For people to read; the cursors are exact.
         "sources": stream.progress(begun * planner.window),
     }
 
@@ -149,12 +142,12 @@ def resume_cursors(
     """Return the cursors of all ranks that resume from a state.
 
     Args:
-        state: Of `gather_state`, perhaps of another number of ranks.
-        stream: The stream.
-        planner: Cuts it into batches.
-        identity: Its `fingerprint`.
+        state: State of `gather_state`, on any number of ranks.
+        stream: Position -> sample.
+        planner: Window -> batches.
+        identity: Their `fingerprint`.
         world_size: Number of ranks now.
-        mode: One of `MODES`. `coarse` continues at the same share of the epoch if data or settings changed.
+        mode: ``exact``, or ``coarse``: resume at the same share of the epoch if data or settings changed.
 
     Raises:
         ConfigError: Data or settings changed, and the mode is exact; the message names each difference.

@@ -61,7 +61,7 @@ class Source:
             found.append([number for number, source in enumerate(sources) if source in self.only])
         if not any(found):
             raise DataError(
-                f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training sets of "
+                f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training datasets of "
                 f"{self.name}"
             )
         return found
@@ -74,11 +74,11 @@ class Source:
 class TrainStream:
     """Endless stream of the samples of all sources: a pure function of the position.
 
-    One source, or several without weights: each epoch has each sample once, in another order. Several with weights:
-    every source has its own epochs, at the speed that its weight gives.
+    Of one source, each epoch has each sample once, in another order. Of several, each source has its own epochs, and
+    its share of the positions is its weight.
 
     Attributes:
-        sources: What is trained on.
+        sources: The sources.
         seed: Seed of the order.
         buffer: See `DatasetOrder`.
     """

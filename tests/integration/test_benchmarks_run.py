@@ -84,7 +84,7 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
     assert {"f1", "precision", "recall"} <= set(scores["deepform"])
     assert scores["mmvet"] == {"num": 0}
     assert one["incomplete"]["docvqa"] == [
-        "2 rows left out when it was prepared: bad_base64",
+        "2 rows skipped when it was prepared: bad_base64",
         "3 of 5,349 questions",
     ]
     unread, size = one["incomplete"]["tabfact"]

@@ -226,7 +226,7 @@ def test_problems_of_dataset_samples_and_predictions_are_all_kept(root, tmp_path
             fitted.begin_stage(Stage(name="hand", max_steps=1, **RATES))
             trainer(tmp_path / "run", evaluation(subset=subset), max_steps=1).fit(fitted, datamodule=tables)
     kept = [line.split(" is incomplete: ")[1] for line in caplog.messages if " is incomplete: " in line]
-    assert kept[0] == "2 rows left out when it was prepared: bad_base64"
+    assert kept[0] == "2 rows skipped when it was prepared: bad_base64"
     assert kept[1].startswith("1 samples could not be read, undecodable_image: tablevqa-00000002 (")
     assert kept[2].startswith("1 predictions cannot be scored: tablevqa-00000001 (")
     assert kept[3:] == ([] if subset else ["1 of 1,500 questions"])

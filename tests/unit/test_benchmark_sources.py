@@ -120,7 +120,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
     output = BenchmarkDataset.of("docvqa", made, {}).problems
     assert output[0].items == tuple(made.extra["skipped_first"]["broken_row"])
     assert output[1] == (
-        f"1 rows left out when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
+        f"1 rows skipped when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
     )
 
 

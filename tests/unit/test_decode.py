@@ -172,8 +172,8 @@ def test_bad_samples_are_counted_by_source_and_reason():
     counter = SkipCounter(max_share=0.25)
     for number in range(20):
         counter.skip(bad(number, "bad_json" if number % 2 else "undecodable_image"), source="ab"[number % 4 // 2])
-    assert counter.take() == {source: {"undecodable_image": 5, "bad_json": 5} for source in "ab"}
-    assert counter.take() == {}
+    assert counter.new_counts() == {source: {"undecodable_image": 5, "bad_json": 5} for source in "ab"}
+    assert counter.new_counts() == {}
 
 
 def test_too_many_bad_samples_stop_the_run():

@@ -16,7 +16,7 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.shards.decode import Decoder
 from datamodules.shards.info import collect
-from datamodules.shards.manifest import Manifest, Shard, file_sha256, load_manifest, write_manifest
+from datamodules.shards.manifest import Manifest, Shard, file_digest, load_manifest, write_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.references import read_answers
 from datamodules.shards.sample import SampleError
@@ -57,7 +57,7 @@ def write_set(folder: Path, members: list[tuple[str, bytes]], *, samples: int = 
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    shard = Shard(path=path.name, num_samples=samples, bytes=path.stat().st_size, sha256=file_sha256(path))
+    shard = Shard(path=path.name, num_samples=samples, bytes=path.stat().st_size, sha256=file_digest(path))
     write_manifest(
         Manifest(folder=folder, name="set", source="x", license="CC0-1.0", num_samples=samples, shards=(shard,))
     )

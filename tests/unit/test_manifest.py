@@ -67,7 +67,7 @@ def test_a_folder_without_manifest_is_no_set(folder):
     [
         ({"version": 9}, "expected version 1, found 9"),
         ({"num_samples": 7}, "num_samples is 7, the shards sum to 6"),
-        ({"shards": []}, "the set is empty"),
+        ({"shards": []}, "the dataset is empty"),
         ({"shards": [{"path": "set-00000.tar"}]}, "missing or malformed"),
     ],
 )

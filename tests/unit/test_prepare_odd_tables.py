@@ -9,8 +9,8 @@ from alignvlm_pl.errors import DataError
 from datamodules.prepare.rendered_tables.tabfact import FactTable, read_statements
 from datamodules.prepare.rendered_tables.table_questions import TableQuestion, read_bigdocs_rows
 from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions
-from datamodules.shards.left_out import LeftOut, read_left_out
 from datamodules.shards.sample import SampleError
+from datamodules.shards.skipped_rows import SkippedRows, read_skipped_rows
 
 GOOD = {"id": "nu-0", "question": "who?", "context": "csv/203-csv/1.csv", "answers": ["Ada", "Bob"]}
 FACT = {"table": "1.csv", "statement": "it be", "label": 1, "caption": ""}
@@ -143,11 +143,11 @@ def test_names_of_tables_that_no_file_can_have(tmp_path, load, name):
 
 
 def test_all_that_is_left_out_is_in_a_file(tmp_path):
-    left_out = LeftOut()
+    left_out = SkippedRows()
     for number in range(12):
         left_out.skip(SampleError(f"line {number}", "bad_row"), 2)
     assert left_out.extra()["skipped"] == {"bad_row": 24}
     assert len(left_out.extra()["skipped_first"]["bad_row"]) == 5
     left_out.write(tmp_path)
-    assert read_left_out(tmp_path) == {"bad_row": [f"line {number}" for number in range(12)]}
-    assert read_left_out(tmp_path / "none") == {}
+    assert read_skipped_rows(tmp_path) == {"bad_row": [f"line {number}" for number in range(12)]}
+    assert read_skipped_rows(tmp_path / "none") == {}

@@ -88,7 +88,7 @@ def test_only_the_wanted_sources_are_in_the_stream(tmp_path):
             out.add({"messages": [turn], "source": source}, [], [])
     found = stream(load_manifest(tmp_path), only=frozenset("ac"))
     assert sorted(key[-1] for key in epoch_keys(found)) == ["0", "2", "3"]
-    with pytest.raises(DataError, match="no sample of d in the training sets"):
+    with pytest.raises(DataError, match="no sample of d in the training datasets"):
         len(stream(load_manifest(tmp_path), only=frozenset("d")))
 
 
@@ -112,7 +112,7 @@ def test_a_sample_can_be_read_without_its_pictures(tmp_path):
     with ShardWriter(tmp_path, name="set", source="made", license="CC0-1.0") as out:
         out.add({"messages": [turn]}, [buffer.getvalue()], ["png"])
     (location,) = every_location(load_manifest(tmp_path))
-    raw = ShardReader().read(location, pictures=False)
+    raw = ShardReader().read(location, images=False)
     assert raw["0.png"] == b""
     assert raw["json"] == ShardReader().read(location)["json"]
     assert ShardReader().sizes(location) == ((7, 5),)

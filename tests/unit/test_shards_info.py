@@ -35,7 +35,7 @@ def test_quantities_by_source(folder):
     assert {source: info.samples for source, info in found.items()} == {"forms": 3, "charts": 2}
     assert found["forms"].measures == {
         "turns": [1, 1, 1],
-        "pictures": [1, 1, 1],
+        "images": [1, 1, 1],
         "prompt characters": [10, 20, 30],
         "answer characters": [3, 3, 3],
         "width px": [100, 200, 300],

@@ -124,7 +124,7 @@ def test_a_finished_set_is_only_replaced_when_allowed(tmp_path):
     for options in ({}, {"overwrite": True}):
         with writer(tmp_path, **options) as out:
             out.add(record(), [png()], ["png"])
-    with pytest.raises(DataError, match="already holds a finished set"):
+    with pytest.raises(DataError, match="already holds a finished dataset"):
         writer(tmp_path).__enter__()
 
 

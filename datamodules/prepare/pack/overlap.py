@@ -19,7 +19,7 @@ from tqdm import tqdm
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
-from ...shards.manifest import MANIFEST_NAME, file_sha256, load_manifest
+from ...shards.manifest import MANIFEST_NAME, file_digest, load_manifest
 from ...shards.reader import read_shard
 from ...shards.shard_file import EXTENSIONS
 from .work_folder import write_array, write_whole
@@ -115,7 +115,7 @@ def folder_identity(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"--overlap-with: there is no folder {folder}")
     if (folder / MANIFEST_NAME).is_file():
-        return f"{folder.resolve()} {file_sha256(folder / MANIFEST_NAME)}"
+        return f"{folder.resolve()} {file_digest(folder / MANIFEST_NAME)}"
     digest = hashlib.sha256()
     for path in _image_files(folder):
         status = path.stat()

@@ -11,10 +11,10 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 
-from ...shards.left_out import LeftOut, print_left_out
 from ...shards.manifest import Manifest, load_manifest
 from ...shards.sample import SampleError
 from ...shards.sample_formats import as_list, conversation
+from ...shards.skipped_rows import SkippedRows, print_skipped_rows
 from ...shards.writer import ShardWriter
 from ..sources.json_files import is_text, json_lines
 from .tables import Table, render, to_png
@@ -85,7 +85,7 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
     Raises:
         DataError: Nothing could be written.
     """
-    left_out = LeftOut()
+    left_out = SkippedRows()
     by_table: dict[str, list[TableQuestion]] = {}
     for question in chosen.questions:
         if isinstance(question, SampleError):
@@ -107,7 +107,7 @@ def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Na
     left_out.write(options.out)
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
-    print_left_out(manifest.extra)
+    print_skipped_rows(manifest.extra)
     return manifest
 
 

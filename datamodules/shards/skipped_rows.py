@@ -1,4 +1,4 @@
-"""Rows that `prepare` leaves out: counted by reason, the first of them named in the manifest, all in a file."""
+"""Rows that `prepare` skips: counted by reason, the first of each in the manifest, all in `left_out.json`."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ from alignvlm_pl.utils.skipped import SkippedSamples
 from .sample import SampleError
 
 logger = logging.getLogger(__name__)
-LEFT_OUT = "left_out.json"
+FILE_NAME = "left_out.json"
 _LOGGED = 10
 _KEPT = 5
 
 
 @dataclass(kw_only=True, slots=True)
-class LeftOut(SkippedSamples):
-    """Skipped rows of a dataset that is prepared; all messages are kept, and the first ones logged."""
+class SkippedRows(SkippedSamples):
+    """Skipped rows of a dataset that is prepared: all messages are kept, the first ones logged."""
 
     keep: int | None = None
 
@@ -29,7 +29,7 @@ class LeftOut(SkippedSamples):
         """Count rows that fail for the same reason."""
         self.add(error.reason, str(error), count)
         if self.counts.total() <= _LOGGED:
-            logger.warning("left out (%s): %s", error.reason, error)
+            logger.warning("skipped (%s): %s", error.reason, error)
 
     def extra(self) -> dict[str, Any]:
         """Return the fields of the manifest."""
@@ -37,20 +37,20 @@ class LeftOut(SkippedSamples):
         return {"skipped": dict(sorted(self.counts.items())), "skipped_first": first}
 
     def write(self, folder: Path) -> None:
-        """Write all of them to `left_out.json` beside the manifest: reason -> what is wrong with each row."""
-        write_atomically(folder / LEFT_OUT, to_json(self.messages, indent=2) + "\n")
+        """Write reason -> messages of all rows to `left_out.json` beside the manifest."""
+        write_atomically(folder / FILE_NAME, to_json(self.messages, indent=2) + "\n")
 
 
-def read_left_out(folder: Path) -> dict[str, list[str]]:
-    """Return what `LeftOut.write` has written; nothing where it is missing or does not read."""
+def read_skipped_rows(folder: Path) -> dict[str, list[str]]:
+    """Return reason -> messages from `left_out.json`; empty where it is missing or invalid."""
     try:
-        found = json.loads((folder / LEFT_OUT).read_text("utf-8"))
+        found = json.loads((folder / FILE_NAME).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def print_left_out(extra: Mapping[str, Any]) -> None:
+def print_skipped_rows(extra: Mapping[str, Any]) -> None:
     """Print a line for each reason that a manifest names."""
     for reason, count in extra["skipped"].items():
-        sys.stdout.write(f"left out: {count} ({reason}); scores over this dataset are marked as incomplete\n")
+        sys.stdout.write(f"skipped: {count} ({reason}); scores over this dataset are marked as incomplete\n")
