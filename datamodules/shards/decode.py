@@ -92,7 +92,7 @@ class SkipCounter:
             logger.warning("skipped %d samples of %s for %s, last: %s", count, source, error.reason, error)
         total = sum(of_source.counts.total() for of_source in self.skipped.values())
         unlabelled = sum(of_source.counts[UNLABELLED] for of_source in self.skipped.values())
-        self._judge(total - unlabelled, self.max_share, "max_skipped_share", "bad", error)
+        self._judge(total - unlabelled, self.max_share, "max_skipped_share", "invalid", error)
         self._judge(unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error)
         if total == self.seen >= MIN_JUDGED_SAMPLES:
             # Whatever shares are allowed: without a valid sample the endless stream would never give a batch.

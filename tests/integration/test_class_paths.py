@@ -165,7 +165,7 @@ def test_a_benchmark_in_a_manifest_is_a_registered_one(own, tmp_path):
         extra = {"benchmark": "own_parts_of_mine.MINE"}
 
     with pytest.raises(ConfigError, match=r"there is no benchmark .own_parts_of_mine\.MINE"):
-        BenchmarkDataset.of("held", Manifest(), {})
+        BenchmarkDataset.from_manifest("held", Manifest(), {})
 
 
 def test_a_connector_by_its_import_path_reads_pages(world, own):

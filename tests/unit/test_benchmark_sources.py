@@ -117,7 +117,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
         f"{path}, row 4: not UTF-8",
         f"{path}, row 5: a quotation mark that is not closed runs into the next rows",
     ]
-    output = BenchmarkDataset.of("docvqa", made, {}).problems
+    output = BenchmarkDataset.from_manifest("docvqa", made, {}).problems
     assert output[0].items == tuple(made.extra["skipped_first"]["broken_row"])
     assert output[1] == (
         f"1 rows skipped when it was prepared: repeated_index ({path}, row 6: index '2' is that of an earlier row)"
@@ -327,7 +327,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     made = load_manifest(tmp_path / "set")
     assert made.num_samples == 3
     # DocDownstream's copy lacks a question, the release does not.
-    assert BenchmarkDataset.of("wtq", made, {}).expected == 4343
+    assert BenchmarkDataset.from_manifest("wtq", made, {}).expected == 4343
     assert get_benchmark("wtq").size_from("") == 4344
 
 

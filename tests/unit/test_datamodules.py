@@ -160,7 +160,7 @@ def test_bad_training_samples_are_skipped_counted_and_limited(tmp_path):
     assert data.skipped == {"made": {"not_encodable": 1}}
     with pytest.raises(DataError, match="sample 'set-00000000' of made: refused"):
         list(module(folder, strict=True).train_dataloader())
-    with pytest.raises(DataError, match=r"1 of \d+ samples were bad \(not_encodable of made: 1\)"):
+    with pytest.raises(DataError, match=r"1 of \d+ samples were invalid \(not_encodable of made: 1\)"):
         list(module(folder, max_skipped_share=0.0).train_dataloader())
 
 

@@ -182,7 +182,7 @@ def test_too_many_bad_samples_stop_the_run():
         counter.skip(bad(number), source="a")
     with pytest.raises(
         DataError,
-        match=r"22 of 210 samples were bad \(bad_json of a: 22\).*share of 0\.1 \(max_skipped_share\).*number 22",
+        match=r"22 of 210 samples were invalid \(bad_json of a: 22\).*share of 0\.1 \(max_skipped_share\).*number 22",
     ):
         counter.skip(bad(22), source="a")
 
@@ -193,7 +193,7 @@ def test_samples_without_anything_to_learn_have_a_share_of_their_own():
         counter.skip(bad(number, UNLABELLED), source="a")
     with pytest.raises(DataError, match=r"21 of 200 samples were without anything to learn .*max_unlabelled_share"):
         counter.skip(bad(20, UNLABELLED), source="a")
-    with pytest.raises(DataError, match="1 of 200 samples were bad"):
+    with pytest.raises(DataError, match="1 of 200 samples were invalid"):
         SkipCounter(max_share=0.0, max_unlabelled=0.1, seen=200).skip(bad(0), source="a")
 
 
