@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import AUTO, align, align_read, check_align_backend, full_weight
+from ..ops import AUTO, align_read, check_align_backend, full_weight
 from .kept_rows import check_kept, read_kept
 from .options import require_at_least, require_positive
 
@@ -131,30 +131,34 @@ class AlignConnector(nn.Module):
         Returns:
             `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, C) in float32, or None.
         """
-        hidden = self.norm1(self.w1(features))
-        flat, shape = hidden.flatten(0, -2), features.shape[:-1]
-        operands = (flat, self.w2.weight, self.norm2.weight, self.norm2.bias, self.select(table))
-        if columns is None:
-            embeds = align(*operands, eps=self.norm2.eps, backend=self.backend)
-            return ConnectorOutput(embeds.unflatten(0, shape))
-        output = align_read(*operands, columns=self._row_indices(columns), eps=self.norm2.eps, backend=self.backend)
-        assert output.embeds is not None and output.log_probs is not None, "both were requested"
-        return ConnectorOutput(output.embeds.unflatten(0, shape), output.log_probs.unflatten(0, shape))
+        embeds, log_probs = self._read(features, self.select(table), columns)
+        assert embeds is not None, "a table was given"
+        return ConnectorOutput(embeds, log_probs)
 
     def log_probs(self, features: Tensor, columns: Tensor) -> Tensor:
         """Return log P_vocab (tiles, tokens, C) of the token ids `columns` (C,), without averaging embeddings."""
-        output = align_read(
+        _, log_probs = self._read(features, None, columns)
+        assert log_probs is not None, "columns were requested"
+        return log_probs
+
+    def _read(
+        self, features: Tensor, table: Tensor | None, columns: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        norm, shape = self.norm2, features.shape[:-1]
+        embeds, log_probs = align_read(
             self.norm1(self.w1(features)).flatten(0, -2),
             self.w2.weight,
-            self.norm2.weight,
-            self.norm2.bias,
-            None,
-            columns=self._row_indices(columns),
-            eps=self.norm2.eps,
+            norm.weight,
+            norm.bias,
+            table,
+            columns=None if columns is None else self._row_indices(columns),
+            eps=norm.eps,
             backend=self.backend,
         )
-        assert output.log_probs is not None, "columns were requested"
-        return output.log_probs.unflatten(0, features.shape[:-1])
+        return (
+            None if embeds is None else embeds.unflatten(0, shape),
+            None if log_probs is None else log_probs.unflatten(0, shape),
+        )
 
     def row_ids(self) -> tuple[int, ...]:
         """Return the token ids of the kept rows, ascending."""
@@ -176,8 +180,7 @@ class AlignConnector(nn.Module):
         return full_weight(table).index_select(0, self._kept_ids(table.device))
 
     def _kept_ids(self, device: torch.device) -> Tensor:
-        # Not a buffer: the ids are in the config, and loaders that build on the meta device lose non-persistent
-        # buffers.
+        # Not a buffer: loaders that build on the meta device lose buffers that are not in the checkpoint.
         return torch.tensor(self.kept, device=device)
 
     def _row_indices(self, columns: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ The operator is registered with `torch.library`: the compiler does not trace int
 break, and the chunk loop and its reused buffers stay as written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -30,20 +30,8 @@ _CAST_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class AlignInputs:
-    """Inputs of one call of the operator.
-
-    Args:
-        hidden: (N, D); the matrix products run in its dtype.
-        head_weight: (V, D) W2.
-        gain: (V,) gain of the vocabulary norm.
-        bias: (V,) bias of the vocabulary norm.
-        table: (V, D) text embeddings, or None to compute log-probabilities only.
-        columns: (C,) rows of the vocabulary whose log-probabilities to return, or None.
-        eps: Epsilon of the vocabulary norm.
-        budget: Bytes of the two arrays (chunk, V) together.
-        kernels: Module with `norm_softmax_` and `norm_softmax_backward_`.
-    """
+class _Inputs:
+    """Arguments of the operator in the order of its schema, as in `align_chunked`; (N, D) hidden and (V, D) weights."""
 
     hidden: Tensor
     head_weight: Tensor
@@ -52,19 +40,23 @@ class AlignInputs:
     table: Tensor | None
     columns: Tensor | None
     eps: float
-    budget: int
-    kernels: ModuleType = norm_softmax
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the matrix products."""
-        return self.hidden.dtype
+    budget: int = BUDGET_BYTES
+    kernels: str = "torch"
 
     @cached_property
     def norm(self) -> VocabularyNorm:
         """Parameters of the vocabulary norm in the accumulation dtype."""
-        dtype = accumulation_dtype(self.dtype)
+        dtype = accumulation_dtype(self.hidden.dtype)
         return VocabularyNorm(self.gain.to(dtype), self.bias.to(dtype), self.eps)
+
+    @cached_property
+    def norm_softmax(self) -> ModuleType:
+        """Module with `norm_softmax_` and `norm_softmax_backward_`."""
+        if self.kernels == "torch":
+            return norm_softmax
+        from . import norm_softmax_triton
+
+        return norm_softmax_triton
 
     @cached_property
     def chunk_tokens(self) -> int:
@@ -83,104 +75,10 @@ class AlignInputs:
         return self.hidden.new_empty((self.chunk_tokens, len(self.gain)))
 
 
-@dataclass(frozen=True)
-class NeededGradients:
-    """Which inputs need a gradient."""
-
-    hidden: bool
-    head_weight: bool
-    norm: bool
-    table: bool
-
-    @property
-    def scores(self) -> bool:
-        """Whether an input of the softmax needs a gradient."""
-        return self.hidden or self.head_weight or self.norm
-
-
-@dataclass(frozen=True)
-class InputGradients:
-    """Gradients in the dtypes of their inputs; None where not needed."""
-
-    hidden: Tensor | None
-    head_weight: Tensor | None
-    gain: Tensor | None
-    bias: Tensor | None
-    table: Tensor | None
-
-
-def forward(inputs: AlignInputs) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the embeddings (N, D) in the products' dtype and log P_vocab (N, C); None for what was not requested."""
-    hidden, table = inputs.hidden, inputs.table
-    embeds = None if table is None else hidden.new_empty((len(hidden), table.shape[1]))
-    buffer, logs = inputs.new_buffer(), []
-    for part in inputs.chunks():
-        scores = buffer[: part.stop - part.start]
-        _matmul_transposed(hidden[part], inputs.head_weight, out=scores)
-        logs.append(inputs.kernels.norm_softmax_(scores, inputs.norm, inputs.columns))
-        if embeds is not None and table is not None:
-            _matmul(scores, table, out=embeds[part])
-    if inputs.columns is None:
-        return embeds, None
-    return embeds, torch.cat(logs) if logs else inputs.norm.gain.new_zeros((0, len(inputs.columns)))
-
-
-def backward(
-    inputs: AlignInputs, grad_embeds: Tensor | None, grad_log_probs: Tensor | None, needs: NeededGradients
-) -> InputGradients:
-    """Compute the gradients of the inputs from those of the outputs, either of which may be None."""
-    embeds = grad_embeds is not None and inputs.table is not None
-    grad_hidden = torch.zeros_like(inputs.hidden) if needs.hidden else None
-    grad_head = _zeros_or_empty(inputs, inputs.head_weight) if needs.head_weight else None
-    grad_table = None
-    if needs.table and inputs.table is not None:
-        grad_table = _zeros_or_empty(inputs, inputs.table) if embeds else torch.zeros_like(inputs.table)
-    total = NormGradients(torch.zeros_like(inputs.norm.gain), torch.zeros_like(inputs.norm.bias))
-    buffer, weight_buffer = inputs.new_buffer(), inputs.new_buffer() if embeds and needs.scores else None
-    for part in inputs.chunks():
-        count, first = part.stop - part.start, part.start == 0
-        hidden, scores = inputs.hidden[part], buffer[:count]
-        _matmul_transposed(hidden, inputs.head_weight, out=scores)
-        grad_part = None if grad_embeds is None else grad_embeds[part]
-        if not needs.scores:
-            inputs.kernels.norm_softmax_(scores, inputs.norm, None)
-            weights: Tensor | None = scores
-        else:
-            weights = None if weight_buffer is None else weight_buffer[:count]
-            if weights is not None and grad_part is not None and inputs.table is not None:
-                _matmul_transposed(grad_part, inputs.table, out=weights)
-            logs = None if grad_log_probs is None else grad_log_probs[part]
-            inputs.kernels.norm_softmax_backward_(scores, weights, inputs.norm, total, inputs.columns, logs)
-        if grad_table is not None and grad_part is not None and weights is not None:
-            _add_outer(weights, grad_part, out=grad_table, first=first)
-        if grad_hidden is not None:
-            _matmul(scores, inputs.head_weight, out=grad_hidden[part])
-        if grad_head is not None:
-            _add_outer(scores, hidden, out=grad_head, first=first)
-    return InputGradients(
-        grad_hidden,
-        grad_head,
-        total.gain.to(inputs.gain.dtype) if needs.norm else None,
-        total.bias.to(inputs.bias.dtype) if needs.norm else None,
-        grad_table,
-    )
-
-
 @torch.no_grad()
 def vocabulary_mass(hidden: Tensor, head_weight: Tensor, gain: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """Sum P_vocab over all tokens: the probability mass of each row of the vocabulary.
-
-    Args:
-        hidden: (N, D) hidden states after W1 and its norm.
-        head_weight: (V, D) W2.
-        gain: (V,) gain of the vocabulary norm.
-        bias: (V,) bias of the vocabulary norm.
-        eps: Epsilon of the vocabulary norm.
-
-    Returns:
-        (V,) in float64.
-    """
-    inputs = AlignInputs(hidden, head_weight, gain, bias, None, None, eps, BUDGET_BYTES)
+    """Return the sum (V,) of P_vocab over all tokens in float64; arguments as in `ops.align`."""
+    inputs = _Inputs(hidden, head_weight, gain, bias, None, None, eps)
     buffer, mass = inputs.new_buffer(), torch.zeros(len(gain), dtype=torch.float64, device=hidden.device)
     for part in inputs.chunks():
         weights = buffer[: part.stop - part.start]
@@ -190,7 +88,7 @@ def vocabulary_mass(hidden: Tensor, head_weight: Tensor, gain: Tensor, bias: Ten
     return mass
 
 
-def _zeros_or_empty(inputs: AlignInputs, weight: Tensor) -> Tensor:
+def _zeros_or_empty(inputs: _Inputs, weight: Tensor) -> Tensor:
     """Allocate a gradient; the first chunk fills it, so it is zeroed only where there is no chunk."""
     return torch.empty_like(weight) if len(inputs.hidden) else torch.zeros_like(weight)
 
@@ -258,62 +156,48 @@ def align_chunked(
     budget: int = BUDGET_BYTES,
     kernels: str = "torch",
 ) -> AlignOutput:
-    """Align over chunks of tokens, exact; arguments and output as in `ops.align_read`, but for those below.
+    """Align over chunks of tokens, exact; arguments and output as in `ops.align_read`.
 
-    Args:
-        hidden: (N, D).
-        head_weight: (V, D).
-        gain: (V,).
-        bias: (V,).
-        table: (V, D) or None.
-        eps: Epsilon of the vocabulary norm.
-        columns: (C,) or None.
-        budget: Bytes of the two arrays (chunk, V) together.
-        kernels: `torch` or `triton`: implementation of norm and softmax.
+    `budget` is the size of the two arrays (chunk, V) together in bytes; `kernels` (`torch` or `triton`) names the
+    implementation of norm and softmax.
     """
     dtype = hidden.dtype if table is None else table.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden = hidden.to(dtype)
-    embeds, log_probs = _align(hidden, head_weight, gain, bias, table, columns, eps, budget, kernels)
-    return AlignOutput(
-        None if table is None else embeds.to(dtype),
-        None if columns is None else log_probs,
-    )
-
-
-def _kernels(name: str) -> Any:
-    if name == "torch":
-        return norm_softmax
-    from . import norm_softmax_triton
-
-    return norm_softmax_triton
-
-
-def _align_inputs(arguments: tuple[Any, ...]) -> AlignInputs:
-    hidden, head_weight, gain, bias, table, columns, eps, budget, kernels = arguments
-    return AlignInputs(hidden.contiguous(), head_weight, gain, bias, table, columns, eps, budget, _kernels(kernels))
+    embeds, log_probs = _align(hidden.contiguous(), head_weight, gain, bias, table, columns, eps, budget, kernels)
+    return AlignOutput(None if table is None else embeds.to(dtype), None if columns is None else log_probs)
 
 
 @torch.library.custom_op("alignvlm::align", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def _align(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Embeddings and log-probabilities; an empty tensor where not requested (an operator cannot return None)."""
-    inputs = _align_inputs(arguments)
-    with torch.autocast(inputs.hidden.device.type, enabled=False):
-        embeds, log_probs = forward(inputs)
-    nothing = inputs.hidden.new_empty(0)
-    return (
-        nothing if embeds is None else embeds,
-        nothing.to(inputs.norm.gain.dtype) if log_probs is None else log_probs,
-    )
+    """Return the embeddings (N, D) in the products' dtype and log P_vocab (N, C).
+
+    What was not requested is an empty tensor, because an operator cannot return None.
+    """
+    inputs = _Inputs(*arguments)
+    hidden, table, columns, norm = inputs.hidden, inputs.table, inputs.columns, inputs.norm
+    embeds = hidden.new_empty(0 if table is None else (len(hidden), table.shape[1]))
+    log_probs = norm.gain.new_empty(0 if columns is None else (len(hidden), len(columns)))
+    buffer = inputs.new_buffer()
+    with torch.autocast(hidden.device.type, enabled=False):
+        for part in inputs.chunks():
+            scores = buffer[: part.stop - part.start]
+            _matmul_transposed(hidden[part], inputs.head_weight, out=scores)
+            read = inputs.norm_softmax.norm_softmax_(scores, norm, columns)
+            if read is not None:
+                log_probs[part] = read
+            if table is not None:
+                _matmul(scores, table, out=embeds[part])
+    return embeds, log_probs
 
 
 @_align.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     hidden, table, columns = arguments[0], arguments[4], arguments[5]
-    shape = (0,) if columns is None else (hidden.shape[0], columns.shape[0])
     embeds = hidden.new_empty(0 if table is None else (hidden.shape[0], table.shape[1]))
-    return embeds, hidden.new_empty(shape, dtype=accumulation_dtype(hidden.dtype))
+    read = 0 if columns is None else (hidden.shape[0], columns.shape[0])
+    return embeds, hidden.new_empty(read, dtype=accumulation_dtype(hidden.dtype))
 
 
 @torch.library.custom_op(
@@ -323,36 +207,67 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _align_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """Gradients of hidden, W2, gain, bias and table; an empty tensor where not needed."""
+    """Return the gradients of hidden, W2, gain, bias and table; an empty tensor where not needed."""
     *forward_arguments, grad_embeds, grad_log_probs, needs = arguments
-    inputs = _align_inputs(tuple(forward_arguments))
+    inputs = _Inputs(*forward_arguments)
     with torch.autocast(inputs.hidden.device.type, enabled=False):
         if grad_embeds is not None:
-            grad_embeds = grad_embeds.to(inputs.dtype).contiguous()
+            grad_embeds = grad_embeds.to(inputs.hidden.dtype).contiguous()
         if grad_log_probs is not None:
             grad_log_probs = grad_log_probs.to(inputs.norm.gain.dtype)
-        gradients = backward(inputs, grad_embeds, grad_log_probs, NeededGradients(*needs))
-    return tuple(
-        inputs.hidden.new_empty(0) if gradient is None else gradient
-        for gradient in (
-            gradients.hidden,
-            gradients.head_weight,
-            gradients.gain,
-            gradients.bias,
-            gradients.table,
-        )
-    )
+        gradients = _backward(inputs, grad_embeds, grad_log_probs, needs)
+    return tuple(inputs.hidden.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _backward(
+    inputs: _Inputs, grad_embeds: Tensor | None, grad_log_probs: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients in the dtypes of the inputs; `needs`: those of hidden, W2, the norm and the table."""
+    needs_hidden, needs_head, needs_norm, needs_table = needs
+    needs_scores = needs_hidden or needs_head or needs_norm
+    table, norm = inputs.table, inputs.norm
+    embeds = grad_embeds is not None and table is not None
+    grad_hidden = torch.zeros_like(inputs.hidden) if needs_hidden else None
+    grad_head = _zeros_or_empty(inputs, inputs.head_weight) if needs_head else None
+    grad_table = None
+    if needs_table and table is not None:
+        grad_table = _zeros_or_empty(inputs, table) if embeds else torch.zeros_like(table)
+    total = NormGradients(torch.zeros_like(norm.gain), torch.zeros_like(norm.bias))
+    buffer, weight_buffer = inputs.new_buffer(), inputs.new_buffer() if embeds and needs_scores else None
+    for part in inputs.chunks():
+        count, first = part.stop - part.start, part.start == 0
+        hidden, scores = inputs.hidden[part], buffer[:count]
+        _matmul_transposed(hidden, inputs.head_weight, out=scores)
+        grad_part = None if grad_embeds is None else grad_embeds[part]
+        if not needs_scores:
+            inputs.norm_softmax.norm_softmax_(scores, norm, None)
+            weights: Tensor | None = scores
+        else:
+            weights = None if weight_buffer is None else weight_buffer[:count]
+            if weights is not None and grad_part is not None and table is not None:
+                _matmul_transposed(grad_part, table, out=weights)
+            logs = None if grad_log_probs is None else grad_log_probs[part]
+            inputs.norm_softmax.norm_softmax_backward_(scores, weights, norm, total, inputs.columns, logs)
+        if grad_table is not None and grad_part is not None and weights is not None:
+            _add_outer(weights, grad_part, out=grad_table, first=first)
+        if grad_hidden is not None:
+            _matmul(scores, inputs.head_weight, out=grad_hidden[part])
+        if grad_head is not None:
+            _add_outer(scores, hidden, out=grad_head, first=first)
+    grad_gain, grad_bias = total.gain.to(inputs.gain.dtype), total.bias.to(inputs.bias.dtype)
+    return grad_hidden, grad_head, *((grad_gain, grad_bias) if needs_norm else (None, None)), grad_table
 
 
 @_align_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     hidden, head_weight, gain, bias, table = arguments[:5]
-    needs = arguments[-1]
-    needed = (needs[0], needs[1], needs[2], needs[2], needs[3])
-    return tuple(
-        torch.empty_like(tensor) if need and tensor is not None else hidden.new_empty(0)
-        for tensor, need in zip((hidden, head_weight, gain, bias, table), needed, strict=True)
+    needs_hidden, needs_head, needs_norm, needs_table = arguments[-1]
+    needed = zip(
+        (hidden, head_weight, gain, bias, table),
+        (needs_hidden, needs_head, needs_norm, needs_norm, needs_table),
+        strict=True,
     )
+    return tuple(torch.empty_like(one) if need and one is not None else hidden.new_empty(0) for one, need in needed)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -364,10 +279,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, grad_embeds: Tensor | None, grad_log_probs: Tensor | None) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad
     hidden, head_weight, gain, bias, table, columns = ctx.saved_tensors
-    if table is None:
-        grad_embeds = None
-    if columns is None:
-        grad_log_probs = None
+    grad_embeds = None if table is None else grad_embeds
+    grad_log_probs = None if columns is None else grad_log_probs
     if grad_embeds is None and grad_log_probs is None:
         return (None,) * 9
     needs = [needed[0], needed[1], needed[2] or needed[3], needed[4]]

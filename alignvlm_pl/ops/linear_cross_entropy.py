@@ -10,7 +10,6 @@ gathered. Any other module, such as a head with an adapter, is called for each c
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ def head_losses(
         # Other heads need not have `out_features`; 2^17 is the size of large vocabularies.
         chunk_tokens = max(1, CHUNK_LOGITS // int(getattr(linear or head, "out_features", 2**17)))
     if backend == "auto":
-        backend = _choose(hidden, head, fits=len(hidden) <= chunk_tokens)
+        backend = _choose(hidden, head, linear, fits=len(hidden) <= chunk_tokens)
     if backend == "plain":
         return _plain(hidden, targets, head)
     if backend == "liger":
@@ -92,9 +91,7 @@ def head_losses(
     return _inside_head(linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
 
 
-def _choose(hidden: Tensor, head: nn.Module, *, fits: bool) -> str:
-    """Resolve `auto`."""
-    linear = _find_linear(head)
+def _choose(hidden: Tensor, head: nn.Module, linear: nn.Linear | None, *, fits: bool) -> str:
     if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
         return "liger"
     in_one_call = linear is None and isinstance(head, FSDPModule)
@@ -106,11 +103,7 @@ def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
 
 
 def _call_per_chunk(hidden: Tensor, targets: Tensor, head: nn.Module, chunk_tokens: int) -> Tensor:
-    """Call any head once per chunk; each chunk is recomputed in backward.
-
-    Raises:
-        ConfigError: If the head is sharded.
-    """
+    """Call any head that is not sharded once per chunk; each chunk is recomputed in backward."""
     if isinstance(head, FSDPModule):
         raise ConfigError(
             f"loss_backend 'chunked' cannot call a sharded {type(head).__name__.removeprefix('FSDP')} chunk by chunk, "
@@ -215,28 +208,21 @@ def _has_liger() -> bool:
 def _find_linear(head: nn.Module) -> nn.Linear | None:
     """Return the head if its forward is that of `nn.Linear`, else None."""
     # FSDP2's subclass keeps nn.Linear's forward; other subclasses may compute something else.
-    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-    return head if isinstance(head, nn.Linear) and plain else None
+    return head if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward else None
 
 
 def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
     """Return `loss(hidden, weight, bias)`, computed inside a call of the head, so that hooks (FSDP's) run around it."""
     assert linear is not None
-    with _forward_replaced(linear, lambda states: loss(states, linear.weight, linear.bias)):
-        losses: Tensor = linear(hidden)
-    return losses
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    before = vars(module).get("forward")
-    module.forward = forward
+    before = vars(linear).get("forward")  # set by other code
+    linear.forward = lambda input: loss(input, linear.weight, linear.bias)  # type: ignore[method-assign]
     try:
-        yield
+        losses: Tensor = linear(hidden)
     finally:
-        del module.forward
-        if before is not None:  # replaced by other code before
-            module.forward = before
+        del linear.forward
+        if before is not None:
+            linear.forward = before  # type: ignore[method-assign]
+    return losses
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

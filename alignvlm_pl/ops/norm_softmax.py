@@ -10,20 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = {"cpu": 2 << 20}
-_BLOCK_BYTES_ELSEWHERE = 64 << 20
+_BLOCK_BYTES, _CPU_BLOCK_BYTES = 64 << 20, 2 << 20
 """Bytes of a block: a CPU cache holds at least 2 MiB; accelerators prefer few, large launches."""
 
 
 @dataclass(frozen=True)
 class VocabularyNorm:
-    """Parameters of the vocabulary norm.
-
-    Args:
-        gain: (V,) in the accumulation dtype.
-        bias: (V,) in the accumulation dtype.
-        eps: Epsilon.
-    """
+    """Gain (V,), bias (V,) and epsilon of the vocabulary norm, in the accumulation dtype."""
 
     gain: Tensor
     bias: Tensor
@@ -44,16 +37,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def norm_softmax_(scores: Tensor, norm: VocabularyNorm, columns: Tensor | None) -> Tensor | None:
-    """Replace scores (n, V) by P_vocab = softmax(norm(scores)), in place.
-
-    Args:
-        scores: (n, V) W2 · h.
-        norm: The vocabulary norm.
-        columns: (C,) rows of the vocabulary whose log-probabilities to return, or None.
-
-    Returns:
-        (n, C) log P_vocab, or None if `columns` is None.
-    """
+    """Replace scores (n, V) by P_vocab = softmax(norm(scores)), in place; return log P_vocab (n, C) of `columns`."""
     log_probs = None
     if columns is not None:
         log_probs = scores.new_empty((len(scores), len(columns)), dtype=norm.gain.dtype)
@@ -119,7 +103,7 @@ def _standardise(raw: Tensor, norm: VocabularyNorm) -> tuple[Tensor, Tensor, Ten
 
 
 def _blocks(scores: Tensor) -> Iterator[slice]:
-    size = _BLOCK_BYTES.get(scores.device.type, _BLOCK_BYTES_ELSEWHERE)
+    size = _CPU_BLOCK_BYTES if scores.device.type == "cpu" else _BLOCK_BYTES
     step = max(1, size // (4 * scores.shape[1]))
     for start in range(0, len(scores), step):
         yield slice(start, start + step)

@@ -10,9 +10,9 @@
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,21 +26,8 @@ _SMALL_BYTES = 64 << 20
 """Size of the float32 scores (N, V) below which `auto` keeps them: recomputing would cost more than it saves."""
 
 
-class Backend(Protocol):
-    """Signature of a back-end; arguments as in `align_read`."""
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        head_weight: Tensor,
-        gain: Tensor,
-        bias: Tensor,
-        table: Tensor | None,
-        *,
-        eps: float,
-        columns: Tensor | None = None,
-    ) -> AlignOutput: ...
-
+Backend = Callable[..., AlignOutput]
+"""Takes the arguments of `align_read` but for `backend`; `columns` may be None."""
 
 BACKENDS: dict[str, Backend] = {
     "eager": align_reference,
@@ -79,7 +66,7 @@ def align(
     Raises:
         ConfigError: If the back-end is unknown or cannot run here, or the shapes do not match.
     """
-    embeds = _dispatch(hidden, head_weight, gain, bias, table, None, eps, backend).embeds
+    embeds = align_read(hidden, head_weight, gain, bias, table, columns=None, eps=eps, backend=backend).embeds
     assert embeds is not None, "a table was given"
     return embeds
 
@@ -91,29 +78,25 @@ def align_read(
     bias: Tensor,
     table: Tensor | None,
     *,
-    columns: Tensor,
+    columns: Tensor | None,
     eps: float = 1e-5,
     backend: str = AUTO,
 ) -> AlignOutput:
     """As `align`, and also return log P_vocab of some columns; the other columns are never stored.
 
-    Args:
-        hidden: (N, D).
-        head_weight: (V, D).
-        gain: (V,).
-        bias: (V,).
-        table: (V, D); None to compute log-probabilities only.
-        columns: (C,) rows of the vocabulary whose log-probabilities to return.
-        eps: Epsilon of the vocabulary norm.
-        backend: `auto`, or a key of `BACKENDS`.
+    Without a `table` only log-probabilities are computed. `columns` (C,) are the rows of the vocabulary whose
+    log-probabilities to return, or None.
 
     Returns:
-        `embeds` (N, D), None without a table; `log_probs` (N, C) in at least float32.
+        `embeds` (N, D), None without a table; `log_probs` (N, C) in at least float32, None without columns.
 
     Raises:
         ConfigError: As `align`.
     """
-    return _dispatch(hidden, head_weight, gain, bias, table, columns, eps, backend)
+    _check_shapes(hidden, head_weight, gain, table)
+    name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
+    weights = [None if weight is None else full_weight(weight) for weight in (head_weight, gain, bias, table)]
+    return BACKENDS[name](hidden, *weights, eps=eps, columns=columns)
 
 
 def check_align_backend(name: str) -> str:
@@ -144,7 +127,8 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
             return "eager"
         return "triton" if device.type == "cuda" and _has_triton() else "chunked"
     if name == "triton":
-        if device.type != "cuda" and not _interpreted():
+        # Under TRITON_INTERPRET kernels run (slowly) on the CPU.
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ConfigError(
                 f"connector backend 'triton' needs a CUDA device, the tensors are on {str(device)!r}; set backend: "
                 "chunked (any device) or auto"
@@ -162,29 +146,6 @@ def full_weight(weight: Tensor) -> Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def _dispatch(
-    hidden: Tensor,
-    head_weight: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    table: Tensor | None,
-    columns: Tensor | None,
-    eps: float,
-    backend: str,
-) -> AlignOutput:
-    _check_shapes(hidden, head_weight, gain, table)
-    name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
-    return BACKENDS[name](
-        hidden,
-        full_weight(head_weight),
-        full_weight(gain),
-        full_weight(bias),
-        None if table is None else full_weight(table),
-        eps=eps,
-        columns=columns,
-    )
-
-
 def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tensor | None) -> None:
     if hidden.shape[-1] != head_weight.shape[1]:
         raise ConfigError(
@@ -200,8 +161,3 @@ def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tens
 
 def _has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether `TRITON_INTERPRET` is set, under which kernels run (slowly) on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

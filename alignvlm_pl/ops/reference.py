@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 class AlignOutput(NamedTuple):
     """Output of a back-end.
@@ -33,10 +31,7 @@ def align_reference(
 ) -> AlignOutput:
     """Equations 1 and 2 of the paper, written out; keeps several (N, V) arrays. Arguments as in `ops.align_read`."""
     scores = F.layer_norm(F.linear(hidden, head_weight), gain.shape, gain, bias, eps)
-    scores = scores.float() if scores.dtype in _HALF else scores
-    log_probs = None
-    if columns is not None:
-        log_probs = scores[:, columns] - scores.logsumexp(dim=-1, keepdim=True)
-    if table is None:
-        return AlignOutput(None, log_probs)
-    return AlignOutput(scores.softmax(dim=-1).to(table.dtype) @ table, log_probs)
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    log_probs = None if columns is None else scores[:, columns] - scores.logsumexp(dim=-1, keepdim=True)
+    embeds = None if table is None else scores.softmax(dim=-1).to(table.dtype) @ table
+    return AlignOutput(embeds, log_probs)
