@@ -60,10 +60,7 @@ class Backbone:
         folder = self.folder()
         if folder is None:
             raise ConfigError("a backbone needs `pretrained` (hub id or folder) or `config` (with model_type)")
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"no model configuration in {folder!r}: {str(error)[:200]}") from error
+        config = _from_pretrained(AutoConfig, folder, what="model configuration")
         return getattr(config, "vision_config", config)
 
 
@@ -112,6 +109,13 @@ def resolve(name: str | None) -> str | None:
     return str(EMBEDDED_WEIGHTS[key]())
 
 
+def _from_pretrained(loader: Any, source: str, *, what: str) -> Any:
+    try:
+        return loader.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no {what} in {source!r}: {str(error)[:200]}") from error
+
+
 def tokens_per_tile(spec: ModelSpec) -> int:
     """Return the visual tokens of one tile, found by running the vision tower on the meta device.
 
@@ -158,12 +162,8 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
     source = spec.llm.tokenizer or spec.llm.folder()
     if source is None:
         raise ConfigError("llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no tokenizer in {source!r}: {str(error)[:200]}") from error
     return AlignVLMProcessor(
-        tokenizer,
+        _from_pretrained(AutoTokenizer, source, what="tokenizer"),
         tiling=Tiling.from_dict(spec.tiling).to_dict(),
         tokens_per_tile=tokens_per_tile(spec),
         chat_template=spec.chat_template,

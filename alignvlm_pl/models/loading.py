@@ -1,7 +1,6 @@
 """Load pretrained weights; what Hugging Face's loaders raise, or only warn about, becomes one short error."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +39,14 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
             f"{what} weights cannot be loaded from {str(source)!r}: {reason}; expected a folder written by "
             "save_pretrained, or the hub id of a model of this kind"
         ) from error
-    _require_shapes(info["mismatched_keys"], what=what, source=source)
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise CheckpointError(
+            f"{what} weights in {source}: {name} has shape {tuple(found)}, by config.json it is {tuple(expected)} "
+            f"({len(mismatched)} tensors differ); the two are of different models, or the embeddings were resized or "
+            "padded and vocab_size does not say so"
+        )
     return model, set(info["missing_keys"])
-
-
-def _require_shapes(mismatched: Iterable[tuple[str, Any, Any]], *, what: str, source: str | Path) -> None:
-    """Raise if weights do not match their own config, e.g. embeddings that were resized without updating it.
-
-    Args:
-        mismatched: (name, shape in the file, shape by the config) of each such tensor.
-        what: Name of the model in errors.
-        source: Folder or hub id.
-
-    Raises:
-        CheckpointError: `mismatched` is not empty; names the first tensor and both shapes.
-    """
-    if not (tensors := sorted(mismatched)):
-        return
-    name, found, expected = tensors[0]
-    raise CheckpointError(
-        f"{what} weights in {source}: {name} has shape {tuple(found)}, by config.json it is {tuple(expected)} "
-        f"({len(tensors)} tensors differ); the two are of different models, or the embeddings were resized or padded "
-        "and vocab_size does not say so"
-    )
 
 
 def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, source: str | Path) -> None:

@@ -14,7 +14,7 @@ from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
 from .losses import supervised_cross_entropy
-from .pixels import as_tiles
+from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
@@ -115,7 +115,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if not self.connector.reads_text:
             raise ConfigError(f"connector {self.config.connector['type']!r} has no P_vocab to read out; use 'align'")
-        tiles = _at_least_one_tile(as_tiles(pixel_values, tile_boxes))
+        tiles = at_least_one_tile(as_tiles(pixel_values, tile_boxes))
         features = connector_features(self.vision_tower, tiles, self.config)
         return self.connector.log_probs(features, columns)[: len(pixel_values)]
 
@@ -142,7 +142,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
             return embeds, None
-        features = self.encode_images(_at_least_one_tile(as_tiles(pixel_values, tile_boxes)))
+        features = self.encode_images(at_least_one_tile(as_tiles(pixel_values, tile_boxes)))
         output = self.connector(features, table.weight, columns=columns)
         tiles = slice(len(pixel_values))
         log_probs = None if output.log_probs is None else output.log_probs[tiles]
@@ -274,8 +274,3 @@ def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMC
     if (factor := shuffle_factor(config.connector)) == 1:
         return features
     return pixel_shuffle(features, patch_grid(config.vision_config, *pixel_values.shape[-2:]), factor)
-
-
-def _at_least_one_tile(pixel_values: Tensor) -> Tensor:
-    """Return the tiles (tiles, 3, H, W), or one tile of zeros if there are none."""
-    return pixel_values if len(pixel_values) else pixel_values.new_zeros((1, *pixel_values.shape[1:]))

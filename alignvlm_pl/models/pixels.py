@@ -41,6 +41,11 @@ def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torc
     return tiles.masked_fill_(~inside, 0).to(dtype)
 
 
+def at_least_one_tile(tiles: Tensor) -> Tensor:
+    """Return tiles (tiles, …), or one of zeros if there are none."""
+    return tiles if len(tiles) else tiles.new_zeros((1, *tiles.shape[1:]))
+
+
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
     """Return tiles for the vision encoder: floating-point tiles unchanged, uint8 tiles normalised.
 

@@ -152,10 +152,7 @@ class AlignVLMProcessor(ProcessorMixin):
     ) -> int:
         """Return the number of visual and text tokens that `encode` gives a conversation, without opening its images.
 
-        Args:
-            messages: See `encode`.
-            sizes: (width, height) in pixels of each image.
-            max_text_length: See `encode`.
+        `sizes` are (width, height) in pixels of each image.
 
         Raises:
             DataError: If the numbers of images and placeholders differ.
@@ -244,13 +241,17 @@ class AlignVLMProcessor(ProcessorMixin):
         conversations = conversation if batched else [conversation]
         generation = bool(kwargs.pop("add_generation_prompt", False))
         template = choose_template(self.tokenizer, chat_template or self.chat_template)
+        rendered = [
+            render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+            for messages in conversations
+        ]
         if not kwargs.pop("tokenize", False):
-            texts = [self._render_text(messages, template, generation) for messages in conversations]
+            texts = ["".join(IMAGE_TOKEN if one.kind == "image" else one.text for one in found) for found in rendered]
             return texts if batched else texts[0]
-        encoded = []
-        for messages in conversations:
-            fragments = render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
-            encoded.append(self._encode_fragments(fragments, _message_images(messages)))
+        encoded = [
+            self._encode_fragments(fragments, _message_images(messages))
+            for fragments, messages in zip(rendered, conversations, strict=True)
+        ]
         return self._features(encoded, **kwargs)
 
     def post_process_image_text_to_text(self, generated: Any, **kwargs: Any) -> list[str]:
@@ -261,10 +262,6 @@ class AlignVLMProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Keys of a batch that are inputs of the model."""
         return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
-
-    def _render_text(self, messages: Sequence[dict[str, Any]], template: str, generation: bool) -> str:
-        fragments = render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
-        return "".join(IMAGE_TOKEN if fragment.kind == "image" else fragment.text for fragment in fragments)
 
     def _encode_rendered(self, text: str, images: Sequence[Any]) -> EncodedConversation:
         fragments: list[ChatFragment] = []
@@ -316,7 +313,7 @@ class AlignVLMProcessor(ProcessorMixin):
 
 
 def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels and boxes of the tiles of all images of a conversation."""
+    """Return pixels and boxes of the tiles of all images."""
     empty = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
     pixels, boxes = zip(empty, *(cut_pixels(image, tiling) for image in images), strict=True)
     return concatenate_filled(pixels), np.concatenate(boxes)

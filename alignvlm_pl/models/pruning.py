@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..ops import vocabulary_mass
 from .align import AlignConnector
+from .connectors import build_connector
 from .kept_rows import check_kept
 from .modeling import AlignVLMForConditionalGeneration
 
@@ -62,13 +63,8 @@ def sum_vocabulary(model: AlignVLMForConditionalGeneration, images: Iterable[Ten
             continue
         features = model.encode_images(pixel_values.to(device))
         hidden = connector.norm1(connector.w1(features)).flatten(0, -2)
-        shares.total += vocabulary_mass(
-            hidden,
-            connector.w2.weight,
-            connector.norm2.weight,
-            connector.norm2.bias,
-            eps=connector.norm2.eps,
-        )
+        norm = connector.norm2
+        shares.total += vocabulary_mass(hidden, connector.w2.weight, norm.weight, norm.bias, eps=norm.eps)
         shares.tokens += len(hidden)
     return shares
 
@@ -146,12 +142,9 @@ def unprune(model: AlignVLMForConditionalGeneration) -> None:
 
 
 def _rebuild(model: AlignVLMForConditionalGeneration, rows: dict[str, list[int]]) -> None:
-    from .connectors import build_connector
-
     old = require_align(model)
-    options = {
-        key: value for key, value in model.config.connector.items() if key not in ("vocab_rows", "vocab_keep")
-    } | rows
+    options = {key: value for key, value in model.config.connector.items() if key not in ("vocab_rows", "vocab_keep")}
+    options |= rows
     new = build_connector(
         options, vision_dim=old.w1.in_features, text_dim=old.w1.out_features, vocab_size=old.vocab_size
     )

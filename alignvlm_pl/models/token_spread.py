@@ -6,6 +6,7 @@ slowly. Measured on a subset of a batch's visual tokens, in chunks.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .pixels import as_tiles
+from .pixels import as_tiles, at_least_one_tile
 
 CHUNK_TOKENS = 64
 """Visual tokens per chunk: 33 MB of float32 scores at a vocabulary of 128,256."""
@@ -68,7 +69,7 @@ def visual_features(net: Any, pixel_values: Tensor, tile_boxes: Tensor | None = 
     count = math.ceil(limit / net.config.tokens_per_tile)
     boxes = None if tile_boxes is None else _evenly_spaced(tile_boxes, count)
     tiles = as_tiles(_evenly_spaced(pixel_values, count), boxes)
-    found: Tensor = net.encode_images(tiles if len(tiles) else _zeros(tiles))
+    found: Tensor = net.encode_images(at_least_one_tile(tiles))
     return found[: len(tiles)]
 
 
@@ -101,7 +102,7 @@ def token_spread(connector: Any, features: Tensor, table: Tensor, *, limit: int)
     """
     if not len(features):
         # FSDP2 prefetches in the order of the last forward; ranks with different orders would hang.
-        connector(features.new_zeros((1, *features.shape[1:])), table)
+        connector(at_least_one_tile(features), table)
         return TokenSpread(0, 0, 0, 0, 0)
     entropy = largest = 0.0
     if connector.reads_text:
@@ -146,8 +147,7 @@ def gain_factor(scores: Tensor, bias: Tensor, *, target: float) -> tuple[float, 
     low, high = FACTORS
 
     def entropy(factor: float) -> float:
-        parts = scores.split(CHUNK_TOKENS)
-        return sum(float(_entropy(_with_factor(part, bias, factor)).sum()) for part in parts) / len(scores)
+        return mean_entropy(scores, lambda part: (part - bias) * factor + bias)
 
     most, least = entropy(low), entropy(high)
     if not least <= target <= most:
@@ -164,13 +164,10 @@ def gain_factor(scores: Tensor, bias: Tensor, *, target: float) -> tuple[float, 
     return factor, found
 
 
-def mean_entropy(scores: Tensor) -> float:
-    """Return the mean entropy in nats of softmax(scores), scores (n, rows)."""
-    return sum(float(_entropy(p.log_softmax(dim=-1)).sum()) for p in scores.split(CHUNK_TOKENS)) / len(scores)
-
-
-def _with_factor(scores: Tensor, bias: Tensor, factor: float) -> Tensor:
-    return ((scores - bias) * factor + bias).log_softmax(dim=-1)
+def mean_entropy(scores: Tensor, change: Callable[[Tensor], Tensor] = lambda part: part) -> float:
+    """Return the mean entropy in nats of softmax(change(scores)), scores (n, rows)."""
+    parts = (change(part).log_softmax(dim=-1) for part in scores.split(CHUNK_TOKENS))
+    return sum(float(_entropy(part).sum()) for part in parts) / len(scores)
 
 
 def _entropy(log_weights: Tensor) -> Tensor:
@@ -183,7 +180,3 @@ def _evenly_spaced(items: Tensor, count: int) -> Tensor:
     if len(items) <= count:
         return items
     return items[torch.linspace(0, len(items) - 1, count, device=items.device).round().long()]
-
-
-def _zeros(pixel_values: Tensor) -> Tensor:
-    return pixel_values.new_zeros((1, *pixel_values.shape[1:]))

@@ -212,9 +212,8 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
         if part["type"] not in ("text", "image"):
             raise DataError(f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}")
         text = (part.get("text") or "") if part["type"] == "text" else ""
-        fragments.append(
-            ChatFragment(part["type"], text, answer and part["type"] == "text", answer and index == len(parts) - 1)
-        )
+        last = index == len(parts) - 1
+        fragments.append(ChatFragment(part["type"], text, answer and part["type"] == "text", answer and last))
     return fragments
 
 

@@ -47,9 +47,6 @@ def load_image(
         max_pixels: Maximum of width times height. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million)
             applies as well.
 
-    Returns:
-        An image of mode RGB.
-
     Raises:
         DataError: No such file, not an image of a known format, too large, truncated or damaged.
     """
@@ -100,10 +97,6 @@ def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
     Pixels are resampled bicubically, as in both reference implementations, and normalised with mean and standard
     deviation 0.5; padding is 0.
 
-    Args:
-        image: An image of any mode.
-        tiling: The tiling settings.
-
     Returns:
         (tiles, 3, tile_height, tile_width) float32, RGB in [-1, 1].
 
@@ -115,10 +108,6 @@ def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
 
 def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
     """Cut an image into tiles as `cut_tiles` does, without normalising: a quarter of the bytes.
-
-    Args:
-        image: An image of any mode.
-        tiling: The tiling settings.
 
     Returns:
         Tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded; and boxes (tiles, 4) int16: left, top,
@@ -188,15 +177,11 @@ def _stretched_tiles(image: Image.Image, plan: list[TileBox], grid: Grid, tiling
     rows, cols = grid
     width, height = tiling.tile_width, tiling.tile_height
     canvas = image.resize((width * cols, height * rows), Image.Resampling.BICUBIC)
-    corners = iter([(col * width, row * height) for row in range(rows) for col in range(cols)])
-    crops = []
-    for box in plan:
-        if box.is_thumbnail:
-            crops.append(image.resize((width, height), Image.Resampling.BICUBIC))
-        else:
-            x, y = next(corners)
-            crops.append(canvas.crop((x, y, x + width, y + height)))
-    return crops
+    corners = ((col * width, row * height) for row in range(rows) for col in range(cols))
+    cells = (canvas.crop((x, y, x + width, y + height)) for x, y in corners)
+    return [
+        image.resize((width, height), Image.Resampling.BICUBIC) if box.is_thumbnail else next(cells) for box in plan
+    ]
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:

@@ -9,8 +9,9 @@ only, so that placeholders and tiles always match.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError, nearest
@@ -128,12 +129,7 @@ class TileBox:
 
 
 def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
-    """Choose the grid for an image of this size.
-
-    Args:
-        width: Image width in pixels.
-        height: Image height in pixels.
-        tiling: The settings.
+    """Choose the grid for an image of this size in pixels.
 
     Raises:
         DataError: The image has no pixels.
@@ -156,11 +152,11 @@ def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
 def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
     grid = choose_grid(width, height, tiling)
     if tiling.rule == "ovis":
-        tiles = [_fitted(box, tiling) for box in _partition(width, height, grid)]
-        thumbnail = dataclasses.replace(_fitted((0, 0, width, height), tiling), is_thumbnail=True)
+        boxes: Sequence[Box] = _partition(width, height, grid)
     else:
-        tiles = [_stretched(box, tiling) for box in _even_partition(width, height, grid)]
-        thumbnail = dataclasses.replace(_stretched((0, 0, width, height), tiling), is_thumbnail=True)
+        boxes = _even_partition(width, height, grid)
+    tiles = [_tile(box, tiling) for box in boxes]
+    thumbnail = dataclasses.replace(_tile((0, 0, width, height), tiling), is_thumbnail=True)
     if len(tiles) == 1 or tiling.thumbnail == "none":
         return tuple(tiles)
     return (thumbnail, *tiles) if tiling.thumbnail == "first" else (*tiles, thumbnail)
@@ -179,11 +175,7 @@ def count_tiles(width: int, height: int, tiling: Tiling) -> int:
 def count_visual_tokens(width: int, height: int, tiling: Tiling, tokens_per_tile: int) -> int:
     """Return the number of visual tokens of an image in the LLM's sequence.
 
-    Args:
-        width: Image width in pixels.
-        height: Image height in pixels.
-        tiling: The settings.
-        tokens_per_tile: Visual tokens of one tile, e.g. 729 for SigLIP so400m-patch14-384.
+    `tokens_per_tile` is the number of one tile, e.g. 729 for SigLIP so400m-patch14-384.
 
     Raises:
         DataError: The image has no pixels.
@@ -269,25 +261,28 @@ def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int,
     row_height, col_width = height // grid.rows, width // grid.cols
     xs = [*(col * col_width for col in range(grid.cols)), width]
     ys = [*(row * row_height for row in range(grid.rows)), height]
-    return [(xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)]
+    return [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
 
 
 def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
     """Divide into equal boxes, row by row, with fractional edges."""
     xs = [width * col / grid.cols for col in range(grid.cols + 1)]
     ys = [height * row / grid.rows for row in range(grid.rows + 1)]
-    return [(xs[col], ys[row], xs[col + 1], ys[row + 1]) for row in range(grid.rows) for col in range(grid.cols)]
+    return [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
 
 
-def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:
-    """Scale a source to fit the tile, keeping its aspect ratio, and centre it (Ovis 1.6, `preprocess_image`)."""
+def _tile(box: Box, tiling: Tiling) -> TileBox:
+    """Stretch a source to fill the tile (InternVL, `dynamic_preprocess`).
+
+    Under `ovis` it keeps its aspect ratio and is centred (Ovis 1.6, `preprocess_image`).
+    """
     width, height = box[2] - box[0], box[3] - box[1]
     new_width, new_height = tiling.tile_width, tiling.tile_height
     # Compared as integer products, so an equal ratio fills the tile. Ovis truncates; max(1, ...) is added because a
     # strip of 4000x10 would be resized to a height of 0.
-    if width * tiling.tile_height > height * tiling.tile_width:
+    if tiling.rule == "ovis" and width * tiling.tile_height > height * tiling.tile_width:
         new_height = max(1, min(new_height, int(height / width * new_width)))
-    elif width * tiling.tile_height < height * tiling.tile_width:
+    elif tiling.rule == "ovis" and width * tiling.tile_height < height * tiling.tile_width:
         new_width = max(1, min(new_width, int(width / height * new_height)))
     return TileBox(
         left=box[0],
@@ -298,18 +293,4 @@ def _fitted(box: tuple[int, int, int, int], tiling: Tiling) -> TileBox:
         resized_height=new_height,
         offset_x=(tiling.tile_width - new_width) // 2,
         offset_y=(tiling.tile_height - new_height) // 2,
-    )
-
-
-def _stretched(box: Box, tiling: Tiling) -> TileBox:
-    """Stretch a source to fill the tile (InternVL, `dynamic_preprocess`)."""
-    return TileBox(
-        left=box[0],
-        top=box[1],
-        right=box[2],
-        bottom=box[3],
-        resized_width=tiling.tile_width,
-        resized_height=tiling.tile_height,
-        offset_x=0,
-        offset_y=0,
     )

@@ -10,9 +10,9 @@ A connector is an `nn.Module` with
 - `initialize(head_weight)`, called with the LM head (V, D) at construction and after pretrained weights are loaded;
 - `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.page_readout`).
 
-Its constructor takes `vision_dim, text_dim, vocab_size` and keyword options, which are the keys of `connector:` in a
-config beside `type`; a keyword `grid` receives the rows and columns of the tokens. `base.Connector` implements all of
-this but the projection.
+Its constructor takes `vision_dim` (width d of the vision features), `text_dim` (width D of the LLM), `vocab_size` (rows
+V of its table) and keyword options, which are the keys of `connector:` in a config beside `type`; a keyword `grid`
+receives the rows and columns of the tokens of a tile. `base.Connector` implements all of this but the projection.
 """
 
 import inspect

@@ -7,7 +7,10 @@ from ..align import ConnectorOutput
 
 
 class Connector(nn.Module):
-    """Base class: subclasses implement `project` and, if the number of tokens changes, `tokens_per_tile`."""
+    """Base class: subclasses implement `project` and, if the number of tokens changes, `tokens_per_tile`.
+
+    The arguments `vision_dim`, `text_dim`, `vocab_size` and `grid` are described in the package.
+    """
 
     reads_text = False
 

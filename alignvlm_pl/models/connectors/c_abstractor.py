@@ -27,10 +27,6 @@ class CAbstractorConnector(Connector):
     """Convolutional abstractor.
 
     Args:
-        vision_dim: Width d of the vision features.
-        text_dim: Width D of the LLM.
-        vocab_size: Unused: part of the connector interface.
-        grid: Rows and columns of the tokens of a tile.
         hidden: Channels of the convolutions.
         depth: Number of blocks before, and of blocks after the pooling.
         pool: Rows and columns after pooling, which are the tokens of a tile; null: HoneyBee's 12 x 12, or the grid's

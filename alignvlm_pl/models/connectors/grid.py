@@ -1,6 +1,5 @@
 """The grid of a tile's vision tokens: checks, feature maps and pixel shuffle."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,8 +74,3 @@ def to_tokens(feature_map: Tensor) -> Tensor:
 def expand_to_tiles(tiles: Tensor, vectors: Tensor) -> Tensor:
     """Expand `vectors` (n, D) to (tiles, n, D), in number and dtype of `tiles` (tiles, tokens, D)."""
     return vectors.to(tiles.dtype).expand(len(tiles), *vectors.shape)
-
-
-def append_vectors(tokens: Tensor, vectors: Tensor) -> Tensor:
-    """Append the same `vectors` (n, D) to the tokens (tiles, tokens, D) of every tile: (tiles, tokens + n, D)."""
-    return torch.cat([tokens, expand_to_tiles(tokens, vectors)], dim=1)

@@ -10,17 +10,13 @@ from torch.nn import functional as F
 
 from ..options import pair
 from .base import Connector
-from .grid import TokenGrid, append_vectors, check_grid, to_feature_map, to_tokens
+from .grid import TokenGrid, check_grid, expand_to_tiles, to_feature_map, to_tokens
 
 
 class HReducerConnector(Connector):
     """Horizontal reducer.
 
     Args:
-        vision_dim: Width d of the vision features.
-        text_dim: Width D of the LLM.
-        vocab_size: Unused: part of the connector interface.
-        grid: Rows and columns of the tokens of a tile.
         window: Rows and columns of tokens that are merged into one.
         end_token: Append a learned token to each tile, as DocOwl does to each image.
     """
@@ -55,7 +51,7 @@ class HReducerConnector(Connector):
         below, right = (-size % side for size, side in zip(self.grid, self.window, strict=True))
         feature_map = F.pad(feature_map, (0, right, 0, below))
         tokens: Tensor = self.projection(to_tokens(self.reducer(self._mix(feature_map))))
-        return tokens if self.end is None else append_vectors(tokens, self.end)
+        return tokens if self.end is None else torch.cat([tokens, expand_to_tiles(tokens, self.end)], dim=1)
 
     def _mix(self, feature_map: Tensor) -> Tensor:
         """Mix the tokens of each window; the feature map (tiles, d, rows, columns) keeps its shape."""

@@ -13,9 +13,6 @@ class MLPConnector(Connector):
     """MLP baseline.
 
     Args:
-        vision_dim: Width d of the vision features.
-        text_dim: Width D of the LLM.
-        vocab_size: Unused: part of the connector interface.
         layers: 2: linear, activation, linear (LLaVA's `mlp2x_gelu`); 1: linear, activation (paper).
         activation: `gelu` or `relu`.
     """

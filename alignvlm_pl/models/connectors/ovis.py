@@ -19,10 +19,6 @@ class OvisConnector(Connector):
     """Visual embedding table.
 
     Args:
-        vision_dim: Width d of the vision features.
-        text_dim: Width D of the LLM.
-        vocab_size: Rows V of the LLM's table, used for `visual_vocab: null`.
-        grid: Rows and columns of the tokens of a tile.
         visual_vocab: Rows K of the table; null: as many as the LLM's. The paper does not give K; Ovis used 16,384
             to 131,072.
         tokenize: `softmax`; `gumbel` (one word, sampled in training, else the most likely) or `argmax` (the most

@@ -19,9 +19,6 @@ class PerceiverConnector(Connector):
     """A fixed number of learned latents attends to each tile.
 
     Args:
-        vision_dim: Width d of the vision features, and of the latents.
-        text_dim: Width D of the LLM.
-        vocab_size: Unused: part of the connector interface.
         num_latents: Number of latents, which are the output tokens of a tile.
         depth: Number of layers.
         heads: Attention heads.
