@@ -254,9 +254,12 @@ class AlignVLMProcessor(ProcessorMixin):
         ]
         return self._features(encoded, **kwargs)
 
-    def post_process_image_text_to_text(self, generated: Any, **kwargs: Any) -> list[str]:
-        """Decode generated ids (B, L) to texts, without special tokens."""
-        return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True, **kwargs)]
+    def post_process_image_text_to_text(
+        self, generated: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Decode generated ids (B, L) to texts; other arguments are those of the tokenizer's `batch_decode`."""
+        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=skip_special_tokens, **kwargs)
+        return [text.strip() for text in texts]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -384,3 +384,24 @@ def test_bfloat16_takes_float32_pixels(parts):
         loss = half(**inputs_of(batch), labels=batch["labels"]).loss
     assert loss.dtype == torch.float32
     assert bool(loss.isfinite())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_pipeline_of_transformers_answers_a_chat(parts, tmp_path, full):
+    from PIL import Image
+    from transformers import pipeline
+
+    processor, model = parts
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "page.png")
+    content = [{"type": "image", "url": str(tmp_path / "page.png")}, {"type": "text", "text": "Total?"}]
+    chat = [{"role": "user", "content": content}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    ids = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+    (expected,) = processor.post_process_image_text_to_text(ids)
+    answer = pipeline("image-text-to-text", model=model, processor=processor)
+    found = answer(text=chat, return_full_text=full, generate_kwargs=settings)[0]["generated_text"]
+    assert (found[-1]["content"] if full else found).strip() == expected
+    assert expected
