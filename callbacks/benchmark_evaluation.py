@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
+from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.models.connectors import connector_class
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
 from alignvlm_pl.scoring.records import Record, batch_records, merge_records, to_samples, unread, unread_records
@@ -54,6 +55,9 @@ class BenchmarkEvaluation(pl.Callback):
         page_images: Page images kept of each benchmark: half of them first samples, half the worst predictions.
         judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
 
+    Raises:
+        ConfigError: There is no such metric or judge.
+
     Attributes:
         results: Dataset to `num` and metrics of the last evaluation, as fractions of 1; on all ranks.
     """
@@ -70,6 +74,8 @@ class BenchmarkEvaluation(pl.Callback):
         judge: str | None = None,
     ) -> None:
         self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
+        for metric in self.metrics:
+            get_metric(metric)
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps
         self.at_stage_end = at_stage_end
@@ -114,7 +120,7 @@ class BenchmarkEvaluation(pl.Callback):
         if self.every_n_steps or self.at_stage_end:
             self._names = self._chosen(trainer, pl_module)
         self._serve(trainer, subset=self.subset)
-        datasets = [*_data(trainer).val_names, *self._names]
+        datasets = dict.fromkeys([*_data(trainer).val_names, *self._names])
         if trainer.limit_val_batches == 0 and datasets:
             log.warning(
                 "trainer.limit_val_batches=0: fit does not evaluate %s; leave it out, or run `validate` afterwards",

@@ -128,7 +128,7 @@ class AlignParser(LightningArgumentParser):
 
     def _refuse_unknown(self, keys: Iterable[str]) -> None:
         """Raise for the first of dotted names that is no setting, no group of settings, and no part of one."""
-        known = self.known_keys() | {"help", "print_config", "config", "subcommand"}
+        known = self.known_keys() | ({"help", "print_config", "config", "subcommand"} if self.exit_on_error else set())
         for key in keys:
             heads = {key[:end] for end, letter in enumerate(key) if letter == "."}
             if key in known or heads & known or any(name.startswith(f"{key}.") for name in known):
@@ -156,27 +156,30 @@ class AlignCLI(LightningCLI):
         """Parse and run one subcommand.
 
         Raises:
-            ConfigError: The configuration is wrong.
+            ConfigError: The configuration is invalid, or a callback of Lightning's cannot do what it says.
         """
         command = args[0]
-        return cls(
-            AlignVLMModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
-            save_config_callback=RunConfig,
-            # A requeued job finds the config of its first start in the run folder; `test` keeps that of `fit`.
-            save_config_kwargs={
-                "overwrite": True,
-                "save_to_log_dir": False,
-                "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
-            },
-            parser_class=AlignParser,
-            args=args,
-        )
+        try:
+            return cls(
+                AlignVLMModule,
+                pl.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+                save_config_callback=RunConfig,
+                # A requeued job finds the config of its first start in the run folder; `test` keeps that of `fit`.
+                save_config_kwargs={
+                    "overwrite": True,
+                    "save_to_log_dir": False,
+                    "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
+                },
+                parser_class=AlignParser,
+                args=args,
+            )
+        except MisconfigurationException as error:
+            raise ConfigError(str(error).strip().splitlines()[0]) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Groups beside model, data and trainer."""
@@ -368,7 +371,7 @@ class AlignCLI(LightningCLI):
             keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
         )
         return [
-            Ledger(),
+            *([Ledger()] if saves else []),
             *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
             *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
             *chosen,

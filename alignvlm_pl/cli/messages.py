@@ -2,21 +2,14 @@
 
 import difflib
 from collections.abc import Collection, Iterable
+from itertools import takewhile
+from textwrap import dedent
 
-_TYPES = (
-    "Does not validate against",
-    "Subtypes:",
-    "Errors:",
-    "Expected a <class 'NoneType'>",
-    "Not a valid subclass",
-    "Subclass types expect",
-    "a class path (",
-    "a dict ",
-    "Given value",
-)
+_TYPES = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
 """Starts of lines in which jsonargparse lists the types that it tried. One that it words differently is shown."""
-_PATH, _CLASS = "Expected a path but", "Problem with given class_path"
-"""A value that names a class is no file, so that it is none goes without saying; elsewhere a file may be meant."""
+_CLASS = "Problem with given class_path"
+_LISTED = 8
+"""Largest number of keys that are listed where none is near the unknown one."""
 _REQUIRED = "the following arguments are required: "
 _VALUE = "Given value: "
 _SHORT = {"Parser key ": "", "a typing.Literal": "one of ", "a <class '": "", "'>": "", '"': ""}
@@ -27,16 +20,23 @@ def shorten(message: str, classes: Collection[str] = ()) -> str:
 
     Args:
         message: Lines of jsonargparse.
-        classes: Bare class names that a `class_path` may have; the one that is similar to a word of the message is
-            proposed.
+        classes: For a message of the whole command: bare class names that a `class_path` may have; the one that is
+            similar to a word of the message is proposed.
     """
-    _, missing, names = message.partition(_REQUIRED)
-    if missing:
-        keys = [key.split(".", 1)[-1] for key in names.split(", ")]
+    lines = message.splitlines()
+    if (at := next((number for number, line in enumerate(lines) if _CLASS in line), None)) is not None:
+        # A value that names a class: what that class says stands below it, the rest are other types that were tried.
+        inner = takewhile(lambda line: _indent(line) > _indent(lines[at]), lines[at + 1 :])
+        key = "".join(lines[: min(at, 1)])
+        return " ".join(filter(None, (shorten(key), lines[at].strip(" -"), shorten(dedent("\n".join(inner))))))
+    if message.startswith(_REQUIRED):
+        names = message.removeprefix(_REQUIRED).split(", ")
+        if not classes:  # of a class, not of the command
+            return f"missing: {', '.join(names)}"
+        keys = [name.split(".", 1)[-1] for name in names]
         return f"missing: {', '.join(keys)}; give {' '.join(f'--{key} FILE' for key in keys)}"
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    noise = (*_TYPES, _PATH) if _CLASS in message else _TYPES
-    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
+    lines = [line.strip().removeprefix("- ") for line in lines]
+    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_TYPES)))
     found = next((line.removeprefix(_VALUE) for line in lines if line.startswith(_VALUE)), "")
     if found and found not in text and not set("({[") & set(found):
         text = f"{text} (found {found})"
@@ -47,8 +47,13 @@ def shorten(message: str, classes: Collection[str] = ()) -> str:
     return f"{text}; did you mean {near!r}?" if near else text
 
 
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
 def unknown_key(key: str, keys: Collection[str]) -> str:
     """Describe an unknown key by the nearest known one: in its group if it has a known one, else anywhere."""
+    keys = [name for name in keys if name.rsplit(".", 1)[-1] != "help"]
     group, leaf = "", key
     while "." in leaf:
         head, rest = leaf.split(".", 1)
@@ -64,6 +69,9 @@ def unknown_key(key: str, keys: Collection[str]) -> str:
     if near is not None:
         prefix = f"{group}." if group and near in known else ""
         return f"unknown key {key!r}; did you mean {prefix + near!r}?"
+    heads = sorted({name.split(".", 1)[0] for name in known})
+    if len(heads) <= _LISTED:
+        return f"unknown key {key!r}; there are {', '.join(f'{group}.{head}' if group else head for head in heads)}"
     near = _closest(leaf, known, cutoff=0.0)
     return f"unknown key {key!r}; the nearest known one is {f'{group}.{near}' if group else near!r}"
 

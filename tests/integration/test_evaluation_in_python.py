@@ -186,7 +186,7 @@ def test_a_sanity_check_writes_and_logs_nothing(root, tmp_path):
 def test_what_fit_will_not_evaluate_is_logged(root, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         fit(root, tmp_path, evaluation(), steps=1, limit_val_batches=0)
-    assert "trainer.limit_val_batches=0: fit does not evaluate held, held" in caplog.text
+    assert "trainer.limit_val_batches=0: fit does not evaluate held; leave it out" in caplog.text
     with pytest.raises(ConfigError, match=r"val_check_interval=2 and benchmark\.every_n_steps=3 both set"):
         fit(root, tmp_path, evaluation(every_n_steps=3), val_check_interval=2, steps=1)
 

@@ -89,8 +89,16 @@ def test_a_limit_of_the_trainer_wins_over_the_stages(world, tmp_path, caplog, op
 
 def test_fast_dev_run_trains_a_batch_and_leaves_nothing(world, tmp_path):
     world.fit(tmp_path / "run", "--trainer.fast_dev_run=true")
-    assert not (tmp_path / "run/hf").exists()
-    assert not (tmp_path / "run/checkpoints").exists()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_metric_that_is_not_logged_is_answered_in_one_line(world, tmp_path, capsys):
+    best = {"monitor": "bench/hold/anls", "mode": "max", "dirpath": str(tmp_path / "best")}
+    options = [with_callbacks(world, tmp_path, ModelCheckpoint=best), "--benchmark.every_n_steps=1"]
+    assert world.run("fit", "--run_dir", tmp_path / "run", *options) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: `ModelCheckpoint(monitor='bench/hold/anls')` could not find the monitored key")
+    assert "'bench/held/anls'" in said
 
 
 def test_the_configuration_is_in_the_run_folder_whatever_the_logger(world, tmp_path):

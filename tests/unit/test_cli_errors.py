@@ -138,6 +138,17 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "'montior'; did you mean 'monitor'?",
         ),
         (
+            "--trainer.callbacks.class_path=EarlyStopping",
+            "trainer.callbacks: Problem with given class_path 'lightning.pytorch.callbacks.EarlyStopping': missing: "
+            "monitor",
+        ),
+        (
+            "--trainer.logger.class_path=CSVLogger",
+            "trainer.logger: Problem with given class_path 'lightning.pytorch.loggers.CSVLogger': missing: save_dir",
+        ),
+        ("--benchmark.metrics=[nope]", "there is no metric 'nope'; did you mean 'pope'?"),
+        ("--model.lr=1e-4", f"{MODEL}unknown key 'lr'; there are activation_checkpointing, attention, "),
+        (
             "--trainer.precision=fp8",
             "trainer.precision: Expected int Expected one of ['transformer-engine', ",
         ),
@@ -180,6 +191,7 @@ def test_a_class_whose_package_is_not_installed_is_named(capsys, files):
     logger = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: x}}"
     said = failed(capsys, files, f"--trainer.logger={logger}")
     assert "'lightning.pytorch.loggers.WandbLogger': Requirement 'wandb" in said
+    assert "Expected" not in said, "no types that were tried beside the class"
 
 
 def test_unknown_command(capsys):
@@ -215,7 +227,9 @@ def test_a_message_of_the_parser_loses_the_types_it_tried():
 def test_the_nearest_key_is_sought_in_its_group_first():
     assert unknown_key("stage.nam", KEYS).endswith("did you mean 'stage.name'?")
     assert unknown_key("run_dirr", KEYS).endswith("did you mean 'run_dir'?")
-    assert unknown_key("stage.qqqq", KEYS).endswith(("'stage.lr_llm'", "'stage.name'"))
+    assert unknown_key("stage.qqqq", KEYS).endswith("there are stage.lr_llm, stage.name")
+    many = {f"stage.key{letter}" for letter in "abcdefghij"}
+    assert unknown_key("stage.qqqq", many).partition("the nearest known one is 'stage.key")[1]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["prepare", "--help"]])
