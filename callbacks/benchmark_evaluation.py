@@ -195,8 +195,8 @@ class BenchmarkEvaluation(pl.Callback):
         """Keep the predictions of a batch, and the samples that could not be read."""
         name = batch.get("dataset", "")
         if "predictions" not in outputs:
-            for bad in batch.get("bad", ()):
-                log.warning("skipped for the loss (%s): %s", bad.reason, bad.message)
+            for sample in batch.get("skipped", ()):
+                log.warning("skipped for the loss (%s): %s", sample.reason, sample.message)
                 self._unread_losses[name] = self._unread_losses.get(name, 0) + 1
         elif not trainer.sanity_checking:
             self._keep(batch, outputs["predictions"], outputs.get("references"))

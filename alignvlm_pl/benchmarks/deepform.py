@@ -12,7 +12,7 @@ DEEPFORM = Benchmark(
     sources=(docdownstream("DeepForm"),),
     licence="public records; DUE benchmark",
     max_new_tokens=64,
-    postprocessing="line ends and outer white space deleted; the answer None counts as no answer",
+    postprocessing="line ends and outer white space deleted; the prediction None counts as none",
     notes="gold values come from DUE's document.jsonl; 300 documents x 5 fields",
     paper=PAPER["deepform"],
 )

@@ -12,7 +12,7 @@ KLC = Benchmark(
     sources=(docdownstream("KleisterCharity"),),
     licence="Crown copyright, open; DUE benchmark",
     max_new_tokens=64,
-    postprocessing="line ends and outer white space deleted; the answer None counts as no answer",
+    postprocessing="line ends and outer white space deleted; the prediction None counts as none",
     notes="gold values come from DUE's document.jsonl; 609 documents x 8 fields",
     paper=PAPER["klc"],
 )

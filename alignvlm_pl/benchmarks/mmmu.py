@@ -25,7 +25,7 @@ MMMU = Benchmark(
         place_images=True,
     ),
     max_new_tokens=64,
-    postprocessing="the letter or the text of one option is looked for",
+    postprocessing="the letter or the text of one option is searched",
     only={"split": "validation"},
     notes="scored by rules alone: the reference may ask a judge where its rules do not decide",
     paper=PAPER["mmmu"],

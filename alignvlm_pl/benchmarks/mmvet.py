@@ -12,7 +12,7 @@ MMVET = Benchmark(
     sources=(vlmevalkit_table("MMVet", "748aa6d4aa9d4de798306a63718455e3"),),
     licence="Apache-2.0",
     max_new_tokens=512,
-    postprocessing="none: the judge reads the reply",
+    postprocessing="none: the judge reads the prediction",
     notes="needs a judge; without one there is no score",
     paper=PAPER["mmvet"],
 )

@@ -22,13 +22,13 @@ POPE = Benchmark(
         vlmevalkit_table(
             "POPE",
             "c12f5acb142f2ef1f85a26ba2fbe41d5",
-            contents="a row for each distinct question, which stand for 9,000",
+            contents="a row for each distinct question; they count as 9,000",
         ),
     ),
     licence="MIT",
     max_new_tokens=64,
-    postprocessing="punctuation left out; the words yes and no are looked for",
+    postprocessing="punctuation left out; the words yes and no are searched",
     count=categories,
-    notes="headline: F1 over all 9,000 questions; a reply with neither or both words is never right",
+    notes="headline: F1 over all 9,000 questions; a prediction with neither or both words is never right",
     paper=PAPER["pope"],
 )

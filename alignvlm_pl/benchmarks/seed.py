@@ -15,7 +15,7 @@ SEED = Benchmark(
         prefix="Question: ", suffix="\nChoose the right option and answer with its letter only.", options=True
     ),
     max_new_tokens=64,
-    postprocessing="the letter or the text of one option is looked for",
+    postprocessing="the letter or the text of one option is searched",
     notes="scored by rules alone: the reference may ask a judge where its rules do not decide",
     paper=PAPER["seed"],
 )

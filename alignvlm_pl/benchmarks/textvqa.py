@@ -1,4 +1,4 @@
-"""TextVQA, validation: questions about text in photographs, ten answers each (Singh et al. 2019)."""
+"""TextVQA, validation: questions about text in photographs, ten references each (Singh et al. 2019)."""
 
 from .base import SHORT_ANSWER, Benchmark, Prompt, Scoring, vlmevalkit_table
 from .paper import PAPER

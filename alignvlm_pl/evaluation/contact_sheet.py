@@ -11,16 +11,16 @@ from ..scoring.records import page_path
 COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
 
 
-def contact_sheet(predictions: Path, target: Path, *, per_set: int = 2) -> None:
+def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> None:
     """Draw the first page images of each dataset with question, prediction (green: right, red: wrong) and reference.
 
     Args:
         predictions: Folder of `<dataset>.jsonl` and `images/<dataset>/<key>.png`.
         target: PNG to write.
-        per_set: Examples of each dataset.
+        per_dataset: Examples of each dataset.
     """
     examples = [
-        (path.stem, r, image) for path in sorted(predictions.glob("*.jsonl")) for r, image in _first(path, per_set)
+        (path.stem, r, image) for path in sorted(predictions.glob("*.jsonl")) for r, image in _first(path, per_dataset)
     ]
     rows = max(-(-len(examples) // COLUMNS), 1)
     sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH, rows * CELL_HEIGHT), "white")
@@ -45,11 +45,11 @@ def _cell(name: str, record: dict[str, Any], image: Path) -> Image.Image:
     cell.paste(page, (MARGIN, MARGIN))
     draw = ImageDraw.Draw(cell)
     draw.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + page.width, MARGIN + page.height), outline="#999999")
-    asked = record.get("question", "P_vocab reads:")
+    question = record.get("question", "P_vocab reads:")
     right = record.get("exact_match", float(record.get("cer", 1) == 0))
     top = MARGIN + page.height + 6
     font = ImageFont.load_default(size=14)
-    draw.text((MARGIN, top), f"{asked}"[:48], fill="black", font=font)
+    draw.text((MARGIN, top), f"{question}"[:48], fill="black", font=font)
     draw.text((MARGIN, top + 18), f"{record['prediction']}"[:48], fill="#0a7a2f" if right else "#b00020", font=font)
     draw.text((MARGIN, top + 36), f"expected: {record['references'][0]}   [{name}]"[:52], fill="#666666", font=font)
     return cell

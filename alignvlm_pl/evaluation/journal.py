@@ -1,4 +1,4 @@
-"""Predictions on disk as they are made, so that a killed evaluation continues where it stopped."""
+"""Predictions on disk as they are made, so that a killed evaluation is resumed."""
 
 import contextlib
 import json
@@ -18,17 +18,15 @@ Identity = dict[str, Any]
 class Journal:
     """The predictions of one benchmark while it is evaluated: one file a rank, one line a prediction.
 
-    Each file begins with the identity of the evaluation: weights, dataset, settings. Predictions of another identity
-    are discarded.
-
     Args:
-        folder: Folder of the files; all ranks may share it or have their own.
-        identity: What the predictions depend on; JSON values.
+        folder: Folder of the files, shared by the ranks or not.
+        identity: JSON values that the predictions depend on: weights, dataset, settings. It is the first line of each
+            file; predictions of another identity are discarded.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
-        # As JSON gives it back: tuples are lists there.
+        # JSON makes lists of tuples.
         self.identity: Identity = json.loads(json.dumps(identity))
         self._stream: IO[str] | None = None
 
@@ -45,16 +43,16 @@ class Journal:
         return found
 
     def open(self, rank: int) -> None:
-        """Begin to write, after the lines that a killed run of the same rank has left."""
+        """Begin to write, after the lines of a killed run of the same rank."""
         path = self.folder / f"rank{rank}.jsonl"
         complete = _complete_lines(path) if path.is_file() else []
         lines = complete if complete and complete[0] == self.identity else [self.identity]
-        # Written anew: the last line of a killed run may be cut.
+        # Written again, because the last line of a killed run may be cut.
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, positions: Sequence[int], records: Sequence[Record]) -> None:
-        """Write the records of one batch; they survive the process from here on."""
+        """Write the records of one batch."""
         assert self._stream is not None, "open() has not run"
         for position, record in zip(positions, records, strict=True):
             self._stream.write(json.dumps({"position": position, "record": record}) + "\n")
@@ -69,12 +67,12 @@ class Journal:
     def remove(self) -> None:
         """Delete the files: the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the last benchmark's; otherwise the folder is not empty
+        with contextlib.suppress(OSError):  # not empty until the last benchmark
             self.folder.parent.rmdir()
 
 
 def weights_identity(path: str | Path | None) -> Any:
-    """Identify weights by files, sizes and times: cheap, and different whenever they were written again.
+    """Identify weights by files, sizes and times of change.
 
     Args:
         path: A checkpoint, a folder of weights, a name on a hub, or None for none.

@@ -2,7 +2,7 @@
 
 References: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/vqa_eval.py` (`-2025-02`: 282a0afc, the
 same); `due` = `due_evaluator/scorers/anls_scorer.py` as DocOwl1.5 (mPLUG-DocOwl f91a7685) calls it;
-`docowl-pipeline` = the same after DocOwl's clean-up of answers; `docowl` = `anls_metric` of its `evaluator.py`;
+`docowl-pipeline` = the same after DocOwl's clean-up of both texts; `docowl` = `anls_metric` of its `evaluator.py`;
 `lmms-eval` 75571cfe; `st-vqa` = MMF b0ffc7fb, `m4c_evaluators.py`.
 """
 

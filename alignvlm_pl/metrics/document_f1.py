@@ -52,7 +52,7 @@ def count_fields(predicted: Annotation, gold: Annotation, *, ignore_case: bool =
 
     Args:
         predicted: Predicted values.
-        gold: True values.
+        gold: Annotated values.
         ignore_case: Compare values in upper case; field names are compared exactly.
 
     Returns:

@@ -13,9 +13,9 @@ from .option_letters import chosen_letter
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02", "official")
 
-# Phrases before the answer in a line of the reply; in the last line also "=".
+# Phrases before the result in a line of the prediction; in the last line also "=".
 _CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
-_NO_ANSWERS = frozenset(":,.!?;'")
+_PUNCTUATION = frozenset(":,.!?;'")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
@@ -53,7 +53,7 @@ def open_options(references: Sequence[str]) -> dict[str, str]:
 
 
 def possible_answers(reply: str) -> set[Value]:
-    """Return the answer candidates of the official parser: phrases, and numbers in them rounded to 0.01."""
+    """Return the candidates of the official parser: phrases, and numbers in them rounded to 0.01."""
     phrases = _key_phrases(reply)
     numbers = [number for phrase in phrases for pattern in _NUMBERS for number in pattern.findall(phrase)]
     return {form for text in [*phrases, *numbers] for form in _forms(text)}
@@ -70,7 +70,7 @@ def _key_phrases(reply: str) -> list[str]:
             tail = line.rsplit(cue, 1)[-1].strip()
             if cue in line and (not shortest or len(tail) < len(shortest)):
                 shortest = tail
-        if shortest and shortest not in _NO_ANSWERS:
+        if shortest and shortest not in _PUNCTUATION:
             phrases.append(shortest)
     return phrases or [reply]
 

@@ -1,4 +1,4 @@
-"""Normalisation of short answers for VQA, TextVQA and POPE.
+"""Normalisation of short texts for VQA, TextVQA and POPE.
 
 References: VLMEvalKit e8e78f05 and 282a0afc, `vlmeval/smp/misc.py` (`process_punctuation`) and
 `vlmeval/dataset/utils/vqa_eval.py` (`process_answer`); MMF b0ffc7fb, `mmf/utils/m4c_evaluators.py`.

@@ -157,7 +157,7 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
 
     Raises:
         ConfigError: If the specification names no tokenizer.
-        CheckpointError: If there is no tokenizer at that place.
+        CheckpointError: If there is no tokenizer there.
     """
     source = spec.llm.tokenizer or spec.llm.folder()
     if source is None:

@@ -1,4 +1,4 @@
-"""Load pretrained weights; what Hugging Face's loaders raise, or only warn about, becomes one short error."""
+"""Load pretrained weights; errors and warnings of Hugging Face's loaders become one short error."""
 
 import json
 from pathlib import Path

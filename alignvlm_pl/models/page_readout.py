@@ -1,6 +1,6 @@
 """Page readout: text from P_vocab, with the CTC loss of the `read` objective and greedy decoding.
 
-P_vocab is a distribution over the LLM's own tokens, so a row of visual tokens can be read like the output of a
+P_vocab is a distribution over the LLM's tokens, so a row of visual tokens can be read like the output of a
 text-line recogniser. A CTC loss (Graves et al. 2006) on each row trains the connector to map every visual token to the
 character in its patch, without running the LLM; blank is the newline token, classes are single-character tokens.
 Repeats are not merged, as in the Recurrent Neural Aligner (Sak et al. 2017): a character takes exactly one column, so
@@ -56,9 +56,8 @@ class Alphabet:
         single = [c for c in CHARACTERS if len(ids[c]) == 1]
         if len(ids["\n"]) != 1 or len(single) < 0.9 * len(CHARACTERS):
             raise ConfigError(
-                f"the tokenizer writes {len(single)} of {len(CHARACTERS)} printable characters (newline: "
-                f"{ids[chr(10)]}) "
-                "as one token each; the read warm start needs a character token for nearly all of them"
+                f"the tokenizer has one token for {len(single)} of {len(CHARACTERS)} printable characters (newline: "
+                f"{ids[chr(10)]}); the read warm start needs one for nearly all of them"
             )
         return cls((ids["\n"][0], *(ids[c][0] for c in single)), "".join(single))
 
@@ -88,11 +87,11 @@ class PageReadout:
         return Alphabet.from_tokenizer(self.processor.tokenizer)
 
     def columns(self, device: torch.device) -> Tensor:
-        """Token ids (C,) of the alphabet."""
+        """Return the token ids (C,) of the alphabet."""
         return torch.tensor(self.alphabet.columns, device=device)
 
     def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Batch) -> Tensor:
-        """Compute log P_vocab (tiles, tokens, C) of a batch's tiles, without running the LLM."""
+        """Compute log P_vocab (tiles, tokens, C) of a batch, without running the LLM."""
         device = net.device
         boxes = batch.get("tile_boxes")
         return net.read(
@@ -104,10 +103,7 @@ class PageReadout:
     def loss(self, config: Any, log_probs: Tensor, batch: Batch) -> TokenLoss:
         """Compute the CTC loss over characters; a document without an image contributes 0.
 
-        Args:
-            config: The model's config.
-            log_probs: (tiles, tokens, C), see `log_probs`.
-            batch: The batch, with the `lines` of each document.
+        `config` is the model's, `log_probs` (tiles, tokens, C) as returned by the method of this name.
         """
         zero = log_probs[:0].sum().float()  # part of the graph, so that a batch without images has gradients
         sums, characters = zip(
@@ -125,9 +121,7 @@ class PageReadout:
     def count_characters(self, config: Any, batch: StepSummary | Batch) -> int:
         """Count the characters that `loss` sums over, without the device.
 
-        Args:
-            config: Of the model.
-            batch: With `lines`, `sizes` and the number of `tiles` of each document.
+        `config` is the model's.
         """
         rows = self._token_grid(config)[0]
         count = 0
@@ -138,7 +132,7 @@ class PageReadout:
         return count
 
     def texts(self, config: Any, log_probs: Tensor, batch: Batch) -> list[tuple[str, str]]:
-        """Return (read text, true text) of each document's first image; one line per non-empty row."""
+        """Return (prediction, reference) of each document's first image; one line per non-empty row."""
         pages = [
             (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
             for page in self.pages(config, log_probs, batch)
@@ -146,19 +140,14 @@ class PageReadout:
         return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
 
     def _token_grid(self, config: Any) -> tuple[int, int]:
-        """Rows and columns of the connector's tokens in a tile."""
         grid = token_grid(config.vision_config, self.processor.geometry)
         return shuffled_grid(grid, shuffle_factor(config.connector))
 
     def pages(self, config: Any, log_probs: Tensor, batch: Batch) -> Iterator[tuple[Tensor, list[str]] | None]:
-        """Yield, for each document's first image, rows of log P_vocab (R, T, C) and their R texts; None without image.
-
-        `lines` and `sizes` of a batch are per document. `num_tiles` of a packed batch is per row, so `document_tiles`
-        is used where it is given.
-        """
+        """Yield rows of log P_vocab (R, T, C) and their R texts of each document's first image; None without image."""
         tiling = self.processor.geometry
         cells = self._token_grid(config)
-        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()
+        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()  # num_tiles of a packed batch is per row
         for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
             if not len(tiles):
                 yield None

@@ -1,7 +1,7 @@
 """uint8 tiles of a batch, normalised on the device for the vision encoder.
 
 Batches hold uint8, a quarter of the bytes of float32 in shared memory and on the way to the device. Padding is 0 after
-normalisation, which no uint8 value maps to, so every tile comes with the box that the image fills.
+normalisation, which no uint8 value maps to, so every tile has the box that the image fills.
 """
 
 import torch
@@ -62,7 +62,7 @@ def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
         raise DataError(f"pixel_values is of type {pixel_values.dtype}, expected uint8, or floating point in [-1, 1]")
     if tile_boxes is None:
         raise DataError(
-            "pixel_values is uint8 but there are no tile_boxes, without which padding and black cannot be told apart; "
+            "pixel_values is uint8 but there are no tile_boxes, without which padding looks like black; "
             "pass tile_boxes of the same batch, or normalised pixel_values"
         )
     return normalise_tensor(pixel_values, tile_boxes)

@@ -294,7 +294,7 @@ class AlignVLMProcessor(ProcessorMixin):
         )
         found = ids.count(self.image_token_id)
         if found != len(sizes):
-            raise DataError(f"the conversation has {found} image placeholders but {len(sizes)} images came with it")
+            raise DataError(f"the conversation has {found} image placeholders but {len(sizes)} images")
         truncated = max_text_length is not None and truncate_text(
             ids, labels, image_token_id=self.image_token_id, max_text_length=max_text_length
         )
@@ -345,7 +345,7 @@ def _image_groups(images: Any, count: int) -> list[list[Any]]:
         return [list(images)]
     groups = [list(group) if isinstance(group, (list, tuple)) else [group] for group in images]
     if len(groups) != count:
-        raise DataError(f"{count} texts came with {len(groups)} image groups; give one list of images per text")
+        raise DataError(f"{count} texts but {len(groups)} image groups; give one list of images per text")
     return groups
 
 

@@ -160,7 +160,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
             grad = tl.load(upstream + row * size + start + lanes, mask=inside, other=0.0).to(ACC)
             summed += tl.where(inside, tl.exp(value - log_sum), 0.0) * grad
     inner = tl.sum(summed, 0)
-    own = tl.load(shift + row)
+    outer = tl.load(shift + row)
     first = tl.zeros((BLOCK,), ACC)
     second = tl.zeros((BLOCK,), ACC)
     for start in range(0, size, BLOCK):
@@ -171,7 +171,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         grad = tl.zeros((BLOCK,), ACC)
         if GIVEN:
             grad += tl.load(upstream + row * size + start + lanes, mask=inside, other=0.0).to(ACC)
-        inward = tl.where(inside, tl.exp(value - log_sum), 0.0) * (grad - inner - own) * scale
+        inward = tl.where(inside, tl.exp(value - log_sum), 0.0) * (grad - inner - outer) * scale
         first += inward
         second += inward * unit
     tl.store(statistics + row, mean)

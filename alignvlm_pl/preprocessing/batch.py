@@ -6,14 +6,8 @@ from typing import Any, NamedTuple, TypedDict
 from torch import Tensor
 
 
-class BadSample(NamedTuple):
-    """A sample of an evaluation dataset that could not be read.
-
-    Attributes:
-        key: Its key.
-        reason: Short name under which it is counted.
-        message: What is wrong, with its place.
-    """
+class SkippedSample(NamedTuple):
+    """A sample of an evaluation dataset that could not be read: key, skip reason, and a message that names the file."""
 
     key: str
     reason: str
@@ -21,7 +15,7 @@ class BadSample(NamedTuple):
 
 
 class StepSummary(TypedDict):
-    """Over how many tokens the loss of a micro batch is a sum: the fields of `Batch` with these names."""
+    """The fields of a micro batch from which the number of tokens in its loss is computed."""
 
     num_supervised: int
     lines: list[list[list[dict[str, Any]]]]
@@ -33,7 +27,7 @@ class _Fields(TypedDict):
     """Fields of every batch."""
 
     input_ids: Tensor
-    """(B, L) int64; the image token stands at the visual positions."""
+    """(B, L) int64; the image token at the positions of visual tokens."""
     attention_mask: Tensor
     """(B, L) int64; 0 for padding, which is right of a row for training and left for generation."""
     labels: Tensor
@@ -45,21 +39,21 @@ class _Fields(TypedDict):
     num_tiles: Tensor
     """(B,) int64, tiles of each row."""
     keys: list[str]
-    """(samples,) Their keys; this list and all below have one entry for each sample, in reading order."""
+    """(samples,) keys; this list and all below have one entry a sample, in reading order."""
     sources: list[str]
-    """Name of the data that a sample comes from."""
+    """Dataset of a sample."""
     lines: list[list[list[dict[str, Any]]]]
-    """For each image of a sample, its text lines; only image 0 can have some."""
+    """For each image of a sample, its text lines; only image 0 can have any."""
     sizes: list[list[tuple[int, int]]]
     """For each image of a sample, (width, height) in pixels."""
     truncated: list[bool]
     """Whether a sample's text was cut at `max_text_length`."""
     tokens: list[int]
-    """Tokens of a sample, text and visual. On the host, as `tiles`, so that counting does not wait for a GPU."""
+    """Text and visual tokens of a sample; on the host, as `tiles`, so that counting does not wait for a GPU."""
     tiles: list[int]
     """Tiles of a sample."""
     filler: bool
-    """Whether the batch only gives all ranks the same number of batches: it has no labels and is not scored."""
+    """Whether the batch only makes the number of batches equal on all ranks: it has no labels and is not scored."""
 
 
 class Batch(_Fields, total=False):
@@ -71,7 +65,7 @@ class Batch(_Fields, total=False):
     positions: list[int]
     """Training: global index of each sample in the training stream; evaluation: its index in the dataset."""
     num_supervised: int
-    """Loss: number of labels that are not -100, but for the first of a row, which no position predicts."""
+    """Loss: number of labels that are not -100, without the first of a row, which no position predicts."""
     step: list[StepSummary] | None
     """Training, in the first micro batch of an optimizer step: a summary of each of its micro batches."""
     segment_ids: Tensor
@@ -83,7 +77,7 @@ class Batch(_Fields, total=False):
     documents_per_row: list[int]
     """Packed: (B,) samples of each row."""
     references: list[list[str]]
-    """Generation: gold texts of each sample."""
+    """Generation: references of each sample."""
     questions: list[str]
     """Generation: text of the last user turn of each sample."""
     meta: list[Mapping[str, Any]]
@@ -94,5 +88,5 @@ class Batch(_Fields, total=False):
     """Evaluation: `loss`, `generate` or `read`."""
     max_new_tokens: int
     """Evaluation: longest prediction in tokens."""
-    bad: list[BadSample]
+    skipped: list[SkippedSample]
     """Evaluation: the samples of this batch that could not be read."""

@@ -166,7 +166,7 @@ def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
 
 
 def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[[Path, Path], None]) -> None:
-    """Build the folder in a hidden one beside it, and move it to its place; of two hosts the quicker one's stays."""
+    """Build the folder in a hidden one beside it, and move it to its name; of two hosts the first one's is kept."""
     logger.info("converting %s into %s", file, folder)
     prefix = f".{source.folder_name}.build-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as parent:

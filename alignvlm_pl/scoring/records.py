@@ -30,7 +30,7 @@ _KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def page_path(images: Path, name: str, key: str) -> Path:
-    """Return the path of the page image of a sample; keys of foreign shards may hold slashes, or be very long."""
+    """Return the path of the page image of a sample; keys may contain slashes, or be very long."""
     stem = quote(key, safe="", errors="surrogatepass")
     if len(stem) > MAX_NAME:
         stem = f"{stem[: MAX_NAME // 2]}-{hashlib.sha256(stem.encode()).hexdigest()}"
@@ -107,7 +107,7 @@ def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[
 
 def unread_records(batch: "Batch") -> list[Record]:
     """Make the records of the samples of a batch that could not be read: no prediction, and why."""
-    return [_record(bad.key) | {ERROR: [bad.reason, bad.message]} for bad in batch["bad"]]
+    return [_record(one.key) | {ERROR: [one.reason, one.message]} for one in batch["skipped"]]
 
 
 def _record(

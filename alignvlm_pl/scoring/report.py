@@ -103,22 +103,22 @@ def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | N
 
     The first row has the default rule of each metric, the second `PAPER_RULE`; the others are of rules set by `--rule`.
     """
-    asked = [rule for scored in columns if "" not in scored.rules for rule in scored.rules]
+    requested = [rule for scored in columns if "" not in scored.rules for rule in scored.rules]
     rows = []
-    for rule in dict.fromkeys(("", PAPER_RULE, *asked)):
+    for rule in dict.fromkeys(("", PAPER_RULE, *requested)):
         found = [(scored.headline_under(rule), bool(scored.problems)) for scored in columns]
         values = [(value, marked and (value is not None or not rule)) for value, marked in found]
         if not rule or any(value is not None for value, _ in values):
             rows.append((f"this run, rule {rule}" if rule else "this run", values))
-    if asked and all(value is None for value, _ in rows[0][1]):
+    if requested and all(value is None for value, _ in rows[0][1]):
         del rows[0]
     return rows
 
 
 def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
     """Return the benchmarks of the paper's table 1 in its order, then the others."""
-    places = {name: place for place, name in enumerate(TABLE_1)}
-    return sorted(found.items(), key=lambda item: places.get(item[1].benchmark.name, len(places)))
+    order = {name: index for index, name in enumerate(TABLE_1)}
+    return sorted(found.items(), key=lambda item: order.get(item[1].benchmark.name, len(order)))
 
 
 def _share(score: float | None) -> float | None:

@@ -13,7 +13,7 @@ class Losses:
 
     Attributes:
         values: Name of the dataset -> loss per supervised token in nats.
-        problems: Name -> why the loss is not that of the whole dataset.
+        problems: Name -> why the loss is that of a part of the dataset.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)

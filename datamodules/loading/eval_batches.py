@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch.utils.data import IterableDataset
 
-from alignvlm_pl.preprocessing.batch import BadSample
+from alignvlm_pl.preprocessing.batch import SkippedSample
 
 from ..shards.decode import Decoder
 from ..shards.manifest import Location, Manifest
@@ -83,7 +83,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
     """The batches of an evaluation dataset on one rank.
 
     Beside the fields of the collator each has those of the task, ``positions`` of its samples in the dataset, and
-    ``bad``, the samples that could not be read: a list of `BadSample`.
+    ``skipped``, the samples that could not be read: a list of `SkippedSample`.
 
     Attributes:
         manifest: Manifest of the dataset.
@@ -115,10 +115,10 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             batch["task"] = self.task.kind
             batch["max_new_tokens"] = self.task.max_new_tokens
             batch["positions"] = [item.position for item in items if item.position is not None]
-            batch["bad"] = [item for item in found if isinstance(item, BadSample)]
+            batch["skipped"] = [item for item in found if isinstance(item, SkippedSample)]
             yield WorkerItem(batch=batch)
 
-    def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | BadSample]:
+    def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | SkippedSample]:
         reader = ShardReader()
         ends = list(accumulate(shard.num_samples for shard in self.manifest.shards))
         for position in positions:
@@ -131,6 +131,6 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
                 sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
                 item = replace(self.collator.encode(sample), position=position)
             except SampleError as error:
-                yield BadSample(key=raw["__key__"], reason=error.reason, message=str(error))
+                yield SkippedSample(key=raw["__key__"], reason=error.reason, message=str(error))
             else:
                 yield item

@@ -157,7 +157,7 @@ def evaluate(folder: Path | str, processor: Any, **options: Any) -> tuple[Counte
     data.setup("test")
     batches = list(data.benchmark_dataloader("held"))
     keys = Counter(key for batch in batches if not batch["filler"] for key in batch["keys"])
-    return keys, [(bad.key, bad.reason) for batch in batches for bad in batch["bad"]]
+    return keys, [(bad.key, bad.reason) for batch in batches for bad in batch["skipped"]]
 
 
 def verify(folder: Path | str, capsys: Any, *, format: str = "normal") -> list[str]:

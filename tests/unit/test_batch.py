@@ -53,7 +53,7 @@ def test_every_field_that_a_loader_gives_is_declared_with_its_kind(data):
     assert not PACKED & set(train)
     assert {"positions", "num_supervised", "step"} == set(train) - Batch.__required_keys__
     assert {"references", "questions", "meta"} <= set(generation)
-    assert {"dataset", "task", "bad"} <= set(loss)
+    assert {"dataset", "task", "skipped"} <= set(loss)
 
 
 def test_lightning_moves_the_tensors_of_a_batch_and_keeps_the_rest(data):

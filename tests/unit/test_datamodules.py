@@ -174,12 +174,12 @@ def test_evaluation_names_what_it_cannot_read(tmp_path, num_workers):
         batches = list(loader)
         assert [batch["filler"] for batch in batches] == [True, False, False]
         assert [batch["positions"] for batch in batches] == [[], [3, 4], [6]]
-        assert [[bad.key for bad in batch["bad"]] for batch in batches] == [
+        assert [[bad.key for bad in batch["skipped"]] for batch in batches] == [
             ["set-00000000", "set-00000001", "set-00000002"],
             ["set-00000005"],
             [],
         ]
-        bad = batches[1]["bad"][0]
+        bad = batches[1]["skipped"][0]
         assert (bad.reason, bad.message) == ("not_encodable", "sample 'set-00000005' of made: refused")
         assert "references" in batches[0] or (batches[0]["labels"] == -100).all()
 

@@ -194,7 +194,7 @@ def test_rendered_text_goes_through_call(processor):
     right = processor(images=[picture(), picture(30, 30, 9)], text=texts, padding_side="right")
     assert right["attention_mask"][:, 0].tolist() == [1, 1]
     assert called["attention_mask"][:, 0].tolist() == [1, 0]
-    with pytest.raises(DataError, match="2 texts came with 1 image groups"):
+    with pytest.raises(DataError, match="2 texts but 1 image groups"):
         processor(images=[picture()], text=texts)
 
 
