@@ -63,11 +63,7 @@ class Prompt:
 
     @classmethod
     def read(cls, path: Path, known: "Prompt") -> "Prompt":
-        """Read a prompt file, in which ``{question}`` is the placeholder of the question and its options.
-
-        Args:
-            path: The file.
-            known: The prompt to replace; all fields but prefix and suffix are kept.
+        """Read prefix and suffix from a prompt file, in which ``{question}`` is the placeholder; `known` has the rest.
 
         Raises:
             DataError: The file cannot be read, or does not have exactly one placeholder.
@@ -189,11 +185,7 @@ class Benchmark:
         return {part: known for part, known in found.items() if known is not None}
 
     def size_from(self, origin: str) -> int:
-        """Return the number of questions of a complete dataset made from a file; 0: unknown.
-
-        Args:
-            origin: Name of the file, which `prepare benchmark` writes to the manifest; empty: unknown.
-        """
+        """Return the number of questions of a dataset made from the file of this name; 0: unknown."""
         sizes = {source.file: source.size for source in self.sources}
         return sizes.get(origin) or self.size
 
@@ -221,7 +213,7 @@ def with_prompt_files(benchmark: Benchmark | None, files: Mapping[str, Path], *,
 
     Args:
         benchmark: The benchmark; None for an unregistered dataset.
-        files: Part, or an empty text for all questions -> file.
+        files: Part (empty: all questions) -> file.
         name: Name of the dataset in errors.
 
     Raises:

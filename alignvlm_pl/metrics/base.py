@@ -82,11 +82,7 @@ class Metric:
         return self.unit_score(self.statistics([sample], self.check_rule(rule)))
 
     def check_rule(self, rule: str | None) -> str:
-        """Return the rule, or the default for None.
-
-        Raises:
-            ConfigError: There is no such rule; the message lists the known ones.
-        """
+        """Return the rule, or the default for None; raise a `ConfigError` if there is no such rule."""
         return self.rules[0] if rule is None else check_rule(self.name, rule, self.rules)
 
     def unit_score(self, statistics: Statistics) -> float:
@@ -122,11 +118,7 @@ def summed(rows: Sequence[Statistics]) -> dict[str, float]:
 
 
 def check_rule(metric: str, rule: str, rules: Sequence[str]) -> str:
-    """Return the rule.
-
-    Raises:
-        ConfigError: The metric has no such rule; the message lists the known ones.
-    """
+    """Return the rule; raise a `ConfigError` that lists the known ones if there is no such rule."""
     if rule not in rules:
         raise ConfigError(f"metric {metric!r} has no rule {rule!r}; {nearest(str(rule), rules)}")
     return rule

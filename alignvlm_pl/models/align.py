@@ -23,12 +23,7 @@ from .options import require_at_least, require_positive
 
 
 class ConnectorOutput(NamedTuple):
-    """Output of a connector.
-
-    Args:
-        embeds: (tiles, tokens, D) inputs of the LLM.
-        log_probs: (tiles, tokens, columns) log P_vocab of the requested columns, or None.
-    """
+    """Inputs of the LLM (tiles, tokens, D), and log P_vocab (tiles, tokens, C) of requested columns or None."""
 
     embeds: Tensor
     log_probs: Tensor | None = None

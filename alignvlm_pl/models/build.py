@@ -141,7 +141,6 @@ def tokens_per_tile(spec: ModelSpec) -> int:
 
 
 def _config_without_counts(spec: ModelSpec) -> AlignVLMConfig:
-    """Return the configuration of a specification, without `tokens_per_tile` and `image_token_id`."""
     text = spec.llm.load_config()
     return AlignVLMConfig(
         vision_config=spec.vision.load_config(),
@@ -229,7 +228,7 @@ def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) ->
 
 
 def _same_but_for_rows(old: Any, new: Any) -> bool:
-    """Whether both are ALIGN connectors of equal widths and vocabulary that keep different rows."""
+    """Return whether both are ALIGN connectors of equal widths and vocabulary that keep different rows."""
     if not (isinstance(old, AlignConnector) and isinstance(new, AlignConnector)):
         return False
     same = old.vocab_size == new.vocab_size and old.w1.weight.shape == new.w1.weight.shape

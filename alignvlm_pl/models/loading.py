@@ -50,11 +50,7 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
 
 
 def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, source: str | Path) -> None:
-    """Copy `state` into `target`, which must have the same tensors.
-
-    Raises:
-        CheckpointError: If a tensor is missing, left over, or of another shape.
-    """
+    """Copy `state` into `target`; raise a `CheckpointError` if a tensor is missing, left over, or of another shape."""
     try:
         target.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -66,11 +62,7 @@ def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, s
 
 
 def require_complete(missing: set[str], *, what: str, source: str | Path) -> None:
-    """Raise if weights lack tensors of the model.
-
-    Raises:
-        CheckpointError: If `missing` is not empty.
-    """
+    """Raise a `CheckpointError` if weights lack tensors of the model."""
     if missing:
         raise CheckpointError(
             f"{what} weights in {source} lack {len(missing)} of the model's tensors, first {min(missing)!r}; is it the "
@@ -79,12 +71,9 @@ def require_complete(missing: set[str], *, what: str, source: str | Path) -> Non
 
 
 def require_model_type(folder: str | Path, expected: str) -> None:
-    """Raise if the `config.json` of a folder is missing or has another `model_type`.
+    """Raise a `CheckpointError` if the `config.json` of a folder is missing or has another `model_type`.
 
-    Checked before Hugging Face's loader runs, which would build a model of default (large) size with random weights.
-
-    Raises:
-        CheckpointError: Names the type found and the type expected.
+    Hugging Face's loader would then build a model of default (large) size with random weights.
     """
     path = Path(folder) / "config.json"
     try:
@@ -100,11 +89,7 @@ def require_model_type(folder: str | Path, expected: str) -> None:
 
 
 def choose_attention(model: PreTrainedModel, name: str) -> None:
-    """Set the model's attention implementation.
-
-    Raises:
-        ConfigError: If there is no attention of this name, or its package is missing.
-    """
+    """Set the attention; raise a `ConfigError` if there is none of this name, or its package is missing."""
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:

@@ -128,8 +128,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         tile_boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the LLM's input embeddings (B, L, D) with visual tokens in place, and log P_vocab of `columns` or
-        None.
+        """Return the LLM's input embeddings (B, L, D) with the visual tokens, and log P_vocab of `columns` or None.
 
         A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
         parameters have (zero) gradients, as DDP and FSDP require.
@@ -259,8 +258,7 @@ def connector_from_config(config: AlignVLMConfig) -> nn.Module:
 
 
 def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMConfig) -> Tensor:
-    """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after `pixel_shuffle` if it is
-    set.
+    """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after the pixel shuffle.
 
     Raises:
         ConfigError: If the features do not have the connector's width, or do not fill a grid.

@@ -8,32 +8,20 @@ from ..errors import ConfigError, nearest
 
 
 def require_choice(key: str, value: str, known: Collection[str]) -> None:
-    """Raise if a name is not known.
-
-    Raises:
-        ConfigError: Names the option, the value and the nearest known name.
-    """
+    """Raise a `ConfigError` with the nearest known name if `value` is not known."""
     if value not in known:
         raise ConfigError(f"connector {key} {value!r}: {nearest(str(value), known)}")
 
 
 def require_at_least(lowest: int, **options: int) -> None:
-    """Raise if an option is not an integer of at least `lowest`.
-
-    Raises:
-        ConfigError: Names the option, its value and `lowest`.
-    """
+    """Raise a `ConfigError` if an option is not an integer of at least `lowest`."""
     for key, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise ConfigError(f"connector {key}={value!r}: expected a whole number of at least {lowest}")
 
 
 def require_positive(**options: float) -> None:
-    """Raise if an option is not a finite number above 0.
-
-    Raises:
-        ConfigError: Names the option and its value.
-    """
+    """Raise a `ConfigError` if an option is not a finite number above 0."""
     for key, value in options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and 0 < value < math.inf):
@@ -41,11 +29,7 @@ def require_positive(**options: float) -> None:
 
 
 def pair(key: str, value: Any) -> tuple[int, int]:
-    """Return the rows and columns of an option given as a list of two.
-
-    Raises:
-        ConfigError: If it is not a list of two integers of at least 1.
-    """
+    """Return rows and columns of an option; raise a `ConfigError` if it is not a list of two integers of at least 1."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ConfigError(f"connector {key}={value!r}: expected [rows, columns]")
     rows, columns = value

@@ -34,11 +34,10 @@ class EncodedConversation:
     """One encoded conversation.
 
     Args:
-        input_ids: (L,) int64, the image token at visual positions.
+        input_ids: (L,) int64, the image token at the positions of visual tokens.
         labels: (L,) int64, `IGNORE_INDEX` where not supervised.
         pixels: (tiles, 3, H, W) uint8.
-        tile_boxes: (tiles, 4) int16, box of the image within each tile, see
-            `alignvlm_pl.preprocessing.imaging.cut_pixels`.
+        tile_boxes: (tiles, 4) int16, box of the image within each tile, see `imaging.cut_pixels`.
         truncated: Whether text was cut at `max_text_length`.
     """
 
@@ -64,11 +63,11 @@ class AlignVLMProcessor(ProcessorMixin):
 
     Args:
         tokenizer: A fast Hugging Face tokenizer; the image token is added to it (not to the LLM's embeddings).
-        tiling: Fields of `alignvlm_pl.preprocessing.tiling.Tiling`.
+        tiling: Fields of `preprocessing.tiling.Tiling`.
         tokens_per_tile: Visual tokens of one tile.
-        chat_template: See `alignvlm_pl.preprocessing.chat.choose_template`.
-        spell_answers: See `alignvlm_pl.preprocessing.chat.tokenize_chat`. Saved with the processor, because answers of
-            earlier turns in a prompt must be tokenized as in training.
+        chat_template: See `preprocessing.chat.choose_template`.
+        spell_answers: See `preprocessing.chat.tokenize_chat`; saved, because answers in a prompt are tokenized as in
+            training.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class AlignVLMProcessor(ProcessorMixin):
         """Encode one conversation.
 
         Args:
-            messages: See `alignvlm_pl.preprocessing.chat.render_chat`; image parts in the order of `images`.
+            messages: See `preprocessing.chat.render_chat`; image parts in the order of `images`.
             images: RGB images.
             max_text_length: Maximum number of text tokens; visual tokens are not counted and never cut.
             generation: End with the opening of an assistant turn, and supervise nothing.
@@ -174,10 +173,7 @@ class AlignVLMProcessor(ProcessorMixin):
         }
 
     def collate_packed(self, rows: Sequence[Sequence[EncodedConversation]]) -> dict[str, torch.Tensor]:
-        """Concatenate the documents of each row, and pad the rows on the right to the longest.
-
-        Args:
-            rows: The documents of each row, at least one per row.
+        """Concatenate the documents of each row, at least one, and pad the rows on the right to the longest.
 
         Returns:
             As `collate`, with `num_tiles` (R,) per row; also `segment_ids` (R, L) int64, number of the document within
@@ -288,7 +284,7 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Return ids and labels (L,) of fragments with images of these sizes, and whether text was cut."""
+        """Return ids (L,), labels (L,) and whether text was cut, for images of these sizes."""
         ids, labels = tokenize_chat(
             self.tokenizer, fragments, image_token_id=self.image_token_id, spell_answers=self.spell_answers
         )
@@ -331,7 +327,7 @@ def _join_tiles(encoded: Sequence[EncodedConversation]) -> dict[str, torch.Tenso
 
 
 def concatenate_filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate arrays along the first axis; if only one is not empty, it is returned without a copy."""
+    """Concatenate arrays along the first axis, without a copy if only one is not empty."""
     filled = [array for array in arrays if len(array)]
     return filled[0] if len(filled) == 1 else np.concatenate(arrays)
 

@@ -21,12 +21,7 @@ from .modeling import AlignVLMForConditionalGeneration
 
 @dataclass
 class VocabularyShares:
-    """Sums of P_vocab over visual tokens.
-
-    Args:
-        total: (rows,) float64.
-        tokens: Number of visual tokens.
-    """
+    """Sum (rows,) of P_vocab over visual tokens in float64, and their number."""
 
     total: Tensor
     tokens: int = 0
@@ -70,11 +65,7 @@ def sum_vocabulary(model: AlignVLMForConditionalGeneration, images: Iterable[Ten
 
 
 def require_align(model: AlignVLMForConditionalGeneration) -> AlignConnector:
-    """Return the model's connector.
-
-    Raises:
-        ConfigError: If it is not ALIGN.
-    """
+    """Return the model's connector; raise a `ConfigError` if it is not ALIGN."""
     if not isinstance(model.connector, AlignConnector):
         raise ConfigError(
             f"connector {model.config.connector.get('type')!r} has no vocabulary to prune; only 'align' has"

@@ -122,13 +122,9 @@ def require_packable(decoder: PreTrainedModel) -> str:
 
 
 def _flash_bounds(positions: Tensor) -> dict[str, Any]:
-    """Boundaries of the documents of all rows, joined into one sequence, as transformers' `FlashAttentionKwargs`."""
+    """Return the boundaries of all documents, the rows joined, as transformers' `FlashAttentionKwargs`."""
     flat = positions.flatten()
     bounds = torch.cat([torch.nonzero(flat == 0).flatten(), flat.new_tensor([len(flat)])]).to(torch.int32)
     longest = int(flat.max()) + 1
-    return {
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    lengths = {"max_length_q": longest, "max_length_k": longest}
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, **lengths}

@@ -1,5 +1,4 @@
-"""Health of a connector's output: entropy of P_vocab, cosine similarity of the tokens, and the gain for a given
-entropy.
+"""Health of a connector's output: entropy of P_vocab, similarity of the tokens, and the gain for a target entropy.
 
 At a gain of 1 P_vocab is close to uniform: every output is nearly the mean of all text embeddings, and training starts
 slowly. Measured on a subset of a batch's visual tokens, in chunks.
@@ -77,10 +76,7 @@ def visual_features(net: Any, pixel_values: Tensor, tile_boxes: Tensor | None = 
 def vocabulary_scores(connector: Any, features: Tensor, *, limit: int) -> Tensor:
     """Return the scores before the softmax (n, rows), float32, of at most `limit` evenly spaced visual tokens.
 
-    Args:
-        connector: An `AlignConnector`.
-        features: (tiles, tokens, d) vision features.
-        limit: Maximum number of visual tokens.
+    `connector` is an `AlignConnector`, `features` are (tiles, tokens, d) vision features.
     """
     norm = connector.norm2
     found = []
@@ -92,13 +88,9 @@ def vocabulary_scores(connector: Any, features: Tensor, *, limit: int) -> Tensor
 
 @torch.no_grad()
 def token_spread(connector: Any, features: Tensor, table: Tensor, *, limit: int) -> TokenSpread:
-    """Measure at most `limit` evenly spaced visual tokens.
+    """Measure at most `limit` evenly spaced visual tokens of any connector.
 
-    Args:
-        connector: Any connector.
-        features: (tiles, tokens, d) vision features; with no tiles the connector still runs.
-        table: (V, D) text embeddings.
-        limit: Maximum number of visual tokens.
+    `features` (tiles, tokens, d) are vision features, and `table` (V, D) the text embeddings.
     """
     if not len(features):
         # FSDP2 prefetches in the order of the last forward; ranks with different orders would hang.

@@ -8,12 +8,7 @@ from torch.nn import functional as F
 
 
 class AlignOutput(NamedTuple):
-    """Output of a back-end.
-
-    Args:
-        embeds: (N, D) weighted averages of the table's rows; None if no table was given.
-        log_probs: (N, columns) log P_vocab of the requested columns, in at least float32; None if none were requested.
-    """
+    """Averages (N, D) of the table's rows, and log P_vocab (N, C) in at least float32; None where not requested."""
 
     embeds: Tensor | None
     log_probs: Tensor | None

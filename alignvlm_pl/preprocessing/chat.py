@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from jinja2 import TemplateError
@@ -39,13 +39,9 @@ _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True, slots=True)
 class ChatFragment:
-    """A fragment of a rendered conversation.
+    """A fragment of a rendered conversation: `template`, `text` (content) or `image`, which has an empty text.
 
-    Args:
-        kind: `template`, `text` (content) or `image`.
-        text: The text; empty for an image.
-        supervised: Whether the text is (part of) an answer.
-        ends_answer: Whether an answer ends with this fragment, so that an end-of-turn token must follow.
+    The text of an answer is `supervised`; after a fragment that `ends_answer` an end-of-turn token must follow.
     """
 
     kind: str
@@ -55,11 +51,7 @@ class ChatFragment:
 
 
 def choose_template(tokenizer: Any, name: str | None) -> str:
-    """Return the chat template to use.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        name: A key of `TEMPLATES` or a Jinja template; None for the tokenizer's own.
+    """Return the chat template of this name: a key of `TEMPLATES` or a Jinja template; None for the tokenizer's own.
 
     Raises:
         ConfigError: If `name` is None and the tokenizer has no template, or `name` is neither a key nor a template.
@@ -95,21 +87,17 @@ def render_chat(
     """
     if not messages:
         raise DataError("the conversation has no messages")
-    contents: list[ChatFragment] = []
-    turns: list[tuple[str, int]] = []
-    for message in messages:
-        fragments = _contents(message)
-        contents += fragments
-        turns.append((message["role"], len(fragments)))
+    contents = [_contents(message) for message in messages]
+    turns = tuple((message["role"], len(found)) for message, found in zip(messages, contents, strict=True))
     try:
-        rendered = _skeleton(tokenizer, template, tuple(turns), add_generation_prompt)
+        rendered = _skeleton(tokenizer, template, turns, add_generation_prompt)
     except (TemplateError, TypeError) as error:  # TypeError: a template for another form of content
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template does not render a conversation of the roles {roles}: {error}; change the data or "
             "chat_template"
         ) from error
-    return _split(rendered, contents)
+    return _split(rendered, list(chain.from_iterable(contents)))
 
 
 def tokenize_chat(
@@ -168,11 +156,7 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int:
 
 
 def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max_text_length: int) -> bool:
-    """Drop text tokens beyond `max_text_length`, in place; image tokens are never dropped.
-
-    Returns:
-        Whether a token was dropped.
-    """
+    """Drop text tokens beyond `max_text_length`, in place, but no image tokens; return whether one was dropped."""
     kept, text = [], 0
     for position, token in enumerate(ids):
         text += token != image_token_id
@@ -206,9 +190,8 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
         # Templates write the role as control text, where an arbitrary string could open or close a turn.
         raise DataError(f"message role {role!r} is unknown; {nearest(str(role), ROLES)}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    fragments = []
+    fragments, answer = [], role == "assistant"
     for index, part in enumerate(parts):
-        answer = role == "assistant"
         if part["type"] not in ("text", "image"):
             raise DataError(f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}")
         text = (part.get("text") or "") if part["type"] == "text" else ""

@@ -93,17 +93,9 @@ class Tiling:
 class TileBox:
     """Source of one tile in the image, and its position within the encoder's input.
 
-    Args:
-        left: Left edge of the source in pixels of the image; an integer under `ovis`, possibly a fraction under
-            `internvl`.
-        top: Top edge of the source.
-        right: Right edge of the source, exclusive.
-        bottom: Bottom edge of the source, exclusive.
-        resized_width: Width in pixels to which the source is resized.
-        resized_height: Height in pixels to which the source is resized.
-        offset_x: Left edge of the resized source within the tile; the rest of the tile is padding.
-        offset_y: Top edge of the resized source within the tile.
-        is_thumbnail: Whether this is the thumbnail.
+    `left`, `top`, `right` and `bottom` (exclusive) are in pixels of the image: integers under `ovis`, perhaps fractions
+    under `internvl`. The source is resized to `resized_width` x `resized_height` pixels, whose upper left corner is at
+    (`offset_x`, `offset_y`) of the tile; the rest of the tile is padding.
     """
 
     left: float
@@ -128,6 +120,7 @@ class TileBox:
         )
 
 
+@lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """Choose the grid for an image of this size in pixels.
 
@@ -136,7 +129,7 @@ def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """
     if width < 1 or height < 1:
         raise DataError(f"an image must be at least 1x1 pixels, found width {width} and height {height}")
-    return _choose_grid(width, height, tiling)
+    return (_covering_grid if tiling.rule == "ovis" else _nearest_grid)(width, height, tiling)
 
 
 def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
@@ -181,12 +174,6 @@ def count_visual_tokens(width: int, height: int, tiling: Tiling, tokens_per_tile
         DataError: The image has no pixels.
     """
     return count_tiles(width, height, tiling) * tokens_per_tile
-
-
-@lru_cache(maxsize=4096)
-def _choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
-    rule = _covering_grid if tiling.rule == "ovis" else _nearest_grid
-    return rule(width, height, tiling)
 
 
 @lru_cache(maxsize=64)

@@ -151,11 +151,7 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
 
 
 def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
-    """Write weights as a safetensors file for `from_pretrained`.
-
-    Raises:
-        OSError: The file cannot be written (safetensors raises its own error).
-    """
+    """Write weights as a safetensors file for `from_pretrained`; raise an `OSError` if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

@@ -56,7 +56,7 @@ def _convert(source_file: Path, folder: Path) -> None:
         from gguf import GGUFReader
     except ImportError as error:
         raise ConfigError("converting SmolLM2 needs the package gguf: pip install gguf") from error
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     reader = GGUFReader(source_file)
     config = _model_config(reader)
@@ -67,12 +67,7 @@ def _convert(source_file: Path, folder: Path) -> None:
     write_safetensors(weights, folder / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(str(source_file.parent), gguf_file=source_file.name)
     tokenizer.save_pretrained(folder)
-    _write_generation_config(folder, bos=config.bos_token_id, eos=config.eos_token_id)
-
-
-def _write_generation_config(folder: Path, *, bos: int, eos: int) -> None:
-    from transformers import GenerationConfig
-
+    bos, eos = config.bos_token_id, config.eos_token_id
     GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(folder)
 
 
@@ -104,7 +99,6 @@ def _model_config(reader: Any) -> Any:
 
 
 def _dequantised_weights(reader: Any, *, num_heads: int, num_kv_heads: int) -> "dict[str, np.ndarray]":
-    """Return float32 weights under their Hugging Face names."""
     import numpy as np
     from gguf import dequantize
 

@@ -20,7 +20,7 @@ def model():
 def test_one_token_for_each_32_by_8_pixels(model, height, width, tokens):
     output = model(torch.rand(2, 3, height, width)).last_hidden_state
     assert output.shape == (2, tokens, 32 * 4)
-    assert model.tokens_for(height, width) == tokens
+    assert model.config.tokens_for(height, width) == tokens
 
 
 def test_tokens_are_rows_of_cell_groups(model):

@@ -66,7 +66,7 @@ class CAbstractorConnector(Connector):
 
     def project(self, features: Tensor) -> Tensor:
         """Map features (tiles, rows · columns, d) to (tiles, pooled cells, D)."""
-        check_grid(features.shape[1], self.grid)
+        check_grid(features.shape[1], self.grid)  # before the positions are added
         feature_map = to_feature_map(features + self.position.to(features.dtype), self.grid)
         tokens: Tensor = self.readout(to_tokens(self.behind(self.pool(self.before(feature_map)))))
         return tokens
@@ -85,28 +85,16 @@ def _cells(pool: tuple[int, int] | None, grid: TokenGrid) -> TokenGrid:
 
 
 class RegStage(nn.Sequential):
-    """RegNet stage: blocks of one width, at stride 1.
-
-    Args:
-        depth: Number of blocks.
-        in_channels: Channels of the input of the first block.
-        out_channels: Channels of all other activations.
-    """
+    """RegNet stage: `depth` blocks at stride 1, `out_channels` wide."""
 
     def __init__(self, depth: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         for index in range(depth):
-            block = RegBlock(in_channels if index == 0 else out_channels, out_channels)
-            self.add_module(f"b{index + 1}", block)
+            self.add_module(f"b{index + 1}", RegBlock(out_channels if index else in_channels, out_channels))
 
 
 class RegBlock(nn.Module):
-    """Residual bottleneck: 1 x 1, depthwise 3 x 3, squeeze-and-excitation, 1 x 1.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels inside and of the output.
-    """
+    """Residual bottleneck: 1 x 1, depthwise 3 x 3, squeeze-and-excitation, 1 x 1."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -10,11 +10,7 @@ TokenGrid = tuple[int, int]
 
 
 def check_grid(tokens: int, grid: TokenGrid) -> None:
-    """Raise if the number of tokens is not rows · columns.
-
-    Raises:
-        ConfigError: Names both numbers.
-    """
+    """Raise a `ConfigError` if the number of tokens is not rows · columns."""
     rows, columns = grid
     if tokens != rows * columns:
         raise ConfigError(
@@ -38,7 +34,7 @@ def pixel_shuffle(features: Tensor, grid: TokenGrid, factor: int) -> Tensor:
     Args:
         features: (tiles, rows · columns, d).
         grid: Rows and columns.
-        factor: Tokens per side of a block; 1 changes nothing.
+        factor: Tokens per side of a block.
 
     Returns:
         (tiles, ceil(rows / factor) · ceil(columns / factor), factor² · d); the tokens of a block in row-major order.
@@ -57,11 +53,7 @@ def pixel_shuffle(features: Tensor, grid: TokenGrid, factor: int) -> Tensor:
 
 
 def to_feature_map(features: Tensor, grid: TokenGrid) -> Tensor:
-    """Reshape tokens (tiles, rows · columns, d) to feature maps (tiles, d, rows, columns).
-
-    Raises:
-        ConfigError: If the tokens do not fill the grid.
-    """
+    """Reshape tokens (tiles, rows · columns, d) to feature maps (tiles, d, rows, columns), after `check_grid`."""
     check_grid(features.shape[1], grid)
     return features.transpose(1, 2).unflatten(2, grid)
 

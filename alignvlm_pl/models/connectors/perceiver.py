@@ -67,14 +67,7 @@ class PerceiverConnector(Connector):
 
 
 class PerceiverLayer(nn.Module):
-    """Attention of the latents to the tile and to themselves, then a feed-forward; linear layers have no bias.
-
-    Args:
-        dim: Width d of tile and latents.
-        heads: Attention heads.
-        head_dim: Width of one head.
-        ff_mult: Hidden width of the feed-forward, as a multiple of d.
-    """
+    """Attention of the latents to the tile and to themselves, then a feed-forward, of width `dim`, without bias."""
 
     def __init__(self, dim: int, *, heads: int, head_dim: int, ff_mult: int) -> None:
         super().__init__()
