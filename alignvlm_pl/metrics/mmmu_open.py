@@ -40,7 +40,7 @@ def mmmu_open(prediction: str, references: Sequence[str], *, rule: str = "vlmeva
         return 0.0
     if rule == "official":
         accepted = {form for reference in references for form in _forms(reference)}
-        return float(any(_is_accepted(value, accepted) for value in possible_answers(prediction)))
+        return float(any(_is_accepted(value, accepted) for value in possible_values(prediction)))
     gold = references[0]
     # A reference that looks like an option letter is treated as one.
     right = gold if len(references) == 1 and len(gold) == 1 and gold in string.ascii_uppercase else "A"
@@ -52,7 +52,7 @@ def open_options(references: Sequence[str]) -> dict[str, str]:
     return {"A": references[0] if len(references) == 1 else str(list(references)), "B": "Other Answers"}
 
 
-def possible_answers(reply: str) -> set[Value]:
+def possible_values(reply: str) -> set[Value]:
     """Return the candidates of the official parser: phrases, and numbers in them rounded to 0.01."""
     phrases = _key_phrases(reply)
     numbers = [number for phrase in phrases for pattern in _NUMBERS for number in pattern.findall(phrase)]

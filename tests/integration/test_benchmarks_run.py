@@ -107,7 +107,7 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_score_gives_the_figures_of_the_run_again(world, tmp_path, capsys):
+def test_score_gives_the_scores_of_the_run_again(world, tmp_path, capsys):
     sets = json.dumps({"docvqa": write(tmp_path / "docvqa", "docvqa")})
     assert world.run("validate", "--run_dir", tmp_path / "run", "--data.init_args.benchmarks", sets) == 0
     scores = json.loads((tmp_path / "run/results.json").read_text())["benchmarks"]["docvqa"]

@@ -77,7 +77,7 @@ def test_rates_norms_and_learning_rates_of_each_part_are_logged(world, tmp_path)
     assert found["perf/memory_gib"][0] > 0.05
 
 
-def test_every_figure_stands_at_the_step_it_is_of(world, tmp_path):
+def test_every_value_is_logged_at_its_step(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = ["--trainer.log_every_n_steps=2", "--stage.max_steps=5"]
@@ -111,7 +111,7 @@ def test_without_a_peak_there_is_no_mfu_and_frozen_parts_have_no_norm(world, tmp
     assert {"train/gradient_norm/llm", "lr/llm"} <= set(found)
 
 
-def test_figures_by_hand():
+def test_values_by_hand():
     measured = Throughput(peak_tflops=2e-12)
     assert measured.peak == 2.0
     measured.work = Work(vision=2.0, connector=3.0, llm=1.0, attention=0.5, head=4.0)

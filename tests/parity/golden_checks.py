@@ -6,7 +6,7 @@ from alignvlm_pl.metrics import METRICS, EvalSample
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
 from alignvlm_pl.metrics.gqa import gqa
-from alignvlm_pl.metrics.mmmu_open import mmmu_open, open_options, possible_answers
+from alignvlm_pl.metrics.mmmu_open import mmmu_open, open_options, possible_values
 from alignvlm_pl.metrics.mmvet import judge_row, judged_score
 from alignvlm_pl.metrics.multiple_choice import multiple_choice
 from alignvlm_pl.metrics.option_letters import chosen_letter
@@ -111,8 +111,8 @@ def check_vwtq(case, rule, printed):
 
 
 def check_tablevqa_corpus(case, rule, printed):
-    answers = [row_answer(row, references=(row["answer"],), split=row["split"]) for row in case["rows"]]
-    found = METRICS["tablevqa"].evaluate(answers, rule)
+    samples = [row_sample(row, references=(row["answer"],), split=row["split"]) for row in case["rows"]]
+    found = METRICS["tablevqa"].evaluate(samples, rule)
     for part, expected in printed["per_split"].items():
         names = [part, f"{part}_exact"][: len(expected)]
         # The toolkit rounds the shares to eight digits before it makes per cents of them.
@@ -131,8 +131,8 @@ def check_vcr(case, rule, printed):
 
 
 def check_vcr_corpus(case, rule, printed):
-    answers = [row_answer(row, references=read_references(row["answer"])) for row in case["rows"]]
-    found = METRICS["vcr"].evaluate(answers, rule)
+    samples = [row_sample(row, references=read_references(row["answer"])) for row in case["rows"]]
+    found = METRICS["vcr"].evaluate(samples, rule)
     yield "score", printed, found["exact_match"]
     yield "jaccard", printed.get("jaccard", found["jaccard"]), found["jaccard"]
 
@@ -156,7 +156,7 @@ def check_mcq(case, rule, printed):
 def check_mmmu_open(case, rule, printed):
     yield "score", printed, mmmu_open(case["prediction"], case["references"], rule=rule)
     if "parsed" in printed:
-        yield "parsed", printed["parsed"], sorted(map(str, possible_answers(case["prediction"])))
+        yield "parsed", printed["parsed"], sorted(map(str, possible_values(case["prediction"])))
     if "options" in printed:
         options = open_options(case["references"])
         yield "options", printed["options"], options
@@ -172,11 +172,11 @@ def check_yes_no(case, rule, printed):
 def check_pope_corpus(case, rule, printed):
     # lmms-eval has a question once for each category: its rows are scored as they stand.
     exploded = rule != "lmms-eval"
-    answers = [
-        row_answer(row, references=(row["answer"],), category=row["category"] if exploded else "")
+    samples = [
+        row_sample(row, references=(row["answer"],), category=row["category"] if exploded else "")
         for row in case["rows"]
     ]
-    found = METRICS["pope"].evaluate(answers, rule)
+    found = METRICS["pope"].evaluate(samples, rule)
     yield "score", printed, 100 * found["f1"]
     for name in ("acc", "precision", "recall"):
         if name in printed:
@@ -201,8 +201,8 @@ def check_mmvet_judge(case, rule, printed):
 
 
 def check_mmvet_corpus(case, rule, printed):
-    answers = [row_answer(row, category=row["category"], judged=float(row["score"])) for row in case["rows"]]
-    found = METRICS["mmvet"].evaluate(answers, rule)
+    samples = [row_sample(row, category=row["category"], judged=float(row["score"])) for row in case["rows"]]
+    found = METRICS["mmvet"].evaluate(samples, rule)
     yield "score", printed, 100 * found["score"]
     for table in ("by_capability", "by_combination"):
         for name, expected in printed.get(table, {}).items():
@@ -220,16 +220,16 @@ def check_due_f1(case, rule, printed):
 def check_ie_pipeline(case, rule, printed):
     fields = {"DeepForm": DEEPFORM_FIELDS, "KLC": KLC_FIELDS}.get(case["dataset"], DEEPFORM_FIELDS + KLC_FIELDS)
     # The pipeline pairs documents by position; so do these lists.
-    counts, answers = [], []
+    counts, samples = [], []
     for place, document in enumerate(case["documents"]):
         pairs = [(question["question"], question["prediction"]) for question in document["questions"]]
         counts.append(count_fields(annotate(pairs, fields, rule=rule), document["reference"]))
         meta = {"document": f"{place} {document['name']}", "gold": document["reference"]}
-        answers += [
+        samples += [
             EvalSample(key=f"{place}", question=question, prediction=text, meta=meta) for question, text in pairs
         ]
     yield from document_scores(counts, printed)
-    yield "metric", printed, METRICS["document_f1"].evaluate(answers, rule)["f1"]
+    yield "metric", printed, METRICS["document_f1"].evaluate(samples, rule)["f1"]
 
 
 def check_qa_pipeline(case, rule, printed):
@@ -266,22 +266,22 @@ def check_table_corpus(case, rule, printed):
     ]
     yield "changed", printed.get("rows_changed_by_reload", changed), changed
     metric = METRICS[TABLES[case["dataset"]]]
-    answers = [
+    samples = [
         EvalSample(key=str(row["index"]), prediction=text, references=read_references(row["answer"]), meta=row)
         for row, text in zip(rows, predictions, strict=True)
     ]
-    found = metric.evaluate(answers, rule)
+    found = metric.evaluate(samples, rule)
     yield "score", printed, 100 * next(iter(found.values()))
     parts = printed.get("per_split", {})
     if metric.name == "pope":
         yield from categories(parts, found)
         return
     for part, expected in parts.items():
-        chosen = [answer for answer in answers if part in ("Overall", answer.meta.get("split"))]
+        chosen = [sample for sample in samples if part in ("Overall", sample.meta.get("split"))]
         yield part, expected, 100 * metric.evaluate(chosen, rule)[metric.name]
 
 
-def row_answer(row, *, references=(), **meta):
+def row_sample(row, *, references=(), **meta):
     return EvalSample(
         key=str(row.get("index", "")),
         prediction=row.get("prediction", ""),

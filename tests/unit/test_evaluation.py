@@ -1,4 +1,4 @@
-"""Records of answers, means over sets, and files that are whole or absent."""
+"""Records of predictions, means over datasets, and files that are complete or absent."""
 
 import json
 
@@ -32,12 +32,12 @@ def test_records_hold_what_metrics_need():
     assert to_samples(records)[0].references == ("12.50", "12.5")
 
 
-def test_a_lost_answer_is_an_error_and_not_a_shift():
+def test_a_lost_prediction_is_an_error_and_not_a_shift():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         batch_records(batch(["a"], ["b"]), ["a"])
 
 
-def test_readings_are_answers_to_the_text_that_stands_there():
+def test_the_references_of_readings_are_the_texts_of_the_pages():
     read = batch(["x"], ["y"]) | {"task": "read"}
     records = batch_records(read, ["ABCD", "xb"], read=["abcd", "ab"])
     assert [(r["prediction"], r["references"]) for r in records] == [("ABCD", ["abcd"]), ("xb", ["ab"])]

@@ -28,7 +28,7 @@ def test_contact_sheet(tmp_path: Path) -> None:
     assert grey == [(90, 90, 90), (90, 90, 90), (255, 255, 255)]  # two sets, one free cell
 
 
-def test_demo_table_has_a_row_for_each_figure() -> None:
+def test_demo_table_has_a_row_for_each_score() -> None:
     answered = {"num": 4, "anls": 0.5, "exact_match": 0.25}
     results = {"benchmarks": {"forms": answered, "lines": {"num": 3, "cer": 0.2}}, "overall": answered}
     lines = _table(results, results).splitlines()

@@ -17,7 +17,7 @@ def write(folder, identity, rank=0, positions=(0, 1, 2)):
     return journal
 
 
-def test_answers_of_all_ranks_come_back(tmp_path):
+def test_predictions_of_all_ranks_come_back(tmp_path):
     write(tmp_path, {"weights": ("a", 1)}, rank=0, positions=(0,))
     write(tmp_path, {"weights": ("a", 1)}, rank=1, positions=(2,))
     assert Journal(tmp_path, {"weights": ["a", 1]}).read() == {0: RECORDS[0], 2: RECORDS[2]}
@@ -36,7 +36,7 @@ def test_half_a_line_is_left_out_and_overwritten(tmp_path):
     assert next(json.loads(line) for line in path.read_text().splitlines()) == {}
 
 
-def test_answers_of_another_evaluation_are_thrown_away(tmp_path):
+def test_predictions_of_another_evaluation_are_discarded(tmp_path):
     write(tmp_path, {"weights": "old"})
     journal = Journal(tmp_path, {"weights": "new"})
     assert journal.read() == {}

@@ -27,8 +27,8 @@ GOLD = [
 ]
 
 
-def _answer(number: int, rng: random.Random) -> EvalSample:
-    """An answer that every metric can score."""
+def _sample(number: int, rng: random.Random) -> EvalSample:
+    """A sample that every metric can score."""
     field = ("advertiser", "gross_amount")[number % 2]
     return EvalSample(
         key=f"k{number:03}",
@@ -46,19 +46,19 @@ def _answer(number: int, rng: random.Random) -> EvalSample:
     )
 
 
-ANSWERS = [_answer(number, random.Random(number)) for number in range(60)]
+SAMPLES = [_sample(number, random.Random(number)) for number in range(60)]
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_any_split_and_order_gives_the_same_figures(name):
+def test_any_split_and_order_gives_the_same_scores(name):
     metric, rng = METRICS[name], random.Random(1)
     units: dict = {}
-    for answer in ANSWERS:
-        units.setdefault(metric.unit(answer) if metric.unit else answer.key, []).append(answer)
+    for sample in SAMPLES:
+        units.setdefault(metric.unit(sample) if metric.unit else sample.key, []).append(sample)
     for rule in metric.rules:
-        expected = metric.evaluate(ANSWERS, rule)
+        expected = metric.evaluate(SAMPLES, rule)
         assert name == "cer" or all(0 <= value <= 1 for value in expected.values())
-        shuffled = rng.sample(ANSWERS, len(ANSWERS))
+        shuffled = rng.sample(SAMPLES, len(SAMPLES))
         assert metric.evaluate(shuffled, rule) == expected
         rows = [metric.statistics(unit, rule) for unit in rng.sample(list(units.values()), len(units))]
         sums = {key: math.fsum(row.get(key, 0.0) for row in rows) for key in {key for row in rows for key in row}}
@@ -72,14 +72,14 @@ def test_rules_are_listed(name):
     assert metric.name == name
     assert metric.check_rule(None) == metric.rules[0]
     with pytest.raises(ConfigError, match=rf"'{name}' has no rule 'vlmeval'.*known: .*{metric.rules[0]}"):
-        metric.evaluate(ANSWERS, "vlmeval")
+        metric.evaluate(SAMPLES, "vlmeval")
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_without_references_and_without_answers(name):
+def test_without_references_or_predictions(name):
     metric = METRICS[name]
     assert next(iter(metric.scores({}).values())) == 0
-    bare = [EvalSample(key=a.key, prediction="x", question=a.question, meta=a.meta) for a in ANSWERS]
+    bare = [EvalSample(key=a.key, prediction="x", question=a.question, meta=a.meta) for a in SAMPLES]
     if name not in ("document_f1", "mmvet"):  # their gold is elsewhere
         for rule in metric.rules:
             assert next(iter(metric.evaluate(bare, rule).values())) == 0
@@ -100,9 +100,9 @@ def test_pure_functions_refuse_an_unknown_rule_too():
 
 
 def test_mmvet_is_refused_without_a_judge():
-    answer = EvalSample(key="q7", prediction="a", meta={"category": "ocr"})
+    sample = EvalSample(key="q7", prediction="a", meta={"category": "ocr"})
     with pytest.raises(ConfigError, match=r"'q7' has no score of a judge.*leave the benchmark out"):
-        METRICS["mmvet"].evaluate([answer])
+        METRICS["mmvet"].evaluate([sample])
 
 
 def test_judge_is_asked_until_it_gives_a_number():
@@ -126,24 +126,24 @@ def test_documents_need_their_annotation():
 def test_document_f1_of_one_document():
     meta = {"document": "d", "gold": GOLD}
     questions = {"advertiser": " acme\n INC.", "gross_amount": "None"}
-    answers = [
+    samples = [
         EvalSample(key=field, prediction=text, question=f"What is the value for the {field}?", meta=meta)
         for field, text in questions.items()
     ]
-    scores = METRICS["document_f1"].evaluate(answers)
+    scores = METRICS["document_f1"].evaluate(samples)
     assert (scores["precision"], scores["recall"], scores["f1"]) == (1.0, 0.5, 2 / 3)
     # Without DocOwl's clean-up the line end stays, and None is a wrong value.
-    assert METRICS["document_f1"].evaluate(answers, "due")["f1"] == 0
+    assert METRICS["document_f1"].evaluate(samples, "due")["f1"] == 0
 
 
 def test_tablevqa_is_the_mean_of_its_parts_not_of_its_questions():
-    def answer(number, split, prediction):
+    def sample(number, split, prediction):
         return EvalSample(key=str(number), prediction=prediction, references=("1",), meta={"split": split})
 
-    answers = [answer(n, "vwtq", "1") for n in range(3)] + [answer(3, "vtabfact", "false")]
-    assert METRICS["tablevqa"].evaluate(answers) == {"mean": 0.5, "vwtq": 1.0, "vtabfact": 0.0}
+    samples = [sample(n, "vwtq", "1") for n in range(3)] + [sample(3, "vtabfact", "false")]
+    assert METRICS["tablevqa"].evaluate(samples) == {"mean": 0.5, "vwtq": 1.0, "vtabfact": 0.0}
     with pytest.raises(DataError, match=r"no part 'vwtg'; did you mean 'vwtq'"):
-        METRICS["tablevqa"].evaluate([answer(0, "vwtg", "1")])
+        METRICS["tablevqa"].evaluate([sample(0, "vwtg", "1")])
 
 
 def test_anls_threshold_is_a_setting():
@@ -185,7 +185,7 @@ def test_a_letter_counts_among_the_last_four_words():
     ("reply", "choices", "letter"),
     [
         ("answer is dog", {"A": "a cat", "B": "dog"}, "B"),  # there is no D: the text decides
-        ("answer is dog", {"A": "cat", "B": "dog"}, "Z"),  # and is not looked for in a long reply
+        ("answer is dog", {"A": "cat", "B": "dog"}, "Z"),  # and is not searched in a long reply
         (
             "answer is dog, so answer is <B>",
             {"A": "cat", "B": "xyz" * 9},
@@ -210,7 +210,7 @@ def test_letters_as_the_toolkit_finds_them(reply, choices, letter):
     assert chosen_letter(reply, choices) == letter
 
 
-def test_an_open_answer_is_found_after_answer_is():
+def test_an_open_prediction_is_found_after_answer_is():
     assert mmmu_open("The answer is cat", ["cat"]) == 1
     assert mmmu_open("The answer is B", ["B"]) == 1
 
@@ -221,13 +221,13 @@ def test_two_bars_are_one_in_predictions_alone():
     assert tablevqa("a|b|", ["a||b"], part="vwtq_syn", rule="official") == 1
 
 
-def test_open_answers_of_the_official_parser():
+def test_open_predictions_of_the_official_parser():
     assert mmmu_open("the answer is 5cm", ["5"], rule="official") == 0  # a number ends with its word
     assert mmmu_open("the answer is 5 cm", ["5"], rule="official") == 1
     assert mmmu_open("the answer is 2.5cm", ["2.5"], rule="official") == 1  # but not one with a point
     assert mmmu_open("it is 0.333", ["0.3333"], rule="official") == 1  # rounded to 0.33
     assert mmmu_open("x = 7\nz", ["x = 7"], rule="official") == 1  # an equation in the last line only is cut
-    assert mmmu_open("B", ["B"]) == 1  # taken for the letter of the other answers
+    assert mmmu_open("B", ["B"]) == 1  # read as the letter of the other option
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 5
 
 
-def test_a_figure_of_one_rule_is_labelled(tmp_path):
+def test_a_score_of_one_rule_is_labelled(tmp_path):
     scored = score_samples(get_benchmark("docvqa"), scored_docvqa().samples, rule="due")
     write_reports(tmp_path, {"docvqa": scored}, images=tmp_path)
     for name in ("report.html", "report.md"):

@@ -172,7 +172,7 @@ def test_a_table_is_joined_by_its_index(tmp_path):
     assert [(a.key, a.prediction) for a in found.samples] == [("docvqa-00000000", "nan")]
 
 
-def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
+def test_score_prints_scores_and_writes_reports(tmp_path, capsys):
     path = jsonl(tmp_path / "p.jsonl", row("a"), row("b", "Lun"), row("<c>", "<script>", ("x",)))
     assert main(["score", "--benchmark=docvqa", f"--predictions={path}", f"--out={tmp_path / 'out'}", "--json"]) == 0
     output = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_score_prints_figures_and_writes_reports(tmp_path, capsys):
     assert json.loads(again[0])["anls@due"] == 1.0
 
 
-def test_score_counts_answers_without_references_and_odd_ones(tmp_path, capsys):
+def test_score_counts_predictions_without_references_and_odd_ones(tmp_path, capsys):
     odd = [{**row("odd", "A"), "meta": {"choices": ["dog", "cat"]}}, {"key": "bare", "prediction": "A"}]
     good = {**row("a", "A", ("A",)), "meta": {"choices": {"A": "dog", "B": "cat"}}}
     path = jsonl(tmp_path / "p.jsonl", good, *odd)
@@ -251,7 +251,7 @@ def grade(row, temperature):
 """
 
 
-def test_a_judge_grades_open_answers(tmp_path, capsys, monkeypatch):
+def test_a_judge_grades_open_predictions(tmp_path, capsys, monkeypatch):
     (tmp_path / "my_judge.py").write_text(JUDGE)
     monkeypatch.syspath_prepend(tmp_path)
     rows = [

@@ -35,7 +35,7 @@ def samples(count: int = 60) -> list[EvalSample]:
     ]
 
 
-def test_the_order_of_the_answers_changes_nothing():
+def test_the_order_of_the_predictions_changes_nothing():
     plain = plain_benchmark("set", metrics=("anls", "exact_match"))
     first = score_samples(plain, samples())
     shuffled = samples()
@@ -44,7 +44,7 @@ def test_the_order_of_the_answers_changes_nothing():
     assert 0 < first.metrics["anls"] < 1
 
 
-def test_intervals_hold_the_figure_and_come_out_the_same_again():
+def test_intervals_hold_the_score_and_are_the_same_again():
     plain = plain_benchmark("set", metrics=("exact_match",))
     first, again = score_samples(plain, samples()), score_samples(plain, samples())
     assert first.intervals == again.intervals
@@ -55,7 +55,7 @@ def test_intervals_hold_the_figure_and_come_out_the_same_again():
     assert score_samples(plain, samples(), resamples=0).intervals == {}
 
 
-def test_groups_and_rules_are_figures_of_their_own():
+def test_groups_and_rules_have_scores():
     scored = score_samples(get_benchmark("chartqa"), samples())
     name = "relaxed_accuracy"
     assert {name, f"{name}/human", f"{name}/augmented", f"{name}@vlmevalkit-2025-02"} <= set(scored.metrics)
@@ -76,7 +76,7 @@ def test_part_of_a_benchmark_is_marked():
     assert nothing.problems == ["0 of 5,349 questions"]
 
 
-def test_answers_a_metric_cannot_take_are_named_and_the_others_scored():
+def test_predictions_that_a_metric_cannot_score_are_named():
     good = EvalSample(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
     odd = [
         EvalSample(key=key, prediction="4", references=("4",), meta=meta)
@@ -181,7 +181,7 @@ def test_odd_grades_are_named_and_the_others_scored():
         score_samples(get_benchmark("mmvet"), [rows[2]])
 
 
-def test_answers_that_are_not_scored_are_not_counted():
+def test_predictions_that_are_not_scored_are_not_counted():
     good = EvalSample(key="a", prediction="4", references=("4",), meta={"split": "vwtq"})
     scored = score_samples(get_benchmark("tablevqa"), [good, replace(good, key="b", meta={})])
     assert scored.num == 1
@@ -228,7 +228,7 @@ def test_empty_canonical_forms_are_none(canonical):
     assert mixed.problems[0].startswith("2 predictions cannot be scored: a (rule official-canonical needs")
 
 
-def test_records_of_samples_that_could_not_be_read_are_no_answers():
+def test_records_of_samples_that_could_not_be_read_are_no_predictions():
     bad = {"key": "z", "prediction": "", "references": ["x"], "error": ["undecodable_image", "z.png"]}
     records = [*to_records(samples(3)), bad, {**bad, "key": "y", "error": "lost"}]
     assert [sample.key for sample in to_samples(records)] == ["k000", "k001", "k002"]
@@ -247,14 +247,14 @@ def test_names_of_pages_are_short_and_apart(tmp_path):
         path.write_bytes(b"")  # the file system takes it
 
 
-def test_the_answer_cue_of_the_prompt_is_no_part_of_an_answer():
+def test_the_answer_cue_of_the_prompt_is_no_part_of_a_prediction():
     row = EvalSample(key="a", prediction="Answer: 1,000", references=("1,000",), meta={"split": "vwtq"})
     scored = score_samples(get_benchmark("tablevqa"), [row])
     assert scored.metrics["vwtq"] == 1.0
     assert scored.metrics["vwtq@official"] == 0.0
 
 
-def test_records_keep_everything_and_empty_answers():
+def test_records_keep_everything_and_empty_predictions():
     given = [EvalSample(key="b", prediction="", references=("x",), meta={"split": "human"}), *samples(2)]
     records = merge_records(to_records(given))
     assert [record["key"] for record in records] == ["b", "k000", "k001"]
