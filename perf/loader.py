@@ -124,7 +124,7 @@ def bare_rate(folder: Path, processor: Any) -> float:
     """Read, decode, resize and cut; nothing else."""
     from PIL import Image
 
-    from alignvlm_pl.preprocessing.imaging import cut_tiles
+    from alignvlm_pl.models.pixels import cut_tiles
 
     count, start = 0, time.perf_counter()
     for path in sorted(folder.glob("*.tar")):

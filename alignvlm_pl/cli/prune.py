@@ -111,13 +111,11 @@ def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
 
 
 def _images(options: argparse.Namespace, processor: "AlignVLMProcessor") -> "Iterator[Tensor]":
-    import torch
-
     from datamodules.shards.decode import Decoder
     from datamodules.shards.manifest import load_manifest
     from datamodules.shards.reader import read_range
 
-    from ..preprocessing.imaging import cut_tiles
+    from ..models.pixels import cut_tiles
 
     decode = Decoder()
     for folder in options.data:
@@ -125,4 +123,4 @@ def _images(options: argparse.Namespace, processor: "AlignVLMProcessor") -> "Ite
         stop = min(options.samples, manifest.num_samples)
         for raw in islice(read_range(manifest, 0, stop), stop):
             for image in decode(raw).images:
-                yield torch.from_numpy(cut_tiles(image, processor.geometry))
+                yield cut_tiles(image, processor.geometry)

@@ -5,14 +5,16 @@ normalisation, which no uint8 value maps to, so every tile has the box that the 
 """
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
-from ..preprocessing.imaging import HALF_RANGE
+from ..preprocessing.imaging import cut_pixels
+from ..preprocessing.tiling import Tiling
 
 
 def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalise tiles on their device; on a CPU bit-equal to `imaging.normalise_array`.
+    """Normalise tiles on their device, with mean and standard deviation 0.5.
 
     Args:
         pixels: (tiles, 3, H, W) uint8.
@@ -32,13 +34,19 @@ def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torc
         )
     tiles = pixels.to(torch.float32)
     # Divided by a tensor: for a Python number CUDA multiplies by the reciprocal, which rounds differently.
-    tiles.div_(torch.full((), HALF_RANGE, device=pixels.device)).sub_(1)
+    tiles.div_(torch.full((), 127.5, device=pixels.device)).sub_(1)
     left, top, right, bottom = boxes.unsqueeze(-1).unbind(1)
     x = torch.arange(pixels.shape[3], device=pixels.device)
     y = torch.arange(pixels.shape[2], device=pixels.device)
     columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return tiles.masked_fill_(~inside, 0).to(dtype)
+
+
+def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:
+    """Cut an image into normalised tiles (tiles, 3, tile_height, tile_width), see `imaging.cut_pixels`."""
+    pixels, boxes = cut_pixels(image, tiling)
+    return normalise_tensor(torch.from_numpy(pixels), torch.from_numpy(boxes))
 
 
 def at_least_one_tile(tiles: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..preprocessing.chat import (
     tokenize_chat,
     truncate_text,
 )
-from ..preprocessing.imaging import cut_pixels, load_image, normalise_array
+from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise_tensor
 
@@ -51,11 +51,6 @@ class EncodedConversation:
     def num_tiles(self) -> int:
         """Number of tiles."""
         return len(self.pixels)
-
-    @property
-    def pixel_values(self) -> np.ndarray:
-        """Normalised tiles (tiles, 3, H, W) float32 in [-1, 1]; computed on each access."""
-        return normalise_array(self.pixels, self.tile_boxes)
 
 
 class AlignVLMProcessor(ProcessorMixin):

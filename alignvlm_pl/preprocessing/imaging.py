@@ -19,8 +19,6 @@ MAX_PIXELS = 100_000_000
 # The longest side in the JPEG format. A file of 60 bytes may declare 90 million rows of one pixel, for which Pillow
 # allocates a gigabyte of row pointers.
 MAX_SIDE = 65_535
-HALF_RANGE = 127.5
-"""A pixel value x is normalised to x / HALF_RANGE - 1, here and in models/pixels.py."""
 
 # An explicit list: Pillow also knows formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
@@ -91,23 +89,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def cut_tiles(image: Image.Image, tiling: Tiling) -> np.ndarray:
-    """Cut an image into normalised tiles, in the order of `tiling.plan_tiles`.
-
-    Pixels are resampled bicubically, as in both reference implementations, and normalised with mean and standard
-    deviation 0.5; padding is 0.
-
-    Returns:
-        (tiles, 3, tile_height, tile_width) float32, RGB in [-1, 1].
-
-    Raises:
-        DataError: The image has no pixels.
-    """
-    return normalise_array(*cut_pixels(image, tiling))
-
-
 def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Cut an image into tiles as `cut_tiles` does, without normalising: a quarter of the bytes.
+    """Cut an image of any mode into tiles, in the order of `plan_tiles`.
+
+    Pixels are resampled bicubically, as in both reference implementations. They are normalised on the device, by
+    `models.pixels`: uint8 is a quarter of the bytes.
 
     Returns:
         Tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded; and boxes (tiles, 4) int16: left, top,
@@ -134,23 +120,6 @@ def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
             packed = np.frombuffer(crop.tobytes("raw", band), dtype=np.uint8)
             channel[y : y + height, x : x + width] = packed.reshape(height, width)
     return out, boxes
-
-
-def normalise_array(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Normalise tiles for the vision encoder.
-
-    Args:
-        pixels: (tiles, 3, H, W) uint8, see `cut_pixels`.
-        boxes: (tiles, 4) int16, see `cut_pixels`.
-
-    Returns:
-        (tiles, 3, H, W) float32 in [-1, 1]; padding is 0, which no pixel value maps to.
-    """
-    tiles: np.ndarray = np.divide(pixels, np.float32(HALF_RANGE), dtype=np.float32)
-    tiles -= np.float32(1)
-    for tile, edges in zip(tiles, boxes, strict=True):
-        _clear_outside(tile, edges)
-    return tiles
 
 
 def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:

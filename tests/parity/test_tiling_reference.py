@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvlm_pl.preprocessing.imaging import cut_tiles
+from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid
 
 
@@ -180,7 +180,7 @@ def test_pixels(rule, thumbnail, pixels):
     tiling = Tiling(rule=rule, tile_height=48, tile_width=48, thumbnail=thumbnail)
     for width, height in [(48, 48), (100, 77), (30, 20), (212, 275), (400, 30), (5, 300), (1, 1), (144, 144)]:
         image = noise(rng, width, height)
-        ours = cut_tiles(image, tiling)
+        ours = cut_tiles(image, tiling).numpy()
         assert ours.dtype == np.float32
         # Same 8-bit pixels on both sides; what is left is float32 rounding, 6e-8 at worst.
         np.testing.assert_allclose(ours, pixels(image, 48).transpose(0, 3, 1, 2), atol=2e-7)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.imaging import cut_tiles, load_image, to_rgb
+from alignvlm_pl.models.pixels import cut_tiles
+from alignvlm_pl.preprocessing.imaging import load_image, to_rgb
 from alignvlm_pl.preprocessing.tiling import Tiling
 
 WHITE, RED, BLACK = (255, 255, 255), (255, 0, 0), (0, 0, 0)
@@ -179,7 +180,7 @@ def test_limit_is_a_setting_and_inclusive():
 
 
 def test_tiles_are_normalised_centred_and_padded_with_zero():
-    tiles = cut_tiles(Image.new("RGB", (20, 10), (255, 0, 51)), Tiling(tile_height=40, tile_width=40))
+    tiles = cut_tiles(Image.new("RGB", (20, 10), (255, 0, 51)), Tiling(tile_height=40, tile_width=40)).numpy()
     assert tiles.shape == (1, 3, 40, 40)
     assert tiles.dtype == np.float32
     np.testing.assert_allclose(tiles[0, :, 10:30].mean(axis=(1, 2)), [1.0, -1.0, -0.6], atol=1e-6)
@@ -191,7 +192,7 @@ def test_tiles_reassemble_the_image():
     image = photo(96, 64)
     tiling = Tiling(tile_height=32, tile_width=32, thumbnail="none")
     for rule in ("ovis", "internvl"):
-        tiles = cut_tiles(image, Tiling(**{**tiling.to_dict(), "rule": rule}))
+        tiles = cut_tiles(image, Tiling(**{**tiling.to_dict(), "rule": rule})).numpy()
         rows = [np.concatenate(tiles[row * 3 : row * 3 + 3], axis=2) for row in range(2)]
         page = np.concatenate(rows, axis=1).transpose(1, 2, 0)
         np.testing.assert_allclose((page + 1) * 127.5, np.asarray(image), atol=1e-3)

@@ -10,10 +10,10 @@ from transformers import AutoProcessor
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_processor
+from alignvlm_pl.models.pixels import cut_tiles, normalise_tensor
 from alignvlm_pl.models.processing import AlignVLMProcessor
 from alignvlm_pl.models.tiny import TOKENS_PER_TILE, VOCAB_SIZE, tiny_spec, tiny_tokenizer
 from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
-from alignvlm_pl.preprocessing.imaging import cut_tiles
 from alignvlm_pl.preprocessing.tiling import count_visual_tokens
 
 
@@ -37,6 +37,10 @@ def visual(processor, encoded):
     return int((encoded.input_ids == processor.image_token_id).sum())
 
 
+def normalised(encoded):
+    return normalise_tensor(torch.from_numpy(encoded.pixels), torch.from_numpy(encoded.tile_boxes))
+
+
 def test_encode(processor):
     images = [picture(), picture(40, 40, 255)]
     encoded = processor.encode(ask(None, None, answer="7"), images)
@@ -44,8 +48,8 @@ def test_encode(processor):
     assert counts[0] > counts[1] == TOKENS_PER_TILE
     assert visual(processor, encoded) == sum(counts) == encoded.num_tiles * TOKENS_PER_TILE
     assert processor.image_token_id == VOCAB_SIZE  # outside the LLM's table
-    expected = np.concatenate([cut_tiles(image, processor.geometry) for image in images])
-    np.testing.assert_array_equal(encoded.pixel_values, expected)
+    expected = torch.cat([cut_tiles(image, processor.geometry) for image in images])
+    assert torch.equal(normalised(encoded), expected)
     assert (encoded.pixels.dtype, encoded.tile_boxes.shape) == (np.uint8, (encoded.num_tiles, 4))
     answer = [label for label in encoded.labels if label != IGNORE_INDEX]
     assert processor.tokenizer.decode(answer) == "7<|im_end|>"
@@ -74,7 +78,7 @@ def test_generation_is_the_same_prompt_without_the_answer(processor):
 
 def test_text_only(processor):
     encoded = processor.encode(ask(answer="7"), [])
-    assert encoded.pixel_values.shape == (0, 3, 56, 56)
+    assert encoded.pixels.shape == (0, 3, 56, 56)
     assert encoded.num_tiles == 0
     batch = processor.collate([encoded, processor.encode(ask(None, answer="7"), [picture(30, 30)])])
     assert batch["num_tiles"].tolist() == [0, 1]
@@ -138,7 +142,7 @@ def test_apply_chat_template_encodes_as_encode_does(processor):
     items = [processor.encode(m, i, generation=True) for m, i in zip(messages, images, strict=True)]
     expected = processor.collate(items, pad_left=True)
     # Hugging Face's entry points give what a vision encoder takes, bit for bit.
-    expected["pixel_values"] = torch.from_numpy(np.concatenate([item.pixel_values for item in items]))
+    expected["pixel_values"] = torch.cat([normalised(item) for item in items])
     assert (
         set(batch) == {"input_ids", "attention_mask", "pixel_values", "num_tiles"} == set(processor.model_input_names)
     )

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.page_readout import CHARACTERS, Alphabet, ctc_loss, read_rows, row_texts, to_rows
+from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.models.tiny import tiny_tokenizer
-from alignvlm_pl.preprocessing.imaging import cut_tiles
 from alignvlm_pl.preprocessing.tiling import Tiling, plan_tiles
 
 ABC = Alphabet((9, 5, 6, 7), "ab ")
@@ -152,7 +152,7 @@ def test_row_texts_over_tiles_agree_with_the_pixels(rule, thumbnail):
         ImageDraw.Draw(image).rectangle((0, y, size[0], y + 2), fill="white")
         (rows, cols), texts = row_texts([line("bar", 0, y, 150, y + 3)], size, tiling, token_rows)
         assert len(texts) == rows * token_rows
-        tiles = cut_tiles(image, tiling)
+        tiles = cut_tiles(image, tiling).numpy()
         plan = plan_tiles(*size, tiling)
         tiles = tiles[[not box.is_thumbnail for box in plan]]
         tokens = tiles.mean(1).reshape(len(tiles), token_rows, 10, 80).max(axis=2).reshape(len(tiles), -1, 1)

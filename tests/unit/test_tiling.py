@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.preprocessing.imaging import cut_tiles
+from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.preprocessing.tiling import (
     TileBox,
     Tiling,
