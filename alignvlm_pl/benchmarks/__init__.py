@@ -4,8 +4,7 @@ Every `Benchmark` that a file of this folder defines is registered: to add one, 
 """
 
 from alignvlm_pl.errors import ConfigError, nearest
-from alignvlm_pl.utils.class_paths import import_path
-from alignvlm_pl.utils.registry import defined_in
+from alignvlm_pl.utils.registry import instances_in, load_instance
 
 from .base import Benchmark, Prompt, Scoring, SourceFile, plain_benchmark, with_prompt_files
 
@@ -22,14 +21,11 @@ __all__ = [
 ]
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    value.name: value for _, value in defined_in(__name__, __path__) if isinstance(value, Benchmark)
-}
-BENCHMARKS = dict(sorted(BENCHMARKS.items()))
+BENCHMARKS = instances_in(__name__, __path__, Benchmark)
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark of this name.
+    """Return the benchmark of this name, which may come from data: import paths are not followed.
 
     Raises:
         ConfigError: The name is unknown; the message lists the known ones.
@@ -48,9 +44,4 @@ def load_benchmark(name: str) -> Benchmark:
     Raises:
         ConfigError: There is none of this name, or the path names something else.
     """
-    if "." not in name:
-        return get_benchmark(name)
-    found = import_path(name, setting="benchmark")
-    if not isinstance(found, Benchmark):
-        raise ConfigError(f"benchmark: {name!r} is no Benchmark but a {type(found).__name__}")
-    return found
+    return load_instance(name, BENCHMARKS, Benchmark)

@@ -6,19 +6,14 @@ file holds a pure function `(prediction, references, *, rule)` of the generated 
 reproduces to the last digit. Nothing here needs torch.
 """
 
-from alignvlm_pl.errors import ConfigError, nearest
-from alignvlm_pl.utils.class_paths import import_path
-from alignvlm_pl.utils.registry import defined_in
+from alignvlm_pl.utils.registry import instances_in, load_instance
 
 from .base import EvalSample, Metric
 
 __all__ = ["METRICS", "EvalSample", "Metric", "get_metric"]
 
 
-METRICS: dict[str, Metric] = {
-    value.name: value for _, value in defined_in(__name__, __path__) if isinstance(value, Metric)
-}
-METRICS = dict(sorted(METRICS.items()))
+METRICS = instances_in(__name__, __path__, Metric)
 
 
 def get_metric(name: str) -> Metric:
@@ -30,11 +25,4 @@ def get_metric(name: str) -> Metric:
     Raises:
         ConfigError: The name is unknown, the message lists the known ones; or the path names no metric.
     """
-    if "." in name:
-        found = import_path(name, setting="metric")
-        if not isinstance(found, Metric):
-            raise ConfigError(f"metric: {name!r} is no Metric but a {type(found).__name__}")
-        return found
-    if name not in METRICS:
-        raise ConfigError(f"there is no metric {name!r}; {nearest(str(name), METRICS)}")
-    return METRICS[name]
+    return load_instance(name, METRICS, Metric)

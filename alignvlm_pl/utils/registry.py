@@ -1,10 +1,15 @@
-"""Registries that fill themselves: what the files of a package define."""
+"""Registries of what the files of a package define."""
 
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+from ..errors import ConfigError, nearest
+from .class_paths import import_path
+
+T = TypeVar("T")
 
 
 def defined_in(package: str, path: Iterable[str]) -> Iterator[tuple[ModuleType, Any]]:
@@ -18,3 +23,26 @@ def defined_in(package: str, path: Iterable[str]) -> Iterator[tuple[ModuleType, 
         code = import_module(f"{package}.{module.name}")
         for value in list(vars(code).values()):
             yield code, value
+
+
+def instances_in(package: str, path: Iterable[str], kind: type[T]) -> dict[str, T]:
+    """Return the values of a type that the modules of a package define, by their `name`, sorted."""
+    found: list[Any] = [value for _, value in defined_in(package, path) if isinstance(value, kind)]
+    return {value.name: value for value in sorted(found, key=lambda value: value.name)}
+
+
+def load_instance(name: str, known: Mapping[str, T], kind: type[T]) -> T:
+    """Return the value of a type that is registered under a name, or that an import path names.
+
+    Raises:
+        ConfigError: The name is unknown, the message lists the known ones; or the path names something else.
+    """
+    setting = kind.__name__.lower()
+    if "." in name:
+        found = import_path(name, setting=setting)
+        if not isinstance(found, kind):
+            raise ConfigError(f"{setting}: {name!r} is no {kind.__name__} but a {type(found).__name__}")
+        return found
+    if name not in known:
+        raise ConfigError(f"there is no {setting} {name!r}; {nearest(str(name), known)}")
+    return known[name]
