@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.training.flops import Work, count_pairs, peak_flops
+from alignvlm_pl.training.flops import Work, count_pairs, peak_flops, stage_work
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .data_health import sum_over_ranks
@@ -60,11 +60,9 @@ class Throughput(pl.Callback):
                 name = torch.cuda.get_device_name(pl_module.device)
                 log.warning("no peak is known of %s, so no MFU: set throughput.peak_tflops", name)
         try:
-            if pl_module.count_work is not None:
-                self.work = pl_module.count_work()
+            self.work = stage_work(pl_module.net.config, pl_module.current_stage)
         except Exception as error:  # a model that cannot run without data must still train
             log.warning("no MFU: the work of this model cannot be counted (%s)", str(error)[:200])
-        pl_module.count_work = None
         self._since = time.monotonic()
 
     def on_train_batch_end(

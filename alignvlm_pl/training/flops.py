@@ -13,17 +13,20 @@ a few tokens, forward and backward with the stage's freeze table, under torch's 
 import copy
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models.configuration import AlignVLMConfig
 from ..models.modeling import AlignVLMForConditionalGeneration, connector_features
 from ..preprocessing.tiling import Tiling
+from .lora import attach_adapters
+from .optim import freeze
+from .stage import Stage
 
 PEAK_TFLOPS = {
     r"\bB200\b": 2250.0,
@@ -86,36 +89,21 @@ class Work:
         return sum(self.by_part(tiles=tiles, tokens=tokens, pairs=pairs, supervised=supervised).values())
 
 
-def work_counter(model: AlignVLMForConditionalGeneration, *, objective: str) -> Callable[[], Work]:
-    """Copy the structure of a model, and return a function that counts its work later.
-
-    To be called before the model is sharded, after which it cannot be copied. Errors are raised by the returned
-    function.
-    """
-    try:
-        structure = meta_copy(model)
-    except Exception as error:
-        return partial(_fail, error)
-    return lambda: count_work(structure, objective=objective)
-
-
-def meta_copy(model: AlignVLMForConditionalGeneration) -> AlignVLMForConditionalGeneration:
-    """Copy a model to the meta device: modules, shapes and `requires_grad`, without memory."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        empty = torch.empty(parameter.shape, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
+def stage_work(config: AlignVLMConfig, stage: Stage) -> Work:
+    """Count the FLOPs of training a model in a stage; it is built on the meta device for this, without memory."""
+    with torch.device("meta"):
+        model = AlignVLMForConditionalGeneration(copy.deepcopy(config))
+    freeze(model, stage)
+    attach_adapters(model, {part: replace(lora, load_in_4bit=False) for part, lora in stage.adapters.items()})
+    return count_work(model, objective=stage.objective)
 
 
 def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "answer") -> Work:
     """Count the FLOPs of training.
 
     Args:
-        model: Output of `meta_copy`; its attention and the connector's back-end are set to `eager`, which recomputes
-            nothing.
+        model: A model on the meta device; its attention and the connector's back-end are set to `eager`, which
+            recomputes nothing.
         objective: Objective of the stage; `read` does not run the LLM.
     """
     for part in (model.vision_tower, model.language_model):
@@ -167,10 +155,6 @@ def _count(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
         if result.requires_grad:
             result.sum().backward()
     return float(counter.get_total_flops()), result
-
-
-def _fail(error: Exception) -> Work:
-    raise error
 
 
 def _leaf(result: Tensor) -> Tensor:

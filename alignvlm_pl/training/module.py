@@ -31,7 +31,6 @@ from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
-from .flops import Work, work_counter
 from .lora import attach_adapters
 from .lora_config import parse_adapters
 from .optim import (
@@ -89,7 +88,6 @@ class AlignVLMModule(pl.LightningModule):
         self.attention = attention
         self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
-        self.count_work: Callable[[], Work] | None = None  # CONTRACT: callbacks.throughput calls it, once
         self.stage: Stage | None = None
         self._processor: AlignVLMProcessor | None = None
         self._normaliser = torch.ones(())  # of the optimizer step that is under way
@@ -196,7 +194,6 @@ class AlignVLMModule(pl.LightningModule):
         if self.stage is not None:
             freeze(model, self.stage)
             attach_adapters(model, self.stage.adapters)
-            self.count_work = work_counter(model, objective=self.stage.objective)  # before anything shards it
         checkpoint_activations(model, self.checkpointed)
         compile_parts(model, self.compiled)
 

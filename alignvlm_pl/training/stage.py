@@ -1,5 +1,6 @@
 """A stage: what trains, at which rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,25 @@ PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_mo
 OBJECTIVES = ("answer", "read")
 SCHEDULES = ("cosine", "linear", "constant")
 _CLASS = {"class_path", "init_args"}
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("global_batch_size", "max_text_length", "epochs"), lambda value: value >= 1, ": expected at least 1"),
+    (("max_steps",), lambda value: value is None or value >= 1, ": expected at least 1, or null"),
+    (
+        ("max_minutes", "gradient_clip_norm"),
+        lambda value: value is None or value > 0,
+        ": expected more than 0, or null",
+    ),
+    (("weight_decay", "readout_weight"), lambda value: value >= 0, ": expected at least 0"),
+    (("warmup_share", "adam_beta2"), lambda value: 0 <= value < 1, ": expected a share in [0, 1)"),
+    (("min_lr_share",), lambda value: 0 <= value <= 1, ": expected a share in [0, 1]"),
+    (("ema_decay",), lambda value: value is None or 0 < value < 1, ": expected a share in (0, 1), or null"),
+    (
+        ("lr_vision", "lr_connector", "lr_llm"),
+        lambda value: value is None or value >= 0,
+        ": expected a positive rate, or null",
+    ),
+)
+"""Settings, the check of their values, and the end of the error's text."""
 TARGET_ENTROPY = "target_entropy"
 
 
@@ -90,24 +110,10 @@ class Stage:
             raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
         if self.objective == "read" and self.lr_llm:
             raise ConfigError(f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null")
-        for field in ("global_batch_size", "max_text_length", "epochs"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"stage.max_steps={self.max_steps}: expected at least 1, or null")
-        if not 0 <= self.warmup_share < 1:
-            raise ConfigError(f"stage.warmup_share={self.warmup_share}: expected a share in [0, 1)")
-        if not 0 <= self.min_lr_share <= 1:
-            raise ConfigError(f"stage.min_lr_share={self.min_lr_share}: expected a share in [0, 1]")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ConfigError(f"stage.adam_beta2={self.adam_beta2}: expected a share in [0, 1)")
-        for field in ("max_minutes", "gradient_clip_norm"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise ConfigError(f"stage.{field}={value}: expected more than 0, or null")
-        for field in ("weight_decay", "readout_weight"):
-            if not getattr(self, field) >= 0:
-                raise ConfigError(f"stage.{field}={getattr(self, field)}: expected at least 0")
+        for names, valid, expected in _RANGES:
+            for name in names:
+                if not valid(value := getattr(self, name)):
+                    raise ConfigError(f"stage.{name}={value}{expected}")
         if self.optimizer is not None:
             if not isinstance(self.optimizer.get("class_path"), str) or self.optimizer.keys() - _CLASS:
                 raise ConfigError(
@@ -122,14 +128,6 @@ class Stage:
                     f"stage {self.name!r}: calibrate sets the connector's gain, but the stage freezes the connector; "
                     "set lr_connector, or calibrate to null"
                 )
-        for part, rate in self.learning_rates.items():
-            if rate is not None and not rate >= 0:
-                raise ConfigError(f"stage.lr_{part}={rate}: expected a positive rate, or null")
-        self._check_adapters()
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"stage.ema_decay={self.ema_decay}: expected a share in (0, 1), or null")
-
-    def _check_adapters(self) -> None:
         for part, lora in self.adapters.items():
             if not self.learning_rates[part]:
                 raise ConfigError(

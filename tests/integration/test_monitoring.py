@@ -139,12 +139,11 @@ def test_a_peak_must_be_positive():
         Throughput(peak_tflops=0.0)
 
 
-@pytest.mark.parametrize("function", ["meta_copy", "count_work"])
-def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, caplog, monkeypatch, function):
+def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, caplog, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("looks at values")
 
-    monkeypatch.setattr(f"alignvlm_pl.training.flops.{function}", refuse)
+    monkeypatch.setattr("alignvlm_pl.training.flops.count_work", refuse)
     folder = world.fit(tmp_path / "run", "--stage.max_steps=1", "--throughput.peak_tflops=1")
     assert "no MFU: the work of this model cannot be counted (looks at values)" in caplog.text
     assert "perf/tflops_per_s" not in scalars(folder)

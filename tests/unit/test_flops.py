@@ -1,6 +1,8 @@
 """Counted work against torch's counter on whole steps, and against formulas by hand."""
 
+import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from alignvlm_pl.models.build import Backbone, ModelSpec, build_config, build_mo
 from alignvlm_pl.models.connectors import CONNECTORS
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.tiny import tiny_spec
-from alignvlm_pl.training.flops import Work, count_pairs, count_work, meta_copy, named_peak, peak_flops
+from alignvlm_pl.training.flops import Work, count_pairs, count_work, named_peak, peak_flops, stage_work
 from alignvlm_pl.training.optim import freeze
 from alignvlm_pl.training.stage import Stage
 
@@ -36,6 +38,10 @@ def model_of(folder, connector, table=(1e-3, 1e-3, 1e-3), **fields):
     if hasattr(model.connector, "backend"):
         model.connector.backend = "eager"
     return model
+
+
+def meta_copy(model):
+    return copy.deepcopy(model).to("meta")
 
 
 def batch_of(model, tiles, text=9, answer=4):
@@ -85,6 +91,27 @@ def test_work_of_other_models(tmp_path, fields):
     tokens = 2 * model.config.tokens_per_tile + 9
     own = count_work(meta_copy(model)).total(tiles=2, tokens=tokens, pairs=tokens**2, supervised=4)
     assert own == counted(model, batch_of(model, 2))
+
+
+@pytest.mark.parametrize("connector", [{"type": "align"}, {"type": "align", "vocab_keep": [1, 5, 9]}, {"type": "mlp"}])
+@pytest.mark.parametrize("objective", ["answer", "read"])
+def test_work_of_a_stage_needs_the_configuration_alone(tmp_path, connector, objective):
+    if (connector["type"], objective) == ("mlp", "read"):
+        return
+    model = model_of(tmp_path, connector, (None, 1e-3, None))
+    stage = Stage(name="some", lr_connector=1e-3, objective=objective)
+    before = copy.deepcopy(model.config.to_dict())
+    assert stage_work(model.config, stage) == count_work(meta_copy(model), objective=objective)
+    assert model.config.to_dict() == before
+
+
+def test_adapters_are_counted(tmp_path):
+    model = model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))
+    plain = Stage(name="some", lr_connector=1e-3)
+    lora = {"llm": {"r": 4, "load_in_4bit": True}}
+    work, own = (stage_work(model.config, s) for s in (plain, replace(plain, lr_llm=1e-3, lora=lora)))
+    assert own.llm > work.llm, "the adapters' products"
+    assert own.head == work.head
 
 
 def test_work_by_hand(tmp_path):
