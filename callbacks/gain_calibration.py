@@ -63,7 +63,7 @@ class GainCalibration(Callback):
             ConfigError: The target is out of reach on this batch; on all ranks.
         """
         assert isinstance(pl_module, AlignVLMModule)
-        if pl_module.calibration is not None or pl_module.resumed:
+        if pl_module.calibration is not None or trainer.ckpt_path is not None:
             return
         connector = pl_module.net.connector
         with undisturbed(trainer, pl_module):

@@ -47,8 +47,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from alignvlm_pl.cli import main as command
-    from alignvlm_pl.cli.params import load_part
-    from alignvlm_pl.models.build import ModelSpec
+    from alignvlm_pl.cli.params import read_spec
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.utils.installation import configs_dir
     from callbacks.benchmark_evaluation import BenchmarkEvaluation
@@ -71,7 +70,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         benchmarks={"forms": folder / "heldout-forms"}, eval_batch_size=options.batch, num_workers=1
     )
     callback = Timed(max_new_tokens=options.tokens)
-    module = AlignVLMModule(spec=load_part(ModelSpec, configs_dir() / "model" / "embedded.yaml", key="spec"))
+    module = AlignVLMModule(spec=read_spec(configs_dir() / "model" / "embedded.yaml"))
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,

@@ -3,9 +3,10 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
+from .recipe import load_yaml
 
 if TYPE_CHECKING:
     from ..training.module import AlignVLMModule
@@ -51,12 +52,7 @@ def run(argv: list[str]) -> int:
 
 
 def _find(source: Path, config: Path | None) -> tuple[Path, Path]:
-    """Checkpoint and configuration.
-
-    Raises:
-        CheckpointError: There is none.
-        ConfigError: There is none.
-    """
+    """Return checkpoint and configuration."""
     if not source.exists():
         raise CheckpointError(f"{source}: there is no such run folder or checkpoint")
     if source.is_dir() and ((source / CONFIG).is_file() or (source / "checkpoints").is_dir()):
@@ -73,16 +69,11 @@ def _find(source: Path, config: Path | None) -> tuple[Path, Path]:
 
 def _module(path: Path) -> "AlignVLMModule":
     """The module that a saved configuration describes; its model is not built."""
-    import yaml
-
     from ..training.module import AlignVLMModule
     from .lightning_cli import AlignParser
 
-    try:
-        config: Any = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or "model" not in config:
+    config = load_yaml(path)
+    if "model" not in config:
         raise ConfigError(f"{path} has no `model`: expected the config.yaml of a run of fit")
     parser = AlignParser(prog=path.name)
     parser.add_subclass_arguments(AlignVLMModule, "model")

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError
 
+import datamodules
 from callbacks.averaged_weights import AveragedWeights, require_whole_parameters
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
@@ -32,15 +33,6 @@ from callbacks.random_state import RandomState
 from callbacks.stage_transition import StageTransition
 from callbacks.throughput import Throughput
 
-# Imported so that a bare class name in a config resolves.
-from datamodules import (
-    BenchmarkDataModule,
-    BigDocsDataModule,
-    CC12MDataModule,
-    DocDownstreamDataModule,
-    WebDataModule,
-)
-
 from ..errors import AlignVLMError, CheckpointError, ConfigError
 from ..strategies.checkpoint_io import AtomicCheckpointIO
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
@@ -51,13 +43,8 @@ from .messages import shorten, unknown_key
 from .refusals import check_trainer
 from .slurm import check_allocation, cluster_plugins, requeued
 
-DATA_MODULES = (
-    BenchmarkDataModule,
-    BigDocsDataModule,
-    CC12MDataModule,
-    DocDownstreamDataModule,
-    WebDataModule,
-)
+# Imported, so that a bare class name in a config resolves.
+DATA_MODULES = tuple(getattr(datamodules, name) for name in datamodules.__all__)
 CALLBACKS = {
     "benchmark": BenchmarkEvaluation,
     "progress": TrainingProgress,
@@ -65,7 +52,7 @@ CALLBACKS = {
     "throughput": Throughput,
 }
 """Groups of the configuration whose callbacks are always there."""
-_CLASSES = (*(module.__name__ for module in DATA_MODULES), *callbacks.__all__, *loggers.__all__)
+_CLASSES = (*datamodules.__all__, *callbacks.__all__, *loggers.__all__)
 _YAML = "alignvlm_pl"
 """Name of this project's way to read YAML among those of jsonargparse."""
 set_loader(_YAML, old_names.load, exceptions=(YAMLError,))

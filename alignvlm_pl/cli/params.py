@@ -4,10 +4,13 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .recipe import read_stages
+from .recipe import load_yaml, read_stages
+
+if TYPE_CHECKING:
+    from ..models.build import ModelSpec
 
 
 def run(argv: list[str]) -> int:
@@ -33,14 +36,13 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
         connector: File of a connector; None: the recipe's, or else the model's.
 
     Raises:
-        ConfigError: If the recipe has no stages, or its model names no configuration.
+        ConfigError: If the recipe has no stages, or names no file of a model.
     """
     from copy import deepcopy
 
     import torch
-    import yaml
 
-    from ..models.build import ModelSpec, build_config
+    from ..models.build import build_config
     from ..models.modeling import AlignVLMForConditionalGeneration
     from ..training.lora import attach_adapters
     from ..training.optim import freeze
@@ -50,9 +52,11 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     stages = read_stages(recipe)
     if not stages:
         raise ConfigError(f"{recipe} lists no stages; see configs/recipe/ for examples")
-    spec: ModelSpec = load_part(ModelSpec, _model_file(recipe), key="spec")
-    if (connector := connector or _connector_file(recipe)) is not None:
-        spec = replace(spec, connector=yaml.safe_load(connector.read_text("utf-8")))
+    spec = read_spec(_file_of(recipe, "model", "configs/model"))
+    if connector is None and load_yaml(recipe).get("connector") is not None:
+        connector = _file_of(recipe, "connector", "configs/model/connector")
+    if connector is not None:
+        spec = replace(spec, connector=load_yaml(connector))
     # Any id will do: the placeholder's is only compared with input ids.
     config = build_config(spec, image_token_id=0)
     with torch.device("meta"):
@@ -68,36 +72,25 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     return found
 
 
-def _model_file(recipe: Path) -> Path:
-    import yaml
-
-    content = yaml.safe_load(recipe.read_text())
-    if not isinstance(content.get("model"), str):
-        raise ConfigError(
-            f"{recipe}: expected `model:` to be the path of a file in configs/model, found {content.get('model')!r}"
-        )
-    return (recipe.parent / content["model"]).resolve()
-
-
-def _connector_file(recipe: Path) -> Path | None:
-    import yaml
-
-    name = yaml.safe_load(recipe.read_text()).get("connector")
-    if name is None:
-        return None
+def _file_of(recipe: Path, axis: str, folder: str) -> Path:
+    name = load_yaml(recipe).get(axis)
     if not isinstance(name, str) or not (recipe.parent / name).is_file():
-        raise ConfigError(
-            f"{recipe}: expected `connector:` to be the path of a file in configs/model/connector, found {name!r}"
-        )
-    return recipe.parent / name
+        raise ConfigError(f"{recipe}: expected `{axis}:` to be the path of a file in {folder}, found {name!r}")
+    return (recipe.parent / name).resolve()
 
 
-def load_part(kind: type, path: Path, *, key: str | None = None) -> Any:
-    """Parse one YAML file as a dataclass, with the checks of the full command line."""
-    import yaml
+def read_spec(path: Path) -> "ModelSpec":
+    """Read the model of a file in `configs/model/`, without its weights.
 
-    content = yaml.safe_load(path.read_text())
-    return parse_part(kind, content[key] if key else content, source=path.name)
+    Raises:
+        ConfigError: There is no such file, or it describes no model.
+    """
+    from ..models.build import ModelSpec
+
+    if not path.is_file():
+        raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
+    spec: ModelSpec = parse_part(ModelSpec, load_yaml(path).get("spec"), source=path.name)
+    return spec
 
 
 def parse_part(kind: type, content: Any, *, source: str) -> Any:

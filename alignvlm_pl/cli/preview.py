@@ -56,12 +56,10 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
     from datamodules.shards.sample import UNLABELLED
     from datamodules.shards.sample_formats import FORMATS
 
-    from ..models.build import ModelSpec, build_processor
-    from .params import load_part
+    from ..models.build import build_processor
+    from .params import read_spec
 
-    if not options.model.is_file():
-        raise ConfigError(f"--model {options.model}: there is no such file; see configs/model/")
-    processor = build_processor(load_part(ModelSpec, options.model, key="spec"))
+    processor = build_processor(read_spec(options.model))
     decode = Decoder(adapter=FORMATS[options.format])
     manifest = load_manifest(options.folder)
     stop = min(options.start + options.count, manifest.num_samples)

@@ -74,35 +74,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be known before a model is loaded.
-
-    Raises:
-        ConfigError: A file is missing, or the choice of rows is none.
-    """
-    if not options.model.is_file():
-        raise ConfigError(f"--model {options.model}: there is no such file; see configs/model/")
     if (options.mass is None) == (options.count is None):
         raise ConfigError("prune: give either --mass or --count")
     if options.mass is not None and not 0 < options.mass <= 1:
         raise ConfigError(f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99")
-    if options.count is not None and options.count < 1:
-        raise ConfigError(f"prune --count {options.count}: expected at least 1")
-    if options.samples < 1:
-        raise ConfigError(f"prune --samples {options.samples}: expected at least 1")
+    for name in ("count", "samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"prune --{name} {value}: expected at least 1")
 
 
 def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
     import torch
 
-    from ..models.build import ModelSpec, build_model, build_processor, load_weights
-    from .params import load_part
+    from ..models.build import build_model, build_processor, load_weights
+    from .params import read_spec
 
+    spec = read_spec(options.model)
     try:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0][:200]}; use cpu or cuda") from error
-    spec = load_part(ModelSpec, options.model, key="spec")
     processor = build_processor(spec)
     model = build_model(spec, processor)
     if options.weights:

@@ -64,7 +64,7 @@ class StageEntry:
     def stage_settings(self) -> dict[str, Any]:
         """Content of the stage's file, its overrides applied."""
         own = {key.removeprefix("stage."): v for key, v in self.override.items() if key.startswith("stage.")}
-        return {**_load(self.files["stage"]), **own}
+        return {**load_yaml(self.files["stage"]), **own}
 
 
 def plan_runs(options: list[str]) -> list[Run]:
@@ -104,8 +104,7 @@ def read_stages(recipe: Path) -> list[StageEntry]:
     Raises:
         ConfigError: If the list has another form.
     """
-    content = _load(recipe)
-    return _entries((content.get("stages") if isinstance(content, dict) else None) or [], recipe)
+    return _entries(load_yaml(recipe).get("stages") or [], recipe)
 
 
 def _folder_names(stages: list[StageEntry]) -> list[str]:
@@ -114,11 +113,21 @@ def _folder_names(stages: list[StageEntry]) -> list[str]:
     return stems if numbered else [f"{index}-{stem}" for index, stem in enumerate(stems, start=1)]
 
 
-def _load(path: Path) -> Any:
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Content of a YAML file.
+
+    Raises:
+        ConfigError: There is no such file, or it holds no mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
     try:
-        return yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected settings, found {content!r}")
+    return content
 
 
 def _arguments(options: list[str]) -> list[_Argument]:

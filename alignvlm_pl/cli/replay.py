@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .recipe import load_yaml
 
 if TYPE_CHECKING:
     from .replay_run import Micro, Weights
@@ -45,14 +46,12 @@ def run(argv: list[str]) -> int:
 
 def _config(folder: Path) -> dict[str, Any]:
     """Read the saved configuration of a run of `fit`."""
-    import yaml
-
     path = folder / "config.yaml"
     if not path.is_file():
         inside = sorted(found.parent.name for found in folder.glob("*/config.yaml"))
         hint = f"; it has the stages {', '.join(inside)}: give one of these folders" if inside else ""
         raise ConfigError(f"--run {folder}: there is no config.yaml, which `fit` writes there{hint}")
-    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8")) or {}
+    content = load_yaml(path)
     if missing := [key for key in ("model", "data", "stage", "trainer") if key not in content]:
         raise ConfigError(f"{path} has no {', '.join(missing)}: it is not the config of a `fit`")
     return content

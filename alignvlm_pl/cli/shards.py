@@ -40,19 +40,13 @@ def run(argv: list[str]) -> int:
 
 
 def load_model(path: Path) -> "Model":
-    """Make the counters of a model out of its config, without its weights.
-
-    Raises:
-        ConfigError: There is no such file, or it describes no model.
-    """
+    """Make the counters of a model out of its config, without its weights."""
     from datamodules.shards.info import Model
 
-    from ..models.build import ModelSpec, build_processor
-    from .params import load_part
+    from ..models.build import build_processor
+    from .params import read_spec
 
-    if not path.is_file():
-        raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
-    processor = build_processor(load_part(ModelSpec, path, key="spec"))
+    processor = build_processor(read_spec(path))
 
     def count_tokens(text: str) -> int:
         return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])

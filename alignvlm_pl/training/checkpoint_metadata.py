@@ -30,23 +30,14 @@ _KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "ad
 
 
 def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
-    """What weights were trained with and must be used with, in plain types: equal contracts are exchangeable.
+    """Return what weights are trained with and must be used with, in plain types.
 
-    Tokenizer and chat template as hashes, tiling, tokens of a tile, spelling of answers, which vision feature the
-    connector reads, and what the connector computes.
+    Hashes of tokenizer and chat template, tiling, visual tokens of a tile, spelling of answers, the vision feature that
+    the connector reads, and type and options of the connector.
     """
     own = {"vision_feature": spec.vision_feature, "connector": connector_identity(spec.connector)}
     plain: dict[str, Any] = json.loads(json.dumps({**processor.identity(), **own}))
     return plain
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of this project, Python, and those of the libraries that decide what is computed which are installed."""
-    found = {"alignvlm_pl": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def describe(
@@ -57,14 +48,14 @@ def describe(
     parent: dict[str, str] | None,
     samples_seen: dict[str, int],
 ) -> dict[str, Any]:
-    """The description that goes into a checkpoint, in plain types.
+    """Return the description of a checkpoint, in plain types, with the versions of the libraries.
 
     Args:
-        config: Of the model.
+        config: Configuration of the model.
         contract: See `contract`.
-        stage: With all its settings.
-        parent: `stage` and `weights_sha256` of the folder that the stage started from.
-        samples_seen: Samples of this stage by source, over all ranks.
+        stage: The stage.
+        parent: `stage` and `weights_sha256` of the folder that the stage started from; None: it started from none.
+        samples_seen: Source -> samples of this stage, over all ranks.
     """
     return {
         "version": _VERSION,
@@ -73,12 +64,12 @@ def describe(
         "stage": asdict(stage),
         "parent": parent,
         "samples_seen": samples_seen,
-        "versions": library_versions(),
+        "versions": {"alignvlm_pl": __version__, "python": platform.python_version(), **dict(_installed())},
     }
 
 
 def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
-    """Refuse weights that were trained with another tokenizer, template, tiling or connector.
+    """Compare the contract of weights with that of the configured model.
 
     Args:
         found: Contract in the checkpoint or folder.
@@ -86,30 +77,33 @@ def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
         source: Setting or folder that `found` comes from, for the message.
 
     Raises:
-        CheckpointError: Naming each difference with both values.
+        CheckpointError: They differ; with both values of each difference.
     """
-    differences = list(_differences(found, expected))
-    if differences:
+    if differences := list(_differences(found, expected)):
         listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
         raise CheckpointError(f"{source} was trained with {listing}. Use the model file that it was trained with")
 
 
 def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
-    """Refuse other adapters or averages than the checkpoint's, and settings that its optimizer would overrule.
+    """Compare the settings of a checkpoint's stage with the configured ones.
 
     Args:
         found: `stage` of the checkpoint's description.
         stage: The configured stage.
 
     Raises:
-        CheckpointError: It holds other weights than the stage has: adapters, or an average.
-        ConfigError: Naming each setting of the optimizer with both values.
+        CheckpointError: One of them has adapters or averaged weights, which the other has not.
+        ConfigError: Settings that the checkpoint's optimizer would bring back differ; with both values of each.
     """
-    _check_weights("lora", _plain(parse_adapters(found.get("lora"))), _plain(stage.adapters))
-    _check_weights("ema_decay", found.get("ema_decay"), stage.ema_decay)
     now = asdict(stage)
-    changed = [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]
-    if changed:
+    lora = (_with_defaults(parse_adapters(found.get("lora"))), _with_defaults(stage.adapters))
+    for name, old, new in (("lora", *lora), ("ema_decay", found.get("ema_decay"), stage.ema_decay)):
+        if old != new:
+            raise CheckpointError(
+                f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it "
+                "was started with"
+            )
+    if changed := [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]:
         listing = ", ".join(f"stage.{key}={found.get(key)}, now {now[key]}" for key in changed)
         raise ConfigError(
             f"the checkpoint was trained with {listing}: its optimizer would bring the old value back. Restore the "
@@ -118,10 +112,14 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
 
 
 def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
-    """Refuse to resume a stage that started from other weights than `stage.init_from` holds.
+    """Compare the start of a checkpoint's stage with `stage.init_from`.
+
+    Args:
+        found: `stage` and `weights_sha256` of the checkpoint's start; None: it started from no folder.
+        parent: The same of `stage.init_from`.
 
     Raises:
-        CheckpointError: Naming stage and hash of both.
+        CheckpointError: They differ; with stage and hash of both.
     """
     if found != parent:
         raise CheckpointError(
@@ -131,14 +129,14 @@ def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | No
 
 
 def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
-    """Refuse to resume with another DataModule, which would not find its position in the checkpoint.
+    """Check that the checkpoint has the position of this DataModule in its training stream.
 
     Args:
-        checkpoint: Lightning's; a DataModule's state stands under the name of its class.
+        checkpoint: Lightning's checkpoint; a DataModule's state stands under the name of its class.
         name: Class of the configured DataModule.
 
     Raises:
-        CheckpointError: Naming both.
+        CheckpointError: It has that of another class; with both names.
     """
     states = [key for key, value in checkpoint.items() if isinstance(value, dict) and "epoch_samples" in value]
     if states and name not in states:
@@ -148,17 +146,14 @@ def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _check_weights(name: str, old: Any, new: Any) -> None:
-    if old != new:
-        raise CheckpointError(
-            f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it was "
-            "started with"
-        )
-
-
-def _plain(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
-    """Settings of adapters, defaults included."""
+def _with_defaults(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
     return {part: asdict(lora) for part, lora in adapters.items()} or None
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def _parent(parent: Mapping[str, str] | None) -> str:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError, ConfigError
@@ -24,18 +24,16 @@ from .lora_config import parse_adapters
 EXPORT_FOLDER = "hf"
 """Path below the run folder."""
 FILE_SIZE = "5GB"
-"""Largest file of weights unless set otherwise."""
+"""Default of the largest file of weights."""
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
 _RECORDED = ("stage", "processor", "weights_sha256")
 _INPUT = ("chat_template", "tiling", "tokens_per_tile", "spell_answers")
-"""Keys of a contract (`checkpoint_contents.contract`) that say how pages and conversations become tokens."""
-
-log = logging.getLogger(__name__)
+"""Keys of a contract (`checkpoint_metadata.contract`): how pages and conversations become tokens."""
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash over the safetensors files of a folder and the index that says what lies in which, in name order."""
+    """Hash over the safetensors files of a folder and their index, in name order."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]):
         with path.open("rb") as file:
@@ -61,16 +59,16 @@ def export_checkpoint(
         folder: Where to; replaced if it exists.
         spec: The model.
         processor: Its processor.
-        weights: `model.weights` of the run; only a stage with adapters reads it, for the parts that they adapt.
-        trained: The model that was trained, if it is there: a checkpoint does not hold a 4-bit base, which is
-            otherwise read again. Its weights are replaced by those of the checkpoint.
+        weights: `model.weights` of the run; a stage with adapters reads the weights that they adapt from it.
+        trained: The trained model, if it is at hand: a checkpoint does not hold a 4-bit base, which is read again
+            otherwise. Its weights are replaced by those of the checkpoint.
         max_shard_size: See `export`.
 
     Returns:
         The record, `folder/stage.json`.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, of another model, does not say what it is, or needs a 4-bit base
+        CheckpointError: The checkpoint is damaged, of another model or without a description, or needs a 4-bit base
             that is stored nowhere.
     """
     state = read_folder(checkpoint) if is_folder(checkpoint) else load_file(checkpoint)
@@ -78,18 +76,17 @@ def export_checkpoint(
         raise CheckpointError(
             f"checkpoint {checkpoint} does not say what it is: expected {CONTENTS!r} in it; another program's?"
         )
-    contents = state[CONTENTS]
+    contents, stage, history = state[CONTENTS], state[CONTENTS]["stage"], state.get("stage", {})
     check_contract(contents["processor"], contract(spec, processor), source=str(checkpoint))
-    found = {
-        name.removeprefix("model."): value
-        for name, value in make_whole(state["state_dict"]).items()
-        if name.startswith("model.")
-    }
-    adapters = parse_adapters(contents["stage"].get("lora"))
-    if adapters and trained is not None:
+    whole = make_whole(state["state_dict"])
+    found = {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
+    adapters = parse_adapters(stage.get("lora"))
+    if not adapters:
+        model = build_on_meta(spec, processor, whole=True)
+    elif trained is not None:
         model = trained
-    elif adapters:
-        start = contents["stage"].get("init_from") or weights
+    else:
+        start = stage.get("init_from") or weights
         for part, lora in adapters.items():
             if lora.load_in_4bit and start is None and getattr(spec, part).pretrained is None:
                 raise CheckpointError(
@@ -100,16 +97,12 @@ def export_checkpoint(
         if start is not None:
             load_weights(model, start)
         attach_adapters(model, adapters)
-    else:
-        model = build_on_meta(spec, processor, whole=True)
-    expected = model.state_dict()
-    compare_states(found, expected, source=str(checkpoint))
+    compare_states(found, model.state_dict(), source=str(checkpoint))
     model.load_state_dict(found, assign=not adapters)
     model.tie_weights()
-    history = state.get("stage", {})
     record = {
-        "stage": contents["stage"]["name"],
-        "settings": contents["stage"],
+        "stage": stage["name"],
+        "settings": stage,
         "parent": contents["parent"],
         "steps": int(state["global_step"]),
         "seconds": round(float(history.get("seconds", 0.0)), 1),
@@ -140,12 +133,10 @@ def export(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
-            if has_adapters(model):
-                merged = merge_state(model, model.state_dict())
-                model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
+            merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
+            model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
+            if merged is not None:
                 save_adapters(model, partial / ADAPTER_FOLDER)
-            else:
-                model.save_pretrained(partial, max_shard_size=max_shard_size)
             processor.save_pretrained(partial)
             record = {**record, "weights_sha256": weights_sha256(partial)}
             (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -157,11 +148,7 @@ def export(
 
 
 def check_size(name: str, value: str) -> None:
-    """Refuse a size of files that is none.
-
-    Raises:
-        ConfigError: Naming the setting and its value.
-    """
+    """Raise a ConfigError for an invalid size of files, with the name of the setting."""
     if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", value):
         raise ConfigError(f"{name}={value}: expected a size such as 5GB")
 
@@ -172,9 +159,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the folder is not one, or its weights are not the recorded ones.
     """
-    path, record = Path(folder), _stated(Path(folder))
-    found = weights_sha256(path)
-    if found != record["weights_sha256"]:
+    path, record = Path(folder), _read(Path(folder))
+    if (found := weights_sha256(path)) != record["weights_sha256"]:
         raise CheckpointError(
             f"weights in {path} have sha256 {found[:12]}…, its {RECORD} says {record['weights_sha256'][:12]}…: "
             "the files were changed or damaged; run the stage that wrote them again"
@@ -183,15 +169,14 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def recorded_steps(folder: str | Path) -> int:
-    """Optimizer steps of the stage that wrote a folder of weights; 0 where it has no readable record."""
+    """Optimizer steps of the stage that wrote a folder of weights; 0 without a readable record."""
     try:
-        return int(_stated(Path(folder)).get("steps", 0))
+        return int(_read(Path(folder)).get("steps", 0))
     except CheckpointError:
         return 0
 
 
-def _stated(path: Path) -> dict[str, Any]:
-    """The record as it stands there."""
+def _read(path: Path) -> dict[str, Any]:
     if not (path / RECORD).is_file():
         raise CheckpointError(f"{path} has no {RECORD}: expected the hf/ folder of a finished stage")
     try:
@@ -205,7 +190,7 @@ def _stated(path: Path) -> dict[str, Any]:
 
 
 def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
-    """Refuse the state of another model.
+    """Compare names and shapes of tensors in a checkpoint with those of the model.
 
     Args:
         found: Name -> tensor in the checkpoint.
@@ -213,7 +198,7 @@ def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
         source: Setting or file that `found` comes from, for the message.
 
     Raises:
-        CheckpointError: With the number of differences and the first one.
+        CheckpointError: They differ; with the number of differences and the first one.
     """
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} is not in the model" for name in found if name not in expected]
@@ -235,10 +220,10 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
     Args:
         folder: `stage.init_from`.
         parent: Name the stage expects, or None for any.
-        contract: Contract of the model that will load it (`checkpoint_contents.contract`).
+        contract: Contract of the model that will load it (`checkpoint_metadata.contract`).
 
     Raises:
-        CheckpointError: Naming both values, if the stage or the contract differs, or the weights are damaged.
+        CheckpointError: The stage or the contract differs, with both values; or the weights are damaged.
     """
     record = read_record(folder)
     if parent is not None and record["stage"] != parent:
@@ -247,31 +232,24 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
     return record
 
 
-def check_given(folder: str | Path, contract: Mapping[str, Any], *, tell: bool = True) -> None:
-    """Check the folder of `model.weights`, where a stage has written it.
+def check_given(folder: str | Path, contract: Mapping[str, Any]) -> None:
+    """Check the folder of `model.weights`, if a stage has written it.
 
-    A difference in how pages and conversations become tokens may be intended, such as training on larger pages: it is
-    logged. A difference that makes the weights unusable is refused.
+    Another tiling or template may be intended, such as training on larger pages, and is logged.
 
     Args:
         folder: The folder.
-        contract: Of the model that will load it (`checkpoint_contents.contract`).
-        tell: Whether this process is the one that says what differs.
+        contract: Contract of the model that will load it (`checkpoint_metadata.contract`).
 
     Raises:
-        CheckpointError: Naming both values, if they were trained with another tokenizer, connector or vision feature.
+        CheckpointError: They were trained with another tokenizer, connector or vision feature; with both values.
     """
     if not (Path(folder) / RECORD).is_file():
         return
-    found, source = _stated(Path(folder))["processor"], f"model.weights={folder}"
-    free, bound = ([_part(c, free) for c in (found, contract)] for free in (True, False))
-    check_contract(*bound, source=source)
+    found, source = _read(Path(folder))["processor"], f"model.weights={folder}"
+    bound = {key: value for key, value in contract.items() if key not in _INPUT}
+    check_contract(found, {**bound, **{key: found[key] for key in _INPUT if key in found}}, source=source)
     try:
-        check_contract(*free, source=source)
+        check_contract(found, contract, source=source)
     except CheckpointError as difference:
-        if tell:
-            log.warning("%s, unless it is to be trained with this one", difference)
-
-
-def _part(contract: Mapping[str, Any], free: bool) -> dict[str, Any]:
-    return {key: value for key, value in contract.items() if (key in _INPUT) is free}
+        rank_zero_info(f"{difference}, unless it is to be trained with this one")

@@ -95,7 +95,6 @@ class AlignVLMModule(pl.LightningModule):
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
-        self.resumed = False
         self.loaded_steps = 0  # optimizer steps that the loaded weights have had in their stage
 
     @property
@@ -166,7 +165,7 @@ class AlignVLMModule(pl.LightningModule):
             return
         folder = (self.stage.init_from if self.stage else None) or self.weights
         if folder is not None and folder == self.weights:
-            check_given(folder, self.contract, tell=self.global_rank == 0)
+            check_given(folder, self.contract)
         trainer = self._attached_trainer()
         strategy = None if trainer is None else trainer.strategy
         if strategy is not None:
@@ -508,7 +507,6 @@ class AlignVLMModule(pl.LightningModule):
         self.loaded_steps = int(checkpoint.get("global_step", 0))
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
-        self.resumed = True
 
 
 def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:
