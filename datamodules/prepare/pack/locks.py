@@ -4,16 +4,12 @@ On file systems without locks, nothing is locked.
 """
 
 import errno
+import fcntl
 import time
 from pathlib import Path
 from typing import BinaryIO
 
 from alignvlm_pl.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 _PATIENCE_S = 30.0
 _held: list[BinaryIO] = []
@@ -22,10 +18,8 @@ _held: list[BinaryIO] = []
 
 def hold_shared(path: Path) -> None:
     """Hold a shared lock on a file until this process ends."""
-    stream = path.open("ab")
-    _held.append(stream)
-    if fcntl is not None:
-        _try(stream, fcntl.LOCK_SH)
+    _held.append(path.open("ab"))
+    _try(_held[-1], fcntl.LOCK_SH)
 
 
 def acquire(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
@@ -39,8 +33,6 @@ def acquire(path: Path, *, patience_s: float = 0.0) -> BinaryIO:
         DataError: Another process has locked it.
     """
     stream = path.open("ab")
-    if fcntl is None:
-        return stream
     end = time.monotonic() + patience_s
     while not _try(stream, fcntl.LOCK_EX | fcntl.LOCK_NB):
         if time.monotonic() > end:

@@ -112,12 +112,8 @@ class Repeats:
 
 def count_repeats(values: np.ndarray) -> Repeats:
     """Count values that occur several times."""
-    ordered = np.sort(values)
-    first = np.ones(len(ordered), dtype=bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    counts = np.diff(np.append(np.flatnonzero(first), len(ordered)))
-    distinct = int(first.sum())
-    return Repeats(distinct=distinct, repeated=int((counts > 1).sum()), further=len(ordered) - distinct)
+    counts = np.unique(values, return_counts=True)[1]
+    return Repeats(distinct=len(counts), repeated=int((counts > 1).sum()), further=len(values) - len(counts))
 
 
 def load_image_checksums(spool: Path, numbers: Sequence[int]) -> np.ndarray:

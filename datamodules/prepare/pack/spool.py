@@ -8,16 +8,15 @@ stays in its own file.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.atomic_files import partial_path, replace_path
+from alignvlm_pl.utils.atomic_files import atomic_path
 
 from ...shards.sample import SampleError
 from ...shards.shard_file import ShardSample, shard_sample
@@ -32,37 +31,23 @@ ROW = np.dtype([("order", "<u8"), ("id", "<u8"), ("offset", "<u8"), ("length", "
 _LARGEST = 2**32 - 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SpoolFiles:
-    """The files of one part.
+    """Paths of the files of one part in the spool folder.
 
     Attributes:
-        folder: Where they lie.
-        number: Index of the part.
+        samples: The samples.
+        rows: Array of `ROW`.
+        images: Array of 64-bit checksums: each different image of each sample.
+        report: The `PartReport`; written last, so a part is finished if it exists.
     """
 
-    folder: Path
-    number: int
-
-    @property
-    def samples(self) -> Path:
-        """The samples."""
-        return self.folder / f"{self.number:06d}.bin"
-
-    @property
-    def rows(self) -> Path:
-        """Array of `ROW`."""
-        return self.folder / f"{self.number:06d}.rows.npy"
-
-    @property
-    def images(self) -> Path:
-        """Array of 64-bit checksums: each different image of each sample."""
-        return self.folder / f"{self.number:06d}.images.npy"
-
-    @property
-    def report(self) -> Path:
-        """The `PartReport`; written last, so a part is finished if it exists."""
-        return self.folder / f"{self.number:06d}.json"
+    def __init__(self, *, folder: Path, number: int) -> None:
+        self.number = number
+        stem = f"{number:06d}"
+        self.samples = folder / f"{stem}.bin"
+        self.rows = folder / f"{stem}.rows.npy"
+        self.images = folder / f"{stem}.images.npy"
+        self.report = folder / f"{stem}.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,21 +85,24 @@ class SpoolJob:
         """
         files = SpoolFiles(folder=self.folder, number=number)
         report = PartReport(part=part.name, cap=cap)
-        index = _SpoolIndex()
+        rows: list[tuple[int, int, int, int, int]] = []
+        images: list[int] = []
         try:
-            with _SpoolFile(files.samples) as out:
+            with atomic_path(files.samples) as partial, partial.open("wb") as out:
                 for row, item in enumerate(islice(self._read(part), cap)):
                     report.read += 1
                     try:
                         if isinstance(item, SampleError):
                             raise item
-                        self._add(item, part, row, out, index, report)
+                        place, checksums = self._add(item, part, row, out, report)
+                        rows.append(place)
+                        images.extend(checksums)
                     except SampleError as error:
                         if self.strict:
                             raise
                         report.add_skipped(error, row)
-            write_array(files.rows, np.array(index.rows, dtype=ROW))
-            write_array(files.images, np.array(index.images, dtype="<u8"))
+            write_array(files.rows, np.array(rows, dtype=ROW))
+            write_array(files.images, np.array(images, dtype="<u8"))
             write_whole(files.report, report.to_json())
         except OSError as error:
             raise space_error(self.folder, error) from error
@@ -128,15 +116,9 @@ class SpoolJob:
             raise DataError(f"{part.name} cannot be read ({error}); check the file and start again") from error
 
     def _add(
-        self,
-        item: SourceSample,
-        part: Part,
-        row: int,
-        out: "_SpoolFile",
-        index: "_SpoolIndex",
-        report: PartReport,
-    ) -> None:
-        """Validate a sample in its final form and append it to the spool file."""
+        self, item: SourceSample, part: Part, row: int, out: BinaryIO, report: PartReport
+    ) -> tuple[tuple[int, int, int, int, int], list[int]]:
+        """Validate a sample in its final form and append it to the file; return its `ROW` and its images' checksums."""
         where = f"{part.name}, row {row}"
         data = [image_bytes(image, where=where) for image, _ in item.images]
         # A key of the same length, so that the size is that of the sample in its shard.
@@ -156,52 +138,15 @@ class SpoolJob:
         size = sample.stored_size
         if 2 * size > _LARGEST:
             raise SampleError(f"{where}: a sample of {size} bytes, expected less than 2 GiB", "too_large")
-        offset = out.size
-        length = out.add(_head(item, data, sample), data, item)
-        place = _hash64(f"{self.seed}\0{part.name}\0{row}")
-        index.rows.append((place, _id_hash(item.record), offset, length, size))
-        digests = {image["sha256"] for image in sample.record["images"]}
-        index.images.extend(sorted(int(digest[:16], 16) for digest in digests))
+        offset = out.tell()
+        head = _head(item, data, sample)
+        # Images that are files stay where they are.
+        held = [content for content, (image, _) in zip(data, item.images, strict=True) if image is content]
+        out.writelines([len(head).to_bytes(4, "big"), head, *held])
         report.add_sample(sample.record["source"], len(data))
-
-
-@dataclass(kw_only=True, slots=True)
-class _SpoolIndex:
-    """The index of the part as it grows."""
-
-    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-
-
-class _SpoolFile:
-    """Appends records; the file is renamed to its name when complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self._path = path
-        self._partial = partial_path(path)
-        self._stream = self._partial.open("wb")
-
-    def __enter__(self) -> "_SpoolFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
-        if kind is None:
-            replace_path(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
-
-    def add(self, head: bytes, data: Sequence[bytes], item: SourceSample) -> int:
-        """Append a record and return its length in bytes."""
-        pieces = [len(head).to_bytes(4, "big"), head]
-        pieces += [held for held, (image, _) in zip(data, item.images, strict=True) if image is held]
-        self._stream.writelines(pieces)
-        length = sum(len(piece) for piece in pieces)
-        self.size += length
-        return length
+        order = _hash64(f"{self.seed}\0{part.name}\0{row}")
+        checksums = sorted({int(image["sha256"][:16], 16) for image in sample.record["images"]})
+        return (order, _id_hash(item.record), offset, out.tell() - offset, size), checksums
 
 
 def read_record(stream: BinaryIO, offset: int, length: int) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
