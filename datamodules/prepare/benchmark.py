@@ -27,8 +27,9 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
-from .sources.json_files import numbered_lines
-from .sources.source import SourceSample, checked_image, image_bytes
+from .sources.images import image_names
+from .sources.json_files import numbered_lines, parse_object
+from .sources.source import SourceSample, checked_image, image_bytes, or_error
 
 POINTER_LENGTH = 64
 """A text up to this length in the image column is the index of the row that holds the image."""
@@ -59,17 +60,14 @@ class VLMEvalKitTable:
         for row in table.rows():
             where = f"{self.path}, row {row.number}"
             index = row.cells.get("index", "")
-            try:
-                if row.problem:
-                    raise SampleError(f"{where}: {row.problem}", "broken_row")
-                if index and index in seen:
-                    raise SampleError(f"{where}: index {index!r} is that of an earlier row", "repeated_index")
-                seen.add(index)
-                sample = self._sample(row, table, offsets, where)
-            except SampleError as error:
-                yield error
+            if row.problem:
+                yield SampleError(f"{where}: {row.problem}", "broken_row")
                 continue
-            if sample is not None:
+            if index and index in seen:
+                yield SampleError(f"{where}: index {index!r} is that of an earlier row", "repeated_index")
+                continue
+            seen.add(index)
+            if (sample := or_error(self._sample, row, table, offsets, where)) is not None:
                 yield sample
 
     def _sample(self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str) -> SourceSample | None:
@@ -93,19 +91,19 @@ class VLMEvalKitTable:
     def _images(self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
         cells = _list_elements(row.get("image") or "")
         if not cells and (paths := _list_elements(row.get("image_path") or "")):
-            return [self._file(path, where) for path in paths]
+            return [_read_image(self.image_root or self.path.parent, path, where) for path in paths]
         if not cells:
             raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
         return [image for cell in cells for image in _decode_images(cell, table, offsets, where)]
 
-    def _file(self, name: str, where: str) -> bytes:
-        path = (self.image_root or self.path.parent) / name
-        try:
-            return path.read_bytes()
-        except (OSError, ValueError) as error:  # the latter: names that no file can have
-            raise SampleError(
-                f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
-            ) from error
+
+def _read_image(root: Path, name: str, where: str) -> bytes:
+    try:
+        return (root / name).read_bytes()
+    except (OSError, ValueError) as error:  # the latter: names that no file can have
+        raise SampleError(
+            f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
+        ) from error
 
 
 def _open(path: Path) -> TabTable:
@@ -202,10 +200,7 @@ class DocDownstreamTest:
                 "questions; they must be parallel"
             )
         for index, (number, text) in enumerate(questions):
-            try:
-                yield self._sample(text, gold, index, f"{self.path}, line {number}")
-            except SampleError as error:
-                yield error
+            yield or_error(self._sample, text, gold, index, f"{self.path}, line {number}")
 
     @property
     def _corpus(self) -> bool:
@@ -216,12 +211,7 @@ class DocDownstreamTest:
         return next((s.url for s in self.benchmark.sources if s.format == "docdownstream"), "")
 
     def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
-        try:
-            given = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
-        if not isinstance(given, dict):
-            raise SampleError(f"{where}: expected an object, found {given!r:.60}", "bad_json")
+        given = parse_object(text, where=where)
         record = convert_docdownstream(given, where=where)
         if gold:
             if self._corpus:
@@ -229,20 +219,11 @@ class DocDownstreamTest:
                 record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
                 record["references"] = gold.answers(index, where, items=self.benchmark.name == "wtq")
-        paths = given.get("image", [])
-        paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise SampleError(f"{where}: expected paths as image, found {paths!r:.60}", "missing_image")
-        images = [self._image(path, where) for path in paths]
+        images: list[tuple[bytes | Path, str]] = [
+            checked_image(_read_image(self.image_root, name, where), f"{where}: {self.image_root / name}")
+            for name in image_names(given, where=where)
+        ]
         return SourceSample(record=record, images=images)
-
-    def _image(self, name: str, where: str) -> tuple[bytes | Path, str]:
-        path = self.image_root / name
-        try:
-            data = path.read_bytes()
-        except (OSError, ValueError) as error:  # the latter: names that no file can have
-            raise SampleError(f"{where}: image {name!r:.200}: {error}", "missing_image") from error
-        return checked_image(data, f"{where}: {path}")
 
 
 class _Gold:

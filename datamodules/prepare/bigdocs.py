@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError
 
@@ -81,20 +81,8 @@ _PROVENANCE = ("query_info", "annotation_info", "image_info", "license", "licenc
 _TASKS = ("task_name", "task")
 
 
-class NamedImages(Protocol):
-    """Images of rows that only name them."""
-
-    def pages(self, name: str, *, where: str) -> list[EncodedImage]:
-        """Return the pages of a name.
-
-        Raises:
-            SampleError: There are none.
-        """
-        ...
-
-    def estimate(self) -> tuple[int, int]:
-        """Estimate the bytes of all pages, and of those copied into the spool."""
-        ...
+NamedImages = ImageFolder | RenderedTables
+"""Images of rows that only name them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ..storage.stored_files import StoredFile, list_files, short_names
 from ..storage.stored_stream import StoredStream
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
-from .sources.source import Part, SourceSample, checked_image
+from .sources.source import Part, SourceSample, checked_image, or_error
 
 _KEPT = ("url", "sha256")
 """Fields of a pair's json that say where the image came from."""
@@ -65,10 +65,7 @@ class CaptionTars:
         file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
         with closing(BufferedReader(StoredStream(file))) as stream:
             for key, members in sample_groups(_members(file, stream)):
-                try:
-                    yield self._pair(file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
-                except SampleError as error:
-                    yield error
+                yield or_error(self._pair, file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # Member names are not used as paths.

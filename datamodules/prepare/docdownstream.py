@@ -5,8 +5,6 @@ of the hub only the file of lines is stored while the command runs.
 """
 
 import argparse
-import json
-import os
 import posixpath
 import tempfile
 import warnings
@@ -26,11 +24,11 @@ from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces, stream_files
 from .input_files import choose_list, fetched_list
 from .pack.engine import pack, print_yield
-from .pack.options import PackOptions, add_options
+from .pack.options import DEFAULT_WORKERS, PackOptions, add_options
 from .sources.dialogues import check_answered
-from .sources.images import EncodedImage, ImageFolder
-from .sources.jsonl import parsed_lines
-from .sources.source import Part, RawData, SourceSample, checked_image
+from .sources.images import EncodedImage, ImageFolder, image_names
+from .sources.json_files import parse_object, parsed_lines, raw_lines
+from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
 _PART_LINES = 2048
 
@@ -66,15 +64,7 @@ class DocumentLines:
         """Yield number, first byte and text of the lines that are not blank, from one byte to another."""
         if not self.path.is_file():
             raise DataError(f"no such jsonl file: {self.path}")
-        with self.path.open("rb") as stream:
-            stream.seek(start)
-            at = start
-            for number, text in enumerate(stream, start=first):
-                if end is not None and at >= end:
-                    return
-                if text.strip():
-                    yield number, at, text
-                at += len(text)
+        return raw_lines(self.path, start, end, first)
 
     def parse(self, text: bytes, number: int) -> DocumentLine | None:
         """Convert a line; None if its ``dataset_name`` is not in `sources`.
@@ -83,18 +73,10 @@ class DocumentLines:
             SampleError: It is invalid.
         """
         where = self.where(number)
-        try:
-            given = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
-        if not isinstance(given, Mapping):
-            raise SampleError(f"{where}: expected an object, found {type(given).__name__}", "bad_json")
+        given = parse_object(text, where=where)
         if self.sources and given.get("dataset_name") not in self.sources:
             return None
-        named = given.get("image") or given.get("images") or []
-        pages = [named] if isinstance(named, str) else named
-        if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
-            raise SampleError(f"{where}: 'image' must be a list of paths, found {named!r:.120}", "bad_row")
+        pages = image_names(given, where=where)
         record = convert_docdownstream(given, where=where)
         check_record(record, num_images=len(pages), where=where)
         check_answered(record, where=where)
@@ -112,12 +94,8 @@ class DocumentLines:
         LINES.check_records(parsed_lines(texts), "messages", where=self.origin or str(self.path))
         if not self.sources:
             return
-        names: Counter[str] = Counter()
-        for _, _, text in self.raw():
-            try:
-                names[str(json.loads(text).get("dataset_name"))] += 1
-            except (ValueError, AttributeError, RecursionError):
-                continue  # such lines are counted as invalid where they are read
+        records = parsed_lines(text for _, _, text in self.raw())
+        names = {str(record.get("dataset_name")) for record in records if isinstance(record, Mapping)}
         for name in self.sources:
             if name not in names:
                 raise ConfigError(
@@ -201,7 +179,6 @@ class DocDownstreamFolder:
                 yield error
 
 
-_DECODERS = min(os.cpu_count() or 1, 8)
 _IN_MEMORY_BYTES = 256 << 20
 """Waiting pages beyond this lie in a temporary file."""
 
@@ -308,22 +285,15 @@ def _decode_ahead(
     The archive is one part, so other processes cannot help; Pillow's decoders let other threads run.
     """
     ahead: deque[tuple[str, Future[tuple[bytes, str] | SampleError]]] = deque()
-    with warnings.catch_warnings(), ThreadPoolExecutor(_DECODERS, thread_name_prefix="pages") as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(DEFAULT_WORKERS, thread_name_prefix="pages") as pool:
         # `load_image` silences Pillow for a while, which threads undo for one another.
         warnings.simplefilter("ignore")
         for name, data in files:
-            ahead.append((name, pool.submit(_checked, data, name)))
-            if len(ahead) > 2 * _DECODERS:
+            ahead.append((name, pool.submit(or_error, checked_image, data, f"image {name}")))
+            if len(ahead) > 2 * DEFAULT_WORKERS:
                 done, future = ahead.popleft()
                 yield done, future.result()
         yield from ((name, future.result()) for name, future in ahead)
-
-
-def _checked(data: bytes, name: str) -> tuple[bytes, str] | SampleError:
-    try:
-        return checked_image(data, f"image {name}")
-    except SampleError as error:
-        return error
 
 
 class _PendingLines:

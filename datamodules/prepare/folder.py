@@ -22,7 +22,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .sources.dialogues import check_answered
 from .sources.images import ImageFolder, image_paths, total_bytes
-from .sources.source import Part, SourceSample
+from .sources.source import Part, SourceSample, or_error
 
 _PART_IMAGES = 256
 _TEXT_BYTES = 4096
@@ -73,10 +73,7 @@ class SidecarFolder:
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the images of a part."""
         for path in str(part.payload[1]).split("\0"):
-            try:
-                yield self._sample(path)
-            except SampleError as error:
-                yield error
+            yield or_error(self._sample, path)
 
     def _fingerprint(self, paths: Sequence[str]) -> str:
         """Hash sizes and times of images and their texts: an interrupted run is resumed only if none has changed."""

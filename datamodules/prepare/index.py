@@ -5,7 +5,6 @@ Every tar is read once, header by header, so damage is found. An existing manife
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,7 @@ from ..shards.sample_formats import (
 )
 from ..shards.shard_file import upright_size
 from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk
+from .pack.options import DEFAULT_WORKERS
 
 AUTO = "auto"
 
@@ -210,9 +210,7 @@ def main(argv: Sequence[str]) -> int:
         default=AUTO,
         help="what the tars hold (default: detected by each sample's members)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes; default: %(default)s"
-    )
+    parser.add_argument("--workers", type=int, default=DEFAULT_WORKERS, help="processes; default: %(default)s")
     manifest = index_shards(**vars(parser.parse_args(list(argv))))
     sys.stdout.write(
         f"{manifest.num_samples} samples in {len(manifest.shards)} shards: {manifest.folder}/{MANIFEST_NAME}\n"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from alignvlm_pl.errors import ConfigError, DataError
 
@@ -27,10 +27,10 @@ from .input_files import add_parquet_options, choose_list, fetched_list, parquet
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import llava_turns
-from .sources.images import EncodedImage, ImageFolder, embedded_image, safe_path, total_bytes
+from .sources.images import EncodedImage, ImageFolder, embedded_image, image_names, safe_path, total_bytes
 from .sources.json_files import ListSlice, element_ranges, slice_list
 from .sources.parquet_rows import ParquetRows
-from .sources.source import Part, RawData, SourceSample, checked_image
+from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +98,7 @@ class LLaVAList(LLaVARecords):
         first, records, start, end = (int(value or 0) for value in part.payload)
         piece = ListSlice(first=first, records=records, start=start, end=end)
         for number, record in enumerate(piece.load(self.path), start=piece.first):
-            where = f"{self.label}, record {number}"
-            try:
-                yield self._sample(record, number, where)
-            except SampleError as error:
-                yield error
+            yield or_error(self._sample, record, number, f"{self.label}, record {number}")
 
     def _sample(self, record: Any, number: int, where: str) -> SourceSample:
         readers = [partial(self.images.read, path, where=where) for path in check_paths(record, where=where)]
@@ -138,15 +134,11 @@ def check_paths(record: Any, *, where: str) -> list[str]:
     """Return the paths of a record's images.
 
     Raises:
-        SampleError: It is not an object, or ``image`` is not a path or list of paths (``bad_row``).
+        SampleError: It is not an object, or `image_names` raises (``bad_row``).
     """
     if not isinstance(record, Mapping):
         raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
-    named = record.get("image") or []
-    paths = [named] if isinstance(named, str) else named
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise SampleError(f"{where}: 'image' must be a path or a list of paths, found {named!r:.80}", "bad_row")
-    return paths
+    return image_names(record, where=where)
 
 
 def llava_sample(
@@ -182,8 +174,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ZipPlace:
+class ZipPlace(NamedTuple):
     """Place and compression of a member of a zip.
 
     Attributes:
@@ -215,26 +206,14 @@ def read_directory(file: StoredFile) -> dict[str, ZipPlace]:
                 infos = archive.infolist()
         except DataError:
             raise
-        except (
-            zipfile.BadZipFile,
-            EOFError,
-            OSError,
-            struct.error,
-            ValueError,
-            NotImplementedError,
-        ) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, struct.error, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{file.path} is no whole zip of {file.size} bytes ({type(error).__name__}: {error}); compare its size "
                 "with what is published and fetch it again"
             ) from error
     return {
         str(PurePosixPath(info.filename)): ZipPlace(
-            offset=info.header_offset,
-            packed=info.compress_size,
-            size=info.file_size,
-            crc=info.CRC,
-            method=info.compress_type,
-            flags=info.flag_bits,
+            info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits
         )
         for info in infos
         if not info.is_dir()
@@ -348,11 +327,8 @@ class LLaVAZip(LLaVARecords):
         """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
             for number, start, end, places in json.loads(str(part.payload[0])):
-                where = f"{self.label}, record {number}"
-                try:
-                    yield self._sample(_load(records, start, end), number, places, images, where)
-                except SampleError as error:
-                    yield error
+                record = _load(records, start, end)
+                yield or_error(self._sample, record, number, places, images, f"{self.label}, record {number}")
 
     def _sample(
         self, record: Any, number: int, places: list[list[int] | None], images: StoredStream, where: str
@@ -368,10 +344,8 @@ class LLaVAZip(LLaVARecords):
         safe_path(path, where=where)
         if place is None:
             raise SampleError(f"{where}: image {path} is not in {self.zip.path}", "missing_image")
-        offset, packed, size, crc, method, flags = place
-        member = ZipPlace(offset=offset, packed=packed, size=size, crc=crc, method=method, flags=flags)
         label = f"{where}: image {path}"
-        return checked_image(read_member(images, member, where=label), label)
+        return checked_image(read_member(images, ZipPlace(*place), where=label), label)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -383,7 +357,7 @@ class _ZipIndex:
     found: int = 0
     missing: str = ""
 
-    def places_of(self, record: Any) -> list[tuple[int, ...] | None]:
+    def places_of(self, record: Any) -> list[ZipPlace | None]:
         """Return the places of a record's images in the zip; None for a missing one."""
         try:
             paths = check_paths(record, where="")
@@ -391,7 +365,7 @@ class _ZipIndex:
             return []
         return [self._place(path) for path in paths]
 
-    def _place(self, path: str) -> tuple[int, ...] | None:
+    def _place(self, path: str) -> ZipPlace | None:
         try:
             name = str(safe_path(path, where=""))
         except SampleError:
@@ -399,9 +373,9 @@ class _ZipIndex:
         place = self.places.get(name) or self.places.get(f"{self.stem}/{name}")
         if place is None:
             self.missing = self.missing or path
-            return None
-        self.found += 1
-        return (place.offset, place.packed, place.size, place.crc, place.method, place.flags)
+        else:
+            self.found += 1
+        return place
 
 
 def _load(stream: IO[bytes], start: int, end: int) -> Any:

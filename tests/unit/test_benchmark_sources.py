@@ -307,7 +307,7 @@ def test_odd_lines_of_a_question_file_are_named(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [good, *odd, [1]]) + "[" * 100_000 + "\n")
     source = DocDownstreamTest(path=path, benchmark=get_benchmark("tabfact"), image_root=tmp_path)
     reasons = [getattr(found, "reason", "") for found in source]
-    assert reasons == ["", *["missing_image"] * 4, "bad_json", "bad_json"]
+    assert reasons == ["", "bad_row", "bad_row", "missing_image", "missing_image", "bad_json", "bad_json"]
 
 
 def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
+from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.plan import first_repeats, make_plan
 from datamodules.prepare.pack.spool import ROW, SpoolFiles
 from datamodules.prepare.pack.work_folder import WorkFolder
-from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.prepare.sources.source import Part, SourceSample
 from datamodules.shards.index import load_index
 from datamodules.shards.manifest import Manifest, load_manifest

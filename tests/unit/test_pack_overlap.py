@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import DataError
+from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.overlap import BenchmarkImages, perceptual_hash, read_benchmark_images
-from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.shards.writer import ShardWriter
 
 

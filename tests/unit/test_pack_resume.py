@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
+from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.locks import acquire
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.work_folder import WorkFolder
-from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.shards.manifest import load_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.sources.jsonl import JsonlData
+from datamodules.prepare.jsonl import JsonlData
 
 if __name__ == "__main__":
     raw, out = Path(sys.argv[1]), Path(sys.argv[2])

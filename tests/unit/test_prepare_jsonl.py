@@ -10,9 +10,9 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare import main
+from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.sources.jsonl import JsonlData
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range

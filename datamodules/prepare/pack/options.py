@@ -10,13 +10,7 @@ from alignvlm_pl.errors import ConfigError
 
 from ...shards.writer import MAX_SHARD_BYTES
 
-_MANY = 8
-"""Most processes by default."""
-
-
-def default_workers() -> int:
-    """Return the default number of processes: the CPUs of the machine, at most 8."""
-    return min(os.cpu_count() or 1, _MANY)
+DEFAULT_WORKERS = min(os.cpu_count() or 1, 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=default_workers(),
+        default=DEFAULT_WORKERS,
         help="processes; the shards do not depend on it (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, help="read at most this many rows, the first ones")

@@ -16,14 +16,7 @@ from alignvlm_pl.errors import DataError
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines, numbered_lines
-from .table_questions import (
-    LoadTable,
-    TableQuestion,
-    TableQuestions,
-    add_options,
-    read_bigdocs_rows,
-    write_tables,
-)
+from .table_questions import TableQuestion, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
 
 _SPLITS = {"train": "train", "dev": "val", "test": "test"}
@@ -45,13 +38,7 @@ def main(argv: Sequence[str]) -> int:
         captions: dict[str, str] = {}
         questions = list(read_statements(options.folder, options.split, captions))
         tables = FactTable(folder=_csv_folder(options.folder), captions=captions)
-    chosen = TableQuestions(
-        name="tabfact",
-        benchmark="tabfact" if options.split == "test" and not options.bigdocs else "",
-        license="CC BY 4.0",
-        questions=questions,
-    )
-    write_tables(chosen, tables, options)
+    write_tables(questions, tables, options, name="tabfact", license="CC BY 4.0")
     return 0
 
 
@@ -151,8 +138,8 @@ def _csv_folder(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactTable(LoadTable):
-    """Tables of the release.
+class FactTable:
+    """Loads the tables of the release (`LoadTable`).
 
     Attributes:
         folder: Folder of the csv files.

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,21 +41,8 @@ class TableQuestion:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableQuestions:
-    """Questions of one split, with the terms of their tables.
-
-    Attributes:
-        name: Name of the shards.
-        benchmark: Registered benchmark that the dataset is; empty for training datasets.
-        license: Terms of the tables.
-        questions: In the order of the source; errors of invalid lines among them.
-    """
-
-    name: str
-    benchmark: str
-    license: str
-    questions: Sequence[TableQuestion | SampleError]
+LoadTable = Callable[[str], Table]
+"""Loads a table by its name; raises SampleError where it is missing or cannot be read. It is pickled into workers."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,53 +61,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
 
 
-def write_tables(chosen: TableQuestions, load: "LoadTable", options: argparse.Namespace) -> Manifest:
+def write_tables(
+    questions: Iterable[TableQuestion | SampleError],
+    load: LoadTable,
+    options: argparse.Namespace,
+    *,
+    name: str,
+    license: str,
+) -> Manifest:
     """Render the tables and write their questions as shards; invalid ones are counted by reason.
 
     Args:
-        chosen: Questions.
+        questions: In the order of the source; errors of invalid lines among them.
         load: Loads a table by its name.
         options: Of `add_options`.
+        name: Name of the shards, and of the benchmark that the questions of the test split are.
+        license: Terms of the tables.
 
     Raises:
         DataError: Nothing could be written.
     """
     left_out = SkippedRows()
     by_table: dict[str, list[TableQuestion]] = {}
-    for question in chosen.questions:
+    for question in questions:
         if isinstance(question, SampleError):
             left_out.skip(question)
         else:
             by_table.setdefault(question.table, []).append(question)
     names = list(by_table)[: options.limit]
-    with ShardWriter(
-        options.out, name=chosen.name, source=chosen.name, license=chosen.license, overwrite=options.overwrite
-    ) as writer:
-        for name, pages in zip(names, _render_all(names, load, options.workers), strict=True):
+    with ShardWriter(options.out, name=name, source=name, license=license, overwrite=options.overwrite) as writer:
+        for table, pages in zip(names, _render_all(names, load, options.workers), strict=True):
             if isinstance(pages, SampleError):
-                left_out.skip(pages, len(by_table[name]))
+                left_out.skip(pages, len(by_table[table]))
                 continue
-            for record in _records(by_table[name], len(pages), conversations=options.conversations):
+            for record in _records(by_table[table], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
         writer.extra |= {"split": options.split} | left_out.extra()
-        writer.extra |= {"benchmark": chosen.benchmark} if chosen.benchmark and not options.conversations else {}
+        if options.split == "test" and not (options.bigdocs or options.conversations):
+            writer.extra["benchmark"] = name
     left_out.write(options.out)
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
     print_skipped_rows(manifest.extra)
     return manifest
-
-
-class LoadTable:
-    """Callable that loads a table by its name; subclasses can be pickled."""
-
-    def __call__(self, name: str) -> Table:
-        """Return the table.
-
-        Raises:
-            SampleError: It is missing or cannot be read.
-        """
-        raise NotImplementedError
 
 
 def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | SampleError]:
@@ -195,24 +178,16 @@ def plain_name(name: str) -> str:
 def _records(questions: Sequence[TableQuestion], num_pages: int, *, conversations: bool) -> Iterator[dict[str, Any]]:
     if conversations:
         pairs = [(question.text, ", ".join(question.answers)) for question in questions]
-        table = questions[0].table
-        yield {
-            "id": table,
-            "task": "table_qa",
-            "messages": conversation(pairs, num_images=num_pages),
-            "meta": {"table": table},
-        }
+        turns, table = conversation(pairs, num_images=num_pages), questions[0].table
+        yield {"id": table, "task": "table_qa", "messages": turns, "meta": {"table": table}}
         return
     for question in questions:
-        turn = conversation([(question.text, "")], num_images=num_pages)[0]
-        meta = {"table": question.table, "index": question.name, **question.meta}
-        references = list(question.answers)
         yield {
             "id": question.name,
             "task": "table_qa",
-            "messages": [turn],
-            "references": references,
-            "meta": meta,
+            "messages": conversation([(question.text, "")], num_images=num_pages)[:1],
+            "references": list(question.answers),
+            "meta": {"table": question.table, "index": question.name, **question.meta},
         }
 
 

@@ -6,6 +6,7 @@ Format: ppasupat/WikiTableQuestions 1.0.2, `data/<split>.tsv`, `tagged/data/<spl
 
 import argparse
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,7 @@ from alignvlm_pl.errors import DataError
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines
-from .table_questions import (
-    LoadTable,
-    TableQuestion,
-    TableQuestions,
-    add_options,
-    read_bigdocs_rows,
-    write_tables,
-)
+from .table_questions import TableQuestion, add_options, read_bigdocs_rows, write_tables
 from .tables import Table
 
 _FILES = {"test": "pristine-unseen-tables", "train": "random-split-1-train", "dev": "random-split-1-dev"}
@@ -36,24 +30,15 @@ def main(argv: Sequence[str]) -> int:
     """Run `prepare wtq`."""
     parser = argparse.ArgumentParser(prog="prepare wtq", description=(__doc__ or "").split("\n")[0])
     add_options(parser)
-    parser.add_argument(
-        "--markup",
-        choices=("html", "csv"),
-        default="html",
-        help="render the page's own HTML, or its cells; default html",
-    )
+    help = "render the page's own HTML, or its cells; default html"
+    parser.add_argument("--markup", choices=("html", "csv"), default="html", help=help)
     options = parser.parse_args(argv)
     if options.bigdocs:
         questions = read_bigdocs_rows(options.bigdocs, table_names(options.folder))
     else:
         questions = list(read_questions(options.folder, options.split))
-    chosen = TableQuestions(
-        name="wtq",
-        benchmark="wtq" if options.split == "test" and not options.bigdocs else "",
-        license="CC BY-SA 4.0",
-        questions=questions,
-    )
-    write_tables(chosen, WikiTable(folder=options.folder, html=options.markup == "html"), options)
+    tables = WikiTable(folder=options.folder, html=options.markup == "html")
+    write_tables(questions, tables, options, name="wtq", license="CC BY-SA 4.0")
     return 0
 
 
@@ -134,15 +119,7 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 
 def unescape(text: str) -> str:
     r"""Undo the release's escapes: ``\n`` line end, ``\p`` vertical bar, ``\\`` backslash."""
-    pieces, rest = [], text
-    while rest:
-        if rest[:2] in _ESCAPES:
-            pieces.append(_ESCAPES[rest[:2]])
-            rest = rest[2:]
-        else:
-            pieces.append(rest[0])
-            rest = rest[1:]
-    return "".join(pieces)
+    return re.sub(r"\\[np\\]", lambda escape: _ESCAPES[escape[0]], text)
 
 
 def _canonical(path: Path) -> dict[str, list[str]]:
@@ -167,8 +144,8 @@ def _table_name(context: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WikiTable(LoadTable):
-    """Tables of the release.
+class WikiTable:
+    """Loads the tables of the release (`LoadTable`).
 
     Attributes:
         folder: Folder of the release.

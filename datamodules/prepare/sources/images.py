@@ -34,6 +34,19 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
     return path
 
 
+def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
+    """Return the paths in a record's ``image`` or ``images``.
+
+    Raises:
+        SampleError: It is neither a path nor a list of paths (``bad_row``).
+    """
+    given = record.get("image") or record.get("images") or []
+    paths = [given] if isinstance(given, str) else given
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise SampleError(f"{where}: 'image' must be a path or a list of paths, found {given!r:.120}", "bad_row")
+    return paths
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolder:
     """Images below a folder.

@@ -1,51 +1,84 @@
 """Lines of a text file, and elements of one JSON list in a large file, without holding the file in memory."""
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from alignvlm_pl.errors import DataError
 
 from ...shards.sample import SampleError
+from .source import or_error
+
+
+def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, first byte and text of the lines that are not blank.
+
+    Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
+
+    Args:
+        path: The file.
+        start: Byte at which the line of number `first` begins.
+        end: Byte from which on no line is read; None: the end of the file.
+        first: Number of the first line.
+    """
+    at = start
+    with path.open("rb") as stream:
+        stream.seek(start)
+        for number, text in enumerate(stream, start=first):
+            if end is not None and at >= end:
+                return
+            if text.strip():
+                yield number, at, text
+            at += len(text)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of the lines that are not blank, the first being line 1.
 
-    Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
-
     Raises:
         DataError: A line is not UTF-8.
     """
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from error
-            if text.strip():
-                yield number, text.rstrip("\r\n")
+    for number, _, line in raw_lines(path):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from error
+        if text.strip():
+            yield number, text.rstrip("\r\n")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
     """Yield (position for errors, object) for each line that is not blank; a SampleError if it is not a JSON object."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield where, SampleError(f"{where}: not JSON ({error})", "bad_json")
-                continue
-            if isinstance(record, dict):
-                yield where, record
-            else:
-                yield where, SampleError(f"{where}: expected an object, found {record!r:.60}", "bad_json")
+    for number, _, line in raw_lines(path):
+        where = f"{path}, line {number}"
+        yield where, or_error(parse_object, line, where=where)
+
+
+def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        SampleError: The text is not JSON, or not an object (``bad_json``).
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+    if not isinstance(record, dict):
+        raise SampleError(f"{where}: expected an object, found {record!r:.60}", "bad_json")
+    return record
+
+
+def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    """Yield the values of lines of JSON; lines that are not JSON are skipped."""
+    for text in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(text)
 
 
 def is_text(value: object) -> TypeGuard[str]:
@@ -110,16 +143,10 @@ def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
         DataError: There is no such file, or it is no JSON list to its end; names the byte.
     """
     slices: list[ListSlice] = []
-    first = start = last = number = 0
-    for number, (begin, end) in enumerate(element_ranges(path), start=1):
-        if number - 1 == first:
-            start = begin
-        last = end
-        if number - first == records:
-            slices.append(ListSlice(first=first, records=records, start=start, end=end))
-            first = number
-    if number > first:
-        slices.append(ListSlice(first=first, records=number - first, start=start, end=last))
+    ranges = element_ranges(path)
+    while piece := list(islice(ranges, records)):
+        first = slices[-1].first + records if slices else 0
+        slices.append(ListSlice(first=first, records=len(piece), start=piece[0][0], end=piece[-1][1]))
     return slices
 
 

@@ -11,7 +11,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ...shards.columns import Schema
 from ...shards.sample import SampleError
 from ...storage.stored_files import StoredFile, short_names
-from .source import Part, SourceSample
+from .source import Part, SourceSample, or_error
 
 BATCH_ROWS = 8
 """Rows that are decoded together: with images of a megabyte, tens of megabytes of memory."""
@@ -73,10 +73,7 @@ class ParquetRows:
             columns = self.schema.resolve(there, where=file.path)
             wanted = [*columns.values(), *(name for name in self.optional if name in there)]
             for where, row in _rows(table, file, int(group or 0), dict.fromkeys(wanted)):
-                try:
-                    yield self.sample(row, columns, where=where)
-                except SampleError as error:
-                    yield error
+                yield or_error(self.sample, row, columns, where=where)
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row.

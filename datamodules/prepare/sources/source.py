@@ -1,10 +1,10 @@
 """The interface of raw data that can be packed (`RawData`, in parts), and the samples that it yields."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ from alignvlm_pl.preprocessing.imaging import load_image
 
 from ...shards.sample import SampleError
 
+Converted = TypeVar("Converted")
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -28,6 +29,14 @@ class SourceSample:
 
     record: dict[str, Any]
     images: list[tuple[bytes | Path, str]]
+
+
+def or_error(convert: Callable[..., Converted], *given: Any, **options: Any) -> Converted | SampleError:
+    """Return the result of a conversion, or the SampleError that it raises: what `RawData.read` yields for a row."""
+    try:
+        return convert(*given, **options)
+    except SampleError as error:
+        return error
 
 
 def image_bytes(image: bytes | Path, *, where: str) -> bytes:
