@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
+from ..shards.sample_formats import conversation
 from ..shards.writer import ShardWriter
 
 LICENSE = "ICDAR 2019 SROIE competition"
@@ -68,11 +69,8 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
     for part, rows in (("train", train), ("test", test)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"pages-{part}.jsonl").write_text(text, encoding="utf-8")
-    return {
-        "train_pages": len(train),
-        "test_questions": len(test),
-        "lines": _write_lines(root, out, notes, max_lines),
-    }
+    lines = _write_lines(root, out, notes, max_lines)
+    return {"train_pages": len(train), "test_questions": len(test), "lines": lines}
 
 
 def _annotation(path: Path) -> dict[str, Any]:
@@ -131,15 +129,11 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
 
 
 def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
-    question = [{"type": "image", "index": 0}, {"type": "text", "text": "Read the line."}]
     return {
         "id": f"sroie/{name}",
         "source": "sroie",
         "task": "line",
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": [{"type": "text", "text": text}]},
-        ],
+        "messages": conversation([("Read the line.", text)], num_images=1),
         "references": [text],
         "lines": [{"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}],
     }

@@ -50,6 +50,13 @@ class Policy:
     timeout_s: float = 60.0
     backoff_s: float = 1.0
 
+    def wait(self, what: str, reason: object, attempt: int) -> None:
+        """Log why attempt number `attempt` (from 1) has failed, and sleep before the next one."""
+        wait_s = min(self.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S)
+        logger.warning("%s: %s; attempt %d in %.1f s", what, reason, attempt + 1, wait_s)
+        # Not the global generator: a retry must not change the order of the samples.
+        time.sleep(wait_s * random.Random().uniform(0.75, 1.25))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Expected:
@@ -118,7 +125,7 @@ def fetch_small(url: str, *, cache: Path, max_bytes: int, policy: Policy | None 
     with _storing(folder, url):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-    content = folder / f".{_unique_suffix()}{PARTIAL}"
+    content = _partial_path(folder)
     try:
         _attempt(url, content, expected, policy or Policy(), keep_record=False)
         return content.read_bytes()
@@ -189,10 +196,7 @@ def _attempt(url: str, target: Path, expected: _Expected, policy: Policy, *, kee
     reason = ""
     for attempt in range(policy.retries + 1):
         if attempt:
-            wait = min(policy.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S)
-            logger.warning("%s: %s; attempt %d in %.1f s", redact(url), reason, attempt + 1, wait)
-            # Not the global generator: a retry must not change the order of the samples.
-            time.sleep(wait * random.Random().uniform(0.75, 1.25))
+            policy.wait(redact(url), reason, attempt)
         partial = _partial_path(target.parent)
         try:
             with _storing(target.parent, url):
@@ -267,11 +271,7 @@ def _storing(folder: Path, url: str) -> Iterator[None]:
 
 
 def _partial_path(folder: Path) -> Path:
-    return folder / f".{_unique_suffix()}{PARTIAL}"
-
-
-def _unique_suffix() -> str:
-    return f"{_host()}-{os.getpid()}-{uuid4().hex[:8]}"
+    return folder / f".{_host()}-{os.getpid()}-{uuid4().hex[:8]}{PARTIAL}"
 
 
 def _host() -> str:

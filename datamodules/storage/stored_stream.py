@@ -3,17 +3,15 @@
 import gzip
 import io
 import logging
-import random
 import re
 import tarfile
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError
 
-from .fetching import MAX_BACKOFF_S, Policy
+from .fetching import Policy
 from .stored_files import StoredFile
 
 logger = logging.getLogger(__name__)
@@ -87,25 +85,12 @@ class StoredStream(io.RawIOBase):
                 self._drop()
                 if attempt == tries:
                     raise DataError(self._unread(error)) from error
-                wait = min(self._policy.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S)
-                logger.warning(
-                    "%s, byte %d: %s; attempt %d in %.1f s",
-                    self.file.path,
-                    self._at,
-                    error,
-                    attempt + 1,
-                    wait,
-                )
-                time.sleep(wait * random.Random().uniform(0.75, 1.25))
+                self._policy.wait(f"{self.file.path}, byte {self._at}", error, attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def _unread(self, error: Exception) -> str:
-        if isinstance(error, AlignVLMError):
-            return f"{error}; run the same command again"
-        return (
-            f"{self.file.path} does not read at byte {self._at} ({type(error).__name__}: {error}); run the same "
-            "command again"
-        )
+        reason = f"{self.file.path} does not read at byte {self._at} ({type(error).__name__}: {error})"
+        return f"{error if isinstance(error, AlignVLMError) else reason}; run the same command again"
 
     def _drop(self) -> None:
         if self._stream is not None:

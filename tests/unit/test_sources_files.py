@@ -22,7 +22,7 @@ from datamodules.prepare.sources import json_files
 from datamodules.prepare.sources.images import ImageFolder, safe_path
 from datamodules.prepare.sources.json_files import slice_list
 from datamodules.shards.sample import SampleError
-from datamodules.storage import stored_stream
+from datamodules.storage import fetching
 from datamodules.storage.stored_files import StoredFile, list_files
 from tests.unit import reading
 from tests.unit.reading import texts
@@ -96,7 +96,7 @@ def test_a_store_that_fails_is_named(tmp_path, monkeypatch):
 
     file = StoredFile(url="memory://set/a.tar", path="memory://set/a.tar", size=10240)
     monkeypatch.setattr(StoredFile, "open", lambda self, *, forward: Broken())
-    monkeypatch.setattr(stored_stream.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
     raw = CaptionTars(files=(file,), prompt="")
     with pytest.raises(
         DataError, match=r"memory://set/a\.tar does not read at byte 0 \(RuntimeError: gone\); run the same"

@@ -104,13 +104,13 @@ def test_members_by_their_place(archive):
 def test_members_that_cannot_be_read(archive, monkeypatch):
     place = read_directory(local_file(archive))["b/deflated.bin"]
     cases = {
-        "x is encrypted in": replace(place, flags=1),
-        "x is damaged in .*no member begins at byte": replace(place, offset=place.offset + 1),
-        "x is damaged in .*Bad CRC-32": replace(place, crc=place.crc ^ 1),
-        "x is damaged in .*it ends beyond the end": replace(place, packed=1 << 20),
-        "x is damaged in .*Bad CRC-32 for": replace(place, packed=place.packed // 2),
-        "x is damaged in .*it ends after 4000 of 4001 bytes": replace(place, size=4001),
-        "x is damaged in .*NotImplementedError": replace(place, method=99),
+        "x is encrypted in": place._replace(flags=1),
+        "x is damaged in .*no member begins at byte": place._replace(offset=place.offset + 1),
+        "x is damaged in .*Bad CRC-32": place._replace(crc=place.crc ^ 1),
+        "x is damaged in .*it ends beyond the end": place._replace(packed=1 << 20),
+        "x is damaged in .*Bad CRC-32 for": place._replace(packed=place.packed // 2),
+        "x is damaged in .*it ends after 4000 of 4001 bytes": place._replace(size=4001),
+        "x is damaged in .*NotImplementedError": place._replace(method=99),
     }
     with StoredStream(local_file(archive)) as stream:
         for message, wrong in cases.items():

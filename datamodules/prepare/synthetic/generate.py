@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from alignvlm_pl.errors import ConfigError, nearest
 
+from ...shards.sample_formats import conversation
 from . import layouts, questions
 from .lexicon import check_split
 from .sheet import Question, Segment, Sheet
@@ -110,12 +111,7 @@ def _skew(page: Image.Image, boxes: list[Box], degrees: float, paper: int) -> tu
         corners = [(x - cx, y - cy) for x in (x0, x1) for y in (y0, y1)]
         xs = [cx + x * cos + y * sin for x, y in corners]
         ys = [cy - x * sin + y * cos for x, y in corners]
-        return (
-            max(0.0, min(xs)),
-            max(0.0, min(ys)),
-            min(float(page.width), max(xs)),
-            min(float(page.height), max(ys)),
-        )
+        return max(0.0, min(xs)), max(0.0, min(ys)), min(float(page.width), max(xs)), min(float(page.height), max(ys))
 
     return turned, [turn(box) for box in boxes]
 
@@ -209,7 +205,7 @@ class Document:
         record: dict[str, Any] = {
             "source": SOURCE,
             "task": f"{SOURCE}-{self.kind}",
-            "messages": _messages(turns),
+            "messages": conversation([(turn.text, turn.answer) for turn in turns], num_images=1),
             "lines": self.lines,
         }
         if references:
@@ -304,13 +300,3 @@ def _turns(sheet: Sheet, lines: list[dict[str, Any]], num_questions: int, transc
         # Last, or the other answers could be copied from it instead of being read off the page.
         chosen = [*chosen[: num_questions - 1], Question(text=rng.choice(questions.TRANSCRIBE), answer=text)]
     return chosen
-
-
-def _messages(turns: list[Question]) -> list[dict[str, Any]]:
-    """Write turns as messages; the image stands before the first question."""
-    messages: list[dict[str, Any]] = []
-    for turn in turns:
-        image = [] if messages else [{"type": "image", "index": 0}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.text}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-    return messages

@@ -382,11 +382,7 @@ def chart(sheet: Sheet) -> None:
 def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> list[tuple[str, str, float]]:
     """Labels with values as printed and as shares of the largest, 0.1 to 1."""
     rng = sheet.rng
-    places, unit, power = (
-        rng.choice((0, 0, 1)),
-        rng.choice(("", "", "", "%", "k", "M")),
-        rng.choice((2, 3, 3, 4)),
-    )
+    places, unit, power = rng.choice((0, 0, 1)), rng.choice(("", "", "", "%", "k", "M")), rng.choice((2, 3, 3, 4))
     found: list[tuple[str, str, float]] = []
     attempts = 0
     while len(found) < count:

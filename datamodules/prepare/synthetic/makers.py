@@ -169,43 +169,26 @@ def date(rng: Random, words: Words) -> str:
     year, numeric = words.pick(rng, _YEARS), f"{rng.randint(1, 12):02d}"
     mark, short = rng.choice("/-."), str(rng.randint(2000, 2035))
     any_day = f"{rng.randint(1, 31):02d}"
-    return rng.choice(
-        (
-            mark.join((any_day, numeric, short)),
-            mark.join((any_day, numeric, short)),
-            mark.join((any_day, numeric, short[2:])),
-            mark.join((short, numeric, any_day)),
-            f"{day} {month} {year}",
-            f"{month} {day}, {year}",
-            f"{month} {year}",
-            f"{any_day}-{month[:3]}-{short}",
-        )
-    )
+    usual = mark.join((any_day, numeric, short))
+    shapes = (
+        usual, usual, mark.join((any_day, numeric, short[2:])), mark.join((short, numeric, any_day)),
+        f"{day} {month} {year}", f"{month} {day}, {year}", f"{month} {year}", f"{any_day}-{month[:3]}-{short}",
+    )  # fmt: skip
+    return rng.choice(shapes)
 
 
 def time(rng: Random, words: Words) -> str:
     """Time of day."""
     hour, minute, second = rng.randrange(24), rng.randrange(60), rng.randrange(60)
-    return rng.choice(
-        (
-            f"{hour:02d}:{minute:02d}",
-            f"{hour:02d}:{minute:02d}:{second:02d}",
-            f"{hour % 12 + 1}:{minute:02d}PM",
-        )
-    )
+    shapes = (f"{hour:02d}:{minute:02d}", f"{hour:02d}:{minute:02d}:{second:02d}", f"{hour % 12 + 1}:{minute:02d}PM")
+    return rng.choice(shapes)
 
 
 def phone(rng: Random, words: Words) -> str:
     """Telephone number."""
-    first, second, third = digits(rng, 3), digits(rng, 3), digits(rng, 4)
-    return rng.choice(
-        (
-            f"{first}-{second}-{third}",
-            f"({first}){second}-{third}",
-            f"+{first}{second}{third}",
-            f"0{first}-{second}{third}",
-        )
-    )
+    area, first, last = digits(rng, 3), digits(rng, 3), digits(rng, 4)
+    shapes = (f"{area}-{first}-{last}", f"({area}){first}-{last}", f"+{area}{first}{last}", f"0{area}-{first}{last}")
+    return rng.choice(shapes)
 
 
 def quantity(rng: Random, words: Words) -> str:

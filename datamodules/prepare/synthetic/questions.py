@@ -2,7 +2,7 @@
 
 from random import Random
 
-from .sheet import Sheet
+from .sheet import Question, Sheet
 
 FIELD = (
     "What is the {0}?", "What is the value of {0}?", "What does {0} say?", "Find {0}.", "{0}?", "Read the {0}.",
@@ -38,7 +38,7 @@ _OTHER_CASE_SHARE = 0.05
 
 
 def ask(sheet: Sheet, templates: tuple[str, ...], *labels: str, answer: str) -> None:
-    """Note a question on a sheet.
+    """Add a question to a sheet.
 
     Args:
         sheet: The page.
@@ -48,7 +48,7 @@ def ask(sheet: Sheet, templates: tuple[str, ...], *labels: str, answer: str) -> 
     """
     rng = sheet.rng
     quoted = [_other_case(label, rng) if rng.random() < _OTHER_CASE_SHARE else label for label in labels]
-    sheet.ask(rng.choice(templates).format(*quoted), answer)
+    sheet.questions.append(Question(text=rng.choice(templates).format(*quoted), answer=answer))
 
 
 def _other_case(label: str, rng: Random) -> str:

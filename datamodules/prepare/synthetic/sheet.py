@@ -174,7 +174,3 @@ class Sheet:
         """Shade a whole row."""
         top = row * ROW_HEIGHT_PX
         self.shapes.append(Shape(box=(0, top + 1, self.width, top + ROW_HEIGHT_PX - 2), tone=tone))
-
-    def ask(self, text: str, answer: str) -> None:
-        """Note a question and its answer."""
-        self.questions.append(Question(text=text, answer=answer))

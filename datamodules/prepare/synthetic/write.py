@@ -2,16 +2,15 @@
 
 import logging
 import multiprocessing
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from tqdm import tqdm
 
 from alignvlm_pl.errors import ConfigError, nearest
 from alignvlm_pl.utils.atomic_files import PARTIAL
@@ -43,8 +42,8 @@ class DatasetPlan:
         seed: Datasets of other names or seeds share no document.
         kinds: Weight of each kind of document.
         fonts: ``train`` or ``heldout`` typefaces.
-        width: Width of the pages in px.
-        height: Height of the pages in px.
+        width: Width of the pages in px, a multiple of 8.
+        height: Height of the pages in px, a multiple of 32.
         questions_per_document: Most turns per page.
         one_question_per_sample: Write each turn as a sample of its own with ``references``, for evaluation.
         transcription_share: Share (0-1) of pages with a turn that asks for all text; ``lines`` always have it.
@@ -79,17 +78,10 @@ def write_split(
     *,
     split: str,
     num_documents: int,
-    seed: int = 0,
     kinds: Mapping[str, float] | Iterable[str] | None = None,
-    processes: int = 2,
-    questions_per_document: int = 4,
-    one_question_per_sample: bool = False,
     name: str | None = None,
-    fonts: str = "train",
-    width: int = 256,
-    height: int = 128,
-    transcription_share: float = 0.1,
-    fault_share: float = 0.67,
+    processes: int = 2,
+    **settings: Any,
 ) -> Manifest:
     """Render a dataset of documents into a folder of shards; does nothing if it exists already with the same arguments.
 
@@ -97,17 +89,10 @@ def write_split(
         out: Folder of the dataset.
         split: ``train`` or ``heldout``.
         num_documents: Pages to render, at least 1.
-        seed: Datasets of other names or seeds share no document.
         kinds: Kinds of documents, with weights or evenly; forms, receipts, tables and charts where None.
-        processes: Processes that render; the bytes do not depend on it.
-        questions_per_document: Most turns per page.
-        one_question_per_sample: One sample per turn with ``references``, for evaluation.
         name: Name of the dataset; the name of the folder where None.
-        fonts: ``train`` or ``heldout`` typefaces.
-        width: Width in px, a multiple of 8.
-        height: Height in px, a multiple of 32.
-        transcription_share: Share (0-1) of pages with a turn that asks for all text.
-        fault_share: Probability (0-1) that a page has faults of paper, printer and scanner.
+        processes: Processes that render; the bytes do not depend on it.
+        settings: Further fields of `DatasetPlan`.
 
     Returns:
         The manifest of the dataset.
@@ -118,18 +103,7 @@ def write_split(
     """
     out = Path(out)
     plan = DatasetPlan(
-        name=name or out.name,
-        split=split,
-        num_documents=num_documents,
-        seed=seed,
-        kinds=_weights(kinds),
-        fonts=fonts,
-        width=width,
-        height=height,
-        questions_per_document=questions_per_document,
-        one_question_per_sample=one_question_per_sample,
-        transcription_share=transcription_share,
-        fault_share=fault_share,
+        name=name or out.name, split=split, num_documents=num_documents, kinds=_weights(kinds), **settings
     )
     check_split(split)
     if num_documents < 1 or processes < 1:
@@ -140,7 +114,8 @@ def write_split(
         return load_manifest(out)
     with ShardWriter(out, name=plan.name, source=SOURCE, license=LICENSE) as writer:
         writer.extra["arguments"] = arguments
-        for document in _progress(_documents(plan, processes), plan):
+        documents = _documents(plan, processes)
+        for document in tqdm(documents, total=num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
             for record in _records(document, plan):
                 writer.add(record, [document.encoded], [document.extension])
     return load_manifest(out)
@@ -190,15 +165,9 @@ def _documents(plan: DatasetPlan, processes: int) -> Iterator[Document]:
     if processes == 1 or plan.num_documents < 2 * _CHUNK:
         yield from map(render, range(plan.num_documents))
         return
-    with _pool(processes) as imap:
-        yield from imap(render, range(plan.num_documents), _CHUNK)
-
-
-@contextmanager
-def _pool(processes: int) -> Iterator[Callable[..., Iterable[Document]]]:
     # Workers start fresh: a forked copy of a process with threads (torch, a progress bar) may hang.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield pool.imap
+        yield from pool.imap(render, range(plan.num_documents), _CHUNK)
 
 
 def _document(plan: DatasetPlan, index: int) -> Document:
@@ -224,17 +193,3 @@ def _records(document: Document, plan: DatasetPlan) -> Iterator[dict[str, Any]]:
             yield document.record([turn], references=True)
     else:
         yield document.record()
-
-
-def _progress(documents: Iterable[Document], plan: DatasetPlan) -> Iterator[Document]:
-    """Pass documents on and print progress to stderr, every few seconds and at the end."""
-    start = reported = time.monotonic()
-    for done, document in enumerate(documents, start=1):
-        yield document
-        now = time.monotonic()
-        if now - reported > _PROGRESS_S or done == plan.num_documents:
-            reported, rate = now, done / max(1e-3, now - start)
-            eta_s = (plan.num_documents - done) / rate
-            line = f"{plan.name}: {done}/{plan.num_documents} documents, {rate:.0f}/s, {eta_s:.0f} s left\n"
-            sys.stderr.write(line)
-            sys.stderr.flush()
