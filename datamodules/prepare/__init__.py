@@ -11,10 +11,7 @@ from alignvlm_pl.errors import ConfigError, nearest
 
 _KINDS = {
     "jsonl": ("datamodules.prepare.jsonl", "DocDownstream-style jsonl and images -> shards and manifest"),
-    "index": (
-        "datamodules.prepare.index",
-        "manifest and sample indexes for shards made elsewhere (img2dataset)",
-    ),
+    "index": ("datamodules.prepare.index", "manifest and sample indexes for shards made elsewhere (img2dataset)"),
     "synthetic": (
         "datamodules.prepare.synthetic.command",
         "rendered documents with questions and text lines -> shards",
@@ -25,10 +22,7 @@ _KINDS = {
     "tabfact": ("datamodules.prepare.rendered_tables.tabfact", "tables of TabFact -> pages, statements"),
     "cc12m": ("datamodules.prepare.cc12m", "tars of images and captions (img2dataset) -> shuffled shards"),
     "bigdocs": ("datamodules.prepare.bigdocs", "BigDocs-7.5M, parquet of any config -> shuffled shards"),
-    "docdownstream": (
-        "datamodules.prepare.docdownstream",
-        "DocDownstream-1.0, its archive -> shuffled shards",
-    ),
+    "docdownstream": ("datamodules.prepare.docdownstream", "DocDownstream-1.0, its archive -> shuffled shards"),
     "llava": ("datamodules.prepare.llava", "LLaVA-558K or LLaVA-NeXT -> shuffled shards"),
     "vcr": ("datamodules.prepare.vcr", "VCR-wiki, parquet -> shuffled shards"),
     "folder": ("datamodules.prepare.folder", "images with .txt or .json beside them -> shuffled shards"),

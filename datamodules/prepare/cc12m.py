@@ -91,8 +91,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare cc12m", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "input",
-        help="tar, folder, pattern, URL that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds",
+        "input", help="tar, folder, pattern, URL that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds"
     )
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)")
     add_options(parser)

@@ -277,9 +277,7 @@ class DocDownstreamArchive:
         return SourceSample(record=line.record, images=[found[page] for page in pages])
 
 
-def _decode_ahead(
-    files: Iterable[tuple[str, bytes]],
-) -> Iterator[tuple[str, tuple[bytes, str] | SampleError]]:
+def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tuple[bytes, str] | SampleError]]:
     """Decode pages to their end in threads, a few ahead, and yield them in their order.
 
     The archive is one part, so other processes cannot help; Pillow's decoders let other threads run.

@@ -172,9 +172,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="prepare folder", description=__doc__, allow_abbrev=False)
     parser.add_argument("input", type=Path, help="folder of the images, searched recursively")
     parser.add_argument(
-        "--prompt",
-        default=CAPTION_PROMPT,
-        help="text of the user's turn before a .txt (default: %(default)s)",
+        "--prompt", default=CAPTION_PROMPT, help="text of the user's turn before a .txt (default: %(default)s)"
     )
     add_options(parser)
     options = parser.parse_args(list(argv))

@@ -17,15 +17,7 @@ from tqdm import tqdm
 from alignvlm_pl.errors import DataError
 
 from ..shards.index import IndexRow, SampleIndex, index_path, index_row, write_index
-from ..shards.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Shard,
-    file_digest,
-    read_manifest,
-    verify_shard,
-    write_manifest,
-)
+from ..shards.manifest import MANIFEST_NAME, Manifest, Shard, file_digest, read_manifest, verify_shard, write_manifest
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import (
     FORMATS,

@@ -19,8 +19,7 @@ DEFAULT_SPLIT = "train"
 def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str) -> None:
     """Add the options `input` and `--split` of parquet files."""
     parser.add_argument(
-        "input",
-        help=f"parquet file, folder, pattern, URL that fsspec opens, or dataset of the hub such as {hub_id}",
+        "input", help=f"parquet file, folder, pattern, URL that fsspec opens, or dataset of the hub such as {hub_id}"
     )
     parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
 

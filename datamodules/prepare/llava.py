@@ -142,12 +142,7 @@ def check_paths(record: Any, *, where: str) -> list[str]:
 
 
 def llava_sample(
-    record: Mapping[str, Any],
-    readers: Sequence[Callable[[], EncodedImage]],
-    *,
-    default: str,
-    name: Any,
-    where: str,
+    record: Mapping[str, Any], readers: Sequence[Callable[[], EncodedImage]], *, default: str, name: Any, where: str
 ) -> SourceSample:
     """Convert a record; its images are read once its turns are known to be valid.
 
@@ -231,8 +226,7 @@ def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
         raise SampleError(f"{where} is encrypted in {stream.file.path}", "undecodable_image")
     if max(place.size, place.packed) > MAX_MEMBER_BYTES:
         raise SampleError(
-            f"{where} would unpack to {place.size} bytes, expected at most {MAX_MEMBER_BYTES}",
-            "undecodable_image",
+            f"{where} would unpack to {place.size} bytes, expected at most {MAX_MEMBER_BYTES}", "undecodable_image"
         )
     try:
         return _unpacked(stream, place)

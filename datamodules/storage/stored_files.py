@@ -17,11 +17,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
 # Reads alternate between the columns of a row group, so a single window would be fetched again and again.
-_RANDOM_ACCESS: dict[str, Any] = {
-    "cache_type": "blockcache",
-    "block_size": 2 << 20,
-    "cache_options": {"maxblocks": 16},
-}
+_RANDOM_ACCESS: dict[str, Any] = {"cache_type": "blockcache", "block_size": 2 << 20, "cache_options": {"maxblocks": 16}}
 # For files that are read from start to end: few requests, each with the bytes that follow.
 _SEQUENTIAL: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
 

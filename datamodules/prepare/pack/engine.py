@@ -324,11 +324,7 @@ class Engine:
             "written": total.written,
             "skipped": dict(sorted(total.skipped.counts.items())),
             "problems": total.problems,
-            "pictures": {
-                "stored": total.images,
-                "distinct": images.distinct,
-                "in_several_samples": images.repeated,
-            },
+            "pictures": {"stored": total.images, "distinct": images.distinct, "in_several_samples": images.repeated},
             "repeated_ids": repeated,
             "benchmark_overlap": overlap | {"first": total.overlap_first},
         }

@@ -52,9 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="default: %(default)s")
     parser.add_argument("--conversations", action="store_true", help="one sample a table, its questions as turns")
     parser.add_argument(
-        "--bigdocs",
-        type=Path,
-        help="jsonl rows of BigDocs-7.5M with img_id, query and annotations, asked instead",
+        "--bigdocs", type=Path, help="jsonl rows of BigDocs-7.5M with img_id, query and annotations, asked instead"
     )
     parser.add_argument("--limit", type=int, help="only the first tables")
     parser.add_argument("--workers", type=int, default=1, help="processes that render; default: %(default)s")

@@ -71,16 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--heldout", type=int, default=100, help="documents in each held-out dataset (default: 100)")
     parser.add_argument("--questions", type=int, default=4, help="most questions per training document (default: 4)")
     parser.add_argument(
-        "--transcriptions",
-        type=float,
-        default=0.1,
-        help="share of training documents to be transcribed (default: 0.1)",
+        "--transcriptions", type=float, default=0.1, help="share of training documents to be transcribed (default: 0.1)"
     )
     parser.add_argument(
-        "--kinds",
-        type=_weights,
-        default=DOCUMENT_KINDS,
-        help="weights of training documents: form=1,receipt=1,table=1",
+        "--kinds", type=_weights, default=DOCUMENT_KINDS, help="weights of training documents: form=1,receipt=1,table=1"
     )
     parser.add_argument("--faults", type=float, default=0.67, help="share of pages with noise, blur, … (default: 0.67)")
     parser.add_argument("--width", type=int, default=256, help="width of a page in px (default: 256)")

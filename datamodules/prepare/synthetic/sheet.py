@@ -153,13 +153,7 @@ class Sheet:
         width = self.width_of(text, bold=bold)
         slack = {"left": 0.0, "right": right - left - width, "centre": (right - left - width) / 2}[align]
         segment = Segment(
-            text=text,
-            row=row,
-            left=left + slack,
-            width=width,
-            bold=bold,
-            knockout=knockout,
-            keep_centre=keep_centre,
+            text=text, row=row, left=left + slack, width=width, bold=bold, knockout=knockout, keep_centre=keep_centre
         )
         self.segments.append(segment)
         return segment

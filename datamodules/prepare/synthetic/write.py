@@ -65,12 +65,7 @@ class DatasetPlan:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that the manifest stores to identify the dataset."""
-        return {
-            **asdict(self),
-            "kinds": dict(self.kinds),
-            "generator": GENERATOR_VERSION,
-            "words": lexicon_digest(),
-        }
+        return {**asdict(self), "kinds": dict(self.kinds), "generator": GENERATOR_VERSION, "words": lexicon_digest()}
 
 
 def write_split(
