@@ -390,7 +390,7 @@ def write_benchmark(
         SampleError: An invalid sample, with `strict`.
         DataError: The folder holds a finished dataset, or there is no usable sample.
     """
-    left_out = SkippedRows()
+    skipped = SkippedRows()
     with ShardWriter(
         out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=overwrite
     ) as writer:
@@ -403,13 +403,13 @@ def write_benchmark(
             except SampleError as error:
                 if strict:
                     raise
-                left_out.skip(error)
+                skipped.skip(error)
         writer.extra |= {
             "benchmark": benchmark.name,
             "origin": origin.name,
             "origin_sha256": file_digest(origin),
-        } | left_out.extra()
-    left_out.write(out)
+        } | skipped.extra()
+    skipped.write(out)
     return load_manifest(out)
 
 

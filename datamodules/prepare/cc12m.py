@@ -46,10 +46,8 @@ class CaptionTars:
 
     def parts(self) -> list[Part]:
         """Return a part for each tar."""
-        return [
-            Part(name=name, payload=(file.url, file.path, file.size))
-            for file, name in zip(self.files, short_names(self.files), strict=True)
-        ]
+        names = short_names(self.files)
+        return [Part(name=name, payload=(file,)) for file, name in zip(self.files, names, strict=True)]
 
     def input_bytes(self) -> int:
         """Return the size of all tars."""
@@ -61,8 +59,7 @@ class CaptionTars:
         Raises:
             DataError: The tar is damaged, or cannot be read from its store.
         """
-        url, path, size = part.payload
-        file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
+        file: StoredFile = part.payload[0]
         with closing(BufferedReader(StoredStream(file))) as stream:
             for key, members in sample_groups(_members(file, stream)):
                 yield or_error(self._pair, file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)

@@ -119,22 +119,31 @@ class DocumentLines:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DocDownstreamFolder:
-    """Lines whose pages lie in a folder.
+class DocDownstream:
+    """Lines with the terms of their dataset.
 
     Attributes:
         lines: The lines.
-        images: Folder that the lines' paths are relative to.
         name: Name of the dataset.
         source: Value of ``source`` for lines without ``dataset_name``.
         license: Terms of the dataset.
     """
 
     lines: DocumentLines
-    images: ImageFolder
     name: str = "docdownstream"
     source: str = "docdownstream"
     license: str = "Apache-2.0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocDownstreamFolder(DocDownstream):
+    """Lines whose pages lie in a folder.
+
+    Attributes:
+        images: Folder that the lines' paths are relative to.
+    """
+
+    images: ImageFolder
 
     def parts(self) -> list[Part]:
         """Return a part for each few thousand lines.
@@ -146,12 +155,9 @@ class DocDownstreamFolder:
         self.lines.check()
         found = [(number, at, at + len(text)) for number, at, text in self.lines.raw()]
         pieces = [found[at : at + _PART_LINES] for at in range(0, len(found), _PART_LINES)]
+        name = self.lines.path.name
         return [
-            Part(
-                name=f"{self.lines.path.name}#{piece[0][0]}",
-                payload=(piece[0][0], piece[0][1], piece[-1][2]),
-                rows=len(piece),
-            )
+            Part(name=f"{name}#{piece[0][0]}", payload=(*piece[0][:2], piece[-1][2]), rows=len(piece))
             for piece in pieces
         ]
 
@@ -167,7 +173,7 @@ class DocDownstreamFolder:
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the lines of a part; datasets that are not in `sources` are skipped."""
-        first, start, end = (int(value or 0) for value in part.payload)
+        first, start, end = part.payload
         for number, _, text in self.lines.raw(start, end, first):
             where = self.lines.where(number)
             try:
@@ -184,22 +190,14 @@ _IN_MEMORY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DocDownstreamArchive:
+class DocDownstreamArchive(DocDownstream):
     """Lines whose pages lie in a tar in pieces.
 
     Attributes:
-        lines: The lines.
         pieces: Files of the archive.
-        name: Name of the dataset.
-        source: Value of ``source`` for lines without ``dataset_name``.
-        license: Terms of the dataset.
     """
 
-    lines: DocumentLines
     pieces: tuple[StoredFile, ...]
-    name: str = "docdownstream"
-    source: str = "docdownstream"
-    license: str = "Apache-2.0"
 
     def parts(self) -> list[Part]:
         """Return one part: a stream cannot be entered in the middle.
@@ -254,21 +252,22 @@ class DocDownstreamArchive:
                     pending.drop(number, cache)
                     yield SampleError(f"{self.lines.where(number)}: {image}", image.reason)
                 continue
-            complete = [number for number in numbers if pending.is_last_page(number)]
+            complete = [number for number in numbers if pending[number].missing == 1]
             if len(complete) < len(numbers):
                 cache.add(page, image, users=len(numbers) - len(complete))
             for number in numbers:
                 if number in complete:
                     yield self._sample(number, {page: image}, pending, cache)
                 else:
-                    pending.add_page(number, page)
+                    pending[number].missing -= 1
+                    pending[number].cached.append(page)
 
     def _sample(
         self, number: int, images: dict[str, EncodedImage], pending: "_PendingLines", cache: "_PageCache"
     ) -> SourceSample:
         """Make the sample of a line from its last page and the cached ones."""
         with self.lines.path.open("rb") as stream:
-            stream.seek(pending.offset(number))
+            stream.seek(pending[number].offset)
             line = self.lines.parse(stream.readline(), number)
         assert line is not None  # it was valid when it was added
         pages = [_page(page) for page in line.pages]
@@ -294,45 +293,40 @@ def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tup
         yield from ((name, future.result()) for name, future in ahead)
 
 
-class _PendingLines:
-    """Lines that wait for pages."""
+@dataclass(kw_only=True, slots=True)
+class _Line:
+    """A line that waits for pages: its byte in the file, the number of missing pages, and the pages in the cache."""
+
+    offset: int
+    missing: int
+    cached: list[str] = field(default_factory=list)
+
+
+class _PendingLines(dict[int, _Line]):
+    """Lines that wait for pages, by number."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._by_page: dict[str, list[int]] = {}
-        self._lines: dict[int, _Line] = {}
 
     def add(self, number: int, offset: int, pages: Iterable[str]) -> None:
         """Add a line that begins at byte `offset` of its file and waits for pages."""
         names = tuple(dict.fromkeys(pages))
-        self._lines[number] = _Line(offset=offset, left=len(names))
+        self[number] = _Line(offset=offset, missing=len(names))
         for page in names:
             self._by_page.setdefault(page, []).append(number)
 
     def needs(self, page: str) -> bool:
         """Whether a line still waits for a page."""
-        return any(number in self._lines for number in self._by_page.get(page, ()))
+        return any(number in self for number in self._by_page.get(page, ()))
 
     def pop_lines(self, page: str) -> list[int]:
         """Return the lines that wait for a page; a later page of the same name is ignored."""
-        return [number for number in self._by_page.pop(page, ()) if number in self._lines]
-
-    def is_last_page(self, number: int) -> bool:
-        """Whether all pages of a line but one are in the cache."""
-        return self._lines[number].left == 1
-
-    def add_page(self, number: int, page: str) -> None:
-        """Record that a page of a line is in the cache."""
-        line = self._lines[number]
-        line.left -= 1
-        line.cached.append(page)
-
-    def offset(self, number: int) -> int:
-        """Return the byte at which a line begins."""
-        return self._lines[number].offset
+        return [number for number in self._by_page.pop(page, ()) if number in self]
 
     def drop(self, number: int, cache: "_PageCache") -> None:
         """Remove a line and release its pages."""
-        for page in self._lines.pop(number).cached:
+        for page in self.pop(number).cached:
             cache.free(page)
 
     def incomplete(self) -> Iterator[tuple[int, str]]:
@@ -341,14 +335,7 @@ class _PendingLines:
         for page, numbers in self._by_page.items():
             for number in numbers:
                 first.setdefault(number, page)
-        yield from ((number, first[number]) for number in sorted(self._lines))
-
-
-@dataclass(kw_only=True, slots=True)
-class _Line:
-    offset: int
-    left: int
-    cached: list[str] = field(default_factory=list)
+        yield from ((number, first[number]) for number in sorted(self))
 
 
 class _PageCache:

@@ -72,7 +72,7 @@ class SidecarFolder:
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the images of a part."""
-        for path in str(part.payload[1]).split("\0"):
+        for path in part.payload[1].split("\0"):
             yield or_error(self._sample, path)
 
     def _fingerprint(self, paths: Sequence[str]) -> str:

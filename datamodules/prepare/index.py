@@ -7,9 +7,10 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,53 +34,45 @@ from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk
 from .pack.options import DEFAULT_WORKERS
 
 AUTO = "auto"
+Indexed = tuple[Shard, Counter[str], Counter[str]]
+"""Entry of a shard, its samples by source, and its invalid samples by reason."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnyFormat:
-    """Reads a sample in the format that its members suggest: a conversation, a captioned image, or a BigDocs row.
+def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
+    """Read a sample in the format that its members suggest: a conversation, a captioned image, or a BigDocs row.
 
-    Attributes:
+    Args:
+        raw: The sample.
         source: ``source`` of captions.
+
+    Raises:
+        DataError: As the reader of that format.
     """
-
-    source: str
-
-    def __call__(self, raw: RawSample) -> NormalSample:
-        """Return the normal sample; raises what the reader of that format raises."""
-        try:
-            record = json.loads(raw.get("json", b"{}"))
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and "messages" in record:
-            return read_docdownstream(raw)
-        if "txt" in raw or (isinstance(record, dict) and "caption" in record):
-            return CaptionReader(prompt="", source=self.source)(raw)
-        return read_bigdocs(raw)
+    try:
+        record = json.loads(raw.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict) and "messages" in record:
+        return read_docdownstream(raw)
+    if "txt" in raw or (isinstance(record, dict) and "caption" in record):
+        return CaptionReader(prompt="", source=source)(raw)
+    return read_bigdocs(raw)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Reader:
-    """Callable that reads one shard; it is pickled into worker processes."""
-
-    folder: Path
-    format: str
-    source: str
-
-    def __call__(self, path: Path) -> tuple[Shard, Counter[str], Counter[str]]:
-        """Write the index of a shard; return its entry, its samples by source, and its invalid samples by reason."""
-        adapter: Adapter = AnyFormat(source=self.source) if self.format == AUTO else FORMATS[self.format]
-        if self.format == "captions":
-            adapter = CaptionReader(prompt="", source=self.source)
-        index, bad = read_index(path, adapter=adapter, source=self.source)
-        shard = Shard(
-            path=path.relative_to(self.folder).as_posix(),
-            num_samples=len(index),
-            bytes=path.stat().st_size,
-            sha256=file_digest(path),
-            index_sha256=write_index(index_path(path), index),
-        )
-        return shard, Counter(index.sources), bad
+def _index_shard(path: Path, *, folder: Path, format: str, source: str) -> Indexed:
+    """Write the index of a shard."""
+    adapter: Adapter = partial(read_any_format, source=source) if format == AUTO else FORMATS[format]
+    if format == "captions":
+        adapter = CaptionReader(prompt="", source=source)
+    index, invalid = read_index(path, adapter=adapter, source=source)
+    shard = Shard(
+        path=path.relative_to(folder).as_posix(),
+        num_samples=len(index),
+        bytes=path.stat().st_size,
+        sha256=file_digest(path),
+        index_sha256=write_index(index_path(path), index),
+    )
+    return shard, Counter(index.sources), invalid
 
 
 def index_shards(
@@ -114,11 +107,11 @@ def index_shards(
     if not paths:
         raise DataError(f"no *.tar file in {folder}; nothing to index")
     source = source or (old.source if old else "cc12m")
-    read = _Reader(folder=folder, format=format, source=source)
+    read = partial(_index_shard, folder=folder, format=format, source=source)
     entries = list(tqdm(_map(read, paths, workers), total=len(paths), unit="shard", desc="index"))
     shards = tuple(shard for shard, _, _ in entries)
     sources = sum((counted for _, counted, _ in entries), Counter[str]())
-    bad = sum((counted for _, _, counted in entries), Counter[str]())
+    invalid = sum((counted for _, _, counted in entries), Counter[str]())
     for before, after in zip(old.shards if old else (), shards, strict=False):
         if before.num_samples != after.num_samples:
             raise DataError(
@@ -141,7 +134,7 @@ def index_shards(
         source=source,
         license=license or manifest.license,
         shards=shards,
-        extra=extra | ({"unreadable": dict(sorted(bad.items()))} if bad else {}),
+        extra=extra | ({"unreadable": dict(sorted(invalid.items()))} if invalid else {}),
     )
     write_manifest(manifest)
     return manifest
@@ -162,7 +155,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
         DataError: The tar is cut, damaged or holds no sample, or its samples are of another format.
     """
     rows: list[IndexRow] = []
-    bad: Counter[str] = Counter()
+    invalid: Counter[str] = Counter()
     end = 0
     with path.open("rb") as stream:
         for key, members in sample_groups(_members(path)):
@@ -178,7 +171,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
                 check_record(record, num_images=len(images), where=key)
                 sizes = [upright_size(i, name=f"{key}.{f}") for i, f in zip(images, files, strict=True)]
             except SampleError as error:
-                bad[error.reason] += 1
+                invalid[error.reason] += 1
                 rows.append(IndexRow(offset=offset, key=key, source=source))
                 continue
             except DataError as error:
@@ -186,7 +179,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
             rows.append(index_row(record, offset=offset, key=key, sizes=sizes, source=source))
     if not rows:
         raise DataError(f"shard {path} holds no sample; remove it")
-    return SampleIndex.from_rows(rows, end=end), bad
+    return SampleIndex.from_rows(rows, end=end), invalid
 
 
 def main(argv: Sequence[str]) -> int:
@@ -232,7 +225,7 @@ def _members(path: Path) -> Iterator[Member]:
         yield found
 
 
-def _map(read: _Reader, paths: Sequence[Path], workers: int) -> Iterator[tuple[Shard, Counter[str], Counter[str]]]:
+def _map(read: Callable[[Path], Indexed], paths: Sequence[Path], workers: int) -> Iterator[Indexed]:
     if workers < 2 or len(paths) < 2:
         yield from map(read, paths)
         return

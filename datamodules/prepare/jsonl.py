@@ -110,7 +110,7 @@ class JsonlData:
         return self.path.stat().st_size
 
     def _lines(self, part: Part) -> Iterator[tuple[int, bytes]]:
-        begin, end, first = (int(value or 0) for value in part.payload)
+        begin, end, first = part.payload
         return ((number, text) for number, _, text in raw_lines(self.path, begin, end, first))
 
     def _sample(self, text: bytes, where: str) -> SourceSample:

@@ -76,14 +76,7 @@ class LLaVAList(LLaVARecords):
         pieces = slice_list(self.path)
         for piece in pieces[:1]:
             LLAVA.check_records(piece.load(self.path), "conversations", where=self.label)
-        return [
-            Part(
-                name=f"{self.path.name}#{piece.first}",
-                payload=(piece.first, piece.records, piece.start, piece.end),
-                rows=piece.records,
-            )
-            for piece in pieces
-        ]
+        return [Part(name=f"{self.path.name}#{piece.first}", payload=piece, rows=piece.records) for piece in pieces]
 
     def input_bytes(self) -> int:
         """Return the size of the list and of all images of the folder."""
@@ -95,8 +88,7 @@ class LLaVAList(LLaVARecords):
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the records of a part."""
-        first, records, start, end = (int(value or 0) for value in part.payload)
-        piece = ListSlice(first=first, records=records, start=start, end=end)
+        piece = ListSlice(*part.payload)
         for number, record in enumerate(piece.load(self.path), start=piece.first):
             yield or_error(self._sample, record, number, f"{self.label}, record {number}")
 
@@ -320,7 +312,7 @@ class LLaVAZip(LLaVARecords):
             DataError: The zip cannot be read from its store.
         """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
-            for number, start, end, places in json.loads(str(part.payload[0])):
+            for number, start, end, places in json.loads(part.payload[0]):
                 record = _load(records, start, end)
                 yield or_error(self._sample, record, number, places, images, f"{self.label}, record {number}")
 

@@ -192,11 +192,11 @@ def _url(location: str) -> tuple[str, bool]:
 
 
 def _list(location: str, find: Callable[[Any, str], dict[str, Any]]) -> list[StoredFile]:
-    """Return the files that `find` finds in a store, sorted by path."""
+    """Return the file at a location, or what `find` finds there, sorted by path."""
     url, hub = _url(location)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-        found = find(filesystem, root)
+        found = {root: filesystem.info(root)} if filesystem.isfile(root) else find(filesystem, root)
         there = bool(found) or filesystem.exists(root)
     except Exception as error:  # as in StoredFile.open
         raise DataError(_unlisted_message(location, url, hub, error)) from error
@@ -210,18 +210,14 @@ def _list(location: str, find: Callable[[Any, str], dict[str, Any]]) -> list[Sto
 
 
 def _find_direct(filesystem: Any, root: str) -> dict[str, Any]:
-    """Return path -> fsspec's info, for the files directly in a folder, or for a single file."""
-    if filesystem.isfile(root):
-        return {root: filesystem.info(root)}
+    """Return path -> fsspec's info, for the files directly in a folder."""
     if not filesystem.exists(root):
         return {}
     return {info["name"]: info for info in filesystem.ls(root, detail=True) if info["type"] == "file"}
 
 
 def _find_all(filesystem: Any, root: str) -> dict[str, Any]:
-    """Return path -> fsspec's info, for all files at or below a path or pattern."""
-    if filesystem.isfile(root):
-        return {root: filesystem.info(root)}
+    """Return path -> fsspec's info, for all files below a path, or of a pattern."""
     if any(mark in root for mark in "*?[") and not filesystem.exists(root):
         found = filesystem.glob(root, detail=True)
         return {path: info for path, info in found.items() if info["type"] == "file"}

@@ -28,28 +28,6 @@ class TransferError(Exception):
     """An attempt has failed and a retry may succeed; never leaves this package."""
 
 
-class _TooLargeError(Exception):
-    pass
-
-
-class _Meter:
-    """Counts received bytes; raises for a source that sends too many or is too slow."""
-
-    def __init__(self, *, limit: int, timeout_s: float) -> None:
-        self.size = 0
-        self._limit, self._timeout_s, self._start = limit, timeout_s, time.monotonic()
-
-    def add(self, size: int) -> None:
-        self.size += size
-        if self.size > self._limit:
-            raise _TooLargeError
-        passed = time.monotonic() - self._start
-        if passed > self._timeout_s and self.size < MIN_BYTES_PER_S * passed:
-            raise TransferError(
-                f"received {self.size} bytes in {passed:.0f} s, expected at least {MIN_BYTES_PER_S} a second"
-            )
-
-
 def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
     """Write the content of a URL to a file.
 
@@ -67,14 +45,48 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         ConfigError: The package for the scheme is not installed.
         OSError: The file cannot be written.
     """
-    # First, so that a write error is distinguished from a read error.
+    scheme = url.partition(":")[0]
+    require_package(scheme)
+    import fsspec
+    from fsspec.callbacks import Callback
+
+    start = time.monotonic()
+
+    class Meter(Callback):
+        """Counts received bytes and refuses a source that sends too many or is too slow."""
+
+        received = 0
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.received += inc
+            if self.received > limit:
+                raise DataError(
+                    f"{redact(url)} has more than the expected {limit} bytes; it is not the file of the manifest"
+                )
+            passed = time.monotonic() - start
+            if passed > timeout_s and self.received < MIN_BYTES_PER_S * passed:
+                raise TransferError(
+                    f"received {self.received} bytes in {passed:.0f} s, expected at least {MIN_BYTES_PER_S} a second"
+                )
+
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        # aiohttp's default of five minutes in all would refuse large shards; proxies as the environment says.
+        timeout = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    source = url if scheme in ("http", "https") else url.partition("://")[2]
+    # Before the download, so that a write error is distinguished from a read error.
     path.touch(exist_ok=True)
     try:
-        _download(url, path, limit=limit, timeout_s=timeout_s)
-    except _TooLargeError as error:
-        raise DataError(
-            f"{redact(url)} has more than the expected {limit} bytes; it is not the file that the manifest lists"
-        ) from error
+        # A new instance each time: no connection outlives the call, so workers may be forked at any time.
+        files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+        files.get_file(source, str(path), callback=Meter())
+    except (DataError, TransferError):
+        raise
+    except Exception as error:  # five libraries with different exceptions
+        raise _classify_error(error, url) from error
 
 
 def redact(url: str) -> str:
@@ -96,36 +108,6 @@ def require_package(scheme: str) -> None:
         raise ConfigError(
             f"{scheme}:// needs the package {package} ({error}); install it: pip install {package}"
         ) from error
-
-
-def _download(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    scheme = url.partition(":")[0]
-    require_package(scheme)
-    import fsspec
-    from fsspec.callbacks import Callback
-
-    meter = _Meter(limit=limit, timeout_s=timeout_s)
-
-    class Metered(Callback):
-        def relative_update(self, inc: int = 1) -> None:
-            meter.add(inc)
-
-    options: dict[str, Any] = {}
-    if scheme in ("http", "https"):
-        from aiohttp import ClientTimeout
-
-        # aiohttp's default of five minutes in all would refuse large shards; proxies as the environment says.
-        timeout = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-    source = url if scheme in ("http", "https") else url.partition("://")[2]
-    try:
-        # A new instance each time: no connection outlives the call, so workers may be forked at any time.
-        files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-        files.get_file(source, str(path), callback=Metered())
-    except (_TooLargeError, TransferError):
-        raise
-    except Exception as error:  # five libraries with different exceptions
-        raise _classify_error(error, url) from error
 
 
 def _classify_error(error: Exception, url: str) -> Exception:

@@ -79,25 +79,25 @@ def write_tables(
     Raises:
         DataError: Nothing could be written.
     """
-    left_out = SkippedRows()
+    skipped = SkippedRows()
     by_table: dict[str, list[TableQuestion]] = {}
     for question in questions:
         if isinstance(question, SampleError):
-            left_out.skip(question)
+            skipped.skip(question)
         else:
             by_table.setdefault(question.table, []).append(question)
     names = list(by_table)[: options.limit]
     with ShardWriter(options.out, name=name, source=name, license=license, overwrite=options.overwrite) as writer:
         for table, pages in zip(names, _render_all(names, load, options.workers), strict=True):
             if isinstance(pages, SampleError):
-                left_out.skip(pages, len(by_table[table]))
+                skipped.skip(pages, len(by_table[table]))
                 continue
             for record in _records(by_table[table], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
-        writer.extra |= {"split": options.split} | left_out.extra()
+        writer.extra |= {"split": options.split} | skipped.extra()
         if options.split == "test" and not (options.bigdocs or options.conversations):
             writer.extra["benchmark"] = name
-    left_out.write(options.out)
+    skipped.write(options.out)
     manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} samples of {len(names)} tables: {manifest.folder}\n")
     print_skipped_rows(manifest.extra)

@@ -4,10 +4,9 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from alignvlm_pl.errors import DataError
 
@@ -102,8 +101,7 @@ _AFTER = (",", "]", " ", "\t", "\r", "\n")
 _SPACE = re.compile(r"[ \t\r\n]+")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ListSlice:
+class ListSlice(NamedTuple):
     """A few elements of a list.
 
     Attributes:

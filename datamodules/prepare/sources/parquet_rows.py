@@ -50,7 +50,7 @@ class ParquetRows:
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE if any(not f.local for f in self.files) else 1) as pool:
             counts = list(pool.map(self._group_sizes, self.files))
         return [
-            Part(name=f"{name}#{group}", payload=(file.url, file.path, file.size, group), rows=rows)
+            Part(name=f"{name}#{group}", payload=(file, group), rows=rows)
             for file, name, sizes in zip(self.files, short_names(self.files), counts, strict=True)
             for group, rows in enumerate(sizes)
         ]
@@ -65,14 +65,13 @@ class ParquetRows:
         Raises:
             DataError: The file is damaged or of another schema.
         """
-        url, path, size, group = part.payload
-        file = StoredFile(url=str(url), path=str(path), size=int(size or 0))
+        file, group = part.payload
         with closing(file.open()) as stream:
             table = _parquet_file(stream, file)
             there = list(table.schema_arrow.names)
             columns = self.schema.resolve(there, where=file.path)
             wanted = [*columns.values(), *(name for name in self.optional if name in there)]
-            for where, row in _rows(table, file, int(group or 0), dict.fromkeys(wanted)):
+            for where, row in _rows(table, file, group, dict.fromkeys(wanted)):
                 yield or_error(self.sample, row, columns, where=where)
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:

@@ -89,12 +89,12 @@ class Part:
 
     Attributes:
         name: Unique and the same in every run; the shuffle depends on it.
-        payload: Plain values from which `RawData.read` finds it.
+        payload: Plain values or dataclasses of them, from which `RawData.read` finds it.
         rows: Number of rows if known without reading, for the progress bar.
     """
 
     name: str
-    payload: tuple[str | int | None, ...]
+    payload: tuple[Any, ...]
     rows: int | None = None
 
 
