@@ -192,7 +192,8 @@ class DocDownstreamTest:
         if self.meta and self.benchmark.name == "tabfact":
             # DUE writes 1 and 0 for True and False, and the reference does not read them (docs/benchmarks.md).
             raise ConfigError("tabfact is scored against the answers of its question file: remove --meta")
-        gold = _Gold(self.meta, self._origin) if self.meta else None
+        origin = next((source.url for source in self.benchmark.sources if source.format == "docdownstream"), "")
+        gold = _Gold(self.meta, origin) if self.meta else None
         questions = list(numbered_lines(self.path))
         if gold and len(gold.names) != len(questions):
             raise DataError(
@@ -205,10 +206,6 @@ class DocDownstreamTest:
     @property
     def _corpus(self) -> bool:
         return any(scoring.metric == "document_f1" for scoring in self.benchmark.scorings)
-
-    @property
-    def _origin(self) -> str:
-        return next((s.url for s in self.benchmark.sources if s.format == "docdownstream"), "")
 
     def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
         given = parse_object(text, where=where)

@@ -84,13 +84,11 @@ class StoredStream(io.RawIOBase):
             except Exception as error:  # each store has its own errors
                 self._drop()
                 if attempt == tries:
-                    raise DataError(self._unread(error)) from error
+                    at = f"{self.file.path} does not read at byte {self._at} ({type(error).__name__}: {error})"
+                    reason = error if isinstance(error, AlignVLMError) else at
+                    raise DataError(f"{reason}; run the same command again") from error
                 self._policy.wait(f"{self.file.path}, byte {self._at}", error, attempt)
         raise AssertionError("the last attempt returns or raises")
-
-    def _unread(self, error: Exception) -> str:
-        reason = f"{self.file.path} does not read at byte {self._at} ({type(error).__name__}: {error})"
-        return f"{error if isinstance(error, AlignVLMError) else reason}; run the same command again"
 
     def _drop(self) -> None:
         if self._stream is not None:

@@ -20,7 +20,7 @@ COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as one data set."""
+    """Serves the files of a folder as one dataset."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -87,7 +87,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(root: Path) -> Iterator[Hub]:
-    """Serve a folder as the set `owner/set`."""
+    """Serve a folder as the dataset `owner/set`."""
     server = Hub(root)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server

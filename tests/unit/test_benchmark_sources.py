@@ -1,4 +1,4 @@
-"""Published benchmark files -> shards: rows, pointers, bad rows; DUE's gold; prompts at evaluation."""
+"""Published benchmark files -> shards: rows, pointers, invalid rows; DUE's gold; prompts at evaluation."""
 
 import base64
 import csv
@@ -28,7 +28,7 @@ from datamodules.shards.sample_formats import read_docdownstream
 DOCVQA = get_benchmark("docvqa")
 
 
-def picture(shade: int, format: str = "PNG", size: int = 24) -> str:
+def image_file(shade: int, format: str = "PNG", size: int = 24) -> str:
     buffer = io.BytesIO()
     Image.effect_noise((size, size), 60).point(lambda v: (v + shade) % 256).convert("RGB").save(buffer, format)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -51,9 +51,9 @@ def samples(folder: Path) -> list:
 def test_rows_lists_and_pointers_become_samples(tmp_path):
     rows = [
         {"index": 5, "image": "7", "question": "forward?", "answer": "a"},
-        {"index": 7, "image": picture(1), "question": "two\nlines?", "answer": "['12 May', 'May 12']"},
+        {"index": 7, "image": image_file(1), "question": "two\nlines?", "answer": "['12 May', 'May 12']"},
         {"index": 8, "image": "7", "question": "again?", "answer": "[Pink, Blue]"},
-        {"index": 9, "image": picture(9, "BMP"), "question": "q", "answer": "nan"},
+        {"index": 9, "image": image_file(9, "BMP"), "question": "q", "answer": "nan"},
     ]
     path = table(tmp_path / "DocVQA_VAL.tsv", rows)
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
@@ -73,15 +73,15 @@ def test_rows_lists_and_pointers_become_samples(tmp_path):
 
 
 def test_another_file_of_the_published_name_is_noticed(tmp_path, caplog):
-    rows = [{"index": 1, "image": picture(1), "question": "q", "answer": "a"}]
+    rows = [{"index": 1, "image": image_file(1), "question": "q", "answer": "a"}]
     path = table(tmp_path / "DocVQA_VAL.tsv", rows)
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
     assert "is not the published file: expected md5 d5ee77e1926ff10690d469c56b73eabf, found" in caplog.text
 
 
-def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
+def test_invalid_rows_are_named_and_counted(tmp_path, capsys, caplog):
     rows = [
-        {"index": 1, "image": picture(1), "question": "good?", "answer": "a"},
+        {"index": 1, "image": image_file(1), "question": "good?", "answer": "a"},
         {"index": 2, "image": "!" * 80, "question": "q", "answer": "a"},
         {"index": 3, "image": base64.b64encode(b"x" * 90).decode(), "question": "q", "answer": "a"},
         {"index": 4, "image": "99", "question": "q", "answer": "a"},
@@ -103,7 +103,7 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys, caplog):
 
 
 def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
-    rows = [{"index": n, "image": picture(n), "question": f"q{n}", "answer": "a"} for n in (1, 2, 3, 4, 2)]
+    rows = [{"index": n, "image": image_file(n), "question": f"q{n}", "answer": "a"} for n in (1, 2, 3, 4, 2)]
     path = table(tmp_path / "t.tsv", rows)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3].replace(b"\tq3", b"\tq\xe9")
@@ -127,7 +127,7 @@ def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):
 def test_pointers_that_go_round_are_named(tmp_path):
     around = [str(["1"] * 40), str(["3"] * 40), str(["2"] * 40)]  # longer than a pointer itself
     rows = [{"index": n, "image": cell, "question": "q", "answer": "a"} for n, cell in enumerate(around, start=1)]
-    rows.append({"index": 4, "image": picture(1), "question": "q", "answer": "a"})
+    rows.append({"index": 4, "image": image_file(1), "question": "q", "answer": "a"})
     rows.append({"index": 5, "image": str(["4", "4"]), "question": "q", "answer": "a"})
     path = table(tmp_path / "t.tsv", rows)
     found = list(VLMEvalKitTable(path=path, benchmark=DOCVQA))
@@ -137,7 +137,7 @@ def test_pointers_that_go_round_are_named(tmp_path):
 
 
 def test_one_row_at_a_time_is_in_memory(tmp_path):
-    large = picture(3, size=600)
+    large = image_file(3, size=600)
     rows = [{"index": n, "image": large, "question": "q", "answer": "a"} for n in range(40)]
     path = table(tmp_path / "t.tsv", rows)
     assert path.stat().st_size > 30 * len(large)
@@ -151,7 +151,7 @@ def test_one_row_at_a_time_is_in_memory(tmp_path):
 
 def test_options_images_by_path_and_their_places(tmp_path):
     for name in ("one.png", "two.png"):
-        (tmp_path / name).write_bytes(base64.b64decode(picture(len(name))))
+        (tmp_path / name).write_bytes(base64.b64decode(image_file(len(name))))
     rows = [
         {
             "index": 1,
@@ -167,7 +167,7 @@ def test_options_images_by_path_and_their_places(tmp_path):
     ]
     path = table(tmp_path / "t.tsv", rows, "index image_path question A B answer split")
     assert main(["prepare", "benchmark", "mmmu", str(path), str(tmp_path / "set")]) == 0
-    first, second = samples(tmp_path / "set")  # the one of the other split is left out
+    first, second = samples(tmp_path / "set")  # the one of the other split is skipped
     mmmu = get_benchmark("mmmu")
     parts = mmmu.prompt_for(first.meta).apply(first.messages[0]["content"], first.meta)
     shown = [part.get("text", f"#{part.get('index')}") for part in parts]
@@ -221,7 +221,7 @@ def due(folder: Path) -> Path:
 
 
 def questions(path: Path) -> Path:
-    (path.parent / "page.png").write_bytes(base64.b64decode(picture(1)))
+    (path.parent / "page.png").write_bytes(base64.b64decode(image_file(1)))
     asked = ["gross_amount", "advertiser", "contract_num"]  # the first is not what DUE asks
     rows = [
         {
@@ -310,7 +310,7 @@ def test_odd_lines_of_a_question_file_are_named(tmp_path):
     assert reasons == ["", "bad_row", "bad_row", "missing_image", "missing_image", "bad_json", "bad_json"]
 
 
-def test_tabfact_takes_its_answers_from_the_question_file(tmp_path, capsys):
+def test_tabfact_takes_its_references_from_the_question_file(tmp_path, capsys):
     path, meta = questions(tmp_path / "TabFact_test.jsonl"), due(tmp_path / "meta")
     words = ["prepare", "benchmark", "tabfact", str(path), str(tmp_path / "set")]
     assert main([*words, "--meta", str(meta)]) == 1
@@ -351,7 +351,7 @@ def test_the_benchmarks_prompt_is_what_the_model_is_asked(tmp_path):
         def encode(self, messages, images, **options):
             return [part.get("text", "#") for part in messages[-1]["content"]]
 
-    path = table(tmp_path / "t.tsv", [{"index": 1, "image": picture(1), "question": "who?", "answer": "a"}])
+    path = table(tmp_path / "t.tsv", [{"index": 1, "image": image_file(1), "question": "who?", "answer": "a"}])
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
     (sample,) = samples(tmp_path / "set")
     collator = Collator(processor=Processor(), generation=True, benchmark=DOCVQA)

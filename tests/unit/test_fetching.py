@@ -166,7 +166,7 @@ def test_a_server_that_is_not_there(server, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [reply(body=BODY[:1000], length=len(BODY)), unsized(BODY[:1000])])
-def test_a_short_body_is_tried_again_and_never_taken(server, tmp_path, cut):
+def test_a_short_body_is_retried_and_never_kept(server, tmp_path, cut):
     server.answers["/a.tar"] = [cut, reply()]
     wanted = {"cache": tmp_path, "expected_bytes": len(BODY), "policy": QUICK}
     assert fetch(server.url("/a.tar"), **wanted).read_bytes() == BODY
@@ -283,7 +283,7 @@ def test_two_processes_fetch_one_file_once(server, tmp_path):
     assert server.asked == ["/a.tar"]
 
 
-def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, tmp_path):
+def test_a_killed_download_leaves_no_file_that_passes_for_complete(server, tmp_path):
     server.answers["/a.tar"] = [server.half, reply()]
     url = server.url("/a.tar")
     run = subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""DocDownstream and LLaVA-558K as the hub publishes them: the same shards as from this disk; what goes wrong."""
+"""DocDownstream and LLaVA-558K as the hub publishes them: the same shards as from this disk; and their errors."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def llava_row(number: int, image: str) -> dict[str, Any]:
 
 
 def write_llava(root: Path) -> None:
-    """Records in another order than the zip's: five good ones, and one of each that a zip can spoil."""
+    """Records in another order than the zip's: five valid ones, and one for each kind of damage."""
     with zipfile.ZipFile(root / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in reversed(range(5)):
             archive.writestr(f"00453/{number}.png", png(number))
@@ -97,7 +97,7 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize("kind", ["docdownstream", "llava"])
-def test_a_set_of_the_hub_gives_the_shards_of_a_folder(tmp_path, hub, kind):
+def test_a_dataset_of_the_hub_gives_the_shards_of_a_folder(tmp_path, hub, kind):
     WRITE[kind](hub.root)
     hub.failing = 1
     done = prepare(hub, tmp_path / "out", kind=kind)
@@ -108,7 +108,7 @@ def test_a_set_of_the_hub_gives_the_shards_of_a_folder(tmp_path, hub, kind):
     assert manifest.extra["skipped"] == local.extra["skipped"] == SKIPPED[kind]
     assert manifest.num_samples == {"docdownstream": 8, "llava": 5}[kind]
     assert [shard.sha256 for shard in manifest.shards] == [shard.sha256 for shard in local.shards]
-    # Nothing but the set is kept, and errors name the hub's file, not the copy that is gone.
+    # Nothing but the dataset is kept, and errors name the hub's file, not the copy that is gone.
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"manifest.json", "report.json", "out-00000.tar", "out-00000.index.json"}
     problems = json.loads((tmp_path / "out/report.json").read_text())["problems"]
@@ -147,7 +147,7 @@ def test_a_list_of_this_disk_with_the_zip_of_the_hub(tmp_path, hub):
 
 
 @pytest.mark.parametrize("kind", ["docdownstream", "llava"])
-def test_a_set_of_another_layout_says_what_it_holds(tmp_path, kind):
+def test_a_dataset_of_another_layout_says_what_it_holds(tmp_path, kind):
     root = tmp_path / "set"
     root.mkdir()
     (root / "README.md").write_text("about")
@@ -172,7 +172,7 @@ def test_settings_that_do_not_go_together(tmp_path):
         main(["llava", listed, out, "--image-root", str(tmp_path / "none.zip")])
 
 
-def test_what_lies_in_another_store_needs_its_pictures_named(tmp_path):
+def test_a_remote_list_without_its_zip_needs_image_root(tmp_path):
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -189,7 +189,7 @@ def test_what_lies_in_another_store_needs_its_pictures_named(tmp_path):
         memory.rm("/lists", recursive=True)
 
 
-def test_a_finished_set_is_left_alone(tmp_path, hub):
+def test_a_finished_dataset_is_left_alone(tmp_path, hub):
     write_docdownstream(hub.root)
     assert prepare(hub, tmp_path / "out", kind="docdownstream").returncode == 0
     done = prepare(hub, tmp_path / "out", kind="docdownstream")
@@ -238,7 +238,7 @@ def test_a_list_of_a_zip_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
         main(["llava", str(tmp_path), str(tmp_path / "out"), "--workers", "1"])
 
 
-def test_pictures_of_parquet_rows_lie_in_no_zip(tmp_path):
+def test_images_of_parquet_rows_lie_in_no_zip(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"images of parquet rows are read from a folder; unpack it"):
         main(["llava", str(tmp_path), str(tmp_path / "out"), "--image-root", "images.zip"])
@@ -250,7 +250,7 @@ def test_a_zip_is_read_by_several_processes_in_its_own_order(tmp_path, monkeypat
     raw = LLaVAZip(path=tmp_path / LLAVA_LIST, zip=local_file(tmp_path / "images.zip"))
     parts = raw.parts()
     numbers = [[row[0] for row in json.loads(str(part.payload[0]))] for part in parts]
-    # What has no picture there comes first, then the zip's members as they lie.
+    # What has no image there comes first, then the zip's members as they lie.
     assert numbers == [[5, 6], [9, 4], [3, 2], [1, 0], [7, 8]]
     for workers in ("1", "2"):
         main(["llava", str(tmp_path), str(tmp_path / workers / "out"), "--workers", workers])

@@ -1,4 +1,4 @@
-"""A set of the hub through huggingface_hub's own client: parquet files and tars, read in pieces."""
+"""A dataset of the hub through huggingface_hub's own client: parquet files and tars, read in pieces."""
 
 import io
 import os
@@ -32,12 +32,12 @@ def write(path: Path, count: int) -> None:
     for number in range(count):
         buffer = io.BytesIO()
         Image.frombytes("RGB", (200, 200), os.urandom(120_000)).save(buffer, "PNG")
-        picture = {"bytes": buffer.getvalue(), "path": None}
-        rows.append({"sample_id": f"{path.stem}/{number}", "image": picture, "query": ["q"], "annotations": ["a"]})
+        image_file = {"bytes": buffer.getvalue(), "path": None}
+        rows.append({"sample_id": f"{path.stem}/{number}", "image": image_file, "query": ["q"], "annotations": ["a"]})
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=count // 2)
 
 
-def test_a_config_of_a_hub_set_is_read_in_pieces_and_nothing_is_kept(tmp_path, hub):
+def test_a_config_of_a_hub_dataset_is_read_in_pieces_and_nothing_is_kept(tmp_path, hub):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001"):
         write(hub.root / f"ArxivTableCap/{name}.parquet", 40)
     write(hub.root / "ArxivOCR/train-00000-of-00001.parquet", 2)
@@ -52,7 +52,7 @@ def test_a_config_of_a_hub_set_is_read_in_pieces_and_nothing_is_kept(tmp_path, h
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
 
 
-def test_tars_of_a_hub_set_are_read_in_pieces_through_a_failing_request(tmp_path, hub):
+def test_tars_of_a_hub_dataset_are_read_in_pieces_through_a_failing_request(tmp_path, hub):
     (hub.root / "data").mkdir(parents=True)
     for shard in range(2):
         with tarfile.open(hub.root / f"data/cc12m-train-{shard:04d}.tar", "w") as tar:
@@ -79,7 +79,7 @@ def test_tars_of_a_hub_set_are_read_in_pieces_through_a_failing_request(tmp_path
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
 
 
-def test_what_a_hub_set_lacks_is_said(tmp_path, hub):
+def test_what_a_hub_dataset_lacks_is_named(tmp_path, hub):
     write(hub.root / "ArxivTableCap/val-00000-of-00001.parquet", 2)
     write(hub.root / "ArxivOCR/train-00000-of-00001.parquet", 2)
     done = prepare(hub, tmp_path / "out", "--config", "ArxivTableCap")

@@ -18,7 +18,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.pack.plan import first_repeats, make_plan
+from datamodules.prepare.pack.plan import make_plan, repeated_positions
 from datamodules.prepare.pack.spool import ROW, SpoolFiles
 from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.prepare.sources.source import Part, SourceSample
@@ -37,7 +37,7 @@ def record(text: str, images: int = 0, **fields: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Raw data of text; each part is a tuple of (text, id or None); a text `bad` is a bad row."""
+    """Raw data of text; each part is a tuple of (text, id or None); a text `bad` is an invalid row."""
 
     content: tuple[tuple[tuple[str, str | None], ...], ...]
     name: str = "rows"
@@ -138,9 +138,9 @@ def test_a_limit_takes_the_first_rows_whatever_the_parts(tmp_path):
         assert (manifest.extra["read"], manifest.extra["skipped"]) == (23, {"bad_row": 5})
 
 
-def test_bad_rows_duplicates_and_repeated_ids_are_accounted_for(jsonl, tmp_path, capsys):
+def test_invalid_rows_duplicates_and_repeated_ids_are_accounted_for(jsonl, tmp_path, capsys):
     manifest = packed(jsonl, tmp_path / "set")
-    # Numbers 50 to 59 have the pictures of 0 to 9, and 7 has lost its own.
+    # Numbers 50 to 59 have the images of 0 to 9, and 7 has lost its own.
     assert manifest.extra["pictures"] == {"stored": 59, "distinct": 50, "in_several_samples": 9}
     assert manifest.extra["skipped"] == {"missing_image": 1}
     raw = Rows(content=((("a", "x"), ("bad", None), ("b", "y")), (("c", "x"), ("d", "z"), ("e", "x"))))
@@ -168,12 +168,12 @@ def test_strict_stops_at_the_first_problem_and_leaves_nothing(tmp_path, rows, me
     assert list((tmp_path / "set").iterdir()) == []
 
 
-def test_the_first_bad_row_is_named_with_several_processes_too(jsonl, tmp_path):
+def test_the_first_invalid_row_is_named_with_several_processes_too(jsonl, tmp_path):
     with pytest.raises(SampleError, match=r"train\.jsonl, line 8: .*none\.png"):
         packed(jsonl, tmp_path / "set", strict=True, workers=2)
 
 
-def test_what_the_normal_form_does_not_allow_is_a_bad_row(tmp_path):
+def test_what_the_normal_form_does_not_allow_is_an_invalid_row(tmp_path):
     @dataclass(frozen=True)
     class Wrong(Rows):
         def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
@@ -233,7 +233,7 @@ def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_gone_on_with(t
     assert pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1)).num_samples == 3
 
 
-def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path):
+def test_an_unreadable_file_is_not_reported_as_a_full_disk(tmp_path):
     @dataclass(frozen=True)
     class Unreadable(Rows):
         def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path):
         pack(Unreadable(content=((("a", None),),)), PackOptions(out=tmp_path / "set"))
 
 
-def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
+def test_a_finished_dataset_is_only_replaced_when_allowed(jsonl, tmp_path):
     pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="old"))
     with pytest.raises(DataError, match="already holds a finished dataset"):
         packed(jsonl, tmp_path / "set")
@@ -252,13 +252,13 @@ def test_a_finished_set_is_only_replaced_when_allowed(jsonl, tmp_path):
     assert not list((tmp_path / "set").glob("old*"))
 
 
-def test_a_set_that_was_about_to_be_replaced_is_not_taken_for_the_new_one(jsonl, tmp_path, monkeypatch):
+def test_a_dataset_whose_replacement_was_interrupted_is_not_the_new_one(jsonl, tmp_path, monkeypatch):
     pack(Rows(content=((("a", None),),)), PackOptions(out=tmp_path / "set", name="set"))
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    # Whatever of the old set is still there, the next run must make the new one.
+    # Whatever of the old dataset is still there, the next run must make the new one.
     for place in ("datamodules.prepare.pack.engine._clear", "datamodules.prepare.pack.engine.Engine._pack"):
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
@@ -313,5 +313,5 @@ def test_the_plan_of_a_million_samples_takes_little_memory(tmp_path):
 
 def test_repeats_are_found_where_they_come_again():
     ids = np.array([5, 0, 7, 5, 0, 7, 7, 9], dtype=np.uint64)
-    assert first_repeats(ids, 10) == [3, 5, 6]
-    assert first_repeats(ids, 1) == [3]
+    assert repeated_positions(ids).tolist() == [3, 5, 6]
+    assert repeated_positions(ids[:0]).tolist() == []

@@ -1,4 +1,4 @@
-"""Pictures of benchmarks are found again where they were scaled or compressed, and others are not taken for them."""
+"""Images of benchmarks are found again where they were scaled or compressed, and others are not taken for them."""
 
 import io
 import json
@@ -76,7 +76,7 @@ def test_forms_of_one_kind_with_other_entries_are_not_the_same(tmp_path):
     assert known.find_any([png(filled(2))]) is not None
 
 
-def test_a_picture_that_shows_nothing_is_like_no_other(tmp_path):
+def test_an_image_that_shows_nothing_is_like_no_other(tmp_path):
     assert perceptual_hash(Image.new("RGB", (300, 200), "white")) is None
     known = make_known(tmp_path, [Image.new("RGB", (30, 20), "white")])
     assert known.find_any([png(page(1)), b"no picture"]) is None

@@ -176,7 +176,7 @@ def test_a_shard_that_is_not_as_its_record_says_is_written_again(raw, whole, tmp
 
 
 @pytest.mark.parametrize("change", ["seed", "input"])
-def test_the_work_on_another_set_is_thrown_away_with_a_word(raw, tmp_path, caplog, change):
+def test_the_work_on_another_dataset_is_removed_with_a_warning(raw, tmp_path, caplog, change):
     out = tmp_path / "set"
     unfinished(raw, out, limit=30)
     (out / "manifest.json").unlink()
@@ -197,7 +197,7 @@ def test_two_runs_do_not_write_to_one_folder(raw, tmp_path):
         pack(data(raw), options(tmp_path / "set"))
 
 
-def test_a_picture_that_changes_meanwhile_is_named(raw, tmp_path):
+def test_an_image_that_changes_meanwhile_is_named(raw, tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     Image.new("L", (5, 5)).save(folder / "0.png")

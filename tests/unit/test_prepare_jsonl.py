@@ -1,4 +1,4 @@
-"""`prepare jsonl`: same bytes twice, every bad record counted by reason, and errors that name file and line."""
+"""`prepare jsonl`: same bytes twice, every invalid record counted by reason, and errors that name file and line."""
 
 import json
 import tarfile
@@ -129,7 +129,7 @@ def test_questions_alone_and_answers_that_are_references_are_kept(root):
     assert prepare(root, "out").num_samples == 4
 
 
-def test_bad_records_are_counted_by_reason_in_manifest_and_report(root):
+def test_invalid_records_are_counted_by_reason_in_manifest_and_report(root):
     (root / "imgs" / "broken.png").write_bytes((root / "imgs" / "1.png").read_bytes()[:50])
     write(root, line(0), *BAD.values(), "", line(2))
     manifest = prepare(root, "out")
@@ -202,8 +202,8 @@ def test_parts_hold_every_record_once_with_its_line(root, part_bytes):
     path.write_text(path.read_text().replace("imgs/5.png", "imgs/none.png"))
     bad = [item for p in raw.parts() for item in raw.read(p) if isinstance(item, DataError)]
     assert [str(error).split(":")[0] for error in bad] == [f"{path}, line 7"]
-    pictures = sum((root / "imgs" / f"{number}.png").stat().st_size for number in range(7))
-    assert 0.5 * pictures < raw.input_bytes() - raw.spool_bytes() < 1.5 * pictures
+    images = sum((root / "imgs" / f"{number}.png").stat().st_size for number in range(7))
+    assert 0.5 * images < raw.input_bytes() - raw.spool_bytes() < 1.5 * images
 
 
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])
@@ -263,7 +263,7 @@ def test_other_forms_of_a_conversation_are_the_same_sample(root, form):
     assert one.sizes == [(3, 3)]
 
 
-def test_a_mark_that_does_not_stand_for_pictures_stays_text(root):
+def test_a_mark_that_does_not_stand_for_images_stays_text(root):
     turns = [
         {"role": "user", "content": "What is <image> in HTML?"},
         {"role": "assistant", "content": "no tag"},
@@ -296,7 +296,7 @@ def test_records_of_another_schema_are_refused_with_what_reads_them(root, comman
     assert not (root / "out").exists()
 
 
-def test_one_record_of_another_schema_is_a_bad_record(root):
+def test_one_record_of_another_schema_is_an_invalid_record(root):
     write(root, {"question": "?"}, line(1))
     assert prepare(root, "out").extra["skipped"] == {"invalid_sample": 1}
 

@@ -1,4 +1,4 @@
-"""Odd rows of the table sets: each is named with its line and counted; none ends the run, none passes for another."""
+"""Invalid rows of table datasets: each is counted and named with its line, and the run continues."""
 
 import json
 from pathlib import Path
@@ -142,12 +142,12 @@ def test_names_of_tables_that_no_file_can_have(tmp_path, load, name):
         load(folder=tmp_path)(name)
 
 
-def test_all_that_is_left_out_is_in_a_file(tmp_path):
-    left_out = SkippedRows()
+def test_all_that_is_skipped_is_in_a_file(tmp_path):
+    skipped = SkippedRows()
     for number in range(12):
-        left_out.skip(SampleError(f"line {number}", "bad_row"), 2)
-    assert left_out.extra()["skipped"] == {"bad_row": 24}
-    assert len(left_out.extra()["skipped_first"]["bad_row"]) == 5
-    left_out.write(tmp_path)
+        skipped.skip(SampleError(f"line {number}", "bad_row"), 2)
+    assert skipped.extra()["skipped"] == {"bad_row": 24}
+    assert len(skipped.extra()["skipped_first"]["bad_row"]) == 5
+    skipped.write(tmp_path)
     assert read_skipped_rows(tmp_path) == {"bad_row": [f"line {number}" for number in range(12)]}
     assert read_skipped_rows(tmp_path / "none") == {}

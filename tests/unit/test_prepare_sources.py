@@ -43,7 +43,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def prepare(*argv: Any) -> list[Any]:
-    """Run a kind and return the samples of the set, which must have no damage and the name of its folder."""
+    """Run a kind and return the samples of the dataset, which must have no damage and the name of its folder."""
     assert main([str(word) for word in (*argv, "--workers", "1")]) == 0
     out = Path(argv[2])
     manifest = load_manifest(out, verify_sha256=True)
@@ -97,7 +97,7 @@ def test_cc12m(tmp_path, capsys):
     assert "skipped: 1 (empty_caption)" in capsys.readouterr().out
 
 
-def test_bigdocs_with_pictures_in_its_rows(tmp_path):
+def test_bigdocs_with_images_in_its_rows(tmp_path):
     rows = [bigdocs_row(number) for number in range(5)] + [bigdocs_row(5, annotations=["a", "b"])]
     write_parquet(tmp_path / "BigDocs/ArxivTableCap/train-00000-of-00001.parquet", rows)
     write_parquet(tmp_path / "BigDocs/ArxivTableCap/val-00000-of-00001.parquet", [bigdocs_row(9)])
@@ -117,7 +117,7 @@ def test_bigdocs_with_pictures_in_its_rows(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["COCOtext", "pubtables-1m", "TextOCR", "Open4Business"])
-def test_bigdocs_with_pictures_in_a_folder(tmp_path, config):
+def test_bigdocs_with_images_in_a_folder(tmp_path, config):
     for number in range(3):
         write_file(tmp_path / f"pictures/train/p{number}.png", png(number + 2))
     rows = [named_row(0, "p0"), named_row(1, "p1.png"), named_row(2, "none"), named_row(3, "../p2.png")]
@@ -251,7 +251,7 @@ def test_docdownstream_from_folder_and_archive(documents):
     assert key == {message_text(sample.messages[-1]): sample.sizes for sample in archive}
 
 
-def test_docdownstream_of_some_sets(documents):
+def test_docdownstream_of_some_datasets(documents):
     words = ("--image-root", documents / "pages", "--sources", "ChartQA")
     samples = prepare("docdownstream", documents / "train.jsonl", documents / "out", *words)
     assert answers(samples) == ["answer 0", "answer 2", "answer 4"]

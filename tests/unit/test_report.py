@@ -38,7 +38,7 @@ def test_html_escapes_everything(tmp_path):
     assert "onerror" in page
     assert "<img src=x" not in page
     sources = re.findall(r'<img src="([^"]*)"', page)
-    # Worst first; of equal scores in the order of the set.
+    # Worst first; of equal scores in the order of the dataset.
     assert [source.rsplit("/", 1)[1] for source in sources] == ["half.png", "..%252Fevil.png", "good.png"]
 
 

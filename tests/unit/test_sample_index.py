@@ -1,4 +1,4 @@
-"""The index beside a shard: right places and measures, equal bytes, and an error for every way to be wrong."""
+"""The index beside a shard: offsets and sizes, equal bytes, and an error for each kind of damage."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from datamodules.shards.verify import Verification
 from datamodules.shards.writer import ShardWriter
 
 
-def picture(size: tuple[int, int], orientation: int = 1) -> bytes:
+def image_file(size: tuple[int, int], orientation: int = 1) -> bytes:
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", size).save(buffer, "JPEG", exif=exif)
@@ -40,9 +40,9 @@ def record(question: str, answer: str, images: int) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0", samples_per_shard=3) as out:
-        out.add(record("où?", "là", 2), [picture((30, 20)), picture((40, 10), orientation=6)], ["jpg"] * 2)
+        out.add(record("où?", "là", 2), [image_file((30, 20)), image_file((40, 10), orientation=6)], ["jpg"] * 2)
         out.add(record("a", "", 0) | {"source": "other"}, [], [])
-        out.add(record("b" * 2000, "cd", 1), [picture((5, 6))], ["jpg"])
+        out.add(record("b" * 2000, "cd", 1), [image_file((5, 6))], ["jpg"])
         out.add(record("last", "one", 0), [], [])
     return tmp_path / "set"
 
@@ -101,12 +101,12 @@ def test_shards_made_elsewhere_are_indexed_whatever_their_format(tmp_path):
     row = {"sample_id": "a", "query": "Rows?", "annotations": "three", "dataset_name": "tables"}
     turns = [{"role": "user", "content": "<|image|>Total?"}, {"role": "assistant", "content": "12"}]
     samples = {
-        "000": {"jpg": picture((7, 8)), "txt": b" a wall ", "json": b'{"caption": "a wall", "key": "000"}'},
-        f"{long}/001": {"jpg": picture((9, 8), orientation=8), "txt": b"long"},
-        "002": {"json": json.dumps(row).encode(), "png": picture((3, 4))},
+        "000": {"jpg": image_file((7, 8)), "txt": b" a wall ", "json": b'{"caption": "a wall", "key": "000"}'},
+        f"{long}/001": {"jpg": image_file((9, 8), orientation=8), "txt": b"long"},
+        "002": {"json": json.dumps(row).encode(), "png": image_file((3, 4))},
         "003": {
             "json": json.dumps({"messages": turns, "dataset_name": "DocVQA"}).encode(),
-            "0.jpg": picture((1, 2)),
+            "0.jpg": image_file((1, 2)),
         },
         "004": {"json": json.dumps(record("x", "yz", 0)).encode()},
         "005": {"jpg": b"no picture", "txt": b"a caption"},
@@ -154,13 +154,13 @@ def shard(path: Path, *members: tuple[str, bytes]) -> None:
 
 
 def test_a_member_that_comes_twice_is_refused_as_where_it_is_read(tmp_path):
-    shard(tmp_path / "0.tar", ("one.txt", b"first"), ("one.jpg", picture((8, 8))), ("one.txt", b"second"))
+    shard(tmp_path / "0.tar", ("one.txt", b"first"), ("one.jpg", image_file((8, 8))), ("one.txt", b"second"))
     with pytest.raises(DataError, match=r"0\.tar: sample 'one' has the member one\.txt twice, again at byte"):
         index_shards(tmp_path)
 
 
 def test_json_that_is_nested_too_deep_is_counted(tmp_path):
-    members = ("txt", b"text"), ("jpg", picture((8, 8)))
+    members = ("txt", b"text"), ("jpg", image_file((8, 8)))
     shard(tmp_path / "0.tar", ("one.json", b"[" * 100_000), *((f"one.{name}", data) for name, data in members))
     shard(tmp_path / "1.tar", *((f"two.{name}", data) for name, data in members))
     assert index_shards(tmp_path).extra["unreadable"] == {"bad_json": 1}
@@ -179,7 +179,7 @@ def test_json_that_is_nested_too_deep_is_counted(tmp_path):
         (None, "malformed"),
     ],
 )
-def test_a_wrong_index_is_refused(folder, change, message):
+def test_an_invalid_index_is_refused(folder, change, message):
     path = folder / "set-00000.index.json"
     path.write_text("[" if change is None else json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=r"set-00000\.index\.json: expected sha256"):
@@ -216,7 +216,7 @@ def test_verification_compares_the_index_with_the_shard(folder, column, value):
     assert (damage.kind, damage.shard) == ("wrong_index", "set-00000.index.json")
 
 
-def test_indexing_a_set_that_is_not_as_its_manifest_says_stops(folder):
+def test_indexing_a_dataset_that_is_not_as_its_manifest_says_stops(folder):
     (folder / "extra.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds extra\.tar, which its manifest\.json does not list"):
         index_shards(folder)
@@ -230,7 +230,7 @@ def test_indexing_a_set_that_is_not_as_its_manifest_says_stops(folder):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_picture_that_is_turned_by_its_exif_is_measured_upright(kind):
+def test_an_image_that_is_turned_by_its_exif_is_measured_upright(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     for options, expected in ({}, (7, 5)), ({"exif": exif}, (5, 7)):

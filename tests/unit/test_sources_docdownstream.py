@@ -1,4 +1,4 @@
-"""DocDownstream: the same samples from a folder and from the archive in pieces, bad lines, damage, what is held."""
+"""DocDownstream: the same samples from a folder and from the archive in pieces, invalid lines, damage, what is held."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ def line(*pages: str, question: str = "Total?", **changes: Any) -> dict[str, Any
     } | changes
 
 
-def picture(number: int) -> bytes:
+def image_file(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (number + 2, 3), (number, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -83,8 +83,8 @@ def write_lines(root: Path, lines: Sequence[Any]) -> DocumentLines:
 
 
 def pages() -> dict[str, bytes]:
-    held = {page(number): picture(number) for number in range(4)}
-    return {"./imgs/unused.bin": os.urandom(5000)} | held | {page(4): picture(4)[:50]}
+    held = {page(number): image_file(number) for number in range(4)}
+    return {"./imgs/unused.bin": os.urandom(5000)} | held | {page(4): image_file(4)[:50]}
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def images(tmp_path) -> ImageFolder:
 
 
 def read(raw: Any) -> tuple[dict[str, SourceSample], Counter[str]]:
-    """Samples by their question, and counts of bad lines."""
+    """Samples by their question, and counts of invalid lines."""
     samples, bad = {}, Counter()
     for part in pickle.loads(pickle.dumps(list(raw.parts()))):
         for item in pickle.loads(pickle.dumps(raw)).read(part):
@@ -137,7 +137,7 @@ EXPECTED = {"a": [0], "b": [0, 2], "c": [1], "d": [0], "e": [3, 1, 2], "f": [2, 
 def test_pages_of_a_folder(tmp_path, images):
     samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [*LINES, *BAD]), images=images))
     assert {name: contents(sample) for name, sample in samples.items()} == {
-        name: [picture(number) for number in numbers] for name, numbers in EXPECTED.items()
+        name: [image_file(number) for number in numbers] for name, numbers in EXPECTED.items()
     }
     assert bad == REASONS
     assert samples["c"].record == {
@@ -160,7 +160,7 @@ def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
     samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [given]), images=images))
     assert not bad
     sample = samples["one"]
-    assert contents(sample) == [picture(0), picture(1)]
+    assert contents(sample) == [image_file(0), image_file(1)]
     parts = [part for turn in sample.record["messages"] for part in turn["content"]]
     assert [part["index"] for part in parts if part["type"] == "image"] == [0, 1]
 
@@ -202,7 +202,7 @@ def test_samples_come_when_their_last_page_has_passed_and_pages_go(tmp_path, arc
     assert holders[0].in_memory == 0
 
 
-def test_only_some_sets(tmp_path, images, archive):
+def test_only_some_datasets(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
     chart = DocumentLines(path=lines.path, sources=("ChartQA",))
     for raw in (
@@ -220,7 +220,7 @@ def test_only_some_sets(tmp_path, images, archive):
 def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, archive):
     lines = write_lines(tmp_path, LINES[:4])
     folder = DocDownstreamFolder(lines=lines, images=images)
-    assert folder.input_bytes() == 3 * len(picture(0)) + len(picture(1)) + len(picture(2))
+    assert folder.input_bytes() == 3 * len(image_file(0)) + len(image_file(1)) + len(image_file(2))
     assert folder.spool_bytes() == lines.path.stat().st_size
     whole = sum(piece.size for piece in archive)
     assert DocDownstreamArchive(lines=lines, pieces=tuple(archive)).input_bytes() == whole * 5 // 3
@@ -254,7 +254,7 @@ def test_a_tar_that_is_not_zipped(tmp_path, archive):
     (tmp_path / "plain.tar").write_bytes(unpacked(archive))
     assert [
         data for name, data in stream_files([local_file(tmp_path / "plain.tar")], lambda name: name == page(2))
-    ] == [picture(2)]
+    ] == [image_file(2)]
 
 
 def test_long_names(tmp_path):

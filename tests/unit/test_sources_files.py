@@ -1,4 +1,4 @@
-"""Sources of plain files: caption tars, pictures with texts beside them, LLaVA's list; good rows and all bad ones."""
+"""Sources of plain files (caption tars, images with texts beside them, LLaVA's list): valid rows and invalid ones."""
 
 import gc
 import io
@@ -28,7 +28,7 @@ from tests.unit import reading
 from tests.unit.reading import texts
 
 
-def picture(width: int = 4, ending: str = "PNG") -> bytes:
+def image_file(width: int = 4, ending: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, 3), (width, 0, 0)).save(buffer, ending)
     return buffer.getvalue()
@@ -51,7 +51,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def pair(key: str, caption: str = "two people", ending: str = "jpg", **note: Any) -> dict[str, bytes]:
     note = {"url": f"https://example.org/{key}", "caption": caption, "key": key, "status": "success"} | note
-    data = picture(5, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[ending])
+    data = image_file(5, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[ending])
     return {f"{key}.{ending}": data, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(note).encode()}
 
 
@@ -104,14 +104,14 @@ def test_a_store_that_fails_is_named(tmp_path, monkeypatch):
         list(raw.read(raw.parts()[0]))
 
 
-def test_bad_caption_pairs_are_counted_by_reason(tmp_path):
+def test_invalid_caption_pairs_are_counted_by_reason(tmp_path):
     members = (
         pair("1")
         | {name: data for name, data in pair("2").items() if not name.endswith("jpg")}
         | pair("3", "  ")
         | {name: data[:60] if name.endswith("jpg") else data for name, data in pair("4").items()}
         | {name: b"{" if name.endswith("json") else data for name, data in pair("5").items()}
-        | {"6.jpg": picture(5, "JPEG")}
+        | {"6.jpg": image_file(5, "JPEG")}
     )
     write_tar(tmp_path / "a.tar", members)
     samples, bad = read(tars(tmp_path))
@@ -130,13 +130,13 @@ def test_a_damaged_tar_names_shard_and_byte(tmp_path):
         list(raw.read(raw.parts()[0]))
 
 
-# Pictures with texts beside them
+# Images with texts beside them
 
 
 def beside(root: Path, name: str, note: Any = None, text: str | None = None) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture())
+    path.write_bytes(image_file())
     if note is not None:
         path.with_suffix(".json").write_text(note if isinstance(note, str) else json.dumps(note))
     if text is not None:
@@ -147,7 +147,7 @@ def folder(root: Path) -> SidecarFolder:
     return SidecarFolder(root=root, prompt="Read all text.", name="mine", source="mine")
 
 
-def test_texts_beside_pictures(tmp_path):
+def test_texts_beside_images(tmp_path):
     plain = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Hale"}]
     marked = [{"role": "user", "content": "Who?<|image|>"}, {"role": "assistant", "content": "Hale"}]
     normal = [
@@ -174,7 +174,7 @@ def test_texts_beside_pictures(tmp_path):
     assert found["b"].images == [(tmp_path / "b.jpg", "png")]  # the ending is what the file is
 
 
-def test_bad_pictures_of_a_folder_are_counted_by_reason(tmp_path):
+def test_invalid_images_of_a_folder_are_counted_by_reason(tmp_path):
     twice = [{"role": "user", "content": "<|image|><|image|>"}, {"role": "assistant", "content": "x"}]
     beside(tmp_path, "good.png", text="x")
     beside(tmp_path, "alone1.png")
@@ -186,7 +186,7 @@ def test_bad_pictures_of_a_folder_are_counted_by_reason(tmp_path):
     beside(tmp_path, "number.png", {"question": "How many?", "answer": 3})
     beside(tmp_path, "twice.png", {"messages": twice})
     beside(tmp_path, "cut.png", text="x")
-    (tmp_path / "cut.png").write_bytes(picture()[:40])
+    (tmp_path / "cut.png").write_bytes(image_file()[:40])
     beside(tmp_path, "latin.png")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     samples, bad = read(folder(tmp_path))
@@ -212,7 +212,7 @@ def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
     assert folder(tmp_path).parts() != before
 
 
-def test_parts_of_many_pictures_take_little_memory(monkeypatch):
+def test_parts_of_many_images_take_little_memory(monkeypatch):
     names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(30_000))
     monkeypatch.setattr(folder_command, "image_paths", lambda root: names)
     raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
@@ -224,10 +224,10 @@ def test_parts_of_many_pictures_take_little_memory(monkeypatch):
     tracemalloc.stop()
     held = sum(trace.size for trace in traces) / 30_000
     assert sum(part.rows for part in parts) == 30_000
-    assert 20 < held < 50  # bytes a picture: 10 million in 0.5 GB
+    assert 20 < held < 50  # bytes an image: 10 million in 0.5 GB
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no images"):
         folder(tmp_path).parts()
@@ -259,7 +259,7 @@ def llava(number: int, **changes: Any) -> dict[str, Any]:
 def llava_list(root: Path, rows: list[Any], **options: Any) -> LLaVAList:
     (root / "images/00453").mkdir(parents=True, exist_ok=True)
     for number in range(len(rows)):
-        (root / f"images/00453/{number}.png").write_bytes(picture(number + 2))
+        (root / f"images/00453/{number}.png").write_bytes(image_file(number + 2))
     (root / "list.json").write_text(json.dumps(rows, ensure_ascii=False, **options), encoding="utf-8")
     return LLaVAList(path=root / "list.json", images=ImageFolder(root=root / "images"))
 
@@ -276,7 +276,7 @@ def test_a_list_of_conversations(tmp_path):
     assert samples[2].images == [(tmp_path / "images/00453/2.png", "png")]
 
 
-def test_bad_records_of_a_list_are_counted_by_reason(tmp_path):
+def test_invalid_records_of_a_list_are_counted_by_reason(tmp_path):
     rows = [
         llava(0),
         7,

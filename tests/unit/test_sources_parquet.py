@@ -1,4 +1,4 @@
-"""Parquet sources: rows of the published schemas, each kind of bad row, other schemas, where files lie."""
+"""Parquet sources: rows of the published schemas, each kind of invalid row, other schemas, where files lie."""
 
 import os
 import tracemalloc
@@ -24,7 +24,7 @@ def bigdocs(path: Path, **options: Any) -> BigDocs:
     return BigDocs(files=files(path), source="bigdocs/ArxivTableCap", **options)
 
 
-def test_bigdocs_rows_with_pictures(tmp_path):
+def test_bigdocs_rows_with_images(tmp_path):
     rows = [
         bigdocs_row(0),
         bigdocs_row(1, query=["What?", "Where?"], annotations=["Heads", "In the split"]),
@@ -73,7 +73,7 @@ def test_bigdocs_texts_instead_of_lists(tmp_path):
     assert texts(sample) == ["What?", "This"]
 
 
-def test_bigdocs_bad_rows_are_counted_by_reason(tmp_path):
+def test_bigdocs_invalid_rows_are_counted_by_reason(tmp_path):
     rows = [
         bigdocs_row(0),
         bigdocs_row(1, annotations=["a", "b"]),
@@ -96,7 +96,7 @@ def named_row(name: Any, **changes: Any) -> dict[str, Any]:
     return {"sample_id": f"s{name}", "img_id": name, "query": ["Read."], "annotations": ["EXIT"]} | changes
 
 
-def test_bigdocs_pictures_of_a_folder(tmp_path, caplog):
+def test_bigdocs_images_of_a_folder(tmp_path, caplog):
     root = tmp_path / "images"
     for place, width in (("train/0a5c.jpg", 4), ("train/b.v2.png", 5), ("other/0a5c.jpg", 6)):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def test_bigdocs_pictures_of_a_folder(tmp_path, caplog):
     assert raw.spool_bytes() == path.stat().st_size
 
 
-def test_bigdocs_named_pictures_need_a_folder(tmp_path):
+def test_bigdocs_named_images_need_a_folder(tmp_path):
     with pytest.raises(ConfigError, match=r"only names its images \(img_id\).*--image-root.*--tables"):
         bigdocs(write(tmp_path / "a.parquet", [named_row("a")])).parts()
 
@@ -179,13 +179,13 @@ def test_llava_rows(tmp_path):
     assert samples[3].record["id"] == "llava-next/000003"
 
 
-def test_llava_file_of_text_alone_lacks_the_column_of_pictures(tmp_path):
+def test_llava_file_of_text_alone_lacks_the_column_of_images(tmp_path):
     rows = [{"id": "1", "conversations": TEXT_ONLY}]
     (sample,), bad = read(LLaVARows(files=files(write(tmp_path / "a.parquet", rows))))
     assert (sample.images, bad) == ([], {})
 
 
-def test_llava_bad_rows_are_counted_by_reason(tmp_path):
+def test_llava_invalid_rows_are_counted_by_reason(tmp_path):
     twice = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "x"}]
     rows = [
         llava_row(0),
@@ -232,7 +232,7 @@ def test_vcr_rows(tmp_path):
     assert sample.record["id"] == "vcr-wiki/731"
 
 
-def test_vcr_bad_rows_are_counted_by_reason(tmp_path):
+def test_vcr_invalid_rows_are_counted_by_reason(tmp_path):
     rows = [
         vcr_row(1),
         vcr_row(2, crossed_text=[]),
@@ -260,7 +260,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_a_row_group_is_not_held_in_memory(tmp_path):
-    """One row group of 60 MB of pictures; what pyarrow and Python hold while it is read stays far below it."""
+    """One row group of 60 MB of images; what pyarrow and Python hold while it is read stays far below it."""
     noise = [os.urandom(1 << 20) for _ in range(60)]
     rows = [bigdocs_row(n, image={"bytes": data, "path": None}) for n, data in enumerate(noise)]
     path = write(tmp_path / "a.parquet", rows, compression="none", use_dictionary=False, write_batch_size=4)

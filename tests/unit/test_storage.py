@@ -1,4 +1,4 @@
-"""Where a set may lie, whole sets behind real servers, and what a foreign manifest cannot do."""
+"""Locations of datasets, datasets on real servers, and what an untrusted manifest cannot do."""
 
 import functools
 import http.server
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def site(folder: Path, monkeypatch) -> Iterator[types.SimpleNamespace]:
-    """The folder above the set, on a web server; `asked` lists the files that were asked for."""
+    """The folder above the dataset, on a web server; `asked` lists the files that were asked for."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -83,7 +83,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_set_at_a_url_is_read_like_a_folder_and_shards_come_on_first_use(folder, site, storage):
+def test_a_dataset_at_a_url_is_read_like_a_folder_and_shards_come_on_first_use(folder, site, storage):
     manifest = load_manifest(site.url, storage=storage)
     assert manifest.is_remote
     assert site.asked == ["manifest.json"]
@@ -116,7 +116,7 @@ def test_a_remote_shard_that_was_cut_is_found_when_it_is_fetched(folder, site, s
         load_manifest(site.url, storage=storage, verify_sha256=True)
 
 
-def test_a_url_without_a_manifest_is_no_set(folder, site, storage):
+def test_a_url_without_a_manifest_is_no_dataset(folder, site, storage):
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"my%20set is not a complete dataset: no manifest\.json in it"):
         load_manifest(site.url, storage=storage)
@@ -168,7 +168,7 @@ def test_an_index_that_is_too_large_is_not_stored(folder, site, storage, monkeyp
         Path("ftp://host/set"),
     ],
 )
-def test_other_schemes_are_refused_with_the_ones_that_are_taken(folder):
+def test_other_schemes_are_refused_with_the_accepted_ones(folder):
     with pytest.raises(ConfigError, match=r"expected a folder or a URL with http://, https://, s3://, gs://, hf://"):
         load_manifest(folder)
 
@@ -268,7 +268,7 @@ print([sample["__key__"] for sample in read_range(manifest, 0, 6)])
 
 
 @pytest.mark.slow
-def test_a_set_on_a_hub_is_read_with_the_hubs_own_client(folder, tmp_path):
+def test_a_dataset_on_a_hub_is_read_with_the_hubs_own_client(folder, tmp_path):
     command = [sys.executable, "-c", FAKE_HUB, str(folder), str(tmp_path / "cache")]
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
@@ -318,7 +318,7 @@ def test_a_manifest_that_is_too_large_is_not_read(folder, site, storage, monkeyp
         load_manifest(site.url, storage=storage)
 
 
-def test_local_sets_need_no_network_library():
+def test_local_datasets_need_no_network_library():
     heavy = ("torch", "fsspec", "aiohttp", "filelock", "huggingface_hub")
     program = f"import sys, datamodules.shards.manifest; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(

@@ -81,7 +81,7 @@ def test_only_what_lies_right_in_a_folder(release):
         list_folder(str(release / "none"))
 
 
-def test_the_folders_above_a_set_say_nothing_of_its_split(tmp_path):
+def test_the_folders_above_a_dataset_say_nothing_of_its_split(tmp_path):
     write(tmp_path / "test" / "set" / "a.parquet", [bigdocs_row()])
     assert chosen(tmp_path / "test" / "set", None, "train") == ["set/a.parquet"]
 

@@ -164,7 +164,7 @@ def test_other_sizes(width: int, height: int) -> None:
         ({"num_questions": 0}, "expected 1 or more, found 0"),
     ],
 )
-def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         generate_document(0, split="train", **arguments)  # type: ignore[arg-type]
 

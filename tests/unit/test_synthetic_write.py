@@ -1,4 +1,4 @@
-"""Sets of synthetic documents on disk: the same bytes for any number of processes, and never a wrong set."""
+"""Datasets of synthetic documents on disk: the same bytes for any number of processes, and never another dataset."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_the_number_of_processes_does_not_change_the_bytes(tmp_path: Path) -> No
     assert shards[0] == shards[1]
 
 
-def test_evaluation_sets_have_one_question_and_its_answer(tmp_path: Path) -> None:
+def test_evaluation_datasets_have_one_question_and_its_answer(tmp_path: Path) -> None:
     write_split(
         tmp_path / "forms",
         split="heldout",
@@ -50,7 +50,7 @@ def test_evaluation_sets_have_one_question_and_its_answer(tmp_path: Path) -> Non
         assert record["references"] == [record["messages"][1]["content"][0]["text"]]
 
 
-def test_a_set_that_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> None:
+def test_a_dataset_that_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> None:
     arguments = {"split": "train", "num_documents": 2, "processes": 1}
     folder = tmp_path / "set"
     write_split(folder, **arguments)
@@ -88,12 +88,12 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
         ({"split": "test"}, "unknown 'test'"),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         write_split(tmp_path / "x", **{"split": "train", "num_documents": 1, "processes": 1, **arguments})
 
 
-def test_the_command_writes_all_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_all_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--out", str(tmp_path), "--train", "2", "--lines", "1", "--heldout", "2", "--processes", "1"]
     assert main([*argv, "--kinds", "form=1,table"]) == 0
     sets = {folder.name: load_manifest(folder) for folder in tmp_path.iterdir()}

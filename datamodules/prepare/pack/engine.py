@@ -35,7 +35,7 @@ from ..sources.source import Part, PartlySpooled, RawData
 from .locks import hold_shared
 from .options import PackOptions
 from .overlap import BenchmarkImages, folder_identity, read_benchmark_images
-from .plan import Plan, Repeats, count_repeats, first_repeats, load_ids, load_image_checksums, make_plan
+from .plan import Plan, load_ids, load_image_checksums, make_plan, repeated_positions
 from .report import MAX_REPORTED, PartReport, merge_reports
 from .shards import ShardJob, unfinished
 from .spool import ROW, SpoolFiles, SpoolJob, read_record
@@ -184,7 +184,12 @@ class Engine:
                 f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the first: {first}"
             )
         repeated = self._repeated_ids(numbers)
-        images = count_repeats(load_image_checksums(self.work.spool, numbers))
+        samples_of_image = np.unique(load_image_checksums(self.work.spool, numbers), return_counts=True)[1]
+        images = {
+            "stored": total.images,
+            "distinct": len(samples_of_image),
+            "in_several_samples": int((samples_of_image > 1).sum()),
+        }
         plan = make_plan(
             self.work.spool,
             numbers,
@@ -228,7 +233,8 @@ class Engine:
         reports: list[PartReport] = []
         for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
-            done = {number: report for number in numbers if (report := self._finished_report(number))}
+            files = {number: SpoolFiles(folder=self.work.spool, number=number).report for number in numbers}
+            done = {n: PartReport.from_json(file.read_bytes()) for n, file in files.items() if file.exists()}
             # Each task holds its part only: all parts of millions of files in every process would fill the memory.
             tasks = [(n, self.parts[n], self.options.limit) for n in numbers if n not in done]
             workers, lock = self.options.workers, self.work.workers_lock
@@ -236,7 +242,7 @@ class Engine:
                 for number in numbers:
                     report = done.get(number) or next(fresh)
                     if remaining is not None and report.read > remaining:
-                        SpoolFiles(folder=self.work.spool, number=number).report.unlink()
+                        files[number].unlink()
                         report = job(number, self.parts[number], remaining)
                     reports.append(report)
                     bar.update(report.read if bar.unit == "row" else 1)
@@ -256,25 +262,19 @@ class Engine:
                 return number
         return len(self.parts)
 
-    def _finished_report(self, number: int) -> PartReport | None:
-        """Return the report of a finished part, or None."""
-        path = SpoolFiles(folder=self.work.spool, number=number).report
-        return PartReport.from_json(path.read_bytes()) if path.exists() else None
-
     def _repeated_ids(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Count samples whose id an earlier sample has, and list the first.
 
         Raises:
             SampleError: There is one, with `strict`.
         """
-        ids = load_ids(self.work.spool, numbers)
-        further = count_repeats(ids[ids != 0]).further
-        first = [self._id_at(numbers, place) for place in first_repeats(ids, MAX_REPORTED)] if further else []
+        repeated = repeated_positions(load_ids(self.work.spool, numbers))
+        first = [self._id_at(numbers, int(place)) for place in repeated[:MAX_REPORTED]]
         if first and self.options.strict:
             raise SampleError(
                 f"{first[0]['part']}: id {first[0]['id']!r} is already used by an earlier row", "repeated_id"
             )
-        return {"samples": further, "first": first}
+        return {"samples": len(repeated), "first": first}
 
     def _id_at(self, numbers: Sequence[int], place: int) -> dict[str, Any]:
         """Return part and id of the sample at an index over all parts."""
@@ -311,7 +311,9 @@ class Engine:
                 bar.update(shard.num_samples)
         return [shards[number] for number in range(plan.num_shards)]
 
-    def _finish(self, shards: list[Shard], total: PartReport, images: Repeats, repeated: dict[str, Any]) -> Manifest:
+    def _finish(
+        self, shards: list[Shard], total: PartReport, images: dict[str, int], repeated: dict[str, Any]
+    ) -> Manifest:
         """Write report and manifest."""
         options = self.options
         overlap = {
@@ -324,7 +326,7 @@ class Engine:
             "written": total.written,
             "skipped": dict(sorted(total.skipped.counts.items())),
             "problems": total.problems,
-            "pictures": {"stored": total.images, "distinct": images.distinct, "in_several_samples": images.repeated},
+            "pictures": images,
             "repeated_ids": repeated,
             "benchmark_overlap": overlap | {"first": total.overlap_first},
         }
@@ -344,7 +346,7 @@ class Engine:
                 "read": total.read,
                 "skipped": report["skipped"],
                 "skipped_first": dict(sorted(total.skipped.messages.items())),
-                "pictures": report["pictures"],
+                "pictures": images,
                 "repeated_ids": repeated["samples"],
                 "benchmark_overlap": overlap,
             },

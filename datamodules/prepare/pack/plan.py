@@ -95,27 +95,6 @@ def _cut(ends: np.ndarray, samples_per_shard: int, shard_bytes: int) -> tuple[in
     return tuple(cuts)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Repeats:
-    """Values that occur in several samples.
-
-    Attributes:
-        distinct: Different values.
-        repeated: Those in several samples.
-        further: Occurrences beyond the first of each value.
-    """
-
-    distinct: int
-    repeated: int
-    further: int
-
-
-def count_repeats(values: np.ndarray) -> Repeats:
-    """Count values that occur several times."""
-    counts = np.unique(values, return_counts=True)[1]
-    return Repeats(distinct=len(counts), repeated=int((counts > 1).sum()), further=len(values) - len(counts))
-
-
 def load_image_checksums(spool: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the checksums of the images of all parts."""
     return np.concatenate([np.load(SpoolFiles(folder=spool, number=n).images, allow_pickle=False) for n in numbers])
@@ -127,9 +106,8 @@ def load_ids(spool: Path, numbers: Sequence[int]) -> np.ndarray:
     return np.concatenate([rows["id"] for rows in loaded])
 
 
-def first_repeats(ids: np.ndarray, most: int) -> list[int]:
-    """Return the first `most` indexes of `ids` whose value is repeated from an earlier one, except 0."""
-    ordered = np.argsort(ids, kind="stable")
-    again = np.zeros(len(ids), dtype=bool)
-    again[1:] = (ids[ordered[1:]] == ids[ordered[:-1]]) & (ids[ordered[1:]] != 0)
-    return sorted(int(place) for place in ordered[again])[:most]
+def repeated_positions(ids: np.ndarray) -> np.ndarray:
+    """Return the sorted indexes of `ids` whose value an earlier one has, except 0."""
+    order = np.argsort(ids, kind="stable")
+    again = (ids[order[1:]] == ids[order[:-1]]) & (ids[order[1:]] != 0)
+    return np.sort(order[1:][again])

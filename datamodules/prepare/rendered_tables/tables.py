@@ -99,7 +99,8 @@ def render(table: Table) -> list[Image.Image]:
         raise SampleError(f"table {table.name} is empty", "empty_table")
     layout, rendered = _pdf(table)
     with layout as document:
-        missing = missing_cells(table, rendered, "".join(_texts(document)))
+        text = "".join(page.get_textpage().get_text_range() for page in document)
+        missing = missing_cells(table, rendered, text)
         if missing:
             raise SampleError(
                 f"table {table.name}: {len(missing)} cells are not on its pages, the first is {missing[0]!r:.80}",
@@ -226,11 +227,6 @@ def _right_edges(document: Any) -> Iterator[float]:
         for item in page.get_objects(max_depth=4):
             bounds = item.get_bounds() if hasattr(item, "get_bounds") else item.get_pos()
             yield bounds[2]
-
-
-def _texts(document: Any) -> Iterator[str]:
-    for page in document:
-        yield page.get_textpage().get_text_range()
 
 
 def _cropped(page: Image.Image) -> Image.Image:

@@ -78,7 +78,8 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
         else:
             seen.add(name)
             meta = {"canonical": canonical[name]} if name in canonical else {}
-            yield TableQuestion(name=name, table=_table_name(context), text=question, answers=tuple(answers), meta=meta)
+            table = context.removeprefix("csv/").removesuffix(".csv")
+            yield TableQuestion(name=name, table=table, text=question, answers=tuple(answers), meta=meta)
 
 
 def _problem(name: object, question: object, context: object, answers: object) -> str:
@@ -137,10 +138,6 @@ def _canonical(path: Path) -> dict[str, list[str]]:
             }
     except (ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path} does not read as a tagged file: {error!r}") from error
-
-
-def _table_name(context: str) -> str:
-    return context.removeprefix("csv/").removesuffix(".csv")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,14 +54,10 @@ def render(sheet: Sheet) -> Rendered:
     return _encode(page, boxes, rng)
 
 
-def _tone(style: Style, tone: float) -> int:
-    return round(style.paper + (style.ink - style.paper) * tone)
-
-
 def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
-    pen = ImageDraw.Draw(page)
+    pen, style = ImageDraw.Draw(page), sheet.style
     for shape in sheet.shapes:
-        colour = _tone(sheet.style, shape.tone)
+        colour = round(style.paper + (style.ink - style.paper) * shape.tone)
         pen.rectangle(shape.box, fill=colour if shape.filled else None, outline=None if shape.filled else colour)
 
 

@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
@@ -97,11 +97,6 @@ class Lexicon:
     names: tuple[str, ...]
     places: tuple[str, ...]
     foreign: tuple[str, ...]
-
-    @property
-    def num_words(self) -> int:
-        """Number of words, those of two origins counted twice."""
-        return sum(len(getattr(self, part.name)) for part in fields(self))
 
     def word(self, rng: Random, *, origin: str | None = None, max_letters: int = MAX_WORD_LETTERS) -> str:
         """Draw one lower-case word.

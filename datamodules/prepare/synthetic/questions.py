@@ -31,7 +31,6 @@ BAR = (
 BAR_OF = ("Which bar has the value {0}?", "What shows {0}?", "Which label has {0}?")
 LARGEST = ("Which bar is the longest?", "What has the largest value?", "Which is the highest?")
 SMALLEST = ("Which bar is the shortest?", "What has the smallest value?", "Which is the lowest?")
-LINE = ("What does line {0} say?", "Read line {0}.", "What is written in line {0}?")
 TRANSCRIBE = ("Read all text.", "Transcribe the page.", "What text is on the page?", "Write down all lines.")
 
 _OTHER_CASE_SHARE = 0.05

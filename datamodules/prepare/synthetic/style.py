@@ -37,7 +37,6 @@ _FAMILIES = {
         "hanken-grotesk": ("font_hanken_grotesk", "files/*.otf", 1),
     },
 }
-FONT_SETS = tuple(_FAMILIES)
 # Hair lines vanish at 20 px; a variable font opens at its thinnest instance.
 _SKIPPED = ("Thin", "ExtraLight", "Variable")
 
@@ -71,15 +70,9 @@ def load_faces(font_set: str) -> tuple[Face, ...]:
     faces: list[Face] = []
     for family, (package, pattern, weight) in _FAMILIES[font_set].items():
         files = [path for path in package_files(package, pattern) if not any(part in path.stem for part in _SKIPPED)]
-        faces += [
-            Face(path=path, bold_path=_bold(path, files), family=family, weight=weight / len(files)) for path in files
-        ]
+        bold = next((path for path in files if path.stem.endswith("-Bold")), None)
+        faces += [Face(path=path, bold_path=bold or path, family=family, weight=weight / len(files)) for path in files]
     return tuple(faces)
-
-
-def _bold(path: Path, files: list[Path]) -> Path:
-    """Find the upright bold cut that lies beside a file."""
-    return next((other for other in files if other.stem.endswith("-Bold")), path)
 
 
 @lru_cache(maxsize=1024)
