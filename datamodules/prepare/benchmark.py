@@ -169,7 +169,7 @@ class DocDownstreamTest:
         path: ``<Dataset>_test.jsonl``.
         benchmark: Whose questions they are.
         image_root: Folder that image paths are relative to.
-        meta: Folder of ``document.jsonl`` and ``metadata.jsonl``; None: the answers of the question file.
+        meta: Folder of ``document.jsonl`` and ``metadata.jsonl``; None: the references of the question file.
     """
 
     path: Path
@@ -191,7 +191,7 @@ class DocDownstreamTest:
             )
         if self.meta and self.benchmark.name == "tabfact":
             # DUE writes 1 and 0 for True and False, and the reference does not read them (docs/benchmarks.md).
-            raise ConfigError("tabfact is scored against the answers of its question file: remove --meta")
+            raise ConfigError("tabfact is scored against the references of its question file: remove --meta")
         origin = next((source.url for source in self.benchmark.sources if source.format == "docdownstream"), "")
         gold = _Gold(self.meta, origin) if self.meta else None
         questions = list(numbered_lines(self.path))
@@ -215,7 +215,7 @@ class DocDownstreamTest:
                 fields = _FIELDS.get(self.benchmark.name, DEEPFORM_FIELDS + KLC_FIELDS)
                 record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
-                record["references"] = gold.answers(index, where, items=self.benchmark.name == "wtq")
+                record["references"] = gold.references(index, where, items=self.benchmark.name == "wtq")
         images: list[tuple[bytes | Path, str]] = [
             checked_image(_read_image(self.image_root, name, where), f"{where}: {self.image_root / name}")
             for name in image_names(given, where=where)
@@ -254,7 +254,7 @@ class _Gold:
             raise SampleError(f"{where}: {question!r:.80} names none of {', '.join(fields)}", "no_field")
         return found
 
-    def answers(self, index: int, where: str, *, items: bool) -> list[str]:
+    def references(self, index: int, where: str, *, items: bool) -> list[str]:
         """Return the references of a question: all variants of its values, or with `items` the values alone."""
         annotation, question = self.document(index, where)["gold"], self._question(index, where)
         values = [value for entry in annotation if entry["key"] == question for value in entry["values"]]

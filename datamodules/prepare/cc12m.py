@@ -15,7 +15,7 @@ from alignvlm_pl.errors import DataError
 
 from ..shards.sample import SampleError
 from ..shards.sample_formats import CAPTION_PROMPT, CaptionReader
-from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk_range
+from ..shards.tar_walk import Member, read_sample, require_members, sample_groups, walk_range
 from ..storage.stored_files import StoredFile, list_files, short_names
 from ..storage.stored_stream import StoredStream
 from .pack.engine import pack, print_yield
@@ -60,8 +60,11 @@ class CaptionTars:
             DataError: The tar is damaged, or cannot be read from its store.
         """
         file: StoredFile = part.payload[0]
+        folder = file.path.removesuffix(file.name)
         with closing(BufferedReader(StoredStream(file))) as stream:
-            for key, members in sample_groups(_members(file, stream)):
+            walked = walk_range(stream, file.name, 0, file.size)
+            whole = require_members(walked, lambda damage: DataError(f"{folder}{damage}; fetch the tar again"))
+            for key, members in sample_groups(whole):
                 yield or_error(self._pair, file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
@@ -75,13 +78,6 @@ class CaptionTars:
             record=record,
             images=[checked_image(data, f"{where}: {name}") for data, name in zip(images, names, strict=True)],
         )
-
-
-def _members(file: StoredFile, stream: IO[bytes]) -> Iterator[Member]:
-    for found in walk_range(stream, file.name, 0, file.size):
-        if isinstance(found, Damage):
-            raise DataError(f"{file.path.removesuffix(file.name)}{found}; fetch the tar again")
-        yield found
 
 
 def main(argv: Sequence[str]) -> int:

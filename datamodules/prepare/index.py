@@ -30,7 +30,7 @@ from ..shards.sample_formats import (
     read_docdownstream,
 )
 from ..shards.shard_file import upright_size
-from ..shards.tar_walk import Damage, Member, read_sample, sample_groups, walk
+from ..shards.tar_walk import read_sample, require_members, sample_groups, walk
 from .pack.options import DEFAULT_WORKERS
 
 AUTO = "auto"
@@ -157,12 +157,14 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
     rows: list[IndexRow] = []
     invalid: Counter[str] = Counter()
     end = 0
+    where = f"shard {path}"
+    walked = require_members(walk(path), lambda found: DataError(f"{where} is cut or damaged: {found}; copy it again"))
     with path.open("rb") as stream:
-        for key, members in sample_groups(_members(path)):
+        for key, members in sample_groups(walked):
             raw, repeated = read_sample(stream, key, members, url=str(path))
             if repeated:  # would stop a training run
                 raise DataError(
-                    f"shard {path}: sample {key!r} has the member {repeated[0].name} twice, again at byte "
+                    f"{where}: sample {key!r} has the member {repeated[0].name} twice, again at byte "
                     f"{repeated[0].offset}; rebuild the shard"
                 )
             offset, end = members[0].begin, members[-1].end
@@ -178,7 +180,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
                 raise DataError(f"{error}; or name what the tars hold with --format") from error
             rows.append(index_row(record, offset=offset, key=key, sizes=sizes, source=source))
     if not rows:
-        raise DataError(f"shard {path} holds no sample; remove it")
+        raise DataError(f"{where} holds no sample; remove it")
     return SampleIndex.from_rows(rows, end=end), invalid
 
 
@@ -216,13 +218,6 @@ def _checked(manifest: Manifest, folder: Path) -> list[Path]:
     for shard in manifest.shards:
         verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     return [manifest.shard_path(shard) for shard in manifest.shards]
-
-
-def _members(path: Path) -> Iterator[Member]:
-    for found in walk(path):
-        if isinstance(found, Damage):
-            raise DataError(f"shard {path} is cut or damaged: {found}; copy it again")
-        yield found
 
 
 def _map(read: Callable[[Path], Indexed], paths: Sequence[Path], workers: int) -> Iterator[Indexed]:

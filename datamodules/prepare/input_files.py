@@ -29,7 +29,7 @@ def parquet_files(options: argparse.Namespace, *, config: str | None) -> tuple[S
 
     Raises:
         ConfigError: Files of several configs are there and none is chosen.
-        DataError: There are no such files, or the store does not answer.
+        DataError: There are no such files, or the store does not respond.
     """
     found = list_files(options.input, ".parquet")
     return tuple(choose_files(found, config=config, split=options.split or DEFAULT_SPLIT, where=options.input))

@@ -14,7 +14,7 @@ from alignvlm_pl.errors import DataError
 from .index import SampleIndex, load_index
 from .manifest import Location, Manifest, Shard
 from .sample_formats import RawSample
-from .tar_walk import Damage, Member, walk_range
+from .tar_walk import Damage, Member, require_members, walk_range
 
 GroupedSample = dict[str, Any]
 _OPEN_SHARDS = 32
@@ -57,7 +57,7 @@ def read_shard(
     found = 0
     try:
         with manifest.open_shard(shard) as stream:
-            members = _require_members(walk_range(stream, shard.path, 0, shard.bytes))
+            members = require_members(walk_range(stream, shard.path, 0, shard.bytes), _tar_error)
             for sample in _grouped(stream, members, where, wanted):
                 found += 1
                 if found > shard.num_samples:
@@ -133,7 +133,7 @@ class ShardReader:
             members = list(walk_range(stream, location.shard.path, start, stop))
             end = members.pop() if members else None
             if isinstance(end, Damage) and end.kind == "cut_at_member":  # as it is after a whole sample
-                found = list(_grouped(stream, _require_members(members), where, wanted))
+                found = list(_grouped(stream, require_members(members, _tar_error), where, wanted))
             reason = _found_instead(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
@@ -158,11 +158,8 @@ class ShardReader:
         return self._shards[where]
 
 
-def _require_members(walked: Iterable[Member | Damage]) -> Iterator[Member]:
-    for found in walked:
-        if isinstance(found, Damage):
-            raise tarfile.TarError(f"byte {found.offset}: {found.message}")
-        yield found
+def _tar_error(damage: Damage) -> tarfile.TarError:
+    return tarfile.TarError(f"byte {damage.offset}: {damage.message}")
 
 
 def _extension(name: str) -> str:

@@ -5,7 +5,7 @@ tarfile and webdataset take a broken header after the first member for the end o
 
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -116,6 +116,14 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
         if info.type not in _BEFORE_A_MEMBER:
             long_name, begin = "", -1
         offset += _BLOCK + -(-content // _BLOCK) * _BLOCK
+
+
+def require_members(walked: Iterable[Member | Damage], error: Callable[[Damage], Exception]) -> Iterator[Member]:
+    """Yield the members of a walk; raise `error` of the first damage."""
+    for found in walked:
+        if isinstance(found, Damage):
+            raise error(found)
+        yield found
 
 
 def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:

@@ -212,7 +212,7 @@ def _attempt(url: str, target: Path, expected: _Expected, policy: Policy, *, kee
             partial.unlink(missing_ok=True)
     raise DataError(
         f"{redact(url)} could not be fetched in {policy.retries + 1} attempts, the last: {reason}; "
-        "see whether the server answers, then start again"
+        "check that the server responds, then start again"
     )
 
 

@@ -88,7 +88,7 @@ def find_file(place: str) -> StoredFile:
     """Return the file at a path or a URL.
 
     Raises:
-        DataError: There is no such file, or the store does not answer.
+        DataError: There is no such file, or the store does not respond.
     """
     if "://" not in place:
         return local_file(Path(place))
@@ -109,7 +109,7 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
         The files, sorted by path.
 
     Raises:
-        DataError: There are none, or the store does not answer.
+        DataError: There are none, or the store does not respond.
     """
     everything = _list(location, _find_all)
     if files := [file for file in everything if file.path.endswith(ending)]:
@@ -122,7 +122,7 @@ def list_folder(location: str) -> list[StoredFile]:
     """List the files directly in a folder, at a URL or in a dataset of the hub; for a file, only itself.
 
     Raises:
-        DataError: There is no such place, or the store does not answer.
+        DataError: There is no such place, or the store does not respond.
     """
     return _list(location, _find_direct)
 

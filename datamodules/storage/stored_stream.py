@@ -23,7 +23,7 @@ class StoredStream(io.RawIOBase):
     Errors of the store are raised as DataError, so they differ from the errors of a damaged file.
 
     Raises:
-        DataError: On reading, where the file does not answer, or ends before the size that it was listed with.
+        DataError: On reading, if the store does not respond, or the file is shorter than listed.
     """
 
     def __init__(self, file: StoredFile, policy: Policy | None = None) -> None:

@@ -178,7 +178,7 @@ def test_questions_of_the_release(tmp_path):
         name="nu-0",
         table="203-csv/1",
         text="who won?",
-        answers=("Ada|B", "Bob"),
+        references=("Ada|B", "Bob"),
         meta={"canonical": ["Ada|B", "Bob"]},
     )
     assert isinstance(found[1], SampleError)

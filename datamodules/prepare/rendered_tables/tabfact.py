@@ -77,7 +77,7 @@ def read_statements(folder: Path, split: str, captions: dict[str, str]) -> Itera
         captions[table] = caption
         counts[table] += 1
         name = f"{table}/{counts[table] - 1}"
-        yield TableQuestion(name=name, table=table, text=statement, answers=(_LABELS[label],))
+        yield TableQuestion(name=name, table=table, text=statement, references=(_LABELS[label],))
 
 
 def _problem(table: object, statement: object, label: object, caption: object) -> str:

@@ -30,14 +30,14 @@ class TableQuestion:
         name: Its name in the dataset.
         table: Name of the table.
         text: The question or statement.
-        answers: All items of the reference answer.
+        references: All items of the reference.
         meta: Fields that its benchmark needs for scoring.
     """
 
     name: str
     table: str
     text: str
-    answers: tuple[str, ...]
+    references: tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -135,7 +135,7 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
             continue
         for query, answer in zip(queries, answers, strict=True):
             name = f"{given}/{asked[given]}"
-            found.append(TableQuestion(name=name, table=table, text=query, answers=(answer,)))
+            found.append(TableQuestion(name=name, table=table, text=query, references=(answer,)))
             asked[given] += 1
     return found
 
@@ -175,7 +175,7 @@ def plain_name(name: str) -> str:
 
 def _records(questions: Sequence[TableQuestion], num_pages: int, *, conversations: bool) -> Iterator[dict[str, Any]]:
     if conversations:
-        pairs = [(question.text, ", ".join(question.answers)) for question in questions]
+        pairs = [(question.text, ", ".join(question.references)) for question in questions]
         turns, table = conversation(pairs, num_images=num_pages), questions[0].table
         yield {"id": table, "task": "table_qa", "messages": turns, "meta": {"table": table}}
         return
@@ -184,7 +184,7 @@ def _records(questions: Sequence[TableQuestion], num_pages: int, *, conversation
             "id": question.name,
             "task": "table_qa",
             "messages": conversation([(question.text, "")], num_images=num_pages)[:1],
-            "references": list(question.answers),
+            "references": list(question.references),
             "meta": {"table": question.table, "index": question.name, **question.meta},
         }
 

@@ -79,7 +79,7 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
             seen.add(name)
             meta = {"canonical": canonical[name]} if name in canonical else {}
             table = context.removeprefix("csv/").removesuffix(".csv")
-            yield TableQuestion(name=name, table=table, text=question, answers=tuple(answers), meta=meta)
+            yield TableQuestion(name=name, table=table, text=question, references=tuple(answers), meta=meta)
 
 
 def _problem(name: object, question: object, context: object, answers: object) -> str:
@@ -130,7 +130,7 @@ def _canonical(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-            # Without a canonical form a question has none: its answers stand for themselves.
+            # References of questions without canonical forms are compared as they are.
             return {
                 row["id"]: [unescape(item) for item in row["targetCanon"].split("|")]
                 for row in rows

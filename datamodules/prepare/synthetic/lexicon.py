@@ -1,7 +1,7 @@
 """Words for documents, and the one rule that keeps training and held-out documents apart.
 
 A word belongs to the held-out part if the checksum of its lower-case letters says so: no list to keep, no
-seed, and the same answer for every source of words. Values (amounts, dates, codes, …) follow the same rule
+seed, and the same result for every source of words. Values (amounts, dates, codes, …) follow the same rule
 as whole strings, so a held-out page shows no word and no value that any training page can show.
 
 Every text of a layout must pass `belongs`, which tests/unit/test_synthetic_splits.py checks.
