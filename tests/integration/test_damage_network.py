@@ -1,4 +1,4 @@
-"""A set behind a real server that fails, in the three uses of a set; see test_damage.py."""
+"""A dataset behind a real server that fails: in training, evaluation and verification; see test_damage.py."""
 
 import functools
 import http.server
@@ -31,27 +31,27 @@ def processor() -> AlignVLMProcessor:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
-    """A server of a whole set; `answers` are what it says next when asked for a file, before it is well again."""
+    """A server of a complete dataset; `responses` of a file are sent first, in order, before the file itself."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "verified"))
     monkeypatch.setattr("datamodules.storage.fetching.MAX_BACKOFF_S", 0.01)
-    answers: dict[str, list[int | str]] = {}
+    responses: dict[str, list[int | str]] = {}
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
-            answer = answers[name].pop(0) if answers.get(name) else 200
-            if answer == CUT:
+            response = responses[name].pop(0) if responses.get(name) else 200
+            if response == CUT:
                 data = (Path(self.directory) / name).read_bytes()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data[: len(data) // 2])
                 self.close_connection = True
-            elif answer != 200:
-                self.send_error(int(answer))
+            elif response != 200:
+                self.send_error(int(response))
             else:
                 super().do_GET()
 
@@ -62,13 +62,13 @@ def site(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}", answers=answers)
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}", responses=responses)
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-# Each use fetches the whole set anew, which takes seconds: two workers only where a worker's own fetch fails.
+# Each use fetches the whole dataset anew, which takes seconds: two workers only where a worker's own fetch fails.
 FOR_A_WHILE = [
     (SHARD, [500], (0, 2)),
     (SHARD, [429, 503, CUT], (0,)),
@@ -77,19 +77,19 @@ FOR_A_WHILE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "answers", "num_workers"), FOR_A_WHILE, ids=str)
-def test_a_server_that_fails_for_a_while(site, tmp_path, processor, capsys, name, answers, num_workers):
+@pytest.mark.parametrize(("name", "responses", "num_workers"), FOR_A_WHILE, ids=str)
+def test_a_server_that_fails_for_a_while(site, tmp_path, processor, capsys, name, responses, num_workers):
     for number, workers in enumerate(num_workers):
         for use in (train_epoch, evaluate):
-            site.answers[name] = list(answers)
+            site.responses[name] = list(responses)
             cache = tmp_path / f"cache-{use.__name__}-{number}"
             options = {"cache": cache, "num_workers": workers, "fetch_retries": 3}
-            keys, bad = use(site.url, processor, **options)
-            assert (keys, bad) == (Counter(KEYS), type(bad)())
-            assert site.answers[name] == []
-    site.answers[name] = list(answers)
+            keys, skipped = use(site.url, processor, **options)
+            assert (keys, skipped) == (Counter(KEYS), type(skipped)())
+            assert site.responses[name] == []
+    site.responses[name] = list(responses)
     assert verify(site.url, capsys) == []
-    assert site.answers[name] == []
+    assert site.responses[name] == []
 
 
 GONE = r"http://127\.0\.0\.1:\d+/{}"
@@ -105,9 +105,9 @@ FOR_EVER = {
 
 @pytest.mark.parametrize("where", FOR_EVER, ids=str)
 def test_a_server_that_fails_for_ever(site, tmp_path, processor, capsys, where):
-    name, answer = where
+    name, response = where
     message, kinds = FOR_EVER[where]
-    site.answers[name] = [answer] * 1000
+    site.responses[name] = [response] * 1000
     for workers in (0, 2) if where == (SHARD, 404) else (0,):
         for use in (train_epoch, evaluate):
             options = {"cache": tmp_path / "cache", "num_workers": workers, "fetch_retries": 1}
@@ -117,7 +117,7 @@ def test_a_server_that_fails_for_ever(site, tmp_path, processor, capsys, where):
 
 
 def test_a_url_without_a_manifest(site, tmp_path, processor, capsys):
-    site.answers["manifest.json"] = [404] * 1000
+    site.responses["manifest.json"] = [404] * 1000
     message = r"http://127\.0\.0\.1:\d+ is not a complete dataset: no manifest\.json in it"
     for use in (train_epoch, evaluate):
         with pytest.raises(DataError, match=message):

@@ -1,4 +1,4 @@
-"""A server on this machine that answers as the hub does, and `prepare` against it.
+"""A server on this machine that responds as the hub does, and `prepare` against it.
 
 The hub's client reads its address when it is imported, so the command runs in a process of its own.
 """
@@ -25,9 +25,9 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.root = root
-        self.asked: list[tuple[str, str | None]] = []
+        self.requested: list[tuple[str, str | None]] = []
         self.lacking: dict[str, int] = {}  # bytes that files have in the listing only
-        self.failing = 0  # requests for files that are refused before one is answered
+        self.failing = 0  # requests for files that are refused before one succeeds
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -36,7 +36,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, given = unquote(urlsplit(self.path).path), self.headers.get("Range")
-        self.server.asked.append((path, given))
+        self.server.requested.append((path, given))
         if re.fullmatch(r"/api/datasets/[^/]+/[^/]+(/revision/main)?", path):
             self._json({"id": "owner/set", "sha": COMMIT, "private": False, "siblings": []})
         elif path.startswith("/api/datasets/owner/set/tree/main"):

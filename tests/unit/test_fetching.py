@@ -24,47 +24,47 @@ ROOT = Path(__file__).resolve().parents[2]
 BODY = b"".join(number.to_bytes(4, "big") for number in range(100_000))
 SHA = hashlib.sha256(BODY).hexdigest()
 QUICK = Policy(retries=3, timeout_s=5, backoff_s=0.01)
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
-def reply(status: int = 200, body: bytes = BODY, length: int | None = None) -> Answer:
+def reply(status: int = 200, body: bytes = BODY, length: int | None = None) -> Respond:
     """Send a status and a body, possibly announcing another length."""
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(body) if length is None else length))
         handler.end_headers()
         handler.wfile.write(body)
 
-    return answer
+    return respond
 
 
-def unsized(body: bytes) -> Answer:
+def unsized(body: bytes) -> Respond:
     """Send a body whose end is the end of the connection."""
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(body)
 
-    return answer
+    return respond
 
 
 class Server:
-    """A web server on this machine: for each path the answers it gives in turn, the last one for ever."""
+    """A web server on this machine: for each path its responses in order; the last one repeats."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.asked: list[str] = []
+        self.responses: dict[str, list[Respond]] = {}
+        self.requested: list[str] = []
         self.blocked = threading.Event()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.asked.append(self.path)
-                answers = site.answers.get(self.path.partition("?")[0], [reply(404, b"none")])
+                site.requested.append(self.path)
+                responses = site.responses.get(self.path.partition("?")[0], [reply(404, b"none")])
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+                    (responses.pop(0) if len(responses) > 1 else responses[0])(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -120,28 +120,28 @@ def program(cache: Path, url: str, *, timeout_s: float = 60) -> list[str]:
 
 
 def test_a_file_is_fetched_once_and_then_found(server, tmp_path):
-    server.answers["/set/a.tar"] = [reply()]
+    server.responses["/set/a.tar"] = [reply()]
     url = server.url("/set/a.tar")
     path = fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA)
     assert path == tmp_path / hashlib.sha256(url.encode()).hexdigest() / "a.tar"
     assert path.read_bytes() == BODY
     assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA) == path
-    assert server.asked == ["/set/a.tar"]
+    assert server.requested == ["/set/a.tar"]
     assert files(tmp_path) == ["a.tar"]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_passing_errors_are_tried_again(server, tmp_path, status):
-    server.answers["/a.tar"] = [reply(status, b"busy"), reply(status, b"busy"), reply()]
+    server.responses["/a.tar"] = [reply(status, b"busy"), reply(status, b"busy"), reply()]
     assert fetch(server.url("/a.tar"), cache=tmp_path, policy=QUICK).read_bytes() == BODY
-    assert len(server.asked) == 3
+    assert len(server.requested) == 3
 
 
 def test_errors_that_stay_are_named_with_url_attempts_and_reason(server, tmp_path):
-    server.answers["/a.tar"] = [reply(500, b"broken")]
+    server.responses["/a.tar"] = [reply(500, b"broken")]
     with pytest.raises(DataError, match=r"http://127.*/a\.tar could not be fetched in 4 attempts, the last: .*500"):
         fetch(server.url("/a.tar"), cache=tmp_path, policy=QUICK)
-    assert len(server.asked) == 4
+    assert len(server.requested) == 4
     assert files(tmp_path) == []
 
 
@@ -150,11 +150,11 @@ def test_errors_that_stay_are_named_with_url_attempts_and_reason(server, tmp_pat
     [(404, "there is no such file"), (403, "refuses it .*403"), (401, "refuses it .*401")],
 )
 def test_a_refusal_is_not_tried_again(server, tmp_path, status, message):
-    server.answers["/a.tar"] = [reply(status, b"no")]
+    server.responses["/a.tar"] = [reply(status, b"no")]
     with pytest.raises(DataError, match=message) as caught:
         fetch(server.url("/a.tar"), cache=tmp_path, policy=QUICK)
     assert isinstance(caught.value, MissingFileError) == (status == 404)
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
     assert files(tmp_path) == []
 
 
@@ -167,20 +167,20 @@ def test_a_server_that_is_not_there(server, tmp_path):
 
 @pytest.mark.parametrize("cut", [reply(body=BODY[:1000], length=len(BODY)), unsized(BODY[:1000])])
 def test_a_short_body_is_retried_and_never_kept(server, tmp_path, cut):
-    server.answers["/a.tar"] = [cut, reply()]
+    server.responses["/a.tar"] = [cut, reply()]
     wanted = {"cache": tmp_path, "expected_bytes": len(BODY), "policy": QUICK}
     assert fetch(server.url("/a.tar"), **wanted).read_bytes() == BODY
-    server.answers["/b.tar"] = [cut]
+    server.responses["/b.tar"] = [cut]
     with pytest.raises(DataError, match="in 4 attempts, the last: "):
         fetch(server.url("/b.tar"), **wanted)
     assert files(tmp_path) == ["a.tar"]
 
 
 def test_changed_bytes_are_refused_at_once(server, tmp_path):
-    server.answers["/a.tar"] = [reply(body=b"x" + BODY[1:])]
+    server.responses["/a.tar"] = [reply(body=b"x" + BODY[1:])]
     with pytest.raises(DataError, match=rf"another file: expected sha256 {SHA[:16]}…, found"):
         fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA, policy=QUICK)
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
     assert files(tmp_path) == []
 
 
@@ -191,7 +191,7 @@ def test_more_than_the_expected_bytes_are_not_even_read(server, tmp_path):
         while True:
             handler.wfile.write(bytes(1 << 20))
 
-    server.answers["/a.tar"] = [endless]
+    server.responses["/a.tar"] = [endless]
     with pytest.raises(DataError, match="has more than the expected 1000 bytes"):
         fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=1000, policy=QUICK)
     with pytest.raises(DataError, match="has more than the expected 2000 bytes"):
@@ -200,12 +200,12 @@ def test_more_than_the_expected_bytes_are_not_even_read(server, tmp_path):
 
 
 def test_a_server_that_falls_silent_is_left(server, tmp_path):
-    server.answers["/a.tar"] = [server.half, reply()]
+    server.responses["/a.tar"] = [server.half, reply()]
     start = time.monotonic()
     path = fetch(server.url("/a.tar"), cache=tmp_path, policy=Policy(timeout_s=0.5, backoff_s=0.01))
     assert path.read_bytes() == BODY
     assert 0.5 <= time.monotonic() - start < 10
-    assert len(server.asked) == 2
+    assert len(server.requested) == 2
 
 
 def test_a_server_that_drips_is_left(server, tmp_path):
@@ -215,7 +215,7 @@ def test_a_server_that_drips_is_left(server, tmp_path):
         while not server.blocked.wait(0.05):
             handler.wfile.write(b"0123456789")
 
-    server.answers["/a.tar"] = [drip]
+    server.responses["/a.tar"] = [drip]
     policy = Policy(retries=1, timeout_s=0.5, backoff_s=0.01)
     with pytest.raises(
         DataError,
@@ -225,24 +225,24 @@ def test_a_server_that_drips_is_left(server, tmp_path):
 
 
 def test_a_copy_of_another_version_is_fetched_again(server, tmp_path):
-    server.answers["/a.tar"] = [reply(body=b"old" + BODY[3:]), reply()]
+    server.responses["/a.tar"] = [reply(body=b"old" + BODY[3:]), reply()]
     url = server.url("/a.tar")
     old = fetch(url, cache=tmp_path, expected_bytes=len(BODY))
     assert old.read_bytes()[:3] == b"old"
     assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA).read_bytes() == BODY
     fetch(url, cache=tmp_path, tag="a later set")
-    assert len(server.asked) == 3
+    assert len(server.requested) == 3
 
 
 def test_a_copy_that_was_cut_on_the_disk_is_fetched_again(server, tmp_path):
-    server.answers["/a.tar"] = [reply()]
+    server.responses["/a.tar"] = [reply()]
     path = fetch(server.url("/a.tar"), cache=tmp_path)
     os.truncate(path, 1000)
     assert fetch(server.url("/a.tar"), cache=tmp_path).read_bytes() == BODY
 
 
 def test_equal_base_names_do_not_meet(server, tmp_path):
-    server.answers |= {"/x/train-0000.tar": [reply()], "/y/train-0000.tar": [reply(body=BODY[::-1])]}
+    server.responses |= {"/x/train-0000.tar": [reply()], "/y/train-0000.tar": [reply(body=BODY[::-1])]}
     one, other = (fetch(server.url(f"/{name}/train-0000.tar"), cache=tmp_path) for name in "xy")
     assert one.name == other.name
     assert (one.read_bytes(), other.read_bytes()) == (BODY, BODY[::-1])
@@ -270,21 +270,21 @@ def test_passwords_and_signatures_are_not_shown(server, tmp_path):
 
 
 def test_two_processes_fetch_one_file_once(server, tmp_path):
-    server.answers["/a.tar"] = [server.half]
+    server.responses["/a.tar"] = [server.half]
     url = server.url("/a.tar")
     runs = [subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    wait_for(lambda: server.asked)
+    wait_for(lambda: server.requested)
     time.sleep(1.5)  # the other one has long come to the lock
     server.blocked.set()
     paths = [run.communicate(timeout=60)[0].strip() for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert paths[0] == paths[1]
     assert Path(paths[0]).read_bytes() == BODY
-    assert server.asked == ["/a.tar"]
+    assert server.requested == ["/a.tar"]
 
 
 def test_a_killed_download_leaves_no_file_that_passes_for_complete(server, tmp_path):
-    server.answers["/a.tar"] = [server.half, reply()]
+    server.responses["/a.tar"] = [server.half, reply()]
     url = server.url("/a.tar")
     run = subprocess.Popen(program(tmp_path, url), cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*/.*.partial")))
@@ -300,7 +300,7 @@ def test_a_killed_download_leaves_no_file_that_passes_for_complete(server, tmp_p
 
 
 def test_a_file_without_its_record_is_not_trusted(server, tmp_path):
-    server.answers["/a.tar"] = [reply()]
+    server.responses["/a.tar"] = [reply()]
     url = server.url("/a.tar")
     path = cache_path(url, cache=tmp_path)
     path.parent.mkdir()
@@ -314,7 +314,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch)
     # What is written to this device meets a real ENOSPC.
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    server.answers["/a.tar"] = [reply()]
+    server.responses["/a.tar"] = [reply()]
 
     def full(folder: Path) -> Path:
         path = folder / ".full.partial"
@@ -324,14 +324,14 @@ def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch)
     monkeypatch.setattr(fetching, "_partial_path", full)
     with pytest.raises(DataError, match=r"cannot be stored in .*: the disk is full, No space left on device"):
         fetch(server.url("/a.tar"), cache=tmp_path, policy=QUICK)
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
     assert files(tmp_path) == []
 
 
 def test_a_shard_larger_than_the_disk_is_not_begun(server, tmp_path):
     with pytest.raises(DataError, match=r"has 1152921504606846976 bytes but .* free: the disk is full"):
         fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=1 << 60)
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_a_cache_that_is_no_folder_is_named(server, tmp_path):
@@ -341,7 +341,7 @@ def test_a_cache_that_is_no_folder_is_named(server, tmp_path):
 
 
 def test_a_forked_worker_fetches_after_its_parent_has(server, tmp_path):
-    server.answers |= {"/a.tar": [reply()], "/b.tar": [reply()]}
+    server.responses |= {"/a.tar": [reply()], "/b.tar": [reply()]}
     fetch(server.url("/a.tar"), cache=tmp_path)
     # A process of its own, because forking this one, which has threads, would warn.
     code = (

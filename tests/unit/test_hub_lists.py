@@ -127,14 +127,14 @@ def test_a_short_piece_of_the_hub_is_named_with_its_byte(tmp_path, hub):
     assert expected in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
     # The lines are there already, and the same command goes on with the same work.
-    hub.asked.clear()
+    hub.requested.clear()
     identity = (tmp_path / "out/.prepare/identity.json").read_text()
     again = prepare(hub, tmp_path / "out", kind="docdownstream")
     assert "thrown away" not in again.stderr
     assert (tmp_path / "out/.prepare/identity.json").read_text() == identity
     hub.lacking.clear()
     assert prepare(hub, tmp_path / "out", kind="docdownstream").returncode == 0
-    assert not [path for path, _ in hub.asked if path.endswith("/train.jsonl")]
+    assert not [path for path, _ in hub.requested if path.endswith("/train.jsonl")]
 
 
 def test_a_list_of_this_disk_with_the_zip_of_the_hub(tmp_path, hub):

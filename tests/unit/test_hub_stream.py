@@ -44,7 +44,7 @@ def test_a_config_of_a_hub_dataset_is_read_in_pieces_and_nothing_is_kept(tmp_pat
     done = prepare(hub, tmp_path / "out", "--config", "ArxivTableCap")
     assert done.returncode == 0, done.stderr
     assert load_manifest(tmp_path / "out").sources == {"bigdocs/ArxivTableCap": 80}
-    fetched = [(path, given) for path, given in hub.asked if "/resolve/" in path]
+    fetched = [(path, given) for path, given in hub.requested if "/resolve/" in path]
     assert {path.rpartition("/")[2] for path, _ in fetched} == {
         "train-00000-of-00002.parquet", "train-00001-of-00002.parquet",
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_tars_of_a_hub_dataset_are_read_in_pieces_through_a_failing_request(tmp_
     assert (manifest.num_samples, manifest.extra["skipped"], hub.failing) == (60, {}, 0)
     answers = {message_text(Decoder()(raw).messages[-1]) for raw in read_range(manifest, 0, 60)}
     assert answers == {f"{shard}/{key}" for shard in range(2) for key in range(30)}
-    fetched = [(path, given) for path, given in hub.asked if "/resolve/" in path]
+    fetched = [(path, given) for path, given in hub.requested if "/resolve/" in path]
     assert {path.rpartition("/")[2] for path, _ in fetched} == {
         "cc12m-train-0000.tar",
         "cc12m-train-0001.tar",

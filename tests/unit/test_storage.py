@@ -46,15 +46,15 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def site(folder: Path, monkeypatch) -> Iterator[types.SimpleNamespace]:
-    """The folder above the dataset, on a web server; `asked` lists the files that were asked for."""
+    """The folder above the dataset, on a web server; `requested` lists the requested files."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_request(self, *_: object) -> None:
-            asked.append(self.path.rpartition("/")[2])
+            requested.append(self.path.rpartition("/")[2])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -63,7 +63,7 @@ def site(folder: Path, monkeypatch) -> Iterator[types.SimpleNamespace]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield types.SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}/my%20set", asked=asked)
+    yield types.SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}/my%20set", requested=requested)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -86,12 +86,12 @@ def edit(folder: Path, **changes: object) -> None:
 def test_a_dataset_at_a_url_is_read_like_a_folder_and_shards_come_on_first_use(folder, site, storage):
     manifest = load_manifest(site.url, storage=storage)
     assert manifest.is_remote
-    assert site.asked == ["manifest.json"]
+    assert site.requested == ["manifest.json"]
     assert next(iter(read_range(manifest, 2, 3)))["__key__"] == "set-00000002"
-    assert site.asked == ["manifest.json", "set-00001.tar"]
+    assert site.requested == ["manifest.json", "set-00001.tar"]
     assert keys(manifest) == keys(load_manifest(folder))
     assert keys(load_manifest(site.url + "/", storage=storage)) == keys(manifest)
-    assert site.asked.count("set-00001.tar") == 1
+    assert site.requested.count("set-00001.tar") == 1
     assert manifest.sha256 == load_manifest(folder).sha256 != ""
     # Worker processes get it by pickle.
     assert keys(pickle.loads(pickle.dumps(manifest))) == keys(manifest)
@@ -131,7 +131,7 @@ def test_the_sample_index_comes_without_its_shard(folder, site, storage):
         manifest.index_path(manifest.shards[0])
     (folder / "set-00000.index.json").write_text("{}")
     assert manifest.index_path(manifest.shards[0]).read_text() == "{}"
-    assert "set-00000.tar" not in site.asked
+    assert "set-00000.tar" not in site.requested
     local = load_manifest(folder)
     assert local.index_path(local.shards[0]) == folder / "set-00000.index.json"
 
