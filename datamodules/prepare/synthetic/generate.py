@@ -273,7 +273,7 @@ def _check(split: str, kind: str | None, width: int, height: int, num_questions:
 def _lines(sheet: Sheet, boxes: list[Box]) -> list[dict[str, Any]]:
     """Join the texts of each row, left to right, with the hull of their boxes.
 
-    CONTRACT: one entry per row of vision tokens, which is what the read warm start spells out per row.
+    CONTRACT: one entry per row of visual tokens, which is what the read warm start spells out per row.
     """
     rows: dict[int, list[tuple[Box, str]]] = {}
     for segment, box in zip(sheet.segments, boxes, strict=True):

@@ -82,9 +82,9 @@ def open_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 
 ROW_HEIGHT_PX = 32
-"""Height of one row of vision tokens."""
+"""Height of one row of visual tokens."""
 COLUMN_WIDTH_PX = 8
-"""Width of one vision token."""
+"""Width of one visual token."""
 MIN_PITCH_PX = 9.0
 """Least average width of a character."""
 
