@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import AlignVLMError, ConfigError
 from ..utils.atomic_files import write_results
 from ..utils.installation import configs_dir
+from ..utils.text_table import text_table
 from .recipe import plan_runs
 
 DATA = Path("data/demo")
@@ -78,11 +79,7 @@ def _test(folder: Path, *words: str) -> None:
 
 
 def _command(*words: str) -> None:
-    """Run one command of this program in this process.
-
-    Raises:
-        AlignVLMError: It did not succeed; what was wrong is printed already.
-    """
+    """Run one command of this program in this process; raise an AlignVLMError where it did not succeed."""
     from . import main
 
     sys.stdout.write(f"\n$ python cli.py {' '.join(words)}\n")
@@ -134,6 +131,4 @@ def _table(untrained: dict[str, Any], trained: dict[str, Any]) -> str:
     for name, scores in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
         for metric in ("cer",) if "cer" in scores else ("anls", "exact_match"):
             rows.append((name, str(scores["num"]), metric, f"{before[name][metric]:.3f}", f"{scores[metric]:.3f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(text_table(rows))

@@ -419,11 +419,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _follows(config: Any) -> str:
-    """YAML comments with the settings of the trainer that follow from others.
-
-    Raises:
-        ConfigError: The stage's values, or the number of devices, are invalid.
-    """
+    """Return YAML comments with the settings of the trainer that follow from others."""
     stage = Stage(**{field.name: config.stage[field.name] for field in fields(Stage)})
     settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
     lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
@@ -450,11 +446,7 @@ def _log_given(trainer: dict[str, Any]) -> None:
 
 
 def _count(trainer: Any) -> int:
-    """Number of devices a node behind the trainer's settings, "auto" by what the machine has.
-
-    Raises:
-        ConfigError: They say none.
-    """
+    """Return the devices of a node behind the trainer's settings, for "auto" those that the machine has."""
     devices = trainer["devices"]
     if isinstance(devices, str) and "," in devices:  # "0,1"
         devices = [word for word in devices.split(",") if word.strip()]

@@ -18,10 +18,8 @@ _SHORT = {"Parser key ": "", "a typing.Literal": "one of ", "a <class '": "", "'
 def shorten(message: str, classes: Collection[str] = ()) -> str:
     """Put a message of jsonargparse on one line, without the types that it tried.
 
-    Args:
-        message: Lines of jsonargparse.
-        classes: For a message of the whole command: bare class names that a `class_path` may have; the one that is
-            similar to a word of the message is proposed.
+    `classes`, for a message of the whole command, are bare names that a `class_path` may have: the one that is similar
+    to a word of the message is proposed.
     """
     lines = message.splitlines()
     if (at := next((number for number, line in enumerate(lines) if _CLASS in line), None)) is not None:

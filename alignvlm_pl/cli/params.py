@@ -29,14 +29,12 @@ def run(argv: list[str]) -> int:
 
 
 def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
-    """The table of every stage of a recipe, built on the meta device.
+    """Return the table of every stage of a recipe, built on the meta device.
 
-    Args:
-        recipe: Its file.
-        connector: File of a connector; None: the recipe's, or else the model's.
+    `connector` is the file of a connector in place of the recipe's, or else the model's.
 
     Raises:
-        ConfigError: If the recipe has no stages, or names no file of a model.
+        ConfigError: The recipe has no stages, or names no file of a model.
     """
     from copy import deepcopy
 

@@ -45,12 +45,7 @@ class _Argument:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEntry:
-    """One stage of a recipe.
-
-    Attributes:
-        files: Axis -> absolute path of its file.
-        override: Dotted key -> value, over what the files say.
-    """
+    """One stage of a recipe: axis -> absolute path of its file; dotted key -> value, over what the files say."""
 
     files: dict[str, Path]
     override: dict[str, Any] = field(default_factory=dict)

@@ -15,10 +15,7 @@ CALLBACKS = {
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Refuse Lightning's callbacks that change what the stage decides.
-
-    Args:
-        callbacks: `trainer.callbacks` as parsed: one or a list, each with its `class_path`; None: none.
+    """Refuse Lightning's callbacks that change what the stage decides; `callbacks` as parsed, one or a list.
 
     Raises:
         ConfigError: Naming the callback and what to use instead.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..utils.text_table import text_table
 from .recipe import load_yaml
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def _table(step: int, micros: Sequence["Micro"], weights: "Weights | None") -> I
         if head["device"] != "cpu":
             yield f"the run was on {head['device']}, this is a CPU: the same weights agree to rounding only"
     rows = [_COLUMNS, *(row for micro in micros for row in _rows(micro))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from text_table(rows)
     yield "step: " + ", ".join(f"{name} {value:.6f}" for name, value in _losses(micros).items())
 
 

@@ -74,12 +74,7 @@ def run(argv: list[str]) -> int:
 
 
 def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[EvalSample]":
-    """Return the predictions that have references; the others become a problem of the file.
-
-    Raises:
-        ConfigError: None has any.
-        DataError: None belongs to the benchmark.
-    """
+    """Return the predictions that have references; the others become a problem of the file."""
     samples = [sample for sample in found.samples if sample.references or "gold" in sample.meta]
     if not samples:
         raise ConfigError(

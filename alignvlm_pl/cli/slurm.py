@@ -34,12 +34,7 @@ def requeued(environment: Mapping[str, str]) -> bool:
 
 
 def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices: int) -> None:
-    """Compare what SLURM has started with `trainer.num_nodes` and `trainer.devices`.
-
-    Args:
-        environment: Variables of this process.
-        num_nodes: Nodes of the config.
-        devices: Devices a node of the config; each needs a task.
+    """Compare what SLURM has started with `trainer.num_nodes` and `trainer.devices`, each of which needs a task.
 
     Raises:
         ConfigError: They differ, or the tasks were not started by srun; ranks would wait for others for ever.

@@ -68,14 +68,10 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     def shard(self, model: nn.Module, load: Callable[[], None]) -> None:
-        """Shard a model that was built on the meta device, and load it.
-
-        Args:
-            model: An `AlignVLMForConditionalGeneration` whose freeze table has been applied.
-            load: Loads each rank's rows.
+        """Shard a model whose freeze table has been applied; `load` then reads each rank's rows.
 
         Raises:
-            ConfigError: The precision needs a loss scale, which is not kept in step over ranks here.
+            ConfigError: The precision needs a loss scale, which ranks would not keep in step.
         """
         precision = str(self.precision_plugin.precision)
         if precision.startswith("16"):
@@ -132,36 +128,26 @@ class ShardedStrategy(ModelParallelStrategy):
             CheckpointError: A rank could not write; on all ranks. An earlier checkpoint is as it was.
         """
         path = Path(self.broadcast(str(filepath)))
-        partial = partial_path(path)
-        rank, ranks = self.global_rank, self.world_size
+        partial, rank, ranks = partial_path(path), self.global_rank, self.world_size
         own = rank_state(checkpoint, rank=rank)
-        problem = None
-        if self.is_global_zero:
-            problem = _catch_error(lambda: _make_empty(partial))
-        self._raise_on_all_ranks(problem, path, partial)
-        self._raise_on_all_ranks(
-            _catch_error(lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)), path, partial
-        )
-        if self.is_global_zero:
-            problem = _catch_error(lambda: replace_path(partial, path))
-        self._raise_on_all_ranks(problem, path, partial)
+        for on_all, action in (
+            (False, lambda: _make_empty(partial)),
+            (True, lambda: write_rank(partial, own, checkpoint, rank=rank, ranks=ranks)),
+            (False, lambda: replace_path(partial, path)),
+        ):
+            problem = _catch_error(action) if on_all or rank == 0 else None
+            if found := next(filter(None, gather(problem)), None):
+                if rank == 0:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise CheckpointError(
+                    f"could not write checkpoint {path}: {found}; the earlier one is as it was; free some space or set "
+                    "another run_dir"
+                )
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a folder, or another strategy's file; this rank's values are taken when they are set."""
         path = Path(checkpoint_path)
-        if path.is_dir():
-            return read_folder(path)
-        return load_file(path)
-
-    def _raise_on_all_ranks(self, problem: str | None, path: Path, partial: Path) -> None:
-        """Raise on all ranks if one has a problem."""
-        if found := next(filter(None, gather(problem)), None):
-            if self.is_global_zero:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not write checkpoint {path}: {found}; the earlier one is as it was; free some space or set "
-                "another run_dir"
-            )
+        return read_folder(path) if path.is_dir() else load_file(path)
 
 
 def evaluate_without_inference_mode(trainer: pl.Trainer) -> None:

@@ -50,12 +50,9 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def build_on_meta(spec: ModelSpec, processor: AlignVLMProcessor, *, whole: bool) -> AlignVLMForConditionalGeneration:
-    """Build the model without memory for what `load_parts` reads from files; only parts with random weights are real.
+    """Build the model without memory for what `load_parts` reads; only parts with random weights are real.
 
-    Args:
-        spec: The model.
-        processor: Its processor.
-        whole: Whether all weights come from one folder; else those of the pretrained parts do.
+    With `whole` all weights come from one folder, else those of the pretrained parts do.
     """
     config = build_config(spec, image_token_id=processor.image_token_id)
     with parameters_on_meta():
@@ -77,12 +74,9 @@ def load_parts(
     spec: ModelSpec,
     folder: str | Path | None,
 ) -> None:
-    """Read the weights of a sharded model that `build_on_meta` made; each rank reads its own rows.
+    """Read the weights of a sharded model of `build_on_meta`, on each rank its own rows.
 
-    Args:
-        model: The model; what is on the meta device gets memory.
-        spec: Where its pretrained parts are.
-        folder: A saved AlignVLM with all weights, instead of the pretrained parts.
+    They are those of a saved AlignVLM, `folder`, or else of the pretrained parts of `spec`.
 
     Raises:
         CheckpointError: Files are missing or damaged, or their tensors are not the model's.
@@ -105,13 +99,10 @@ def load_rows(
     what: str,
     strict: bool = False,
 ) -> None:
-    """Read a module's tensors from safetensors files; of a sharded parameter, the rows of this rank.
+    """Read a module's tensors from safetensors files of a folder or hub id; of a sharded one this rank's rows.
 
-    Args:
-        module: Its parameters may be on the meta device, and sharded over their first dimension.
-        source: Folder or hub id.
-        what: What errors call the module.
-        strict: Whether the files may hold nothing else.
+    Parameters may be on the meta device, and sharded over their first dimension. `what` names the module in errors;
+    with `strict` the files may hold nothing else.
 
     Raises:
         CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.

@@ -35,16 +35,10 @@ def shard(
     reshard_vision: bool = True,
     reshard_llm: bool = True,
 ) -> None:
-    """Shard an `AlignVLMForConditionalGeneration` in place; its parameters may be on the meta device.
+    """Shard a model, which may be on the meta device, in place over a mesh of one dimension.
 
-    CONTRACT: the freeze table has been applied; parameters may not be frozen or unfrozen afterwards.
-
-    Args:
-        model: The model.
-        mesh: The ranks, one dimension.
-        policy: Precision in which parameters are gathered and gradients summed.
-        reshard_vision: Whether the tower's layers are freed after forward and gathered again in backward.
-        reshard_llm: Likewise of the LLM's layers.
+    Parameters may not be frozen or unfrozen afterwards. `policy` is the precision in which they are gathered and
+    gradients summed; with `reshard_…` the layers of a part are freed after forward and gathered again in backward.
     """
     # Connectors return views, which is harmless as long as nobody changes them in place (models/sequences.py does not).
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")

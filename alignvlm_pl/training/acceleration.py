@@ -30,13 +30,9 @@ def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str])
 
 
 def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> None:
-    """Checkpoint the layers of these parts: save their inputs only, and recompute them in backward.
+    """Have the layers of these parts (`CHECKPOINTED`) keep their inputs alone, and run again in backward, in place.
 
-    To be called before the model is sharded or compiled, so that parameters are gathered for both forward runs.
-
-    Args:
-        model: An `AlignVLMForConditionalGeneration`.
-        parts: Names in `CHECKPOINTED`.
+    Called before the model is sharded or compiled, so that parameters are gathered for both runs.
     """
     for part in parts:
         for layer in layers(getattr(model, PARTS[part])):
@@ -44,13 +40,9 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def compile_parts(model: nn.Module, parts: Sequence[str]) -> None:
-    """Compile these parts in place: each layer of the vision tower and the LLM, and the connector as one module.
+    """Compile these parts (`PARTS`) in place: each layer of a tower, the connector as one module.
 
     Parameter names do not change. The first step with every new shape is slower.
-
-    Args:
-        model: An `AlignVLMForConditionalGeneration`.
-        parts: Names in `PARTS`.
     """
     for part in parts:
         module = getattr(model, PARTS[part])

@@ -50,12 +50,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return the description of a checkpoint, in plain types, with the versions of the libraries.
 
-    Args:
-        config: Configuration of the model.
-        contract: See `contract`.
-        stage: The stage.
-        parent: `stage` and `weights_sha256` of the folder that the stage started from; None: it started from none.
-        samples_seen: Source -> samples of this stage, over all ranks.
+    `parent` has `stage` and `weights_sha256` of the folder that the stage started from; `samples_seen` counts the
+    samples of this stage by source, over all ranks.
     """
     return {
         "version": _VERSION,
@@ -71,13 +67,8 @@ def describe(
 def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
     """Compare the contract of weights with that of the configured model.
 
-    Args:
-        found: Contract in the checkpoint or folder.
-        expected: Contract of the configured model.
-        source: Setting or folder that `found` comes from, for the message.
-
     Raises:
-        CheckpointError: They differ; with both values of each difference.
+        CheckpointError: They differ; with `source`, a setting or folder, and both values of each difference.
     """
     if differences := list(_differences(found, expected)):
         listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
@@ -85,11 +76,7 @@ def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
 
 
 def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
-    """Compare the settings of a checkpoint's stage with the configured ones.
-
-    Args:
-        found: `stage` of the checkpoint's description.
-        stage: The configured stage.
+    """Compare the settings of a checkpoint's stage, `found`, with the configured ones.
 
     Raises:
         CheckpointError: One of them has adapters or averaged weights, which the other has not.
@@ -112,11 +99,7 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
 
 
 def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
-    """Compare the start of a checkpoint's stage with `stage.init_from`.
-
-    Args:
-        found: `stage` and `weights_sha256` of the checkpoint's start; None: it started from no folder.
-        parent: The same of `stage.init_from`.
+    """Compare the start of a checkpoint's stage with `stage.init_from`, both as `describe` has them.
 
     Raises:
         CheckpointError: They differ; with stage and hash of both.
@@ -129,11 +112,7 @@ def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | No
 
 
 def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
-    """Check that the checkpoint has the position of this DataModule in its training stream.
-
-    Args:
-        checkpoint: Lightning's checkpoint; a DataModule's state stands under the name of its class.
-        name: Class of the configured DataModule.
+    """Check that a checkpoint of Lightning's has the position of the DataModule whose class has this name.
 
     Raises:
         CheckpointError: It has that of another class; with both names.

@@ -117,18 +117,17 @@ def export_checkpoint(
 def export(
     model: Any, processor: Any, folder: Path, record: dict[str, Any], *, max_shard_size: str = FILE_SIZE
 ) -> dict[str, Any]:
-    """Write model, processor and record as one folder that is either whole or absent.
+    """Write model, processor and record as one folder that is either whole or absent; an earlier one is replaced.
 
     Args:
-        model: A Hugging Face model. If it has adapters, its weights are written with them merged, and the adapters
-            alone in `adapter/<part>` (`alignvlm_pl.training.lora`).
+        model: A Hugging Face model. Adapters are merged, and written once more, alone, to `adapter/<part>`.
         processor: Its processor.
-        folder: Where to; replaced if it exists.
+        folder: The folder.
         record: Facts about the stage; `weights_sha256` is added.
         max_shard_size: Most bytes of a file of weights. Several files come with an index.
 
     Raises:
-        CheckpointError: If the disk is full or the folder cannot be written; nothing that was there is lost.
+        CheckpointError: The disk is full or the folder cannot be written; nothing that was there is lost.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -190,15 +189,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
-    """Compare names and shapes of tensors in a checkpoint with those of the model.
-
-    Args:
-        found: Name -> tensor in the checkpoint.
-        expected: Name -> tensor of the model.
-        source: Setting or file that `found` comes from, for the message.
+    """Compare names and shapes of tensors in a checkpoint, `found`, with those of the model.
 
     Raises:
-        CheckpointError: They differ; with the number of differences and the first one.
+        CheckpointError: They differ; with `source`, the number of differences and the first one.
     """
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} is not in the model" for name in found if name not in expected]
@@ -215,15 +209,11 @@ def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
 
 
 def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the folder that a stage starts from.
-
-    Args:
-        folder: `stage.init_from`.
-        parent: Name the stage expects, or None for any.
-        contract: Contract of the model that will load it (`checkpoint_metadata.contract`).
+    """Return the record of the folder that a stage starts from, `stage.init_from`.
 
     Raises:
-        CheckpointError: The stage or the contract differs, with both values; or the weights are damaged.
+        CheckpointError: It is not of the stage `parent` (None: any), or of another contract (`checkpoint_metadata`),
+            with both values; or the weights are damaged.
     """
     record = read_record(folder)
     if parent is not None and record["stage"] != parent:
@@ -233,13 +223,9 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
 
 
 def check_given(folder: str | Path, contract: Mapping[str, Any]) -> None:
-    """Check the folder of `model.weights`, if a stage has written it.
+    """Check the folder of `model.weights`, if a stage has written it, against the model's contract.
 
     Another tiling or template may be intended, such as training on larger pages, and is logged.
-
-    Args:
-        folder: The folder.
-        contract: Contract of the model that will load it (`checkpoint_metadata.contract`).
 
     Raises:
         CheckpointError: They were trained with another tokenizer, connector or vision feature; with both values.

@@ -18,14 +18,13 @@ _BASE, _FACTORS = ".base_layer.", (".lora_A.", ".lora_B.")
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
-    """Inject an adapter into each given part, in place, and freeze the part's own weights; outputs do not change at
-    first.
+    """Inject an adapter into each given part, in place, and freeze the part's own weights.
 
-    Embedding table and LM head get no adapter: ALIGN averages the table's rows, and the two may be tied. To be called
-    after weights are loaded and before a strategy wraps the model.
+    Outputs do not change at first. Embedding table and LM head get none: ALIGN averages the table's rows, and the two
+    may be tied. Called after weights are loaded and before a strategy wraps the model.
 
     Raises:
-        ConfigError: If a package or CUDA is missing, or a name in `target_modules` matches no linear layer.
+        ConfigError: A package or CUDA is missing, or a name in `target_modules` matches no linear layer.
     """
     for part, lora in adapters.items():
         module = getattr(model, PARTS[part])
@@ -73,12 +72,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def save_adapters(model: nn.Module, folder: Path) -> None:
-    """Write each part's adapter to `folder/<part>`, in the layout that peft's `PeftModel.from_pretrained` reads.
-
-    Args:
-        model: The model with its adapters.
-        folder: Target folder.
-    """
+    """Write each part's adapter to `folder/<part>`, in the layout that peft's `PeftModel.from_pretrained` reads."""
     from safetensors.torch import save_file
 
     state = model.state_dict()

@@ -145,12 +145,7 @@ class AlignVLMModule(pl.LightningModule):
         return module
 
     def begin_stage(self, stage: Stage) -> "AlignVLMModule":
-        """Set what `fit` trains; must be called before it. The command line does so in a callback.
-
-        Args:
-            stage: The stage. Numbers of steps, accumulation and clipping are the Trainer's; a value of the stage that
-                differs is logged when training starts.
-        """
+        """Set what `fit` trains, before it is called. Numbers of steps, accumulation and clipping are the Trainer's."""
         self.stage = stage
         return self
 
@@ -250,12 +245,11 @@ class AlignVLMModule(pl.LightningModule):
         set_modes(self.net, self.current_stage)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of a micro batch: its sum over supervised tokens, divided by those of the whole optimizer step.
+        """Return the loss of a micro batch: its sum over supervised tokens, divided by those of the optimizer step.
 
         Returns:
-            `loss`; without gradient, of each document (CONTRACT: callbacks.data_health adds them up by source),
-            `document_loss_sums` and `document_supervised`, its tokens (objective `read`: characters); `loss_sum`, that
-            of the micro batch.
+            `loss`; without gradient the sum of the micro batch, `loss_sum`, and of each document `document_loss_sums`
+            and `document_supervised`, its tokens (objective `read`: characters).
         """
         normaliser = self._step_normaliser(batch, batch_idx)
         loss, sums = self.batch_loss(batch)
@@ -523,13 +517,10 @@ def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:
 
 
 def check_precision(precision: str) -> None:
-    """Refuse `trainer.precision` that cannot train.
+    """Raise a ConfigError for a precision that cannot train.
 
     fp16 needs a loss scale, with which norms are clipped and logged wrongly; in weights of bfloat16 the updates of a
     small learning rate are rounded away.
-
-    Raises:
-        ConfigError: Naming what to set instead.
     """
     if precision.startswith("16") or precision == "bf16-true":
         raise ConfigError(

@@ -18,7 +18,7 @@ _MATRIX = ("weight", "proj")
 
 
 def freeze(model: nn.Module, stage: Stage) -> None:
-    """Apply the stage's freeze table. CONTRACT: called before a strategy wraps the model (`module.configure_model`)."""
+    """Apply the stage's freeze table, before a strategy wraps the model."""
     for part, rate in stage.learning_rates.items():
         getattr(model, PARTS[part]).requires_grad_(bool(rate))
 
@@ -72,12 +72,9 @@ def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.O
 
 
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Norm of the gradients of each part, over all its groups, without waiting for the device.
+    """Norm of the gradients of each part, over all groups of `parameter_groups`, without waiting for the device.
 
     All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient.
-
-    Args:
-        groups: As `parameter_groups` makes them, by an optimizer or not.
     """
     found: dict[str, list[Tensor]] = {}
     for group in groups:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..utils.text_table import text_table
 from .lora import num_parameters
 from .optim import parameter_groups
 from .stage import PARTS, Stage
@@ -29,12 +30,7 @@ def part_rows(model: nn.Module, stage: Stage) -> list[tuple[str, str, str, str, 
 
 def part_table(model: nn.Module, stage: Stage) -> str:
     """Return the table as aligned text."""
-    rows = [_HEADER, *part_rows(model, stage)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
+    lines = text_table([_HEADER, *part_rows(model, stage)], numbers=True)
     limit = f"{stage.max_steps} steps" if stage.max_steps else f"{stage.epochs} epochs"
     title = f"stage {stage.name}: objective {stage.objective}, {limit}, global batch {stage.global_batch_size}"
-    return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([title, *lines])

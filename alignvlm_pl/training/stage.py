@@ -164,15 +164,10 @@ def _check_calibration(settings: dict[str, float]) -> None:
 
 
 def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:
-    """Micro batches per optimizer step.
-
-    Args:
-        global_batch_size: Samples per optimizer step.
-        batch_size: Samples per device and micro batch.
-        num_devices: Devices over all nodes.
+    """Micro batches per optimizer step, of `batch_size` samples on each of `num_devices` over all nodes.
 
     Raises:
-        ConfigError: If it does not divide; the message names the nearest valid global batch sizes.
+        ConfigError: They do not divide the global batch; the message names the nearest valid global batch sizes.
     """
     per_step = batch_size * num_devices
     if global_batch_size % per_step:
@@ -185,13 +180,9 @@ def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> i
 
 
 def steps_of_epochs(epochs: int, *, micro_batches: int, accumulated: int, limit: int | float | None = None) -> int:
-    """Optimizer steps of a stage.
+    """Optimizer steps of passes over `micro_batches` on each rank; the last step of a pass may have fewer.
 
-    Args:
-        epochs: Passes over the data.
-        micro_batches: Micro batches of an epoch on each rank.
-        accumulated: Micro batches of an optimizer step; an epoch's last step may have fewer.
-        limit: `trainer.limit_train_batches`: a number of micro batches, or a share of them as a float; None: all.
+    `limit` is `trainer.limit_train_batches`: a number of micro batches, or a share of them as a float; None: all.
     """
     if isinstance(limit, float):
         micro_batches = int(micro_batches * limit)
@@ -201,16 +192,7 @@ def steps_of_epochs(epochs: int, *, micro_batches: int, accumulated: int, limit:
 
 
 def require_parent(name: str, *, parent: str | None, init_from: str | None) -> None:
-    """Refuse to start a stage without the parent that it names.
-
-    Args:
-        name: `stage.name`.
-        parent: `stage.parent`.
-        init_from: `stage.init_from`.
-
-    Raises:
-        ConfigError: Saying what to set.
-    """
+    """Raise a ConfigError for a stage that names a parent, and has no `init_from`."""
     if parent is not None and init_from is None:
         raise ConfigError(
             f"stage {name!r} starts from the end of stage {parent!r}, but stage.init_from is null: set it to the hf "

@@ -17,13 +17,9 @@ PARTIAL = ".partial"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write a file, link or folder so that it appears complete under its name, or not at all.
+    """Yield a path beside `path`, for a file, link or folder that replaces it at the end of the block.
 
-    Args:
-        path: Where it appears at the end of the block, in the place of what is there.
-
-    Yields:
-        A path beside it, at which nothing exists, to write to. After an error it is removed, and `path` is as it was.
+    After an error it is removed, and `path` is as it was.
     """
     partial = partial_path(path)
     remove(partial)

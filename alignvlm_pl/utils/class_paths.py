@@ -7,14 +7,10 @@ from ..errors import ConfigError
 
 
 def import_path(path: str, *, setting: str) -> Any:
-    """Import what a dotted path names.
-
-    Args:
-        path: Module and name, such as `torch.optim.SGD`.
-        setting: Name of the setting, for the message.
+    """Import what a dotted path names, such as `torch.optim.SGD`.
 
     Raises:
-        ConfigError: There is no such module, or no such name in it.
+        ConfigError: There is no such module, or no such name in it; with the name of the setting.
     """
     module, _, name = path.rpartition(".")
     try:

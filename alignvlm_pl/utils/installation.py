@@ -13,10 +13,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def configs_dir() -> Path:
-    """Return the folder of the shipped configurations (`base.yaml`, `model/`, `data/`, ...).
-
-    A wheel carries it inside the package (setup.cfg maps `configs` to `alignvlm_pl.configs`); a checkout and an
-    editable install have it beside the package.
+    """Return the folder of the shipped configurations: inside the package of a wheel, beside that of a checkout.
 
     Raises:
         ConfigError: There is no such folder.
@@ -32,14 +29,10 @@ def configs_dir() -> Path:
 
 
 def check_top_level_packages() -> None:
-    """Import `callbacks` and `datamodules`, and raise if another distribution ships them.
-
-    The names are common, and pip silently installs one package over another of the same name. Called before anything
-    else is imported from them.
+    """Import `callbacks` and `datamodules`: names that others use too, and pip installs one over another silently.
 
     Raises:
-        ImportError: One of them is missing or foreign; the message names its file and the distributions that
-            install a package of that name.
+        ImportError: One is missing or of another distribution; with its file and the distributions that install it.
     """
     for name in TOP_LEVEL_PACKAGES:
         try:

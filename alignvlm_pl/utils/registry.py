@@ -13,12 +13,7 @@ T = TypeVar("T")
 
 
 def defined_in(package: str, path: Iterable[str]) -> Iterator[tuple[ModuleType, Any]]:
-    """Import every module of a package and yield it with each value of its namespace.
-
-    Args:
-        package: `__name__` of the package.
-        path: Its `__path__`.
-    """
+    """Import every module of the package at `path`; yield it with each value of its namespace."""
     for module in pkgutil.iter_modules(path):
         code = import_module(f"{package}.{module.name}")
         for value in list(vars(code).values()):
