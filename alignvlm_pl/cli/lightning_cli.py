@@ -52,6 +52,20 @@ CALLBACKS = {
     "throughput": Throughput,
 }
 """Groups of the configuration whose callbacks are always there."""
+OPTIONS: dict[str, tuple[Any, Any, str]] = {
+    "run_dir": (str, "runs/default", "Folder of everything the run writes."),
+    "stages": (list[dict[str, Any]] | None, None, "Stages of a recipe."),
+    "checkpoint_every_n_steps": (int, 500, "Optimizer steps between checkpoints."),
+    "checkpoint_keep_last": (int, 1, "How many of the newest checkpoints are kept."),
+    "checkpoint_keep_every_n_steps": (
+        int | None,
+        None,
+        "Keep the checkpoints of these steps for good, a multiple of the interval; null: none.",
+    ),
+    "max_shard_size": (str, FILE_SIZE, "Largest file of the exported weights."),
+    "preemption_every_n_steps": (int, 1, "Optimizer steps between two looks for a SIGUSR1 or SIGTERM on any rank."),
+}
+"""Options beside the groups: type, default and help."""
 _CLASSES = (*datamodules.__all__, *callbacks.__all__, *loggers.__all__)
 _YAML = "alignvlm_pl"
 """Name of this project's way to read YAML among those of jsonargparse."""
@@ -175,39 +189,10 @@ class AlignCLI(LightningCLI):
         self.parser.commands.append(parser)
         # Built in instantiate_trainer: `validate` and `test` need no stage, but take a config that has one.
         parser.add_class_arguments(Stage, "stage", instantiate=False, default={"name": ""})
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything the run writes.")
-        parser.add_argument("--stages", type=list[dict[str, Any]] | None, default=None, help="Stages of a recipe.")
-        parser.add_argument(
-            "--connector",
-            type=dict[str, Any] | None,
-            default=None,
-            sub_configs=True,
-            help="Connector in place of the model's: a file in configs/model/connector/.",
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=500, help="Optimizer steps between checkpoints."
-        )
-        parser.add_argument(
-            "--checkpoint_keep_last", type=int, default=1, help="How many of the newest checkpoints are kept."
-        )
-        parser.add_argument(
-            "--checkpoint_keep_every_n_steps",
-            type=int | None,
-            default=None,
-            help="Keep the checkpoints of these steps for good, a multiple of the interval; null: none.",
-        )
-        parser.add_argument(
-            "--max_shard_size",
-            type=str,
-            default=FILE_SIZE,
-            help="Largest file of the exported weights.",
-        )
-        parser.add_argument(
-            "--preemption_every_n_steps",
-            type=int,
-            default=1,
-            help="Optimizer steps between two looks whether any rank was asked to stop (SIGUSR1, SIGTERM).",
-        )
+        for name, (kind, default, text) in OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        text = "Connector in place of the model's: a file in configs/model/connector/."
+        parser.add_argument("--connector", type=dict[str, Any] | None, default=None, sub_configs=True, help=text)
         for name, callback in CALLBACKS.items():
             parser.add_class_arguments(callback, name, sub_configs=True)
 
@@ -244,39 +229,37 @@ class AlignCLI(LightningCLI):
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
         check_trainer(config.trainer)
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer))
-        if self.subcommand == "fit":
-            check_precision(str(config.trainer.precision))
-            check_size("max_shard_size", config.max_shard_size)
-            if not config.stage.name:
-                raise ConfigError("fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`")
-            require_parent(config.stage.name, parent=config.stage.parent, init_from=config.stage.init_from)
-            if (Path(config.run_dir) / EXPORT_FOLDER / RECORD).is_file():
-                if requeued(os.environ):
-                    log.info("stage in %s is finished", config.run_dir)
-                    raise SystemExit(0)
-                raise CheckpointError(
-                    f"run_dir {config.run_dir} holds a finished stage; choose another run_dir, or remove it to train "
-                    "again"
-                )
+        fit, run_dir = self.subcommand == "fit", Path(config.run_dir)
+        if fit:
+            self._check_stage(config, run_dir)
         elif config.ckpt_path is None and config.model.init_args.weights is None:
             log.warning(
-                "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained",
-                self.subcommand,
+                "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained", self.subcommand
             )
-        _check_writable(Path(config.run_dir))
-        last = Path(config.run_dir) / CHECKPOINT
-        if self.subcommand == "fit":
-            if last.parent.exists():
-                _check_writable(last.parent)
-            if config.ckpt_path in LAST:  # what `fit` does anyway, if there is one
-                config.ckpt_path = None
-        elif config.ckpt_path in LAST:
-            config.ckpt_path = str(last)
+        _check_writable(run_dir)
+        if fit and (run_dir / CHECKPOINT).parent.exists():
+            _check_writable((run_dir / CHECKPOINT).parent)
+        if config.ckpt_path in LAST:  # `fit` resumes from it in any case, if there is one
+            config.ckpt_path = None if fit else str(run_dir / CHECKPOINT)
         # Checkpoints hold tensors and plain types: one that would run code when it is read is refused.
         if config.weights_only is None:
             config.weights_only = True
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path))
+
+    def _check_stage(self, config: Any, run_dir: Path) -> None:
+        check_precision(str(config.trainer.precision))
+        check_size("max_shard_size", config.max_shard_size)
+        if not config.stage.name:
+            raise ConfigError("fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`")
+        require_parent(config.stage.name, parent=config.stage.parent, init_from=config.stage.init_from)
+        if (run_dir / EXPORT_FOLDER / RECORD).is_file():
+            if requeued(os.environ):
+                log.info("stage in %s is finished", run_dir)
+                raise SystemExit(0)
+            raise CheckpointError(
+                f"run_dir {run_dir} holds a finished stage; choose another run_dir, or remove it to train again"
+            )
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; errors of this project's classes keep their own message.
