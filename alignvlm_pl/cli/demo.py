@@ -54,7 +54,8 @@ def run(argv: list[str]) -> int:
     # fp32, so that the Hugging Face folder gives the same answers wherever it is loaded.
     _test(trained, *checkpoint, "--trainer.precision", "32-true")
     minutes = (time.time() - options.started) / 60
-    _report(demo, _results(untrained), _results(trained), minutes)
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (untrained, trained))
+    _report(demo, before, after, minutes)
     return 0
 
 
@@ -95,11 +96,6 @@ def _config(name: str) -> str:
     if not path.is_file():
         raise ConfigError(f"the demo needs {path}, which is missing: install alignvlm_pl again")
     return os.path.relpath(path)
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
 
 
 def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], minutes: float) -> None:

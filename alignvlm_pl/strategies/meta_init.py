@@ -107,31 +107,24 @@ def load_rows(
     Raises:
         CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.
     """
-    files = _Files(source, what=what)
-    names = names_by_tensor(module)
-    missing = set()
-    used = set()
-    for aliases, tensor in names:
-        key = next((key for name in aliases for key in _spellings(name) if key in files.places), None)
+    files, missing, used = _Files(source, what=what), set(), set()
+    for aliases, tensor in names_by_tensor(module):
+        spellings = (key for name in aliases for key in (name, _NESTED + name, name.removeprefix(_NESTED)))
+        key = next((key for key in spellings if key in files.places), None)
         if key is None:
             missing.add(aliases[0])
             continue
         used.add(key)
         found = files.read(key, tensor)
         for name in aliases:
-            _assign(module, name, found)
+            path, _, own = name.rpartition(".")
+            setattr(module.get_submodule(path), own, found)
     require_complete(missing, what=what, source=source)
     if strict and (extra := sorted(files.places.keys() - used)):
         raise CheckpointError(
             f"{what} weights in {source} hold {len(extra)} tensors that the model lacks, first {extra[0]!r}; use the "
             "model config that they were trained with"
         )
-
-
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a parameter or buffer in the place of another."""
-    path, _, own = name.rpartition(".")
-    setattr(module.get_submodule(path), own, tensor)
 
 
 def own_rows(length: int, tensor: Tensor) -> slice:
@@ -228,8 +221,3 @@ def names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
         if name in persistent:
             found.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(found.values())
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    """Names under which a file may hold a tensor."""
-    return name, _NESTED + name, name.removeprefix(_NESTED)

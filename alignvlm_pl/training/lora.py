@@ -131,7 +131,7 @@ def _inject(module: nn.Module, lora: Lora) -> None:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[name for name, _ in _linear(module) if _is_target(name, lora)],
+        target_modules=[name for name, _ in _linear(module) if _is_target(name, lora.target_modules)],
     )
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
 
@@ -140,7 +140,7 @@ def _check_targets(module: nn.Module, part: str, lora: Lora) -> None:
     layers = [name for name, _ in _linear(module)]
     known = {name.rsplit(".", 1)[-1] for name in layers}
     for name in [] if lora.target_modules == ALL_LINEAR else lora.target_modules:
-        if not any(_ends_with(layer, name) for layer in layers):
+        if not any(_is_target(layer, [name]) for layer in layers):
             raise ConfigError(
                 f"stage.lora.{part}.target_modules: there is no linear layer {name!r} that takes an adapter; "
                 f"{nearest(name, known)}"
@@ -152,12 +152,8 @@ def _check_targets(module: nn.Module, part: str, lora: Lora) -> None:
         )
 
 
-def _is_target(layer: str, lora: Lora) -> bool:
-    return lora.target_modules == ALL_LINEAR or any(_ends_with(layer, name) for name in lora.target_modules)
-
-
-def _ends_with(layer: str, name: str) -> bool:
-    return f".{layer}".endswith(f".{name}")
+def _is_target(layer: str, names: str | list[str]) -> bool:
+    return names == ALL_LINEAR or any(f".{layer}".endswith(f".{name}") for name in names)
 
 
 def _linear(module: Any) -> Iterator[tuple[str, nn.Linear]]:

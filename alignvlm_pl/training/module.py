@@ -1,7 +1,7 @@
 """The LightningModule: steps, token-normalised loss, optimizers, generation."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +161,7 @@ class AlignVLMModule(pl.LightningModule):
         folder = (self.stage.init_from if self.stage else None) or self.weights
         if folder is not None and folder == self.weights:
             check_given(folder, self.contract)
+        self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
         trainer = self._attached_trainer()
         strategy = None if trainer is None else trainer.strategy
         if strategy is not None:
@@ -174,12 +175,10 @@ class AlignVLMModule(pl.LightningModule):
             model = self.model = build_on_meta(self.spec, self.processor, whole=folder is not None)
             self._prepare(model)
             strategy.shard(model, lambda: load_parts(model, self.spec, folder))
-            self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
             return
         self.model = build_model(self.spec, self.processor)
         if folder is not None:
             load_weights(self.model, folder)
-            self.loaded_steps = recorded_steps(folder) if self.stage is None else 0
         self._prepare(self.model)
 
     def _prepare(self, model: AlignVLMForConditionalGeneration) -> None:
@@ -439,16 +438,13 @@ class AlignVLMModule(pl.LightningModule):
         """The stage's optimizer over the trained parts, stepped with a `LambdaLR`."""
         stage = self.current_stage
         optimizer = build_optimizer(parameter_groups(self.net, stage), stage)
-        factor = step_schedule(stage, int(self.trainer.estimated_stepping_batches), self._minutes())
+        factor = step_schedule(stage, int(self.trainer.estimated_stepping_batches), self._stage_minutes)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _minutes(self) -> Callable[[], float]:
-        def elapsed() -> float:
-            # All ranks must take the same learning rate, so rank 0's clock counts.
-            return float(self.trainer.strategy.broadcast(self.stage_seconds) / 60)
-
-        return elapsed
+    def _stage_minutes(self) -> float:
+        """Time of rank 0: all ranks must take the same learning rate."""
+        return float(self.trainer.strategy.broadcast(self.stage_seconds) / 60)
 
     @property
     def stage_seconds(self) -> float:
