@@ -70,12 +70,10 @@ def _find(source: Path, config: Path | None) -> tuple[Path, Path]:
 def _module(path: Path) -> "AlignVLMModule":
     """The module that a saved configuration describes; its model is not built."""
     from ..training.module import AlignVLMModule
-    from .lightning_cli import AlignParser
+    from .lightning_cli import build_parts
 
     config = load_yaml(path)
     if "model" not in config:
         raise ConfigError(f"{path} has no `model`: expected the config.yaml of a run of fit")
-    parser = AlignParser(prog=path.name)
-    parser.add_subclass_arguments(AlignVLMModule, "model")
-    module: AlignVLMModule = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+    module: AlignVLMModule = build_parts(config, source=path.name, model=AlignVLMModule).model
     return module

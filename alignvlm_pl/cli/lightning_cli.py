@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -137,6 +137,21 @@ class AlignParser(LightningArgumentParser):
             if not self.exit_on_error:  # the parser of a class's options: the outer one names class and setting
                 super().error(unknown_key(key, known))
             raise ConfigError(unknown_key(key, known))
+
+
+def build_parts(values: dict[str, Any], *, source: str, **kinds: type) -> Any:
+    """Build the objects of some keys of a configuration, `source`, with the checks of the full command line.
+
+    Classes that are no dataclass are given by `class_path` and `init_args`, or by their settings alone.
+
+    Raises:
+        ConfigError: A setting is unknown or invalid.
+    """
+    parser = AlignParser(prog=source)
+    for key, kind in kinds.items():
+        add = parser.add_class_arguments if is_dataclass(kind) else parser.add_subclass_arguments
+        add(kind, key)
+    return parser.instantiate(parser.parse_object({key: values[key] for key in kinds}))
 
 
 class RunConfig(SaveConfigCallback):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .recipe import load_yaml, read_stages
@@ -46,6 +46,7 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     from ..training.optim import freeze
     from ..training.part_table import part_table
     from ..training.stage import Stage
+    from .lightning_cli import build_parts
 
     stages = read_stages(recipe)
     if not stages:
@@ -61,7 +62,8 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
         model = AlignVLMForConditionalGeneration(config)
     found = []
     for entry in stages:
-        stage: Stage = parse_part(Stage, entry.stage_settings(), source=entry.files["stage"].name)
+        source = entry.files["stage"].name
+        stage: Stage = build_parts({"stage": entry.stage_settings()}, source=source, stage=Stage).stage
         staged = deepcopy(model)  # adapters stay in what they were put into
         freeze(staged, stage)
         attach_adapters(staged, stage.adapters)
@@ -84,18 +86,9 @@ def read_spec(path: Path) -> "ModelSpec":
         ConfigError: There is no such file, or it describes no model.
     """
     from ..models.build import ModelSpec
+    from .lightning_cli import build_parts
 
     if not path.is_file():
         raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
-    spec: ModelSpec = parse_part(ModelSpec, load_yaml(path).get("spec"), source=path.name)
+    spec: ModelSpec = build_parts({"spec": load_yaml(path).get("spec")}, source=path.name, spec=ModelSpec).spec
     return spec
-
-
-def parse_part(kind: type, content: Any, *, source: str) -> Any:
-    """Parse a mapping as a dataclass, with the checks of the full command line."""
-    from .lightning_cli import AlignParser
-
-    parser = AlignParser(prog=source)
-    parser.add_class_arguments(kind, "value")
-    parsed = parser.parse_object({"value": content})
-    return parser.instantiate(parsed).value

@@ -24,7 +24,7 @@ from ..training.export import RECORD, compare_states
 from ..training.module import AlignVLMModule
 from ..training.optim import set_modes
 from ..training.stage import Stage
-from .lightning_cli import AlignParser
+from .lightning_cli import build_parts
 
 _CPU_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
@@ -66,11 +66,7 @@ class Weights:
 
 def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebDataModule]:
     """Build module and data of a run's `config.yaml`, with a trainer for one CPU process; loads no weights."""
-    parser = AlignParser(prog="config.yaml")
-    parser.add_subclass_arguments(AlignVLMModule, "model")
-    parser.add_subclass_arguments(WebDataModule, "data")
-    parser.add_class_arguments(Stage, "stage")
-    values = {name: config[name] for name in ("model", "data", "stage")}
+    values = dict(config)
     if head["device"] != "cpu":  # a CPU may have none of the run's back-ends
         model = values["model"]
         options = model.get("init_args", model)  # runs of earlier versions name no class
@@ -78,7 +74,7 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
         connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
         portable = {"spec": spec | {"connector": connector}, "loss_backend": "auto", "compile": None}
         values["model"] = {**model, "init_args": options | portable} if options is not model else model | portable
-    built = parser.instantiate(parser.parse_object(values))
+    built = build_parts(values, source="config.yaml", model=AlignVLMModule, data=WebDataModule, stage=Stage)
     module, data = built.model, built.data
     module.begin_stage(built.stage)
     precision: Any = head["precision"] if head["precision"] in _CPU_PRECISIONS else "32-true"
