@@ -19,27 +19,13 @@ def run(argv: list[str]) -> int:
     """Score a prediction file and print its scores; those of part of a benchmark are marked as incomplete."""
     parser = argparse.ArgumentParser(prog="alignvlm score", description=__doc__)
     parser.add_argument("--benchmark", required=True, help="name or import path of a benchmark, for example docvqa")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        required=True,
-        help="our jsonl, or an xlsx, json or tsv table of VLMEvalKit's results",
-    )
-    parser.add_argument(
-        "--rule",
-        help="score under this rule of the metric alone; default: under all that the benchmark reports",
-    )
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        help="folder of the set's shards, for files without references, and to find missing keys",
-    )
+    table = "our jsonl, or an xlsx, json or tsv table of VLMEvalKit's results"
+    parser.add_argument("--predictions", type=Path, required=True, help=table)
+    parser.add_argument("--rule", help="score under this rule alone; default: under all that the benchmark reports")
+    shards = "folder of the dataset's shards, for files without references, and to find missing keys"
+    parser.add_argument("--answers", type=Path, help=shards)
     parser.add_argument("--judge", help="module:function that grades predictions, for benchmarks that need a judge")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for results.json, problems.json, report.md, report.html and scored predictions",
-    )
+    parser.add_argument("--out", type=Path, help="folder for results, problems, reports and scored predictions")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(argv[1:])
     if options.out and options.out.exists() and not options.out.is_dir():
