@@ -5,8 +5,6 @@ Beside `a.png` lies `a.txt` (caption or transcription, asked for by --prompt), o
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import CAPTION_PROMPT, conversation, convert_docdownstream
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
+from .pack.work_folder import files_digest
 from .sources.dialogues import check_answered
 from .sources.images import ImageFolder, image_paths, total_bytes
 from .sources.source import Part, SourceSample, or_error
@@ -55,8 +54,11 @@ class SidecarFolder:
         """
         paths, parts = image_paths(self.root), []
         while piece := list(islice(paths, _PART_IMAGES)):
+            # An interrupted run is resumed only if neither images nor texts have changed.
+            images = [self.root / path for path in piece]
+            digest = files_digest(file for image in images for file in (image, *_texts_beside(image)))
             # One string, since a tuple of paths takes far more memory; no path contains a zero byte.
-            payload = (self._fingerprint(piece), "\0".join(piece))
+            payload = (digest, "\0".join(piece))
             parts.append(Part(name=piece[0], payload=payload, rows=len(piece)))
         if not parts:
             raise DataError(f"{self.root} holds no images")
@@ -75,17 +77,6 @@ class SidecarFolder:
         for path in part.payload[1].split("\0"):
             yield or_error(self._sample, path)
 
-    def _fingerprint(self, paths: Sequence[str]) -> str:
-        """Hash sizes and times of images and their texts: an interrupted run is resumed only if none has changed."""
-        digest = hashlib.sha256()
-        for path in paths:
-            for ending in ("", ".json", ".txt"):
-                file = self.root / path
-                with contextlib.suppress(OSError):
-                    status = (file.with_suffix(ending) if ending else file).stat()
-                    digest.update(f"{path}{ending} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
-
     def _sample(self, name: str) -> SourceSample:
         path = self.root / name
         where = str(path)
@@ -98,7 +89,7 @@ class SidecarFolder:
 
     def _record(self, image: Path, where: str) -> dict[str, Any]:
         """Read the json beside an image, or the txt if the json is missing or of another form."""
-        note, text = image.with_suffix(".json"), image.with_suffix(".txt")
+        note, text = _texts_beside(image)
         given = _read_json(note) if note.is_file() else None
         if isinstance(given, Mapping) and (record := _convert_sidecar(given, where)) is not None:
             return record
@@ -111,6 +102,10 @@ class SidecarFolder:
         if given is None:
             raise SampleError(f"{where}: neither {text.name} nor {note.name} is beside it", "missing_text")
         raise SampleError(f"{note}: expected {_FORMS}, found {given!r:.120}", "bad_sidecar")
+
+
+def _texts_beside(image: Path) -> tuple[Path, Path]:
+    return image.with_suffix(".json"), image.with_suffix(".txt")
 
 
 def _read_json(path: Path) -> Any:

@@ -89,8 +89,7 @@ def _start(job: Callable[..., Any], lock: Path) -> None:
 
 
 def _run(task: tuple[Any, ...]) -> Any:
-    if _job is None:
-        raise RuntimeError("this process was started without a job")
+    assert _job is not None  # set by _start
     return _job(*task)
 
 

@@ -5,7 +5,6 @@ whether each is above their median (Zauner, "Implementation and Benchmarking of 
 Forms of one kind have the same signs, so images whose signs are near are compared at 64 x 64 pixels as well.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from alignvlm_pl.preprocessing.imaging import load_image
 from ...shards.manifest import MANIFEST_NAME, file_digest, load_manifest
 from ...shards.reader import read_shard
 from ...shards.shard_file import EXTENSIONS
-from .work_folder import write_array, write_whole
+from .work_folder import files_digest, write_array, write_whole
 
 MAX_DISTANCE = 6
 """Signs that may differ. Of 60 receipts, copies at a quarter of the size or of quality 40 differ in 4 at the most."""
@@ -116,11 +115,7 @@ def folder_identity(folder: Path) -> str:
         raise DataError(f"--overlap-with: there is no folder {folder}")
     if (folder / MANIFEST_NAME).is_file():
         return f"{folder.resolve()} {file_digest(folder / MANIFEST_NAME)}"
-    digest = hashlib.sha256()
-    for path in _image_files(folder):
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return f"{folder.resolve()} {digest.hexdigest()}"
+    return f"{folder.resolve()} {files_digest(_image_files(folder))}"
 
 
 def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages:

@@ -1,11 +1,12 @@
 """The working folder of an unfinished `pack`: identity of the run, finished parts and shards."""
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,10 +108,6 @@ def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known
         options: The settings.
         known: Descriptions of the images of benchmarks (`folder_identity`).
     """
-    inputs = hashlib.sha256()
-    for path in input_files(raw, parts):
-        status = path.stat()
-        inputs.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     listing = hashlib.sha256()
     for part in parts:
         listing.update(f"{part.name}\0{part.payload!r}\n".encode())
@@ -119,13 +116,23 @@ def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known
         "version": __version__,
         "data": f"{type(raw).__module__}.{raw!r}",
         "parts": listing.hexdigest(),
-        "inputs": inputs.hexdigest(),
+        "inputs": files_digest(input_files(raw, parts)),
         "name": options.dataset_name,
         "source": options.source or raw.source,
         "license": options.license or raw.license,
         **{name: getattr(options, name) for name in _DECIDING},
         "overlap_with": [str(item) for item in known],
     }
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return a checksum that changes if a file is added, removed or changed, by names, sizes and times."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with contextlib.suppress(OSError):  # there is no such file
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def input_files(raw: RawData, parts: Sequence[Part]) -> list[Path]:

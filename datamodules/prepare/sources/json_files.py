@@ -82,15 +82,10 @@ def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 def is_text(value: object) -> TypeGuard[str]:
     """Whether a value is text that has an encoding and is not blank."""
-    return isinstance(value, str) and bool(value.strip()) and _has_encoding(value)
-
-
-def _has_encoding(text: str) -> bool:
     try:
-        text.encode("utf-8")
+        return isinstance(value, str) and bool(value.strip().encode("utf-8"))
     except UnicodeEncodeError:
         return False
-    return True
 
 
 SLICE_RECORDS = 4096

@@ -10,14 +10,6 @@ from pathlib import Path
 
 from alignvlm_pl.errors import ConfigError
 
-DISTRIBUTIONS = {
-    "faker": "Faker",
-    "matplotlib": "matplotlib",
-    "vega_datasets": "vega_datasets",
-    "wonderwords": "wonderwords",
-}
-"""Import name to the name pip knows; font packages only change ``_`` to ``-``."""
-
 
 @cache
 def package_folder(package: str) -> Path:
@@ -29,7 +21,7 @@ def package_folder(package: str) -> Path:
     spec = find_spec(package)
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:
-        distribution = DISTRIBUTIONS.get(package, package.replace("_", "-"))
+        distribution = package.replace("_", "-")
         raise ConfigError(
             f"the document generator needs the package {distribution}, which is not installed; "
             f"run: pip install {distribution} (or: pip install 'alignvlm_pl[synthetic]')"
