@@ -1,7 +1,6 @@
 """Benchmarks in `fit`, `validate`, `test` and `predict`: gather the predictions of all ranks, score and write them.
 
-The DataModule serves benchmarks as ordinary loaders, and the module's steps make the predictions. What is asked and how
-it is scored is the benchmark's (alignvlm_pl/benchmarks).
+The DataModule serves benchmarks as ordinary loaders, and the module's steps make the predictions.
 """
 
 import logging
@@ -32,19 +31,19 @@ log = logging.getLogger(__name__)
 
 
 class BenchmarkEvaluation(pl.Callback):
-    """Score the benchmarks of the DataModule and write what came out.
+    """Score the benchmarks of the DataModule and write the results.
 
-    `validate` and `test` evaluate all samples, and write `results.json` and the reports; killed half way, they continue
-    from the predictions on disk. In `fit`, each validation evaluates the first samples of each benchmark together with
-    the losses of `val`. `predict` writes the predictions alone.
+    `validate` and `test` evaluate all samples, and write `results.json` and the reports; after a kill they resume from
+    the predictions on disk. In `fit`, each validation evaluates the first samples of each benchmark together with the
+    losses of `val`. `predict` writes the predictions alone.
 
     Metrics are logged as `bench/<dataset>/<metric>`, or `bench_subset/<dataset>/<metric>` where a part of the dataset
     was evaluated on purpose; `trainer.callback_metrics` has them for EarlyStopping and ModelCheckpoint.
 
     Args:
         metrics: Names of `alignvlm_pl.metrics.METRICS`, for datasets that are no registered benchmark.
-        readout_sets: Benchmarks that are not asked questions but read from P_vocab; their metric is `cer`, the
-            character error rate with case ignored.
+        readout_sets: Benchmarks whose text is read from P_vocab, in place of asking their questions; their metric is
+            `cer`, the character error rate with case ignored.
         every_n_steps: Validate in `fit` every n optimizer steps, in place of `trainer.val_check_interval`; null: when
             the trainer does, or after the last step only where there are no `val` datasets and the trainer has no
             interval of its own.
@@ -52,7 +51,7 @@ class BenchmarkEvaluation(pl.Callback):
             evaluates no benchmark.
         subset: Samples of each benchmark evaluated in `fit`; null: all.
         max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
-        page_images: Page images kept of each benchmark: half of them first samples, half the worst predictions.
+        page_images: Page images written of each benchmark: half of first samples, half of the worst predictions.
         judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
 
     Raises:
@@ -91,7 +90,7 @@ class BenchmarkEvaluation(pl.Callback):
         self._last_step = -1  # at which a validation of `fit` has ended
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose what the DataModule serves, before it is asked for its loaders; open the journals."""
+        """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals."""
         assert isinstance(pl_module, AlignVLMModule)
         self._names, self._journals = [], {}
         if stage == "fit":
@@ -100,7 +99,7 @@ class BenchmarkEvaluation(pl.Callback):
         if not _serves_benchmarks(trainer):
             return
         self._names = self._chosen(trainer, pl_module)
-        if stage == "predict" or _leaves_nothing(trainer):
+        if stage == "predict" or _is_trial(trainer):
             self._serve(trainer)
             return
         self._journals = {name: self._journal(trainer, pl_module, name) for name in self._names}
@@ -112,7 +111,7 @@ class BenchmarkEvaluation(pl.Callback):
         self._serve(trainer, predicted=predicted)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose what the validations of `fit` evaluate."""
+        """Choose the benchmarks that the validations of `fit` evaluate."""
         assert isinstance(pl_module, AlignVLMModule)
         self._last_step = -1
         if not _serves_benchmarks(trainer):
@@ -135,13 +134,9 @@ class BenchmarkEvaluation(pl.Callback):
         return {"val_check_interval": batches, "check_val_every_n_epoch": None}
 
     def _set_interval(self, trainer: pl.Trainer) -> None:
-        """Set when `fit` validates. Callbacks that stand before this one see it only where the Trainer was built so.
-
-        Raises:
-            ConfigError: The trainer has another interval.
-        """
+        """Set when `fit` validates; raise ConfigError where the trainer has another interval."""
         wanted = self.validation_interval(trainer.accumulate_grad_batches)
-        if _leaves_nothing(trainer) or not _serves_benchmarks(trainer):
+        if _is_trial(trainer) or not _serves_benchmarks(trainer):
             return
         if not wanted:
             untouched = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
@@ -159,12 +154,12 @@ class BenchmarkEvaluation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Have Lightning validate after the last step: it does where training is asked to stop."""
+        """Stop training after the last step, upon which Lightning validates."""
         if self.at_stage_end and self._names and trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log that the last validation is missing: a run that was stopped within it does not repeat it."""
+        """Warn where the last validation was preempted: the resumed run does not repeat it."""
         step = trainer.global_step
         if not self.at_stage_end or not trainer.limit_val_batches or self._last_step == step:
             return
@@ -178,21 +173,15 @@ class BenchmarkEvaluation(pl.Callback):
             )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the predictions of the last validation; keep those from journals."""
+        """Drop the predictions of the last validation; keep those from journals."""
         if not self._journals:
             self._records = {}
         self._unread_losses = {}
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep the predictions of a batch, and the samples that could not be read."""
+        """Collect the predictions of a batch, and the samples that could not be read."""
         name = batch.get("dataset", "")
         if "predictions" not in outputs:
             for sample in batch.get("skipped", ()):
@@ -215,31 +204,25 @@ class BenchmarkEvaluation(pl.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the predictions of the last run."""
+        """Drop the predictions of the last run."""
         self._records = {}
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep the predictions of a batch, and the samples that could not be read."""
+        """Collect the predictions of a batch, and the samples that could not be read."""
         if "dataset" in batch:
             self._keep(batch, outputs)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `predictions/<dataset>.jsonl` of all ranks."""
         for name, records in gather_records(self._records, self._names).items():
-            if trainer.is_global_zero and not _leaves_nothing(trainer):
+            if trainer.is_global_zero and not _is_trial(trainer):
                 folder = Path(trainer.default_root_dir)
                 write_predictions(predictions_path(folder, name, step=None), records)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the journals; the predictions in them stay for the next evaluation."""
+        """Close the journals, which the next evaluation resumes from."""
         for journal in self._journals.values():
             journal.close()
 
@@ -251,7 +234,7 @@ class BenchmarkEvaluation(pl.Callback):
             self._journals[name].append(batch["positions"], records)
 
     def _evaluate(self, trainer: pl.Trainer, module: AlignVLMModule) -> None:
-        """Score what all ranks have predicted; log it on all ranks, write it on the first."""
+        """Score the predictions of all ranks; log the scores on all ranks, write them on the first."""
         limit = self.subset if trainer.state.fn == "fit" else None
         gathered = gather_records(self._records, self._names)
         loss = self._losses(trainer)
@@ -259,10 +242,10 @@ class BenchmarkEvaluation(pl.Callback):
         if trainer.is_global_zero:
             found = {name: self._score(trainer, name, gathered[name], limit) for name in self._names}
             outputs = RunOutputs(trainer, module, page_images=self.page_images, whole=limit is None)
-            if not _leaves_nothing(trainer):
+            if not _is_trial(trainer):
                 for name, scored in found.items():
                     outputs.write_dataset(name, gathered[name], scored)
-            if limit is None and not _leaves_nothing(trainer):
+            if limit is None and not _is_trial(trainer):
                 outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
             for name, scored in found.items():
                 outputs.show(name, scored, tag=self._tag(trainer, name))
@@ -279,7 +262,7 @@ class BenchmarkEvaluation(pl.Callback):
         trainer.strategy.barrier("journals removed")
 
     def _tag(self, trainer: pl.Trainer, name: str) -> str:
-        """Return the beginning of the tags of a dataset: scores of a subset are not those of the whole."""
+        """Return the prefix of the tags of a dataset: scores of a subset have another one."""
         limit = self.subset if trainer.state.fn == "fit" else None
         data = _data(trainer)
         whole = data.benchmark_size(name, limit=limit) == data.benchmark_size(name)
@@ -315,11 +298,7 @@ class BenchmarkEvaluation(pl.Callback):
         return registered or plain_benchmark(name, metrics=self.metrics)
 
     def _score(self, trainer: pl.Trainer, name: str, records: list[Record], limit: int | None) -> Scored:
-        """Score the gathered records.
-
-        Raises:
-            DataError: Samples have no record although the trainer does not limit the batches.
-        """
+        """Score the gathered records; raise DataError where some are missing and the trainer limits no batches."""
         size = _data(trainer).benchmark_size(name, limit=limit)
         benchmark, dataset = self._benchmark(trainer, name), _data(trainer).benchmark_dataset(name)
         problems = [*dataset.problems, *unread(records)]
@@ -369,18 +348,18 @@ def _data(trainer: Any) -> Any:
 
 
 def _serves_benchmarks(trainer: pl.Trainer) -> bool:
-    """Whether the DataModule is one of this project's; others have nothing that could be scored."""
+    """Whether the DataModule has benchmarks: one of this project's."""
     return hasattr(_data(trainer), "set_benchmark_options")
 
 
-def _leaves_nothing(trainer: Any) -> bool:
-    """Whether this is a trial run, of which no file is to be left."""
+def _is_trial(trainer: Any) -> bool:
+    """Whether this is a trial run, which writes no files."""
     return bool(trainer.fast_dev_run)  # set by Lightning, unknown to its types
 
 
 def _limit(trainer: pl.Trainer) -> str:
     """Return the trainer's setting that limits the batches of an evaluation; empty where none does."""
-    if _leaves_nothing(trainer):
+    if _is_trial(trainer):
         return "trainer.fast_dev_run"
     name = "limit_test_batches" if trainer.testing else "limit_val_batches"
     value = getattr(trainer, name)

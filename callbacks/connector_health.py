@@ -49,10 +49,7 @@ class ConnectorHealth(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Measure once before the first step.
-
-        CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this after `GainCalibration`, to measure the calibrated gain.
-        """
+        """Measure once before the first step; the command line puts `GainCalibration` before this callback."""
         if self._started:
             return
         found = self._measure(trainer, pl_module, batch)
@@ -72,7 +69,7 @@ class ConnectorHealth(Callback):
             self._measure(trainer, pl_module, batch)
 
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, float]:
-        """Measure and log; returns what there was to log, the same on all ranks."""
+        """Measure, log and return the metrics, the same on all ranks; empty for a batch without images."""
         assert isinstance(module, AlignVLMModule)
         net = module.net
         with undisturbed(trainer, module):
@@ -88,13 +85,9 @@ class ConnectorHealth(Callback):
 
 @contextmanager
 def undisturbed(trainer: pl.Trainer, module: AlignVLMModule) -> Iterator[None]:
-    """Run parts of the model between two steps: no dropout or running statistics, training's precision, all shards.
+    """Run parts of the model between two steps: in `eval` mode, without gradients, in training's precision, unsharded.
 
-    Parameters of a sharded model that are changed within are as before afterwards.
-
-    Args:
-        trainer: The trainer.
-        module: Its module.
+    Changes of the parameters of a sharded model are lost afterwards.
     """
     modes = [(part, part.training) for part in module.net.modules()]
     module.net.eval()

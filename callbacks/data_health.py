@@ -1,4 +1,4 @@
-"""Health of the training data while it is trained on: the loss of each source, padding, cut samples."""
+"""Health of the training data: the loss of each source, padding, truncated and skipped samples."""
 
 import time
 from collections import defaultdict
@@ -21,15 +21,15 @@ class DataHealth(Callback):
 
     `train/loss/<source>`: mean loss of a supervised token (objective `read`: of a character) of that source.
     `data/padding_share`: share of the positions that are padding. `data/truncated_share`: share of the documents whose
-    text was cut, and `data/truncated` their number. `data/real_tokens`: positions that are not padding, a number.
+    text was truncated, and `data/truncated` their number. `data/real_tokens`: number of positions that are no padding.
     `data/wait_share`: share of the time that training waited for batches. Since the run began: `data/skipped_<reason>`
-    and `data/skipped_<reason>/<source>`, samples left out.
+    and `data/skipped_<reason>/<source>`, numbers of skipped samples.
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, float] = {}  # what was logged last (CONTRACT: callbacks/progress.py shows it)
+        self.latest: dict[str, float] = {}  # the metrics logged last, shown by the progress bar
         self._sums: dict[str, float] = defaultdict(float)
-        # Tensors wait here until they are logged: reading them at once would wait for the device at each step.
+        # Tensors are kept until they are logged: reading them would wait for the device at each step.
         self._sources: list[str] = []
         self._losses: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -42,7 +42,7 @@ class DataHealth(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one micro batch; log if it is time."""
+        """Count one micro batch, and log if a log is due."""
         self._sources += batch["sources"]
         self._losses.append(torch.stack([outputs["document_loss_sums"], outputs["document_supervised"]]))
         self._tokens.append(batch["attention_mask"].sum())

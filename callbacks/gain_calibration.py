@@ -17,25 +17,24 @@ from .data_health import sum_over_ranks
 
 log = logging.getLogger(__name__)
 TOKENS = 512
-"""Most visual tokens that are looked at, evenly spaced over the batch."""
+"""Most visual tokens that are measured, evenly spaced over the batch."""
 
 
 class GainCalibration(Callback):
     """Multiply the vocabulary norm's gain so that P_vocab has a mean entropy on the first batch that has images.
 
-    The batch is that of the first rank with an image, its factor everybody's. A resumed stage is left alone: its gain
-    has been set, and has trained since. What was done is in `module.calibration` (CONTRACT:
-    callbacks.stage_transition puts it into the stage's record).
+    The batch is that of the first rank with an image; its factor is applied on all ranks. A resumed stage keeps its
+    gain. `module.calibration` has the result for the stage's record.
 
     Args:
-        target_entropy: Mean entropy in nats (CONTRACT: `Stage.calibrate`).
+        target_entropy: Mean entropy in nats.
     """
 
     def __init__(self, target_entropy: float) -> None:
         self.target = target_entropy
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what no gain can reach, before anything is trained.
+        """Refuse a target that no gain can reach.
 
         Raises:
             ConfigError: The connector has no P_vocab, its vocabulary is too small for the target.
@@ -60,7 +59,7 @@ class GainCalibration(Callback):
         """Set the gain, once.
 
         Raises:
-            ConfigError: The target is out of reach on this batch; on all ranks.
+            ConfigError: The target cannot be reached on this batch; on all ranks.
         """
         assert isinstance(pl_module, AlignVLMModule)
         if pl_module.calibration is not None or trainer.ckpt_path is not None:
@@ -78,7 +77,7 @@ class GainCalibration(Callback):
             found = trainer.strategy.broadcast(found, src=min(ranks))
             if isinstance(found, str):
                 raise ConfigError(found)
-        # Out here a sharded model has its own rows, not a copy of all.
+        # Behind the block a sharded model has its own rows again, not a copy of all.
         connector.norm2.weight.data.mul_(found["gain_factor"])
         found["gain"] = round(float(full_tensor(connector.norm2.weight.detach()).mean()), 6)
         pl_module.calibration = found
@@ -89,7 +88,7 @@ class GainCalibration(Callback):
             )
 
     def _search(self, connector: Any, features: Any) -> dict[str, float] | str:
-        """What to record, or why the target cannot be reached: an error on one rank alone would leave the others."""
+        """Return the result, or the error, which must be raised on all ranks."""
         scores = vocabulary_scores(connector, features, limit=TOKENS)
         try:
             factor, entropy = gain_factor(scores, connector.norm2.bias, target=self.target)

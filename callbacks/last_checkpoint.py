@@ -1,8 +1,7 @@
-"""`checkpoints/`: from which an interrupted stage resumes, a finished one is exported, and `test` can be run.
+"""`checkpoints/`: `step00000500.ckpt` after 500 optimizer steps, and the link `last.ckpt` to the newest.
 
-`step00000500.ckpt` is the checkpoint after 500 optimizer steps, `last.ckpt` a link to the newest. A checkpoint is
-written whole before the link moves to it, and only then are older ones removed: whenever a run dies, and wherever the
-disk is full, `last.ckpt` is a whole checkpoint. The same holds for one that is a folder of shards.
+A checkpoint, a file or a folder of shards, is complete before the link moves to it, and only then are older ones
+removed: whenever a run dies or the disk is full, `last.ckpt` is a complete checkpoint.
 """
 
 import re
@@ -14,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
+from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, remove
 
 from .preemption import Preemption
 
@@ -28,15 +27,14 @@ _WRITTEN = re.compile(r"step(\d{8})\.ckpt")
 class LastCheckpoint(Checkpoint):
     """Keep the newest checkpoints of a run, written every n steps, where it is preempted, and after the last step.
 
-    It is one of Lightning's `Checkpoint` callbacks, which run behind all others; a `ModelCheckpoint` of a configuration
-    works beside it. It is no `ModelCheckpoint` itself: that replaces its link `last.ckpt` in two steps, cannot save
-    where a run is preempted, and forgets what is there when a run folder is moved.
+    It is a Lightning `Checkpoint`, which runs behind all other callbacks; a `ModelCheckpoint` works beside it. It is no
+    `ModelCheckpoint`, which replaces its link `last.ckpt` in two steps and cannot save where a run is preempted.
 
     Args:
-        preemption: Says whether the run is about to leave.
+        preemption: Whether the run is about to end.
         every_n_steps: Interval in optimizer steps.
-        keep_last: How many of the newest checkpoints are kept.
-        keep_every_n_steps: Keep the checkpoints of these steps as well, for good; None: none.
+        keep_last: Number of the newest checkpoints that are kept.
+        keep_every_n_steps: Also keep the checkpoints of these steps; None: none.
 
     Raises:
         ConfigError: An interval is not positive, or no checkpoint falls on `keep_every_n_steps`.
@@ -68,19 +66,17 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Never write again over the checkpoint that the run resumes from."""
+        """Do not write the checkpoint that the run resumes from again."""
         self._saved_step = int(checkpoint["global_step"])
         self.path = Path(str(trainer.ckpt_path))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove what a killed run left half-written, and check that the disk has room.
+        """Remove incomplete files of a killed run, and check the free space of the disk.
 
         Raises:
-            CheckpointError: It has not; naming the free space and what is needed. On all ranks.
+            CheckpointError: There is too little; on all ranks.
         """
-        problem = None
-        if trainer.is_global_zero:
-            problem = self._prepare(trainer, pl_module)
+        problem = self._prepare(trainer, pl_module) if trainer.is_global_zero else None
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
 
@@ -89,12 +85,12 @@ class LastCheckpoint(Checkpoint):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._prune(trainer)
-            return _no_room(folder, self._bytes_to_come(folder, pl_module))
+            return _too_little_space(folder, self._bytes_needed(folder, pl_module))
         except OSError as error:
             return _unwritable(folder, error)
 
-    def _bytes_to_come(self, folder: Path, module: pl.LightningModule) -> int:
-        """What the newest checkpoints, one written beside them and the export take on top of what is there."""
+    def _bytes_needed(self, folder: Path, module: pl.LightningModule) -> int:
+        """Bytes of the newest checkpoints, one written beside them and the export, without those on the disk."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
         steps = [int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name))]
         there = sum(1 for step in steps if not self._is_kept(step))
@@ -105,13 +101,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every n optimizer steps, after the last one, and before the run leaves."""
+        """Save every n optimizer steps, after the last one, and where the run is preempted."""
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if due or self._preemption.leaving:
             self.save(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Save the step before this validation if the run is about to leave."""
+        """Save the step before this validation if the run is preempted."""
         if self._preemption.leaving and not trainer.sanity_checking:
             self.save(trainer)
 
@@ -120,7 +116,7 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the state of this step, once; all ranks must call it, between two optimizer steps.
+        """Save the checkpoint of this step, once; all ranks must call it, between two optimizer steps.
 
         Raises:
             CheckpointError: The folder could not be written; on all ranks.
@@ -142,11 +138,11 @@ class LastCheckpoint(Checkpoint):
         self.path, self._saved_step = path, step
 
     def _is_kept(self, step: int) -> bool:
-        """Whether the checkpoint of a step is kept for good."""
+        """Whether the checkpoint of a step is one of `keep_every_n_steps`."""
         return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
 
     def _prune(self, trainer: pl.Trainer) -> None:
-        """Remove older checkpoints, and what a killed run left half-written."""
+        """Remove older checkpoints, and incomplete files of a killed run."""
         folder = _folder(trainer)
         linked = _WRITTEN.fullmatch((Path(trainer.default_root_dir) / CHECKPOINT).resolve().name)
         steps = sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
@@ -155,23 +151,18 @@ class LastCheckpoint(Checkpoint):
         for step in steps:
             if step not in newest and not self._is_kept(step):
                 trainer.strategy.remove_checkpoint(folder / _NAME.format(step))
-        for left in folder.glob(f"*{PARTIAL}"):
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for partial in folder.glob(f"*{PARTIAL}"):
+            remove(partial)
 
 
 def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
-    """Size of a checkpoint: all weights, twice if `averaged`, and AdamW's two moments of those that train.
-
-    Args:
-        module: Its parameters may be sharded.
-        averaged: Whether there is an average of the weights.
-    """
+    """Bytes of a checkpoint: all weights, twice if there is an average of them, and AdamW's two moments."""
     trained = _bytes(module, trained=True)
     return 2 * trained + (2 if averaged else 1) * (trained + _bytes(module, trained=False))
 
 
 def _bytes(module: pl.LightningModule, *, trained: bool) -> int:
-    """Size of the parameters that train, or of the others."""
+    """Bytes of the parameters that train, or of the others; they may be sharded."""
     parameters = [p for p in module.parameters() if p.requires_grad == trained]
     return sum(p.numel() * p.element_size() for p in parameters)
 
@@ -191,7 +182,7 @@ def _unwritable(folder: Path, error: OSError) -> str:
     return f"{folder} cannot be written: {error.strerror}; free some space, or set another run_dir"
 
 
-def _no_room(folder: Path, needed: int) -> str | None:
+def _too_little_space(folder: Path, needed: int) -> str | None:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None

@@ -18,18 +18,15 @@ from .step import ends_step
 class Ledger(pl.Callback):
     """Append a line for each micro batch of each rank to `ledger/rank00000.jsonl` (format: ledger_file.py).
 
-    The unit is a micro batch, because a rank knows it without a collective. Written lines survive a `kill -9`. On a GPU
-    they are written one step later, so that no step waits for the device, but always before a checkpoint of their
-    step. A run that resumes removes the lines after the step that it resumes from.
-
-    CONTRACT: alignvlm_pl/cli/lightning_cli.py puts this first, so that the lines of a step exist when a later
-    callback saves its checkpoint.
+    Lines are flushed, so that they survive a `kill -9`; on a GPU one step later, so that no step waits for the device,
+    but always before a checkpoint of their step. A resumed run removes the lines after the step that it resumes from.
+    The command line puts this callback first, before those that save a checkpoint.
     """
 
     def __init__(self) -> None:
         self._stream: IO[str] | None = None
         self._waiting: list[tuple[dict[str, Any], Tensor]] = []
-        self._ready = 0  # lines of `_waiting` that are of earlier steps
+        self._ready = 0  # lines of `_waiting` of earlier steps, whose losses are on the host
         self._micro = 0
         self._copied: Any = None  # CUDA event behind the copies of the newest step
         self._cuda = False
@@ -63,7 +60,7 @@ class Ledger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record a micro batch; at the end of a step, write the lines whose losses are known."""
+        """Record a micro batch; at the end of a step, write the lines whose losses are on the host."""
         stepped = ends_step(trainer, batch_idx)
         line = {
             "step": trainer.global_step + (not stepped),
@@ -77,11 +74,7 @@ class Ledger(pl.Callback):
         }
         if "documents_per_row" in batch:
             line["per_row"] = batch["documents_per_row"]
-        losses = [
-            outputs["loss_sum"].reshape(1),
-            outputs["document_loss_sums"],
-            outputs["document_supervised"],
-        ]
+        losses = outputs["loss_sum"].reshape(1), outputs["document_loss_sums"], outputs["document_supervised"]
         self._waiting.append((line, _to_host(torch.cat([loss.detach() for loss in losses]))))
         self._micro = 0 if stepped else self._micro + 1
         if stepped:
@@ -90,17 +83,17 @@ class Ledger(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write all lines to disk before the checkpoint, from which the run may resume."""
+        """Write all lines to the disk before the checkpoint."""
         self._write(len(self._waiting))
         if self._stream is not None:
             os.fsync(self._stream.fileno())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what is left."""
+        """Write the last lines."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write what is known; a failed CUDA device is not read again."""
+        """Write the lines whose losses are on the host; a failed CUDA device is not read again."""
         self._write(self._ready if self._cuda else len(self._waiting))
         self._close()
 

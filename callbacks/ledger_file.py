@@ -1,10 +1,10 @@
-"""Files of the ledger: one a rank, a line a micro batch, cut where a run resumes and read by `replay` (no torch here).
+"""Files of the sample log: one a rank, a line a micro batch, read by `replay` (no torch here).
 
     {"ledger":1,"after":0,"rank":0,"world":2,"stage":"read","device":"cpu","precision":"32-true","data":{…}}
     {"step":1,"micro":0,"rank":0,"keys":["a"],"positions":[17],"tiles":[2],"tokens":[61],"supervised":[5],…}
 
-The first kind stands where a process began to train, and holds for the lines behind it. Steps count from 1: step 1 is
-the one that begins with the stage's initial weights.
+A process writes the first kind when it begins to train; it holds for the lines behind it. Step 1 is the first of the
+stage.
 """
 
 import json
@@ -25,7 +25,7 @@ class Entry:
     """One micro batch of one rank.
 
     Attributes:
-        head: Line that the process wrote at its start: `after` (the step it resumed from), `world`, `stage`, `device`,
+        head: First line of its process: `after` (the step it resumed from), `world` (world size), `stage`, `device`,
             `precision`, `data` (fingerprint of the training data, see datamodules/stream/state.py).
         line: `step`, `micro`, `rank`; by document `keys`, `positions`, `tiles`, `tokens`, `supervised`, `losses` (mean
             of a supervised token); `per_row`, the documents of each row of a packed batch; `loss`, the mean of a
@@ -47,15 +47,12 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def short(value: float) -> float:
-    """A number in nine digits, which tell any two float32 apart."""
+    """Round a number to nine digits, which are exact for float32."""
     return float(f"{value:.9g}")
 
 
 def cut(path: Path, after: int) -> None:
-    """Remove the lines after a step, and half a line at the end: a run resumes from that step.
-
-    Idempotent, so a kill in between does no harm.
-    """
+    """Remove the lines after the step that a run resumes from, and half a line at the end."""
     end = 0
     with path.open("rb+") as stream:
         for raw in stream:
@@ -67,14 +64,14 @@ def cut(path: Path, after: int) -> None:
 
 
 def read_step(folder: Path, step: int) -> list[Entry]:
-    """The micro batches of a step, by rank and micro batch.
+    """Return the micro batches of a step, by rank and micro batch.
 
     Args:
-        folder: The ledger.
+        folder: Folder of the sample log.
         step: Counted from 1.
 
     Raises:
-        DataError: There is no ledger, no such step in it, or not of all ranks.
+        DataError: There is no sample log, or no such step of all ranks in it.
     """
     paths = sorted(folder.glob("rank*.jsonl"))
     if not paths:
@@ -111,11 +108,7 @@ def _steps(path: Path) -> Iterator[int]:
 
 
 def _check_whole(entries: Sequence[Entry], step: int, folder: Path) -> None:
-    """Refuse a step that a kill has cut: a batch of some of its ranks is not the batch.
-
-    Raises:
-        DataError: Naming the ranks that are missing, or have fewer micro batches.
-    """
+    """Raise DataError for a step that lacks ranks or micro batches."""
     micros = dict.fromkeys(range(entries[0].head["world"]), 0)
     for entry in entries:
         micros[entry.line["rank"]] = micros.get(entry.line["rank"], 0) + 1
@@ -128,7 +121,7 @@ def _check_whole(entries: Sequence[Entry], step: int, folder: Path) -> None:
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
-    """A whole line; None for what a kill has left of one."""
+    """Parse a line; None where it is incomplete."""
     if not raw.endswith(b"\n"):
         return None
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
+from alignvlm_pl.evaluation.contact_sheet import captioned
 from alignvlm_pl.scoring.problems import problem_lists
 from alignvlm_pl.scoring.records import Record, page_path, scored_records
 from alignvlm_pl.scoring.report import RunInfo, markdown_text, write_reports
@@ -25,13 +26,13 @@ _SHOWN = 4
 
 
 class RunOutputs:
-    """Writes what one evaluation found, below the run folder.
+    """Write the results of one evaluation below the run folder.
 
     Args:
         trainer: The trainer; its DataModule has the datasets.
         module: The module that made the predictions.
-        page_images: Page images kept of each dataset: half of them first samples, half the worst predictions.
-        whole: Whether all samples were to be evaluated; else the files of predictions are named after the step.
+        page_images: Page images written of each dataset: half of first samples, half of the worst predictions.
+        whole: Whether all samples are evaluated; else the files of predictions are named after the step.
     """
 
     def __init__(self, trainer: pl.Trainer, module: AlignVLMModule, *, page_images: int, whole: bool) -> None:
@@ -43,7 +44,7 @@ class RunOutputs:
         self._images = self._folder / "predictions" / "images"
 
     def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> None:
-        """Write the predictions of one dataset, and the pages of its first samples and its worst predictions."""
+        """Write the predictions of one dataset, and the pages of its first samples and worst predictions."""
         step = None if self._whole else self._module.evaluated_step
         write_predictions(predictions_path(self._folder, name, step=step), scored_records(records, scored))
         worst = scored.worst_first()[: self._page_images // 2]
@@ -65,7 +66,7 @@ class RunOutputs:
         write_reports(self._folder, found, images=self._images, run=run)
 
     def show(self, name: str, scored: Scored, *, tag: str) -> None:
-        """Print the scores of one dataset; give TensorBoard its first pages with their predictions under a tag."""
+        """Print the scores of one dataset; log its first pages with question and prediction to TensorBoard."""
         shown = {"num": scored.num, **scored.metrics}
         log.info("%s: %s", name, "  ".join(f"{metric} {value:.4g}" for metric, value in shown.items()))
         for problem in scored.problems:
@@ -80,8 +81,11 @@ class RunOutputs:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, self._module.evaluated_step
                 for sample in first:
-                    page = np.asarray(Image.open(page_path(self._images, name, sample.key)))
-                    writer.add_image(printable(f"{tag}/{sample.key}"), page, step, dataformats="HWC")
+                    page = Image.open(page_path(self._images, name, sample.key))
+                    right = sample.prediction.strip().lower() in {text.strip().lower() for text in sample.references}
+                    reference = " | ".join(sample.references)
+                    image = np.asarray(captioned(page, sample.question, sample.prediction, reference, right=right))
+                    writer.add_image(printable(f"{tag}/{sample.key}"), image, step, dataformats="HWC")
                 writer.add_text(tag, printable("\n".join(lines)), step)
 
     def _write_pages(self, name: str, keys: set[str]) -> None:

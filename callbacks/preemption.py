@@ -1,4 +1,4 @@
-"""Preemption: SIGUSR1 or SIGTERM on any rank ends the run at a step's end, with a checkpoint and exit status 85."""
+"""Preemption: SIGUSR1 or SIGTERM on any rank ends the run after a step, with a checkpoint and exit status 85."""
 
 import logging
 from typing import Any
@@ -13,11 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-    """The run has saved and ends.
-
-    Args:
-        status: Exit status of this process.
-    """
+    """The run has saved and ends with an exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -25,15 +21,15 @@ class Preempted(SystemExit):
 
 
 class Preemption(pl.Callback):
-    """End the run after a checkpoint when SIGUSR1 or SIGTERM has come to any rank.
+    """End the run after a checkpoint when any rank has received SIGUSR1 or SIGTERM.
 
-    The ranks agree by one reduction of a flag, at the end of every n-th optimizer step and after each batch of a
-    validation, and set `leaving`. `LastCheckpoint`, which Lightning runs behind all other callbacks, then saves, and
-    the next hook that begins something raises `Preempted`: everything that belongs to the step has happened by then.
-    A validation that is cut off, or was due, is left out when the run resumes; the log says so.
+    The ranks reduce a flag at the end of every n-th optimizer step and after each batch of a validation, and set
+    `leaving`. `LastCheckpoint`, which runs behind all other callbacks, then saves, and the next hook that begins
+    something raises `Preempted`, behind all that belongs to the step. The resumed run skips a validation that was cut
+    off or due; the log says so.
 
-    Lightning's own SIGTERM handler starts a broadcast from inside the handler, whatever the other ranks do. It is
-    installed right before training and replaced where training begins; in between the signals wait.
+    Lightning's SIGTERM handler starts a broadcast within the handler, whatever the other ranks do. It is installed
+    right before training and replaced where training begins; in between the signals are blocked.
 
     Args:
         every_n_steps: Optimizer steps between two checks.
@@ -51,37 +47,33 @@ class Preemption(pl.Callback):
         self._within_step = False
 
     def requested(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank was asked to stop; all ranks must call it."""
+        """Whether any rank has received a signal; all ranks must call it."""
         if not self.leaving:
             self.leaving = trainer.strategy.reduce_boolean_decision(received() is not None, all=False)
         return self.leaving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave before anything is trained if the request came while the model was built."""
+        """End the run if a signal was received while the model was built."""
         hold_back()
         self.leave_if_requested(trainer)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Handle the signals here again."""
+        """Replace Lightning's signal handlers."""
         listen_again()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Handle the signals here again, and leave if one has come by now."""
+        """Replace Lightning's signal handlers, and end the run if a signal was received."""
         listen_again()
         self._step = trainer.global_step
         self.leave_if_requested(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Leave before the next step."""
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """End the run before the next step."""
         if self.leaving:
             self.leave(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Agree at the end of an optimizer step."""
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Reduce the flag at the end of an optimizer step."""
         self._within_step = trainer.global_step == self._step
         if not self._within_step:
             self._step = trainer.global_step
@@ -89,50 +81,35 @@ class Preemption(pl.Callback):
                 self.requested(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave before a validation."""
+        """End the run before a validation."""
         if self.leaving:
-            self._leave_out_validation(trainer)
+            self._skip_validation(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Agree within a validation, unless it lies between two micro batches of a step: nothing could be saved."""
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Reduce the flag within a validation, but not between two micro batches of a step, where nothing is saved."""
         if not self._within_step:
             self.requested(trainer)
 
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Leave within a validation."""
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """End the run within a validation."""
         if self.leaving:
-            self._leave_out_validation(trainer)
+            self._skip_validation(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Deliver what was held back where there was nothing to train."""
+        """Deliver blocked signals where there was nothing to train."""
         release()
 
     def leave_if_requested(self, trainer: pl.Trainer) -> None:
-        """Leave where nothing is to be saved; all ranks must call it.
+        """End the run where nothing is to be saved; all ranks must call it.
 
         Raises:
-            Preempted: Any rank was asked to stop.
+            Preempted: Any rank has received a signal.
         """
         if self.requested(trainer):
             self.leave(trainer)
 
     def leave(self, trainer: pl.Trainer) -> None:
-        """End this rank, once all have come here.
+        """End this rank after a barrier.
 
         Raises:
             Preempted: Always.
@@ -143,9 +120,9 @@ class Preemption(pl.Callback):
         trainer.strategy.barrier("preempted")
         raise Preempted(_status(trainer))
 
-    def _leave_out_validation(self, trainer: pl.Trainer) -> None:
+    def _skip_validation(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            log.warning("validation after step %d is left out: the run resumes behind it", trainer.global_step)
+            log.warning("validation after step %d is skipped: the run resumes behind it", trainer.global_step)
         self.leave(trainer)
 
 

@@ -1,4 +1,4 @@
-"""Progress of training: a rich bar with stage, loss, rates and ETA, or plain lines where there is no terminal."""
+"""Progress of training: a rich bar with stage, loss, throughput and ETA, or plain lines without a terminal."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from .step import ends_step
 
 log = logging.getLogger(__name__)
 _REFRESH_S = 2.0
-"""Shortest time between two looks at the loss: reading it waits for the device."""
+"""Shortest time between two reads of the loss, which wait for the device."""
 _SHOWN = {  # tag -> name in the bar, format
     "perf/tokens_per_s": ("tokens/s", "{:.0f}"),
     "perf/tiles_per_s": ("tiles/s", "{:.1f}"),
@@ -35,11 +35,11 @@ _SHOWN_OF_EACH = {  # beginning of the tags of sources or parts -> what stands b
 
 
 class TrainingProgress(RichProgressBar):
-    """Show how training goes.
+    """Show the progress of training.
 
     Args:
-        every_n_steps: Interval in optimizer steps of the plain lines, with their tokens per second. What the bar shows
-            is as new as TensorBoard's (`trainer.log_every_n_steps`).
+        every_n_steps: Interval in optimizer steps of the plain lines. The bar shows the metrics logged last
+            (`trainer.log_every_n_steps`).
 
     Raises:
         ConfigError: `every_n_steps` is less than 1.
@@ -50,8 +50,8 @@ class TrainingProgress(RichProgressBar):
             raise ConfigError(f"progress.every_n_steps={every_n_steps}: expected at least 1")
         super().__init__(leave=True)
         self.every_n_steps = every_n_steps
-        self._tokens = 0  # of this rank since the rate was measured
-        self._loss: Any = None  # of the newest micro batch, on the device: reading it waits for it
+        self._tokens = 0  # of this rank since `_since`
+        self._loss: Any = None  # of the last micro batch, on the device
         self._since = 0.0
         self._tokens_per_s = 0.0
         self._fields: dict[str, str] = {}
@@ -82,22 +82,22 @@ class TrainingProgress(RichProgressBar):
             log.info("%s", self._line(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the newest values on the line."""
+        """Show the newest values on the line."""
         self._fields_since = -math.inf
         super().on_train_epoch_end(trainer, pl_module)
 
     @property
     def total_train_batches(self) -> int | float:
-        """Micro batches of this epoch: an epoch's, or those that the stage's steps leave."""
+        """Micro batches of this epoch, at most those of the stage's remaining steps."""
         left = (self.trainer.max_steps - self.trainer.global_step) * self.trainer.accumulate_grad_batches
         every: int | float = self.trainer.num_training_batches
         return min(every, left) if self.trainer.max_steps > 0 else every
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def _get_train_description(self, current_epoch: int) -> str:  # no public hook; Lightning's says "Epoch 0/-2"
         return f"Epoch {current_epoch}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Fields right of the bar; its own columns show steps and the time that remains."""
+        """Fields beside the bar."""
         assert isinstance(pl_module, AlignVLMModule)
         now = time.monotonic()
         if pl_module.stage is not None and now > self._fields_since + _REFRESH_S:
@@ -115,7 +115,7 @@ class TrainingProgress(RichProgressBar):
         return math.nan if self._loss is None else float(self._loss)
 
     def _eta(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> timedelta:
-        """Time the stage has left: by its steps at the pace so far, or by its clock."""
+        """Remaining time of the stage, by its steps or its `max_minutes`."""
         assert pl_module.stage is not None
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         remaining = pl_module.stage_seconds / step * (total - step)
@@ -133,7 +133,7 @@ class TrainingProgress(RichProgressBar):
 
 
 def latest(trainer: pl.Trainer) -> dict[str, Any]:
-    """What the callbacks that measure and the module have logged last, by tag."""
+    """Tag -> value of the metrics that the module and the callbacks have logged last."""
     logged: dict[str, Any] = {**trainer.logged_metrics}
     for callback in cast(Any, trainer).callbacks:
         logged |= getattr(callback, "latest", {})
@@ -141,7 +141,7 @@ def latest(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of the bar, of what there is; reading them may wait for the device."""
+    """Fields of the bar for the metrics that are there; reading them may wait for the device."""
     fields = {name: form.format(values[tag]) for tag, (name, form) in _SHOWN.items() if tag in values}
     for start, (name, form) in _SHOWN_OF_EACH.items():
         of_each = {tag.removeprefix(start): value for tag, value in values.items() if tag.startswith(start)}

@@ -1,4 +1,4 @@
-"""Random numbers go on where the checkpoint left them, on every rank."""
+"""The states of the random number generators of all ranks in the checkpoint."""
 
 import logging
 import random
@@ -16,10 +16,10 @@ State = dict[str, Any]
 
 
 class RandomState(pl.Callback):
-    """Keep the random number generators of all ranks in the checkpoint: Python's, NumPy's, torch's and CUDA's.
+    """Save and restore the generators of Python, NumPy, torch and CUDA of each rank.
 
-    They are set back at the first batch after a resume, behind everything that draws numbers while a run is set up.
-    Another number of ranks starts from its seed instead, and says so.
+    They are restored at the first batch after a resume, behind everything that draws numbers during set-up. On another
+    number of ranks they start from the seed, with a warning.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class RandomState(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Gather the states of all ranks; all of them save."""
+        """Gather the states of all ranks; all of them must call it."""
         checkpoint[KEY] = gather(generator_states())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take this rank's state."""
+        """Read this rank's state."""
         states = checkpoint.get(KEY)
         if states is None:
             return
@@ -42,33 +42,31 @@ class RandomState(pl.Callback):
             self._state = states[trainer.global_rank]
         elif trainer.is_global_zero:
             log.warning(
-                "the checkpoint is of %d ranks, these are %d: random numbers (dropout) start from the seed again",
+                "the checkpoint has %d ranks, this run %d: random numbers (dropout) start from the seed again",
                 len(states), trainer.world_size,
             )  # fmt: skip
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Set the generators back, once."""
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Restore the generators, once."""
         if self._state is not None:
             restore_generators(self._state)
             self._state = None
 
 
 def generator_states() -> State:
-    """States of this process's generators, in tensors and plain types: checkpoints are read with `weights_only`."""
+    """Return the states of this process's generators, in types that `torch.load(weights_only=True)` reads."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        # This rank's device alone: asking the others would start them up from here.
+        # Of this rank's device alone: reading those of other devices would initialise them.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
 def restore_generators(state: State) -> None:
-    """Set this process's generators; CUDA's only where there is such a device now."""
+    """Set this process's generators; CUDA's where there is a GPU."""
     random.setstate(_tuples(state["python"]))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -78,5 +76,5 @@ def restore_generators(state: State) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """`random.setstate` takes tuples alone."""
+    """Turn lists into tuples, as `random.setstate` needs them."""
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What happens where a stage begins: its start is verified, its steps are counted, the table of parts is printed."""
+"""Begin and end of a training stage: verify its parent, count its steps, print the table of parts."""
 
 import json
 import logging
@@ -22,11 +22,10 @@ EARLY_END = "ended_early.json"
 
 
 class StageTransition(pl.Callback):
-    """Begin one training stage, and end it where its time is over.
+    """Begin one training stage, and end it after `max_minutes`.
 
-    Each stage is a fit of its own with a fresh trainer and strategy, because parameters may not be frozen or unfrozen
-    under a wrapped model (DDP would stop averaging them, silently). Its end is exported after the fit
-    (`alignvlm_pl.training.export.export_checkpoint`).
+    Each stage is a `fit` with a new trainer and strategy: DDP would silently not average parameters that are unfrozen
+    after it has wrapped the model.
 
     Args:
         stage: The stage to run.
@@ -48,7 +47,6 @@ class StageTransition(pl.Callback):
         if stage != "fit":
             return
         if self.stage.init_from is not None:
-            # Rank 0 alone reads and hashes the weights, but all must hear of it, or the others would wait for it.
             verified = trainer.strategy.broadcast(
                 self._verify(pl_module, self.stage.init_from) if trainer.is_global_zero else None
             )
@@ -59,7 +57,7 @@ class StageTransition(pl.Callback):
         self._count_steps(trainer)
 
     def _count_steps(self, trainer: pl.Trainer) -> None:
-        """Turn epochs into steps: where a run resumes, steps are exact on any number of ranks."""
+        """Turn epochs into steps, which are the same on any number of ranks."""
         per_epoch = getattr(trainer.datamodule, "steps_per_epoch", None)  # type: ignore[attr-defined]  # set by Lightning
         epochs = trainer.max_epochs
         if _is_trial(trainer) or trainer.max_steps != -1 or per_epoch is None or not epochs or epochs < 0:
@@ -73,19 +71,19 @@ class StageTransition(pl.Callback):
         trainer.fit_loop.max_epochs = -1
 
     def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str] | str:
-        """Stage and hash of the parent, or what is wrong with it."""
+        """Return stage and hash of the parent, or the error, which must be raised on all ranks."""
         try:
             record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
         except CheckpointError as error:
             return str(error)
-        except OSError as error:  # for all ranks, which would wait for this one
+        except OSError as error:
             return f"stage.init_from={folder} cannot be read: {error}"
         return {"stage": record["stage"], "weights_sha256": record["weights_sha256"]}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write into the checkpoint what it is."""
+        """Add model, contract, stage, parent and samples seen to the checkpoint."""
         assert isinstance(pl_module, AlignVLMModule)
         data = checkpoint.get(type(trainer.datamodule).__qualname__) or {}  # type: ignore[attr-defined]  # set by Lightning
         self._samples_seen = data.get("samples_seen", self._samples_seen)
@@ -100,7 +98,7 @@ class StageTransition(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Check that data and start are those of the stage, and end a stage again that ended early.
+        """Check that data and parent are those of the stage, and end a stage again that ended early.
 
         Raises:
             CheckpointError: They are not.
@@ -108,7 +106,7 @@ class StageTransition(pl.Callback):
         name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]  # set by Lightning
         check_data(checkpoint, name)
         if name in checkpoint:
-            _count_for(trainer.world_size, checkpoint, before=len(checkpoint[name].get("ranks", ())))
+            _convert_micro_batches(trainer.world_size, checkpoint, before=len(checkpoint[name].get("ranks", ())))
         contents = checkpoint.get(CONTENTS)
         if contents is not None:
             check_parent(contents["parent"], self.parent)
@@ -130,22 +128,17 @@ class StageTransition(pl.Callback):
                 logger.experiment.add_text("stage", f"```\n{table}\n```")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log where a resumed run resumes."""
+        """Log the checkpoint and step that a run resumes from."""
         self._step = trainer.global_step
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             last = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-            log.info(
-                "stage %s: resumed from %s, after step %d%s",
-                self.stage.name,
-                trainer.ckpt_path,
-                self._step,
-                last,
-            )
+            path = trainer.ckpt_path
+            log.info("stage %s: resumed from %s, after step %d%s", self.stage.name, path, self._step, last)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the stage when its time is over, on all ranks at the same step."""
+        """End the stage after `max_minutes`, on all ranks at the same step."""
         assert isinstance(pl_module, AlignVLMModule)
         limit = self.stage.max_minutes
         if limit is None or trainer.global_step == self._step:
@@ -155,22 +148,22 @@ class StageTransition(pl.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note an early end: a run that is killed before its export does not train on."""
+        """Record an early end, so that a run that is killed before its export does not train on."""
         early = trainer.should_stop and trainer.global_step != trainer.max_steps
         if early and trainer.is_global_zero and not _is_trial(trainer):
             write_atomically(_note(trainer), json.dumps({"step": trainer.global_step}) + "\n")
 
 
-def _count_for(world_size: int, checkpoint: dict[str, Any], *, before: int) -> None:
-    """Count the epoch's micro batches in those of another number of ranks.
+def _convert_micro_batches(world_size: int, checkpoint: dict[str, Any], *, before: int) -> None:
+    """Convert the micro batches per rank in the loops of a checkpoint to another number of ranks.
 
-    Lightning keeps how many each rank had; on other ranks the same samples are another number of them, and a step would
-    begin in the middle of another.
+    Lightning begins an optimizer step by this count and has no setting for it, so the checkpoint is edited before the
+    loops load it.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] if before else {}
     for counts in progress.get("current"), progress.get("total"):
         if counts and before != world_size:
-            # The differences between the counts say at which moment the checkpoint was written: they stay.
+            # The differences between the counts stay: they depend on the hook in which the checkpoint was written.
             shift = counts["processed"] * before // world_size - counts["processed"]
             counts.update({name: count + shift for name, count in counts.items()})
 
@@ -184,7 +177,7 @@ def _note(trainer: pl.Trainer) -> Path:
 
 
 def _early_end(trainer: pl.Trainer) -> int | None:
-    """Step of the note; the same on all ranks, as all read one folder or rank 0 says it."""
+    """Return the recorded step, read on rank 0; None where there is none."""
     found = None
     if trainer.is_global_zero and _note(trainer).is_file():
         found = int(json.loads(_note(trainer).read_text())["step"])

@@ -1,4 +1,4 @@
-"""Where training is: at the end of an optimizer step, and of one that is logged."""
+"""Whether a micro batch ends an optimizer step, and one that is logged."""
 
 from typing import cast
 
@@ -6,12 +6,7 @@ import lightning.pytorch as pl
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether an optimizer step was taken after this micro batch; for `on_train_batch_end`.
-
-    Args:
-        trainer: The trainer that runs.
-        batch_idx: Index of the micro batch within the epoch.
-    """
+    """Whether the micro batch of this index within the epoch ends an optimizer step; for `on_train_batch_end`."""
     done = batch_idx + 1
     last = trainer.is_last_batch or done >= trainer.num_training_batches
     return last or done % trainer.accumulate_grad_batches == 0

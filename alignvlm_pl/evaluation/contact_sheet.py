@@ -1,4 +1,4 @@
-"""A sheet of examples: page, question, prediction and reference, from the files that an evaluation wrote."""
+"""Pages with question, prediction and reference below them, and a sheet of such examples."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..scoring.records import page_path
+from ..utils.atomic_files import printable
 
 COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
+_RIGHT, _WRONG, _GREY = "#0a7a2f", "#b00020", "#666666"
 
 
 def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> None:
@@ -38,18 +40,34 @@ def _first(path: Path, count: int) -> list[tuple[dict[str, Any], Path]]:
     return [pair for pair in found if pair[1].is_file()][:count]
 
 
+def captioned(page: Image.Image, question: str, prediction: str, reference: str, *, right: bool) -> Image.Image:
+    """Return an RGB page with three lines below it: question, prediction (green: right, red: wrong) and reference."""
+    width = max(page.width, CELL_WIDTH - 2 * MARGIN)
+    size = max(14, width // 60)
+    font, line = ImageFont.load_default(size=size), round(1.3 * size)
+    image = Image.new("RGB", (width, page.height + 6 + 3 * line), "white")
+    image.paste(page)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, page.width - 1, page.height - 1), outline="#999999")
+    lines = (
+        (question, "black"),
+        (prediction or "(nothing)", _RIGHT if right else _WRONG),
+        (f"expected: {reference}", _GREY),
+    )
+    for number, (text, colour) in enumerate(lines):
+        shown = " ".join(printable(text).split())
+        while font.getlength(shown) > width:
+            shown = shown[: len(shown) * 9 // 10 - 1] + "…"
+        draw.text((0, page.height + 4 + number * line), shown, fill=colour, font=font)
+    return image
+
+
 def _cell(name: str, record: dict[str, Any], image: Path) -> Image.Image:
-    cell = Image.new("RGB", (CELL_WIDTH, CELL_HEIGHT), "white")
     page = Image.open(image).convert("RGB")
     page.thumbnail((CELL_WIDTH - 2 * MARGIN, CELL_HEIGHT - 80))
-    cell.paste(page, (MARGIN, MARGIN))
-    draw = ImageDraw.Draw(cell)
-    draw.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + page.width, MARGIN + page.height), outline="#999999")
     question = record.get("question", "P_vocab reads:")
-    right = record.get("exact_match", float(record.get("cer", 1) == 0))
-    top = MARGIN + page.height + 6
-    font = ImageFont.load_default(size=14)
-    draw.text((MARGIN, top), f"{question}"[:48], fill="black", font=font)
-    draw.text((MARGIN, top + 18), f"{record['prediction']}"[:48], fill="#0a7a2f" if right else "#b00020", font=font)
-    draw.text((MARGIN, top + 36), f"expected: {record['references'][0]}   [{name}]"[:52], fill="#666666", font=font)
+    right = bool(record.get("exact_match", float(record.get("cer", 1) == 0)))
+    reference = f"{record['references'][0]}   [{name}]"
+    cell = Image.new("RGB", (CELL_WIDTH, CELL_HEIGHT), "white")
+    cell.paste(captioned(page, question, record["prediction"], reference, right=right), (MARGIN, MARGIN))
     return cell

@@ -1,9 +1,12 @@
-"""All loggers of a run receive the same metrics."""
+"""All loggers of a run receive the same metrics, TensorBoard also pages with their predictions."""
 
 import csv
 import json
 
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from alignvlm_pl.scoring.records import page_path
 
 
 def test_a_second_logger_receives_every_metric_of_the_first(world, tmp_path):
@@ -24,3 +27,9 @@ def test_a_second_logger_receives_every_metric_of_the_first(world, tmp_path):
     assert first == second
     for group in ("train", "lr", "perf", "data", "bench", "connector"):
         assert any(tag.startswith(f"{group}") for tag in first), group
+    assert events.Tags()["images"]
+    for tag in events.Tags()["images"]:
+        _, name, key = tag.split("/", 2)
+        logged = events.Images(tag)[-1]
+        with Image.open(page_path(tmp_path / "run/predictions/images", name, key)) as page:
+            assert logged.width >= page.width and logged.height >= page.height + 3 * 14, tag

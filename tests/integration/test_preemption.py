@@ -31,7 +31,7 @@ def logged(run: Path, tag: str) -> list[tuple[int, float]]:
 def left_at(text: str) -> list[str]:
     """What the run says when it leaves: after which step, and which validation it leaves out."""
     found = [
-        re.match(r"asked to stop.*: (left after step \d+)|(validation after step \d+) is left out", line)
+        re.match(r"asked to stop.*: (left after step \d+)|(validation after step \d+) is skipped", line)
         for line in text.splitlines()
     ]
     return [match[1] or match[2] for match in found if match]

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from alignvlm_pl.cli.demo import _table
-from alignvlm_pl.evaluation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, contact_sheet
+from alignvlm_pl.evaluation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, MARGIN, captioned, contact_sheet
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
@@ -26,6 +26,19 @@ def test_contact_sheet(tmp_path: Path) -> None:
     assert sheet.size == (COLUMNS * CELL_WIDTH, CELL_HEIGHT)
     grey = [sheet.getpixel((column * CELL_WIDTH + 50, 50)) for column in range(COLUMNS)]
     assert grey == [(90, 90, 90), (90, 90, 90), (255, 255, 255)]  # two sets, one free cell
+
+
+def test_a_caption_has_three_lines_within_the_width_of_the_page() -> None:
+    long = "What is the total of this receipt, with all taxes and without the deposit of the bottles? " * 4
+    image = captioned(Image.new("L", (500, 80), 90), long, "12 \ud83d", "13.00", right=False)
+    assert image.size == (500, 80 + 6 + 3 * 18)
+    assert image.getpixel((250, 40)) == (90, 90, 90)
+    lines = [image.crop((0, 84 + 18 * number, 500, 102 + 18 * number)) for number in range(3)]
+    assert all(line.getextrema()[1][0] < 200 for line in lines), "a line is empty"
+    red, green = (band.getextrema()[0] for band in lines[1].split()[:2])
+    assert green < 50 < red, "a wrong prediction is red"
+    small = captioned(Image.new("RGB", (20, 20)), "q", "p", "p", right=True)
+    assert small.width == CELL_WIDTH - 2 * MARGIN
 
 
 def test_demo_table_has_a_row_for_each_score() -> None:
