@@ -14,25 +14,15 @@ CALLBACKS = {
 """Lightning's callbacks that do not go with a stage -> what to use instead."""
 
 
-def check_callbacks(callbacks: Any) -> None:
-    """Refuse Lightning's callbacks that change what the stage decides; `callbacks` as parsed, one or a list.
+def check_trainer(trainer: Any) -> None:
+    """Refuse callbacks of Lightning's that change what the stage decides, and strategies that training does not follow.
 
     Raises:
-        ConfigError: Naming the callback and what to use instead.
+        ConfigError: Naming the setting, its value and what to use instead.
     """
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+    for callback in trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]:
         module, _, name = str(getattr(callback, "class_path", "")).rpartition(".")
         if module.startswith("lightning.pytorch.") and name in CALLBACKS:
             raise ConfigError(f"trainer.callbacks: {name} does not go with a stage; {CALLBACKS[name]}")
-
-
-def check_trainer(trainer: Any) -> None:
-    """Refuse strategies that training does not follow.
-
-    Raises:
-        ConfigError: Naming the setting, its value and what to set.
-    """
-    check_callbacks(trainer.callbacks)
-    strategy = trainer.strategy
-    if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed")):
-        raise unsupported(strategy)  # Lightning would ask for a GPU, or for a package, first
+    if isinstance(trainer.strategy, str) and trainer.strategy.startswith(("fsdp", "deepspeed")):
+        raise unsupported(trainer.strategy)  # Lightning would ask for a GPU, or for a package, first

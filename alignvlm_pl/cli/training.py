@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin at barriers make a CPU run several times slower as soon as another process wants a core.
-    # CONTRACT: set before torch loads its OpenMP runtime, which reads it once.
+    # Set here, before torch loads its OpenMP runtime, which reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -141,7 +141,7 @@ def like(tensor: Tensor, local: Tensor) -> Tensor:
     """`local` as a tensor of the kind that `tensor` is: the rows of this rank of a sharded one, or all of it."""
     if not isinstance(tensor, DTensor):
         return local
-    assert local.shape == tensor.to_local().shape, "CONTRACT: own_rows cuts as fully_shard does"
+    assert local.shape == tensor.to_local().shape, "own_rows cuts as fully_shard does"
     return DTensor.from_local(
         local,
         tensor.device_mesh,

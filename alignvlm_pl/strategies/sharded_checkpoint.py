@@ -23,12 +23,7 @@ _VALUES, _SHAPE = "values", "shape"
 
 
 class Pieces:
-    """A tensor of which each rank's file has some rows.
-
-    Args:
-        pieces: Rows (n, ...) of the files, in order of the ranks; n may be 0.
-        shape: Of the whole tensor.
-    """
+    """A tensor of `shape`, of which each rank's file has some rows (n, ...), in order of the ranks; n may be 0."""
 
     def __init__(self, pieces: list[Tensor], shape: Iterable[int]) -> None:
         self.shape = torch.Size(shape)
@@ -61,11 +56,7 @@ def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
 
 
 def write_file(content: Any, path: Path) -> None:
-    """Save and wait until it is on the disk.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Save, and wait until it is on the disk; an OSError says why it could not be written."""
     try:
         with path.open("wb") as file:
             torch.save(content, file)
@@ -79,18 +70,14 @@ def write_file(content: Any, path: Path) -> None:
 
 
 def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank: int, ranks: int) -> None:
-    """Write what a rank has to the folder, the first rank the rest too.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write what a rank has to the folder, the first rank the rest too; an OSError as of `write_file`."""
     write_file(own, folder / _file_of(rank, ranks))
     if rank == 0:
         write_file({**rest, _RANKS: ranks}, folder / _REST)
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """A file of training state; tensors are mapped, not read, and nothing but tensors and plain types is taken.
+    """Read a file of training state; tensors are mapped, and nothing but tensors and plain types is taken.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
@@ -113,20 +100,12 @@ def is_folder(path: Path) -> bool:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """A checkpoint, without weights and optimizer state where it is a folder of shards: all that it says of itself.
-
-    Raises:
-        CheckpointError: As `load_file`.
-    """
+    """Read a checkpoint, of a folder of shards without weights and optimizer state; errors as of `load_file`."""
     return load_file(path / _REST if is_folder(path) else path)
 
 
 def read_whole(path: Path) -> dict[str, Any]:
-    """A checkpoint, file or folder, as an unsharded model takes it.
-
-    Raises:
-        CheckpointError: As `load_file` and `read_folder`.
-    """
+    """Read a checkpoint, file or folder, as an unsharded model takes it; errors as of `load_file`."""
     whole: dict[str, Any] = make_whole(read_folder(path)) if path.is_dir() else load_file(path)
     return whole
 

@@ -94,12 +94,12 @@ class AlignVLMModule(pl.LightningModule):
         self._step_sums: dict[str, Tensor] = {}
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
-        self.calibration: dict[str, float] | None = None  # CONTRACT: callbacks.gain_calibration sets it
+        self.calibration: dict[str, float] | None = None  # of callbacks.GainCalibration, for checkpoints
         self.loaded_steps = 0  # optimizer steps that the loaded weights have had in their stage
 
     @property
     def processor(self) -> AlignVLMProcessor:
-        """Processor of the model (CONTRACT: datamodules.base takes it in setup)."""
+        """Processor of the model, which DataModules use, too."""
         if self._processor is None:
             self._processor = build_processor(self.spec)
         return self._processor
