@@ -15,7 +15,7 @@ A finished stage is skipped and an unfinished one resumes, so the same command r
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,13 +34,12 @@ class Run:
     folder: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Argument:
-    """An option of the command line: its words, its name, and its value if it has one."""
+class _Argument(NamedTuple):
+    """An option of the command line: its name, its value if it has one, and the words of both."""
 
-    words: list[str]
     name: str
     value: str | None
+    words: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,14 @@ def plan_runs(options: list[str]) -> list[Run]:
         ConfigError: If a recipe's list of stages has another form.
     """
     arguments = _arguments(options)
-    found = _find_recipe(arguments)
-    if found is None:
+    recipes = [
+        (end, Path(one.value), stages)
+        for end, one in enumerate(arguments, start=1)
+        if one.name in ("-c", "--config") and one.value and (stages := read_stages(Path(one.value), option="--config "))
+    ]
+    if not recipes:
         return [Run(options=options)]
-    recipe, path, stages = found
-    end = arguments.index(recipe) + 1
+    end, path, stages = recipes[-1]
     before, behind = (
         [word for one in part if one.name != RUN_DIR for word in one.words]
         for part in (arguments[:end], arguments[end:])
@@ -93,13 +95,16 @@ def plan_runs(options: list[str]) -> list[Run]:
     return runs
 
 
-def read_stages(recipe: Path) -> list[StageEntry]:
-    """The stages of a recipe; none if it lists none.
+def read_stages(recipe: Path, *, option: str = "") -> list[StageEntry]:
+    """Return the stages of a recipe; none if it lists none.
 
     Raises:
-        ConfigError: If the list has another form.
+        ConfigError: There is no such file, which the `option` names, or the list has another form.
     """
-    return _entries(load_yaml(recipe).get("stages") or [], recipe)
+    stages = load_yaml(recipe, option=option).get("stages") or []
+    if not isinstance(stages, list):
+        raise ConfigError(f"{recipe}: `stages` must be a list of stages, found {stages!r}")
+    return [_entry(given, recipe) for given in stages]
 
 
 def _folder_names(stages: list[StageEntry]) -> list[str]:
@@ -108,14 +113,14 @@ def _folder_names(stages: list[StageEntry]) -> list[str]:
     return stems if numbered else [f"{index}-{stem}" for index, stem in enumerate(stems, start=1)]
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Content of a YAML file.
+def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
+    """Return the content of a YAML file.
 
     Raises:
-        ConfigError: There is no such file, or it holds no mapping.
+        ConfigError: There is no such file, which the `option` names, or it holds no mapping.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
+        raise ConfigError(f"{option}{path}: there is no such file")
     try:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -131,33 +136,13 @@ def _arguments(options: list[str]) -> list[_Argument]:
     for word in options:
         if word.startswith("--") or word == "-c":
             name, separator, value = word.partition("=")
-            found.append(_Argument(words=[word], name=name, value=value if separator else None))
+            found.append(_Argument(name, value if separator else None, [word]))
         elif found and found[-1].value is None:
             last = found.pop()
-            found.append(_Argument(words=[*last.words, word], name=last.name, value=word))
+            found.append(_Argument(last.name, word, [*last.words, word]))
         else:
-            found.append(_Argument(words=[word], name="", value=None))
+            found.append(_Argument("", None, [word]))
     return found
-
-
-def _find_recipe(arguments: list[_Argument]) -> tuple[_Argument, Path, list[StageEntry]] | None:
-    """The last `--config` whose file lists stages, with that file and the stages."""
-    found = None
-    for argument in arguments:
-        if argument.name not in ("-c", "--config") or argument.value is None:
-            continue
-        path = Path(argument.value)
-        if not path.is_file():
-            raise ConfigError(f"--config {path}: there is no such file")
-        if stages := read_stages(path):
-            found = argument, path, stages
-    return found
-
-
-def _entries(stages: Any, recipe: Path) -> list[StageEntry]:
-    if not isinstance(stages, list):
-        raise ConfigError(f"{recipe}: `stages` must be a list of stages, found {stages!r}")
-    return [_entry(given, recipe) for given in stages]
 
 
 def _entry(given: Any, recipe: Path) -> StageEntry:
