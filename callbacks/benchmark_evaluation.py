@@ -26,6 +26,7 @@ from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
 
 from .outputs import RunOutputs, predictions_path
+from .step import is_trial
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class BenchmarkEvaluation(pl.Callback):
         if not _serves_benchmarks(trainer):
             return
         self._names = self._chosen(trainer, pl_module)
-        if stage == "predict" or _is_trial(trainer):
+        if stage == "predict" or is_trial(trainer):
             self._serve(trainer)
             return
         self._journals = {name: self._journal(trainer, pl_module, name) for name in self._names}
@@ -119,7 +120,7 @@ class BenchmarkEvaluation(pl.Callback):
         if self.every_n_steps or self.at_stage_end:
             self._names = self._chosen(trainer, pl_module)
         self._serve(trainer, subset=self.subset)
-        datasets = dict.fromkeys([*_data(trainer).val_names, *self._names])
+        datasets = dict.fromkeys([*_data(trainer).val, *self._names])
         if trainer.limit_val_batches == 0 and datasets:
             log.warning(
                 "trainer.limit_val_batches=0: fit does not evaluate %s; leave it out, or run `validate` afterwards",
@@ -136,11 +137,11 @@ class BenchmarkEvaluation(pl.Callback):
     def _set_interval(self, trainer: pl.Trainer) -> None:
         """Set when `fit` validates; raise ConfigError where the trainer has another interval."""
         wanted = self.validation_interval(trainer.accumulate_grad_batches)
-        if _is_trial(trainer) or not _serves_benchmarks(trainer):
+        if is_trial(trainer) or not _serves_benchmarks(trainer):
             return
         if not wanted:
             untouched = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-            if self.at_stage_end and untouched and not _data(trainer).val_names:
+            if self.at_stage_end and untouched and not _data(trainer).val:
                 trainer.val_check_interval, trainer.check_val_every_n_epoch = sys.maxsize, None
             return
         if trainer.val_check_interval not in (1.0, wanted["val_check_interval"]):
@@ -217,7 +218,7 @@ class BenchmarkEvaluation(pl.Callback):
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `predictions/<dataset>.jsonl` of all ranks."""
         for name, records in gather_records(self._records, self._names).items():
-            if trainer.is_global_zero and not _is_trial(trainer):
+            if trainer.is_global_zero and not is_trial(trainer):
                 folder = Path(trainer.default_root_dir)
                 write_predictions(predictions_path(folder, name, step=None), records)
 
@@ -242,10 +243,10 @@ class BenchmarkEvaluation(pl.Callback):
         if trainer.is_global_zero:
             found = {name: self._score(trainer, name, gathered[name], limit) for name in self._names}
             outputs = RunOutputs(trainer, module, page_images=self.page_images, whole=limit is None)
-            if not _is_trial(trainer):
+            if not is_trial(trainer):
                 for name, scored in found.items():
                     outputs.write_dataset(name, gathered[name], scored)
-            if limit is None and not _is_trial(trainer):
+            if limit is None and not is_trial(trainer):
                 outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
             for name, scored in found.items():
                 outputs.show(name, scored, tag=self._tag(trainer, name))
@@ -271,7 +272,7 @@ class BenchmarkEvaluation(pl.Callback):
     def _losses(self, trainer: pl.Trainer) -> Losses:
         """Return the losses of the `val` datasets, which the module has logged; all ranks must call it."""
         logged, unread = trainer.callback_metrics, gather(self._unread_losses)
-        names = [name for name in _data(trainer).val_names if f"val/{name}/loss" in logged]
+        names = [name for name in _data(trainer).val if f"val/{name}/loss" in logged]
         counts = {name: sum(rank.get(name, 0) for rank in unread) for name in names}
         problems = {
             name: [f"{count} samples could not be read: the log names them"] for name, count in counts.items() if count
@@ -285,7 +286,7 @@ class BenchmarkEvaluation(pl.Callback):
 
     def _chosen(self, trainer: pl.Trainer, module: AlignVLMModule) -> list[str]:
         """Return the benchmarks that the model, and the stage's objective, can be evaluated on."""
-        names: list[str] = _data(trainer).benchmark_names
+        names: list[str] = list(_data(trainer).benchmarks)
         if module.stage is not None and module.stage.objective == "read":
             return [name for name in names if name in self.readout_sets]  # the LLM is not trained yet
         reads = getattr(connector_class(module.spec.connector.get("type", "align")), "reads_text", False)
@@ -333,12 +334,7 @@ class BenchmarkEvaluation(pl.Callback):
 
 
 def gather_records(records: Mapping[str, list[Record]], names: Iterable[str]) -> dict[str, list[Record]]:
-    """Gather the records of all ranks, each key once, in key order; all ranks must call it, and get the same.
-
-    Args:
-        records: Dataset to the records of this rank; a rank that has none of a dataset may leave it out.
-        names: Datasets to return.
-    """
+    """Gather the records of all ranks, dataset -> each key once, in key order; all ranks must call it."""
     ranks = gather(records)
     return {name: merge_records(record for rank in ranks for record in rank.get(name, ())) for name in names}
 
@@ -352,14 +348,9 @@ def _serves_benchmarks(trainer: pl.Trainer) -> bool:
     return hasattr(_data(trainer), "set_benchmark_options")
 
 
-def _is_trial(trainer: Any) -> bool:
-    """Whether this is a trial run, which writes no files."""
-    return bool(trainer.fast_dev_run)  # set by Lightning, unknown to its types
-
-
 def _limit(trainer: pl.Trainer) -> str:
     """Return the trainer's setting that limits the batches of an evaluation; empty where none does."""
-    if _is_trial(trainer):
+    if is_trial(trainer):
         return "trainer.fast_dev_run"
     name = "limit_test_batches" if trainer.testing else "limit_val_batches"
     value = getattr(trainer, name)

@@ -70,14 +70,12 @@ class DataHealth(Callback):
         self._tokens.clear()
 
     def _read_loader(self, data: Any) -> None:
-        """Read the counters of a WebDataModule (CONTRACT: datamodules/base.py); other DataModules have none."""
+        """Read the counters of a WebDataModule; other DataModules have none."""
         if not hasattr(data, "wait_seconds"):
             return
-        now = (time.monotonic(), data.wait_seconds)
-        self._sums["seconds"], self._sums["waited"] = (
-            after - before for after, before in zip(now, self._before, strict=True)
-        )
-        self._before = now
+        now, waited = time.monotonic(), data.wait_seconds
+        self._sums["seconds"], self._sums["waited"] = now - self._before[0], waited - self._before[1]
+        self._before = now, waited
         for source, reasons in data.skipped.items():
             for reason, count in reasons.items():
                 self._sums[f"skipped_{reason}/{source}"] = count
@@ -91,7 +89,7 @@ def sum_over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def data_metrics(total: Mapping[str, float]) -> dict[str, float]:
-    """Names and values of what is logged, from the sums over all ranks."""
+    """Return tag -> value of the logged metrics, from the sums over all ranks."""
     sources = [name.split("/", 1)[1] for name, count in total.items() if name.startswith("supervised/") and count]
     return {
         **{f"train/loss/{name}": total[f"loss/{name}"] / total[f"supervised/{name}"] for name in sources},

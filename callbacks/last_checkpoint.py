@@ -126,16 +126,20 @@ class LastCheckpoint(Checkpoint):
             return
         path = _folder(trainer) / _NAME.format(step)
         trainer.save_checkpoint(path)
-        problem = None
-        if trainer.is_global_zero:
-            try:
-                _point(trainer, path)
-                self._prune(trainer)
-            except OSError as error:
-                problem = _unwritable(path.parent, error)
+        problem = self._link(trainer, path) if trainer.is_global_zero else None
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
         self.path, self._saved_step = path, step
+
+    def _link(self, trainer: pl.Trainer, path: Path) -> str | None:
+        """Move the link `last.ckpt` to a checkpoint, atomically, and remove older ones; returns the error."""
+        try:
+            with atomic_path(Path(trainer.default_root_dir) / CHECKPOINT) as new:
+                new.symlink_to(path.name)
+            self._prune(trainer)
+        except OSError as error:
+            return _unwritable(path.parent, error)
+        return None
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint of a step is one of `keep_every_n_steps`."""
@@ -169,13 +173,6 @@ def _bytes(module: pl.LightningModule, *, trained: bool) -> int:
 
 def _folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir).resolve() / CHECKPOINT.parent
-
-
-def _point(trainer: pl.Trainer, path: Path) -> None:
-    """Move the link `last.ckpt` to a checkpoint, atomically."""
-    link = Path(trainer.default_root_dir) / CHECKPOINT
-    with atomic_path(link) as new:
-        new.symlink_to(path.name)
 
 
 def _unwritable(folder: Path, error: OSError) -> str:

@@ -88,17 +88,13 @@ class Ledger(pl.Callback):
         if self._stream is not None:
             os.fsync(self._stream.fileno())
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last lines."""
-        self.teardown(trainer, pl_module, "fit")
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the lines whose losses are on the host; a failed CUDA device is not read again."""
         self._write(self._ready if self._cuda else len(self._waiting))
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """As `on_train_end`."""
+        """Write the last lines."""
         self._write(len(self._waiting))
         self._close()
 
@@ -132,13 +128,9 @@ class Ledger(pl.Callback):
 
 
 def with_losses(line: dict[str, Any], values: list[float]) -> dict[str, Any]:
-    """Add the losses to a line.
-
-    Args:
-        line: Of n documents, with their sources under `of`.
-        values: The loss sum of the micro batch, n loss sums of its documents, and their n numbers of tokens.
-    """
-    total, (sums, counts) = values[0], _halves(values[1:])
+    """Add the losses to the line of n documents: `values` are a loss sum, n loss sums, n numbers of tokens."""
+    documents = len(line["of"])
+    total, sums, counts = values[0], values[1 : 1 + documents], values[1 + documents :]
     by_source: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for source, own, count in zip(line["of"], sums, counts, strict=True):
         by_source[source][0] += own
@@ -152,12 +144,8 @@ def with_losses(line: dict[str, Any], values: list[float]) -> dict[str, Any]:
     }
 
 
-def _halves(values: list[float]) -> tuple[list[float], list[float]]:
-    return values[: len(values) // 2], values[len(values) // 2 :]
-
-
 def _to_host(values: Tensor) -> Tensor:
-    """The values in the host's memory, on a GPU without waiting for them."""
+    """Copy values to the host; from a GPU without waiting for them."""
     if values.device.type != "cuda":
         return values
     copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -37,7 +37,7 @@ class Entry:
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """The file of one rank."""
+    """Return the file of one rank."""
     return folder / f"rank{rank:05d}.jsonl"
 
 

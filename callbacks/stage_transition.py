@@ -16,6 +16,8 @@ from alignvlm_pl.training.part_table import part_table
 from alignvlm_pl.training.stage import Stage, steps_of_epochs
 from alignvlm_pl.utils.atomic_files import write_atomically
 
+from .step import is_trial
+
 log = logging.getLogger(__name__)
 EARLY_END = "ended_early.json"
 """File of the run folder with the step at which a stage ended before `max_steps`."""
@@ -60,7 +62,7 @@ class StageTransition(pl.Callback):
         """Turn epochs into steps, which are the same on any number of ranks."""
         per_epoch = getattr(trainer.datamodule, "steps_per_epoch", None)  # type: ignore[attr-defined]  # set by Lightning
         epochs = trainer.max_epochs
-        if _is_trial(trainer) or trainer.max_steps != -1 or per_epoch is None or not epochs or epochs < 0:
+        if is_trial(trainer) or trainer.max_steps != -1 or per_epoch is None or not epochs or epochs < 0:
             return
         trainer.fit_loop.epoch_loop.max_steps = steps_of_epochs(
             epochs,
@@ -150,7 +152,7 @@ class StageTransition(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record an early end, so that a run that is killed before its export does not train on."""
         early = trainer.should_stop and trainer.global_step != trainer.max_steps
-        if early and trainer.is_global_zero and not _is_trial(trainer):
+        if early and trainer.is_global_zero and not is_trial(trainer):
             write_atomically(_note(trainer), json.dumps({"step": trainer.global_step}) + "\n")
 
 
@@ -166,10 +168,6 @@ def _convert_micro_batches(world_size: int, checkpoint: dict[str, Any], *, befor
             # The differences between the counts stay: they depend on the hook in which the checkpoint was written.
             shift = counts["processed"] * before // world_size - counts["processed"]
             counts.update({name: count + shift for name, count in counts.items()})
-
-
-def _is_trial(trainer: pl.Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
 
 
 def _note(trainer: pl.Trainer) -> Path:

@@ -1,4 +1,4 @@
-"""Whether a micro batch ends an optimizer step, and one that is logged."""
+"""State of a trainer: whether a micro batch ends an optimizer step or one that is logged, and trial runs."""
 
 from typing import cast
 
@@ -16,3 +16,8 @@ def ends_logged_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether that step is one whose metrics are logged (`trainer.log_every_n_steps`); the same on all ranks."""
     step, every = trainer.global_step, cast(int, trainer.log_every_n_steps)  # type: ignore[attr-defined]
     return bool(step and every) and step % every == 0 and ends_step(trainer, batch_idx)
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether this is a trial run (`fast_dev_run`), which writes no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning

@@ -61,7 +61,7 @@ class Throughput(pl.Callback):
                 log.warning("no peak is known of %s, so no MFU: set throughput.peak_tflops", name)
         try:
             self.work = stage_work(pl_module.net.config, pl_module.current_stage)
-        except Exception as error:  # a model that cannot run without data must still train
+        except Exception as error:  # a custom model that cannot run without data must still train
             log.warning("no MFU: the work of this model cannot be counted (%s)", str(error)[:200])
         self._since = time.monotonic()
 

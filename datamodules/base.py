@@ -165,13 +165,10 @@ class WebDataModule(pl.LightningDataModule):
             self.training = None
 
     def steps_per_epoch(self, batch_size: int | None = None, world_size: int | None = None) -> int:
-        """Micro batches of an epoch on each rank: samples // (batch size x ranks), in whole optimizer steps.
+        """Micro batches of an epoch on each rank: rows // (batch size x ranks), in whole optimizer steps.
 
-        Of packed rows it is an estimate: as many rows as the tokens of the datasets fill.
-
-        Args:
-            batch_size: Rows per device; None for this module's.
-            world_size: Number of ranks; None for the trainer's.
+        Of packed rows it is an estimate, as many as the tokens of the datasets fill. By default for this module's
+        batch size and the trainer's world size.
 
         Raises:
             ConfigError: The batches of one step hold more samples than the datasets.
@@ -253,7 +250,7 @@ class WebDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> list[ShardLoader]:
         """Prediction batches of each benchmark that is served."""
         options = self._benchmark_options
-        names = [name for name in self.benchmark_names if options.names is None or name in options.names]
+        names = [name for name in self.benchmarks if options.names is None or name in options.names]
         return [
             self.benchmark_dataloader(name, limit=options.subset, done=options.predicted.get(name, ()))
             for name in names
@@ -263,7 +260,7 @@ class WebDataModule(pl.LightningDataModule):
         """Prediction batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
 
         Args:
-            name: One of `benchmark_names`.
+            name: One of `benchmarks`.
             limit: Only the first samples; None for all.
             done: Positions of samples that have a prediction already, the same on all ranks.
 
@@ -292,16 +289,6 @@ class WebDataModule(pl.LightningDataModule):
     def benchmark_size(self, name: str, *, limit: int | None = None) -> int:
         """Return the samples of one benchmark over all ranks: the number of predictions that it must have."""
         return len(self.benchmark_dataset(name).positions(limit=limit))
-
-    @property
-    def benchmark_names(self) -> list[str]:
-        """Names of the benchmarks."""
-        return list(self.benchmarks)
-
-    @property
-    def val_names(self) -> list[str]:
-        """Names of the datasets whose loss is computed."""
-        return list(self.val)
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:

@@ -103,22 +103,12 @@ class BenchmarkDataset:
         ]
 
     def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
-        """Positions of the samples to evaluate.
-
-        Args:
-            limit: Number of first samples; None for all.
-            done: Positions that have a prediction already.
-        """
+        """Return the positions of the first `limit` samples, or all, but those that are done."""
         size = self.manifest.num_samples if limit is None else min(limit, self.manifest.num_samples)
         return [position for position in range(size) if position not in done]
 
     def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
-        """Yield key and first image of the samples with these keys; those without an image are skipped.
-
-        Args:
-            keys: Keys of samples.
-            adapter: Reads the members of the source's format.
-        """
+        """Yield key and first image of the samples with these keys; those without an image are skipped."""
         left = set(keys)
         for raw in read_range(self.manifest, 0, self.manifest.num_samples if left else 0):
             if raw["__key__"] in left:

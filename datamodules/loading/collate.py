@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -14,23 +13,6 @@ from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
 from ..shards.sample import UNLABELLED, Message, Sample, SampleError, last_question
-
-
-class Encoded(Protocol):
-    """Return value of `processor.encode`: ids and labels of one conversation and its tiles."""
-
-    @property
-    def input_ids(self) -> np.ndarray: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def pixels(self) -> np.ndarray: ...
-    @property
-    def tile_boxes(self) -> np.ndarray: ...
-    @property
-    def num_tiles(self) -> int: ...
-    @property
-    def truncated(self) -> bool: ...
 
 
 class Processor(Protocol):
@@ -47,7 +29,7 @@ class Processor(Protocol):
         max_text_length: int | None = None,
         generation: bool = False,
     ) -> Any:
-        """Return an `Encoded`; raise DataError for a conversation that cannot be encoded."""
+        """Return an `EncodedConversation`; raise DataError for a conversation that cannot be encoded."""
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Count the visual tokens of images of these (width, height) in pixels."""
@@ -158,14 +140,10 @@ class Collator:
         return [*turns[:-1], {**turns[-1], "content": content}]
 
     def collate(self, items: Sequence[EncodedSample], *, filler: bool = False) -> Batch:
-        """Pad encoded samples to one batch.
-
-        Args:
-            items: At least one encoded sample.
-            filler: Whether it is a filler batch, without a supervised token.
+        """Pad at least one encoded sample to a batch; a filler batch has no supervised token.
 
         Raises:
-            DataError: A batch for a loss without any supervised token.
+            DataError: Another batch for a loss has none.
         """
         tensors = self.processor.collate([item.encoded for item in items], pad_left=self.generation)
         batch = cast(Batch, {**tensors, **_fields(items), "filler": filler})

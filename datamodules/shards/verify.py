@@ -56,19 +56,16 @@ class Verification:
             yield Damage(shard="manifest.json", kind="wrong_count", message=message)
 
     def _shard(self, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
-        path = Path()
         try:
             path = manifest.shard_path(shard)
-            there = path.is_file()
-        except MissingFileError:
-            there = False
+            size = path.stat().st_size
+        except (MissingFileError, FileNotFoundError):
+            yield Damage(shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there")
+            return
         except DataError as error:
             yield Damage(shard=shard.path, kind="not_fetched", message=str(error))
             return
-        if not there:
-            yield Damage(shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there")
-            return
-        if (size := path.stat().st_size) != shard.bytes:
+        if size != shard.bytes:
             message = f"expected {shard.bytes} bytes, found {size}"
             yield Damage(shard=shard.path, kind="wrong_size", message=message)
         elif self.checksums and shard.sha256 and file_digest(path) != shard.sha256:

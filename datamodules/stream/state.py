@@ -114,7 +114,7 @@ def gather_state(
         planner: Window -> batches.
         identity: Their `fingerprint`.
         cursor: `Cursor.state_dict` of this rank.
-        seen: Samples that this rank has trained on, by source.
+        seen: Source -> samples that this rank has trained on.
     """
     ranks = gather({"cursor": dict(cursor), "seen": dict(seen)})
     _, begun = unfinished([Cursor.from_state_dict(rank["cursor"]) for rank in ranks])

@@ -142,7 +142,7 @@ def test_validation_has_each_sample_once_on_any_number_of_ranks(small, world, nu
 
 def test_benchmarks_are_prompts_with_their_size_and_limit(small):
     data = module(benchmarks={"quick": small})
-    assert (data.benchmark_names, data.benchmark_size("quick")) == (["quick"], 7)
+    assert (list(data.benchmarks), data.benchmark_size("quick")) == (["quick"], 7)
     batch = next(iter(data.benchmark_dataloader("quick")))
     assert batch["references"] == [["yes"]] * 3
     assert batch["questions"] == numbered(3)
