@@ -342,9 +342,10 @@ class AlignCLI(LightningCLI):
         if self.subcommand == "fit":
             for part in stage.adapters:
                 require_whole_parameters(trainer, f"stage.lora.{part}")
-            if isinstance(given["overfit_batches"], float):  # a share of a small validation set may be no batch at all
-                whole = given["limit_val_batches"] is None
-                trainer.limit_val_batches = 1.0 if whole else given["limit_val_batches"]
+            if 0 < given["overfit_batches"] < 1 and not given["fast_dev_run"]:
+                # A share of the training set: the same one of a small validation set may be no batch at all.
+                limit = given["limit_val_batches"]
+                trainer.limit_val_batches = 1.0 if limit is None else limit
         return trainer
 
     def _fit_callbacks(self, stage: Stage, chosen: list[Callback], *, saves: bool) -> list[Callback]:
