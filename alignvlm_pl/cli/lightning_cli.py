@@ -63,7 +63,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
         "Keep the checkpoints of these steps for good, a multiple of the interval; null: none.",
     ),
     "max_shard_size": (str, FILE_SIZE, "Largest file of the exported weights."),
-    "preemption_every_n_steps": (int, 1, "Optimizer steps between two looks for a SIGUSR1 or SIGTERM on any rank."),
+    "preemption_every_n_steps": (int, 1, "Optimizer steps between two checks for SIGUSR1 or SIGTERM on any rank."),
 }
 """Options beside the groups: type, default and help."""
 _CLASSES = (*datamodules.__all__, *callbacks.__all__, *loggers.__all__)
