@@ -192,7 +192,6 @@ class BenchmarkEvaluation(pl.Callback):
             self._keep(batch, outputs["predictions"], outputs.get("references"))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score, log and write."""
         assert isinstance(pl_module, AlignVLMModule)
         if trainer.sanity_checking:
             return

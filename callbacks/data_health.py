@@ -36,7 +36,6 @@ class DataHealth(Callback):
         self._before = (time.monotonic(), 0.0)  # at the last logging: the time, and the seconds waited so far
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._before = (time.monotonic(), getattr(cast(Any, trainer).datamodule, "wait_seconds", 0.0))
 
     def on_train_batch_end(

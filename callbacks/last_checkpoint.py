@@ -112,7 +112,6 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of training."""
         self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -152,6 +152,6 @@ def _to_host(values: Tensor) -> Tensor:
     return copy.copy_(values, non_blocking=True)
 
 
-def _beyond(folder: Path, world: int) -> list[Path]:
-    """Files of ranks that an earlier start of the run had and this one has not."""
-    return [path for path in sorted(folder.glob("rank*.jsonl")) if int(path.stem[4:]) >= world]
+def _beyond(folder: Path, world_size: int) -> list[Path]:
+    """Return the files of ranks that an earlier start of the run had and this one has not."""
+    return [path for path in sorted(folder.glob("rank*.jsonl")) if int(path.stem[4:]) >= world_size]

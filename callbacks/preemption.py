@@ -13,11 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-    """The run has saved and ends with an exit status."""
+    """The run has saved and ends with the exit status `code`."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    code: int
 
 
 class Preemption(pl.Callback):
@@ -115,7 +113,8 @@ class Preemption(pl.Callback):
             Preempted: Always.
         """
         if trainer.is_global_zero:
-            log.info("asked to stop%s: left after step %d", _by(), trainer.global_step)
+            by = f" by {received()}" if received() else " through another rank"
+            log.info("asked to stop%s: left after step %d", by, trainer.global_step)
         # A scheduler that sees a rank end may kill the others.
         trainer.strategy.barrier("preempted")
         raise Preempted(_status(trainer))
@@ -130,7 +129,3 @@ def _status(trainer: pl.Trainer) -> int:
     # Where Lightning has started the other ranks itself, it kills the first one when another's status is not 0.
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return 0 if isinstance(environment, LightningEnvironment) and trainer.local_rank else EXIT_CODE
-
-
-def _by() -> str:
-    return f" by {received()}" if received() else " through another rank"

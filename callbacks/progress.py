@@ -58,7 +58,6 @@ class TrainingProgress(RichProgressBar):
         self._fields_since = -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, AlignVLMModule)
         self._tokens, self._since = 0, time.monotonic()
@@ -66,7 +65,6 @@ class TrainingProgress(RichProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure and report every n steps."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, AlignVLMModule)
         self._tokens += sum(batch["tokens"])

@@ -1,11 +1,5 @@
-"""Benchmarks alone, for `test` and `predict` on a finished run: nothing to train on, all samples answered.
+"""Benchmarks alone, for `test` and `predict` on a finished run; `prepare benchmark` makes their shards."""
 
-Datasets are in the sample schema. `datamodules/prepare/sources/` reads the files that benchmarks are published
-in, of which `prepare benchmark` makes such shards.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +7,6 @@ from .base import WebDataModule
 from .loading.benchmark_dataset import BenchmarkSource
 from .shards.sample import SampleError
 from .shards.sample_formats import Adapter, NormalSample, RawSample, describe, read_docdownstream
-
-__all__ = ["AnswerRequired", "BenchmarkDataModule"]
 
 
 class BenchmarkDataModule(WebDataModule):
@@ -24,8 +16,8 @@ class BenchmarkDataModule(WebDataModule):
         benchmarks: Name -> folder of the datasets, or `{folder: …, benchmark: …}`, see `WebDataModule`.
         eval_batch_size: Samples per device in a batch.
         num_workers: Worker processes per device; 0 loads in the main process.
-        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of our own.
-        **options: The other settings of `WebDataModule`, for sets that lie at a URL.
+        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of the benchmark's.
+        **options: The other settings of `WebDataModule`, for remote datasets.
     """
 
     def __init__(
@@ -45,24 +37,14 @@ class BenchmarkDataModule(WebDataModule):
         )
 
     def adapter(self) -> Adapter:
-        """Read samples and refuse those without an accepted answer."""
-        return AnswerRequired(read=read_docdownstream)
+        """Read samples and refuse those without a reference."""
+        return read_with_reference
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerRequired:
-    """Adapter that refuses samples which cannot be scored.
-
-    Attributes:
-        read: The adapter underneath.
-    """
-
-    read: Callable[[RawSample], NormalSample]
-
-    def __call__(self, raw: RawSample) -> NormalSample:
-        """Raise SampleError where there are neither references nor a last assistant turn."""
-        record, images, files = self.read(raw)
-        messages = record.get("messages") or [{}]
-        if not record.get("references") and messages[-1].get("role") != "assistant":
-            raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
-        return record, images, files
+def read_with_reference(raw: RawSample) -> NormalSample:
+    """Read a sample as `read_docdownstream`; raise SampleError where it has no references and no last answer."""
+    record, images, files = read_docdownstream(raw)
+    messages = record.get("messages") or [{}]
+    if not record.get("references") and messages[-1].get("role") != "assistant":
+        raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
+    return record, images, files

@@ -9,8 +9,7 @@ from .shards.sample_formats import CAPTION_PROMPT, Adapter, CaptionReader
 class CC12MDataModule(WebDataModule):
     """Image and caption pairs: tars of `{key}.jpg`, `{key}.txt`, `{key}.json` (img2dataset) or the sample schema.
 
-    Downloaded shards have no manifest: make it once with `prepare index <folder>`. Links that were dead when
-    the set was downloaded are simply not in the tars.
+    Downloaded shards have no manifest: make it once with `prepare index <folder>`.
 
     Args:
         prompt: Text of the user's turn after the image; may be empty. The paper states none.

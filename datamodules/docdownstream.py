@@ -7,7 +7,7 @@ from .shards.sample_formats import Adapter, read_docdownstream
 class DocDownstreamDataModule(WebDataModule):
     """DocDownstream: shards of `prepare jsonl` (sample schema), or its records packed as `{key}.json` + images.
 
-    `sources` takes the names of its ten sets (`DocVQA`, `ChartQA`, …), checked against the manifests.
+    `sources` are the names of its ten datasets (`DocVQA`, `ChartQA`, …), checked against the manifests.
     """
 
     def adapter(self) -> Adapter:

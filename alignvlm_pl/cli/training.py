@@ -48,8 +48,8 @@ def _fit(options: list[str]) -> int:
             # stage are freed before the next one builds its own.
             copy_context().run(_fit_stage, run.options, another_follows=run is not planned[-1])
             gc.collect()
-    except Preempted as left:
-        return left.status
+    except Preempted as preempted:
+        return preempted.code
     return 0
 
 

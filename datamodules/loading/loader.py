@@ -215,16 +215,16 @@ class ShardLoader:
         epoch = self._epoch
         try:
             for number, batch in enumerate(islice(self._batches(), self._num_batches), 1):
-                # Before the last batch is out: Lightning takes as many as there are, and does not ask for the end.
+                # Before the last batch: Lightning takes `len` batches and never reaches the end.
                 if number == self._num_batches and not self._endless:
                     self.close()
                 yield batch
         finally:
-            if not self._endless and epoch == self._epoch:  # an evaluation that was left
+            if not self._endless and epoch == self._epoch:  # an evaluation that was stopped
                 self.close()
 
     def _start(self) -> None:
-        self.close()  # an evaluation that was left
+        self.close()
         if self._loader.num_workers == 0:
             self._iterator = iter(self._loader)
             return

@@ -1,8 +1,7 @@
-"""Micro batches of an optimizer step, handed over together.
+"""Micro batches of an optimizer step, fetched together.
 
 The loss of a step is a mean over the supervised tokens of all its micro batches on all ranks, so their number must be
-known before the first backward pass. Whoever yields micro batches therefore fetches those of a whole step, and puts a
-summary of all of them, `step`, into the first.
+known before the first backward pass: the first micro batch of a step has a summary of all, `step`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from alignvlm_pl.preprocessing.batch import Batch, StepSummary
 
 
 def summary(batch: Batch) -> StepSummary:
-    """Return the fields of a micro batch that its number of tokens and characters follows from."""
+    """Return the fields of a micro batch that determine its number of supervised tokens and characters."""
     return {
         "num_supervised": batch["num_supervised"],
         "lines": batch["lines"],

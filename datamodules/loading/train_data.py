@@ -89,7 +89,7 @@ class Training:
             counter: Counts skipped samples; None: the first raises.
             rank: This process.
             world_size: Number of ranks.
-            state: State of a checkpoint; None: begin anew.
+            state: State of a checkpoint; None: begin at the first sample.
             mode: See `stream.state.resume_cursors`.
             **loading: Settings of `ShardLoader`.
 

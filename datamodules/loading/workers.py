@@ -38,7 +38,7 @@ _started: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 
 
 def start_server() -> None:
-    """Start the server that workers are forked from, unless it runs; it imports while this process goes on."""
+    """Start the server that workers are forked from, unless it runs; it imports while this process continues."""
     # Tokenizers must not run threads in forked workers, and warn unless this is set.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     multiprocessing.set_forkserver_preload(_PRELOADED)

@@ -14,7 +14,7 @@ from .sample_formats import Adapter, RawSample, describe, read_normal
 
 logger = logging.getLogger(__name__)
 
-# A share is judged on at least this many samples, so that one bad page in the first ten does not stop a run.
+# A share is judged on at least this many samples, so that one invalid page in the first ten does not stop a run.
 MIN_JUDGED_SAMPLES = 200
 LOG_EVERY = 1000
 

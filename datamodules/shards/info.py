@@ -134,17 +134,13 @@ def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any
     for shard in manifest.shards:
         for raw in read_shard(manifest, shard, wanted=is_json if normal else lambda name: True):
             where = f"{raw['__url__']}, " + (f"{raw['__key__']}.json" if normal else f"sample {raw['__key__']!r}")
+            if normal and "json" not in raw:
+                yield SampleError(f"{where} has no json", "missing_json")
+                continue
             try:
-                yield where, _noted(raw, where) if normal else _converted(raw, form)
+                yield where, parse_record(raw["json"], where=where) if normal else _converted(raw, form)
             except SampleError as error:
                 yield error
-
-
-def _noted(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the record of a sample in the sample schema."""
-    if "json" not in raw:
-        raise SampleError(f"{where} has no json", "missing_json")
-    return parse_record(raw["json"], where=where)
 
 
 def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class ShardSample:
 
     @property
     def stored_size(self) -> int:
-        """Bytes that it takes in a shard."""
+        """Bytes of the sample in a shard."""
         block = tarfile.BLOCKSIZE
         return sum(block + -(-len(data) // block) * block for _, data in self.members)
 

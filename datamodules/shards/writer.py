@@ -34,6 +34,7 @@ class ShardWriter:
 
     Attributes:
         extra: Further fields for the manifest; may be filled until the block ends.
+        num_samples: Samples added so far.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class ShardWriter:
         self._overwrite = overwrite
         self._shards: list[Shard] = []
         self._sources: Counter[str] = Counter()
-        self._num_samples = 0
+        self.num_samples = 0
         self._open_shard: OpenShard | None = None
 
     def __enter__(self) -> "ShardWriter":
@@ -104,14 +105,14 @@ class ShardWriter:
             return
         try:
             self._close_shard()
-            if not self._num_samples:
+            if not self.num_samples:
                 raise DataError(f"no sample was written to {self.folder}; an empty dataset cannot be read")
             manifest = Manifest(
                 folder=self.folder,
                 name=self.name,
                 source=self._source,
                 license=self._license,
-                num_samples=self._num_samples,
+                num_samples=self.num_samples,
                 shards=tuple(self._shards),
                 sources=dict(self._sources),
                 extra=self.extra,
@@ -120,12 +121,7 @@ class ShardWriter:
         except BaseException:
             self._discard()
             raise
-        logger.info("wrote %d samples in %d shards to %s", self._num_samples, len(self._shards), self.folder)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples added so far."""
-        return self._num_samples
+        logger.info("wrote %d samples in %d shards to %s", self.num_samples, len(self._shards), self.folder)
 
     def add(self, record: Mapping[str, Any], images: Sequence[bytes], extensions: Sequence[str]) -> str:
         """Write one sample.
@@ -142,10 +138,10 @@ class ShardWriter:
         Raises:
             DataError: The sample violates the sample schema, or the disk is full.
         """
-        key = f"{self.name}-{self._num_samples:08d}"
+        key = f"{self.name}-{self.num_samples:08d}"
         sample = shard_sample(record, images, extensions, key=key, source=self._source, license=self._license)
         self._write(sample)
-        self._num_samples += 1
+        self.num_samples += 1
         self._sources[sample.record["source"]] += 1
         return key
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.benchmarks import AnswerRequired
+from datamodules.benchmarks import read_with_reference
 from datamodules.shards.decode import Decoder, SkipCounter
 from datamodules.shards.sample import UNLABELLED, SampleError, message_text
-from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream, read_normal
+from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (6, 4)) -> bytes:
@@ -156,7 +156,7 @@ def test_docdownstream_records_and_normal_form_are_both_read():
 
 
 def test_a_benchmark_sample_needs_an_answer():
-    read = AnswerRequired(read=read_normal)
+    read = read_with_reference
     assert read(raw(normal(), _0_png=picture()))
     unanswered = normal(messages=normal()["messages"][:1])
     assert read(raw(unanswered | {"references": ["12.50"]}, _0_png=picture()))
