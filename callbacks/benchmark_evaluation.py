@@ -152,9 +152,7 @@ class BenchmarkEvaluation(pl.Callback):
         for name, value in wanted.items():
             setattr(trainer, name, value)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop training after the last step, upon which Lightning validates."""
         if self.at_stage_end and self._names and trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True

@@ -98,9 +98,7 @@ class LastCheckpoint(Checkpoint):
         size = checkpoint_bytes(module, averaged=averaged)
         return count * size + _bytes(module, trained=True) + _bytes(module, trained=False)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save every n optimizer steps, after the last one, and where the run is preempted."""
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if due or self._preemption.leaving:

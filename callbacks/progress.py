@@ -80,7 +80,7 @@ class TrainingProgress(RichProgressBar):
             log.info("%s", self._line(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the newest values on the line."""
+        """Show the newest metrics."""
         self._fields_since = -math.inf
         super().on_train_epoch_end(trainer, pl_module)
 

@@ -137,9 +137,7 @@ class StageTransition(pl.Callback):
             path = trainer.ckpt_path
             log.info("stage %s: resumed from %s, after step %d%s", self.stage.name, path, self._step, last)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """End the stage after `max_minutes`, on all ranks at the same step."""
         assert isinstance(pl_module, AlignVLMModule)
         limit = self.stage.max_minutes

@@ -149,7 +149,8 @@ class WebDataModule(pl.LightningDataModule):
         if self.num_workers:
             start_server()  # it imports while manifests and weights are read
         folders = [*self.val.values(), *(source.folder for source in self.benchmarks.values())]
-        training = self._train_folders() if stage in (None, "fit") else []
+        given = [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
+        training = given if stage in (None, "fit") else []
         for folder in [*training, *folders]:
             self._manifest(folder)
         for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
@@ -378,9 +379,6 @@ class WebDataModule(pl.LightningDataModule):
         if str(folder) not in self._manifests:
             self._manifests[str(folder)] = load_manifest(folder, storage=self.storage)
         return self._manifests[str(folder)]
-
-    def _train_folders(self) -> list[str | Path]:
-        return [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
 
     def _check_sources(self, manifests: Sequence[Manifest]) -> None:
         known = {source for manifest in manifests for source in manifest.sources}

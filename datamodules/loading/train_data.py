@@ -79,19 +79,9 @@ class Training:
         mode: str,
         **loading: Any,
     ) -> "Training":
-        """Prepare the batches of one rank, from a state or from the beginning.
+        """Prepare the batches of one rank, from the state of a checkpoint or from the first sample.
 
-        Args:
-            stream: Position -> sample.
-            planner: Window -> batches.
-            collator: Samples -> batch.
-            decoder: Raw sample -> sample.
-            counter: Counts skipped samples; None: the first raises.
-            rank: This process.
-            world_size: Number of ranks.
-            state: State of a checkpoint; None: begin at the first sample.
-            mode: See `stream.state.resume_cursors`.
-            **loading: Settings of `ShardLoader`.
+        `mode` is that of `resume_cursors`, `loading` are settings of `ShardLoader`, the others those of `TrainBatches`.
 
         Raises:
             ConfigError: The state is of other data or settings.

@@ -107,14 +107,9 @@ def gather_state(
     cursor: Mapping[str, Any],
     seen: Mapping[str, int],
 ) -> State:
-    """Gather the state of all ranks; all of them must call it.
+    """Gather the state of all ranks, all of which must call it.
 
-    Args:
-        stream: Position -> sample.
-        planner: Window -> batches.
-        identity: Their `fingerprint`.
-        cursor: `Cursor.state_dict` of this rank.
-        seen: Source -> samples that this rank has trained on.
+    `identity` is the `fingerprint`, `cursor` the `Cursor.state_dict` of this rank, `seen` source -> samples trained on.
     """
     ranks = gather({"cursor": dict(cursor), "seen": dict(seen)})
     _, begun = unfinished([Cursor.from_state_dict(rank["cursor"]) for rank in ranks])
