@@ -34,7 +34,8 @@ _PRINTING_S = 1.0
 _ENDED_AFTER = 3
 """Periods of the watchdog without a batch after which it ends the workers."""
 
-_started: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+_started: "dict[int, weakref.WeakSet[BaseProcess]]" = {}
+"""Process id of a training process -> its workers."""
 
 
 def start_server() -> None:
@@ -58,7 +59,10 @@ def collect_workers(workers: list[BaseProcess]) -> Iterator[None]:
     earlier = set(multiprocessing.active_children())
     yield
     workers += [process for process in multiprocessing.active_children() if process not in earlier]
-    _started.update(workers)
+    if os.getpid() not in _started:  # here, not at the import: a rank may be a fork of a process that has imported this
+        _started[os.getpid()] = weakref.WeakSet()
+        atexit.register(_kill_at_exit, os.getpid())
+    _started[os.getpid()].update(workers)
 
 
 def kill_workers(workers: Sequence[BaseProcess]) -> None:
@@ -85,10 +89,7 @@ def init_worker(worker: int) -> None:
 def _kill_at_exit(main_pid: int) -> None:
     """End the workers before multiprocessing waits for them; not in a process that the main process has forked."""
     if os.getpid() == main_pid:
-        kill_workers(list(_started))
-
-
-atexit.register(_kill_at_exit, os.getpid())
+        kill_workers(list(_started[main_pid]))
 
 
 class Watchdog:

@@ -16,6 +16,7 @@ from alignvlm_pl.errors import DataError
 from datamodules.loading.loader import ShardLoader, WorkerItem
 
 LOCK = threading.Lock()
+FORK = "import os\nif os.fork(): raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
 
 
 class Pids(IterableDataset[WorkerItem]):
@@ -57,10 +58,14 @@ def test_workers_and_their_server_outlive_the_signals_of_a_scheduler():
 
 
 @pytest.mark.slow
-def test_the_main_process_ends_although_its_workers_ignore_sigterm():
-    """When the interpreter ends, multiprocessing sends workers SIGTERM and waits for them without a limit."""
+@pytest.mark.parametrize("begin", ["", FORK], ids=["started", "forked"])
+def test_the_main_process_ends_although_its_workers_ignore_sigterm(begin):
+    """When the interpreter ends, multiprocessing sends workers SIGTERM and waits for them without a limit.
+
+    The main process may be a fork, as a rank of the strategy `ddp_notebook` is.
+    """
     program = (
-        "from tests.unit.test_worker_signals import started\n"
+        "from tests.unit.test_worker_signals import started\n" + begin + ""
         "loader, batches = started(2)\n"
         "next(batches)\n"
         "raise SystemExit(85)\n"
