@@ -1,10 +1,12 @@
-.PHONY: help venv demo test test-fast floors check format wheel clean ci
+.PHONY: help venv demo test test-fast drills floors check format wheel clean ci
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 STARTED := $(shell date +%s)
 STAMP := .venv/.complete
 WORKERS ?= -n 2 --dist worksteal
+KILLS ?= 50
+DRILLS := preemption stage_kills strategy_changes evaluation_resume sharded_runs
 
 help:       ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +25,10 @@ test: venv  ## all tests
 
 test-fast: venv  ## the tests that take less than two seconds each
 	@$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+drills: venv  ## the long drills: many kills, every run in new interpreters (20 minutes)
+	@FRESH_PROCESSES=1 $(BIN)/python -m tests.drills.resume --kills $(KILLS)
+	@FRESH_PROCESSES=1 $(BIN)/python -m pytest -q -m slow $(addprefix tests/integration/test_,$(DRILLS:=.py))
 
 floors: venv  ## the quick tests with the lowest versions that setup.cfg allows
 	@.ci/floors

@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +25,8 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from tests.integration.command import RANKS
+from tests.drills.launch import Process, start_command
 
-ROOT = Path(__file__).parents[2]
 SOURCES = {"a": (61, 5), "b": (17, 3), "c": (5, 2)}  # name -> samples, weight
 LIMIT_SECONDS = 300
 ATTEMPTS = 3
@@ -88,17 +86,11 @@ def write_world(root: Path, *, steps: int, mixture: bool) -> list[str]:
     ]
 
 
-def start(run: Path, options: list[str], world: int) -> subprocess.Popen:
+def start(run: Path, options: list[str], world: int) -> Process:
     """Start `fit` in a process group of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     strategy = "ddp" if world > 1 else "auto"
     words = [f"--run_dir={run}", f"--trainer.devices={world}", f"--trainer.strategy={strategy}"]
-    log = (run.parent / f"{run.name}.log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), "fit", *options, *words],
-        cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    return start_command(["fit", *options, *words], run.parent / f"{run.name}.log", ranks=world)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -113,10 +105,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Process) -> None:
     """Kill a process, its ranks and its workers at once."""
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
 
 
 def run_until(run: Path, options: list[str], world: int, *, step: int, rng: random.Random) -> bool:
@@ -148,8 +140,8 @@ def _run_once(run: Path, options: list[str], world: int, *, step: int, rng: rand
             kill(process)
             raise SystemExit(f"drill: no step {step} after {LIMIT_SECONDS} s; see {run}.log")
         time.sleep(0.05)
-    if process.returncode:
-        sys.stderr.write(f"drill: {run.name} died by itself with {process.returncode}\n")
+    if status := process.poll():
+        sys.stderr.write(f"drill: {run.name} died by itself with {status}\n")
         return None
     return True
 

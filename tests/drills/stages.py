@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.drills.resume import RANKS, ROOT, history, lines, write_sets
+from tests.drills.launch import Finished, run_command
+from tests.drills.resume import history, lines, write_sets
 
 FOLDERS = ("1-first", "2-second", "3-third")
 SAMPLES = {"first": "a", "second": "b", "third": "a"}  # stage -> set of `write_sets`
@@ -60,17 +58,12 @@ def with_signals(root: Path, *places: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump({**trainer, "callbacks": [trainer["callbacks"][0], *sent]}))
 
 
-def fit(run: Path, options: list[str], *, world: int = 1, strategy: str = "ddp") -> subprocess.CompletedProcess[str]:
+def fit(run: Path, options: list[str], *, world: int = 1, strategy: str = "ddp") -> Finished:
     """Run `fit` to its end; several ranks are gloo processes."""
-    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     words = [f"--run_dir={run}", f"--trainer.devices={world}"]
     chosen = json.dumps({"class_path": strategy}) if "." in strategy else strategy
     words += [f"--trainer.strategy={chosen}"] if world > 1 else []
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), "fit", *options, *words],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, start_new_session=True,
-    )  # fmt: skip
+    return run_command(["fit", *options, *words], ranks=world)
 
 
 def compare(broken: Path, whole: Path, *, once: bool = True) -> int:

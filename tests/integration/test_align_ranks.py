@@ -1,12 +1,11 @@
 """ALIGN in chunks on two real processes (gloo): DDP, FSDP and sharded rows give the gradients of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,23 +85,7 @@ torch.save(found, folder / f"{kind}-{rank}.pt")
 def run(folder, kind, vocabulary, ranks):
     script = folder / "rank.py"
     script.write_text(RANK)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), kind, str(rank), str(folder), vocabulary],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        output = [process.communicate(timeout=150) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, output[0][1][-2000:]
+    run_programs(*[[script, kind, rank, folder, vocabulary] for rank in range(ranks)])
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 

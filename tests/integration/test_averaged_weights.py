@@ -1,9 +1,6 @@
 """`stage.ema_decay` through the command line: the average by hand, what is evaluated, exported, kept and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.command import RANKS
+from tests.integration.command import cli
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -171,16 +168,7 @@ def test_two_ranks_average_an_adapter_as_one_does(world, tmp_path):
     options = ["--stage.max_steps=3", "--stage.global_batch_size=16", lora, "--stage.ema_decay=0.5"]
     options += ["--stage.lr_llm=1e-2", "--benchmark.at_stage_end=false"]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=8"]
-    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
-    command = [sys.executable, str(ROOT / "cli.py"), "fit", *world.options(*options, *two)]
-    done = subprocess.run(
-        [*command, "--run_dir", str(tmp_path / "two")],
-        env=environment | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    cli("fit", *world.options(*options, *two), "--run_dir", tmp_path / "two", ranks=2)
     one = world.fit(tmp_path / "one", *options, "--data.init_args.batch_size=16")
     start = world.fit(tmp_path / "start", "--stage.max_steps=1", "--stage.lr_llm=1e-12")
     name = "model.language_model.model.layers.0.self_attn.q_proj.weight"

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import get_benchmark
 from datamodules.shards.writer import ShardWriter
-from tests.integration.command import RANKS
+from tests.integration.command import cli
 
 ROOT = Path(__file__).parents[2]
 FIELDS = ("advertiser", "flight_from")
@@ -64,16 +61,8 @@ def test_registered_benchmarks_on_one_and_two_processes(world, tmp_path):
     from alignvlm_pl.cli import main
 
     assert main(["validate", *options, "--run_dir", str(tmp_path / "one")]) == 0
-    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--run_dir", str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), "test", *options, *two],
-        env=environment | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--run_dir", tmp_path / "two"]
+    cli("test", *options, *two, ranks=2)
     one, both = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one == both
     scores = one["benchmarks"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).parents[2]
 GAIN = "connector.norm2.weight"
@@ -145,15 +146,7 @@ def main(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_wait_for_an_image_and_take_the_gain_of_the_one_that_has_it(tmp_path):
-    left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env=left | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_program(__file__, tmp_path, ranks=2)
     (found, logged, state), (other, _, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert found == other
     assert found["tokens"] == 16

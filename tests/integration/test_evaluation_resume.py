@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.command import RANKS
+from tests.drills.launch import Process, start_command
 
 from .conftest import write_set
 
@@ -19,17 +17,8 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = 30
 
 
-def start(*options: Any) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(ROOT / "cli.py"), *map(str, options)]
-    # A group of its own, so that the ranks it starts are killed with it.
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def finish(*options: Any) -> str:
-    _, output = start(*options).communicate(timeout=200)
-    return output
+def validate(run: Path, *options: Any, ranks: int) -> Process:
+    return start_command(["validate", *options, "--run_dir", run], run.with_suffix(".log"), ranks=ranks)
 
 
 def answers(run: Path) -> dict[str, dict[str, Any]]:
@@ -47,17 +36,17 @@ def test_a_killed_evaluation_goes_on(world, tmp_path, devices):
         "--data.init_args.eval_batch_size=1",
         "--trainer.devices=1",
     ]
-    finish("validate", *options, "--run_dir", tmp_path / "whole")
+    assert validate(tmp_path / "whole", *options, ranks=1).wait(200) == 0
     expected = answers(tmp_path / "whole")
     assert len(expected) == SAMPLES
 
     run = tmp_path / "killed"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"] if devices == 2 else []
-    process = start("validate", *options, *two, "--run_dir", run)
+    process = validate(run, *options, *two, ranks=devices)
     journal = run / "predictions/journal/many"
     kept = wait_for_lines(process, journal, 1 + 3)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait(60)
     assert not (run / "results.json").exists()
     # A mark in an answer that is on disk, and half a line as a kill may leave it.
     first, header = json.loads(kept[1]), kept[0]
@@ -69,7 +58,7 @@ def test_a_killed_evaluation_goes_on(world, tmp_path, devices):
         )
     )
 
-    finish("validate", *options, *two, "--run_dir", run)
+    assert validate(run, *options, *two, ranks=devices).wait(200) == 0
     found = answers(run)
     assert found.keys() == expected.keys()
     different = [key for key in found if found[key]["prediction"] != expected[key]["prediction"]]
@@ -90,13 +79,13 @@ def test_answers_of_other_settings_are_not_taken(world, tmp_path):
     assert "stale" not in (run / "predictions/held.jsonl").read_text()
 
 
-def wait_for_lines(process: subprocess.Popen, journal: Path, count: int) -> list[str]:
+def wait_for_lines(process: Process, journal: Path, count: int) -> list[str]:
     """Whole lines of rank 0's journal, as soon as there are so many."""
     for _ in range(6000):
         path = journal / "rank0.jsonl"
         lines = list(path.read_text().splitlines(keepends=True)) if path.is_file() else []
         if len(lines) > count:
             return lines[:count]
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, "the run has ended"
         time.sleep(0.01)
     raise AssertionError("no answers came")

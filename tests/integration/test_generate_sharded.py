@@ -1,13 +1,12 @@
 """Answers of a model sharded over two real processes (FSDP2 on gloo), with answers of unequal lengths."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,21 +64,8 @@ dist.destroy_process_group()
 def test_a_sharded_model_answers_as_the_whole_one(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        told, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors[-2000:]
-        (whole, read, sharded, sharded_read), spreads = json.loads(told.splitlines()[-1])
+    for output in run_programs(*[[script, rank, tmp_path] for rank in range(2)]):
+        (whole, read, sharded, sharded_read), spreads = json.loads(output.splitlines()[-1])
         assert whole == sharded
         assert torch.allclose(torch.tensor(read), torch.tensor(sharded_read), atol=1e-5)
         # The connector can be measured, and its gain set, as if it were whole (callbacks/connector_health.py).

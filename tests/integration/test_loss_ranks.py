@@ -1,12 +1,11 @@
 """The chunked loss on two real processes (gloo): DDP, and heads that FSDP has sharded."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,19 +67,7 @@ if ranks > 1:
 def gradients(folder: Path, kind: str, *, ranks: int) -> list[dict[str, torch.Tensor]]:
     script = folder / "rank.py"
     script.write_text(RANK)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), kind, str(rank), str(ranks), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-3000:]
+    run_programs(*[[script, kind, rank, ranks, folder] for rank in range(ranks)])
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 

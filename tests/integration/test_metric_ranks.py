@@ -1,9 +1,6 @@
 """Records of several uneven ranks, some with nothing, give the scores of one process to the last digit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.scoring.records import to_samples
 from alignvlm_pl.scoring.run import score_samples
 from callbacks.benchmark_evaluation import gather_records
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 RANK = """
@@ -52,23 +50,14 @@ def test_uneven_ranks_equal_one_process(tmp_path, world_size):
     path.write_text(json.dumps(records))
     script.write_text(RANK)
     meeting = (tmp_path / "meeting").as_uri()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(world_size), meeting, str(path)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    programs = [[script, rank, world_size, meeting, path] for rank in range(world_size)]
     single = gather_records({"chartqa": records[::-1]}, ["chartqa"])["chartqa"]
     assert single == records
-    for rank in ranks:
-        lines = rank.communicate(timeout=120)[0].splitlines()
+    for output in run_programs(*programs):
+        lines = [line for line in output.splitlines() if line.startswith("{")]
         assert len(lines) == 2
         for line in lines:
             found = json.loads(line)
             assert found["none"] == []
             assert found["chartqa"] == records
             assert scores(found["chartqa"]) == scores(single)
-        assert rank.returncode == 0

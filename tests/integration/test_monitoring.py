@@ -1,9 +1,6 @@
 """What is measured while training: rates, work, memory, norms and rates by part, in TensorBoard and in the bar."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +13,7 @@ from alignvlm_pl.training.flops import Work
 from alignvlm_pl.training.optim import gradient_norms
 from callbacks.progress import latest, shown
 from callbacks.throughput import Throughput, peak_memory
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 RANK = """
@@ -184,17 +182,6 @@ def test_norms_of_a_part_are_over_all_its_groups():
 
 @pytest.mark.slow
 def test_norms_of_sharded_gradients_are_those_of_the_whole(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANK]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), (tmp_path / "meeting").as_uri()], env=environment, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=120)[1].decode() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], output[0][-2000:] + output[1][-2000:]
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    run_programs(*[[script, rank, (tmp_path / "meeting").as_uri()] for rank in range(2)])

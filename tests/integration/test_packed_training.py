@@ -1,7 +1,6 @@
 """Training on batches of text alone, packed rows and uneven ranks: real batches through a real trainer."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).parents[2]
 WORDS, PICTURE, WIDE = ("words", "only?", None), ("page", "123456", (56, 56)), ("page", "7", (112, 56))
@@ -175,16 +176,7 @@ def test_two_processes_of_which_one_has_no_image_train_like_one(tmp_path):
     """Rank 0 has text alone, rank 1 images: nobody waits, and gradients and metrics are those of one process."""
     results = []
     for ranks in (1, 2):
-        left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
-        environment = left | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RANKS": str(ranks)}
-        done = subprocess.run(
-            [sys.executable, __file__, str(tmp_path / f"ranks{ranks}")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_program(__file__, tmp_path / f"ranks{ranks}", ranks=ranks, environment={"RANKS": str(ranks)})
         results.append(torch.load(tmp_path / f"ranks{ranks}/0.pt"))
     (single, expected), (logged, gradients) = results
     _, others = torch.load(tmp_path / "ranks2/1.pt")

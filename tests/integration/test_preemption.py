@@ -54,14 +54,14 @@ def stopped(
     """Run unbroken, then with a signal at each place; compares all that was trained, and returns where it left."""
     command = [*write_recipe(tmp_path, steps=steps, stages=stages), *options]
     whole = fit(tmp_path / "whole", command, world=world, strategy=strategy)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert whole.returncode == 0, whole.output[-3000:]
     with_signals(tmp_path, *places)
     output = []
     while (done := fit(tmp_path / "broken", command, world=world, strategy=strategy)).returncode == EXIT_CODE:
-        assert "Traceback" not in done.stderr
-        output += left_at(done.stderr)
+        assert "Traceback" not in done.output
+        output += left_at(done.output)
         assert sum(word.startswith("left") for word in output) <= len(places)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.output[-3000:]
     assert compare(tmp_path / "broken", tmp_path / "whole") == stages * steps * 2
     return output
 

@@ -1,11 +1,7 @@
 """The ledger through kills, resumes and ranks; `replay` gives back the batch and, with its weights, its losses."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,8 @@ import pytest
 import yaml
 
 from alignvlm_pl.cli import main
-from tests.integration.command import RANKS
+from tests.drills.launch import run_program
+from tests.integration.command import cli
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -28,13 +25,6 @@ AlignVLMModule.training_step = training_step
 from alignvlm_pl.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def process(*command: Any) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
@@ -120,7 +110,10 @@ def test_a_killed_run_that_resumes_has_each_step_once_and_the_same(world, whole,
     folder = tmp_path / "run"
     options = world.options("--benchmark.at_stage_end=false", "--stage.max_steps=5", "--run_dir", folder)
     options.append("--checkpoint_every_n_steps=2")
-    assert process("-c", KILLED, "fit", *options).returncode == -signal.SIGKILL
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with pytest.raises(AssertionError, match="-9"):
+        run_program(script, "fit", *options)
     # The checkpoint is of step 2: step 3 is trained once more.
     assert [line["step"] for line in ledger(folder)] == [1, 1, 2, 2, 3, 3]
     shutil.copy(folder / "checkpoints/last.ckpt", tmp_path / "after2.ckpt")
@@ -134,8 +127,7 @@ def test_a_killed_run_that_resumes_has_each_step_once_and_the_same(world, whole,
 def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--stage.global_batch_size=8"]
     options = world.options(*two, "--benchmark.at_stage_end=false", "--stage.max_steps=2", "--run_dir", tmp_path)
-    done = process("cli.py", "fit", *options)
-    assert done.returncode == 0, done.stderr[-2000:]
+    cli("fit", *options, ranks=2)
     found = replay(capsys, tmp_path, 1)
     assert_recomputed(found)
     assert [(m["rank"], m["micro"]) for m in found["micro_batches"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -181,8 +173,7 @@ def test_what_a_sharded_run_drew_is_not_drawn_again(world, tmp_path, capsys):
     options = world.options(
         f"--trainer={tmp_path / 'trainer.yaml'}", "--benchmark.at_stage_end=false", "--stage.max_steps=1"
     )
-    done = process("cli.py", "fit", *options, "--run_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-2000:]
+    cli("fit", *options, "--run_dir", tmp_path / "run", ranks=2)
     found = replay(capsys, tmp_path / "run", 1)
     assert not found["weights_of_the_step"]
     assert "drawn in another order under alignvlm_pl.strategies.fsdp.ShardedStrategy" in found["weights"]

@@ -32,7 +32,7 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, 
     stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--checkpoint_every_n_steps=1"]
     stage += ["--checkpoint_keep_last=2"]
     fit = ["fit", *world.options(*sharded, *health, *stage, "--benchmark.subset=3", "--run_dir", run)]
-    output = cli(*fit)
+    output = cli(*fit, ranks=2)
     assert output.count("stage all: 2 steps, weights in") == output.count("calibrated:") == 1
     # Every rank's rows and nothing half written.
     assert sorted(path.name for path in last.iterdir()) == [
@@ -57,13 +57,13 @@ def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, 
 
     # Killed after the last checkpoint, before the stage's end was written.
     (run / "hf").rename(tmp_path / "first")
-    assert "calibrated:" not in cli(*fit)
+    assert "calibrated:" not in cli(*fit, ranks=2)
     found = json.loads((run / "hf/stage.json").read_text())
     assert found["steps"] == 2
     assert found["weights_sha256"] == json.loads(record)["weights_sha256"]
 
     assert world.run("test", "--run_dir", tmp_path / "one", "--ckpt_path", last) == 0
-    cli("test", *world.options(*sharded, "--run_dir", tmp_path / "two", "--model.weights", run / "hf"))
+    cli("test", *world.options(*sharded, "--run_dir", tmp_path / "two", "--model.weights", run / "hf"), ranks=2)
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["benchmarks"] == two["benchmarks"]
     assert one["benchmarks"]["held"]["num"] == 5

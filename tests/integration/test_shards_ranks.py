@@ -1,9 +1,6 @@
 """Two real processes as two ranks, each with two workers: nothing twice, nothing missing."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.writer import ShardWriter
+from tests.drills.launch import run_programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,11 +72,8 @@ def test_two_processes_with_two_workers_share_every_epoch(tmp_path):
     expected = Counter(f"set-{number:08d}" for number in range(load_manifest(tmp_path / "set").num_samples))
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    command = [sys.executable, str(script), str(tmp_path / "set")]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=env) for rank in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in ranks]
-    results = [json.loads(output) for output in outputs]
+    outputs = run_programs(*[[script, tmp_path / "set", rank] for rank in range(2)])
+    results = [json.loads(output.splitlines()[-1]) for output in outputs]
     for epoch in range(2):
         assert sum((Counter(result["epochs"][epoch]) for result in results), Counter()) == expected
     assert results[0]["epochs"][0] != results[0]["epochs"][1]

@@ -1,19 +1,15 @@
 """Three stages in one command, killed with -9 wherever it hurts: the same command ends as an unbroken run does."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.integration.command import RANKS
+from tests.drills.launch import start_command
 
-ROOT = Path(__file__).parents[2]
 STAGES = ("one", "two", "three")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
@@ -47,20 +43,11 @@ def write_recipe(world: Any, root: Path, devices: int) -> Path:
     return root / "recipe.yaml"
 
 
-def run(recipe: Path, folder: Path, *, kill_at: str = "") -> int:
+def run(recipe: Path, folder: Path, *, devices: int, kill_at: str = "") -> int:
     """Give the command in a process group of its own; returns its exit status."""
-    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment |= {
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "KILL_AT": kill_at,
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, str(ROOT / "cli.py"), "fit", "--config", str(recipe), "--run_dir", str(folder)]
-    with (folder.parent / f"{folder.name}.log").open("ab") as log:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True, timeout=150
-        ).returncode
+    words = ["fit", "--config", recipe, "--run_dir", folder]
+    log = folder.parent / f"{folder.name}.log"
+    return start_command(words, log, ranks=devices, environment={"KILL_AT": kill_at}).wait(150)
 
 
 def ledgers(folder: Path) -> dict[tuple[str, int, int, int], tuple[Any, ...]]:
@@ -99,13 +86,13 @@ def test_two_processes_killed_in_each_stage(world, tmp_path):
 
 def check(world: Any, root: Path, points: list[str], *, devices: int) -> None:
     recipe = write_recipe(world, root, devices)
-    assert run(recipe, root / "whole") == 0, (root / "whole.log").read_text()[-3000:]
+    assert run(recipe, root / "whole", devices=devices) == 0, (root / "whole.log").read_text()[-3000:]
     broken, finished = root / "broken", {}
     for point in points:
-        status = run(recipe, broken, kill_at=point)
+        status = run(recipe, broken, devices=devices, kill_at=point)
         assert status == -signal.SIGKILL, f"{point}: {status}; {(root / 'broken.log').read_text()[-3000:]}"
         finished |= {path: finished.get(path, path.stat().st_mtime_ns) for path in broken.glob("*/hf/stage.json")}
-    assert run(recipe, broken) == 0, (root / "broken.log").read_text()[-3000:]
+    assert run(recipe, broken, devices=devices) == 0, (root / "broken.log").read_text()[-3000:]
     for path, written in finished.items():
         assert path.stat().st_mtime_ns == written, "a finished stage was run again"
     assert ledgers(broken) == ledgers(root / "whole")

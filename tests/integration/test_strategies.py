@@ -4,8 +4,6 @@ Each strategy runs all its stages in one launch. Ranks have other numbers of til
 """
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = 4  # of a step
@@ -164,29 +164,8 @@ def main(kind: str, folder: Path) -> None:
         os._exit(0)  # gloo's threads may abort the process while it is taken down
 
 
-def launch(kind: str, folder: Path, *, ranks: int, script: str = __file__) -> list[dict[str, Any]]:
-    left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    left |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, kind, str(folder)],
-            env=left | ({**meeting, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} if ranks > 1 else {}),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        output = [process.communicate(timeout=150)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, "\n".join(output)[-4000:]
+def launch(kind: str, folder: Path, *, ranks: int) -> list[dict[str, Any]]:
+    run_program(__file__, kind, folder, ranks=ranks, environment={"PYTHONWARNINGS": "ignore"})
     return [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(ranks)]
 
 

@@ -5,7 +5,6 @@ All in float64, where the order of additions leaves nothing to see: what differs
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).parents[2]
 RATES = {"lr_vision": 1e-3, "lr_connector": 1e-3, "lr_llm": 1e-3}
@@ -130,15 +131,7 @@ def main(name: str, folder: Path) -> None:
 def trained(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Losses of all steps, weights after the last one and its gradients, on each rank."""
     folder.mkdir()
-    left = {key: value for key, value in os.environ.items() if "RANK" not in key and "MASTER" not in key}
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(folder)],
-        env=left | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_program(__file__, name, folder, ranks=RUNS[name][0])
     return [torch.load(folder / f"{rank}.pt") for rank in range(RUNS[name][0])]
 
 

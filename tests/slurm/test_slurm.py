@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.drills.resume import ROOT, history, lines
+from tests.drills.launch import ROOT
+from tests.drills.resume import history, lines
 from tests.drills.stages import FOLDERS, compare, fit, write_recipe
 from tests.slurm.cluster import PATH, Cluster, cluster, missing, wait_for
 
@@ -109,7 +110,7 @@ def test_a_job_preempted_in_every_stage_trains_what_an_unbroken_run_trains(check
     assert output.count("asked to stop by SIGUSR1: left after step") == 3, moments
     assert "Traceback" not in output
     whole = fit(checkout.root / "whole", checkout.recipe, world=2)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert whole.returncode == 0, whole.output[-3000:]
     assert compare(checkout.root / "broken", checkout.root / "whole") == 3 * STEPS * 2
 
 
