@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import CheckpointError, ConfigError
 
 
 class AveragedWeights(pl.Callback):
@@ -86,7 +86,16 @@ class AveragedWeights(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load both states; that there are two, `AlignVLMModule.on_load_checkpoint` has checked."""
+        """Load both states.
+
+        Raises:
+            CheckpointError: There is no average.
+        """
+        if "averaging_state" not in checkpoint:
+            raise CheckpointError(
+                f"stage.ema_decay={self.decay}: the checkpoint holds no average of the weights; resume without "
+                "ema_decay, or begin a new run from these weights"
+            )
         average = self._begin(trainer, pl_module)
         average.module.load_state_dict(checkpoint["state_dict"])
         average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

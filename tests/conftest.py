@@ -39,8 +39,13 @@ def _repeatable() -> Iterator[None]:
     os.environ.update(ranks)
 
 
+# Minutes each, much of it waiting: first, so that no process is left alone with one of them in the end.
+_LONGEST = ("test_slurm", "test_demo")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no CUDA device."""
+    """Begin with the longest tests; skip `gpu` tests where there is no CUDA device."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -151,7 +151,7 @@ def build_parts(values: dict[str, Any], *, source: str, **kinds: type) -> Any:
     for key, kind in kinds.items():
         add = parser.add_class_arguments if is_dataclass(kind) else parser.add_subclass_arguments
         add(kind, key)
-    return parser.instantiate(parser.parse_object({key: values[key] for key in kinds}))
+    return parser.instantiate(parser.parse_object(old_names.renamed({key: values[key] for key in kinds})))
 
 
 class RunConfig(SaveConfigCallback):

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable
 from itertools import takewhile
 from textwrap import dedent
 
+from .old_names import OPTIONS
+
 _TYPES = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
 """Starts of lines in which jsonargparse lists the types that it tried. One that it words differently is shown."""
 _CLASS = "Problem with given class_path"
@@ -50,7 +52,9 @@ def _indent(line: str) -> int:
 
 
 def unknown_key(key: str, keys: Collection[str]) -> str:
-    """Describe an unknown key by the nearest known one: in its group if it has a known one, else anywhere."""
+    """Describe an unknown key: by what has become of it, else by the nearest known one, in its group if it has one."""
+    if instead := OPTIONS.get(key.rsplit(".", 1)[-1]):
+        return f"{key} was removed: {instead}"
     keys = [name for name in keys if name.rsplit(".", 1)[-1] != "help"]
     group, leaf = "", key
     while "." in leaf:

@@ -52,24 +52,25 @@ def answer_file(message: str) -> str:
 
 
 def load(stream: str) -> Any:
-    """Read YAML as jsonargparse does; each `class_path` by its new name.
+    """Read YAML as jsonargparse does, and rename what is in it."""
+    return renamed(get_loader("yaml")(stream))
+
+
+def renamed(value: Any) -> Any:
+    """Return a part of a configuration with each `class_path` by its new name, and without defaults that are gone.
 
     Raises:
         ConfigError: It names a class that is gone, or sets an option that is gone.
     """
-    return _renamed(get_loader("yaml")(stream))
-
-
-def _renamed(value: Any) -> Any:
     if isinstance(value, list):
-        return [_renamed(item) for item in value]
+        return [renamed(item) for item in value]
     if not isinstance(value, dict):
         return value
     for name, instead in OPTIONS.items():
         if value.get(name):
             raise ConfigError(f"{name} was removed: {instead}")
     return {
-        key: new_path(item) if key == "class_path" and isinstance(item, str) else _renamed(item)
+        key: new_path(item) if key == "class_path" and isinstance(item, str) else renamed(item)
         for key, item in value.items()
         if key not in OPTIONS
     }

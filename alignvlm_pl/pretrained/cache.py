@@ -168,6 +168,7 @@ def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as parent:
         building = Path(parent) / folder.name
         building.mkdir()
+        building.chmod(0o755)  # whatever the umask: the cache may be shared
         build(file, building)
         _write_marker(building, source=source)
         for path in building.iterdir():

@@ -93,8 +93,9 @@ def stage_work(config: AlignVLMConfig, stage: Stage) -> Work:
     """Count the FLOPs of training a model in a stage; it is built on the meta device for this, without memory."""
     with torch.device("meta"):
         model = AlignVLMForConditionalGeneration(copy.deepcopy(config))
-    freeze(model, stage)
-    attach_adapters(model, {part: replace(lora, load_in_4bit=False) for part, lora in stage.adapters.items()})
+        freeze(model, stage)
+        # On the meta device as well: no random numbers are drawn for their weights.
+        attach_adapters(model, {part: replace(lora, load_in_4bit=False) for part, lora in stage.adapters.items()})
     return count_work(model, objective=stage.objective)
 
 

@@ -398,7 +398,9 @@ class AlignVLMModule(pl.LightningModule):
         )
         return {"loss_sum": loss_sum, "num_supervised": num_supervised}
 
-    test_step = validation_step
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """Predictions of a batch, one string a sample; none of a filler."""
@@ -409,7 +411,9 @@ class AlignVLMModule(pl.LightningModule):
         """Log the optimizer step that the metrics belong to; Lightning would take 0 outside of `fit`."""
         self.log("step", float(self.evaluated_step), sync_dist=True)
 
-    on_test_epoch_end = on_validation_epoch_end
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self.on_validation_epoch_end()
 
     @property
     def evaluated_step(self) -> int:

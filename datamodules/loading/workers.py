@@ -145,9 +145,10 @@ class Watchdog:
                 _print_stacks(waited, wait[1])
                 if printed == _ENDED_AFTER and wait[1]:
                     time.sleep(_PRINTING_S)
-                    self.ended = waited
-                    kill_workers(wait[1])  # the DataLoader notices within seconds, and raises
-                    return
+                    if self._wait is wait:  # no batch has come meanwhile
+                        self.ended = waited
+                        kill_workers(wait[1])  # the DataLoader notices within seconds, and raises
+                        return
 
 
 def _print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:

@@ -58,6 +58,8 @@ class Verification:
     def _shard(self, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
         try:
             path = manifest.shard_path(shard)
+            if not path.is_file():
+                raise FileNotFoundError(path)
             size = path.stat().st_size
         except (MissingFileError, FileNotFoundError):
             yield Damage(shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there")

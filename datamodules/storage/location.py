@@ -52,7 +52,7 @@ class Storage:
         if scheme.lower() not in SCHEMES or not slashes:
             raise ConfigError(
                 f"{redact(text)!r}: expected a folder or a URL with {', '.join(f'{s}://' for s in SCHEMES)}, found "
-                f"{scheme}:; give the plain path of a local folder"
+                f"{scheme}:; give the plain path of a local folder, where other sources are mounted or downloaded first"
             )
         return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
 

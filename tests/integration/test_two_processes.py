@@ -42,7 +42,7 @@ def test_two_processes_train_and_score_like_one(world, tmp_path):
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in state.items())
 
     for command in ("validate", "test"):
-        cli(command, *world.options(*two, "--run_dir", tmp_path / command, "--ckpt_path", checkpoint))
+        cli(command, *world.options(*two, "--run_dir", tmp_path / command, "--ckpt_path", checkpoint), ranks=2)
     assert world.run("test", "--run_dir", tmp_path / "one", "--ckpt_path", checkpoint) == 0
     one, validated, tested = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "validate", "test")

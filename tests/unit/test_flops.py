@@ -109,7 +109,9 @@ def test_adapters_are_counted(tmp_path):
     model = model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))
     plain = Stage(name="some", lr_connector=1e-3)
     lora = {"llm": {"r": 4, "load_in_4bit": True}}
+    drawn = torch.random.get_rng_state()
     work, own = (stage_work(model.config, s) for s in (plain, replace(plain, lr_llm=1e-3, lora=lora)))
+    assert torch.equal(torch.random.get_rng_state(), drawn), "adapters are drawn once, by the stage"
     assert own.llm > work.llm, "the adapters' products"
     assert own.head == work.head
 

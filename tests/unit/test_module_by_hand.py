@@ -84,3 +84,18 @@ def test_batches_of_other_loaders_are_counted_by_their_labels(tmp_path):
     module = AlignVLMModule(tiny_spec(tmp_path)).begin_stage(Stage(name="hand", lr_connector=1e-3))
     labels = torch.tensor([[5, -100, 3, 4], [-100, -100, 2, -100]])
     assert module._num_supervised({"labels": labels}) == 3, "no position predicts the first label"
+
+
+def test_test_runs_the_validation_of_a_subclass():
+    class Counting(AlignVLMModule):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return {"num_supervised": batch}
+
+        def on_validation_epoch_end(self):
+            ended.append(True)
+
+    ended: list[bool] = []
+    module = Counting.__new__(Counting)
+    assert module.test_step(5, 0) == {"num_supervised": 5}
+    module.on_test_epoch_end()
+    assert ended == [True]

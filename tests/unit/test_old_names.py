@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import LightningDataModule
 
 from alignvlm_pl.cli import main
 from alignvlm_pl.cli.old_names import FILES, MODULES, OPTIONS, load, new_path
@@ -52,6 +53,21 @@ def test_an_option_that_is_gone_is_answered_with_what_to_do(option):
 def test_the_defaults_of_options_that_are_gone_are_dropped():
     text = "{data: {init_args: {train: [a], max_cache_bytes: null, allow_pipe: false}}}"
     assert load(text) == {"data": {"init_args": {"train": ["a"]}}}
+
+
+def test_parts_of_a_saved_config_are_read_with_what_is_gone(tmp_path):
+    """As `replay` and `export` build them."""
+    from alignvlm_pl.cli.lightning_cli import build_parts
+
+    settings = {"train": [str(tmp_path)], "max_cache_bytes": None, "allow_pipe": False}
+    saved = {"data": {"class_path": "datamodules.documents.BigDocsDataModule", "init_args": settings}}
+    assert build_parts(saved, source="config.yaml", data=LightningDataModule).data.train == [str(tmp_path)]
+
+
+def test_an_option_of_the_command_line_that_is_gone_is_answered(capsys):
+    words = ["fit", f"--config={CONFIGS / 'recipe/demo.yaml'}", "--data.init_args.allow_pipe=true"]
+    assert main(words) == 1
+    assert f": allow_pipe was removed: {OPTIONS['allow_pipe']}" in capsys.readouterr().err
 
 
 def test_the_new_modules_exist_and_the_old_ones_do_not():

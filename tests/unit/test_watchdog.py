@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from datamodules.loading import workers
 
 ROOT = Path(__file__).parents[2]
 HANGING = """
@@ -61,3 +65,16 @@ def test_workers_that_hang_for_three_periods_are_killed_and_the_error_names_the_
     assert last.startswith("alignvlm_pl.errors.DataError: the data workers gave no batch for ")
     assert "raise data.init_args.stall_seconds (0: wait for ever)" in last
     assert "in wait_for_the_disk" in done.stderr
+
+
+@pytest.mark.slow
+def test_workers_whose_batch_comes_while_they_print_go_on(monkeypatch):
+    killed: list[Any] = []
+    monkeypatch.setattr(workers, "kill_workers", killed.append)
+    monkeypatch.setattr(workers, "_print_stacks", lambda waited, alive: None)
+    watchdog = workers.Watchdog(0.2)
+    with watchdog.watch(["worker"]):  # type: ignore[list-item]
+        time.sleep(0.9)
+    time.sleep(1.2)
+    watchdog.stop()
+    assert (killed, watchdog.ended) == ([], None)
