@@ -33,6 +33,10 @@ def _repeatable() -> Iterator[None]:
         torch.set_default_dtype(dtype)
     else:
         yield
+    # A Trainer with a strategy for several ranks leaves its group; a later one would take itself for one of them.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.destroy_process_group()
     os.chdir(folder)
     for name in _OF_RANKS:
         os.environ.pop(name, None)
