@@ -103,6 +103,22 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.fit(tmp_path_factory.mktemp("trained") / "run", "--stage.max_steps=2")
 
 
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the batches that are validated in this process, as they come."""
+    from alignvlm_pl.training.module import AlignVLMModule
+
+    seen: list[int] = []
+    step = AlignVLMModule.validation_step
+
+    def counted(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        seen.append(batch_idx)
+        return step(self, batch, batch_idx, dataloader_idx)
+
+    monkeypatch.setattr(AlignVLMModule, "validation_step", counted)
+    return seen
+
+
 @pytest.fixture(autouse=True)
 def _process_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the command line sets for its own process must not outlive a test."""

@@ -17,7 +17,7 @@ from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
 from tests.integration.checkpoint_files import error_of
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.fit(tmp_path_factory.mktemp("bad") / "run", "--stage.max_steps=1")
 

@@ -36,23 +36,23 @@ from tests.integration.damage_world import (
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processor() -> AlignVLMProcessor:
     tiling = {"tile_height": TILE_PX, "tile_width": TILE_PX, "max_tiles": 4}
     return AlignVLMProcessor(tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Path:
     return whole_set(tmp_path_factory.mktemp("whole") / "set")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     return whole_set(tmp_path_factory.mktemp("photos") / "set", "JPEG")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
     return caption_set(tmp_path_factory.mktemp("pairs") / "set")
 

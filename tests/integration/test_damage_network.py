@@ -23,7 +23,7 @@ CUT = "cut"
 """In place of a status: the connection is closed in the middle."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processor() -> AlignVLMProcessor:
     tiling = {"tile_height": TILE_PX, "tile_width": TILE_PX, "max_tiles": 4}
     return AlignVLMProcessor(tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml")

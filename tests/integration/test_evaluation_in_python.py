@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 RATES = {"lr_vision": 1e-3, "lr_connector": 1e-3, "lr_llm": 1e-3}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("python")
     write_set(root / "train", 8, samples_per_shard=4)

@@ -20,13 +20,13 @@ SETS = {1: (48, 48), 2: (48, 24), 5: (48, 10), 13: (49, 4)}
 WORLDS = (1, 2, 3, 8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processor() -> AlignVLMProcessor:
     tiling = {"tile_height": TILE_PX, "tile_width": TILE_PX, "max_tiles": 4}
     return AlignVLMProcessor(tiny_tokenizer(), tiling=tiling, tokens_per_tile=TOKENS_PER_TILE, chat_template="chatml")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sets(tmp_path_factory) -> dict[int, Path]:
     root = tmp_path_factory.mktemp("sets")
     turns = [

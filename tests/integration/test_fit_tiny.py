@@ -43,7 +43,7 @@ def rates(values: dict[str, float | None]) -> list[str]:
     return [f"--stage.lr_{part}={'null' if rate is None else rate}" for part, rate in values.items()]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three steps."""
     folder = tmp_path_factory.mktemp("trained") / "run"

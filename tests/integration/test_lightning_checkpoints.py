@@ -87,19 +87,9 @@ def test_a_limit_of_the_trainer_wins_over_the_stages(world, tmp_path, caplog, op
     assert seen == expected * (8 if "accumulate" in option else 4)
 
 
-def test_fast_dev_run_trains_and_validates_a_batch_and_leaves_nothing(world, tmp_path, monkeypatch):
-    from alignvlm_pl.training.module import AlignVLMModule
-
-    seen = []
-    step = AlignVLMModule.validation_step
-
-    def counted(self, batch, batch_idx, dataloader_idx=0):
-        seen.append(batch_idx)
-        return step(self, batch, batch_idx, dataloader_idx)
-
-    monkeypatch.setattr(AlignVLMModule, "validation_step", counted)
+def test_fast_dev_run_trains_and_validates_a_batch_and_leaves_nothing(world, tmp_path, validated):
     world.fit(tmp_path / "run", "--trainer.fast_dev_run=true")
-    assert seen == [0], "of three"
+    assert validated == [0], "of three"
     assert not list((tmp_path / "run").iterdir())
 
 

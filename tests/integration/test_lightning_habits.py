@@ -42,21 +42,11 @@ def test_overfit_batches_may_be_a_share_of_an_epoch(world, tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "batches"), [((), 3), (("--trainer.limit_val_batches=1",), 1)])
-def test_a_share_of_the_training_set_is_none_of_a_small_validation_set(world, tmp_path, limit, batches, monkeypatch):
+def test_a_share_of_the_training_set_is_none_of_a_small_validation_set(world, tmp_path, limit, batches, validated):
     """Lightning would take the same share of it, here less than one batch, and end with an error."""
-    from alignvlm_pl.training.module import AlignVLMModule
-
-    seen = []
-    step = AlignVLMModule.validation_step
-
-    def counted(self, batch, batch_idx, dataloader_idx=0):
-        seen.append(batch_idx)
-        return step(self, batch, batch_idx, dataloader_idx)
-
-    monkeypatch.setattr(AlignVLMModule, "validation_step", counted)
     options = ["--trainer.overfit_batches=0.25", "--trainer.val_check_interval=1.0", "--stage.max_steps=1", *limit]
     run = world.fit(tmp_path / "run", *options)
-    assert len(set(seen)) == batches
+    assert len(set(validated)) == batches
     assert len(keys_by_step(run)) == 1
 
 

@@ -26,7 +26,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recipe_run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of a stage that trains everything and one that trains connector and adapter."""
     from alignvlm_pl.cli import main

@@ -50,7 +50,7 @@ def assert_recomputed(found: dict[str, Any]) -> None:
     assert found["weights_of_the_step"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of five steps."""
     return world.fit(tmp_path_factory.mktemp("whole") / "run", "--stage.max_steps=5")

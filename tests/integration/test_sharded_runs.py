@@ -15,7 +15,7 @@ from tests.integration.command import cli
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sharded(world, tmp_path_factory):
     """Options that shard the model over two ranks, from the shipped cluster file."""
     shipped = yaml.safe_load((ROOT / "configs/cluster/fsdp.yaml").read_text())

@@ -185,7 +185,7 @@ def write_starts(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of each strategy what each rank found; under `start-True` and `start-False` the weights at the start."""
     folder = tmp_path_factory.mktemp("strategies")

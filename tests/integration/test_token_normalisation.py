@@ -135,7 +135,7 @@ def trained(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(RUNS[name][0])]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return trained("1x8", tmp_path_factory.mktemp("reference") / "1x8")[0]
 

@@ -24,7 +24,7 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """12 samples, of which every fourth has no picture, a batch of these among them."""
     path = tmp_path_factory.mktemp("data") / "set"
