@@ -5,8 +5,7 @@ from typing import Any
 
 from .base import WebDataModule
 from .loading.benchmark_dataset import BenchmarkSource
-from .shards.sample import SampleError
-from .shards.sample_formats import Adapter, NormalSample, RawSample, describe, read_docdownstream
+from .shards.sample_formats import Adapter, read_with_reference
 
 
 class BenchmarkDataModule(WebDataModule):
@@ -39,12 +38,3 @@ class BenchmarkDataModule(WebDataModule):
     def adapter(self) -> Adapter:
         """Read samples and refuse those without a reference."""
         return read_with_reference
-
-
-def read_with_reference(raw: RawSample) -> NormalSample:
-    """Read a sample as `read_docdownstream`; raise SampleError where it has no references and no last answer."""
-    record, images, files = read_docdownstream(raw)
-    messages = record.get("messages") or [{}]
-    if not record.get("references") and messages[-1].get("role") != "assistant":
-        raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
-    return record, images, files

@@ -148,6 +148,15 @@ FORMATS: dict[str, Adapter] = {
 """Name of a format, as `--format` takes it -> its reader."""
 
 
+def read_with_reference(raw: RawSample) -> NormalSample:
+    """Read a sample as `read_docdownstream`; raise SampleError where it has no references and no last answer."""
+    record, images, files = read_docdownstream(raw)
+    messages = record.get("messages") or [{}]
+    if not record.get("references") and messages[-1].get("role") != "assistant":
+        raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
+    return record, images, files
+
+
 def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Turn one DocDownstream record into the sample schema; its placeholders become image parts in order.
 

@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules import BenchmarkDataModule, BigDocsDataModule, CC12MDataModule, WebDataModule
+from datamodules import (
+    BenchmarkDataModule,
+    BigDocsDataModule,
+    CC12MDataModule,
+    DocDownstreamDataModule,
+    WebDataModule,
+)
 from datamodules.prepare.index import index_shards
 from datamodules.shards.writer import ShardWriter
 from tests.unit.light_processors import LetterProcessor, LongerProcessor
@@ -54,6 +60,15 @@ def module(train: Path | None = None, *, rank: int = 0, world: int = 1, **option
 
 def keys(batches: Any) -> list[str]:
     return [key for batch in batches for key in batch["keys"]]
+
+
+@pytest.mark.parametrize(
+    "kind", [WebDataModule, BenchmarkDataModule, BigDocsDataModule, CC12MDataModule, DocDownstreamDataModule]
+)
+def test_workers_get_an_adapter_whose_module_imports_no_lightning(kind):
+    # A worker unpickles it; importing Lightning for it takes a second at each start (contract `workers` of setup.cfg).
+    adapter = kind.adapter(SimpleNamespace(prompt=""))
+    assert adapter.__module__.startswith("datamodules.shards.")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.benchmarks import read_with_reference
 from datamodules.shards.decode import Decoder, SkipCounter
 from datamodules.shards.sample import UNLABELLED, SampleError, message_text
-from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
+from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream, read_with_reference
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (6, 4)) -> bytes:
