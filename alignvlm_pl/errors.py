@@ -28,6 +28,10 @@ class CheckpointError(AlignVLMError):
     """Weights or a checkpoint are missing, damaged, or of another model."""
 
 
+class TrainingError(AlignVLMError):
+    """Training cannot continue: a loss or a gradient is not finite."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of an "unknown name" message: the most similar known name, and all known names.
 

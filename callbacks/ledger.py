@@ -7,9 +7,9 @@ from typing import IO, Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
 from alignvlm_pl.training.module import AlignVLMModule
+from alignvlm_pl.utils.host_copies import HostCopy
 
 from .ledger_file import FOLDER, VERSION, cut, rank_file, short, to_line
 from .step import ends_step
@@ -25,10 +25,9 @@ class Ledger(pl.Callback):
 
     def __init__(self) -> None:
         self._stream: IO[str] | None = None
-        self._waiting: list[tuple[dict[str, Any], Tensor]] = []
+        self._waiting: list[tuple[dict[str, Any], HostCopy]] = []
         self._ready = 0  # lines of `_waiting` of earlier steps, whose losses are on the host
         self._micro = 0
-        self._copied: Any = None  # CUDA event behind the copies of the newest step
         self._cuda = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,10 +74,11 @@ class Ledger(pl.Callback):
         if "documents_per_row" in batch:
             line["per_row"] = batch["documents_per_row"]
         losses = outputs["loss_sum"].reshape(1), outputs["document_loss_sums"], outputs["document_supervised"]
-        self._waiting.append((line, _to_host(torch.cat([loss.detach() for loss in losses]))))
+        self._waiting.append((line, HostCopy(torch.cat(losses))))
         self._micro = 0 if stepped else self._micro + 1
         if stepped:
-            self._end_step()
+            self._write(self._ready if self._cuda else len(self._waiting))
+            self._ready = len(self._waiting)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -103,23 +103,10 @@ class Ledger(pl.Callback):
             self._stream.close()
             self._stream = None
 
-    def _end_step(self) -> None:
-        if not self._cuda:
-            self._write(len(self._waiting))
-            return
-        if self._copied is not None:
-            self._copied.synchronize()  # recorded a step ago, so it has long been passed
-        self._write(self._ready)
-        self._ready = len(self._waiting)
-        self._copied = torch.cuda.Event()
-        self._copied.record()
-
     def _write(self, count: int) -> None:
         """Write the first lines that wait."""
         if self._stream is None or not count:
             return
-        if self._cuda and count > self._ready:
-            torch.cuda.synchronize()  # copies that were begun in this step
         for line, values in self._waiting[:count]:
             self._stream.write(to_line(with_losses(line, values.tolist())))
         self._stream.flush()
@@ -142,14 +129,6 @@ def with_losses(line: dict[str, Any], values: list[float]) -> dict[str, Any]:
         "loss": short(total / max(sum(counts), 1)),
         "sources": {name: [short(own / max(n, 1)), int(n)] for name, (own, n) in by_source.items()},
     }
-
-
-def _to_host(values: Tensor) -> Tensor:
-    """Copy values to the host; from a GPU without waiting for them."""
-    if values.device.type != "cuda":
-        return values
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return copy.copy_(values, non_blocking=True)
 
 
 def _beyond(folder: Path, world_size: int) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import to_json
 
 FOLDER = "ledger"
 """Path below the run folder."""
@@ -42,8 +43,8 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-    """One line of a file."""
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+    """One line of a file, standard JSON: null for a loss that is not finite."""
+    return to_json(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def short(value: float) -> float:

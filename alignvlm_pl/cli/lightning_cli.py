@@ -5,7 +5,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,10 +38,11 @@ from ..strategies.checkpoint_io import AtomicCheckpointIO
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule, check_precision
 from ..training.stage import Stage, accumulation, require_parent
+from ..utils.run_owner import owned
 from . import old_names
 from .messages import shorten, unknown_key
 from .refusals import check_trainer
-from .slurm import check_allocation, cluster_plugins, requeued
+from .slurm import check_allocation, cluster_plugins, in_slurm, is_first_rank, requeued, restarts
 
 # Imported, so that a bare class name in a config resolves.
 DATA_MODULES = tuple(getattr(datamodules, name) for name in datamodules.__all__)
@@ -175,10 +176,11 @@ class AlignCLI(LightningCLI):
             ConfigError: The configuration is invalid, or a callback of Lightning's cannot do what it says.
         """
         command = args[0]
-        try:
+        with ExitStack() as stack:
             return cls(
                 AlignVLMModule,
                 pl.LightningDataModule,
+                stack=stack,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
@@ -194,6 +196,12 @@ class AlignCLI(LightningCLI):
                 parser_class=AlignParser,
                 args=args,
             )
+
+    def __init__(self, *args: Any, stack: ExitStack, **kwargs: Any) -> None:
+        """Parse and run; `stack` is left at the end of the run."""
+        self._stack = stack
+        try:
+            super().__init__(*args, **kwargs)
         except MisconfigurationException as error:
             raise ConfigError(str(error).strip().splitlines()[0]) from error
 
@@ -252,6 +260,8 @@ class AlignCLI(LightningCLI):
                 "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained", self.subcommand
             )
         _check_writable(run_dir)
+        if not config.trainer.fast_dev_run:
+            self._own(run_dir)
         if fit and (run_dir / CHECKPOINT).parent.exists():
             _check_writable((run_dir / CHECKPOINT).parent)
         if config.ckpt_path in LAST:  # `fit` resumes from it in any case, if there is one
@@ -261,6 +271,14 @@ class AlignCLI(LightningCLI):
             config.weights_only = True
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path))
+
+    def _own(self, run_dir: Path) -> None:
+        """Own the run folder until the end, for all ranks; an evaluation may run beside a fit."""
+        if not is_first_rank(os.environ):
+            return
+        name = "owner.json" if self.subcommand == "fit" else "owner-evaluation.json"
+        job = os.environ.get("SLURM_JOB_ID") if in_slurm(os.environ) else None
+        self._stack.enter_context(owned(run_dir / name, job=job, restarts=restarts(os.environ)))
 
     def _check_stage(self, config: Any, run_dir: Path) -> None:
         check_precision(str(config.trainer.precision))

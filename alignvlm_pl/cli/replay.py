@@ -1,7 +1,7 @@
 """`replay`: rebuild the batch of one training step from a run's config and sample log, on one CPU process."""
 
 import argparse
-import json
+import math
 import operator
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..utils.atomic_files import to_json
 from ..utils.text_table import text_table
 from .recipe import load_yaml
 
@@ -78,14 +79,19 @@ def _rows(micro: "Micro") -> Iterator[list[str]]:
         cells = [line["rank"], line["micro"], key, micro.batch["sources"][number]]
         cells += [line[name][number] for name in ("tiles", "tokens", "supervised")]
         for record in (line, micro.recomputed):
-            cells.append(f"{record['losses'][number]:.6f}" if record else "-")
+            cells.append(f"{_number(record['losses'][number]):.6f}" if record else "-")
         yield [*map(str, cells), prompt]
+
+
+def _number(loss: float | None) -> float:
+    """A loss of the sample log, where null stands for one that is not finite."""
+    return math.nan if loss is None else loss
 
 
 def _losses(micros: Sequence["Micro"]) -> dict[str, float]:
     """Return the mean loss of a supervised token over the step, `recorded` and, if it was, `recomputed`."""
     counts = [sum(micro.entry.line["supervised"]) for micro in micros]
-    found = {"recorded": [micro.entry.line["loss"] for micro in micros]}
+    found = {"recorded": [_number(micro.entry.line["loss"]) for micro in micros]}
     if all(micro.recomputed for micro in micros):
         found["recomputed"] = [micro.recomputed["loss"] for micro in micros if micro.recomputed]
     total = max(sum(counts), 1)
@@ -99,4 +105,4 @@ def _json(step: int, micros: Sequence["Micro"], weights: "Weights | None") -> It
     for m in micros:
         own = {"sources_of": m.batch["sources"], "prompts": m.prompts, "recomputed": m.recomputed}
         record["micro_batches"].append({**m.entry.line, **own})
-    yield json.dumps(record)
+    yield to_json(record)

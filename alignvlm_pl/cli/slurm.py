@@ -30,7 +30,20 @@ def in_slurm(environment: Mapping[str, str]) -> bool:
 
 def requeued(environment: Mapping[str, str]) -> bool:
     """Whether the job has run before: the command may then find its work done."""
-    return in_slurm(environment) and int(environment.get("SLURM_RESTART_COUNT", "0")) > 0
+    return in_slurm(environment) and restarts(environment) > 0
+
+
+def restarts(environment: Mapping[str, str]) -> int:
+    """How often SLURM has started the job again."""
+    return int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
+def is_first_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process will be rank 0, as Lightning decides it, before there is a trainer."""
+    for name in ["SLURM_PROCID"] if in_slurm(environment) else ["RANK"]:
+        if name in environment:
+            return environment[name] == "0"
+    return all(environment.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices: int) -> None:

@@ -18,6 +18,7 @@ from ..strategies.meta_init import build_on_meta
 from ..strategies.sharded_checkpoint import is_folder, load_file, make_whole, read_folder
 from ..utils.atomic_files import atomic_path
 from .checkpoint_metadata import CONTENTS, check_contract, contract
+from .finite import diverged, first_invalid
 from .lora import attach_adapters, has_adapters, merge_state, save_adapters
 from .lora_config import parse_adapters
 
@@ -127,12 +128,15 @@ def export(
         max_shard_size: Most bytes of a file of weights. Several files come with an index.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; nothing that was there is lost.
+        CheckpointError: A weight is not finite, the disk is full or the folder cannot be written; nothing that was
+            there is lost.
     """
+    merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
+    if name := first_invalid((model.state_dict() if merged is None else merged).items()):
+        raise diverged(f"{folder} is not written", name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
-            merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
             model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
             if merged is not None:
                 save_adapters(model, partial / ADAPTER_FOLDER)

@@ -26,11 +26,12 @@ from ..preprocessing.chat import IGNORE_INDEX
 from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharded_checkpoint import load_file
-from ..strategies.sharding import full_tensor, is_sharded, no_grad
+from ..strategies.sharding import is_sharded, no_grad
 from ..utils.allocator import keep_freed_memory
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
+from .finite import FiniteCheck, poisoned, require_finite
 from .lora import attach_adapters
 from .lora_config import parse_adapters
 from .optim import (
@@ -92,6 +93,8 @@ class AlignVLMModule(pl.LightningModule):
         self._processor: AlignVLMProcessor | None = None
         self._normaliser = torch.ones(())  # of the optimizer step that is under way
         self._step_sums: dict[str, Tensor] = {}
+        self._gradient_norm = torch.zeros(())  # of the newest optimizer step, before clipping
+        self._finite = FiniteCheck()
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self.calibration: dict[str, float] | None = None  # of callbacks.GainCalibration, for checkpoints
@@ -209,11 +212,13 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             ConfigError: If there is no such attention, or its package is missing.
+            CheckpointError: A loaded weight is not finite.
         """
         if self.attention is not None:
             choose_attention(self.net.language_model, self.attention)
         if self.device.type == "cpu":
             keep_freed_memory()
+        self._require_finite_weights()
         for difference in differences_from_stage(self.trainer, self.current_stage):
             rank_zero_info(difference)
         self._started = time.monotonic()
@@ -252,11 +257,12 @@ class AlignVLMModule(pl.LightningModule):
         """
         normaliser = self._step_normaliser(batch, batch_idx)
         loss, sums = self.batch_loss(batch)
+        self._finite.add_batch(batch.get("keys", ()), loss.document_sums.detach())
         if self._logs_this_step:
             for tag, pair in sums.items():
                 self._step_sums[tag] = self._step_sums.get(tag, 0) + torch.stack(pair).detach()
         return {
-            "loss": loss.total / normaliser,
+            "loss": poisoned(loss.total) / normaliser,
             "loss_sum": loss.total.detach(),
             "document_loss_sums": loss.document_sums.detach(),
             "document_supervised": loss.document_supervised.detach(),
@@ -290,6 +296,9 @@ class AlignVLMModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the losses of the step, means over all its micro batches and ranks, and the norms of the gradients."""
+        norms = {part: norm.to(self.device) for part, norm in gradient_norms(optimizer.param_groups).items()}
+        self._gradient_norm = torch.linalg.vector_norm(torch.stack([*norms.values()]))
+        self._finite.add_step(self.trainer.global_step + 1, norms)
         if not self._logs_this_step:
             return
         tags, sums = list(self._step_sums), torch.stack([*self._step_sums.values()])
@@ -297,7 +306,6 @@ class AlignVLMModule(pl.LightningModule):
         totals, counts = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind(1)
         # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
         step = {"step": torch.tensor(self.trainer.global_step + 1.0)}
-        norms = gradient_norms(optimizer.param_groups)
         self.log_dict(
             {
                 **dict(zip(tags, totals / counts.clamp(min=1), strict=True)),
@@ -328,9 +336,17 @@ class AlignVLMModule(pl.LightningModule):
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             return
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val))
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
         if self._logs_this_step:
-            self.log("train/gradient_norm", norm)
+            self.log("train/gradient_norm", self._gradient_norm)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """End the run at a loss or gradient that is not finite; on a GPU one step later.
+
+        Raises:
+            TrainingError: There is one; with step, samples and parts.
+        """
+        self._finite.check(newest=False)
 
     def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         """Loss of a training batch under the stage's objective, and what is logged: tag -> sum and number of tokens."""
@@ -355,6 +371,35 @@ class AlignVLMModule(pl.LightningModule):
     def _read_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
         return loss, {"train/readout_loss": (loss.total, loss.supervised)}
+
+    def on_validation_start(self) -> None:
+        """Check the newest step of `fit`, or the loaded weights, before they are evaluated.
+
+        Raises:
+            TrainingError: The step's loss or gradient is not finite.
+            CheckpointError: A weight is not finite.
+        """
+        self._finite.check(newest=True)
+        if self.trainer.state.fn != "fit":
+            self._require_finite_weights()
+
+    def on_test_start(self) -> None:
+        """As `on_validation_start`."""
+        self._require_finite_weights()
+
+    def on_predict_start(self) -> None:
+        """As `on_validation_start`."""
+        self._require_finite_weights()
+
+    def _require_finite_weights(self) -> None:
+        """Check all weights as they were loaded; raise a CheckpointError that names where they come from."""
+        folder = (
+            None if self.stage is None or self.stage.init_from is None else f"stage.init_from={self.stage.init_from}"
+        )
+        weights = None if self.weights is None else f"model.weights={self.weights}"
+        checkpoint = self.trainer.ckpt_path and f"ckpt_path={self.trainer.ckpt_path}"
+        source = checkpoint or folder or weights or "pretrained parts of model.spec"
+        require_finite(self.net.named_parameters(), source=source)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
@@ -456,7 +501,15 @@ class AlignVLMModule(pl.LightningModule):
         return self._earlier_seconds + time.monotonic() - self._started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the stage and the time spent in it."""
+        """Remember the stage and the time spent in it.
+
+        Raises:
+            TrainingError: The loss or gradient of the newest step is not finite.
+            CheckpointError: A trained weight is not finite.
+        """
+        self._finite.check(newest=True)
+        trained = ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
+        require_finite(trained, source=f"step {self.trainer.global_step} is not saved")
         checkpoint[SPEC] = asdict(self.spec)
         checkpoint["stage"] = {
             "name": self.stage.name if self.stage else None,

@@ -106,9 +106,9 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     write_atomically(path, to_json(results, indent=2) + "\n")
 
 
-def to_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """Return standard JSON: nan and infinities are written as null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+def to_json(value: Any, **options: Any) -> str:
+    """Return standard JSON, with options of `json.dumps`: nan and infinities are written as null."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def _finite(value: Any) -> Any:
