@@ -1,15 +1,16 @@
 """Time and memory of the Align operator's back-ends over those of its seven matrix products alone.
 
     python perf/align.py [--json] [--tokens 729] [--many 6561] [--width 2048] [--vocab 128256] [--kept 3400]
-                         [--rounds 3] [--dtypes bf16 fp32] [--device cpu]
+                         [--rounds 3] [--dtypes bf16 fp32 mixed] [--device cpu]
 
 Products, eager, chunked (and triton on CUDA) are timed in turns, forward and backward with all gradients; ratios are of
 the medians. The products write into arrays that are there already. Memory is the peak of what is allocated beyond
 weights, inputs, output and their gradients; time is taken with freed memory kept, as in training on a CPU. `kept` rows
 of head and table are timed with the table's rows looked up, and once more with their gradient scattered into one of the
-whole table, as large as the table. `--many 0` leaves the large batch out. With `--json` the last line is one JSON
-object: the plain keys are the worst over the dtypes; `extra_gib_729` and `extra_gib_6561` are those of `--tokens` and
-`--many`.
+whole table, as large as the table. `--many 0` leaves the large batch out. `mixed` is float32 weights under bfloat16
+autocast, as one GPU and ddp train; its products have bfloat16 weights. With `--json` the last line is one JSON object:
+the plain keys are the worst over the dtypes; `extra_gib_729` and `extra_gib_6561` are those of `--tokens` and `--many`,
+without `mixed`, which holds the weights in bfloat16 as well.
 """
 
 import argparse
@@ -38,7 +39,12 @@ _M_MMAP_THRESHOLD, _M_PERTURB = -3, -6
 """Of glibc's mallopt. With a fixed threshold, freed arrays are given back at once and do not blur a peak. What is
 allocated gets filled and so is resident at once: else a gradient that is not written yet would hide what is in use
 beside it, which happens where one chunk has all tokens, and not where there are several."""
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp32": (torch.float32, torch.float32),
+    "mixed": (torch.bfloat16, torch.float32),
+}
+"""Dtype of the products, and of W2 and E_text."""
 WORST = {
     "chunked_over_products": max,
     "eager_over_products": max,
@@ -51,20 +57,21 @@ WORST = {
 
 
 class Case:
-    """Weights and inputs of one size and dtype.
+    """Weights and inputs of one size and dtype; the norm is float32.
 
     Args:
         options: Of the command line.
-        dtype: Of everything but the norm, which is float32.
+        name: A key of `DTYPES`.
         tokens: Visual tokens.
     """
 
-    def __init__(self, options: argparse.Namespace, dtype: torch.dtype, tokens: int) -> None:
+    def __init__(self, options: argparse.Namespace, name: str, tokens: int) -> None:
         torch.manual_seed(0)
-        self.device, self.dtype = torch.device(options.device), dtype
+        self.device = torch.device(options.device)
+        self.dtype, own = DTYPES[name]
         width, rows = options.width, options.vocab
         self.hidden = self._filled(tokens, width)
-        self.head, self.table = self._filled(rows, width), self._filled(rows, width)
+        self.head, self.table = self._filled(rows, width).to(own), self._filled(rows, width).to(own)
         self.gain, self.bias = self._filled(rows).float(), self._filled(rows).float()
         self.upstream = self._filled(tokens, width)
 
@@ -103,17 +110,18 @@ class Case:
         weights, narrow, large = (
             torch.empty_like(scores),
             torch.empty_like(self.hidden),
-            torch.empty_like(self.head),
+            torch.empty_like(self.head, dtype=self.dtype),
         )
         weights.fill_(1e-4)
+        head, table = self.head.to(self.dtype), self.table.to(self.dtype)
 
         def run() -> None:
-            torch.mm(self.hidden, self.head.t(), out=scores)
-            torch.mm(weights, self.table, out=narrow)
-            torch.mm(self.hidden, self.head.t(), out=scores)
-            torch.mm(self.upstream, self.table.t(), out=scores)
+            torch.mm(self.hidden, head.t(), out=scores)
+            torch.mm(weights, table, out=narrow)
+            torch.mm(self.hidden, head.t(), out=scores)
+            torch.mm(self.upstream, table.t(), out=scores)
             torch.mm(weights.t(), self.upstream, out=large)
-            torch.mm(weights, self.head, out=narrow)
+            torch.mm(weights, head, out=narrow)
             torch.mm(weights.t(), self.hidden, out=large)
 
         return run
@@ -121,7 +129,9 @@ class Case:
 
 def _step(leaves: list[Tensor], upstream: Tensor, backend: str) -> None:
     hidden, head, gain, bias, table = leaves
-    align(hidden, head, gain, bias, table, backend=backend).backward(upstream)
+    with torch.autocast(hidden.device.type, hidden.dtype, enabled=head.dtype != hidden.dtype):
+        embeds = align(hidden, head, gain, bias, table, backend=backend)
+    embeds.backward(upstream)
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
@@ -170,38 +180,38 @@ def backends_of(options: argparse.Namespace) -> list[str]:
     return ["eager", "chunked"] + (["triton"] if torch.device(options.device).type == "cuda" else [])
 
 
-def memory(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
+def memory(options: argparse.Namespace, name: str) -> dict[str, float]:
     """Memory of each back-end, and of the chunks with many tokens."""
-    case = Case(options, dtype, options.tokens)
-    results = {f"{name}_extra_gib": extra_gib(case, name) for name in backends_of(options)}
+    case = Case(options, name, options.tokens)
+    results = {f"{backend}_extra_gib": extra_gib(case, backend) for backend in backends_of(options)}
     results["extra_gib_729"] = results["chunked_extra_gib"]
     del case
     if options.many:
-        results["extra_gib_6561"] = extra_gib(Case(options, dtype, options.many), "chunked")
+        results["extra_gib_6561"] = extra_gib(Case(options, name, options.many), "chunked")
     return results
 
 
-def times(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
+def times(options: argparse.Namespace, name: str) -> dict[str, float]:
     """Seconds of everything, in turns, and their ratios."""
-    case, backends = Case(options, dtype, options.tokens), backends_of(options)
+    case, backends = Case(options, name, options.tokens), backends_of(options)
     kept = torch.randperm(options.vocab, device=case.device)[: options.kept].sort().values
-    runs: dict[str, Callable[[], None]] = {name: partial(case.step, name) for name in backends}
+    runs: dict[str, Callable[[], None]] = {backend: partial(case.step, backend) for backend in backends}
     runs |= {
         "products": case.products(),
         "pruned": case.pruned_step(kept, into_table=False),
         "pruned_into_table": case.pruned_step(kept, into_table=True),
     }
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[float]] = {key: [] for key in runs}
     for turn in range(options.rounds + 1):
-        for name, run in runs.items():
+        for key, run in runs.items():
             found = seconds(run, case.device)
             if turn:  # the first is not counted: buffers, threads, compiled kernels
-                taken[name].append(found)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
+                taken[key].append(found)
+    medians = {key: statistics.median(values) for key, values in taken.items()}
     work = 14 * options.tokens * options.width * options.vocab
     return {
-        **{f"{name}_s": median for name, median in medians.items()},
-        **{f"{name}_over_products": medians[name] / medians["products"] for name in backends},
+        **{f"{key}_s": median for key, median in medians.items()},
+        **{f"{key}_over_products": medians[key] / medians["products"] for key in backends},
         "products_tflops": work / medians["products"] / 1e12,
         "pruned_speedup": medians["chunked"] / medians["pruned"],
         "pruned_into_table_speedup": medians["chunked"] / medians["pruned_into_table"],
@@ -228,15 +238,15 @@ def main() -> int:
         if measure is times and options.device == "cpu":
             keep_freed_memory()  # as training does; only now, because memory that is kept would hide a peak
         for name in options.dtypes:
-            results = measure(options, DTYPES[name])
+            results = measure(options, name)
             found[name] |= results
             for key, value in results.items():
                 print(f"  {name} {key:28s} {value:10.3f}", flush=True)
     if options.json:
         worst = {
-            key: choose(results[key] for results in found.values())
+            key: choose(values)
             for key, choose in WORST.items()
-            if all(key in results for results in found.values())
+            if (values := [r[key] for name, r in found.items() if key in r and (name != "mixed" or "gib" not in key)])
         }
         each = {f"{key}_{name}": value for name, results in found.items() for key, value in results.items()}
         print(json.dumps({key: round(value, 4) for key, value in {**worst, **each}.items()}))

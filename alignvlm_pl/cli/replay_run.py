@@ -71,7 +71,7 @@ def open_run(config: dict[str, Any], head: Any) -> tuple[AlignVLMModule, WebData
         model = values["model"]
         options = model.get("init_args", model)  # runs of earlier versions name no class
         spec = options["spec"]
-        connector = {name: value for name, value in spec["connector"].items() if name != "backend"}
+        connector = {name: value for name, value in spec["connector"].items() if name not in ("backend", "budget_gib")}
         portable = {"spec": spec | {"connector": connector}, "loss_backend": "auto", "compile": None}
         values["model"] = {**model, "init_args": options | portable} if options is not model else model | portable
     built = build_parts(values, source="config.yaml", model=AlignVLMModule, data=WebDataModule, stage=Stage)

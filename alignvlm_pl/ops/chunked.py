@@ -4,7 +4,8 @@ Forward: scores and values. Backward: scores again, the gradient of the weights,
 Only the inputs are saved for backward. A chunk has whole rows of scores, because the norm's backward needs two means
 over the vocabulary first; chunks of the vocabulary would take nine products, and the closed form Cov(W2) · h is
 inaccurate where the mean of a row of scores is much larger than its deviation. Two arrays (chunk, V) are allocated and
-reused. Weights in another dtype than the products (autocast) are cast in slices of the vocabulary.
+reused. Weights in another dtype than the products (float32 under autocast) are cast once a call, which takes
+2 · V · D elements; their gradients are summed in their own dtype.
 
 The operator is registered with `torch.library`: the compiler does not trace into it, so a compiled model has no graph
 break, and the chunk loop and its reused buffers stay as written.
@@ -12,7 +13,7 @@ break, and the chunk loop and its reused buffers stay as written.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +25,20 @@ from .norm_softmax import NormGradients, VocabularyNorm, accumulation_dtype
 from .reference import AlignOutput
 
 BUDGET_BYTES = 376 << 20
-"""Default size of the two arrays (chunk, V) together; peak memory with all temporaries stays below 0.5 GiB."""
+"""Default size on a CPU of the two arrays (chunk, V) together; peak memory with all temporaries stays below 0.5 GiB."""
+_CUDA_SHARE, _CUDA_MOST = 32, 3 << 30
+"""On a GPU the default is this part of its memory, in at most so many bytes: large products, few sums of gradients."""
+_TOKENS = 128
+"""Chunks are multiples of this many tokens, the tile of a matrix product, where the budget has room for one."""
+_SLICE_BYTES = 32 << 20
+"""Size of the slices in which a product is added to a gradient of another dtype."""
 
-_CAST_BYTES = 32 << 20
+
+def default_budget(device: torch.device) -> int:
+    """Return the bytes of the two arrays (chunk, V) on a device, whatever of its memory is free."""
+    if device.type != "cuda":
+        return BUDGET_BYTES
+    return min(_CUDA_MOST, torch.cuda.get_device_properties(device).total_memory // _CUDA_SHARE)
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,19 @@ class _Inputs:
     table: Tensor | None
     columns: Tensor | None
     eps: float
-    budget: int = BUDGET_BYTES
+    budget: int | None = None
     kernels: str = "torch"
+
+    @cached_property
+    def head(self) -> Tensor:
+        """W2 in the dtype of the products."""
+        return self.head_weight.to(self.hidden.dtype)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """E_text in the dtype of the products."""
+        assert self.table is not None, "only called with a table"
+        return self.table.to(self.hidden.dtype)
 
     @cached_property
     def norm(self) -> VocabularyNorm:
@@ -61,9 +84,11 @@ class _Inputs:
     @cached_property
     def chunk_tokens(self) -> int:
         """Tokens per chunk; all chunks are about equal."""
-        rows_held = max(1, self.budget // (2 * len(self.gain) * self.hidden.element_size()))
-        chunks = max(1, -(-len(self.hidden) // rows_held))
-        return max(1, -(-len(self.hidden) // chunks))
+        count, budget = len(self.hidden), self.budget or default_budget(self.hidden.device)
+        held = max(1, budget // (2 * len(self.gain) * self.hidden.element_size()))
+        unit = _TOKENS if held >= _TOKENS else 1
+        chunks = max(1, -(-count // (held - held % unit)))
+        return max(1, min(count, -(-count // (chunks * unit)) * unit))
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the tokens, one per chunk."""
@@ -82,7 +107,7 @@ def vocabulary_mass(hidden: Tensor, head_weight: Tensor, gain: Tensor, bias: Ten
     buffer, mass = inputs.new_buffer(), torch.zeros(len(gain), dtype=torch.float64, device=hidden.device)
     for part in inputs.chunks():
         weights = buffer[: part.stop - part.start]
-        _matmul_transposed(hidden[part], head_weight, out=weights)
+        torch.mm(hidden[part], inputs.head.t(), out=weights)
         norm_softmax.norm_softmax_(weights, inputs.norm, None)
         mass += weights.sum(dim=0, dtype=inputs.norm.gain.dtype)
     return mass
@@ -93,31 +118,15 @@ def _zeros_or_empty(inputs: _Inputs, weight: Tensor) -> Tensor:
     return torch.empty_like(weight) if len(inputs.hidden) else torch.zeros_like(weight)
 
 
-def _slices(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of a weight in `dtype`: all at once if it has that dtype, else cast in slices."""
-    step = len(weight)
-    if weight.dtype != dtype:
-        step = max(1, _CAST_BYTES // max(1, weight.shape[1] * dtype.itemsize))
-    for start in range(0, len(weight), step):
-        part = slice(start, min(start + step, len(weight)))
-        yield part, weight[part].to(dtype)
-
-
-def _matmul_transposed(left: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    """Write left (n, D) · weight (V, D)ᵀ to `out` (n, V)."""
-    for part, rows in _slices(weight, left.dtype):
-        torch.mm(left, rows.t(), out=out[:, part])
-
-
-def _matmul(left: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    """Write left (n, V) · weight (V, D) to `out` (n, D); slices are summed in the accumulation dtype."""
-    if weight.dtype == left.dtype:
-        torch.mm(left, weight, out=out)
-        return
-    total = torch.zeros(out.shape, dtype=accumulation_dtype(left.dtype), device=out.device)
-    for part, rows in _slices(weight, left.dtype):
-        total += left[:, part] @ rows
-    out.copy_(total)
+@cache
+def _adds_into(device: torch.device, product: torch.dtype, total: torch.dtype) -> bool:
+    """Whether `torch.addmm` adds a product to a matrix of another dtype: on CUDA, in late versions; found by trying."""
+    left, found = torch.ones(16, 16, dtype=product, device=device), torch.ones(16, 16, dtype=total, device=device)
+    try:
+        torch.addmm(found, left, left, out_dtype=total, out=found)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((found == 17).all())
 
 
 def _add_outer(left: Tensor, right: Tensor, *, out: Tensor, first: bool) -> None:
@@ -125,22 +134,26 @@ def _add_outer(left: Tensor, right: Tensor, *, out: Tensor, first: bool) -> None
 
     In half precision the sum is rounded after every chunk, as when gradients accumulate over micro batches.
     """
+    beta = 0 if first else 1
     if out.dtype == left.dtype:
-        torch.addmm(out, left.t(), right, beta=0 if first else 1, out=out)
+        torch.addmm(out, left.t(), right, beta=beta, out=out)
         return
-    step = max(1, _CAST_BYTES // max(1, out.shape[1] * out.element_size()))
+    if _adds_into(out.device, left.dtype, out.dtype):
+        torch.addmm(out, left.t(), right, out_dtype=out.dtype, beta=beta, out=out)
+        return
+    step = max(1, _SLICE_BYTES // max(1, out.shape[1] * out.element_size()))
     for start in range(0, len(out), step):
         part = slice(start, start + step)
         product = left[:, part].t() @ right
         if first:
             out[part] = product
         else:
-            out[part] += product
+            out[part].add_(product)  # `out[part] += product` would copy the sum onto itself once more
 
 
 _INPUTS = (
     "Tensor hidden, Tensor head_weight, Tensor gain, Tensor bias, Tensor? table, Tensor? columns, "
-    "float eps, int budget, str kernels"
+    "float eps, int? budget, str kernels"
 )
 
 
@@ -153,13 +166,13 @@ def align_chunked(
     *,
     eps: float,
     columns: Tensor | None = None,
-    budget: int = BUDGET_BYTES,
+    budget: int | None = None,
     kernels: str = "torch",
 ) -> AlignOutput:
     """Align over chunks of tokens, exact; arguments and output as in `ops.align_read`.
 
-    `budget` is the size of the two arrays (chunk, V) together in bytes; `kernels` (`torch` or `triton`) names the
-    implementation of norm and softmax.
+    `budget` is the size of the two arrays (chunk, V) together in bytes, or None for `default_budget`; `kernels`
+    (`torch` or `triton`) names the implementation of norm and softmax.
     """
     dtype = hidden.dtype if table is None else table.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -176,19 +189,23 @@ def _align(*arguments: Any) -> tuple[Tensor, Tensor]:
     What was not requested is an empty tensor, because an operator cannot return None.
     """
     inputs = _Inputs(*arguments)
+    with torch.autocast(inputs.hidden.device.type, enabled=False):
+        return _forward(inputs)
+
+
+def _forward(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     hidden, table, columns, norm = inputs.hidden, inputs.table, inputs.columns, inputs.norm
     embeds = hidden.new_empty(0 if table is None else (len(hidden), table.shape[1]))
     log_probs = norm.gain.new_empty(0 if columns is None else (len(hidden), len(columns)))
     buffer = inputs.new_buffer()
-    with torch.autocast(hidden.device.type, enabled=False):
-        for part in inputs.chunks():
-            scores = buffer[: part.stop - part.start]
-            _matmul_transposed(hidden[part], inputs.head_weight, out=scores)
-            read = inputs.norm_softmax.norm_softmax_(scores, norm, columns)
-            if read is not None:
-                log_probs[part] = read
-            if table is not None:
-                _matmul(scores, table, out=embeds[part])
+    for part in inputs.chunks():
+        scores = buffer[: part.stop - part.start]
+        torch.mm(hidden[part], inputs.head.t(), out=scores)
+        read = inputs.norm_softmax.norm_softmax_(scores, norm, columns)
+        if read is not None:
+            log_probs[part] = read
+        if table is not None:
+            torch.mm(scores, inputs.values, out=embeds[part])
     return embeds, log_probs
 
 
@@ -237,21 +254,21 @@ def _backward(
     for part in inputs.chunks():
         count, first = part.stop - part.start, part.start == 0
         hidden, scores = inputs.hidden[part], buffer[:count]
-        _matmul_transposed(hidden, inputs.head_weight, out=scores)
+        torch.mm(hidden, inputs.head.t(), out=scores)
         grad_part = None if grad_embeds is None else grad_embeds[part]
         if not needs_scores:
             inputs.norm_softmax.norm_softmax_(scores, norm, None)
             weights: Tensor | None = scores
         else:
             weights = None if weight_buffer is None else weight_buffer[:count]
-            if weights is not None and grad_part is not None and table is not None:
-                _matmul_transposed(grad_part, table, out=weights)
+            if weights is not None and grad_part is not None:
+                torch.mm(grad_part, inputs.values.t(), out=weights)
             logs = None if grad_log_probs is None else grad_log_probs[part]
             inputs.norm_softmax.norm_softmax_backward_(scores, weights, norm, total, inputs.columns, logs)
         if grad_table is not None and grad_part is not None and weights is not None:
             _add_outer(weights, grad_part, out=grad_table, first=first)
         if grad_hidden is not None:
-            _matmul(scores, inputs.head_weight, out=grad_hidden[part])
+            torch.mm(scores, inputs.head, out=grad_hidden[part])
         if grad_head is not None:
             _add_outer(scores, hidden, out=grad_head, first=first)
     grad_gain, grad_bias = total.gain.to(inputs.gain.dtype), total.bias.to(inputs.bias.dtype)

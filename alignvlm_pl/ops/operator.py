@@ -6,13 +6,12 @@
 | chunked | any device | two (chunk, V) arrays, recomputed in backward |
 | triton | CUDA | as chunked; norm and softmax in fused kernels |
 
-`auto` chooses eager for few scores, triton on CUDA if it is installed, else chunked.
+`auto` chooses eager for few scores, triton on CUDA where its kernels compile and run, else chunked.
 """
 
 import os
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..errors import ConfigError, nearest
 from .chunked import align_chunked
 from .reference import AlignOutput, align_reference
+from .triton_probe import triton_runs, why_not_triton
 
 AUTO = "auto"
 _SMALL_BYTES = 64 << 20
@@ -27,7 +27,7 @@ _SMALL_BYTES = 64 << 20
 
 
 Backend = Callable[..., AlignOutput]
-"""Takes the arguments of `align_read` but for `backend`; `columns` may be None."""
+"""Takes the arguments of `align_read` but for `backend`; `columns` may be None. `eager` takes no `budget`."""
 
 BACKENDS: dict[str, Backend] = {
     "eager": align_reference,
@@ -45,6 +45,7 @@ def align(
     *,
     eps: float = 1e-5,
     backend: str = AUTO,
+    budget: int | None = None,
 ) -> Tensor:
     """softmax(LayerNorm(W2 · h) · gain + bias) · E_text (paper, equations 1 and 2).
 
@@ -59,6 +60,7 @@ def align(
         table: (V, D) E_text, the text embeddings.
         eps: Epsilon of the vocabulary norm.
         backend: `auto`, or a key of `BACKENDS`.
+        budget: Bytes of the two arrays (chunk, V) that `chunked` and `triton` use; None: `default_budget`.
 
     Returns:
         (N, D) embeddings in the table's dtype, or autocast's.
@@ -66,7 +68,8 @@ def align(
     Raises:
         ConfigError: If the back-end is unknown or cannot run here, or the shapes do not match.
     """
-    embeds = align_read(hidden, head_weight, gain, bias, table, columns=None, eps=eps, backend=backend).embeds
+    both = align_read(hidden, head_weight, gain, bias, table, columns=None, eps=eps, backend=backend, budget=budget)
+    embeds = both.embeds
     assert embeds is not None, "a table was given"
     return embeds
 
@@ -81,6 +84,7 @@ def align_read(
     columns: Tensor | None,
     eps: float = 1e-5,
     backend: str = AUTO,
+    budget: int | None = None,
 ) -> AlignOutput:
     """As `align`, and also return log P_vocab of some columns; the other columns are never stored.
 
@@ -96,7 +100,8 @@ def align_read(
     _check_shapes(hidden, head_weight, gain, table)
     name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
     weights = [None if weight is None else full_weight(weight) for weight in (head_weight, gain, bias, table)]
-    return BACKENDS[name](hidden, *weights, eps=eps, columns=columns)
+    chunks = {} if budget is None or name == "eager" else {"budget": budget}
+    return BACKENDS[name](hidden, *weights, eps=eps, columns=columns, **chunks)
 
 
 def check_align_backend(name: str) -> str:
@@ -125,7 +130,7 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
     if name == AUTO:
         if 4 * scores < _SMALL_BYTES:
             return "eager"
-        return "triton" if device.type == "cuda" and _has_triton() else "chunked"
+        return "triton" if device.type == "cuda" and triton_runs(device.type, device.index) else "chunked"
     if name == "triton":
         # Under TRITON_INTERPRET kernels run (slowly) on the CPU.
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -133,11 +138,8 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
                 f"connector backend 'triton' needs a CUDA device, the tensors are on {str(device)!r}; set backend: "
                 "chunked (any device) or auto"
             )
-        if not _has_triton():
-            raise ConfigError(
-                "connector backend 'triton': the package triton is not installed; `pip install triton`, or set "
-                "backend: chunked or auto"
-            )
+        if reason := why_not_triton(device.type, device.index):
+            raise ConfigError(f"connector backend 'triton': {reason}; or set backend: chunked or auto")
     return name
 
 
@@ -157,7 +159,3 @@ def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tens
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise ConfigError(f"ALIGN needs as many rows everywhere: {found}; a padded table is cut to the rows kept")
-
-
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

@@ -50,12 +50,12 @@ def test_a_script_agrees_with_its_cluster_file(script: str, cluster: str) -> Non
 
 
 def _run(
-    folder: Path, *arguments: str, status: int = 0, script: str = "submit", **variables: str
+    folder: Path, *arguments: str, status: int = 0, script: str = "submit", body: str = "", **variables: str
 ) -> tuple[int, list[str]]:
     """Run a script with stand-ins for SLURM's commands; returns its exit status and the commands it gave."""
-    for name, body in (("srun", f"exit {status}"), ("scontrol", "")):
+    for name, lines in (("srun", f"{body}\nexit {status}"), ("scontrol", "")):
         path = folder / name
-        path.write_text(f'#!/bin/bash\necho "{name} $*" >> log\n{body}\n')
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >> log\n{lines}\n')
         path.chmod(0o755)
     if not (folder / "configs").exists():
         (folder / "configs").symlink_to(CONFIGS)
@@ -75,6 +75,17 @@ def _run(
 def test_arguments_and_status_are_passed_on(script: str, tmp_path: Path) -> None:
     found = _run(tmp_path, "--config", "a b.yaml", status=1, script=script, SLURM_CPUS_PER_TASK="12")
     assert found == (1, ["srun --cpus-per-task=12 alignvlm fit --config a b.yaml"])
+
+
+def test_compiled_kernels_are_cached_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    body = 'echo "$TRITON_CACHE_DIR $TORCHINDUCTOR_CACHE_DIR" > caches'
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for chosen in ({}, dict.fromkeys(names, "/chosen")):
+        _run(tmp_path, body=body, TMPDIR="/node", USER="ada", **chosen)
+        found = (tmp_path / "caches").read_text().split()
+        assert found == (["/chosen"] * 2 if chosen else ["/node/alignvlm-ada/triton", "/node/alignvlm-ada/inductor"])
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 127, REFUSED, EXIT_CODE, UNEXPECTED, 134, 137, 138, 255])

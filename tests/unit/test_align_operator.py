@@ -7,14 +7,26 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.align import AlignConnector
-from alignvlm_pl.ops import BACKENDS, AlignOutput, align, align_read, choose_backend, vocabulary_mass
+from alignvlm_pl.ops import (
+    BACKENDS,
+    AlignOutput,
+    align,
+    align_read,
+    choose_backend,
+    chunked,
+    norm_softmax,
+    triton_probe,
+    vocabulary_mass,
+)
 from alignvlm_pl.ops.chunked import align_chunked
 from alignvlm_pl.ops.reference import align_reference
 
@@ -59,15 +71,74 @@ SMALL, LARGE = 4096 * 1024, 729 * 128256
     ],
 )
 def test_choice(monkeypatch, name, device, scores, chosen):
-    monkeypatch.setattr("alignvlm_pl.ops.operator.find_spec", lambda name: name)  # as if it were installed
+    for probe, found in (("triton_runs", True), ("why_not_triton", None)):  # as if its kernels had run here
+        monkeypatch.setattr(f"alignvlm_pl.ops.operator.{probe}", lambda kind, index, found=found: found)
     assert choose_backend(name, device=device, scores=scores) == chosen
 
 
-def test_choice_without_triton(monkeypatch):
-    monkeypatch.setattr("alignvlm_pl.ops.operator.find_spec", lambda name: None)
-    assert choose_backend("auto", device=CUDA, scores=LARGE) == "chunked"
-    with pytest.raises(ConfigError, match="'triton': the package triton is not installed"):
+@pytest.fixture
+def _probed_anew():
+    for cached in (triton_probe._probe, triton_probe._warn):
+        cached.cache_clear()
+    yield
+    for cached in (triton_probe._probe, triton_probe._warn):
+        cached.cache_clear()
+
+
+def assert_falls_back(because):
+    """`auto` takes chunked with one warning, and `triton` is refused, both with the reason."""
+    with pytest.warns(UserWarning, match=rf"auto takes 'chunked', not 'triton': .*{because}") as warned:
+        assert [choose_backend("auto", device=CUDA, scores=LARGE) for _ in range(3)] == ["chunked"] * 3
+    assert len(warned) == 1
+    with pytest.raises(ConfigError, match=rf"'triton': .*{because}.*; or set backend: chunked or auto"):
         choose_backend("triton", device=CUDA, scores=LARGE)
+
+
+@pytest.mark.usefixtures("_probed_anew")
+def test_choice_without_triton(monkeypatch):
+    monkeypatch.setattr("alignvlm_pl.ops.triton_probe.find_spec", lambda name: None)
+    assert_falls_back("the package triton is not installed")
+
+
+@pytest.mark.usefixtures("_probed_anew")
+@pytest.mark.parametrize(
+    ("variables", "include", "because"),
+    [
+        ({"PATH": "", "CC": ""}, None, "no C compiler: gcc or clang is not on PATH; install one, or set CC .Runtime"),
+        ({"CC": "absent-cc"}, None, "no C compiler: absent-cc is not on PATH"),
+        ({"CC": sys.executable}, "absent", "Python.h is missing: install Python's headers"),
+        ({"CC": sys.executable}, "there", "its kernels do not compile .RuntimeError: Failed to find C compiler"),
+    ],
+)
+def test_what_triton_lacks_is_named(monkeypatch, tmp_path, variables, include, because):
+    def fail(device):
+        raise RuntimeError("Failed to find C compiler.\nmore lines")
+
+    monkeypatch.setattr(triton_probe, "find_spec", lambda name: name)
+    monkeypatch.setattr(triton_probe, "_compare", fail)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if include:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "Python.h").touch()
+        monkeypatch.setattr(triton_probe.sysconfig, "get_paths", lambda: {"include": str(tmp_path / include)})
+    assert_falls_back(because)
+
+
+@pytest.mark.usefixtures("_probed_anew")
+@pytest.mark.parametrize("right", [True, False])
+def test_the_probe_compares_both_kernels_with_plain_torch(monkeypatch, right):
+    def backward(scores, weights, norm, total, columns, logs):
+        norm_softmax.norm_softmax_backward_(scores, weights, norm, total, columns, logs)
+        if not right:
+            total.gain[3] += 0.01
+
+    kernels = SimpleNamespace(norm_softmax_=norm_softmax.norm_softmax_, norm_softmax_backward_=backward)
+    monkeypatch.setattr(triton_probe, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "alignvlm_pl.ops.norm_softmax_triton", kernels)
+    monkeypatch.setattr("alignvlm_pl.ops.norm_softmax_triton", kernels, raising=False)
+    found = triton_probe.why_not_triton("cpu", None)
+    assert found is None if right else "other numbers than plain torch on cpu (difference 1.0e-02)" in found
 
 
 def test_errors(monkeypatch):
@@ -158,8 +229,8 @@ def test_the_size_of_chunks_changes_nothing_beyond_rounding(dtype):
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(own, monkeypatch):
-    """Products in bfloat16, gradients in the weights' dtype; weights are cast in slices of the vocabulary."""
-    monkeypatch.setattr("alignvlm_pl.ops.chunked._CAST_BYTES", 16 * 2 * 30)  # four slices
+    """Products in bfloat16, gradients in the weights' dtype; a product is added to its gradient in slices."""
+    monkeypatch.setattr("alignvlm_pl.ops.chunked._SLICE_BYTES", 16 * 4 * 30)  # four slices
     tensors = operands(dtype=own)
     exact = gradients(partial(align, backend="eager"), [tensor.double() for tensor in tensors])
 
@@ -171,6 +242,82 @@ def test_autocast(own, monkeypatch):
     assert found[0].dtype == torch.bfloat16
     assert {gradient.dtype for gradient in found[1:]} == {own}
     assert_all_close([tensor.double() for tensor in found], exact, 0.06)  # measured 0.02
+
+
+class Traffic(TorchDispatchMode):
+    """Elements cast from float32 to bfloat16, and elements that a gradient in float32 is written with."""
+
+    def __init__(self):
+        super().__init__()
+        self.cast = self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        casts = func in (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
+        if casts and (args[0].dtype, result.dtype) == (torch.float32, torch.bfloat16):
+            self.cast += result.numel()
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten.add_.Tensor) and args[0].dtype == torch.float32:
+            self.written += args[0].numel()
+        return result
+
+
+def test_float32_weights_are_cast_once_a_call(monkeypatch):
+    """Six chunks: W2 and E_text are cast in forward and in backward, and each gradient is written once a chunk."""
+    traffic = Traffic()
+
+    def counted(call):
+        def run(*arguments):
+            with traffic:
+                return call(*arguments)
+
+        return run
+
+    for name in ("_forward", "_backward"):  # the modes outside of a custom operator do not see into it
+        monkeypatch.setattr(chunked, name, counted(getattr(chunked, name)))
+    tokens, width, rows = 18, 64, 1001
+    leaves = [tensor.requires_grad_() for tensor in operands(tokens, width, rows)]
+    with torch.autocast("cpu", torch.bfloat16):
+        align_chunked(*leaves, eps=EPS, budget=3 * 2 * rows * 2).embeds.backward(torch.ones(tokens, width).bfloat16())
+    weights = rows * width
+    assert 4 * weights <= traffic.cast < 4.1 * weights
+    assert 2 * 6 * weights <= traffic.written < 2.1 * 6 * weights
+
+
+@pytest.mark.parametrize(
+    ("tokens", "held", "chunk"), [(6561, 2616, 2304), (6561, 729, 640), (729, 800, 729), (300, 128, 128), (50, 20, 17)]
+)
+def test_chunks_fit_into_the_budget_and_are_whole_tiles(tokens, held, chunk):
+    """`held` tokens fit into the budget; chunks are about equal, and multiples of 128 where that many fit."""
+    rows = 11
+    hidden, *weights = operands(tokens, 4, rows)
+    inputs = chunked._Inputs(hidden, *weights, None, EPS, held * 2 * rows * 4)
+    assert inputs.chunk_tokens == chunk <= held
+    assert sum(part.stop - part.start for part in inputs.chunks()) == tokens
+
+
+def test_default_budget(monkeypatch):
+    for memory, budget in ((80 << 30, 5 << 29), (24 << 30, 3 << 28), (192 << 30, 3 << 30)):
+        card = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert chunked.default_budget(CUDA) == budget
+    assert chunked.default_budget(CPU) == 376 << 20
+
+
+def test_the_connector_hands_on_its_budget(monkeypatch):
+    budgets = []
+    monkeypatch.setitem(
+        BACKENDS,
+        "chunked",
+        lambda *tensors, budget=None, **options: budgets.append(budget) or align_reference(*tensors, **options),
+    )
+    for budget_gib in (None, 0.5):
+        connector = AlignConnector(5, 6, 11, backend="chunked", budget_gib=budget_gib)
+        connector(torch.randn(2, 3, 5), torch.randn(11, 6))
+    assert budgets == [None, 1 << 29]
+    AlignConnector(5, 6, 11, backend="eager", budget_gib=0.5)(torch.randn(2, 3, 5), torch.randn(11, 6))
+    with pytest.raises(ConfigError, match="budget_gib=0"):
+        AlignConnector(5, 6, 11, budget_gib=0)
 
 
 def test_weights_of_another_dtype_without_autocast():

@@ -42,7 +42,7 @@ PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: factor of the pixel shuffle of its input."""
 SHUFFLES = (1, 2, 3)
 _GRID = "grid"
-_NO_IDENTITY = ("backend", "gain_init", "init_std", "vocab_keep", "vocab_rows")
+_NO_IDENTITY = ("backend", "budget_gib", "gain_init", "init_std", "vocab_keep", "vocab_rows")
 
 
 def connector_class(name: Any) -> type[nn.Module]:
