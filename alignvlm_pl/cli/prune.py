@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     connector = require_align(model)
     shares = sum_vocabulary(model, _images(options, processor))
     means = shares.mean()
-    places, mass = choose_rows(means, mass=options.mass, count=options.count)
+    places, mass = choose_rows(means, mass=options.mass, count=options.count, multiple=options.multiple)
     ids = connector.row_ids()
     kept = [ids[place] for place in places]
     facts = {
@@ -65,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, help="folder of a trained model; default: the pretrained parts")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of sets with images")
     parser.add_argument("--mass", type=float, help="keep the fewest rows that carry this share, for example 0.99")
-    parser.add_argument("--count", type=int, help="keep this many rows, for example 3400")
+    parser.add_argument("--count", type=int, help="keep this many rows, for example 3400, rounded up to --multiple")
+    parser.add_argument(
+        "--multiple", type=int, default=64, help="keep a multiple of this many rows; default: %(default)s"
+    )
     parser.add_argument("--samples", type=int, default=100, help="samples of each set; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="file for the ids, for example keep.json")
     parser.add_argument("--device", default="cpu", help="for example cuda; default: %(default)s")
@@ -78,7 +81,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("prune: give either --mass or --count")
     if options.mass is not None and not 0 < options.mass <= 1:
         raise ConfigError(f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99")
-    for name in ("count", "samples"):
+    for name in ("count", "multiple", "samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"prune --{name} {value}: expected at least 1")

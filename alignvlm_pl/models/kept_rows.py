@@ -74,14 +74,15 @@ def resolve_kept(options: Mapping[str, Any], *, vocab_size: int) -> dict[str, An
 
 
 def choose_rows(
-    shares: Sequence[float], *, mass: float | None = None, count: int | None = None
+    shares: Sequence[float], *, mass: float | None = None, count: int | None = None, multiple: int = 1
 ) -> tuple[list[int], float]:
-    """Choose the rows with the most probability mass.
+    """Choose the rows with the most probability mass, rounded up to a multiple as far as there are rows.
 
     Args:
         shares: Mean P_vocab of every row.
         mass: Keep the fewest rows whose shares sum to at least this share of the total; above 0, at most 1.
-        count: Keep this many rows instead.
+        count: Keep at least this many rows instead.
+        multiple: The number of rows is a multiple of this.
 
     Returns:
         The ids in ascending order, and their share of the total mass.
@@ -95,12 +96,15 @@ def choose_rows(
         raise ConfigError(f"prune --mass {mass}: expected a share above 0, at most 1, for example 0.99")
     if count is not None and not 1 <= count <= len(shares):
         raise ConfigError(f"prune --count {count}: expected 1 to {len(shares)}, the rows of the model")
+    if multiple < 1:
+        raise ConfigError(f"prune --multiple {multiple}: expected at least 1")
     total = sum(shares)
     order = sorted(range(len(shares)), key=lambda row: (-shares[row], row))
     carried = 0.0
     chosen: list[int] = []
     for row in order:
-        if (len(chosen) == count) if count is not None else (carried >= (mass or 0.0) * total):
+        enough = len(chosen) >= count if count is not None else carried >= (mass or 0.0) * total
+        if enough and len(chosen) % multiple == 0:
             break
         chosen.append(row)
         carried += shares[row]

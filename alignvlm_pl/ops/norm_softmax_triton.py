@@ -1,8 +1,9 @@
 """`norm_softmax` in Triton for CUDA: norm and online softmax of a row fused into one kernel.
 
-The two public functions have the signatures and results of those in `norm_softmax`. A row is read from memory once and
-then from the L2 cache. Sums are kept per lane and reduced at the end, so that no loop waits for a reduction. Matrix
-products are left to cuBLAS.
+The two public functions have the signatures and results of those in `norm_softmax`. Forward reads a row three times
+and writes it once; backward reads scores four times and the weights' gradient three times, and writes both once. Sums
+are kept per lane and reduced at the end, so that no loop waits for a reduction. Loads are 128 bits wide where 16
+divides the number of columns. Matrix products are left to cuBLAS.
 """
 
 import torch
@@ -88,36 +89,48 @@ def _block(scores: Tensor, largest: int) -> int:
 
 @triton.jit
 def _norm_of_row(base, size, eps, ACC: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Mean and 1 / deviation of a row, in two passes: exact for a mean far from zero."""
+    """Mean and 1 / deviation of a row, in one pass (Welford, lane by lane): exact for a mean far from zero."""
     lanes = tl.arange(0, BLOCK)
-    summed = tl.zeros((BLOCK,), ACC)
-    for start in range(0, size, BLOCK):
-        summed += tl.load(base + start + lanes, mask=start + lanes < size, other=0.0).to(ACC)
-    mean = tl.sum(summed, 0) / size
-    squared = tl.zeros((BLOCK,), ACC)
+    means = tl.zeros((BLOCK,), ACC)
+    squares = tl.zeros((BLOCK,), ACC)
     for start in range(0, size, BLOCK):
         inside = start + lanes < size
-        value = tl.load(base + start + lanes, mask=inside, other=0.0).to(ACC) - mean
-        squared += tl.where(inside, value * value, 0.0)
-    return mean, 1.0 / tl.sqrt(tl.sum(squared, 0) / size + eps)
+        value = tl.load(base + start + lanes, mask=inside, other=0.0).to(ACC)
+        apart = tl.where(inside, value - means, 0.0)
+        means += apart * (1.0 / tl.cast(start // BLOCK + 1, ACC))
+        squares += apart * (value - means)
+    seen = tl.cast(size // BLOCK + tl.where(lanes < size % BLOCK, 1, 0), ACC)
+    mean = tl.sum(means * seen, 0) / size
+    apart = means - mean
+    return mean, 1.0 / tl.sqrt(tl.sum(squares + seen * apart * apart, 0) / size + eps)
 
 
 @triton.jit
-def _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Log-sum-exp of a normalised row, in one pass (online softmax)."""
+def _softmax_of_row(  # type: ignore[no-untyped-def]
+    base, upstream, gain, bias, mean, deviation, size, GIVEN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Log-sum-exp of a normalised row, and if GIVEN the mean of `upstream` under its softmax; online, in one pass."""
     lanes = tl.arange(0, BLOCK)
     peaks = tl.full((BLOCK,), -1e30, ACC)
     sums = tl.zeros((BLOCK,), ACC)
+    weighted = tl.zeros((BLOCK,), ACC)
     for start in range(0, size, BLOCK):
         inside = start + lanes < size
         unit = (tl.load(base + start + lanes, mask=inside, other=0.0).to(ACC) - mean) * deviation
         value = unit * tl.load(gain + start + lanes, mask=inside, other=0.0)
         value = tl.where(inside, value + tl.load(bias + start + lanes, mask=inside, other=0.0), -1e30)
         higher = tl.maximum(peaks, value)
-        sums = sums * tl.exp(peaks - higher) + tl.where(inside, tl.exp(value - higher), 0.0)
+        kept = tl.exp(peaks - higher)
+        weight = tl.where(inside, tl.exp(value - higher), 0.0)
+        sums = sums * kept + weight
+        if GIVEN:
+            grad = tl.load(upstream + start + lanes, mask=inside, other=0.0).to(ACC)
+            weighted = weighted * kept + weight * grad
         peaks = higher
     peak = tl.max(peaks, 0)
-    return peak + tl.log(tl.sum(sums * tl.exp(peaks - peak), 0))
+    scale = tl.exp(peaks - peak)
+    total = tl.sum(sums * scale, 0)
+    return peak + tl.log(total), tl.sum(weighted * scale, 0) / total
 
 
 @triton.jit
@@ -127,7 +140,7 @@ def _norm_softmax_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     base = scores + row * size
     mean, deviation = _norm_of_row(base, size, eps, ACC, BLOCK)
-    log_sum = _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
+    log_sum, _ = _softmax_of_row(base, base, gain, bias, mean, deviation, size, False, ACC, BLOCK)
     tl.store(statistics + row, mean)
     tl.store(statistics + count + row, deviation)
     tl.store(statistics + 2 * count + row, log_sum)
@@ -148,18 +161,9 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     base = scores + row * size
     mean, deviation = _norm_of_row(base, size, eps, ACC, BLOCK)
-    log_sum = _log_sum_exp_of_row(base, gain, bias, mean, deviation, size, ACC, BLOCK)
+    given = upstream + row * size
+    log_sum, inner = _softmax_of_row(base, given, gain, bias, mean, deviation, size, GIVEN, ACC, BLOCK)
     lanes = tl.arange(0, BLOCK)
-    summed = tl.zeros((BLOCK,), ACC)
-    if GIVEN:
-        for start in range(0, size, BLOCK):
-            inside = start + lanes < size
-            unit = (tl.load(base + start + lanes, mask=inside, other=0.0).to(ACC) - mean) * deviation
-            value = unit * tl.load(gain + start + lanes, mask=inside, other=0.0)
-            value += tl.load(bias + start + lanes, mask=inside, other=0.0)
-            grad = tl.load(upstream + row * size + start + lanes, mask=inside, other=0.0).to(ACC)
-            summed += tl.where(inside, tl.exp(value - log_sum), 0.0) * grad
-    inner = tl.sum(summed, 0)
     outer = tl.load(shift + row)
     first = tl.zeros((BLOCK,), ACC)
     second = tl.zeros((BLOCK,), ACC)
@@ -170,7 +174,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         value = unit * scale + tl.load(bias + start + lanes, mask=inside, other=0.0)
         grad = tl.zeros((BLOCK,), ACC)
         if GIVEN:
-            grad += tl.load(upstream + row * size + start + lanes, mask=inside, other=0.0).to(ACC)
+            grad += tl.load(given + start + lanes, mask=inside, other=0.0).to(ACC)
         inward = tl.where(inside, tl.exp(value - log_sum), 0.0) * (grad - inner - outer) * scale
         first += inward
         second += inward * unit

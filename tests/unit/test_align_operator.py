@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -470,8 +471,18 @@ print(json.dumps(worst))
 """
 
 
+def interpreter_obstacle():
+    """Why Triton's interpreter does not run here, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    triton, numpy = (tuple(int(part) for part in version(name).split(".")[:2]) for name in ("triton", "numpy"))
+    return (
+        "Triton's interpreter before 3.7 fails with NumPy from 2.4 on" if triton < (3, 7) and numpy >= (2, 4) else None
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(interpreter_obstacle() is not None, reason=str(interpreter_obstacle()))
 def test_triton_kernels_in_its_interpreter():
     done = subprocess.run(
         [sys.executable, "-c", TRITON],
@@ -483,7 +494,7 @@ def test_triton_kernels_in_its_interpreter():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     worst = json.loads(done.stdout.splitlines()[-1])
-    # Against eager in float64; measured 1.2e-15, 4.4e-6, 0.017.
+    # Against eager in float64; measured 1.4e-15, 1.9e-6, 0.019.
     assert worst["torch.float64"] < 1e-14
     assert worst["torch.float32"] < 2e-5
     assert worst["torch.bfloat16"] < 0.05

@@ -98,10 +98,14 @@ def test_choosing_by_mass_and_by_count():
     assert choose_rows(shares, mass=0.71)[0] == [1, 3, 4]
     assert choose_rows(shares, count=4) == ([0, 1, 3, 4], pytest.approx(1.0))
     assert choose_rows([0.25] * 4, count=2)[0] == [0, 1]  # equal shares: the lower id
+    assert choose_rows(shares, mass=0.71, multiple=2) == ([0, 1, 3, 4], pytest.approx(1.0))
+    assert choose_rows(shares, count=2, multiple=2)[0] == [1, 3]
+    assert choose_rows(shares, count=1, multiple=64) == ([0, 1, 2, 3, 4], pytest.approx(1.0))  # fewer rows: all
     for wrong, message in (
         ({}, "either"),
         ({"mass": 1.1}, "--mass 1.1"),
         ({"count": 6}, "--count 6: .* 1 to 5"),
+        ({"count": 3, "multiple": 0}, "--multiple 0: expected at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             choose_rows(shares, **wrong)
@@ -223,7 +227,7 @@ def command(files, *options):
 
 
 def test_the_command_writes_rows_that_a_config_takes(files, capsys):
-    assert command(files, "--count", 40, "--json") == 0
+    assert command(files, "--count", 33, "--multiple", 8, "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     written = json.loads((files / "keep.json").read_text())
     assert len(written["kept"]) == 40
@@ -232,10 +236,13 @@ def test_the_command_writes_rows_that_a_config_takes(files, capsys):
     result = json.loads(printed[-1])
     assert result["mass"] == written["mass"]
     assert 40 / VOCAB_SIZE < result["mass"] < 1
-    assert command(files, "--mass", result["mass"] - 1e-9) == 0
+    assert command(files, "--mass", result["mass"] - 1e-9, "--multiple", 1) == 0
     again = json.loads((files / "keep.json").read_text())
     assert again["kept"] == written["kept"]
     assert again["visual_tokens"] == written["visual_tokens"] > 0
+    assert command(files, "--count", 33) == 0
+    assert len(json.loads((files / "keep.json").read_text())["kept"]) == 64
+    assert command(files, "--count", 40, "--multiple", 1) == 0
     built = build_connector(
         {"type": "align", "vocab_keep": str(files / "keep.json")},
         vision_dim=5,
