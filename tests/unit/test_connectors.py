@@ -197,6 +197,38 @@ def test_squares_are_joined_row_by_row_and_the_edge_is_zero():
         pixel_shuffle(tile[:, 1:], (3, 4), 2)
 
 
+def kept_bytes(run):
+    """What autograd keeps of a call, parameters left out."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.update({tensor.data_ptr(): tensor.nbytes * (not tensor.is_leaf)}) or tensor,
+        lambda tensor: tensor,
+    ):
+        run()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("tokenize", ["softmax", "argmax", "gumbel"])
+def test_ovis_keeps_no_weights_of_words_for_backward_and_has_the_same_gradients(monkeypatch, tokenize):
+    connector = build_connector({"type": "ovis", "visual_vocab": 500, "tokenize": tokenize}, **WIDTHS, grid=(3, 4))
+    connector.double().train()
+    features = torch.randn(5, 12, WIDTHS["vision_dim"], dtype=torch.float64, requires_grad=True)
+
+    def project(chunk):
+        torch.manual_seed(3)
+        return torch.cat([connector.project(part) for part in features.split(chunk)])
+
+    def gradients(tokens):
+        return torch.autograd.grad(tokens.square().sum(), [features, *connector.parameters()])
+
+    assert kept_bytes(lambda: project(5)) > 5 * 12 * 495 * 8
+    expected = gradients(project(2))  # in pieces by hand: gumbel draws for each
+    monkeypatch.setattr("alignvlm_pl.models.connectors.ovis._CHUNK_BYTES", 2 * 12 * 495 * 4)
+    for one, other in zip(gradients(project(5)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert kept_bytes(lambda: project(5)) < 12 * 495 * 8
+
+
 def test_ovis_table_starts_small():
     connector = build_connector({"type": "ovis", "visual_vocab": 4000}, **WIDTHS, grid=(3, 4))
     connector.initialize(torch.zeros(11, 6))

@@ -7,12 +7,15 @@ K rows, the last of which are indicators and not averaged. Unlike ALIGN, head an
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..options import require_at_least, require_choice, require_positive
 from .base import Connector
 from .grid import TokenGrid, check_grid, expand_to_tiles, pixel_shuffle, shuffled_grid
 
 TOKENIZERS = ("softmax", "gumbel", "argmax")
+_CHUNK_BYTES = 256 << 20
+"""Size of the weights of visual words, in float32, of the tiles that run together; beyond it they run in chunks."""
 
 
 class OvisConnector(Connector):
@@ -74,13 +77,25 @@ class OvisConnector(Connector):
 
     def project(self, features: Tensor) -> Tensor:
         """Map features (tiles, tokens, d) to weighted averages of the table's rows (tiles, tokens_per_tile, D)."""
-        shuffled = pixel_shuffle(features, self.grid, self.stride)
-        weights = self.word_weights(shuffled)
-        tokens = weights @ self.table.weight[: self.words]
+        tokens = self._average_rows(pixel_shuffle(features, self.grid, self.stride))
         if not self.mark_tiles:
             return tokens
         first, last = self.table.weight[self.words : self.words + 2].split(1)
         return torch.cat([expand_to_tiles(tokens, first), tokens, expand_to_tiles(tokens, last)], dim=1)
+
+    def _average_rows(self, features: Tensor) -> Tensor:
+        """Average the table's rows (tiles, tokens, D), a chunk of tiles at a time; chunks run again in backward.
+
+        A page of nine tiles of SigLIP would keep 4 GiB of scores and weights for 65,536 visual words. A single tile is
+        never divided, so that the count of FLOPs, made on one, holds no work twice.
+        """
+        tiles = max(1, _CHUNK_BYTES // (4 * self.words * features.shape[1]))
+        if len(features) <= tiles:
+            return self._average_chunk(features)
+        return torch.cat([checkpoint(self._average_chunk, part, use_reentrant=False) for part in features.split(tiles)])
+
+    def _average_chunk(self, features: Tensor) -> Tensor:
+        return self.word_weights(features) @ self.table.weight[: self.words]
 
     def word_weights(self, features: Tensor) -> Tensor:
         """Return the visual words' weights (tiles, tokens, K - indicators) for (tiles, tokens, d · hidden_stride²)."""
