@@ -11,6 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "extend" / "connector.md"
+BOTH = """
+import sys
+import pytest
+failed = pytest.main(["-q", "-p", "no:cacheprovider", "tests/unit", "-k", "average"])
+from alignvlm_pl.cli import main
+sys.exit(failed or main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -45,11 +52,10 @@ def test_one_file_one_config_and_one_test_make_a_connector(copy):
     (copy / "alignvlm_pl" / "models" / "connectors" / "average.py").write_text(code, "utf-8")
     (copy / "configs" / "model" / "connector" / "average.yaml").write_text(config)
     (copy / "tests" / "unit" / "test_average.py").write_text(test)
-    pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit")
-    assert "6 passed" in run(copy, *pytest_, "-k", "average")
+    command = re.search(r"python cli\.py (params .*)", text).group(1).split()
+    shown = run(copy, "-c", BOTH, *command)
+    assert "6 passed" in shown
 
-    command = re.search(r"python (cli\.py params .*)", text).group(1).split()
     parameters, tokens = re.search(r"prints ([\d,]+) parameters and (\d+) visual tokens a tile", text).groups()
-    shown = run(copy, *command)
     assert f"connector    {parameters}" in re.sub(r" {2,}", "    ", shown)
     assert f"one tile is {tokens} visual tokens" in shown

@@ -118,9 +118,16 @@ def run_command(
 
 def run_program(*words: Any, ranks: int = 1, environment: dict[str, str] | None = None, timeout: float = 250) -> str:
     """Run a file of Python code with its arguments, which must end well; returns what all ranks print."""
+    return _ended_well(end_program(*words, ranks=ranks, environment=environment, timeout=timeout))
+
+
+def end_program(
+    *words: Any, ranks: int = 1, environment: dict[str, str] | None = None, timeout: float = 250
+) -> Finished:
+    """As `run_program`, however it ends."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        return _ended_well(_finish(_start_ranks(list(words), log, ranks, environment), log, timeout))
+        return _finish(_start_ranks(list(words), log, ranks, environment), log, timeout)
 
 
 def run_programs(*programs: list[Any], timeout: float = 250) -> list[str]:

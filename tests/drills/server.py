@@ -74,7 +74,7 @@ def _run(request: dict[str, Any], process: dict[str, Any]) -> NoReturn:
     with _forked_workers():
         start_server()
     program, *_ = sys.argv = process["words"]
-    sys.path.insert(0, os.path.dirname(program))
+    sys.path[:0] = [os.path.dirname(program), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     runpy.run_path(program, run_name="__main__")
     raise SystemExit
 

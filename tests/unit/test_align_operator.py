@@ -30,6 +30,7 @@ from alignvlm_pl.ops import (
 )
 from alignvlm_pl.ops.chunked import align_chunked
 from alignvlm_pl.ops.reference import align_reference
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 EPS = 1e-5
@@ -427,11 +428,11 @@ print(json.dumps([extra(chunked, 729), extra(chunked, 6561), extra(eager, 729)])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak of memory from /proc")
-def test_memory_does_not_grow_with_the_tokens():
+def test_memory_does_not_grow_with_the_tokens(tmp_path):
     """Arrays of 48 MiB; scores of 729 tokens are 44 MiB and eager holds several, those of 6,561 are 400."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    few, many, eager = json.loads(done.stdout)
+    program = tmp_path / "memory.py"
+    program.write_text(MEMORY)
+    few, many, eager = json.loads(run_program(program))
     # Measured: 57, 60 and 174 MiB; an array (tokens, 64) of the large batch is 1.6, scores kept whole would add 700.
     assert few < 75
     assert many < few + 10, (few, many)

@@ -15,6 +15,7 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.losses import supervised_cross_entropy
 from alignvlm_pl.ops import linear_cross_entropy
 from alignvlm_pl.ops.linear_cross_entropy import check_loss_backend, head_losses
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).parents[2]
 WIDTH, ROWS = 24, 61
@@ -255,19 +256,14 @@ print((peak() - before) / 1024)
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_one_chunk():
+def test_memory_is_that_of_one_chunk(tmp_path):
     """2,000 positions of 40,000 logits are 305 MiB in float32, a chunk of 64 is 9.8 MiB."""
-    grown = {}
-    for backend, count in (("chunked", 500), ("chunked", 2000), ("plain", 2000)):
-        done = subprocess.run(
-            [sys.executable, "-c", MEMORY, backend, str(count)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        grown[backend, count] = float(done.stdout)
+    program = tmp_path / "memory.py"
+    program.write_text(MEMORY)
+    grown = {
+        (backend, count): float(run_program(program, backend, count))
+        for backend, count in (("chunked", 500), ("chunked", 2000), ("plain", 2000))
+    }
     # Measured: 916, 69 (several times a chunk, and what the allocator keeps) and 59 MiB.
     assert grown["plain", 2000] > 600, grown
     assert grown["chunked", 2000] < 150, grown

@@ -1,7 +1,5 @@
 """A loader that hangs prints the stacks of its own process and of its workers, and ends with an error in the end."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,8 @@ from typing import Any
 import pytest
 
 from datamodules.loading import workers
+from tests.drills.launch import Finished, end_program
 
-ROOT = Path(__file__).parents[2]
 HANGING = """
 import logging, os, sys, time
 from torch.utils.data import IterableDataset
@@ -34,37 +32,34 @@ if __name__ == "__main__":  # workers import this file
 """
 
 
+def hang(tmp_path: Path, num_workers: int, stall_seconds: float, seconds: float) -> Finished:
+    """Load from a disk that hangs for some seconds."""
+    script = tmp_path / "hang.py"
+    script.write_text(HANGING)
+    return end_program(script, num_workers, stall_seconds, environment={"HANG": str(seconds)}, timeout=120)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "seconds"), [(0, 0.5), (1, 1.0), (1, 0.0)])
 def test_a_hanging_loader_prints_all_stacks(tmp_path, num_workers, seconds):
-    script = tmp_path / "hang.py"
-    script.write_text(HANGING)
-    done = subprocess.run(
-        [sys.executable, str(script), str(num_workers), str(seconds)],
-        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "HANG": "1.5"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.stdout == "[['a']] True\n", done.stderr
-    assert ("no batch for" in done.stderr) is bool(seconds)
+    done = hang(tmp_path, num_workers, seconds, 1.5)
+    assert done.output.endswith("[['a']] True\n"), done.output
+    assert ("no batch for" in done.output) is bool(seconds)
     # By name: the function that waits, wherever it runs.
-    assert ("in wait_for_the_disk" in done.stderr) is bool(seconds)
+    assert ("in wait_for_the_disk" in done.output) is bool(seconds)
     if seconds and num_workers:
-        assert "the stacks of this process and of its 1 workers" in done.stderr
-        assert "in _batches" in done.stderr
+        assert "the stacks of this process and of its 1 workers" in done.output
+        assert "in _batches" in done.output
 
 
 @pytest.mark.slow
 def test_workers_that_hang_for_three_periods_are_killed_and_the_error_names_the_setting(tmp_path):
-    script = tmp_path / "hang.py"
-    script.write_text(HANGING)
-    done = subprocess.run(
-        [sys.executable, str(script), "1", "1.0"],
-        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "HANG": "50"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = hang(tmp_path, 1, 0.5, 50)
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+    last = done.output.strip().splitlines()[-1]
     assert last.startswith("alignvlm_pl.errors.DataError: the data workers gave no batch for ")
     assert "raise data.init_args.stall_seconds (0: wait for ever)" in last
-    assert "in wait_for_the_disk" in done.stderr
+    assert "in wait_for_the_disk" in done.output
 
 
 @pytest.mark.slow

@@ -14,9 +14,20 @@ from torch.utils.data import IterableDataset
 
 from alignvlm_pl.errors import DataError
 from datamodules.loading.loader import ShardLoader, WorkerItem
+from tests.drills.launch import ROOT, Finished, end_program
 
 LOCK = threading.Lock()
-FORK = "import os\nif os.fork(): raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+PROGRAM = """
+import os, sys
+from tests.unit.test_worker_signals import started
+
+if __name__ == "__main__":  # workers import this file
+    if sys.argv[1] == "forked" and os.fork():
+        raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+    loader, batches = started(2)
+    next(batches)
+    raise SystemExit(85)
+"""
 
 
 class Pids(IterableDataset[WorkerItem]):
@@ -58,20 +69,22 @@ def test_workers_and_their_server_outlive_the_signals_of_a_scheduler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begin", ["", FORK], ids=["started", "forked"])
-def test_the_main_process_ends_although_its_workers_ignore_sigterm(begin):
+@pytest.mark.parametrize("begin", ["started", "forked"])
+def test_the_main_process_ends_although_its_workers_ignore_sigterm(begin, tmp_path):
     """When the interpreter ends, multiprocessing sends workers SIGTERM and waits for them without a limit.
 
     The main process may be a fork, as a rank of the strategy `ddp_notebook` is.
     """
-    program = (
-        "from tests.unit.test_worker_signals import started\n" + begin + ""
-        "loader, batches = started(2)\n"
-        "next(batches)\n"
-        "raise SystemExit(85)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (85, "")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    if begin == "started":
+        found = end_program(program, begin, timeout=120)
+    else:  # of a new interpreter: a program of the server has a server of workers already, which a fork cannot use
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        words = [sys.executable, program, begin]
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120)
+        found = Finished(done.returncode, done.stderr)
+    assert found == (85, "")
 
 
 def test_starting_workers_leaves_the_main_process_s_signals_as_they_were():
