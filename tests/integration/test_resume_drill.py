@@ -1,22 +1,26 @@
-"""The resume drill in short: real processes, real kill -9; see tests/drills/resume.py."""
+"""The resume drill in short: real processes, real kill -9; see tests/drills/resume.py.
+
+A phase with one mode each; `make drills` runs all four, and tests/unit/test_resume.py takes streams up in one process.
+"""
 
 import random
 
 import pytest
 
-from tests.drills.resume import MODES, other_ranks, same_ranks, write_sets
+from tests.drills.resume import other_ranks, same_ranks, write_sets
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_runs_train_on_what_an_unbroken_run_trains_on(mode, tmp_path, capsys):
+def test_a_killed_run_trains_on_what_an_unbroken_run_trains_on(tmp_path, capsys):
     write_sets(tmp_path / "sets")
-    for phase in (same_ranks, other_ranks):
-        (tmp_path / phase.__name__).mkdir()
-    same_ranks(tmp_path / "same_ranks", mode, 1, random.Random(0))
-    other_ranks(tmp_path / "other_ranks", mode, random.Random(0))
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == f"{mode}: 1 kills, 32 batches of 8 steps equal, bit for bit"
-    assert second.startswith(f"{mode}: 2 -> 1 -> 4 processes, ")
-    assert second.endswith("of 83 samples of the epoch, each once")
+    (tmp_path / "run").mkdir()
+    same_ranks(tmp_path / "run", "packed", 1, random.Random(0))
+    assert capsys.readouterr().out == "packed: 1 kills, 32 batches of 8 steps equal, bit for bit\n"
+
+
+def test_a_run_killed_between_other_numbers_of_ranks_sees_each_sample_once(tmp_path, capsys):
+    write_sets(tmp_path / "sets")
+    (tmp_path / "run").mkdir()
+    other_ranks(tmp_path / "run", "plain", random.Random(0))
+    assert capsys.readouterr().out == "plain: 2 -> 1 -> 4 processes, 80 of 83 samples of the epoch, each once\n"

@@ -33,6 +33,7 @@ ReturnToService=2
 SlurmdTimeout={slurmd_timeout}
 KillWait=5
 OverTimeLimit=0
+MinJobAge=3600
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
