@@ -441,11 +441,12 @@ def test_memory_does_not_grow_with_the_tokens(tmp_path):
 
 TRITON = """
 import torch
-from alignvlm_pl.ops import align_read
+from alignvlm_pl.ops import align_read, norm_softmax_triton
+norm_softmax_triton._ROWS_PER_GROUP = 4  # six rows are two groups, the second one not full
 torch.manual_seed(0)
 worst = {}
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
-    for tokens, width, rows, gain in ((1, 8, 13, 1.0), (130, 8, 37, 1.0), (3, 16, 4999, 1.0), (5, 8, 101, 1e4)):
+    for tokens, width, rows, gain in ((1, 8, 13, 1.0), (6, 8, 37, 1.0), (3, 16, 4999, 1.0), (5, 8, 101, 1e4)):
         if gain > 1 and dtype == torch.bfloat16:
             continue
         shapes = ((tokens, width), (rows, width), (rows,), (rows,), (rows, width))
