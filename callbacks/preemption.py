@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.utils.collectives import any_rank
 from alignvlm_pl.utils.stop_signals import EXIT_CODE, hold_back, listen_again, received, release
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Preemption(pl.Callback):
     def requested(self, trainer: pl.Trainer) -> bool:
         """Whether any rank has received a signal; all ranks must call it."""
         if not self.leaving:
-            self.leaving = trainer.strategy.reduce_boolean_decision(received() is not None, all=False)
+            device = trainer.strategy.root_device
+            self.leaving = any_rank(received() is not None, world_size=trainer.world_size, device=device)
         return self.leaving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

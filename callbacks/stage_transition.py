@@ -15,6 +15,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.training.part_table import part_table
 from alignvlm_pl.training.stage import Stage, steps_of_epochs
 from alignvlm_pl.utils.atomic_files import write_atomically
+from alignvlm_pl.utils.collectives import any_rank
 
 from .step import is_trial
 
@@ -144,7 +145,8 @@ class StageTransition(pl.Callback):
         if limit is None or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if trainer.strategy.reduce_boolean_decision(pl_module.stage_seconds > 60 * limit, all=False):
+        over, device = pl_module.stage_seconds > 60 * limit, trainer.strategy.root_device
+        if any_rank(over, world_size=trainer.world_size, device=device):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -41,7 +41,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.training.flops import count_pairs
-from alignvlm_pl.training.module import AlignVLMModule, model_inputs
+from alignvlm_pl.training.module import AlignVLMModule, loss_inputs
 from callbacks.throughput import Throughput, peak_memory
 from datamodules import WebDataModule
 
@@ -137,7 +137,7 @@ def bare_step(trainer: pl.Trainer, module: AlignVLMModule, batch: Batch) -> None
     batch = move_data_to_device(batch, device)
     half = "bf16" in str(trainer.precision)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-        loss = module.net(**model_inputs(batch), labels=batch["labels"], use_cache=False).loss
+        loss = module.net(**loss_inputs(batch), labels=batch["labels"], use_cache=False).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()

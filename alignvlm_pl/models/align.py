@@ -121,7 +121,9 @@ class AlignConnector(nn.Module):
         self.norm2.weight.fill_(self.gain_init)
         self.norm2.bias.zero_()
 
-    def forward(self, features: Tensor, table: Tensor, *, columns: Tensor | None = None) -> ConnectorOutput:
+    def forward(
+        self, features: Tensor, table: Tensor, *, columns: Tensor | Sequence[int] | None = None
+    ) -> ConnectorOutput:
         """Average the rows of `table` with the weights of equation 1.
 
         Args:
@@ -136,14 +138,14 @@ class AlignConnector(nn.Module):
         assert embeds is not None, "a table was given"
         return ConnectorOutput(embeds, log_probs)
 
-    def log_probs(self, features: Tensor, columns: Tensor) -> Tensor:
+    def log_probs(self, features: Tensor, columns: Tensor | Sequence[int]) -> Tensor:
         """Return log P_vocab (tiles, tokens, C) of the token ids `columns` (C,), without averaging embeddings."""
         _, log_probs = self._read(features, None, columns)
         assert log_probs is not None, "columns were requested"
         return log_probs
 
     def _read(
-        self, features: Tensor, table: Tensor | None, columns: Tensor | None
+        self, features: Tensor, table: Tensor | None, columns: Tensor | Sequence[int] | None
     ) -> tuple[Tensor | None, Tensor | None]:
         norm, shape = self.norm2, features.shape[:-1]
         embeds, log_probs = align_read(
@@ -152,7 +154,7 @@ class AlignConnector(nn.Module):
             norm.weight,
             norm.bias,
             table,
-            columns=None if columns is None else self._row_indices(columns),
+            columns=None if columns is None else self._row_indices(columns, features.device),
             eps=norm.eps,
             backend=self.backend,
             budget=self.budget,
@@ -179,30 +181,27 @@ class AlignConnector(nn.Module):
             )
         if self.kept is None:
             return table[: self.rows]
-        return full_weight(table).index_select(0, self._kept_ids(table.device))
-
-    def _kept_ids(self, device: torch.device) -> Tensor:
         # Not a buffer: loaders that build on the meta device lose buffers that are not in the checkpoint.
-        return torch.tensor(self.kept, device=device)
+        kept = torch.tensor(self.kept).to(table.device, non_blocking=True)
+        return full_weight(table).index_select(0, kept)
 
-    def _row_indices(self, columns: Tensor) -> Tensor:
-        """Return the indices of token ids (C,) among the kept rows.
+    def _row_indices(self, columns: Tensor | Sequence[int], device: torch.device) -> Tensor:
+        """Return the indices of token ids (C,) among the kept rows, on a device.
 
         Raises:
             ConfigError: If a token id is not kept.
         """
+        ids = columns.tolist() if isinstance(columns, Tensor) else columns  # a tensor's device is waited for
         if self.kept is None:
-            if int(columns.max()) >= self.rows:
+            if max(ids) >= self.rows:
+                raise ConfigError(f"token id {max(ids)} is requested but vocab_rows={self.rows} leaves it out")
+            rows = list(ids)
+        else:
+            row_of = {token: row for row, token in enumerate(self.kept)}
+            if absent := [token for token in ids if token not in row_of]:
                 raise ConfigError(
-                    f"token id {int(columns.max())} is requested but vocab_rows={self.rows} leaves it out"
+                    f"token id {absent[0]} is requested but vocab_keep ({self.rows} of {self.vocab_size} rows) "
+                    "leaves it out; add it to the list"
                 )
-            return columns
-        kept = self._kept_ids(columns.device)
-        indices = torch.searchsorted(kept, columns).clamp(max=self.rows - 1)
-        absent = columns[kept[indices] != columns]
-        if len(absent):
-            raise ConfigError(
-                f"token id {int(absent[0])} is requested but vocab_keep ({self.rows} of {self.vocab_size} rows) "
-                "leaves it out; add it to the list"
-            )
-        return indices
+            rows = [row_of[token] for token in ids]
+        return torch.tensor(rows).to(device, non_blocking=True)

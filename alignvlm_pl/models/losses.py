@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.linear_cross_entropy import head_losses
+from ..preprocessing.batch import supervised_positions
 from ..preprocessing.chat import IGNORE_INDEX
 
 
@@ -31,6 +32,8 @@ def supervised_cross_entropy(
     head: nn.Module,
     *,
     segment_ids: Tensor | None = None,
+    positions: Tensor | None = None,
+    num_documents: int | None = None,
     backend: str = "auto",
     chunk_tokens: int | None = None,
 ) -> TokenLoss:
@@ -44,30 +47,40 @@ def supervised_cross_entropy(
         head: The LM head, (n, D) -> (n, V).
         segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding. None: each row
             is one document.
+        positions: (n,) indices of the labels to look at, see `preprocessing.batch.supervised_positions`; those of them
+            that are `IGNORE_INDEX` have no loss. None: found in `labels`, for which a GPU is waited for.
+        num_documents: Documents of the batch; None: counted in `segment_ids`, for which a GPU is waited for.
         backend: See `linear_cross_entropy.head_losses`.
         chunk_tokens: See `linear_cross_entropy.head_losses`.
 
     Raises:
         ConfigError: The back-end is unknown, or does not support this head, device or precision.
     """
-    targets = labels[:, 1:]
-    supervised = targets != IGNORE_INDEX
+    if positions is None:
+        positions = supervised_positions(labels)
+    targets = labels.flatten().index_select(0, positions)
+    ignored = targets == IGNORE_INDEX
     losses = head_losses(
-        hidden[:, :-1][supervised], targets[supervised], head, backend=backend, chunk_tokens=chunk_tokens
-    )
-    numbers, documents = _document_numbers(labels, segment_ids)
-    document = numbers[:, 1:][supervised]
+        hidden.flatten(0, 1).index_select(0, positions - 1),
+        targets.masked_fill(ignored, 0),
+        head,
+        backend=backend,
+        chunk_tokens=chunk_tokens,
+    ).masked_fill(ignored, 0)
+    supervised = (~ignored).to(losses.dtype)
+    numbers, documents = _document_numbers(labels, segment_ids, num_documents)
+    document = numbers.flatten().index_select(0, positions)
     sums, counts = losses.new_zeros(2, documents)
     sums.index_add_(0, document, losses.detach())
-    counts.index_add_(0, document, torch.ones_like(losses))
+    counts.index_add_(0, document, supervised)
     return TokenLoss(losses.sum(), supervised.sum().to(torch.float32), sums, counts)
 
 
-def _document_numbers(labels: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, int]:
+def _document_numbers(labels: Tensor, segment_ids: Tensor | None, documents: int | None) -> tuple[Tensor, int]:
     """Return each position's document index in the batch (arbitrary for padding), and the number of documents."""
     if segment_ids is None:
         rows = torch.arange(len(labels), device=labels.device)
         return rows[:, None].expand_as(labels), len(labels)
     per_row = segment_ids.amax(dim=1)
     before = per_row.cumsum(0) - per_row
-    return before[:, None] + segment_ids - 1, int(per_row.sum())
+    return before[:, None] + segment_ids - 1, int(per_row.sum()) if documents is None else documents

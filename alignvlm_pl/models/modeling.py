@@ -1,5 +1,6 @@
 """AlignVLM as a Hugging Face model: vision tower, connector, LLM."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return features
 
-    def read(self, pixel_values: Tensor, columns: Tensor, *, tile_boxes: Tensor | None = None) -> Tensor:
+    def read(
+        self, pixel_values: Tensor, columns: Tensor | Sequence[int], *, tile_boxes: Tensor | None = None
+    ) -> Tensor:
         """Return log P_vocab (tiles, tokens, len(columns)) for pixel values (tiles, 3, H, W), without running the LLM.
 
         Tiles may have any size that the vision tower accepts; uint8 tiles need `tile_boxes`, see `forward`.
@@ -124,14 +127,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None,
         num_tiles: Tensor | None,
-        columns: Tensor | None,
+        columns: Tensor | Sequence[int] | None,
         *,
         tile_boxes: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the LLM's input embeddings (B, L, D) with the visual tokens, and log P_vocab of `columns` or None.
 
         A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
-        parameters have (zero) gradients, as DDP and FSDP require.
+        parameters have (zero) gradients, as DDP and FSDP require. `positions` are those of `sequences.splice`.
         """
         mask = input_ids == self.config.image_token_id
         table = self.get_input_embeddings()
@@ -145,7 +149,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = self.connector(features, table.weight, columns=columns)
         tiles = slice(len(pixel_values))
         log_probs = None if output.log_probs is None else output.log_probs[tiles]
-        return splice(embeds, mask, output.embeds[tiles], num_tiles), log_probs
+        return splice(embeds, mask, output.embeds[tiles], num_tiles, positions=positions), log_probs
 
     def forward(
         self,
@@ -159,8 +163,13 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tile_boxes: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        visual_positions: Tensor | None = None,
+        supervised_positions: Tensor | None = None,
+        num_documents: int | None = None,
+        document_bounds: Tensor | None = None,
+        longest_document: int | None = None,
         logits_to_keep: int | Tensor = 0,
-        readout_columns: Tensor | None = None,
+        readout_columns: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> AlignVLMOutput:
         """Run the model.
@@ -177,8 +186,14 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: (B, L), `IGNORE_INDEX` where not supervised; shifted inside the model.
             segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding.
                 Replaces `attention_mask` and `position_ids`.
+            visual_positions: (visual tokens,) indices of the placeholders, see `preprocessing.batch`. This and the next
+                four say what a batch's collator knows, so that a GPU is not waited for; None: found in the tensors.
+            supervised_positions: (n,) indices of the labels that have a loss.
+            num_documents: Documents of the packed rows.
+            document_bounds: (documents + 1,) where the documents of packed rows begin.
+            longest_document: Tokens of the longest document.
             logits_to_keep: As in transformers: the last n positions only, 0 for all.
-            readout_columns: Token ids whose log P_vocab to return.
+            readout_columns: Token ids whose log P_vocab to return; plain numbers are checked without the device.
             **kwargs: Passed to the LLM's decoder.
 
         Raises:
@@ -191,19 +206,34 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise DataError("the model needs input_ids or inputs_embeds")
             inputs_embeds, readout = self.embed(
-                input_ids, pixel_values, num_tiles, readout_columns, tile_boxes=tile_boxes
+                input_ids,
+                pixel_values,
+                num_tiles,
+                readout_columns,
+                tile_boxes=tile_boxes,
+                positions=visual_positions,
             )
         decoder = self.language_model.get_decoder()
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
             if past_key_values is not None or position_ids is not None:
                 raise DataError("packed rows (segment_ids) take neither a cache nor position_ids")
-            kwargs |= packed_arguments(decoder, inputs_embeds, segment_ids)
+            kwargs |= packed_arguments(
+                decoder, inputs_embeds, segment_ids, bounds=document_bounds, longest=longest_document
+            )
         outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
         cache = outputs.past_key_values
         if labels is not None:
-            loss = supervised_cross_entropy(hidden, labels, head, segment_ids=segment_ids, backend=self.loss_backend)
+            loss = supervised_cross_entropy(
+                hidden,
+                labels,
+                head,
+                segment_ids=segment_ids,
+                positions=supervised_positions,
+                num_documents=num_documents,
+                backend=self.loss_backend,
+            )
             return AlignVLMOutput(
                 loss=loss.total / loss.supervised.clamp(min=1),
                 past_key_values=cache,
@@ -227,6 +257,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group, for beam search and several return sequences."""
         tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
+        kwargs.pop("visual_positions", None)  # of the batch as it was
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         for name, values in tiles.items():
             if values is None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ConfigError
 from ..preprocessing.batch import Batch, StepSummary
@@ -86,17 +85,13 @@ class PageReadout:
         """Columns of P_vocab that are read out, from the processor's tokenizer."""
         return Alphabet.from_tokenizer(self.processor.tokenizer)
 
-    def columns(self, device: torch.device) -> Tensor:
-        """Return the token ids (C,) of the alphabet."""
-        return torch.tensor(self.alphabet.columns, device=device)
-
     def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Batch) -> Tensor:
         """Compute log P_vocab (tiles, tokens, C) of a batch, without running the LLM."""
         device = net.device
         boxes = batch.get("tile_boxes")
         return net.read(
             batch["pixel_values"].to(device),
-            self.columns(device),
+            self.alphabet.columns,
             tile_boxes=None if boxes is None else boxes.to(device),
         )
 
@@ -147,8 +142,8 @@ class PageReadout:
         """Yield rows of log P_vocab (R, T, C) and their R texts of each document's first image; None without image."""
         tiling = self.processor.geometry
         cells = self._token_grid(config)
-        counts = batch.get("document_tiles", batch["num_tiles"]).tolist()  # num_tiles of a packed batch is per row
-        for tiles, lines, sizes in zip(log_probs.split(counts), batch["lines"], batch["sizes"], strict=True):
+        tiles_of_documents = log_probs.split(batch["tiles"])
+        for tiles, lines, sizes in zip(tiles_of_documents, batch["lines"], batch["sizes"], strict=True):
             if not len(tiles):
                 yield None
                 continue
@@ -208,9 +203,11 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
         one. Rows with fewer columns than characters have zero loss.
     """
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    lengths = torch.tensor([len(target) for target in targets], device=rows.device)
-    padded = pad_sequence([torch.tensor(target, dtype=torch.long) for target in targets], batch_first=True)
-    emit = rows.gather(2, padded.to(rows.device)[:, None].expand(-1, rows.shape[1], -1))
+    sizes = [len(target) for target in targets]
+    padded = torch.tensor([[*target, *[0] * (max(sizes) - len(target))] for target in targets], dtype=torch.long)
+    # Copies that do not wait for the device.
+    lengths, padded = (x.to(rows.device, non_blocking=True) for x in (torch.tensor(sizes), padded))
+    emit = rows.gather(2, padded[:, None].expand(-1, rows.shape[1], -1))
     # paths[r, n]: log-probability that the columns so far have emitted the first n characters of row r.
     paths = rows.new_full((len(targets), padded.shape[1] + 1), _IMPOSSIBLE)
     paths[:, 0] = 0.0
@@ -218,7 +215,7 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
         written = F.pad(paths[:, :-1] + characters, (1, 0), value=_IMPOSSIBLE)
         paths = torch.logaddexp(paths + blank, written)
     losses = -paths.gather(1, lengths[:, None]).squeeze(1)
-    return losses[lengths <= rows.shape[1]].sum(), lengths.clamp(min=1).sum().to(losses)
+    return losses.masked_fill(lengths > rows.shape[1], 0).sum(), lengths.clamp(min=1).sum().to(losses)
 
 
 def read_rows(rows: Tensor, alphabet: Alphabet) -> list[str]:

@@ -8,12 +8,23 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from ..errors import ConfigError, DataError
+from ..ops.linear_cross_entropy import compute_dtype
+from ..preprocessing.batch import document_bounds, visual_positions
 
 PACKABLE_ATTENTIONS = ("eager", "flash_attention_2", "flex_attention", "sdpa")
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+_ALIGNMENT = 16
+"""Elements that a row of an attention mask is a multiple of in memory: CUDA's kernels copy masks with other rows."""
 
 
-def splice(embeds: Tensor, mask: Tensor, visual: Tensor, num_tiles: Tensor | None = None) -> Tensor:
+def splice(
+    embeds: Tensor,
+    mask: Tensor,
+    visual: Tensor,
+    num_tiles: Tensor | None = None,
+    *,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Replace the embeddings at placeholder positions by visual tokens (paper, equation 3).
 
     Args:
@@ -21,6 +32,8 @@ def splice(embeds: Tensor, mask: Tensor, visual: Tensor, num_tiles: Tensor | Non
         mask: (B, L) bool, true at placeholders, in reading order of the tiles.
         visual: (tiles, tokens, D) visual tokens of the whole batch.
         num_tiles: (B,) tiles of each sample, or None to check the totals only.
+        positions: (tiles · tokens,) indices of the placeholders, see `preprocessing.batch.visual_positions`; None:
+            found in `mask`, for which a GPU is waited for.
 
     Returns:
         (B, L, D) in the dtype of `embeds`.
@@ -29,24 +42,15 @@ def splice(embeds: Tensor, mask: Tensor, visual: Tensor, num_tiles: Tensor | Non
         DataError: If the numbers of placeholders and visual tokens differ, naming both (and the sample).
     """
     tiles, tokens, width = visual.shape
-    if num_tiles is not None:
-        if len(num_tiles) != len(mask):
-            raise DataError(f"num_tiles has {len(num_tiles)} entries but the batch has {len(mask)} samples")
-        found = mask.sum(dim=1)
-        mismatched = torch.nonzero(found != num_tiles * tokens).flatten().tolist()
-        if mismatched:
-            row = mismatched[0]
-            raise DataError(
-                f"sample {row} of the batch has {int(found[row])} image placeholders but its {int(num_tiles[row])} "
-                f"tiles give {int(num_tiles[row]) * tokens} visual tokens ({tokens} a tile); processor and model "
-                "disagree on tiling or tokens_per_tile"
-            )
-    if int(mask.sum()) != tiles * tokens:
+    if positions is None:
+        positions = visual_positions(mask, num_tiles, tokens_per_tile=tokens)
+    if len(positions) != tiles * tokens:
         raise DataError(
-            f"the batch has {int(mask.sum())} image placeholders but {tiles} tiles give {tiles * tokens} visual tokens "
+            f"the batch has {len(positions)} image placeholders but {tiles} tiles give {tiles * tokens} visual tokens "
             f"({tokens} a tile); processor and model disagree on tiling or tokens_per_tile"
         )
-    return embeds.masked_scatter(mask.unsqueeze(-1), visual.reshape(-1, width).to(embeds.dtype))
+    spliced = embeds.flatten(0, 1).index_copy(0, positions, visual.reshape(-1, width).to(embeds.dtype))
+    return spliced.view_as(embeds)
 
 
 def document_positions(segment_ids: Tensor) -> Tensor:
@@ -63,35 +67,69 @@ def document_positions(segment_ids: Tensor) -> Tensor:
     return index - starts.cummax(dim=1).values
 
 
-def packed_arguments(decoder: PreTrainedModel, inputs_embeds: Tensor, segment_ids: Tensor) -> dict[str, Any]:
+def packed_arguments(
+    decoder: PreTrainedModel,
+    inputs_embeds: Tensor,
+    segment_ids: Tensor,
+    *,
+    bounds: Tensor | None = None,
+    longest: int | None = None,
+) -> dict[str, Any]:
     """Return the decoder arguments under which attention is causal within each document and zero across documents.
 
     Args:
         decoder: The LLM without its head.
         inputs_embeds: (R, L, D).
         segment_ids: See `document_positions`.
+        bounds: (documents + 1,), see `preprocessing.batch.document_bounds`; read for flash attention only. None: found
+            in `segment_ids`, for which a GPU is waited for.
+        longest: Tokens of the longest document of `bounds`.
 
     Returns:
-        `position_ids`, `use_cache`, and the mask in the form of the decoder's attention: boolean for sdpa, additive for
-        eager, a block mask for flex attention, document boundaries for flash attention.
+        `position_ids`, `use_cache`, and the mask in the form of the decoder's attention: additive for sdpa and eager, a
+        block mask for flex attention, document boundaries for flash attention.
 
     Raises:
         ConfigError: See `require_packable`.
     """
     attention = require_packable(decoder)
-    positions = document_positions(segment_ids)
-    arguments = {"position_ids": positions, "use_cache": False}
+    arguments = {"position_ids": document_positions(segment_ids), "use_cache": False}
     if attention == "flash_attention_2":
-        return {**arguments, "attention_mask": None, **_flash_bounds(positions)}
-    # transformers takes positions that restart, without mask and cache, for packed documents.
+        if bounds is None or longest is None:
+            bounds = document_bounds(segment_ids)
+            longest = int(bounds.diff().max())
+        lengths = {"max_length_q": longest, "max_length_k": longest}
+        return {**arguments, "attention_mask": None, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, **lengths}
+
+    def same_document(row: Any, head: Any, query: Any, key: Any) -> Any:
+        return segment_ids[row, query] == segment_ids[row, key]
+
+    # Given positions instead, transformers would read from the device whether they restart.
     mask = create_masks_for_generate(
         config=decoder.config,
         inputs_embeds=inputs_embeds,
         attention_mask=None,
         past_key_values=None,
-        position_ids=positions,
+        and_mask_function=same_document,
     )
+    if attention == "sdpa":
+        dtype = compute_dtype(inputs_embeds)
+        if isinstance(mask, dict):  # of models with several kinds of layers
+            mask = {kind: additive_mask(seen, dtype) for kind, seen in mask.items()}
+        else:
+            mask = additive_mask(mask, dtype)
     return {**arguments, "attention_mask": mask}
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask (R, 1, L, L) of 0 where `seen` is true and -inf elsewhere, made once for all layers.
+
+    From a boolean mask, and from one whose rows are not aligned, scaled_dot_product_attention makes another in each
+    layer, which autograd keeps.
+    """
+    size = seen.shape[-1]
+    aligned = seen.new_zeros((*seen.shape[:-1], -(-size // _ALIGNMENT) * _ALIGNMENT), dtype=dtype)
+    return aligned[..., :size].masked_fill_(~seen, float("-inf"))
 
 
 def require_packable(decoder: PreTrainedModel) -> str:
@@ -119,12 +157,3 @@ def require_packable(decoder: PreTrainedModel) -> str:
             f"{', '.join(sorted(layers))}; use batches that are not packed"
         )
     return attention
-
-
-def _flash_bounds(positions: Tensor) -> dict[str, Any]:
-    """Return the boundaries of all documents, the rows joined, as transformers' `FlashAttentionKwargs`."""
-    flat = positions.flatten()
-    bounds = torch.cat([torch.nonzero(flat == 0).flatten(), flat.new_tensor([len(flat)])]).to(torch.int32)
-    longest = int(flat.max()) + 1
-    lengths = {"max_length_q": longest, "max_length_k": longest}
-    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, **lengths}

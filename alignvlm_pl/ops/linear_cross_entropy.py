@@ -126,7 +126,7 @@ class _Chunked(torch.autograd.Function):
         targets: Tensor,
         chunk_tokens: int,
     ) -> Tensor:
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_tokens, ctx.dtype = chunk_tokens, dtype
         losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
@@ -177,7 +177,7 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     # The casts are part of the graph, so gradients have the dtypes of the parameters.
-    dtype = _compute_dtype(hidden)
+    dtype = compute_dtype(hidden)
     w, b = _cast(weight, dtype), _cast(bias, dtype)
     with _no_autocast(hidden):
         losses: Tensor = liger_fused_linear_cross_entropy(
@@ -193,7 +193,7 @@ def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
         return f"needs a CUDA device, the model is on {hidden.device.type}"
     if linear is None:
         return "supports only an LM head that is an nn.Linear"
-    if _compute_dtype(hidden) == torch.float64:
+    if compute_dtype(hidden) == torch.float64:
         return "computes in float32 at most, the model in float64"
     trained = any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and trained and not hidden.requires_grad:
@@ -229,8 +229,8 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which the head computes: autocast's if it is enabled, else that of `hidden`."""
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype that products of `hidden` are computed in: autocast's if it is enabled, else its own."""
     kind = hidden.device.type
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

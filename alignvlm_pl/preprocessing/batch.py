@@ -1,9 +1,17 @@
-"""The batch: what a data loader gives and what a training, validation or prediction step takes."""
+"""The batch: what a data loader gives and what a training, validation or prediction step takes.
+
+Positions whose number depends on the data are found where the batch is made, on the CPU: on a GPU the host would wait
+for the device to count them.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
+
+from ..errors import DataError
+from .chat import IGNORE_INDEX
 
 
 class SkippedSample(NamedTuple):
@@ -66,10 +74,18 @@ class Batch(_Fields, total=False):
     """Training: global index of each sample in the training stream; evaluation: its index in the dataset."""
     num_supervised: int
     """Loss: number of labels that are not -100, without the first of a row, which no position predicts."""
+    supervised_positions: Tensor
+    """Loss: (n,) int64, see `supervised_positions`; labels that are -100 there have no loss all the same."""
+    visual_positions: Tensor
+    """Loss: (visual tokens,) int64, see `visual_positions`."""
     step: list[StepSummary] | None
     """Training, in the first micro batch of an optimizer step: a summary of each of its micro batches."""
     segment_ids: Tensor
     """Packed: (B, L) int64, number of the sample within its row from 1; 0 for padding."""
+    document_bounds: Tensor
+    """Packed: (documents + 1,) int32, see `document_bounds`."""
+    longest_document: int
+    """Packed: largest distance of two neighbours in `document_bounds`."""
     document_tiles: Tensor
     """Packed: (samples,) int64, tiles of each sample."""
     rows: list[int]
@@ -90,3 +106,53 @@ class Batch(_Fields, total=False):
     """Evaluation: longest prediction in tokens."""
     skipped: list[SkippedSample]
     """Evaluation: the samples of this batch that could not be read."""
+
+
+def supervised_positions(labels: Tensor) -> Tensor:
+    """Return the positions (n,) of labels (B, L) that have a loss, as indices into the flattened batch, ascending.
+
+    The first label of a row has none, because no position predicts it.
+    """
+    supervised = labels != IGNORE_INDEX
+    supervised[:, 0] = False
+    return supervised.flatten().nonzero().flatten()
+
+
+def visual_positions(placeholders: Tensor, num_tiles: Tensor | None, *, tokens_per_tile: int) -> Tensor:
+    """Return the positions (visual tokens,) of image placeholders, as indices into the flattened batch, ascending.
+
+    Args:
+        placeholders: (B, L) bool, true at placeholders, in reading order of the tiles.
+        num_tiles: (B,) tiles of each row; None: the rows are not checked.
+        tokens_per_tile: Visual tokens of a tile.
+
+    Raises:
+        DataError: A row has not the placeholders of its tiles, naming it and both numbers.
+    """
+    if num_tiles is not None:
+        if len(num_tiles) != len(placeholders):
+            raise DataError(f"num_tiles has {len(num_tiles)} entries but the batch has {len(placeholders)} samples")
+        found = placeholders.sum(dim=1)
+        mismatched = (found != num_tiles * tokens_per_tile).nonzero().flatten().tolist()
+        if mismatched:
+            row = mismatched[0]
+            raise DataError(
+                f"sample {row} of the batch has {int(found[row])} image placeholders but its {int(num_tiles[row])} "
+                f"tiles give {int(num_tiles[row]) * tokens_per_tile} visual tokens ({tokens_per_tile} a tile); "
+                "processor and model disagree on tiling or tokens_per_tile"
+            )
+    return placeholders.flatten().nonzero().flatten()
+
+
+def document_bounds(segment_ids: Tensor) -> Tensor:
+    """Return where the documents of packed rows begin, and the end of the last: (documents + 1,) int32.
+
+    They are indices into the flattened batch. The padding at the end of a row is a document of its own.
+
+    Args:
+        segment_ids: (B, L) number of the document within its row, from 1; 0 for padding.
+    """
+    starts = torch.ones_like(segment_ids, dtype=torch.bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    end = torch.full((1,), segment_ids.numel(), device=segment_ids.device)
+    return torch.cat([starts.flatten().nonzero().flatten(), end]).to(torch.int32)

@@ -28,6 +28,7 @@ from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharded_checkpoint import load_file
 from ..strategies.sharding import is_sharded, no_grad
 from ..utils.allocator import keep_freed_memory
+from ..utils.collectives import sum_over_ranks
 from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
@@ -47,6 +48,7 @@ from .stage import PARTS, Stage
 SPEC = "spec"
 """Key of a checkpoint: the fields of the model's `ModelSpec`."""
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+LOSS_KEYS = ("segment_ids", "visual_positions", "supervised_positions", "document_bounds", "longest_document")
 
 
 class AlignVLMModule(pl.LightningModule):
@@ -281,7 +283,8 @@ class AlignVLMModule(pl.LightningModule):
             left = self.trainer.num_training_batches - batch_idx  # an epoch may end within a step
             whole = batch_idx % accumulated == 0 and len(step) >= min(accumulated, left)
             count = sum(map(self._num_supervised, step[: int(min(left, len(step)))]))
-            total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
+            # Neither waits for the device, as a copy from the host and Lightning's `reduce`, with its barrier, would.
+            total = sum_over_ranks(torch.full((), float(count), device=self.device), self.trainer.world_size)
             averaged = accumulated if whole else len(step)
             self._normaliser = total.clamp(min=1) / (averaged * self.trainer.world_size)
         return self._normaliser
@@ -303,7 +306,7 @@ class AlignVLMModule(pl.LightningModule):
             return
         tags, sums = list(self._step_sums), torch.stack([*self._step_sums.values()])
         self._step_sums.clear()
-        totals, counts = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind(1)
+        totals, counts = sum_over_ranks(sums, self.trainer.world_size).unbind(1)
         # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
         step = {"step": torch.tensor(self.trainer.global_step + 1.0)}
         self.log_dict(
@@ -355,8 +358,8 @@ class AlignVLMModule(pl.LightningModule):
 
     def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         weight = self.current_stage.readout_weight
-        columns = self.readout.columns(self.device) if weight else None
-        inputs = model_inputs(batch) | {"segment_ids": batch.get("segment_ids")}
+        columns = self.readout.alphabet.columns if weight else None
+        inputs = loss_inputs(batch)
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
         sums = {"train/loss": (loss_sum, count)}
@@ -424,18 +427,20 @@ class AlignVLMModule(pl.LightningModule):
         return {name: [] for name in outputs} if batch["filler"] else outputs
 
     def _validation_loss(self, batch: Batch, dataset: str) -> dict[str, Tensor]:
-        inputs = model_inputs(batch)
+        inputs = loss_inputs(batch)
         if batch["filler"]:  # the forward must run, as FSDP gathers in it, but nothing counts
             self.net(**inputs, logits_to_keep=1, use_cache=False)
             loss_sum = num_supervised = torch.zeros((), device=self.device)
+            weight = 0.0
         else:
             output = self.net(**inputs, labels=batch["labels"], use_cache=False)
             loss_sum, num_supervised = output.loss_sum, output.num_supervised
+            weight = float(batch.get("num_supervised", num_supervised))
         self.log(
             f"val/{dataset}/loss",
             loss_sum / num_supervised.clamp(min=1),
             # The weight of this mean. As an int, Lightning would round its average over ranks down.
-            batch_size=float(num_supervised),  # type: ignore[arg-type]
+            batch_size=weight,  # type: ignore[arg-type]
             on_step=False,
             on_epoch=True,
             sync_dist=True,
@@ -582,3 +587,22 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What the model takes of a batch; one of Hugging Face's entry points has normalised tiles and no `tile_boxes`."""
     keys = (*MODEL_KEYS, "tile_boxes") if "tile_boxes" in batch else MODEL_KEYS
     return {key: batch[key] for key in keys}
+
+
+def loss_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes of a batch for its loss, beside `labels`.
+
+    No token sees the padding on the right of its row, so there is no attention mask, with which CUDA's flash attention
+    does not run. A batch that no `Collator` has made has one if a row is padded elsewhere.
+    """
+    inputs = model_inputs(batch) | {key: batch[key] for key in LOSS_KEYS if key in batch}
+    if "segment_ids" in batch:
+        inputs["num_documents"] = len(batch["keys"])
+    if "supervised_positions" in batch or is_padded_right(batch["attention_mask"]):
+        inputs["attention_mask"] = None
+    return inputs
+
+
+def is_padded_right(attention_mask: Tensor) -> bool:
+    """Whether each row of a mask (B, L) is tokens, then padding; waits for the device."""
+    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())

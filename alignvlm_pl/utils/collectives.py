@@ -1,8 +1,10 @@
-"""Collectives over Python objects."""
+"""Collectives over tensors and Python objects."""
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def gather(value: Any) -> list[Any]:
@@ -16,3 +18,20 @@ def gather(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def sum_over_ranks(tensor: Tensor, world_size: int) -> Tensor:
+    """Return the sum of a tensor over all ranks, without waiting for the device; every rank must call it.
+
+    Args:
+        tensor: On the device of the process group; changed in place.
+        world_size: Ranks of the Trainer: with one there may be no process group.
+    """
+    if world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, *, world_size: int, device: torch.device) -> bool:
+    """Whether a flag is true on any rank; every rank must call it. More ranks than one wait for the device."""
+    return flag if world_size == 1 else bool(sum_over_ranks(torch.full((), float(flag), device=device), world_size))

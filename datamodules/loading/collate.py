@@ -9,14 +9,17 @@ from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import DataError, NothingToLearnError
-from alignvlm_pl.preprocessing.batch import Batch
+from alignvlm_pl.preprocessing.batch import Batch, document_bounds, supervised_positions, visual_positions
 from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
 from ..shards.sample import UNLABELLED, Message, Sample, SampleError, last_question
 
 
 class Processor(Protocol):
-    """What batches need of the model's processor, `AlignVLMProcessor`."""
+    """What batches need of the model's processor, `AlignVLMProcessor`.
+
+    With its `image_token_id` and `tokens_per_tile` placeholders are checked and found here; without, by the model.
+    """
 
     def identity(self) -> dict[str, Any]:
         """Return all settings that ids and tiles depend on, in plain types."""
@@ -152,10 +155,10 @@ class Collator:
             batch["references"] = [sample.references for sample in samples]
             batch["questions"] = [last_question(sample.messages) for sample in samples]
             batch["meta"] = [sample.meta for sample in samples]
-        elif filler:
+            return batch
+        if filler:
             batch["labels"].fill_(IGNORE_INDEX)
-        else:
-            batch["num_supervised"] = self._count_supervised(batch)
+        self._find_positions(batch)
         return batch
 
     def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
@@ -169,18 +172,29 @@ class Collator:
         batch = cast(Batch, {**tensors, **fields, "filler": False})
         batch["rows"] = [number for number, row in enumerate(rows) for _ in row]
         batch["documents_per_row"] = [len(row) for row in rows]
-        batch["num_supervised"] = self._count_supervised(batch)
+        self._find_positions(batch)
+        if "segment_ids" in batch:
+            batch["document_bounds"] = document_bounds(batch["segment_ids"])
+            batch["longest_document"] = int(batch["document_bounds"].diff().max())
         return batch
 
-    def _count_supervised(self, batch: Batch) -> int:
-        # The first label is not predicted: there is no position before it.
-        count = int((batch["labels"].numpy()[:, 1:] != IGNORE_INDEX).sum())
-        if not count:
+    def _find_positions(self, batch: Batch) -> None:
+        """Add the positions of a batch for a loss, and the number of those with one."""
+        batch["supervised_positions"] = supervised_positions(batch["labels"])
+        if (token := getattr(self.processor, "image_token_id", None)) is not None:
+            batch["visual_positions"] = visual_positions(
+                batch["input_ids"] == token,
+                batch["num_tiles"],
+                tokens_per_tile=self.processor.tokens_per_tile,  # type: ignore[attr-defined]
+            )
+        if batch["filler"]:
+            return
+        batch["num_supervised"] = len(batch["supervised_positions"])
+        if not batch["num_supervised"]:
             raise DataError(
                 f"a batch has no supervised token (keys {', '.join(batch['keys'])}); "
                 f"the answers are empty or cut by max_text_length={self.max_text_length}"
             )
-        return count
 
 
 def _fields(items: Sequence[EncodedSample]) -> dict[str, Any]:

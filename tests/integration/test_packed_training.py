@@ -158,7 +158,7 @@ def test_the_readout_of_packed_rows_is_that_of_their_documents(tmp_path):
     losses, pages = [], []
     for batch in batches:
         log_probs = module.net.read(
-            batch["pixel_values"], module.readout.columns(module.device), tile_boxes=batch["tile_boxes"]
+            batch["pixel_values"], module.readout.alphabet.columns, tile_boxes=batch["tile_boxes"]
         )
         losses.append(module.readout.loss(module.net.config, log_probs, batch))
         pages.append(

@@ -182,7 +182,7 @@ def test_masks_have_the_form_that_eager_and_sdpa_take(parts):
     for attention in ATTENTIONS:
         decoder = attending(model, attention).language_model.get_decoder()
         masks[attention] = packed_arguments(decoder, embeds, segments)["attention_mask"]
-    assert torch.equal(masks["sdpa"], seen[None, None])
+    assert torch.equal(masks["sdpa"], torch.zeros(4, 4).masked_fill(~seen, -torch.inf)[None, None])
     assert torch.equal(masks["eager"], torch.zeros(4, 4).masked_fill(~seen, torch.finfo().min)[None, None])
 
 

@@ -13,7 +13,7 @@ from alignvlm_pl.preprocessing.batch import Batch
 from datamodules import WebDataModule
 from datamodules.shards.writer import ShardWriter
 
-PACKED = {"segment_ids", "document_tiles", "rows", "documents_per_row"}
+PACKED = {"segment_ids", "document_tiles", "document_bounds", "longest_document", "rows", "documents_per_row"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,10 @@ def test_every_field_that_a_loader_gives_is_declared_with_its_kind(data):
         }
     assert set(packed) >= PACKED
     assert not PACKED & set(train)
-    assert {"positions", "num_supervised", "step"} == set(train) - Batch.__required_keys__
+    found = {"visual_positions", "supervised_positions"}
+    assert {"positions", "num_supervised", "step"} | found == set(train) - Batch.__required_keys__
+    assert found <= set(loss)
+    assert not found & set(generation)
     assert {"references", "questions", "meta"} <= set(generation)
     assert {"dataset", "task", "skipped"} <= set(loss)
 

@@ -1,5 +1,7 @@
 """Base class of the baseline connectors, whose outputs are not distributions over text tokens."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -33,7 +35,9 @@ class Connector(nn.Module):
         """Map features (tiles, tokens, d) to (tiles, tokens_per_tile(tokens), D)."""
         raise NotImplementedError
 
-    def forward(self, features: Tensor, table: Tensor, *, columns: Tensor | None = None) -> ConnectorOutput:
+    def forward(
+        self, features: Tensor, table: Tensor, *, columns: Tensor | Sequence[int] | None = None
+    ) -> ConnectorOutput:
         """Map features (tiles, tokens, d); the LLM's embedding `table` is not used.
 
         Raises:
