@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.utils import stop_signals
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, remove
 
 from .preemption import Preemption
@@ -127,6 +128,7 @@ class LastCheckpoint(Checkpoint):
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
         self.path, self._saved_step = path, step
+        stop_signals.progress = step, step
 
     def _link(self, trainer: pl.Trainer, path: Path) -> str | None:
         """Move the link `last.ckpt` to a checkpoint, atomically, and remove older ones; returns the error."""

@@ -1,4 +1,7 @@
-"""Preemption: SIGUSR1 or SIGTERM on any rank ends the run after a step, with a checkpoint and exit status 85."""
+"""Preemption: a signal on any rank ends the run after a step, with a checkpoint.
+
+The exit status is 85 after SIGUSR1 or SIGTERM of a scheduler, 130 after Ctrl-C (SIGINT) or a closed terminal (SIGHUP).
+"""
 
 import logging
 from typing import Any
@@ -7,8 +10,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.utils.collectives import any_rank
-from alignvlm_pl.utils.stop_signals import EXIT_CODE, hold_back, listen_again, received, release
+from alignvlm_pl.utils import stop_signals
+from alignvlm_pl.utils.collectives import any_rank, gather
+from alignvlm_pl.utils.stop_signals import exit_status, hold_back, listen_again, received, release
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +24,7 @@ class Preempted(SystemExit):
 
 
 class Preemption(pl.Callback):
-    """End the run after a checkpoint when any rank has received SIGUSR1 or SIGTERM.
+    """End the run after a checkpoint when any rank has received one of `stop_signals.SIGNALS`.
 
     The ranks reduce a flag at the end of every n-th optimizer step and after each batch of a validation, and set
     `leaving`. `LastCheckpoint`, which runs behind all other callbacks, then saves, and the next hook that begins
@@ -65,6 +69,7 @@ class Preemption(pl.Callback):
         """Replace Lightning's signal handlers, and end the run if a signal was received."""
         listen_again()
         self._step = trainer.global_step
+        stop_signals.progress = self._step, self._step
         self.leave_if_requested(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -77,6 +82,7 @@ class Preemption(pl.Callback):
         self._within_step = trainer.global_step == self._step
         if not self._within_step:
             self._step = trainer.global_step
+            stop_signals.progress = self._step, stop_signals.progress[1]
             if self._step % self.every_n_steps == 0:
                 self.requested(trainer)
 
@@ -114,12 +120,12 @@ class Preemption(pl.Callback):
         Raises:
             Preempted: Always.
         """
+        # Also a barrier: a scheduler that sees a rank end may kill the others.
+        names = list(filter(None, gather(received())))
         if trainer.is_global_zero:
             by = f" by {received()}" if received() else " through another rank"
             log.info("asked to stop%s: left after step %d", by, trainer.global_step)
-        # A scheduler that sees a rank end may kill the others.
-        trainer.strategy.barrier("preempted")
-        raise Preempted(_status(trainer))
+        raise Preempted(_status(trainer, names))
 
     def _skip_validation(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -127,7 +133,7 @@ class Preemption(pl.Callback):
         self.leave(trainer)
 
 
-def _status(trainer: pl.Trainer) -> int:
+def _status(trainer: pl.Trainer, names: list[str]) -> int:
     # Where Lightning has started the other ranks itself, it kills the first one when another's status is not 0.
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    return 0 if isinstance(environment, LightningEnvironment) and trainer.local_rank else EXIT_CODE
+    return 0 if isinstance(environment, LightningEnvironment) and trainer.local_rank else exit_status(names)

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
 from ..utils.installation import check_top_level_packages
-from ..utils.stop_signals import listen_until_exit
+from ..utils.stop_signals import INTERRUPTED, listen_until_exit
 from .slurm import exit_status_for_srun
 
 COMMANDS = {
@@ -34,6 +34,9 @@ COMMANDS = {
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }
 
+_RESUMED = dict.fromkeys(("validate", "test", "prepare"), "the same command resumes from what is on the disk")
+"""Commands that do not start again from nothing after Ctrl-C -> what they do."""
+
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -44,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's.
 
     Returns:
-        Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line; of `fit` also 85
-        where it was asked to stop and has saved, and inside a SLURM job those of `slurm.exit_status_for_srun`.
+        Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line; 130 after Ctrl-C;
+        of `fit` also 85 where it was asked to stop and has saved, and inside a SLURM job those of
+        `slurm.exit_status_for_srun`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -57,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(arguments)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"interrupted: {_RESUMED.get(arguments[0], 'nothing of it is kept')}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         if not _output_closed():
             raise

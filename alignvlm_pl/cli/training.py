@@ -29,7 +29,12 @@ def run(argv: list[str]) -> int:
             return _fit(options)
     from .lightning_cli import AlignCLI
 
-    AlignCLI.run_command([command, *options])
+    try:
+        AlignCLI.run_command([command, *options])
+    except SystemExit as ended:  # Lightning exits with 1
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     return 0
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 START_METHOD = "forkserver"
 # What workers need; the server imports it once for all. The processor comes from outside, so it is named here.
 _PRELOADED = ["datamodules.loading.loader", "alignvlm_pl.models.processing"]
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_SIGNALS = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1}
 """Left to the main process, which saves a checkpoint at them; a scheduler sends them to all processes of a job."""
 
 _PRINTING_S = 1.0
