@@ -91,7 +91,11 @@ class BenchmarkEvaluation(pl.Callback):
         self._last_step = -1  # at which a validation of `fit` has ended
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals."""
+        """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals.
+
+        Raises:
+            ConfigError: `validate`, `test` or `predict` has nothing to evaluate.
+        """
         assert isinstance(pl_module, AlignVLMModule)
         self._names, self._journals = [], {}
         if stage == "fit":
@@ -100,6 +104,7 @@ class BenchmarkEvaluation(pl.Callback):
         if not _serves_benchmarks(trainer):
             return
         self._names = self._chosen(trainer, pl_module)
+        self._require_work(trainer)
         if stage == "predict" or is_trial(trainer):
             self._serve(trainer)
             return
@@ -110,6 +115,19 @@ class BenchmarkEvaluation(pl.Callback):
         for journal in self._journals.values():
             journal.open(trainer.global_rank)  # after the broadcast: rank 0 has read all files
         self._serve(trainer, predicted=predicted)
+
+    def _require_work(self, trainer: pl.Trainer) -> None:
+        """Raise a ConfigError where `validate`, `test` or `predict` has nothing to evaluate."""
+        data, command = _data(trainer), str(trainer.state.fn and trainer.state.fn.value)
+        if not self._names and (command == "predict" or not data.val):
+            why = "names no dataset"
+            if data.benchmarks:
+                why = f"has {', '.join(data.benchmarks)}, of benchmark.readout_sets, which this connector cannot read"
+            other = "" if command == "predict" else ", and data.init_args.val names none"
+            raise ConfigError(f"data.init_args.benchmarks {why}{other}: nothing to {command}; give a dataset")
+        limit = f"limit_{'val' if command == 'validate' else command}_batches"
+        if getattr(trainer, limit) == 0:
+            raise ConfigError(f"trainer.{limit}=0: nothing to {command}; give a number above 0, or null for all")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the benchmarks that the validations of `fit` evaluate."""
