@@ -1,6 +1,7 @@
 """The states of the random number generators of all ranks in the checkpoint."""
 
 import logging
+import os
 import random
 from typing import Any
 
@@ -38,6 +39,9 @@ class RandomState(pl.Callback):
         states = checkpoint.get(KEY)
         if states is None:
             return
+        seeds = states[0].get("seed"), os.environ.get("PL_GLOBAL_SEED")
+        if None not in seeds and seeds[0] != seeds[1] and trainer.is_global_zero:
+            log.warning("seed_everything=%s has no effect: the run resumes with the random numbers of %s", *seeds[::-1])
         if len(states) == trainer.world_size:
             self._state = states[trainer.global_rank]
         elif trainer.is_global_zero:
@@ -57,6 +61,7 @@ def generator_states() -> State:
     """Return the states of this process's generators, in types that `torch.load(weights_only=True)` reads."""
     name, keys, *rest = np.random.get_state()
     return {
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
         "python": random.getstate(),
         "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),

@@ -4,6 +4,7 @@ Three kinds of datasets: `train` (endless, shuffled, concatenated), `val` (loss,
 `benchmarks` (predictions, each sample once). The subclasses define how the members of a tar become a sample.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -41,7 +42,7 @@ class WebDataModule(pl.LightningDataModule):
         batch_size: Training samples per device and step.
         eval_batch_size: Samples per device in a batch of `val` and `benchmarks`.
         num_workers: Worker processes per device; 0 loads in the training process.
-        seed: Seed of the order of the training samples.
+        seed: Seed of the order of the training samples; null: the global one, of `seed_everything`.
         shuffle_buffer: Training samples that are permuted together; 0 keeps the order within a shard.
         length_window: Training batches that are sorted by length together, so that they are padded less; 1: none.
         token_budget: Pack training samples into rows of at most this many tokens, text and visual; each sees itself
@@ -71,7 +72,7 @@ class WebDataModule(pl.LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int = 8,
         num_workers: int = 2,
-        seed: int = 0,
+        seed: int | None = None,
         shuffle_buffer: int = 512,
         length_window: int = 1,
         token_budget: int | None = None,
@@ -358,8 +359,10 @@ class WebDataModule(pl.LightningDataModule):
 
     def _order_seed(self) -> str:
         """Seed of the training order, another one for each stage."""
-        stage = self._stage()
-        return str(self.seed) if stage is None else f"{self.seed}/{stage.name}"
+        stage, seed = self._stage(), self.seed
+        if seed is None:  # Lightning's `seed_everything` leaves it there
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return str(seed) if stage is None else f"{seed}/{stage.name}"
 
     def _stage(self) -> Any:
         """Return the stage of the trainer's module; None outside of a fit."""

@@ -13,8 +13,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Hugging Face loaders fail at once instead of asking a server.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A Trainer leaves them in its process; another one would find a port that is taken, or a rank that is not its own.
-_OF_RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
+# A Trainer leaves them in its process; another one would find a port that is taken, or a rank or seed not its own.
+_OF_RANKS = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "NODE_RANK",
+    "LOCAL_RANK",
+    "RANK",
+    "GROUP_RANK",
+    "PL_GLOBAL_SEED",
+)
 
 
 @pytest.fixture(autouse=True)

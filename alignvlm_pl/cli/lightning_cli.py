@@ -248,6 +248,8 @@ class AlignCLI(LightningCLI):
         if config.connector is not None:
             # Moved, so that the saved config says it once.
             config.model.init_args.spec.connector, config.connector = config.connector, None
+        if (config.data.get("init_args") or {}).get("seed", 0) is None:
+            config.data.init_args.seed = int(config.seed_everything)  # here, so that the saved config has it
         if config.trainer.default_root_dir is not None:
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
         check_trainer(config.trainer)
