@@ -18,7 +18,15 @@ from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.models.connectors import connector_class
 from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
-from alignvlm_pl.scoring.records import Record, batch_records, merge_records, to_samples, unread, unread_records
+from alignvlm_pl.scoring.records import (
+    Record,
+    batch_records,
+    file_name,
+    merge_records,
+    to_samples,
+    unread,
+    unread_records,
+)
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_samples, unscored
 from alignvlm_pl.training.module import AlignVLMModule
@@ -345,7 +353,7 @@ class BenchmarkEvaluation(pl.Callback):
             "prompts": repr((benchmark.prompt, benchmark.prompts)),
             "max_new_tokens": None if name in self.readout_sets else benchmark.max_new_tokens or self.max_new_tokens,
         }
-        return Journal(Path(trainer.default_root_dir) / "predictions" / "journal" / name, identity)
+        return Journal(Path(trainer.default_root_dir) / "predictions" / "journal" / file_name(name), identity)
 
 
 def gather_records(records: Mapping[str, list[Record]], names: Iterable[str]) -> dict[str, list[Record]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignvlm_pl.evaluation.contact_sheet import captioned
 from alignvlm_pl.scoring.problems import problem_lists
-from alignvlm_pl.scoring.records import Record, page_path, scored_records
+from alignvlm_pl.scoring.records import Record, file_name, page_path, scored_records
 from alignvlm_pl.scoring.report import RunInfo, markdown_text, write_reports
 from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
@@ -101,10 +101,14 @@ class RunOutputs:
 def predictions_path(folder: Path, name: str, *, step: int | None) -> Path:
     """Return the file of the predictions of one dataset in a run folder; of a subset, with its optimizer step."""
     tag = "" if step is None else f"-step{step:06d}"
-    return folder / "predictions" / f"{name}{tag}.jsonl"
+    return folder / "predictions" / f"{file_name(name)}{tag}.jsonl"
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    """Log metrics at the current optimizer step, to all loggers of the trainer."""
-    for logger in trainer.loggers if metrics else ():
+    """Log metrics, the same on all ranks, at the current optimizer step; callbacks can monitor them, too."""
+    if not metrics:
+        return
+    for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=trainer.global_step)
+    # Not to the loggers: Lightning would log them only at its own steps.
+    trainer.lightning_module.log_dict(dict(metrics), logger=False, on_step=True, on_epoch=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -202,8 +203,10 @@ class AlignCLI(LightningCLI):
         self._stack = stack
         try:
             super().__init__(*args, **kwargs)
-        except MisconfigurationException as error:
-            raise ConfigError(str(error).strip().splitlines()[0]) from error
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            if not _raised_by_lightning(error):
+                raise
+            raise ConfigError(_first_line(error)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Groups beside model, data and trainer."""
@@ -358,7 +361,7 @@ class AlignCLI(LightningCLI):
                 **settings, callbacks=[*_as_list(given["callbacks"]), *chosen], **kwargs
             )
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise ConfigError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+            raise ConfigError(f"trainer: {_first_line(error)}") from error
         if self.subcommand == "fit":
             for part in stage.adapters:
                 require_whole_parameters(trainer, f"stage.lora.{part}")
@@ -429,6 +432,20 @@ class AlignCLI(LightningCLI):
     def _stage(self) -> Stage:
         values = self._settings["stage"]
         return Stage(**{field.name: values[field.name] for field in fields(Stage)})
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether a check of Lightning's has failed: its own code has raised the error, none that it calls."""
+    module = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+    return isinstance(error, MisconfigurationException) or module.startswith(
+        ("lightning.pytorch.", "lightning.fabric.")
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,7 +23,9 @@ def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> N
         per_dataset: Examples of each dataset.
     """
     examples = [
-        (path.stem, r, image) for path in sorted(predictions.glob("*.jsonl")) for r, image in _first(path, per_dataset)
+        (unquote(path.stem), r, image)
+        for path in sorted(predictions.glob("*.jsonl"))
+        for r, image in _first(path, per_dataset)
     ]
     rows = max(-(-len(examples) // COLUMNS), 1)
     sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH, rows * CELL_HEIGHT), "white")
@@ -36,7 +39,7 @@ def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> N
 def _first(path: Path, count: int) -> list[tuple[dict[str, Any], Path]]:
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     images = path.parent / "images"
-    found = [(record, page_path(images, path.stem, record["key"])) for record in records]
+    found = [(record, page_path(images, unquote(path.stem), record["key"])) for record in records]
     return [pair for pair in found if pair[1].is_file()][:count]
 
 

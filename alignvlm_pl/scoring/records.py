@@ -29,12 +29,22 @@ MAX_DEPTH = 50  # levels of a record's meta
 _KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
+def file_name(name: str) -> str:
+    """Return the name of a file or folder for a key or the name of a dataset, which may have slashes or be very long.
+
+    `urllib.parse.unquote` gives the name back, where it was not too long.
+    """
+    quoted = quote(name, safe="", errors="surrogatepass")
+    if quoted in ("", ".", ".."):  # these are folders
+        quoted = quoted.replace(".", "%2E") or "%"
+    if len(quoted) > MAX_NAME:
+        quoted = f"{quoted[: MAX_NAME // 2]}-{hashlib.sha256(quoted.encode()).hexdigest()}"
+    return quoted
+
+
 def page_path(images: Path, name: str, key: str) -> Path:
-    """Return the path of the page image of a sample; keys may contain slashes, or be very long."""
-    stem = quote(key, safe="", errors="surrogatepass")
-    if len(stem) > MAX_NAME:
-        stem = f"{stem[: MAX_NAME // 2]}-{hashlib.sha256(stem.encode()).hexdigest()}"
-    return images / name / f"{stem}.png"
+    """Return the path of the page image of a sample of a dataset."""
+    return images / file_name(name) / f"{file_name(key)}.png"
 
 
 def to_sample(record: Record) -> EvalSample:
