@@ -256,7 +256,7 @@ class AlignCLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
         check_trainer(config.trainer)
-        check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=_count(config.trainer))
+        check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=count_devices(config.trainer))
         fit, run_dir = self.subcommand == "fit", Path(config.run_dir)
         if fit:
             self._check_stage(config, run_dir)
@@ -470,7 +470,7 @@ def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -
         length = {"max_steps": -1, "max_epochs": -1}
     found = {**length, "gradient_clip_val": stage.gradient_clip_norm, **given}
     if "accumulate_grad_batches" not in given:
-        num_devices = _count(trainer) * trainer["num_nodes"]
+        num_devices = count_devices(trainer) * trainer["num_nodes"]
         found["accumulate_grad_batches"] = accumulation(stage.global_batch_size, batch_size, num_devices)
     return found
 
@@ -481,7 +481,7 @@ def _log_given(trainer: dict[str, Any]) -> None:
             log.info("trainer.%s=%s is used in place of %s", key, trainer[key], source)
 
 
-def _count(trainer: Any) -> int:
+def count_devices(trainer: Any) -> int:
     """Return the devices of a node behind the trainer's settings, for "auto" those that the machine has."""
     devices = trainer["devices"]
     if isinstance(devices, str) and "," in devices:  # "0,1"

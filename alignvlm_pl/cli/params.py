@@ -1,16 +1,19 @@
-"""`params`: what each stage of a recipe trains, from configs alone (no weights, no memory)."""
+"""`params`: what each stage of a recipe trains, and the memory of a step on its GPUs, from configs alone."""
 
 import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .recipe import load_yaml, read_stages
 
 if TYPE_CHECKING:
     from ..models.build import ModelSpec
+    from ..training.memory import Spread
+    from ..training.stage import Stage
+    from .recipe import StageEntry
 
 
 def run(argv: list[str]) -> int:
@@ -36,14 +39,8 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     Raises:
         ConfigError: The recipe has no stages, or names no file of a model.
     """
-    from copy import deepcopy
-
-    import torch
-
     from ..models.build import build_config
-    from ..models.modeling import AlignVLMForConditionalGeneration
-    from ..training.lora import attach_adapters
-    from ..training.optim import freeze
+    from ..training.flops import meta_model
     from ..training.part_table import part_table
     from ..training.stage import Stage
     from .lightning_cli import build_parts
@@ -58,18 +55,80 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
         spec = replace(spec, connector=load_yaml(connector))
     # Any id will do: the placeholder's is only compared with input ids.
     config = build_config(spec, image_token_id=0)
-    with torch.device("meta"):
-        model = AlignVLMForConditionalGeneration(config)
     found = []
     for entry in stages:
         source = entry.files["stage"].name
-        stage: Stage = build_parts({"stage": entry.stage_settings()}, source=source, stage=Stage).stage
-        staged = deepcopy(model)  # adapters stay in what they were put into
-        freeze(staged, stage)
-        attach_adapters(staged, stage.adapters)
+        stage = build_parts({"stage": entry.stage_settings()}, source=source, stage=Stage).stage
+        model = meta_model(config, stage)
         tokens = f"one tile is {config.tokens_per_tile} visual tokens"
-        found.append(f"{part_table(staged, stage)}\n{tokens}")
+        table = f"{part_table(model, stage)}\n{tokens}"
+        memory = _memory(model, stage, {axis: _settings(recipe, entry, axis) for axis in ("model", "data", "trainer")})
+        found.append("\n".join(filter(None, [table, memory])))
     return found
+
+
+def _settings(recipe: Path, entry: "StageEntry", axis: str) -> dict[str, Any]:
+    """Content of the file of an axis in a stage, or else in its recipe, the stage's overrides applied."""
+    path = entry.files.get(axis)
+    if path is None and load_yaml(recipe).get(axis) is not None:
+        path = _file_of(recipe, axis, f"configs/{axis}")
+    settings = {} if path is None else load_yaml(path)
+    for key, value in entry.override.items():
+        head, *keys = key.split(".")
+        inner = settings
+        for name in keys[:-1] if head == axis else ():
+            inner = inner.setdefault(name, {})
+        if head == axis:
+            inner[keys[-1]] = value
+    return settings
+
+
+def _memory(model: Any, stage: "Stage", settings: dict[str, dict[str, Any]]) -> str:
+    """Return the memory of a step on a GPU of 80 GB as text; empty for a recipe without GPUs."""
+    from ..training.memory import largest_micro_batch, step_memory
+    from .lightning_cli import count_devices
+
+    trainer = settings["trainer"]
+    if trainer.get("accelerator") != "gpu":
+        return ""
+    data = settings["data"].get("init_args", settings["data"])
+    devices, nodes = count_devices({"num_nodes": 1, **trainer}), trainer.get("num_nodes", 1)
+    batch = largest_micro_batch(
+        model.config,
+        batch_size=data.get("batch_size", 8),
+        max_text_length=data.get("max_text_length") or stage.max_text_length,
+        token_budget=data.get("token_budget"),
+    )
+    memory = step_memory(model, stage, batch, _spread(trainer, devices, nodes))
+    given = settings["model"].get("activation_checkpointing", "auto")
+    chosen = memory.choose() if given == "auto" else tuple(given or ())
+    title = (
+        f"memory of a GPU, one of {devices * nodes}, for the largest micro batch: "
+        f"{batch.rows} x {batch.tokens:,} tokens, {batch.tiles} tiles"
+    )
+    if given == "auto":
+        verdict = memory.explain(chosen)
+    else:
+        verdict = f"model.activation_checkpointing: {list(chosen)}; a step {memory.verdict(chosen)}"
+    return "\n".join(["", title, memory.table(chosen), verdict])
+
+
+def _spread(trainer: dict[str, Any], devices: int, nodes: int) -> "Spread":
+    from ..training.acceleration import CHECKPOINTED
+    from ..training.memory import Spread
+
+    strategy = trainer.get("strategy", "auto")
+    options = strategy.get("init_args", {}) if isinstance(strategy, dict) else {}
+    name = str(strategy.get("class_path") if isinstance(strategy, dict) else strategy)
+    mixed = trainer.get("precision") == "bf16-mixed"
+    if name.endswith("ShardedStrategy"):
+        return Spread(
+            shards=devices if options.get("shard_within_node") else devices * nodes,
+            whole_gradients=not options.get("sync_every_micro_batch", True),
+            gathered=tuple(part for part in CHECKPOINTED if not options.get(f"reshard_{part}", True)),
+            mixed=mixed,
+        )
+    return Spread(buckets=devices * nodes > 1, mixed=mixed)
 
 
 def _file_of(recipe: Path, axis: str, folder: str) -> Path:

@@ -38,7 +38,12 @@ def default_budget(device: torch.device) -> int:
     """Return the bytes of the two arrays (chunk, V) on a device, whatever of its memory is free."""
     if device.type != "cuda":
         return BUDGET_BYTES
-    return min(_CUDA_MOST, torch.cuda.get_device_properties(device).total_memory // _CUDA_SHARE)
+    return gpu_budget(torch.cuda.get_device_properties(device).total_memory)
+
+
+def gpu_budget(memory: int) -> int:
+    """Return `default_budget` of a GPU with so many bytes."""
+    return min(_CUDA_MOST, memory // _CUDA_SHARE)
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,9 @@ def align_chunked(
     (`torch` or `triton`) names the implementation of norm and softmax.
     """
     dtype = hidden.dtype if table is None else table.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    kind = hidden.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
+        dtype = torch.get_autocast_dtype(kind)
         hidden = hidden.to(dtype)
     embeds, log_probs = _align(hidden.contiguous(), head_weight, gain, bias, table, columns, eps, budget, kernels)
     return AlignOutput(None if table is None else embeds.to(dtype), None if columns is None else log_probs)

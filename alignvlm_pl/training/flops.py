@@ -91,12 +91,17 @@ class Work:
 
 def stage_work(config: AlignVLMConfig, stage: Stage) -> Work:
     """Count the FLOPs of training a model in a stage; it is built on the meta device for this, without memory."""
+    return count_work(meta_model(config, stage), objective=stage.objective)
+
+
+def meta_model(config: AlignVLMConfig, stage: Stage) -> AlignVLMForConditionalGeneration:
+    """Build the model of a stage on the meta device: frozen by its table, with its adapters, none of them in 4 bit."""
     with torch.device("meta"):
         model = AlignVLMForConditionalGeneration(copy.deepcopy(config))
         freeze(model, stage)
         # On the meta device as well: no random numbers are drawn for their weights.
         attach_adapters(model, {part: replace(lora, load_in_4bit=False) for part, lora in stage.adapters.items()})
-    return count_work(model, objective=stage.objective)
+    return model
 
 
 def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "answer") -> Work:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..models.build import ModelSpec, build_model, build_processor, load_weights
+from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
 from ..models.loading import choose_attention
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
@@ -35,6 +35,7 @@ from .export import check_given, compare_states, recorded_steps
 from .finite import FiniteCheck, poisoned, require_finite
 from .lora import attach_adapters
 from .lora_config import parse_adapters
+from .memory import choose_checkpointing
 from .optim import (
     build_optimizer,
     freeze,
@@ -64,7 +65,8 @@ class AlignVLMModule(pl.LightningModule):
         loss_backend: How supervised positions meet the LM head: `auto`, `chunked`, `liger` or `plain`
             (`alignvlm_pl.ops.linear_cross_entropy.head_losses`).
         activation_checkpointing: Parts (`vision`, `llm`) whose layers run again in backward instead of keeping what
-            they computed; null: none.
+            they computed; null: none. `auto`: on a GPU as few as let the stage's largest micro batch fit
+            (`alignvlm_pl.training.memory`).
         compile: Parts (`vision`, `connector`, `llm`) that `torch.compile` compiles; null: none.
 
     Raises:
@@ -77,14 +79,16 @@ class AlignVLMModule(pl.LightningModule):
         weights: str | None = None,
         attention: str | None = None,
         loss_backend: str = "auto",
-        activation_checkpointing: list[str] | None = None,
+        activation_checkpointing: list[str] | Literal["auto"] | None = "auto",
         compile: list[str] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(spec, Mapping):
             spec = ModelSpec(**spec)
         check_loss_backend(loss_backend)
-        self.checkpointed = check_parts("activation_checkpointing", activation_checkpointing, CHECKPOINTED)
+        given = None if activation_checkpointing == "auto" else activation_checkpointing
+        self.checkpointed = check_parts("activation_checkpointing", given, CHECKPOINTED)
+        self._chooses_checkpointing = activation_checkpointing == "auto"
         self.compiled = check_parts("compile", compile, tuple(PARTS))
         self.spec = spec
         self.weights = weights
@@ -171,6 +175,9 @@ class AlignVLMModule(pl.LightningModule):
         strategy = None if trainer is None else trainer.strategy
         if strategy is not None:
             refuse_unknown(strategy)
+        if trainer is not None and self.stage is not None and self._chooses_checkpointing:
+            config = build_config(self.spec, image_token_id=self.processor.image_token_id)
+            self.checkpointed = choose_checkpointing(trainer, config, self.stage)
         if isinstance(strategy, ShardedStrategy):
             if self.stage is not None and self.stage.adapters:
                 raise ConfigError(

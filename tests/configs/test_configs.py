@@ -288,7 +288,9 @@ def test_tables_of_the_paper_recipes(recipe: str, size: str) -> None:
     assert len(found) == 3
     for number, table in enumerate(found, start=1):
         trained = {part: 0 if number == 3 and part == "vision" else count for part, count in parts.items()}
-        rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[3:]}
+        parts_table, _, memory = table.partition("\n\n")
+        rows = {line.split()[0]: line.split()[1:] for line in parts_table.splitlines()[3:]}
+        assert "a step fits: " in memory
         assert table.startswith(f"stage {number}:")
         assert {part: int(rows[part][0].replace(",", "")) for part in parts} == parts
         assert {part: int(rows[part][1].replace(",", "")) for part in parts} == trained

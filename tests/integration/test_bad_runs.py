@@ -123,10 +123,10 @@ def test_ranks_of_two_machines_that_share_a_process_number_look_at_one_folder(tm
 
 
 def test_a_cpu_is_one_device_whatever_else_the_machine_has(monkeypatch):
-    from alignvlm_pl.cli.lightning_cli import _count
+    from alignvlm_pl.cli.lightning_cli import count_devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    found = {name: _count({"accelerator": name, "devices": "auto", "num_nodes": 1}) for name in ("cpu", "gpu")}
+    found = {name: count_devices({"accelerator": name, "devices": "auto", "num_nodes": 1}) for name in ("cpu", "gpu")}
     assert found == {"cpu": 1, "gpu": 8}
 
 
