@@ -211,6 +211,7 @@ class WebDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             step_batches=self._accumulation(),
             stall_seconds=self.stall_seconds,
+            pin_memory=self._on_gpu(),
         )
         overfit = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
         return self._repeated(overfit) if overfit else self.training.loader
@@ -315,7 +316,17 @@ class WebDataModule(pl.LightningDataModule):
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
         dataset = EvaluationBatches(manifest=manifest, task=task, plan=plan, decoder=decoder, collator=collator)
-        return ShardLoader(dataset, num_batches=len(plan), num_workers=num_workers, stall_seconds=self.stall_seconds)
+        return ShardLoader(
+            dataset,
+            num_batches=len(plan),
+            num_workers=num_workers,
+            stall_seconds=self.stall_seconds,
+            pin_memory=self._on_gpu(),
+        )
+
+    def _on_gpu(self) -> bool:
+        """Whether the trainer runs on a GPU: pinning for a CPU run would start CUDA in it."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _collator(self, **options: Any) -> Collator:
         return Collator(processor=self.processor, max_text_length=self._text_limit(), **options)

@@ -23,7 +23,9 @@ from ..errors import ConfigError, nearest
 
 BACKENDS = ("auto", "chunked", "liger", "plain")
 CHUNK_LOGITS = 2**25
-"""Number of logits per chunk: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
+"""Number of logits per chunk on a CPU: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
+CHUNK_LOGITS_CUDA = 2**27
+"""The same on a GPU, 512 MiB, 1,046 positions: each chunk adds to the whole gradient of the head, in memory."""
 LIGER = "liger-kernel>=0.7"
 
 _Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -64,7 +66,7 @@ def head_losses(
         backend: `plain` holds all logits at once. `chunked` holds those of one chunk and computes them twice. `liger`
             is Liger's fused kernel (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` if
             all positions fit into one chunk, else `chunked`.
-        chunk_tokens: Positions per chunk; None: as many as have `CHUNK_LOGITS` logits.
+        chunk_tokens: Positions per chunk; None: as many as have `CHUNK_LOGITS` logits (`CHUNK_LOGITS_CUDA`).
 
     Returns:
         (n,) losses in float32, or in float64 for float64 hidden states.
@@ -76,7 +78,8 @@ def head_losses(
     linear = _find_linear(head)
     if chunk_tokens is None:
         # Other heads need not have `out_features`; 2^17 is the size of large vocabularies.
-        chunk_tokens = max(1, CHUNK_LOGITS // int(getattr(linear or head, "out_features", 2**17)))
+        logits = CHUNK_LOGITS_CUDA if hidden.is_cuda else CHUNK_LOGITS
+        chunk_tokens = max(1, logits // int(getattr(linear or head, "out_features", 2**17)))
     if backend == "auto":
         backend = _choose(hidden, head, linear, fits=len(hidden) <= chunk_tokens)
     if backend == "plain":

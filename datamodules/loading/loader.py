@@ -167,6 +167,7 @@ class ShardLoader:
         num_workers: int,
         step_batches: int = 1,
         stall_seconds: float | None = None,
+        pin_memory: bool = False,
     ) -> None:
         """Prepare a loader; workers start with the first batch.
 
@@ -176,6 +177,7 @@ class ShardLoader:
             num_workers: Worker processes; 0 makes the batches in this process.
             step_batches: Micro batches of an optimizer step, which training fetches together (steps.py).
             stall_seconds: See `Watchdog`.
+            pin_memory: Whether batches are in pinned memory, which is copied to a GPU without waiting for it.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}
@@ -193,7 +195,7 @@ class ShardLoader:
             dataset,
             batch_size=None,
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             multiprocessing_context=START_METHOD if num_workers else None,
             worker_init_fn=init_worker,
             # Its own generator: evaluating more often must not change the random numbers of training.

@@ -22,6 +22,7 @@ from datamodules import (
     DocDownstreamDataModule,
     WebDataModule,
 )
+from datamodules.loading import loader as loading
 from datamodules.prepare.index import index_shards
 from datamodules.shards.writer import ShardWriter
 from tests.unit.light_processors import LetterProcessor, LongerProcessor
@@ -81,6 +82,21 @@ def train(tmp_path_factory) -> Path:
 def small(tmp_path_factory) -> Path:
     """7 samples in one shard."""
     return make_set(tmp_path_factory.mktemp("data") / "small", numbered(7), samples_per_shard=100)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_where_the_trainer_runs_on_a_gpu(train, small, monkeypatch, device):
+    seen = []
+    monkeypatch.setattr(loading, "DataLoader", lambda *args, pin_memory, **kwargs: seen.append(pin_memory))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = module(train, val={"held": small}, benchmarks={"small": small})
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(
+        strategy=strategy, overfit_batches=0, accumulate_grad_batches=1, lightning_module=None
+    )
+    data.train_dataloader()
+    data.val_dataloader()
+    assert seen == [device == "cuda"] * 3
 
 
 def test_an_epoch_has_each_sample_once_and_the_next_is_another_order(train):

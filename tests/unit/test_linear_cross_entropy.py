@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -200,6 +201,12 @@ def test_auto_holds_all_logits_only_where_they_fit_into_one_chunk(monkeypatch):
     head_losses(*positions(8), head)
     head_losses(*positions(9), head)
     assert calls == ["_plain", "_inside_head"] * 2
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_LOGITS_CUDA", 9 * ROWS)
+    monkeypatch.setattr(linear_cross_entropy, "_has_liger", lambda: False)
+    on_gpu = MagicMock(is_cuda=True)
+    on_gpu.__len__.return_value = 9
+    head_losses(on_gpu, None, head)
+    assert calls[4:] == ["_plain"]
 
 
 def test_unknown_and_unusable_backends_are_refused(monkeypatch):
