@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
+from .image_metadata import essential_bytes
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
@@ -22,7 +23,9 @@ MAX_SIDE = 65_535
 
 # An explicit list: Pillow also knows formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
+_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _ORIENTATION_TAG = 0x0112
+_TIFF_SIZE = (0x0100, 0x0101)
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,7 +40,9 @@ _ORIENTATIONS = {
 def load_image(
     source: bytes | str | os.PathLike[str], *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Read an image as RGB: EXIF orientation applied, transparency on white, first frame of an animation.
+    """Read an image as RGB: EXIF orientation applied, transparency on white, first frame or page of several.
+
+    Its format is known by its content. Other metadata are not read.
 
     Args:
         source: The file's bytes, or its path.
@@ -50,9 +55,7 @@ def load_image(
     """
     if name is None:
         name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
-    content = source if isinstance(source, bytes) else _read(source, name)
-    if not content:
-        raise DataError(f"{name}: the image file is empty; write it again or remove the sample")
+    content = essential_bytes(source) if isinstance(source, bytes) else _read(source, name)
     with warnings.catch_warnings():
         # Pillow warns about large images, which max_pixels covers, and about damaged metadata, which is unused.
         warnings.simplefilter("ignore")
@@ -156,7 +159,7 @@ def _stretched_tiles(image: Image.Image, plan: list[TileBox], grid: Grid, tiling
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return essential_bytes(file)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
 
@@ -167,8 +170,45 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(known for known in _FORMATS if known in Image.OPEN)
 
 
+def read_header(content: bytes, *, name: str) -> tuple[str, tuple[int, int]]:
+    """Read the header of an image.
+
+    Returns:
+        Its format as Pillow calls it, and its (width, height) in pixels as it is seen.
+
+    Raises:
+        DataError: It is not an image of a known format.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open(essential_bytes(content), name) as image:
+            width, height = image.size
+            if tags := getattr(image, "tag_v2", None):  # of a TIFF, whose size newer Pillow swaps when it opens it
+                width, height = (int(tags[tag]) for tag in _TIFF_SIZE)
+            return str(image.format), (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def is_image_head(head: bytes) -> bool:
+    """Return whether the first 16 bytes of a file are those of an image, be it of an unknown format (HEIC)."""
+    marked = head[8:12] == b"WEBP" or (head[4:8] == b"ftyp" and head[8:11] in (b"avi", b"hei", b"mif"))
+    return head.startswith(_MAGIC) or marked or (head[:2] == b"BM" and head[6:10] == bytes(4))
+
+
+def has_more_pages(content: bytes, *, name: str) -> bool:
+    """Return whether a file is a TIFF with a second page, which `load_image` does not read."""
+    with warnings.catch_warnings(), _open(content, name) as image:
+        warnings.simplefilter("ignore")
+        try:
+            image.seek(1)
+        except Exception:  # the only page; or as in _open
+            return False
+        return image.format == "TIFF"
+
+
 def _open(content: bytes, name: str) -> Image.Image:
     """Open an image, reading its header only."""
+    if not content:
+        raise DataError(f"{name}: the image file is empty; write it again or remove the sample")
     try:
         return Image.open(io.BytesIO(content), formats=_known_formats())
     except Image.DecompressionBombError as error:
@@ -196,16 +236,17 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"({error}); the file is truncated or damaged"
         ) from error
     # Without conversion this is the opened image itself; its pixels are loaded and stay valid after the file is closed.
-    return rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
+    return rgb if orientation == 1 else rgb.transpose(_ORIENTATIONS[orientation])
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 (upright) if the EXIF block is damaged."""
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        # Not the method of PNG, which decodes all pixels to find an EXIF after them; it stands before them here.
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except Exception:  # as in _open
         return 1
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in _ORIENTATIONS else 1
 
 
 def _deep_to_gray(image: Image.Image) -> Image.Image:

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
+from pathlib import PurePosixPath
 from typing import IO
 
 from alignvlm_pl.errors import DataError
 
 from ..shards.sample import SampleError
 from ..shards.sample_formats import CAPTION_PROMPT, CaptionReader
-from ..shards.tar_walk import Member, read_sample, require_members, sample_groups, walk_range
+from ..shards.tar_walk import Member, SeenKeys, read_sample, require_members, sample_groups, walk_range
+from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, list_files, short_names
 from ..storage.stored_stream import StoredStream
 from .pack.engine import pack, print_yield
@@ -47,7 +49,7 @@ class CaptionTars:
     def parts(self) -> list[Part]:
         """Return a part for each tar."""
         names = short_names(self.files)
-        return [Part(name=name, payload=(file,)) for file, name in zip(self.files, names, strict=True)]
+        return [Part(name=path_text(name), payload=(file,)) for file, name in zip(self.files, names, strict=True)]
 
     def input_bytes(self) -> int:
         """Return the size of all tars."""
@@ -57,15 +59,26 @@ class CaptionTars:
         """Yield the pairs of a tar in its order.
 
         Raises:
-            DataError: The tar is damaged, or cannot be read from its store.
+            DataError: The tar is damaged or not in the order of samples, or cannot be read from its store.
         """
         file: StoredFile = part.payload[0]
         folder = file.path.removesuffix(file.name)
         with closing(BufferedReader(StoredStream(file))) as stream:
             walked = walk_range(stream, file.name, 0, file.size)
-            whole = require_members(walked, lambda damage: DataError(f"{folder}{damage}; fetch the tar again"))
+            whole = require_members(
+                walked, lambda damage: DataError(folder + damage.with_advice("fetch the tar again"))
+            )
+            seen, usable, parted = SeenKeys(), 0, ""
             for key, members in sample_groups(whole):
-                yield or_error(self._pair, file, f"{part.name.removesuffix('.tar')}/{key}", members, stream)
+                if apart := seen.add(key, members):
+                    parted = parted or f"{file.path}: {apart}"
+                    yield SampleError(f"{file.path}: {apart}", "members_apart")
+                    continue
+                pair = or_error(self._pair, file, f"{PurePosixPath(part.name).with_suffix('')}/{key}", members, stream)
+                usable += not isinstance(pair, SampleError)
+                yield pair
+            if parted and not usable:
+                raise DataError(parted)
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # Member names are not used as paths.

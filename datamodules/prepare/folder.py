@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.text_files import decode_text
 
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import CAPTION_PROMPT, conversation, convert_docdownstream
+from ..storage.file_kinds import existing_file, path_text
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .pack.work_folder import files_digest
@@ -24,6 +26,7 @@ from .sources.images import ImageFolder, image_paths, total_bytes
 from .sources.source import Part, SourceSample, or_error
 
 _PART_IMAGES = 256
+_TEXTS = ((".json", ".JSON", ".Json"), (".txt", ".TXT", ".Txt"))
 _TEXT_BYTES = 4096
 _FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"messages": [...]}'
 
@@ -56,10 +59,10 @@ class SidecarFolder:
         while piece := list(islice(paths, _PART_IMAGES)):
             # An interrupted run is resumed only if neither images nor texts have changed.
             images = [self.root / path for path in piece]
-            digest = files_digest(file for image in images for file in (image, *_texts_beside(image)))
+            digest = files_digest(file for image in images for file in (image, *_texts_beside(image)) if file)
             # One string, since a tuple of paths takes far more memory; no path contains a zero byte.
             payload = (digest, "\0".join(piece))
-            parts.append(Part(name=piece[0], payload=payload, rows=len(piece)))
+            parts.append(Part(name=path_text(piece[0]), payload=payload, rows=len(piece)))
         if not parts:
             raise DataError(f"{self.root} holds no images")
         return parts
@@ -79,9 +82,9 @@ class SidecarFolder:
 
     def _sample(self, name: str) -> SourceSample:
         path = self.root / name
-        where = str(path)
+        where = path_text(path)
         record = self._record(path, where) | {
-            "id": f"{self.source}/{PurePosixPath(name).with_suffix('')}",
+            "id": f"{self.source}/{path_text(PurePosixPath(name).with_suffix(''))}",
             "source": self.source,
         }
         check_record(record, num_images=1, where=where)
@@ -90,22 +93,25 @@ class SidecarFolder:
     def _record(self, image: Path, where: str) -> dict[str, Any]:
         """Read the json beside an image, or the txt if the json is missing or of another form."""
         note, text = _texts_beside(image)
-        given = _read_json(note) if note.is_file() else None
+        given = _read_json(note) if note else None
         if isinstance(given, Mapping) and (record := _convert_sidecar(given, where)) is not None:
             return record
-        if text.is_file():
+        if text:
             try:
-                answer = text.read_text("utf-8-sig").strip()
+                answer = decode_text(text.read_bytes()).strip()
             except UnicodeDecodeError as error:
                 raise SampleError(f"{text} is not UTF-8 ({error})", "bad_sidecar") from error
             return {"task": "caption", "messages": _answered_turns([(self.prompt, answer)], where)}
         if given is None:
-            raise SampleError(f"{where}: neither {text.name} nor {note.name} is beside it", "missing_text")
+            raise SampleError(f"{where}: neither {image.stem}.txt nor {image.stem}.json is beside it", "missing_text")
         raise SampleError(f"{note}: expected {_FORMS}, found {given!r:.120}", "bad_sidecar")
 
 
-def _texts_beside(image: Path) -> tuple[Path, Path]:
-    return image.with_suffix(".json"), image.with_suffix(".txt")
+def _texts_beside(image: Path) -> tuple[Path | None, Path | None]:
+    """Return the json and the txt beside an image, ``a.txt`` or ``a.png.txt`` of ``a.png``, in any letter case."""
+    names = ((f"{stem}{ending}" for stem in (image.stem, image.name) for ending in case) for case in _TEXTS)
+    json_file, text = (next(filter(None, (existing_file(image.parent, n) for n in of_kind)), None) for of_kind in names)
+    return json_file, text
 
 
 def _read_json(path: Path) -> Any:

@@ -30,7 +30,8 @@ from ..shards.sample_formats import (
     read_docdownstream,
 )
 from ..shards.shard_file import upright_size
-from ..shards.tar_walk import read_sample, require_members, sample_groups, walk
+from ..shards.tar_walk import Damage, SeenKeys, read_sample, require_members, sample_groups, tar_paths, walk
+from ..storage.file_kinds import compressed_name
 from .pack.options import DEFAULT_WORKERS
 
 AUTO = "auto"
@@ -103,9 +104,10 @@ def index_shards(
     """
     folder = Path(folder)
     old = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-    paths = _checked(old, folder) if old else sorted(folder.glob("*.tar"))
+    paths = _checked(old, folder) if old else tar_paths(folder)
     if not paths:
-        raise DataError(f"no *.tar file in {folder}; nothing to index")
+        packed = compressed_name((path.name for path in sorted(folder.glob("*"))), ".tar")
+        raise DataError(f"no *.tar file in {folder}; {packed or 'nothing to index'}")
     source = source or (old.source if old else "cc12m")
     read = partial(_index_shard, folder=folder, format=format, source=source)
     entries = list(tqdm(_map(read, paths, workers), total=len(paths), unit="shard", desc="index"))
@@ -152,15 +154,20 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
         The index, in which invalid samples have no supervised text, and the number of invalid samples by reason.
 
     Raises:
-        DataError: The tar is cut, damaged or holds no sample, or its samples are of another format.
+        DataError: The tar is cut, damaged, compressed or holds no sample, members of a sample stand apart, or its
+            samples are of another format.
     """
     rows: list[IndexRow] = []
     invalid: Counter[str] = Counter()
     end = 0
     where = f"shard {path}"
-    walked = require_members(walk(path), lambda found: DataError(f"{where} is cut or damaged: {found}; copy it again"))
+    walked = require_members(walk(path), lambda found: DataError(_unread(where, found)))
+    groups, seen = list(sample_groups(walked)), SeenKeys()
+    for key, members in groups:
+        if apart := seen.add(key, members):
+            raise DataError(f"{where}: {apart}")
     with path.open("rb") as stream:
-        for key, members in sample_groups(walked):
+        for key, members in groups:
             raw, repeated = read_sample(stream, key, members, url=str(path))
             if repeated:  # would stop a training run
                 raise DataError(
@@ -209,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _checked(manifest: Manifest, folder: Path) -> list[Path]:
     """Return the shards of a manifest after a check that they match it and that there are no others."""
-    foreign = {path.name for path in folder.glob("*.tar")} - {shard.path for shard in manifest.shards}
+    foreign = {path.name for path in tar_paths(folder)} - {shard.path for shard in manifest.shards}
     if foreign:
         raise DataError(
             f"{folder} holds {min(foreign)}, which its {MANIFEST_NAME} does not list; remove the shard, or the "
@@ -218,6 +225,11 @@ def _checked(manifest: Manifest, folder: Path) -> list[Path]:
     for shard in manifest.shards:
         verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     return [manifest.shard_path(shard) for shard in manifest.shards]
+
+
+def _unread(where: str, damage: Damage) -> str:
+    state = "cannot be read" if damage.kind == "compressed" else "is cut or damaged"
+    return f"{where} {state}: {damage.with_advice('copy it again')}"
 
 
 def _map(read: Callable[[Path], Indexed], paths: Sequence[Path], workers: int) -> Iterator[Indexed]:

@@ -18,11 +18,10 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ..shards.columns import LINES
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import IMAGE_PLACEHOLDER, convert_docdownstream
-from ..shards.shard_file import EXTENSIONS
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .sources.dialogues import IMAGE_TOKEN, check_answered
-from .sources.images import EncodedImage, ImageFolder, image_names, safe_path
+from .sources.images import ImageFolder, image_names
 from .sources.json_files import parse_object, parsed_lines, raw_lines
 from .sources.source import Part, SourceSample, or_error
 
@@ -119,17 +118,14 @@ class JsonlData:
         normal = convert_docdownstream(_replace_image_tokens(record, len(paths)), where=where)
         check_record(normal, num_images=len(paths), where=where)
         check_answered(normal, where=where)
-        return SourceSample(record=normal, images=[self._image(path, where) for path in paths])
-
-    def _image(self, name: str, where: str) -> EncodedImage:
-        if safe_path(name, where=where).suffix.lower().lstrip(".") not in EXTENSIONS:
-            raise SampleError(f"{where}: image {name} is no {', '.join(EXTENSIONS)} file", "image_format")
-        return ImageFolder(root=self.image_root).read(name, where=where)
+        images = ImageFolder(root=self.image_root)
+        return SourceSample(record=normal, images=[images.read(path, where=where) for path in paths])
 
     def _image_bytes(self, text: bytes) -> int:
         try:
             names = image_names(parse_object(text, where=""), where="")
-            return sum((self.image_root / safe_path(name, where="")).stat().st_size for name in names)
+            images = ImageFolder(root=self.image_root)
+            return sum((self.image_root / images.relative(name, where="")).stat().st_size for name in names)
         except (SampleError, OSError):  # an invalid record takes no space
             return 0
 

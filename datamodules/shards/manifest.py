@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.atomic_files import atomic_path
+from alignvlm_pl.utils.atomic_files import atomic_path, printable
 
 from ..storage.location import Storage, check_file_name, format_location
 from ..storage.transfer import MissingFileError
@@ -219,7 +219,7 @@ def write_manifest(manifest: Manifest) -> Path:
     path = manifest.folder / MANIFEST_NAME
     try:
         with atomic_path(path) as partial:
-            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(printable(json.dumps(record, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     return path

@@ -244,7 +244,11 @@ def _image_members(raw: RawSample) -> list[str]:
 
 
 def _members(raw: RawSample) -> str:
-    return ", ".join(sorted(name for name in raw if not name.startswith("__"))) or "nothing"
+    """List the members of a tar sample, and say so where dots in their names have put several images under one key."""
+    names = sorted(name for name in raw if not name.startswith("__"))
+    images = [name for name in names if "." in name and name.endswith(_SINGLE)]
+    cut = f"; names are cut at their first dot: {len(images)} images share the key {raw['__key__']!r}" if images else ""
+    return (", ".join(names) or "nothing") + cut
 
 
 def _text(raw: RawSample) -> str:

@@ -4,14 +4,13 @@ import hashlib
 import io
 import json
 import tarfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.imaging import read_header
 from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 
 from .index import IndexRow, SampleIndex, index_path, index_row, write_index
@@ -19,8 +18,6 @@ from .manifest import Shard
 from .sample import SampleError, check_record
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_EXIF_ORIENTATION = 0x0112
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,16 +174,9 @@ def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
         SampleError: It is not an image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of size, which `load_image` checks, and of damaged metadata
-            with Image.open(io.BytesIO(image)) as opened:
-                width, height = opened.size
-                # For its EXIF, Pillow decodes a whole PNG.
-                bare = opened.format == "PNG" and not any(mark in image for mark in _PNG_EXIF)
-                turned = not bare and opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise SampleError(f"{name} does not decode ({error})", "undecodable_image") from error
-    return (height, width) if turned else (width, height)
+        return read_header(image, name=name)[1]
+    except DataError as error:
+        raise SampleError(str(error), "undecodable_image") from error
 
 
 def _extension(extension: str, where: str) -> str:

@@ -5,11 +5,13 @@ tarfile and webdataset take a broken header after the first member for the end o
 
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
+
+from ..storage.file_kinds import compression, is_companion
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
@@ -61,6 +63,10 @@ class Damage:
     member: str = ""
     offset: int = -1
 
+    def with_advice(self, advice: str) -> str:
+        """Return its text and what to do; a compressed tar says that itself."""
+        return str(self) if self.kind == "compressed" else f"{self}; {advice}"
+
     def __str__(self) -> str:
         offset = f" at byte {self.offset}" if self.offset >= 0 else ""
         member = f", member {self.member}" if self.member else ""
@@ -68,13 +74,15 @@ class Damage:
 
 
 def walk(path: Path) -> Iterator[Member | Damage]:
-    """Yield the members of a tar in order, and last the damage of its structure, if there is any."""
+    """Yield the members of a tar as `walk_range`, and last the damage of its structure, if there is any."""
     with path.open("rb") as stream:
         yield from walk_range(stream, path.name, 0, path.stat().st_size)
 
 
 def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator[Member | Damage]:
     """Yield the members that begin between two bytes of a tar, as if the tar ended at the second.
+
+    Companions (``._a.jpg``, ``.DS_Store``) can belong to no sample: they are ignored, as folders and links are.
 
     Args:
         stream: The tar.
@@ -93,7 +101,8 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
             if info.size < 0:  # a walk would go back, and for ever
                 raise tarfile.HeaderError(f"a member of {info.size} bytes")
         except tarfile.HeaderError as error:
-            yield _broken(shard, before, offset, size, error)
+            kind = compression(header) if offset == 0 else ""
+            yield _compressed(shard, kind) if kind else _broken(shard, before, offset, size, error)
             return
         content = info.size if info.isreg() or info.type in _BEFORE_A_MEMBER else 0
         if content and offset + _BLOCK + content > size:
@@ -106,16 +115,17 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
             begin = offset if begin < 0 else begin
         elif info.isreg():
             before = long_name or info.name
-            yield Member(
-                name=before,
-                offset=offset,
-                data_offset=offset + _BLOCK,
-                size=info.size,
-                begin=offset if begin < 0 else begin,
-            )
+            if not is_companion(before):
+                first = offset if begin < 0 else begin
+                yield Member(name=before, offset=offset, data_offset=offset + _BLOCK, size=info.size, begin=first)
         if info.type not in _BEFORE_A_MEMBER:
             long_name, begin = "", -1
         offset += _BLOCK + -(-content // _BLOCK) * _BLOCK
+
+
+def tar_paths(folder: Path) -> list[Path]:
+    """Return the tars directly in a folder, sorted; letter case does not matter, companions are none."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".tar" and not is_companion(path.name))
 
 
 def require_members(walked: Iterable[Member | Damage], error: Callable[[Damage], Exception]) -> Iterator[Member]:
@@ -136,6 +146,25 @@ def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]
         yield key, list(group)
 
 
+class SeenKeys(dict[str, set[str]]):
+    """Key -> fields of the groups of a tar so far; finds samples whose members stand apart."""
+
+    def add(self, key: str, members: Sequence[Member]) -> str:
+        """Add a group of `sample_groups`; say so where it is the rest of an earlier one, else return an empty text.
+
+        A group with a field of the earlier one repeats a whole sample, which is another fault.
+        """
+        fields = {_field(member) for member in members}
+        before = self.setdefault(key, set())
+        parted = bool(before) and not before & fields
+        message = (
+            f"members of sample {key!r} stand apart ({', '.join(sorted(before))}, and {', '.join(sorted(fields))} at "
+            f"byte {members[0].begin}): pack the tar again in the order of names (tar --sort=name)"
+        )
+        before |= fields
+        return message if parted else ""
+
+
 def read_sample(
     stream: IO[bytes], key: str, members: Iterable[Member], *, url: str
 ) -> tuple[dict[str, Any], list[Member]]:
@@ -148,7 +177,7 @@ def read_sample(
     raw: dict[str, Any] = {"__key__": key, "__url__": url}
     repeated = []
     for member in members:
-        name = member.name.rpartition("/")[2].partition(".")[2].lower()
+        name = _field(member)
         if name in raw:
             repeated.append(member)
         else:
@@ -156,9 +185,17 @@ def read_sample(
     return raw, repeated
 
 
+def _field(member: Member) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
 def _sample_key(member: Member) -> str:
     folder, slash, name = member.name.rpartition("/")
     return f"{folder}{slash}{name.split('.', 1)[0]}"
+
+
+def _compressed(shard: str, kind: str) -> Damage:
+    return Damage(shard=shard, kind="compressed", message=f"it is {kind}, expected a plain tar: unpack it first")
 
 
 def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:

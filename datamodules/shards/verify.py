@@ -17,7 +17,7 @@ from .manifest import Manifest, Shard, file_digest, read_manifest
 from .sample import SampleError, check_record
 from .sample_formats import FORMATS, Adapter, read_normal
 from .shard_file import upright_size
-from .tar_walk import Damage, Member, read_sample, sample_groups, walk
+from .tar_walk import Damage, Member, SeenKeys, read_sample, sample_groups, tar_paths, walk
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Verification:
         """
         manifest = read_manifest(folder)
         known = {shard.path for shard in manifest.shards}
-        for path in sorted(folder.glob("*.tar")):
+        for path in tar_paths(folder):
             if path.name not in known:
                 yield Damage(shard=path.name, kind="not_listed", message="the manifest does not list this shard")
         for shard in manifest.shards:
@@ -76,8 +76,14 @@ class Verification:
         yield from (found for found in walked if isinstance(found, Damage))
         samples = list(sample_groups(found for found in walked if isinstance(found, Member)))
         rows: list[IndexRow | None] = []
+        seen = SeenKeys()
         for key, group in samples:
-            yield from self._sample(path, key, group, rows)
+            if apart := seen.add(key, group):
+                rows.append(None)
+                name, offset = group[0].name, group[0].offset
+                yield Damage(shard=path.name, kind="members_apart", message=apart, member=name, offset=offset)
+            else:
+                yield from self._sample(path, key, group, rows)
         if len(samples) != shard.num_samples:
             message = f"expected {shard.num_samples} samples, found {len(samples)}"
             yield Damage(shard=shard.path, kind="wrong_count", message=message)

@@ -13,6 +13,8 @@ import fsspec.core
 
 from alignvlm_pl.errors import ConfigError, DataError
 
+from .file_kinds import compressed_name, is_companion
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
@@ -101,9 +103,11 @@ def find_file(place: str) -> StoredFile:
 def list_files(location: str, ending: str) -> list[StoredFile]:
     """List the files with an ending at a path (file, folder, pattern), a URL, or in a dataset of the hub.
 
+    Companions such as ``._a.tar`` are no files of a dataset.
+
     Args:
         location: For example ``data/bigdocs``, ``data/*.parquet``, ``memory://set`` or ``ServiceNow/BigDocs-7.5M``.
-        ending: For example ``.parquet``.
+        ending: For example ``.parquet``; letter case does not matter.
 
     Returns:
         The files, sorted by path.
@@ -112,8 +116,11 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
         DataError: There are none, or the store does not respond.
     """
     everything = _list(location, _find_all)
-    if files := [file for file in everything if file.path.endswith(ending)]:
+    named = [file for file in everything if file.path.lower().endswith(ending)]
+    if files := [file for file in named if len(everything) == 1 or not is_companion(file.path)]:
         return files
+    if packed := compressed_name((file.path for file in everything), ending):
+        raise DataError(f"{location}: no {ending} file there; {packed}")
     where = _url(location)[0].removeprefix("file://")
     raise DataError(f"{location}: no {ending} file there (looked at {where}, {len(everything)} other files)")
 

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -112,18 +113,20 @@ def test_every_format_is_refused_by_its_header(kind, side, monkeypatch):
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_text_that_unpacks_to_hundreds_of_megabytes_is_refused(kind, place):
-    packed = chunk(kind, (b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0") + ZEROS)
-    content = png(4, 4, **{place: packed})
-    assert len(content) < 250_000
-    with pytest.raises(DataError, match=r"^bomb: .*[Dd]ecompress"):
-        load_image(content, name="bomb")
+def test_text_that_unpacks_to_hundreds_of_megabytes_is_not_unpacked(kind, place):
+    for name in (b"a", b"Raw profile type exif", b"XML:com.adobe.xmp"):
+        packed = chunk(kind, name + (b"\0\1\0\0\0" if kind == b"iTXt" else b"\0\0") + ZEROS)
+        content = png(4, 4, **{place: packed})
+        assert len(content) < 250_000
+        tracemalloc.start()
+        assert load_image(content, name="bomb").size == (4, 4)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        tracemalloc.stop()
 
 
-def test_many_small_texts_are_refused_in_all():
+def test_many_small_texts_are_not_unpacked():
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000), 9))
-    with pytest.raises(DataError, match=r"^bomb: .*[Tt]oo much memory"):
-        load_image(png(4, 4, before=text * 100), name="bomb")
+    assert load_image(png(4, 4, before=text * 100), name="bomb").size == (4, 4)
 
 
 def test_pixels_beyond_the_picture_are_not_unpacked():
@@ -217,7 +220,6 @@ print(peak() - before)
 def test_refusing_takes_little_memory(tmp_path):
     for kind in KINDS:
         (tmp_path / kind).write_bytes(header_of(kind, 12_000))
-    (tmp_path / "text").write_bytes(png(4, 4, before=chunk(b"zTXt", b"a\0\0" + ZEROS)))
     (tmp_path / "column").write_bytes(png(1, 90_000_000, data=b""))
     command = [sys.executable, "-c", MEASURE, str(tmp_path), str(2 << 30)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

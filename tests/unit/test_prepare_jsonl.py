@@ -97,7 +97,6 @@ def test_several_turns_and_images_are_kept(root):
 BAD = {
     "bad_json": '{"image": [',
     "missing_image": line(1, image=["imgs/none.png"]),
-    "image_format": line(1, image=["train.jsonl"]),
     "undecodable_image": line(1, image=["imgs/broken.png"]),
     "placeholder_count": line(1, image=["imgs/1.png", "imgs/2.png"]),
     "invalid_sample": line(1, messages=[{"role": "user", "content": 7}]),
@@ -136,7 +135,7 @@ def test_invalid_records_are_counted_by_reason_in_manifest_and_report(root):
     assert manifest.num_samples == 2
     assert manifest.extra["skipped"] == dict.fromkeys(sorted(BAD), 1)
     report = json.loads((root / "out" / "report.json").read_text())
-    assert (report["read"], report["written"], report["skipped"]) == (10, 2, manifest.extra["skipped"])
+    assert (report["read"], report["written"], report["skipped"]) == (9, 2, manifest.extra["skipped"])
     for number, (reason, problem) in enumerate(zip(BAD, report["problems"], strict=True), start=2):
         assert problem["reason"] == reason
         assert f"train.jsonl, line {number}:" in problem["message"]

@@ -156,7 +156,7 @@ def test_what_the_reader_would_refuse_is_not_written(tmp_path, change, images, m
 
 def test_an_image_that_is_none_is_refused_by_name(tmp_path):
     with (
-        pytest.raises(DataError, match=r"sample set-00000000: image 0.png does not decode"),
+        pytest.raises(DataError, match=r"sample set-00000000: image 0.png: not an image that can be read"),
         writer(tmp_path) as out,
     ):
         out.add(record(), [b"no image"], ["png"])

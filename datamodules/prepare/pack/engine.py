@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.utils.atomic_files import printable
 
 from ...shards.index import index_path
 from ...shards.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest, write_manifest
@@ -330,7 +331,7 @@ class Engine:
             "benchmark_overlap": overlap | {"first": total.overlap_first},
         }
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        write_whole(options.out / REPORT_NAME, text.encode())
+        write_whole(options.out / REPORT_NAME, printable(text).encode())
         manifest = Manifest(
             folder=options.out,
             name=options.dataset_name,

@@ -66,7 +66,7 @@ class PartReport:
         """Return what `from_json` reads."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         skipped = {one.name: getattr(self.skipped, one.name) for one in fields(self.skipped)}
-        return json.dumps(plain | {"skipped": skipped}, ensure_ascii=False).encode()
+        return json.dumps(plain | {"skipped": skipped}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "PartReport":

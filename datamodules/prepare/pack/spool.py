@@ -193,7 +193,7 @@ def _head(item: SourceSample, data: Sequence[bytes], sample: ShardSample) -> byt
         }
         for (image, ending), held, described in zip(item.images, data, sample.record["images"], strict=True)
     ]
-    return json.dumps({"record": item.record, "images": images}, ensure_ascii=False).encode()
+    return json.dumps({"record": item.record, "images": images}).encode()  # paths may have no encoding
 
 
 def _read_again(path: Path) -> bytes:

@@ -110,7 +110,7 @@ def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known
     """
     listing = hashlib.sha256()
     for part in parts:
-        listing.update(f"{part.name}\0{part.payload!r}\n".encode())
+        listing.update(f"{part.name}\0{part.payload!r}\n".encode("utf-8", "surrogateescape"))
     return {
         "format": _FORMAT,
         "version": __version__,

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.imaging import is_image_head
 
 from ...shards.sample import SampleError
+from ...storage.file_kinds import existing_file, is_companion
 from .source import checked_image, checked_image_file
 
 logger = logging.getLogger(__name__)
@@ -18,7 +21,12 @@ EncodedImage = tuple[bytes | Path, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
 _PREFIX = "image: "
-IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2", "avif")
+# Formats without a mark of their own, and those that cannot be read, are known by their ending alone.
+IMAGE_ENDINGS = (
+    *("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2", "avif"),
+    *("ppm", "pgm", "pbm", "pnm", "tga", "pcx", "heic", "heif"),
+)
+_TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
 def safe_path(name: str, *, where: str) -> PurePosixPath:
@@ -28,8 +36,12 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
         SampleError: It is absolute, goes upwards, or cannot be a path (``unsafe_path``).
     """
     path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute():
+        raise SampleError(
+            f"{where}: the image's path {name!r:.120} is absolute; expected one relative to the images", "unsafe_path"
+        )
     # A colon in the first part may be a drive of Windows.
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or path.parts[0][1:2] == ":":
+    if not path.parts or ".." in path.parts or "\0" in name or path.parts[0][1:2] == ":":
         raise SampleError(f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path")
     return path
 
@@ -69,16 +81,33 @@ class ImageFolder:
         return cls(root=root, index=index_folder(root))
 
     def read(self, name: str, *, where: str) -> EncodedImage:
-        """Read the image at a path relative to the folder.
+        """Read the image at a path relative to the folder, or at an absolute one below it.
 
         Raises:
             SampleError: The path is unsafe, there is no such file (``missing_image``), or it does not decode.
         """
-        path = self.root / safe_path(name, where=where)
+        below = self.relative(name, where=where)
         try:
-            return _checked(path)
+            return _checked(existing_file(self.root, below) or self.root / below)
         except SampleError as error:
             raise SampleError(f"{where}: {str(error).removeprefix(_PREFIX)}", error.reason) from error
+
+    def relative(self, name: str, *, where: str) -> PurePosixPath:
+        """Return the path of an image relative to the folder.
+
+        Raises:
+            SampleError: It is not below the folder, or cannot be a path (``unsafe_path``).
+        """
+        given = PurePosixPath(name.removeprefix("file://"))
+        if not given.is_absolute():
+            return safe_path(name, where=where)
+        for root in (self.root.absolute(), self.root.resolve()):
+            if given.is_relative_to(root):
+                return safe_path(str(given.relative_to(root)), where=where)
+        raise SampleError(
+            f"{where}: the image's path {name!r:.120} is absolute; expected one below {self.root} (--image-root)",
+            "unsafe_path",
+        )
 
     def find(self, name: str, *, where: str) -> EncodedImage:
         """Read the image of a name: its path, or its file's name with or without ending, anywhere below the folder.
@@ -86,10 +115,10 @@ class ImageFolder:
         Raises:
             SampleError: As `read`.
         """
-        path = safe_path(name, where=where)
-        if not (self.root / path).is_file():
+        path = self.relative(name, where=where)
+        if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
-            found = index.names.get(path.name) or index.stems.get(path.name)
+            found = index.find(path.name)
             if found is None:
                 raise SampleError(
                     f"{where}: no image {name!r:.120} among the {len(index.names)} names below {self.root}",
@@ -129,10 +158,15 @@ class FolderIndex:
         self.stems: dict[str, str] = {}
         self.duplicates = 0
         for path in paths:
-            name = path.rpartition("/")[2]
+            name = normalize("NFC", path.rpartition("/")[2])
             self.duplicates += name in self.names
             self.names.setdefault(name, path)
             self.stems.setdefault(name.rpartition(".")[0], path)
+
+    def find(self, name: str) -> str | None:
+        """Return the path of the image of a name, with or without ending."""
+        name = normalize("NFC", name)
+        return self.names.get(name) or self.stems.get(name)
 
 
 def index_folder(root: Path) -> FolderIndex:
@@ -155,6 +189,8 @@ def _index_once(root: Path) -> FolderIndex:
 def image_paths(root: Path) -> Iterator[str]:
     """Yield the paths of the images below a folder, relative to it, in a fixed order.
 
+    Files of other endings, or of none, are images if their first bytes say so. Companions (``._a.png``) are none.
+
     Raises:
         DataError: There is no such folder.
     """
@@ -163,8 +199,21 @@ def image_paths(root: Path) -> Iterator[str]:
     for folder, below, files in os.walk(root):
         below.sort()
         for file in sorted(files):
-            if file.rpartition(".")[2].lower() in IMAGE_ENDINGS:
-                yield (Path(folder) / file).relative_to(root).as_posix()
+            path = Path(folder) / file
+            name = path.relative_to(root).as_posix()
+            if not is_companion(name) and _is_image(path):
+                yield name
+
+
+def _is_image(path: Path) -> bool:
+    ending = path.suffix.lower().lstrip(".")
+    if ending in IMAGE_ENDINGS or ending in _TEXT_ENDINGS:
+        return ending in IMAGE_ENDINGS
+    try:
+        with path.open("rb") as stream:
+            return is_image_head(stream.read(16))
+    except OSError:
+        return False
 
 
 def total_bytes(root: Path) -> int:

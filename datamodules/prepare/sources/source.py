@@ -1,18 +1,20 @@
 """The interface of raw data that can be packed (`RawData`, in parts), and the samples that it yields."""
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from PIL import Image
-
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.preprocessing.image_metadata import MAX_KEPT_BYTES, essential_bytes
+from alignvlm_pl.preprocessing.imaging import has_more_pages, load_image, read_header
 
 from ...shards.sample import SampleError
 
+logger = logging.getLogger(__name__)
 Converted = TypeVar("Converted")
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
@@ -67,20 +69,31 @@ def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
     """Check that an image decodes to its end; return it with its file ending, formats other than JPEG and WebP as PNG.
 
+    Its content alone decides. Metadata beyond `MAX_KEPT_BYTES` are removed; of several TIFF pages the first is used.
+
     Raises:
         SampleError: It does not decode.
     """
     try:
-        opened = load_image(data, name=name)
-        with Image.open(io.BytesIO(data)) as header:
-            ending = _ENDINGS.get(str(header.format))
+        essential = essential_bytes(data)
+        opened = load_image(essential, name=name)
+        ending = _ENDINGS.get(read_header(essential, name=name)[0])
+        if ending is None and has_more_pages(data, name=name):
+            _warn_of_pages(name)
     except DataError as error:
         raise SampleError(str(error), "undecodable_image") from error
+    if len(data) - len(essential) > MAX_KEPT_BYTES:
+        data = essential
     if ending is None:
         buffer = io.BytesIO()
         opened.save(buffer, "PNG")
         return buffer.getvalue(), "png"
     return data, ending
+
+
+@lru_cache(maxsize=1)
+def _warn_of_pages(name: str) -> None:
+    logger.warning("%s: a TIFF of several pages, of which only the first is used; write each page as a file", name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,74 @@
+"""Files by name and by their first bytes: companions without data, compressed archives, odd names (no torch here)."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePath, PurePosixPath
+from unicodedata import normalize
+
+_COMPANION_FOLDERS = ("__MACOSX", ".AppleDouble", "@eaDir")
+_COMPANION_FILES = ("thumbs.db", "desktop.ini")
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x1f\x9d": "compress (.Z)",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+}
+_COMPRESSED_ENDINGS = {
+    "gz": "gzip",
+    "tgz": "gzip",
+    "bz2": "bzip2",
+    "tbz2": "bzip2",
+    "tbz": "bzip2",
+    "xz": "xz",
+    "txz": "xz",
+    "zst": "zstd",
+    "tzst": "zstd",
+    "lz4": "lz4",
+    "z": "compress (.Z)",
+}
+HEAD_BYTES = 8
+"""First bytes of a file that `compression` looks at."""
+
+
+def is_companion(path: str) -> bool:
+    """Return whether a file is one that systems put beside data: ``._a.jpg``, ``.DS_Store``, ``Thumbs.db``, ``.nfs…``.
+
+    Args:
+        path: Path with ``/``; the name counts, and a folder such as ``__MACOSX``.
+    """
+    *folders, name = path.split("/")
+    hidden = name.startswith(".") or name.lower() in _COMPANION_FILES
+    return hidden or any(folder in _COMPANION_FOLDERS for folder in folders)
+
+
+def path_text(path: str | PurePath) -> str:
+    r"""Return a path as text that has an encoding; bytes that are no UTF-8 are spelled out as in tars, ``caf\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def existing_file(folder: Path, name: str | PurePath) -> Path | None:
+    """Return the file of a name below a folder, also where one has composed accents and the other decomposed ones."""
+    text = str(name)
+    forms = (text,) if text.isascii() else (text, normalize("NFC", text), normalize("NFD", text))
+    return next((folder / form for form in forms if os.path.isfile(folder / form)), None)
+
+
+def compression(head: bytes) -> str:
+    """Return the compression of a file by its first `HEAD_BYTES`; empty where none is known."""
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
+
+
+def compressed_name(names: Iterable[str], ending: str) -> str:
+    """Describe the first file called as one with an `ending` that was compressed, ``a.tar.gz is gzip``; else empty."""
+    short = ending.lstrip(".")
+    for name in names:
+        stem, _, last = PurePosixPath(name).name.lower().rpartition(".")
+        kind = _COMPRESSED_ENDINGS.get(last, "")
+        if kind and (stem.endswith(ending) or (ending == ".tar" and last.startswith("t"))):
+            return f"{name} is {kind}; unpack it first ({short} files are read in place)"
+    return ""

@@ -1,0 +1,119 @@
+"""An image has the same verdict in every converter: its content decides, not the ending of its name or its spelling.
+
+Sources: huggingface/datasets#4514, haotian-liu/LLaVA#593, pytorch/vision#446 (endings); vimiv#66, ranger PR#1703 (names
+that are no UTF-8); composed and decomposed accents of macOS.
+"""
+
+import io
+import json
+import logging
+import os
+from unicodedata import normalize
+
+import pytest
+from PIL import Image
+
+from datamodules.prepare.folder import main as folder
+from datamodules.prepare.jsonl import main as jsonl
+from datamodules.prepare.llava import main as llava
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.references import read_answers
+from datamodules.storage.stored_files import list_files
+
+
+def encoded(kind, shade=0, **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), (shade, 90, 200)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PAGES = [Image.new("RGB", (9, 7), shade) for shade in ("navy", "red")]
+FILES = {
+    "a.tif": encoded("TIFF", 1),
+    "b.gif": encoded("GIF", 2),
+    "c.bmp": encoded("BMP", 3),
+    "no_ending": encoded("PNG", 4),
+    "e.JPG": encoded("JPEG", 5),
+    "f.jfif": encoded("JPEG", 6),
+    "g.png": encoded("WEBP", 7),
+    "pages.TIFF": encoded("TIFF", 8, save_all=True, append_images=PAGES),
+    "h.dat": encoded("JPEG2000", 9),
+    "damaged.png": encoded("PNG")[:50],
+    "text.png": b"no image",
+}
+
+
+def run(converter, path, out):
+    assert converter([str(path), str(out), "--workers", "1"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    return report["written"], report["skipped"]
+
+
+def test_every_converter_judges_by_content(tmp_path, caplog):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, data in FILES.items():
+        (images / name).write_bytes(data)
+        (images / name).with_suffix(".txt").write_text(f"text of {name}")
+    (images / "._a.tif").write_bytes(b"\0\5\x16\7")
+    (images / "._a.txt").write_bytes(b"\0\5\x16\7")
+    turns = [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "yes"}]
+    records = [{"id": name, "image": name, "conversations": turns} for name in FILES]
+    (images / "list.json").write_text(json.dumps(records))
+    lines = [
+        {"image": name, "messages": [{"role": "user", "content": "<|image|>?"}, {"role": "assistant", "content": "y"}]}
+        for name in FILES
+    ]
+    (images / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    expected = (len(FILES) - 2, {"undecodable_image": 2})
+    with caplog.at_level(logging.WARNING):
+        assert run(folder, images, tmp_path / "folder") == expected
+    assert "pages.TIFF: a TIFF of several pages, of which only the first is used" in caplog.text
+    assert run(jsonl, images / "lines.jsonl", tmp_path / "jsonl") == expected
+    assert run(llava, images / "list.json", tmp_path / "llava") == expected
+
+
+def test_letter_case_of_endings_does_not_matter(tmp_path):
+    for number, (image, text) in enumerate([("JPG", "TXT"), ("jpg", "Txt"), ("Png", "txt"), ("png", "JSON")]):
+        (tmp_path / f"IMG_{number}.{image}").write_bytes(encoded("PNG", number))
+        content = json.dumps({"question": "?", "answer": "a"}) if text == "JSON" else "text"
+        (tmp_path / f"IMG_{number}.{text}").write_text(content)
+    (tmp_path / "b.png").write_bytes(encoded("PNG", 9))
+    (tmp_path / "b.png.txt").write_text("text")
+    assert run(folder, tmp_path, tmp_path / "out") == (5, {})
+    (tmp_path / "0.TAR").touch()
+    assert [file.name for file in list_files(str(tmp_path), ".tar")][:1] == ["0.TAR"]
+
+
+@pytest.mark.parametrize("text", [b"text", b""])
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path, text):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "ok.png").write_bytes(encoded("PNG"))
+    (images / "ok.txt").write_text("text")
+    odd = os.fsencode(images) + b"/caf\xe9"
+    try:
+        open(odd + b".png", "wb").close()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with open(odd + b".png", "wb") as stream:
+        stream.write(encoded("PNG", 200))
+    with open(odd + b".txt", "wb") as stream:
+        stream.write(text)
+    expected = (2, {}) if text else (1, {"empty_answer": 1})
+    assert run(folder, images, tmp_path / "out") == expected
+    manifest = load_manifest(tmp_path / "out")
+    assert len(read_answers(manifest.folder)) == expected[0]
+    ids = (tmp_path / "out" / manifest.shards[0].path).read_bytes()
+    assert (rb"images/caf\\xe9" in ids) == bool(text)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_are_the_same(tmp_path, form):
+    name, other = (normalize(each, "résumé.png") for each in (form, "NFD" if form == "NFC" else "NFC"))
+    (tmp_path / name).write_bytes(encoded("PNG"))
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "y"}]
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"images": [other], "messages": turns}))
+    assert run(jsonl, tmp_path / "lines.jsonl", tmp_path / "jsonl") == (1, {})
+    (tmp_path / other).with_suffix(".txt").write_text("text")
+    assert run(folder, tmp_path, tmp_path / "folder") == (1, {})
