@@ -5,7 +5,7 @@ from typing import Any
 
 from .base import WebDataModule
 from .loading.benchmark_dataset import BenchmarkSource
-from .shards.sample_formats import Adapter, read_with_reference
+from .shards.sample_formats import Adapter, read_docdownstream
 
 
 class BenchmarkDataModule(WebDataModule):
@@ -36,5 +36,5 @@ class BenchmarkDataModule(WebDataModule):
         )
 
     def adapter(self) -> Adapter:
-        """Read samples and refuse those without a reference."""
-        return read_with_reference
+        """Read the sample schema, or the records of DocDownstream."""
+        return read_docdownstream

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.metrics import Metric, get_metric
 from alignvlm_pl.metrics.base import EvalSample
+from alignvlm_pl.utils.text_files import decode_text
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """Suffix of VLMEvalKit and LLaVA for questions with short answers."""
@@ -69,7 +70,7 @@ class Prompt:
             DataError: The file cannot be read, or does not have exactly one placeholder.
         """
         try:
-            text = path.read_text("utf-8")
+            text = decode_text(path.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"prompt file {path} cannot be read: {error}") from error
         if text.count(QUESTION) != 1:

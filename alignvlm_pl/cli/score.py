@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[EvalSample]":
     """Return the predictions that have references; the others become a problem of the file."""
-    samples = [sample for sample in found.samples if sample.references or "gold" in sample.meta]
+    samples = [sample for sample in found.samples if sample.has_reference]
     if not samples:
         raise ConfigError(
             f"{path}: none of {len(found.samples)} predictions has references; give the set that was answered with "
@@ -75,7 +75,7 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
 
     skipped = SkippedSamples(keep=None)
     for sample in found.samples:
-        if not sample.references and "gold" not in sample.meta:
+        if not sample.has_reference:
             skipped.add("predictions without references", found.named(sample.key))
     found.problems += problems_by_reason(skipped.messages)
     return samples

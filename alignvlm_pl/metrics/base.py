@@ -40,6 +40,11 @@ class EvalSample:
     question: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is anything to score the prediction against: a reference, an annotation or a grade."""
+        return bool(self.references) or any(self.meta.get(name) is not None for name in ("gold", "judged"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:

@@ -7,7 +7,7 @@ limits. Nothing is unpacked beyond a limit, and what is skipped is not read.
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import IO
 
@@ -18,7 +18,8 @@ _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JP2_BOXES = (b"jP  ", b"ftyp", b"jp2h", b"jp2c")
 _PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _JPEG_ORIENTATION = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
-_END_OF_FILE = 1 << 62
+Piece = bytes | tuple[int, int]
+"""Bytes, or the first byte of a range of the file and the byte after its last."""
 
 
 def essential_bytes(source: bytes | IO[bytes]) -> bytes:
@@ -28,49 +29,68 @@ def essential_bytes(source: bytes | IO[bytes]) -> bytes:
         source: The file's bytes, or the file, open for reading and seekable.
     """
     stream = BytesIO(source) if isinstance(source, bytes) else source
-    start = stream.tell()
     head = stream.read(16)
-    for magic, pieces in _READERS.items():
-        if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
-            stream.seek(start)
-            try:
-                return b"".join(pieces(stream))
-            except (struct.error, IndexError):  # cut in its structure
-                break
-    stream.seek(start)
-    return stream.read()
+    found = next((pieces for magic, pieces in _READERS.items() if head.startswith(magic)), None)
+    if found is not None:
+        stream.seek(0)
+        try:
+            kept = _joined(found(stream))
+            if kept != [(0, stream.seek(0, os.SEEK_END))]:  # else the file has nothing needless
+                return b"".join(piece if isinstance(piece, bytes) else _read(stream, piece) for piece in kept)
+        except (struct.error, IndexError):  # cut in its structure
+            pass
+    stream.seek(0)
+    return source if isinstance(source, bytes) else stream.read()
 
 
-def _png(stream: IO[bytes]) -> Iterator[bytes]:
+def _joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """Join ranges that follow one another."""
+    kept: list[Piece] = []
+    for piece in pieces:
+        last = kept[-1] if kept else b""
+        if isinstance(piece, tuple) and isinstance(last, tuple) and last[1] == piece[0]:
+            kept[-1] = (last[0], piece[1])
+        elif piece:
+            kept.append(piece)
+    return kept
+
+
+def _read(stream: IO[bytes], piece: tuple[int, int]) -> bytes:
+    stream.seek(piece[0])
+    return stream.read(piece[1] - piece[0])
+
+
+def _rest(stream: IO[bytes], start: int) -> tuple[int, int]:
+    """Return the range from a byte to the end of the file."""
+    return start, max(start, stream.seek(0, os.SEEK_END))
+
+
+def _png(stream: IO[bytes]) -> Iterator[Piece]:
     """Yield the critical chunks and transparency of a PNG, and before its pixels those with an orientation.
 
     Of an animation the default image is left, which is the first frame.
     """
-    yield stream.read(len(_PNG))
-    before, pixels = b"", list[bytes]()
-    while header := stream.read(8):
+    start, pixels, before, late = len(_PNG), list[Piece](), list[Piece](), list[Piece]()
+    kind = b""
+    while kind != b"IEND" and len(header := _read(stream, (start, start + 8))) == 8:
         size, kind = struct.unpack(">I4s", header)
-        critical = not kind[0] & 0x20
-        if critical or kind == b"tRNS" or (kind == b"eXIf" and size <= MAX_KEPT_BYTES):
-            chunk = header + stream.read(size + 4)
-        elif kind in (b"tEXt", b"zTXt", b"iTXt") and size <= MAX_KEPT_BYTES:
-            chunk = header + stream.read(size + 4)
-            chunk = chunk if _is_orientation(kind, chunk[8:-4]) else b""
-        else:
-            stream.seek(size + 4, os.SEEK_CUR)
-            continue
-        if critical or kind == b"tRNS":
-            pixels.append(chunk)
-        elif zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
-            before += chunk
-        if kind == b"IEND":
-            break
-    first = next((number for number, chunk in enumerate(pixels) if chunk[4:8] == b"IDAT"), len(pixels))
-    yield from (*pixels[:first], before, *pixels[first:])
+        chunk, start = (start, start + size + 12), start + size + 12
+        if not kind[0] & 0x20 or kind == b"tRNS":
+            (pixels if pixels or kind == b"IDAT" else before).append(chunk)
+        elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and size <= MAX_KEPT_BYTES:
+            data = _read(stream, chunk)
+            if zlib.crc32(data[4:-4]) == int.from_bytes(data[-4:], "big") and _is_orientation(kind, data[8:-4]):
+                (late if pixels else before).append(chunk)
+    yield (0, len(_PNG))
+    yield from (*before, *late, *pixels)
+    if kind != b"IEND":
+        yield _rest(stream, start)
 
 
 def _is_orientation(kind: bytes, data: bytes) -> bool:
-    """Whether a text chunk may hold an orientation, and unpacks within the limit."""
+    """Whether a chunk may hold an orientation, and unpacks within the limit."""
+    if kind == b"eXIf":
+        return True
     name = next((name for name in _PNG_ORIENTATION if data.startswith(name)), None)
     if name is None:
         return False
@@ -89,78 +109,76 @@ def _is_orientation(kind: bytes, data: bytes) -> bool:
     return not unpack.unconsumed_tail
 
 
-def _jpeg(stream: IO[bytes]) -> Iterator[bytes]:
+def _jpeg(stream: IO[bytes]) -> Iterator[Piece]:
     """Yield a JPEG without comments and application data, but for JFIF, Adobe's colour transform and orientation."""
-    yield stream.read(2)
+    yield (0, 2)
+    start = 2
     while True:
-        at = stream.tell()
-        mark, kind, size = struct.unpack(">BBH", stream.read(4))
+        mark, kind, size = struct.unpack(">BBH", _read(stream, (start, start + 4)))
         known = 0xC0 <= kind <= 0xFE and not 0xD0 <= kind <= 0xD9
         if mark != 0xFF or not known or kind == 0xDA or size < 2:  # the scan begins, or something Pillow may know
-            stream.seek(at)
-            yield stream.read()
+            yield _rest(stream, start)
             return
-        data = stream.read(size - 2)
+        head = _read(stream, (start + 4, start + 36))
         needed = {
-            0xE0: data.startswith(b"JFIF\0") and len(data) >= 14,
-            0xE1: data.startswith(_JPEG_ORIENTATION),
-            0xEE: data.startswith(b"Adobe") and len(data) >= 12,
+            0xE0: head.startswith(b"JFIF\0") and size >= 16,
+            0xE1: head.startswith(_JPEG_ORIENTATION),
+            0xEE: head.startswith(b"Adobe") and size >= 14,
         }.get(kind, kind < 0xE0 or 0xF0 <= kind < 0xFE)
         if needed:
-            yield struct.pack(">BBH", mark, kind, size) + data
+            yield (start, start + 2 + size)
+        start += 2 + size
 
 
-def _gif(stream: IO[bytes]) -> Iterator[bytes]:
+def _gif(stream: IO[bytes]) -> Iterator[Piece]:
     """Yield a GIF without the comments, texts and application data before its first frame."""
-    screen = stream.read(13)
-    yield screen
-    if screen[10] & 0x80:
-        yield stream.read(3 << ((screen[10] & 7) + 1))
-    while (mark := stream.read(2))[:1] == b"\x21":
-        kept = mark[1] == 0xF9  # graphic control: transparency
-        block = mark
-        while size := stream.read(1):
-            block = block + size + stream.read(size[0]) if kept else b""
-            if not kept:
-                stream.seek(size[0], os.SEEK_CUR)
-            if size == b"\0":
-                break
-        yield block
-    yield mark + stream.read()
+    flags = _read(stream, (0, 13))[10]
+    start = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+    yield (0, start)
+    while (mark := _read(stream, (start, start + 2)))[:1] == b"\x21":
+        end = start + 2
+        while size := _read(stream, (end, end + 1))[0]:
+            end += 1 + size
+        if mark[1] == 0xF9:  # graphic control: transparency
+            yield (start, end + 1)
+        start = end + 1
+    yield _rest(stream, start)
 
 
-def _webp(stream: IO[bytes]) -> Iterator[bytes]:
+def _webp(stream: IO[bytes]) -> Iterator[Piece]:
     """Yield a WebP without its colour profile, unknown chunks and large metadata."""
-    kept = []
-    head = stream.read(12)
-    while len(header := stream.read(8)) == 8:
+    head = _read(stream, (0, 12))
+    end = 8 + int.from_bytes(head[4:8], "little")
+    start, kept = 12, list[tuple[int, int]]()
+    while start < end and len(header := _read(stream, (start, start + 8))) == 8:
         kind, size = struct.unpack("<4sI", header)
-        large = kind in (b"EXIF", b"XMP ") and size > MAX_KEPT_BYTES
-        if large or kind not in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "):
-            stream.seek(size + size % 2, os.SEEK_CUR)
-        else:
-            kept.append(header + stream.read(size + size % 2))
-    body = b"".join(kept)
-    yield b"RIFF" + struct.pack("<I", 4 + len(body)) + head[8:] + body
+        chunk, start = (start, start + 8 + size + size % 2), start + 8 + size + size % 2
+        small = kind in (b"EXIF", b"XMP ") and size <= MAX_KEPT_BYTES
+        if small or kind in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
+            kept.append(chunk)
+    if head[8:] != b"WEBP" or _joined(kept) == [(12, end)]:
+        yield _rest(stream, 0)
+        return
+    yield b"RIFF" + struct.pack("<I", 4 + sum(chunk[1] - chunk[0] for chunk in kept)) + b"WEBP"
+    yield from kept
 
 
-def _jp2(stream: IO[bytes]) -> Iterator[bytes]:
+def _jp2(stream: IO[bytes]) -> Iterator[Piece]:
     """Yield the boxes of a JPEG 2000 that hold header and pixels."""
-    while len(header := stream.read(8)) == 8:
-        size, kind = struct.unpack(">I4s", header)
+    start = 0
+    while len(header := _read(stream, (start, start + 16))) >= 8:
+        size, kind = struct.unpack(">I4s", header[:8])
         if size == 1:
-            header += stream.read(8)
             size = struct.unpack(">Q", header[8:])[0]
-        rest = (size or _END_OF_FILE) - len(header)
+        box = (start, start + size) if size else _rest(stream, start)
         if kind in _JP2_BOXES:
-            yield header + (stream.read(rest) if size else stream.read())
-        elif size:
-            stream.seek(rest, os.SEEK_CUR)
-        else:
+            yield box
+        if size < 8:  # the last box, or a broken one
             return
+        start = box[1]
 
 
-_READERS: dict[bytes, Callable[[IO[bytes]], Iterator[bytes]]] = {
+_READERS: dict[bytes, Callable[[IO[bytes]], Iterator[Piece]]] = {
     _PNG: _png,
     b"\xff\xd8": _jpeg,
     b"GIF8": _gif,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 from alignvlm_pl.utils.skipped import SkippedSamples
+from alignvlm_pl.utils.text_files import HEAD_BYTES, decode_text, wide_encoding
 
 from .problems import problems_by_reason
 from .records import ERROR, Record, is_unread, to_sample, unread
 from .tsv import TabTable
 
 Row = dict[str, str | None]
+_HEADER_ROWS = 20
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,14 +64,15 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
         DataError: The file is missing, of another kind, or holds no prediction.
     """
     readers = {".jsonl": _read_jsonl, ".xlsx": _read_table, ".json": _read_table, ".tsv": _read_table}
-    if path.suffix not in readers:
+    ending = path.suffix.lower()
+    if ending not in readers:
         raise DataError(
             f"{path}: expected a {', '.join(readers)} file of predictions, found {path.suffix or 'no ending'}"
         )
     if not path.is_file():
         raise DataError(f"there is no prediction file {path}")
     found, invalid = PredictionFile(), SkippedSamples(keep=None)
-    readers[path.suffix](path, benchmark, found, invalid)
+    readers[ending](path, benchmark, found, invalid)
     counts = Counter(sample.key for sample in found.samples)
     for key in (key for key, count in counts.items() if count > 1):
         invalid.add("keys repeated, none of their rows counts", found.named(key))
@@ -111,7 +114,10 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
 
 def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        wide = wide_encoding(stream.read(HEAD_BYTES))
+        stream.seek(0)
+        lines = decode_text(stream.read()).encode("utf-8", "surrogatepass").split(b"\n") if wide else stream
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -128,7 +134,8 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
 
 def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
     columns: dict[str, None] = {}
-    for place, row in _table_rows(path, invalid):
+    ending = path.suffix.lower()
+    for place, row in _table_rows(path, invalid, found.notes):
         columns |= dict.fromkeys(row)
         index = row.get("index") or ""
         if not index:
@@ -138,7 +145,7 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
             invalid.add("rows without prediction", place)
             continue
         cells = {name: text or "" for name, text in row.items()}
-        if path.suffix != ".json" and cells.get("answer") in MISSING - {""}:
+        if ending != ".json" and cells.get("answer") in MISSING - {""}:
             cells["answer"] = "nan"  # as pandas reads it: see `_reload`
         question, references, meta = read_row(cells, benchmark)
         sample = EvalSample(
@@ -151,7 +158,7 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
         found.add(sample, place)
     if columns and "prediction" not in columns:
         raise DataError(f"{path} has no column 'prediction' (found: {', '.join(columns)}): is it a result table?")
-    if path.suffix != ".json":
+    if ending != ".json":
         _reload(found)
 
 
@@ -164,20 +171,22 @@ def _reload(found: PredictionFile) -> None:
         found.notes.append(f"{changed} predictions change in VLMEvalKit's table file, and are scored as it reads them")
 
 
-def _table_rows(path: Path, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:
+def _table_rows(path: Path, invalid: SkippedSamples, notes: list[str]) -> Iterator[tuple[str, Row]]:
     """Yield place and cells of the rows of an xlsx, tsv or json table; the header is row 1, empty cells are None.
+
+    What a reader of the scores must know of them is added to `notes`.
 
     Raises:
         ConfigError: The file needs a package that is not installed.
         DataError: It cannot be read as a table.
     """
     try:
-        if path.suffix == ".tsv":
+        if path.suffix.lower() == ".tsv":
             yield from _tsv_rows(path, invalid)
-        elif path.suffix == ".xlsx":
-            yield from ((f"row {number}", row) for number, row in enumerate(_xlsx_rows(path), start=2))
+        elif path.suffix.lower() == ".xlsx":
+            yield from _xlsx_rows(path, notes)
         else:
-            yield from _json_rows(json.loads(path.read_text("utf-8-sig")), invalid)
+            yield from _json_rows(json.loads(decode_text(path.read_bytes())), invalid)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         if isinstance(error, (DataError, ConfigError)):
             raise
@@ -192,7 +201,8 @@ def _tsv_rows(path: Path, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:
             yield f"row {row.number}", {name: cell or None for name, cell in row.cells.items()}
 
 
-def _xlsx_rows(path: Path) -> Iterator[Row]:
+def _xlsx_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of the sheet that has a column of predictions; of the first sheet where none has."""
     import zipfile
 
     try:
@@ -200,14 +210,36 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise ConfigError(f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'") from error
     try:
-        sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
+        sheets = load_workbook(path, read_only=True, data_only=True).worksheets
+        tables = [_below_header(sheet.iter_rows(values_only=True)) for sheet in sheets]
+        first, header, rows = next((table for table in tables if "prediction" in table[1]), tables[0])
     except (zipfile.BadZipFile, KeyError, IndexError) as error:
         raise DataError(f"{path} is no xlsx file: {error}") from error
-    rows = sheet.iter_rows(values_only=True)
-    header = [str(cell) for cell in next(rows, ())]
-    for row in rows:
+    changed: dict[tuple[str, str], list[str | None]] = {}
+    for number, row in enumerate(rows, start=first):
         # In files without a declared width a row ends with its last filled cell.
-        yield {name: _text(cell) for name, cell in zip_longest(header, row[: len(header)])}
+        cells = dict(zip_longest(header, row[: len(header)]))
+        for name in ("prediction", "answer"):
+            cell = cells.get(name)
+            if isinstance(cell, bool) or not isinstance(cell, str | int | float | None):
+                changed.setdefault((name, type(cell).__name__), []).append(_text(cell))
+        yield f"row {number}", {name: _text(cell) for name, cell in cells.items()}
+    notes += [
+        f"{len(texts)} {name}s are cells of type {kind} in the spreadsheet, and are scored as such: {texts[0]!r}"
+        for (name, kind), texts in changed.items()
+    ]
+
+
+def _below_header(rows: Iterator[tuple[object, ...]]) -> tuple[int, list[str], Iterator[tuple[object, ...]]]:
+    """Find the header of a sheet among its first rows: that with a cell `prediction`, else the first.
+
+    Returns:
+        Number of the row after the header, the header, and the rows after it.
+    """
+    head = list(islice(rows, _HEADER_ROWS))
+    at = next((number for number, row in enumerate(head) if "prediction" in row), 0)
+    header = [str(cell) for cell in head[at]] if head else []
+    return at + 2, header, chain(head[at + 1 :], rows)
 
 
 def _json_rows(content: Any, invalid: SkippedSamples) -> Iterator[tuple[str, Row]]:

@@ -16,6 +16,7 @@ from .problems import problems_by_reason
 RESAMPLES = 1000
 _CHUNK = 100  # resamples drawn at once: 100 x 15,000 units are 12 MB
 _SEED = 0
+_UNKNOWN = "questions without references, not scored"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +60,10 @@ class Scored:
         return [rule for rule in rules if self.headline_under(rule) is not None]
 
     def worst_first(self) -> list[int]:
-        """Return the indices of the predictions, worst score of the first metric first."""
+        """Return the indices of the predictions, worst score of the first metric first; those without one last."""
         sign = 1 if get_metric(self.benchmark.scorings[0].metric).higher_is_better else -1
-        return sorted(range(len(self.samples)), key=lambda index: sign * next(iter(self.scores[index].values()), 0.0))
+        first = [sign * next(iter(values.values()), math.inf * sign) for values in self.scores]
+        return sorted(range(len(first)), key=first.__getitem__)
 
     def disagreements(self) -> list[int]:
         """Return the indices of the predictions that rules of one metric score differently."""
@@ -78,7 +80,7 @@ def score_samples(
     problems: Sequence[str] = (),
     whole: bool = True,
 ) -> Scored:
-    """Score a benchmark; predictions that a metric cannot score are skipped, and named as a problem.
+    """Score a benchmark; predictions without references, or that a metric cannot score, are named as a problem.
 
     Args:
         benchmark: What to score.
@@ -92,7 +94,8 @@ def score_samples(
     Raises:
         ConfigError: No metric of the benchmark has the rule, or the predictions lack what it needs, or need a judge.
     """
-    kept = [sample for sample in samples if benchmark.belongs(sample.meta)]
+    belonging = [sample for sample in samples if benchmark.belongs(sample.meta)]
+    kept = [sample for sample in belonging if sample.has_reference]
     scores: list[dict[str, float]] = [{} for _ in kept]
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
@@ -121,15 +124,17 @@ def score_samples(
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {score + ending: ends for score, ends in found.items()}
     num = sum(benchmark.count(sample) for sample, found in zip(kept, scores, strict=True) if found)
+    found_scores = iter(scores)
     return Scored(
         benchmark=benchmark,
-        samples=kept,
-        scores=scores,
+        samples=belonging,
+        scores=[next(found_scores) if sample.has_reference else {} for sample in belonging],
         metrics=metrics,
         intervals=intervals,
         num=num,
         problems=[
             *problems,
+            *problems_by_reason({_UNKNOWN: (sample.key for sample in belonging if not sample.has_reference)}),
             *problems_by_reason({"predictions cannot be scored": failures.values()}),
             *(_size_problem(benchmark, num, expected) if whole else ()),
         ],

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from alignvlm_pl.utils.text_files import HEAD_BYTES, require_utf8
+
 _MAX_FIELD = 2**31 - 1  # images in base64 are longer than csv's own limit
 MAX_CONTINUED = 2**26
 """Bytes that a row may have after its first line; a quotation mark that is not closed would read on to the end."""
@@ -37,12 +39,15 @@ class TabTable:
 
     Raises:
         OSError: It cannot be opened.
+        DataError: It is UTF-16 or UTF-32.
     """
 
     def __init__(self, path: Path) -> None:
         csv.field_size_limit(_MAX_FIELD)
         self.path = path
         with path.open("rb") as stream:
+            require_utf8(stream.read(HEAD_BYTES), where=str(path))
+            stream.seek(0)
             try:
                 self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
             except csv.Error:

@@ -8,6 +8,7 @@ import argparse
 import ast
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import sys
@@ -27,6 +28,7 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
+from ..storage.file_kinds import existing_file
 from .sources.images import image_names
 from .sources.json_files import numbered_lines, parse_object
 from .sources.source import SourceSample, checked_image, image_bytes, or_error
@@ -99,7 +101,7 @@ class VLMEvalKitTable:
 
 def _read_image(root: Path, name: str, where: str) -> bytes:
     try:
-        return (root / name).read_bytes()
+        return (existing_file(root, name) or root / name).read_bytes()
     except (OSError, ValueError) as error:  # the latter: names that no file can have
         raise SampleError(
             f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
@@ -150,12 +152,17 @@ def _decode_images(cell: str, table: TabTable, offsets: Mapping[str, int], where
 
 
 def _from_base64(cell: str, where: str) -> bytes:
-    try:
+    """Decode base64: also in lines, of the URL-safe alphabet, without its padding, or as a ``data:`` URL."""
+    with contextlib.suppress(ValueError):
         return base64.b64decode(cell, validate=True)
+    text = "".join(cell.rpartition(";base64,")[2].split()).rstrip("=").translate(_URL_SAFE)
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise SampleError(f"{where}: the image is no base64 ({error})", "bad_base64") from error
 
 
+_URL_SAFE = str.maketrans("-_", "+/")
 _NAMES = ("file_name", "name", "document", "doc_id", "image")
 """Fields of `metadata.jsonl` that may name the document; the reference reads the first."""
 _FIELDS = {"deepform": DEEPFORM_FIELDS, "klc": KLC_FIELDS}
@@ -209,7 +216,8 @@ class DocDownstreamTest:
 
     def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
         given = parse_object(text, where=where)
-        record = convert_docdownstream(given, where=where)
+        names = image_names(given, where=where)
+        record = convert_docdownstream(given, num_images=len(names), where=where)
         if gold:
             if self._corpus:
                 fields = _FIELDS.get(self.benchmark.name, DEEPFORM_FIELDS + KLC_FIELDS)
@@ -218,7 +226,7 @@ class DocDownstreamTest:
                 record["references"] = gold.references(index, where, items=self.benchmark.name == "wtq")
         images: list[tuple[bytes | Path, str]] = [
             checked_image(_read_image(self.image_root, name, where), f"{where}: {self.image_root / name}")
-            for name in image_names(given, where=where)
+            for name in names
         ]
         return SourceSample(record=record, images=images)
 
@@ -358,16 +366,17 @@ def open_source(
         ConfigError: Its format is unknown, or not one of the benchmark.
         DataError: It is missing; the message names file, origin and size.
     """
-    if path.suffix not in _READERS:
+    ending = path.suffix.lower()
+    if ending not in _READERS:
         raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_expected_files(benchmark)}")
     known = {source.format for source in benchmark.sources}
-    if known and _READERS[path.suffix] not in known:
+    if known and _READERS[ending] not in known:
         raise ConfigError(
             f"{path}: {benchmark.name} is not made from {path.suffix} files; {_expected_files(benchmark)}"
         )
     if not path.is_file():
         raise DataError(f"there is no {path}; {_expected_files(benchmark)}")
-    if path.suffix == ".tsv":
+    if ending == ".tsv":
         return VLMEvalKitTable(path=path, benchmark=benchmark, image_root=image_root)
     return DocDownstreamTest(path=path, benchmark=benchmark, image_root=image_root or path.parent, meta=meta)
 

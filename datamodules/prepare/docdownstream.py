@@ -19,13 +19,12 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from ..shards.columns import LINES
 from ..shards.sample import SampleError, check_record
-from ..shards.sample_formats import convert_docdownstream
 from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces, stream_files
 from .input_files import choose_list, fetched_list
 from .pack.engine import pack, print_yield
 from .pack.options import DEFAULT_WORKERS, PackOptions, add_options
-from .sources.dialogues import check_answered
+from .sources.dialogues import check_answered, read_conversation
 from .sources.images import EncodedImage, ImageFolder, image_names
 from .sources.json_files import parse_object, parsed_lines, raw_lines
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
@@ -77,7 +76,7 @@ class DocumentLines:
         if self.sources and given.get("dataset_name") not in self.sources:
             return None
         pages = image_names(given, where=where)
-        record = convert_docdownstream(given, where=where)
+        record = read_conversation(given, num_images=len(pages), where=where)
         check_record(record, num_images=len(pages), where=where)
         check_answered(record, where=where)
         record.setdefault("id", f"{self.path.stem}/{number}")

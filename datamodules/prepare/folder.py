@@ -16,7 +16,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.text_files import decode_text
 
 from ..shards.sample import SampleError, check_record
-from ..shards.sample_formats import CAPTION_PROMPT, conversation, convert_docdownstream
+from ..shards.sample_formats import CAPTION_PROMPT, IMAGE_PLACEHOLDER, IMAGE_TOKEN, conversation, convert_docdownstream
 from ..storage.file_kinds import existing_file, path_text
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
@@ -145,7 +145,8 @@ def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     plain = isinstance(turns, list) and any(
         isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns
     )
-    record = convert_docdownstream(given, where=where) if plain else {"messages": turns}
+    marked = any(mark in str(turns) for mark in (IMAGE_PLACEHOLDER, IMAGE_TOKEN)) or _count_images(turns)
+    record = convert_docdownstream(given, num_images=int(bool(marked)), where=where) if plain else {"messages": turns}
     check_record(record, num_images=_count_images(record["messages"]), where=where)
     check_answered(record, where=where)
     if not _count_images(record["messages"]):

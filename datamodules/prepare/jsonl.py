@@ -3,7 +3,8 @@
 One line is `{"image": ["a.png"], "messages": [{"role": "user", "content": "<|image|>Total?"}, {"role":
 "assistant", "content": "12.50"}], "task_name": "qa_sft", "dataset_name": "DocVQA"}`, with optional
 `references` (accepted answers) and `lines` (text lines of the first image). `images` may stand for `image`, `<image>`
-for `<|image|>`, and the content of a turn may be the parts of the sample schema. Two runs give the same bytes.
+for `<|image|>`, LLaVA's `conversations` for `messages`, parts of the sample schema for the content of a turn, and a
+JSON list for the lines. Two runs give the same bytes.
 """
 
 import argparse
@@ -15,14 +16,23 @@ from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..shards.columns import LINES
+from ..shards.columns import CHECKED_RECORDS, LINES
 from ..shards.sample import SampleError, check_record
-from ..shards.sample_formats import IMAGE_PLACEHOLDER, convert_docdownstream
+from ..shards.sample_formats import IMAGE_TOKEN, names_images
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
-from .sources.dialogues import IMAGE_TOKEN, check_answered
+from .sources.dialogues import check_answered, read_conversation
 from .sources.images import ImageFolder, image_names
-from .sources.json_files import parse_object, parsed_lines, raw_lines
+from .sources.json_files import (
+    SLICE_RECORDS,
+    ListSlice,
+    check_object,
+    element_ranges,
+    is_list,
+    parse_object,
+    parsed_lines,
+    raw_lines,
+)
 from .sources.source import Part, SourceSample, or_error
 
 _PART_BYTES = 8 * 2**20
@@ -56,7 +66,7 @@ class JsonlData:
         return self.path.name
 
     def parts(self) -> list[Part]:
-        """Cut the file into parts at line ends.
+        """Cut the file into parts at line ends; or a JSON list, whatever its name, at its elements.
 
         Raises:
             ConfigError: `start` is negative.
@@ -66,8 +76,10 @@ class JsonlData:
             raise ConfigError(f"start={self.start}: expected 0 or more")
         if not self.path.is_file():
             raise DataError(f"no such jsonl file: {self.path}")
-        with self.path.open("rb") as stream:
-            LINES.check_records(parsed_lines(stream), "messages", where=str(self.path))
+        if is_list(self.path):
+            return self._list_parts()
+        head = islice(raw_lines(self.path), CHECKED_RECORDS)
+        marked = self._check(list(parsed_lines(text for _, _, text in head)))
         parts: list[Part] = []
         skip = self.start
         begin = offset = records = 0
@@ -75,7 +87,7 @@ class JsonlData:
         with self.path.open("rb") as stream:
             for number, text in enumerate(stream, start=1):
                 if offset - begin >= self.part_bytes and records:
-                    parts.append(_part(begin, offset, first, records))
+                    parts.append(_part(begin, offset, first, records, marked))
                     begin, first, records = offset, number, 0
                 offset += len(text)
                 if not text.strip():
@@ -86,20 +98,39 @@ class JsonlData:
                 else:
                     records += 1
         if records:
-            parts.append(_part(begin, offset, first, records))
+            parts.append(_part(begin, offset, first, records, marked))
+        return parts
+
+    def _check(self, records: Sequence[Any]) -> bool:
+        """Check the schema of the first records; return whether ``<image>`` stands for images in one of them."""
+        LINES.check_records(records, "messages", where=str(self.path))
+        found = (record for record in records if isinstance(record, dict) and names_images(record))
+        return any(IMAGE_TOKEN in str(record.get(name, "")) for record in found for name in LINES.fields["messages"])
+
+    def _list_parts(self) -> list[Part]:
+        """Cut a JSON list."""
+        ranges, parts, marked = islice(enumerate(element_ranges(self.path)), self.start, None), list[Part](), None
+        while piece := list(islice(ranges, SLICE_RECORDS)):
+            (first, (begin, _)), (_, (_, end)) = piece[0], piece[-1]
+            found = ListSlice(first=first, records=len(piece), start=begin, end=end)
+            marked = self._check(found.load(self.path)) if marked is None else marked
+            parts.append(Part(name=f"records {first}-{first + len(piece)}", payload=(marked, *found), rows=len(piece)))
         return parts
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the records of a range of the file."""
-        for number, text in self._lines(part):
-            yield or_error(self._sample, text, f"{self.path}, line {number}")
+        for where, record in self._records(part):
+            if isinstance(record, SampleError):
+                yield record
+            else:
+                yield or_error(self._sample, record, where, marked=part.payload[0])
 
     def input_bytes(self) -> int:
         """Estimate the size of the file and of its images, from a sample of records."""
         parts = self.parts()
         measured = parts[:: max(1, len(parts) // _MEASURED_PARTS)]
         sizes = [
-            self._image_bytes(text) for part in measured for _, text in islice(self._lines(part), _MEASURED_RECORDS)
+            self._image_bytes(found) for part in measured for _, found in islice(self._records(part), _MEASURED_RECORDS)
         ]
         records = sum(part.rows or 0 for part in parts)
         return self.spool_bytes() + (sum(sizes) * records // len(sizes) if sizes else 0)
@@ -108,44 +139,41 @@ class JsonlData:
         """Return the size of the file: images stay where they are."""
         return self.path.stat().st_size
 
-    def _lines(self, part: Part) -> Iterator[tuple[int, bytes]]:
-        begin, end, first = part.payload
-        return ((number, text) for number, _, text in raw_lines(self.path, begin, end, first))
+    def _records(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
+        """Yield (name for errors, record) of a part: of elements of a list, else of lines."""
+        place = part.payload[1:]
+        if len(place) == len(ListSlice._fields):
+            piece = ListSlice(*place)
+            for number, record in enumerate(piece.load(self.path), start=piece.first):
+                where = f"{self.path}, record {number}"
+                yield where, or_error(check_object, record, where=where)
+            return
+        begin, end, first = place
+        for number, _, text in raw_lines(self.path, begin, end, first):
+            where = f"{self.path}, line {number}"
+            yield where, or_error(parse_object, text, where=where)
 
-    def _sample(self, text: bytes, where: str) -> SourceSample:
-        record = parse_object(text, where=where)
+    def _sample(self, record: dict[str, Any], where: str, *, marked: bool) -> SourceSample:
         paths = image_names(record, where=where)
-        normal = convert_docdownstream(_replace_image_tokens(record, len(paths)), where=where)
+        normal = read_conversation(record, num_images=len(paths), where=where, marked=marked)
         check_record(normal, num_images=len(paths), where=where)
         check_answered(normal, where=where)
         images = ImageFolder(root=self.image_root)
         return SourceSample(record=normal, images=[images.read(path, where=where) for path in paths])
 
-    def _image_bytes(self, text: bytes) -> int:
+    def _image_bytes(self, record: dict[str, Any] | SampleError) -> int:
+        if isinstance(record, SampleError):
+            return 0
         try:
-            names = image_names(parse_object(text, where=""), where="")
+            names = image_names(record, where="")
             images = ImageFolder(root=self.image_root)
             return sum((self.image_root / images.relative(name, where="")).stat().st_size for name in names)
         except (SampleError, OSError):  # an invalid record takes no space
             return 0
 
 
-def _part(begin: int, end: int, first: int, records: int) -> Part:
-    return Part(name=f"bytes {begin}-{end}", payload=(begin, end, first), rows=records)
-
-
-def _replace_image_tokens(record: dict[str, Any], num_images: int) -> dict[str, Any]:
-    """Replace ``<image>`` (LLaVA, ms-swift) by ``<|image|>`` if only it occurs, once per image."""
-    turns: Any = record.get("messages")
-    plain = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
-    )
-    if not plain or any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns):
-        return record
-    if sum(turn["content"].count(IMAGE_TOKEN) for turn in turns) != num_images:
-        return record
-    spelled = [turn | {"content": turn["content"].replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)} for turn in turns]
-    return record | {"messages": spelled}
+def _part(begin: int, end: int, first: int, records: int, marked: bool) -> Part:
+    return Part(name=f"bytes {begin}-{end}", payload=(marked, begin, end, first), rows=records)
 
 
 def main(argv: Sequence[str]) -> int:

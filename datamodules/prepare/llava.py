@@ -16,19 +16,21 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
+from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
 
-from ..shards.columns import LLAVA
+from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
+from ..shards.sample_formats import as_list
 from ..storage.stored_files import StoredFile, find_file, list_files, list_folder
 from ..storage.stored_stream import StoredStream
 from .input_files import add_parquet_options, choose_list, fetched_list, parquet_files
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
-from .sources.dialogues import llava_turns
+from .sources.dialogues import llava_turns, read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, image_names, safe_path, total_bytes
-from .sources.json_files import ListSlice, element_ranges, slice_list
+from .sources.json_files import ListSlice, element_ranges, is_list, slice_list
 from .sources.parquet_rows import ParquetRows
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
@@ -75,7 +77,7 @@ class LLaVAList(LLaVARecords):
         """
         pieces = slice_list(self.path)
         for piece in pieces[:1]:
-            LLAVA.check_records(piece.load(self.path), "conversations", where=self.label)
+            LISTS.check_records(piece.load(self.path), "conversations", where=self.label)
         return [Part(name=f"{self.path.name}#{piece.first}", payload=piece, rows=piece.records) for piece in pieces]
 
     def input_bytes(self) -> int:
@@ -111,14 +113,14 @@ class LLaVARows(ParquetRows):
     license: str = "Apache-2.0"
     images: ImageFolder | None = None
     schema = LLAVA
-    optional = ("image", "data_source")
+    optional = ("image", "images", "data_source")
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row."""
-        held = row.get("image")
+        cells = [cell for name in ("image", "images") for cell in as_list(row.get(name))]
         # The hub writes a missing image as null, or as {bytes: null, path: null}.
-        there = any(held.values()) if isinstance(held, Mapping) else held is not None
-        readers = [partial(_cell, held, self.images, where)] if there else []
+        there = [cell for cell in cells if (any(cell.values()) if isinstance(cell, Mapping) else cell is not None)]
+        readers = [partial(_cell, cell, self.images, where) for cell in there]
         return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
 
 
@@ -141,7 +143,10 @@ def llava_sample(
     Raises:
         SampleError: It or one of its images is invalid.
     """
-    turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
+    if "messages" in record and "conversations" not in record:
+        turns = read_conversation(record, num_images=len(readers), where=where)["messages"]
+    else:
+        turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
     source = str(record.get("data_source") or default)
     normal = {"id": f"{source}/{name}", "source": source, "task": "instruction", "messages": turns}
     return SourceSample(record=normal, images=[read() for read in readers])
@@ -282,7 +287,7 @@ class LLaVAZip(LLaVARecords):
         found = _ZipIndex(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
         with self.path.open("rb") as stream:
             first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
-            LLAVA.check_records(first, "conversations", where=self.label)
+            LISTS.check_records(first, "conversations", where=self.label)
             rows = [
                 (number, start, end, found.places_of(_load(stream, start, end)))
                 for number, (start, end) in enumerate(ranges)
@@ -356,7 +361,8 @@ class _ZipIndex:
             name = str(safe_path(path, where=""))
         except SampleError:
             return None
-        place = self.places.get(name) or self.places.get(f"{self.stem}/{name}")
+        forms = [normalize(form, path) for path in (name, f"{self.stem}/{name}") for form in ("NFC", "NFD")]
+        place = next((self.places[form] for form in (name, *forms) if form in self.places), None)
         if place is None:
             self.missing = self.missing or path
         else:
@@ -396,15 +402,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _open_source(options: argparse.Namespace) -> RawData:
     place, root = options.input, options.image_root
-    if place.endswith(".jsonl"):
-        raise ConfigError(
-            f"{place}: LLaVA's records are read from one JSON list (.json) or from parquet files; make its lines a "
-            "list, for example with `jq -s .`"
-        )
-    if place.endswith(".json"):
+    ending = place.rpartition(".")[2].lower()
+    if ending in ("json", "jsonl"):
         if options.file:
             raise ConfigError(f"--file chooses a file of a folder or dataset, but {place} is one file")
-        return _list(options, find_file(place), None)
+        file = find_file(place)
+        if ending == "jsonl" and not (file.local and is_list(Path(file.path))):
+            raise ConfigError(
+                f"{place}: LLaVA's records are read from one JSON list (.json) or from parquet files; `prepare jsonl` "
+                "reads lines of them"
+            )
+        return _list(options, file, None)
     if options.file or _is_list_set(place):
         beside = list_folder(place)
         expected = f"parquet files, or {_LIST} beside {_ZIP}"
@@ -424,8 +432,8 @@ def _is_list_set(place: str) -> bool:
     if any(mark in place for mark in "*?["):
         return False
     names = [file.name for file in list_folder(place)]
-    return any(name.endswith(".json") or name == _ZIP for name in names) and not any(
-        file.name.endswith(".parquet") for file in list_files(place, "")
+    return any(name.lower().endswith(".json") or name == _ZIP for name in names) and not any(
+        file.name.lower().endswith(".parquet") for file in list_files(place, "")
     )
 
 
@@ -448,4 +456,4 @@ def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | No
 
 
 def _is_zip(root: str | None) -> bool:
-    return root is not None and root.endswith(".zip")
+    return root is not None and root.lower().endswith(".zip")

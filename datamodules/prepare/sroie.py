@@ -22,6 +22,7 @@ from alignvlm_pl.preprocessing.imaging import load_image
 
 from ..shards.sample_formats import conversation
 from ..shards.writer import ShardWriter
+from ..storage.file_kinds import is_companion, path_text
 
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
@@ -59,7 +60,8 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
     Raises:
         DataError: If the folder holds no receipts or an annotation has another form.
     """
-    names = sorted(path.stem for path in root.glob("*.jpg") if path.with_suffix(".json").is_file())
+    found = [path for path in root.glob("*") if path.suffix == ".jpg" and not is_companion(path.name)]
+    names = sorted(path.stem for path in found if path.with_suffix(".json").is_file())
     if not names:
         raise DataError(f"{root} holds no receipts: expected NNN.jpg with NNN.json")
     notes = {name: _annotation(root / f"{name}.json") for name in names}
@@ -74,7 +76,7 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
 
 
 def _annotation(path: Path) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    note: dict[str, Any] = json.loads(path.read_bytes())
     if not isinstance(note.get("fields"), dict) or not isinstance(note.get("lines"), list):
         raise DataError(f"{path}: expected an object with `fields` and `lines`, found keys {sorted(note)}")
     return note
@@ -130,7 +132,7 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
 
 def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
     return {
-        "id": f"sroie/{name}",
+        "id": f"sroie/{path_text(name)}",
         "source": "sroie",
         "task": "line",
         "messages": conversation([("Read the line.", text)], num_images=1),

@@ -43,7 +43,7 @@ class Schema:
 
     def check_records(self, records: Iterable[Any], field: str, *, where: str) -> None:
         """Raise the DataError of `resolve` where none of the first records of the file `where` has a field."""
-        first = [record for record in islice(records, _CHECKED_RECORDS) if isinstance(record, Mapping)]
+        first = [record for record in islice(records, CHECKED_RECORDS) if isinstance(record, Mapping)]
         if first and not any(name in record for name in self.fields[field] for record in first):
             self.resolve([str(name) for name in first[0]], where=where, fields=(field,))
 
@@ -76,6 +76,11 @@ LLAVA = Schema(
     unknown="this is no known LLaVA schema",
     fields={"id": ("id",), "conversations": ("conversations",)},
 )
+LISTS = Schema(
+    kind="llava",
+    unknown="this is no known LLaVA schema",
+    fields={"conversations": ("conversations", "messages")},
+)
 VCR = Schema(
     kind="vcr",
     unknown="this is no known VCR-wiki schema",
@@ -84,11 +89,11 @@ VCR = Schema(
 LINES = Schema(
     kind="jsonl",
     unknown="these are no lines of conversations",
-    fields={"messages": ("messages",), "images": ("image", "images")},
+    fields={"messages": ("messages", "conversations"), "images": ("image", "images")},
 )
 SCHEMAS = (BIGDOCS, LLAVA, VCR, LINES)
 _NEAR = 0.5
-_CHECKED_RECORDS = 256
+CHECKED_RECORDS = 256
 
 
 def _nearest(columns: Collection[str], asked: Schema) -> str:

@@ -9,7 +9,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.utils.skipped import SkippedSamples
 
-from .sample import UNLABELLED, Sample, SampleError, check_record, last_answer
+from .sample import UNLABELLED, Sample, SampleError, check_record, references
 from .sample_formats import Adapter, RawSample, describe, read_normal
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Decoder:
             task=str(record.get("task", "vqa")),
             messages=record["messages"],
             images=opened,
-            references=list(record.get("references") or last_answer(record["messages"])),
+            references=references(record),
             lines=list(record.get("lines", [])),
             sizes=[image.size for image in opened],
             meta=dict(record.get("meta", {})),

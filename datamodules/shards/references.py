@@ -7,7 +7,7 @@ from alignvlm_pl.metrics.base import EvalSample
 
 from .manifest import load_manifest
 from .reader import is_json, read_shard
-from .sample import last_answer, last_question
+from .sample import last_question, references
 from .sample_formats import parse_record
 
 
@@ -31,13 +31,13 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
 
 def _answer(key: str, record: dict) -> EvalSample:
     turns = record["messages"]
-    references, meta = record.get("references") or last_answer(turns), record.get("meta") or {}
-    if not isinstance(references, list) or not isinstance(meta, dict):
-        raise TypeError(f"references must be a list and meta an object, found {references!r:.60}, {meta!r:.60}")
+    given, meta = record.get("references", []), record.get("meta") or {}
+    if not isinstance(given, list) or not isinstance(meta, dict):
+        raise TypeError(f"references must be a list and meta an object, found {given!r:.60}, {meta!r:.60}")
     return EvalSample(
         key=key,
         prediction="",
-        references=tuple(references),
+        references=tuple(references(record)),
         question=last_question(turns),
         meta=meta,
     )

@@ -70,6 +70,12 @@ def last_answer(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [message_text(messages[-1])] if messages[-1]["role"] == "assistant" else []
 
 
+def references(record: Mapping[str, Any]) -> list[str]:
+    """Return the references of a record, else its last answer; blank texts are none."""
+    given = record.get("references") or last_answer(record["messages"])
+    return [text for text in given if text.strip()]
+
+
 def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> None:
     """Check the JSON of one sample, and that its messages have a placeholder for each image.
 

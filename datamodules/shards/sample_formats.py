@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.text_files import decode_text
 
 from .columns import BIGDOCS
 from .sample import Message, SampleError
 
 IMAGE_PLACEHOLDER = "<|image|>"
+IMAGE_TOKEN = "<image>"
+"""Spelling of the placeholder in LLaVA's and ms-swift's files."""
 CAPTION_PROMPT = "Describe the image briefly."
 """Asked about images with a caption, unless another prompt is set; the paper states none."""
 RawSample = Mapping[str, Any]
@@ -136,7 +139,8 @@ def read_docdownstream(raw: RawSample) -> NormalSample:
     if not isinstance(messages, list) or not any(_is_plain(turn) for turn in messages):
         return _with_images(record, raw)
     files = _image_members(raw)
-    return convert_docdownstream(record, where=describe(raw)), [raw[file] for file in files], files
+    normal = convert_docdownstream(record, num_images=len(files), where=describe(raw))
+    return normal, [raw[file] for file in files], files
 
 
 FORMATS: dict[str, Adapter] = {
@@ -148,49 +152,92 @@ FORMATS: dict[str, Adapter] = {
 """Name of a format, as `--format` takes it -> its reader."""
 
 
-def read_with_reference(raw: RawSample) -> NormalSample:
-    """Read a sample as `read_docdownstream`; raise SampleError where it has no references and no last answer."""
-    record, images, files = read_docdownstream(raw)
-    messages = record.get("messages") or [{}]
-    if not record.get("references") and messages[-1].get("role") != "assistant":
-        raise SampleError(f"{describe(raw)} has no 'references' and no answer: it cannot be scored", "no_answer")
-    return record, images, files
+def image_marks(texts: Sequence[str], num_images: int, *, where: str, text_only: bool = False) -> re.Pattern[str]:
+    """Return a pattern of the spellings that stand for images in a record; another spelling is plain text.
+
+    Those whose number is that of the images do: ``<|image|>``, else ``<image>``, else both together.
+
+    Args:
+        texts: The texts of its turns but answers, in which both spellings are plain text.
+        num_images: Number of its images that no part of its turns names.
+        where: Name of the record in errors.
+        text_only: Whether the record is known to be without images, so that ``<image>`` is a word of its text.
+
+    Raises:
+        SampleError: The numbers differ (``placeholder_count``).
+    """
+    counts = {mark: sum(text.count(mark) for text in texts) for mark in (IMAGE_PLACEHOLDER, IMAGE_TOKEN)}
+    there = [mark for mark, count in counts.items() if count and not (text_only and mark == IMAGE_TOKEN)]
+    for marks in (*([mark] for mark in there), there):
+        if sum(counts[mark] for mark in marks) == num_images:
+            return re.compile("|".join(map(re.escape, marks)) or "(?!)")
+    listing = " and ".join(f"{counts[mark]} times {mark}" for mark in there) or "none"
+    total = sum(counts[mark] for mark in there)
+    raise SampleError(
+        f"{where}: {total} image placeholders in the messages but {num_images} images ({listing}); each image needs "
+        "exactly one placeholder",
+        "placeholder_count",
+    )
 
 
-def convert_docdownstream(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def names_images(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has a list of images, if an empty one."""
+    return any(record.get(name) is not None for name in ("image", "images"))
+
+
+def convert_docdownstream(
+    record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = False
+) -> dict[str, Any]:
     """Turn one DocDownstream record into the sample schema; its placeholders become image parts in order.
 
     Args:
-        record: ``messages`` with plain strings holding ``<|image|>``, ``dataset_name``, ``task_name``, and
-            optionally ``id``, ``references`` and ``lines``. A turn whose content is a list of parts is kept.
+        record: ``messages`` with plain strings holding ``<|image|>`` or ``<image>``, ``dataset_name``, ``task_name``,
+            and optionally ``id``, ``references`` and ``lines``. A turn whose content is a list of parts is kept.
+        num_images: Number of its images.
         where: Name of the record in errors.
+        marked: Whether other records of its file use ``<image>``; in a record that names no images it is else a word.
 
     Raises:
-        SampleError: No messages, or a turn without role and text.
+        SampleError: No messages, a turn without role and text, or not one placeholder for each image.
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
+    for turn in messages:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str | list):
+            raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
+    asked = [turn["content"] for turn in messages if _is_plain(turn) and turn.get("role") != "assistant"]
+    text_only = not num_images and not marked and not names_images(record)
+    mark = image_marks(asked, num_images - sum(map(_count_parts, messages)), where=where, text_only=text_only)
     turns: list[Message] = []
     index = 0
     for turn in messages:
-        if isinstance(turn, Mapping) and isinstance(turn.get("content"), list):
-            turns.append({"role": turn.get("role"), "content": turn["content"]})
-            index += sum(isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"])
-            continue
-        if not _is_plain(turn):
-            raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
-        content: list[dict[str, Any]] = []
-        for number, text in enumerate(turn["content"].split(IMAGE_PLACEHOLDER)):
-            if number:
-                content.append({"type": "image", "index": index})
-                index += 1
-            if text:
-                content.append({"type": "text", "text": text})
+        content = turn["content"]
+        if isinstance(content, str) and turn.get("role") == "assistant":
+            content = [{"type": "text", "text": content}] if content else []
+        elif isinstance(content, str):
+            content = split_marks(content, mark, index)
         turns.append({"role": turn.get("role"), "content": content})
+        index += _count_parts(turns[-1])
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
     normal |= {name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record}
     return {name: value for name, value in normal.items() if value is not None}
+
+
+def split_marks(text: str, mark: re.Pattern[str], first: int) -> list[dict[str, Any]]:
+    """Split the text of a turn at its image placeholders; the first of them gets the index `first`."""
+    content: list[dict[str, Any]] = []
+    for number, piece in enumerate(mark.split(text)):
+        if number:
+            content.append({"type": "image", "index": first + number - 1})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return content
+
+
+def _count_parts(turn: Mapping[str, Any]) -> int:
+    """Count the image parts of a turn; one of plain text has none."""
+    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"])
 
 
 def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
@@ -246,15 +293,18 @@ def _image_members(raw: RawSample) -> list[str]:
 def _members(raw: RawSample) -> str:
     """List the members of a tar sample, and say so where dots in their names have put several images under one key."""
     names = sorted(name for name in raw if not name.startswith("__"))
-    images = [name for name in names if "." in name and name.endswith(_SINGLE)]
-    cut = f"; names are cut at their first dot: {len(images)} images share the key {raw['__key__']!r}" if images else ""
+    dotted = [name for name in names if "." in name]
+    images = [name for name in dotted if name.endswith(_SINGLE)]
+    numbered = {name.partition(".")[0] for name in dotted} == {str(number) for number in range(len(images))}
+    cut = f"; names are cut at their first dot: {len(images)} images share the key {raw['__key__']!r}"
+    cut = cut if images and not (numbered and len(dotted) == len(images)) else ""
     return (", ".join(names) or "nothing") + cut
 
 
 def _text(raw: RawSample) -> str:
     """Return the caption in the `txt` member."""
     try:
-        return str(raw["txt"].decode("utf-8"))
+        return decode_text(raw["txt"])
     except UnicodeDecodeError as error:
         raise SampleError(f"{describe(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError
 
 from .fetching import Policy
+from .file_kinds import HEAD_BYTES, compression
 from .stored_files import StoredFile
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,6 @@ class StoredStream(io.RawIOBase):
                 logger.debug("%s did not close", self.file.path)
 
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = tarfile.BLOCKSIZE
 _BUFFER_BYTES = 4 << 20
 _PIECE_NUMBER = re.compile(r"\.(\d+)$")
@@ -144,8 +144,10 @@ def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) ->
 
 def _files(joined: "_Joined", wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     buffered = io.BufferedReader(joined, _BUFFER_BYTES)
-    zipped = buffered.peek(2)[:2] == _GZIP_MAGIC
-    stream = _Forward(gzip.GzipFile(fileobj=buffered, mode="rb") if zipped else buffered)
+    kind = compression(buffered.peek(HEAD_BYTES))
+    if kind not in ("", "gzip"):
+        raise DataError(f"{joined.place}: it is {kind}, expected a tar, gzipped or not: unpack it first")
+    stream = _Forward(gzip.GzipFile(fileobj=buffered, mode="rb") if kind else buffered)
     with tarfile.TarFile(fileobj=stream) as tar:  # type: ignore[arg-type]  # read, tell and seek suffice
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header in memory

@@ -10,7 +10,7 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.shards.decode import Decoder, SkipCounter
 from datamodules.shards.sample import UNLABELLED, SampleError, message_text
-from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream, read_with_reference
+from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (6, 4)) -> bytes:
@@ -152,15 +152,6 @@ def test_docdownstream_records_and_normal_form_are_both_read():
     assert kinds == [0, "Between ", 1, "these?"]
     assert (sample.source, sample.task) == ("DocVQA", "qa_sft")
     assert Decoder(adapter=read_docdownstream)(raw(normal(), _0_png=picture())).source == "receipts"
-
-
-def test_a_benchmark_sample_needs_an_answer():
-    read = read_with_reference
-    assert read(raw(normal(), _0_png=picture()))
-    unanswered = normal(messages=normal()["messages"][:1])
-    assert read(raw(unanswered | {"references": ["12.50"]}, _0_png=picture()))
-    with pytest.raises(SampleError, match="cannot be scored"):
-        read(raw(unanswered, _0_png=picture()))
 
 
 def bad(number: int, reason: str = "bad_json") -> SampleError:

@@ -278,12 +278,11 @@ def test_a_mark_that_does_not_stand_for_images_stays_text(root):
     ("command", "record", "message"),
     [
         ("jsonl", {"image": "a.png", "question": "?", "answer": "!"},
-         r"train\.jsonl: no column messages; .*found: answer, image, question\)\. Expected: messages, image or "
-         r"images\. No other kind"),
-        ("jsonl", {"id": 1, "image": "a.png", "conversations": []}, r"These are columns that `prepare llava` reads"),
-        ("docdownstream", {"id": 1, "conversations": []}, r"found: conversations, id.*`prepare llava` reads"),
-        ("llava", [{"messages": [], "image": "a.png"}],
-         r"train\.json: no column conversations; .*\(found: image, messages\).*`prepare jsonl` reads"),
+         r"train\.jsonl: no column messages or conversations; .*found: answer, image, question\)\. Expected: messages "
+         r"or conversations, image or images\. No other kind"),
+        ("docdownstream", {"id": 1, "image": "a.png"}, r"no column messages or conversations; .*found: id, image"),
+        ("llava", [{"query": "?", "image": "a.png"}],
+         r"train\.json: no column conversations or messages; .*\(found: image, query\)"),
         ("llava", [{"sample_id": 1, "query": "", "annotations": "", "image": ""}], r"`prepare bigdocs` reads"),
     ],
 )  # fmt: skip
@@ -301,5 +300,6 @@ def test_one_record_of_another_schema_is_an_invalid_record(root):
 
 
 def test_lines_of_llava_are_no_list(root):
+    write(root, line(0))
     with pytest.raises(ConfigError, match=r"train\.jsonl: LLaVA's records are read from one JSON list"):
         main(["llava", str(root / "train.jsonl"), str(root / "out")])

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 def table_names(folder: Path) -> Iterator[str]:
     """Yield the names of the release's tables."""
-    return (path.name for path in _csv_folder(folder).glob("*.csv"))
+    return (path.name for path in _csv_folder(folder).glob("[!.]*.csv"))
 
 
 def all_tables(folder: Path) -> "FactTable":
@@ -110,7 +110,7 @@ def _listed(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
     try:
         # As pairs, since a mapping would drop repeated tables.
-        tables = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
+        tables = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=list)
         pairs = [(table, entry) for table, entry in tables]
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} does not read as statements of TabFact: {error!r}") from error

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 def table_names(folder: Path) -> Iterator[str]:
     """Yield the names of the release's tables."""
-    return (f"{path.parent.name}/{path.stem}" for path in (folder / "csv").glob("*/*.csv"))
+    return (f"{path.parent.name}/{path.stem}" for path in (folder / "csv").glob("*/[!.]*.csv"))
 
 
 def all_tables(folder: Path) -> "WikiTable":
@@ -128,7 +128,7 @@ def _canonical(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
             # References of questions without canonical forms are compared as they are.
             return {
@@ -156,10 +156,10 @@ class WikiTable:
         """Read a table, for example ``203-csv/393``."""
         path = self.folder / "csv" / f"{name}.csv"
         try:
-            with path.open(encoding="utf-8", newline="") as stream:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
                 rows = list(csv.reader(stream, escapechar="\\", doublequote=False))
             page = path.with_suffix(".html")
-            markup = page.read_text("utf-8") if self.html and page.is_file() else ""
+            markup = page.read_text("utf-8-sig") if self.html and page.is_file() else ""
         except (OSError, ValueError, csv.Error) as error:
             raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
         return Table(name=name, rows=rows, markup=markup)

@@ -1,12 +1,33 @@
 """LLaVA's conversations -> turns in the sample schema."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ...shards.sample import Message, SampleError, message_text
+from ...shards.sample_formats import convert_docdownstream, image_marks, split_marks
 
-IMAGE_TOKEN = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def read_conversation(
+    record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = False
+) -> dict[str, Any]:
+    """Convert a record of a list, as LLaVA, LLaMA-Factory, ms-swift or DocDownstream write it, to the sample schema.
+
+    Args:
+        record: It has ``messages`` (`convert_docdownstream`) or ``conversations`` (`llava_turns`).
+        num_images: Number of its images.
+        where: Name of the record in errors.
+        marked: Whether other records of its file use ``<image>``.
+
+    Raises:
+        SampleError: As of these functions.
+    """
+    if "messages" in record or "conversations" not in record:
+        return convert_docdownstream(record, num_images=num_images, where=where, marked=marked)
+    turns = llava_turns(record["conversations"], num_images=num_images, where=where)
+    return convert_docdownstream({**record, "messages": turns}, num_images=num_images, where=where)
 
 
 def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Message]:
@@ -23,8 +44,6 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
     """
     if not isinstance(conversations, list) or not conversations:
         raise SampleError(f"{where}: expected a list of turns, found {conversations!r:.120}", "bad_conversation")
-    turns: list[Message] = []
-    images = 0
     for number, turn in enumerate(conversations):
         speaker = turn.get("from") if isinstance(turn, Mapping) else None
         text = turn.get("value") if isinstance(turn, Mapping) else None
@@ -33,31 +52,21 @@ def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Mess
                 f"{where}: turn {number} needs 'from' ({', '.join(_ROLES)}) and 'value' (a text), found {turn!r:.120}",
                 "bad_conversation",
             )
-        # In an answer the token is plain text.
-        content = _parts(text, images) if speaker == "human" else [{"type": "text", "text": text}]
+    asked = [turn["value"] for turn in conversations if turn["from"] == "human"]
+    mark = image_marks(asked, num_images, where=where)
+    # The line break that parts a placeholder from its text goes with it.
+    mark = re.compile(rf"\n?(?:{mark.pattern})\n?") if asked else mark
+    turns: list[Message] = []
+    images = 0
+    for turn in conversations:
+        human = turn["from"] == "human"
+        content = split_marks(turn["value"], mark, images) if human else [{"type": "text", "text": turn["value"]}]
         images += sum(part["type"] == "image" for part in content)
-        turns.append({"role": _ROLES[speaker], "content": content})
-    if images != num_images:
-        raise SampleError(f"{where}: {images} times {IMAGE_TOKEN} but {num_images} images", "placeholder_count")
+        turns.append({"role": _ROLES[turn["from"]], "content": content})
     answers = [turn["content"][0]["text"] for turn in turns if turn["role"] == "assistant"]
     if not answers or not any(text.strip() for text in answers):
         raise SampleError(f"{where}: no turn of gpt with text", "empty_answer")
     return turns
-
-
-def _parts(text: str, first: int) -> list[dict[str, Any]]:
-    """Split a turn at its image tokens; the line break that parts a token from its text goes with it."""
-    parts: list[dict[str, Any]] = []
-    pieces = text.split(IMAGE_TOKEN)
-    for number, piece in enumerate(pieces):
-        if number:
-            parts.append({"type": "image", "index": first + number - 1})
-            piece = piece.removeprefix("\n")
-        if number < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
 
 
 def check_answered(record: Mapping[str, Any], *, where: str) -> None:

@@ -13,6 +13,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import is_image_head
 
 from ...shards.sample import SampleError
+from ...shards.sample_formats import as_list
 from ...storage.file_kinds import existing_file, is_companion
 from .source import checked_image, checked_image_file
 
@@ -47,15 +48,17 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
 
 
 def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
-    """Return the paths in a record's ``image`` or ``images``.
+    """Return the paths in a record's ``image`` or ``images``; ``{path: …}`` may stand for a path.
 
     Raises:
         SampleError: It is neither a path nor a list of paths (``bad_row``).
     """
-    given = record.get("image") or record.get("images") or []
-    paths = [given] if isinstance(given, str) else given
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise SampleError(f"{where}: 'image' must be a path or a list of paths, found {given!r:.120}", "bad_row")
+    name = "images" if record.get("images") and not record.get("image") else "image"
+    given = record.get(name) or []
+    named = [one.get("path") if isinstance(one, Mapping) else one for one in as_list(given)]
+    paths = [path for path in named if isinstance(path, str)]
+    if len(paths) != len(named):
+        raise SampleError(f"{where}: {name!r} must be a path or a list of paths, found {given!r:.120}", "bad_row")
     return paths
 
 

@@ -3,19 +3,21 @@
 import contextlib
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import IO, Any, NamedTuple, TypeGuard
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.text_files import HEAD_BYTES, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
 
 
 def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, first byte and text of the lines that are not blank.
+    """Yield number, first byte and text of the lines that are not blank, without a byte order mark.
 
     Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
 
@@ -24,15 +26,20 @@ def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1
         start: Byte at which the line of number `first` begins.
         end: Byte from which on no line is read; None: the end of the file.
         first: Number of the first line.
+
+    Raises:
+        DataError: It is UTF-16 or UTF-32.
     """
     at = start
     with path.open("rb") as stream:
+        if not start:
+            require_utf8(stream.read(HEAD_BYTES), where=str(path))
         stream.seek(start)
         for number, text in enumerate(stream, start=first):
             if end is not None and at >= end:
                 return
             if text.strip():
-                yield number, at, text
+                yield number, at, text.removeprefix(BOM_UTF8)
             at += len(text)
 
 
@@ -44,7 +51,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     for number, _, line in raw_lines(path):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from error
         if text.strip():
@@ -68,6 +75,11 @@ def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+    return check_object(record, where=where)
+
+
+def check_object(record: Any, *, where: str) -> dict[str, Any]:
+    """Return a parsed record; raise SampleError where it is no object (``bad_json``)."""
     if not isinstance(record, dict):
         raise SampleError(f"{where}: expected an object, found {record!r:.60}", "bad_json")
     return record
@@ -89,6 +101,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 SLICE_RECORDS = 4096
+_HEAD = 4096
 _BLOCK_BYTES = 4 << 20
 _LARGEST_ELEMENT = 64 << 20
 _CLOSING = '}]"'
@@ -152,7 +165,7 @@ def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:
-        text = _Window(stream, path)
+        text = _Window(stream, path, begin=_text_begin(stream, path))
         text.expect("[", "it holds no JSON list")
         if text.peek() == "]":
             return
@@ -165,14 +178,32 @@ def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
                 return
 
 
+def is_list(path: Path) -> bool:
+    """Return whether a file begins as a JSON list, whatever its name ends with.
+
+    Raises:
+        DataError: It is UTF-16 or UTF-32.
+    """
+    with path.open("rb") as stream:
+        _text_begin(stream, path)
+        return stream.read(_HEAD).lstrip()[:1] == b"["
+
+
+def _text_begin(stream: IO[bytes], path: Path) -> int:
+    """Go to the first byte of a text after its byte order mark, and return it."""
+    head = stream.read(HEAD_BYTES)
+    require_utf8(head, where=str(path))
+    return stream.seek(len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0)
+
+
 class _Window:
     """Window over a file, decoded as one character per byte: JSON's syntax is ASCII, so offsets are bytes."""
 
-    def __init__(self, stream: Any, path: Path) -> None:
+    def __init__(self, stream: Any, path: Path, *, begin: int) -> None:
         self._stream = stream
         self._path = path
         self._held = ""
-        self._begin = 0  # byte of the file that `_held` begins at
+        self._begin = begin  # byte of the file that `_held` begins at
         self._at = 0  # next position in `_held`
         self._decode = json.JSONDecoder().raw_decode
 

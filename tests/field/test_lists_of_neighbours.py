@@ -1,0 +1,214 @@
+"""Lists as LLaVA, LLaMA-Factory and ms-swift write them; placeholders; byte order marks and UTF-16.
+
+Sources: LLaMA-Factory#7046, #10158, #3700, #7280 (lists); 2U1/Qwen2-VL-Finetune#128 and FSDrive#17 (placeholders);
+huggingface/datasets#8241 and pydantic-ai PR#8312 (encodings).
+"""
+
+import codecs
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from alignvlm_pl.benchmarks import get_benchmark
+from alignvlm_pl.errors import AlignVLMError
+from alignvlm_pl.scoring.files import read_predictions
+from datamodules.prepare.cc12m import main as cc12m
+from datamodules.prepare.docdownstream import main as docdownstream
+from datamodules.prepare.folder import main as folder
+from datamodules.prepare.jsonl import main as jsonl
+from datamodules.prepare.llava import main as llava
+from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.sample_formats import read_docdownstream
+
+
+def png(shade=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 5), (shade, 3, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "im").mkdir()
+    for name in "ab":
+        (tmp_path / "im" / f"{name}.png").write_bytes(png(ord(name)))
+    return tmp_path
+
+
+def run(converter, path, out, *more):
+    assert converter([str(path), str(out), "--workers", "1", *map(str, more)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    return report["written"], report["skipped"]
+
+
+def contents(out):
+    manifest = load_manifest(out)
+    found = [json.loads(raw["json"]) for raw in read_range(manifest, 0, manifest.num_samples)]
+    return [[part.get("text", part["type"]) for turn in one["messages"] for part in turn["content"]] for one in found]
+
+
+def messages(*asked):
+    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 9, asked, strict=False)]
+
+
+def conversations(*asked):
+    return [{"from": role, "value": text} for role, text in zip(["human", "gpt"] * 9, asked, strict=False)]
+
+
+FORMS = {
+    "images": {"images": ["im/a.png"], "conversations": conversations("<image>\nwhat?", "a")},
+    "a path in an object": {"images": [{"path": "im/a.png", "bytes": None}], "messages": messages("<image>what?", "a")},
+    "messages": {"images": "im/a.png", "messages": messages("<image>what?", "a")},
+    "the other placeholder": {"image": "im/a.png", "conversations": conversations("<|image|>\nwhat?", "a")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["list.json", "list.jsonl", "lines.jsonl"])
+def test_every_converter_of_lists_reads_every_form(images, form, name):
+    lines = name == "lines.jsonl"
+    (images / name).write_text(json.dumps(FORMS[form]) if lines else json.dumps([FORMS[form]] * 2))
+    for converter in [jsonl] if lines else [jsonl, llava]:
+        out = images / converter.__module__.rpartition(".")[2]
+        assert run(converter, images / name, out) == (1 if lines else 2, {})
+        assert contents(out)[0] == ["image", "what?", "a"]
+    if lines:
+        with pytest.raises(AlignVLMError, match="`prepare jsonl` reads lines of them"):
+            llava([str(images / name), str(images / "out")])
+
+
+def test_a_list_is_limited_and_started_as_lines_are(images):
+    records = [{"images": ["im/a.png"], "messages": messages(f"<image>{number}", "a")} for number in range(9)]
+    (images / "list.json").write_text(json.dumps([*records, 7]))
+    assert run(jsonl, images / "list.json", images / "out", "--start", 4, "--limit", 2) == (2, {})
+    assert sorted(found[1] for found in contents(images / "out")) == ["4", "5"]
+    assert run(jsonl, images / "list.json", images / "all") == (9, {"bad_json": 1})
+
+
+def test_absolute_paths_below_the_folder_of_images(images, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "c.png"
+    outside.write_bytes(png())
+    (images / "link").symlink_to(images / "im")
+    paths = [images / "im" / "a.png", f"file://{images}/im/b.png", outside, images / "im" / ".." / ".." / "c.png"]
+    records = [{"images": [str(path)], "messages": messages("<image>?", "a")} for path in paths]
+    (images / "lines.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for name, root in {"out": "im", "two": "link"}.items():
+        found = run(jsonl, images / "lines.jsonl", images / name, "--image-root", images / root)
+        assert found == (2, {"unsafe_path": 2})
+    problem = json.loads((images / "out" / "report.json").read_text())["problems"][0]["message"]
+    assert "is absolute; expected one below" in problem and "--image-root" in problem
+    (images / "list.json").write_text(json.dumps([FORMS["images"] | {"images": [str(paths[0])]}]))
+    assert run(llava, images / "list.json", images / "llava", "--image-root", images / "im") == (1, {})
+
+
+PLACEHOLDERS = {  # images, question, what is found
+    "none of one": (0, "{0}x", "1 image placeholders in the messages but 0 images (1 times {0})"),
+    "two of one": (1, "{0}{0}x", "2 image placeholders in the messages but 1 images (2 times {0})"),
+    "one of two": (2, "{0}x", "1 image placeholders in the messages but 2 images (1 times {0})"),
+    "none": (1, "x", "0 image placeholders in the messages but 1 images (none)"),
+    "one of one": (1, "{0}x", ["image", "x"]),
+    "text about it": (1, "<|image|>what is {0}?", ["image", "what is <image>?"]),
+}
+
+
+@pytest.mark.parametrize("case", PLACEHOLDERS)
+@pytest.mark.parametrize("mark", ["<image>", "<|image|>"])
+def test_both_spellings_are_counted_by_one_rule(images, case, mark):
+    number, question, expected = PLACEHOLDERS[case]
+    if case == "text about it" and mark != "<image>":
+        pytest.skip("the other spelling is the text")
+    question, paths = question.format(mark), ["im/a.png", "im/b.png"][:number]
+    # In an answer the mark is plain text.
+    asked = question, f"the mark {mark}"
+    (images / "lines.jsonl").write_text(json.dumps({"image": paths, "messages": messages(*asked)}))
+    (images / "list.json").write_text(json.dumps([{"image": paths, "conversations": conversations(*asked)}]))
+    (images / "train.jsonl").write_text(json.dumps({"image": paths, "messages": messages(*asked)}))
+    runs = {"jsonl": (jsonl, "lines.jsonl"), "llava": (llava, "list.json"), "doc": (docdownstream, "train.jsonl")}
+    for name, (converter, file) in runs.items():
+        if isinstance(expected, str):
+            with pytest.raises(AlignVLMError) as raised:
+                run(converter, images / file, images / name)
+            assert "placeholder_count: 1" in str(raised.value) and expected.format(mark) in str(raised.value)
+        else:
+            run(converter, images / file, images / name)
+            assert contents(images / name) == [[*expected, asked[1]]]
+
+
+def test_a_word_of_a_text_is_no_placeholder_unless_the_file_uses_it(images):
+    word = {"messages": messages("What is <image> in HTML?", "a tag")}
+    (images / "lines.jsonl").write_text(json.dumps(word))
+    assert run(jsonl, images / "lines.jsonl", images / "out") == (1, {})
+    assert contents(images / "out") == [["What is <image> in HTML?", "a tag"]]
+    lines = [word, {"image": "im/a.png", "messages": messages("<image>?", "a")}]
+    (images / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (images / "list.json").write_text(json.dumps(lines))
+    for name in ("lines.jsonl", "list.json"):
+        assert run(jsonl, images / name, images / name.partition(".")[0]) == (1, {"placeholder_count": 1})
+
+
+def test_placeholders_of_records_in_tars_and_beside_images(images):
+    record = {"image": ["a.jpg"], "messages": messages("<image>what?", "a")}
+    raw = {"__key__": "a", "__url__": "tar", "json": json.dumps(record).encode()}
+    turn, _ = read_docdownstream(raw | {"jpg": b"x"})[0]["messages"]
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
+    with pytest.raises(AlignVLMError, match="1 image placeholders in the messages but 0 images"):
+        read_docdownstream(raw)
+    for name, question in {"a": "<image>what?", "b": "<image><image>what?"}.items():
+        (images / "im" / f"{name}.json").write_text(json.dumps({"messages": messages(question, "a")}))
+    assert run(folder, images / "im", images / "out") == (1, {"placeholder_count": 1})
+    assert contents(images / "out") == [["image", "what?", "a"]]
+
+
+MARKS = {"utf-8-sig": codecs.BOM_UTF8, "utf-16": b"", "utf-16-le": b"", "utf-16-be": codecs.BOM_UTF16_BE}
+
+
+@pytest.mark.parametrize("encoding", MARKS)
+def test_encodings_of_lists_and_tables_are_read_or_named(images, encoding):
+    record = {"id": "é", "image": "im/a.png"}
+    turns = {"messages": messages("<image>é?", "a"), "conversations": conversations("<image>é?", "a")}
+    texts = {
+        jsonl: ("lines.jsonl", json.dumps(record | {"messages": turns["messages"]}, ensure_ascii=False)),
+        llava: ("list.json", json.dumps([record | {"conversations": turns["conversations"]}], ensure_ascii=False)),
+        docdownstream: ("train.jsonl", json.dumps(record | {"messages": turns["messages"]}, ensure_ascii=False)),
+    }
+    for converter, (name, text) in texts.items():
+        mark = MARKS[encoding] if encoding != "utf-8-sig" else b""
+        (images / name).write_bytes(mark + text.encode(encoding))
+        out = images / name.partition(".")[0]
+        if encoding == "utf-8-sig":
+            assert run(converter, images / name, out) == (1, {})
+            assert contents(out) == [["image", "é?", "a"]]
+        else:
+            with pytest.raises(AlignVLMError, match=rf"{name} is UTF-16, expected UTF-8; .*iconv -f UTF-16 -t UTF-8"):
+                run(converter, images / name, out)
+
+
+def test_joined_files_have_marks_within(images):
+    line = codecs.BOM_UTF8 + json.dumps({"image": "im/a.png", "messages": messages("<image>?", "a")}).encode()
+    (images / "lines.jsonl").write_bytes(b"\n".join([line] * 3))
+    assert run(jsonl, images / "lines.jsonl", images / "out") == (3, {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_of_small_texts_are_read(images, encoding):
+    (images / "im" / "a.txt").write_bytes("née".encode(encoding))
+    (images / "im" / "b.json").write_bytes(json.dumps({"question": "?", "answer": "née"}).encode(encoding))
+    assert run(folder, images / "im", images / "out") == (2, {})
+    assert {found[-1] for found in contents(images / "out")} == {"née"}
+    with tarfile.open(images / "in.tar", "w") as tar:
+        for name, data in {"a.jpg": png(), "a.txt": "née".encode(encoding)}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    run(cc12m, images / "in.tar", images / "tar")
+    assert [found[-1] for found in contents(images / "tar")] == ["née"]
+    record = {"key": "1", "prediction": "née", "references": ["née"]}
+    (images / "p.JSONL").write_bytes((json.dumps(record) + "\n").encode(encoding))
+    (images / "p.json").write_bytes(json.dumps([{"index": 1, "prediction": "née", "answer": "née"}]).encode(encoding))
+    for name in ("p.JSONL", "p.json"):
+        found = read_predictions(images / name, get_benchmark("docvqa"))
+        assert [sample.prediction for sample in found.samples] == ["née"]
