@@ -1,5 +1,6 @@
 """perf/train_step.py runs what it is meant to run, on a CPU and a tiny shape."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -7,10 +8,45 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import yaml
 
+from alignvlm_pl.cli.refusals import check_trainer
+from alignvlm_pl.errors import ConfigError
 from tests.drills.launch import run_command
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def train_step(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "perf")
+    return importlib.import_module("train_step")
+
+
+class Settings(dict):
+    """Settings of a trainer; those not given are None."""
+
+    __getattr__ = dict.get
+
+    def __missing__(self, name):
+        return None
+
+
+def test_the_strategies_of_a_gpu_are_ones_that_fit_takes(train_step):
+    for strategy in train_step.CUDA_STRATEGIES:
+        if strategy.endswith(".yaml"):
+            assert yaml.safe_load(Path(strategy).read_text("utf-8"))["strategy"]
+        else:
+            check_trainer(Settings(callbacks=[], strategy=strategy, precision="bf16-mixed"))
+    with pytest.raises(ConfigError, match="fsdp"):
+        check_trainer(Settings(callbacks=[], strategy="fsdp", precision="bf16-mixed"))
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "samples"), [("paper", 79, 1), ("paper", 139, 2), ("paper", 0, 1), ("small", 79, 4)]
+)
+def test_the_batch_follows_the_memory(train_step, model, gib, samples):
+    assert train_step.samples_of_a_step(model, gib << 30) == samples
 
 
 def forked(command: list[str], *, env: dict[str, str], **options: Any) -> CompletedProcess[str]:
@@ -34,7 +70,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_fit_and_bare_loop_are_timed(monkeypatch, capsys):
     found = measured(monkeypatch, capsys, "--tiles", "1", "--strategies", "auto")
-    found |= measured(monkeypatch, capsys, "--tiles", "2", "--strategies", "ddp")
+    found |= measured(monkeypatch, capsys, "--tiles", "2", "--strategies", "fsdp", "ddp")
+    assert list(found["failed"]) == ["2_tiles_fsdp"], "and the next case ran"
+    assert "trainer.strategy fsdp is not supported" in found["failed"]["2_tiles_fsdp"]
     for case in ("1_tiles_auto", "2_tiles_ddp"):
         assert found[f"{case}_mfu"] > 0
         assert found[f"{case}_memory_gib"] > 0.1
