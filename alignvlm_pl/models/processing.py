@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,19 +14,22 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
-from ..errors import DataError, NothingToLearnError
+from ..errors import ConfigError, DataError, NothingToLearnError
 from ..preprocessing.chat import (
     IGNORE_INDEX,
     ChatFragment,
     choose_template,
     end_of_turn_id,
+    leave_open,
     render_chat,
     tokenize_chat,
     truncate_text,
 )
+from ..preprocessing.image_source import KINDS
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise_tensor
+from .processor_options import BatchOptions, parse_options, require_loading_options
 
 IMAGE_TOKEN = "<image>"
 
@@ -72,15 +77,35 @@ class AlignVLMProcessor(ProcessorMixin):
         tokens_per_tile: int = 729,
         chat_template: str | None = None,
         spell_answers: bool = False,
-        **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, chat_template=choose_template(tokenizer, chat_template))
         self.tiling = Tiling.from_dict(tiling or {}).to_dict()
         self.tokens_per_tile = tokens_per_tile
         self.spell_answers = spell_answers
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, False)
+        tokenizer.padding_side = "left"  # as generation needs; the default of a call
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_of_turn_id = end_of_turn_id(tokenizer, self.chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "AlignVLMProcessor":
+        """Load a processor; keyword arguments are fields of it, or options of the tokenizer or the hub.
+
+        Fields that `tiling` does not name keep their saved values.
+
+        Raises:
+            ConfigError: An option is unknown.
+        """
+        own = tuple(name for name in signature(cls.__init__).parameters if name != "self")
+        if "_from_pipeline" not in kwargs:  # a pipeline passes the model's options here, too
+            require_loading_options(kwargs, own, what="processor")
+        tiling = kwargs.pop("tiling", None)
+        processor: AlignVLMProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if tiling is not None:
+            processor.tiling = Tiling.from_dict({**processor.tiling, **tiling}).to_dict()
+        if kwargs.get("padding_side") is not None:
+            processor.tokenizer.padding_side = kwargs["padding_side"]
+        return processor
 
     @property
     def pad_token_id(self) -> int:
@@ -135,7 +160,7 @@ class AlignVLMProcessor(ProcessorMixin):
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Return the number of visual tokens of images of these sizes, (width, height) in pixels."""
-        return sum(self._image_lengths(sizes))
+        return sum(self._image_lengths(sizes, self.geometry))
 
     def count_tokens(
         self,
@@ -154,15 +179,17 @@ class AlignVLMProcessor(ProcessorMixin):
         fragments = render_chat(self.tokenizer, messages, template=self.chat_template)
         return len(self._ids(fragments, sizes, max_text_length=max_text_length)[0])
 
-    def collate(self, encoded: Sequence[EncodedConversation], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
-        """Pad encoded conversations to a batch.
+    def collate(
+        self, encoded: Sequence[EncodedConversation], *, pad_left: bool = False, length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Pad encoded conversations to a batch, of `length` tokens or the longest.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W) uint8 and `tile_boxes`
             (tiles, 4) int16, normalised by the model; `num_tiles` (B,).
         """
         return {
-            **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left),
+            **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left, length=length),
             **_join_tiles(encoded),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
@@ -190,8 +217,10 @@ class AlignVLMProcessor(ProcessorMixin):
             "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row]),
         }
 
-    def _pad(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False) -> dict[str, torch.Tensor]:
-        length = max(len(ids) for ids, _ in rows)
+    def _pad(
+        self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False, length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        length = length or max(len(ids) for ids, _ in rows)
         ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
         labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
@@ -204,52 +233,121 @@ class AlignVLMProcessor(ProcessorMixin):
         found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Encode rendered prompts: text with one `<image>` per image.
 
         For conversations use `apply_chat_template`, in which content cannot contain control tokens.
 
         Args:
-            images: An image, a list of images (one per text), or a list of lists.
+            images: An image, a list of images (in the order of the `<image>` of all texts), or a list of lists. The
+                forms of an image are those of `imaging.load_image`.
             text: A string or a list of strings.
-            **kwargs: `padding_side` ("left" by default, as generation needs) and `return_tensors` ("pt").
-        """
-        texts = [text] if isinstance(text, str) else list(text)
-        groups = _image_groups(images, len(texts))
-        encoded = [self._encode_rendered(line, group) for line, group in zip(texts, groups, strict=True)]
-        return self._features(encoded, **kwargs)
+            videos: Not supported.
+            audio: Not supported.
+            **kwargs: Options of `processor_options`: `padding` (True), `padding_side` ("left", as generation needs),
+                `truncation`, `max_length`, `pad_to_multiple_of`, `return_tensors` ("pt"; "np"; None for lists),
+                `images_kwargs` with fields of the tiling; flat or in transformers' groups.
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        Raises:
+            ConfigError: An option is unknown or not supported.
+            DataError: An image cannot be read, or the numbers of images and `<image>` differ.
+        """
+        if videos is not None or audio is not None:
+            raise ConfigError("processor: videos and audio are not supported; the model takes text and images")
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(line, str) for line in texts):
+            raise ConfigError("processor: text must be a string or a list of strings, with one <image> per image")
+        options = self._options(kwargs)
+        groups = _image_groups(images, texts)
+        encoded = [
+            self._encode_fragments(_rendered_fragments(line), group, options=options)
+            for line, group in zip(texts, groups, strict=True)
+        ]
+        return self._features(encoded, options)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tools: Any = None,
+        documents: Any = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        load_audio_from_video: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Render conversations; with `tokenize`, encode them with their images.
 
         Args:
-            conversation: A list of messages, or a list of such lists. Image parts have their image under `image` (a PIL
-                image, bytes or a path).
+            conversation: A list of messages, or a list of such lists. Image parts have their image under `image`,
+                `url`, `path` or `base64`, in any form of `imaging.load_image`; OpenAI's `image_url` parts are taken.
             chat_template: Template for this call; default: the processor's.
-            **kwargs: `add_generation_prompt`, `tokenize`, `padding_side`, `return_tensors`, `return_dict` (always so).
+            tools: Not supported.
+            documents: Not supported.
+            add_generation_prompt: Append the opening of an assistant turn.
+            continue_final_message: Leave the last message open, for the model to continue.
+            return_assistant_tokens_mask: Add `assistant_masks` (B, L), 1 at tokens that training supervises.
+            tokenize: Return a batch instead of text.
+            return_dict: Return all inputs of the model, not `input_ids` alone.
+            load_audio_from_video: Not supported.
+            processor_kwargs: Options as of `__call__`.
+            **kwargs: The same, or variables that the template reads.
+
+        Raises:
+            ConfigError: An option is unknown, not supported, or in conflict with another.
+            DataError: A conversation is malformed, or an image cannot be read.
         """
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        conversations = conversation if batched else [conversation]
-        generation = bool(kwargs.pop("add_generation_prompt", False))
+        for name, value in (
+            ("tools", tools),
+            ("documents", documents),
+            ("load_audio_from_video", load_audio_from_video),
+        ):
+            if value:
+                raise ConfigError(f"apply_chat_template: {name} is not supported; put it into a message as text")
+        if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
+            raise ConfigError(
+                "apply_chat_template: continue_final_message excludes add_generation_prompt and "
+                "return_assistant_tokens_mask; choose one"
+            )
         template = choose_template(self.tokenizer, chat_template or self.chat_template)
+        variables = {name: kwargs.pop(name) for name in list(kwargs) if re.search(rf"\b{re.escape(name)}\b", template)}
+        options = self._options({**kwargs, **(processor_kwargs or {})})
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = [_plain_messages(one) for one in (conversation if batched else [conversation])]
         rendered = [
-            render_chat(self.tokenizer, messages, template=template, add_generation_prompt=generation)
+            render_chat(
+                self.tokenizer,
+                messages,
+                template=template,
+                add_generation_prompt=add_generation_prompt,
+                variables=variables,
+            )
             for messages in conversations
         ]
-        if not kwargs.pop("tokenize", False):
+        if continue_final_message:
+            rendered = [leave_open(fragments) for fragments in rendered]
+        if not tokenize:
             texts = ["".join(IMAGE_TOKEN if one.kind == "image" else one.text for one in found) for found in rendered]
             return texts if batched else texts[0]
         encoded = [
-            self._encode_fragments(fragments, _message_images(messages))
+            self._encode_fragments(fragments, _message_images(messages), options=options)
             for fragments, messages in zip(rendered, conversations, strict=True)
         ]
-        return self._features(encoded, **kwargs)
+        batch = self._features(encoded, options, masks=return_assistant_tokens_mask)
+        return batch if return_dict else batch["input_ids"]
 
     def post_process_image_text_to_text(
-        self, generated: Any, skip_special_tokens: bool = True, **kwargs: Any
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """Decode generated ids (B, L) to texts; other arguments are those of the tokenizer's `batch_decode`."""
-        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=skip_special_tokens, **kwargs)
+        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
         return [text.strip() for text in texts]
 
     @property
@@ -257,19 +355,35 @@ class AlignVLMProcessor(ProcessorMixin):
         """Keys of a batch that are inputs of the model."""
         return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
 
-    def _encode_rendered(self, text: str, images: Sequence[Any]) -> EncodedConversation:
-        fragments: list[ChatFragment] = []
-        for index, part in enumerate(text.split(IMAGE_TOKEN)):
-            fragments += [ChatFragment("image")] if index else []
-            fragments += [ChatFragment("template", part)] if part else []
-        return self._encode_fragments(fragments, images)
+    def _options(self, given: Mapping[str, Any]) -> BatchOptions:
+        return parse_options(
+            given,
+            tiling=self.geometry,
+            padding_side=self.tokenizer.padding_side,
+            longest=int(self.tokenizer.model_max_length),
+        )
 
     def _encode_fragments(
-        self, fragments: Sequence[ChatFragment], images: Sequence[Any], *, max_text_length: int | None = None
+        self,
+        fragments: Sequence[ChatFragment],
+        images: Sequence[Any],
+        *,
+        max_text_length: int | None = None,
+        options: BatchOptions | None = None,
     ) -> EncodedConversation:
-        loaded = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
-        ids, labels, truncated = self._ids(fragments, [image.size for image in loaded], max_text_length=max_text_length)
-        pixels, boxes = _cut(loaded, self.geometry)
+        loaded = [load_image(image) for image in images]
+        sizes = [image.size for image in loaded]
+        tiling = options.tiling if options else self.geometry
+        if options and options.truncation and options.max_length:
+            visual = sum(self._image_lengths(sizes, tiling))
+            max_text_length = options.max_length - visual
+            if max_text_length < 0:
+                raise ConfigError(
+                    f"processor: max_length={options.max_length} is less than the {visual} visual tokens of a sample, "
+                    "which are never cut; raise max_length, or lower images_kwargs max_tiles"
+                )
+        ids, labels, truncated = self._ids(fragments, sizes, max_text_length=max_text_length, tiling=tiling)
+        pixels, boxes = _cut(loaded, tiling)
         return EncodedConversation(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
 
     def _ids(
@@ -278,6 +392,7 @@ class AlignVLMProcessor(ProcessorMixin):
         sizes: Sequence[tuple[int, int]],
         *,
         max_text_length: int | None,
+        tiling: Tiling | None = None,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Return ids (L,), labels (L,) and whether text was cut, for images of these sizes."""
         ids, labels = tokenize_chat(
@@ -291,19 +406,51 @@ class AlignVLMProcessor(ProcessorMixin):
         )
         tokens = np.array(ids, dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[tokens == self.image_token_id] = self._image_lengths(sizes)
+        repeats[tokens == self.image_token_id] = self._image_lengths(sizes, tiling or self.geometry)
         return tokens.repeat(repeats), np.array(labels, dtype=np.int64).repeat(repeats), truncated
 
-    def _image_lengths(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        tiling = self.geometry
+    def _image_lengths(self, sizes: Sequence[tuple[int, int]], tiling: Tiling) -> list[int]:
         return [count_visual_tokens(*size, tiling, self.tokens_per_tile) for size in sizes]
 
-    def _features(self, encoded: Sequence[EncodedConversation], **kwargs: Any) -> BatchFeature:
-        batch = self.collate(encoded, pad_left=kwargs.get("padding_side", "left") == "left")
-        batch.pop("labels")
+    def _features(
+        self, encoded: Sequence[EncodedConversation], options: BatchOptions, *, masks: bool = False
+    ) -> BatchFeature:
+        lengths = [len(item.input_ids) for item in encoded]
+        lists = options.return_tensors is None
+        if options.padding == "do_not_pad" and not lists and len(set(lengths)) > 1:
+            raise ConfigError(
+                f"processor: padding=False and rows of {min(lengths)} to {max(lengths)} tokens, which make no tensor; "
+                "set padding=True, or return_tensors=None for lists"
+            )
+        batch: dict[str, Any] = {
+            **self.collate(encoded, pad_left=options.padding_side == "left", length=options.padded_length(max(lengths)))
+        }
+        labels = batch.pop("labels")
+        if masks:
+            batch["assistant_masks"] = (labels != IGNORE_INDEX).long()
         # Hugging Face users expect normalised pixel values.
         batch["pixel_values"] = normalise_tensor(batch["pixel_values"], batch.pop("tile_boxes"))
+        real = batch["attention_mask"].bool()
+        if not options.return_attention_mask:
+            del batch["attention_mask"]
+        if lists:
+            for name in {"input_ids", "attention_mask", "assistant_masks"} & batch.keys():
+                rows = zip(batch[name], real, strict=True)
+                unpadded = options.padding == "do_not_pad"
+                batch[name] = [(row[kept] if unpadded else row).tolist() for row, kept in rows]
+            batch["num_tiles"], batch["pixel_values"] = batch["num_tiles"].tolist(), list(batch["pixel_values"].numpy())
+        elif options.return_tensors == "np":
+            batch = {name: value.numpy() for name, value in batch.items()}
         return BatchFeature(batch)
+
+
+def _rendered_fragments(text: str) -> list[ChatFragment]:
+    """Return the fragments of a rendered prompt, in which `<image>` stands for an image."""
+    fragments: list[ChatFragment] = []
+    for index, part in enumerate(text.split(IMAGE_TOKEN)):
+        fragments += [ChatFragment("image")] if index else []
+        fragments += [ChatFragment("template", part)] if part else []
+    return fragments
 
 
 def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
@@ -327,24 +474,54 @@ def concatenate_filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return filled[0] if len(filled) == 1 else np.concatenate(arrays)
 
 
-def _image_groups(images: Any, count: int) -> list[list[Any]]:
+def _image_groups(images: Any, texts: Sequence[str]) -> list[list[Any]]:
+    """Return the images of each text: as grouped by the caller, or a flat list dealt out by the `<image>` of each."""
     if images is None:
-        return [[] for _ in range(count)]
+        return [[] for _ in texts]
     if not isinstance(images, (list, tuple)):
-        images = [images]
-    if count == 1 and not (images and isinstance(images[0], (list, tuple))):
-        return [list(images)]
+        images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    if not any(isinstance(group, (list, tuple)) for group in images):
+        if len(texts) == 1:
+            return [list(images)]
+        remaining, marks = iter(images), [line.count(IMAGE_TOKEN) for line in texts]
+        if sum(marks) == len(images):
+            return [[next(remaining) for _ in range(count)] for count in marks]
     groups = [list(group) if isinstance(group, (list, tuple)) else [group] for group in images]
-    if len(groups) != count:
-        raise DataError(f"{count} texts but {len(groups)} image groups; give one list of images per text")
+    if len(groups) != len(texts):
+        raise DataError(f"{len(texts)} texts but {len(groups)} image groups; give one list of images per text")
     return groups
 
 
+def _plain_messages(messages: Any) -> list[dict[str, Any]]:
+    """Return a conversation with OpenAI's `image_url` parts as image parts; the caller's is not changed."""
+    plain = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise DataError(f"a message must be a mapping with role and content, found {type(message).__name__}")
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            content = [_plain_part(part) for part in content]
+        plain.append({**message, "content": content})
+    return plain
+
+
+def _plain_part(part: Any) -> Any:
+    if not (isinstance(part, Mapping) and part.get("type") == "image_url"):
+        return part
+    given = part.get("image_url")
+    return {"type": "image", "url": given.get("url") if isinstance(given, Mapping) else given}
+
+
 def _message_images(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return what the image parts of a conversation carry, in reading order, for `load_image`."""
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    found = [part.get("image", part.get("url", part.get("path"))) for part in parts if part["type"] == "image"]
+    found = [_part_image(part) for part in parts if part["type"] == "image"]
     if any(image is None for image in found):
-        raise DataError(
-            'an image part carries no image: expected {"type": "image", "image": <PIL image, bytes or path>}'
-        )
+        raise DataError(f'an image part carries no image: expected {{"type": "image", "image": …}} with {KINDS}')
     return found
+
+
+def _part_image(part: dict[str, Any]) -> Any:
+    if part.get("base64") is not None:
+        return {"base64": part["base64"]}
+    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)

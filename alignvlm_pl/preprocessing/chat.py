@@ -6,9 +6,11 @@ cannot forge a turn or an image, and the supervised tokens are known exactly: th
 token that follows it in the template. Nothing is found by searching strings.
 """
 
+import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, count
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..errors import ConfigError, DataError, nearest
+
+_log = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 """Label of a position that is not supervised (the index that torch's cross entropy ignores)."""
@@ -33,6 +37,12 @@ TEMPLATES = {"chatml": CHATML_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
 """Templates without a system prompt, for tokenizers that have no template or one with a long prompt."""
 
 ROLES = ("system", "user", "assistant")
+
+_CLOCK = "the_clock_is_not_read"
+_NO_CLOCK = "{% set strftime_now = " + _CLOCK + " %}{{ '' }}"
+"""Hides transformers' clock: `strftime_now is defined` is false after it. The empty output keeps a line break."""
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+_CURE = f"set chat_template to one of {sorted(TEMPLATES)}, or to the template with a fixed text in its place"
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
 
@@ -53,25 +63,52 @@ class ChatFragment:
 def choose_template(tokenizer: Any, name: str | None) -> str:
     """Return the chat template of this name: a key of `TEMPLATES` or a Jinja template; None for the tokenizer's own.
 
+    A prompt depends on the configuration alone: the template is returned without the clock that transformers offers
+    (`strftime_now`). One that has a date of its own for that case, as Llama 3.2's, writes this date from now on.
+
     Raises:
-        ConfigError: If `name` is None and the tokenizer has no template, or `name` is neither a key nor a template.
+        ConfigError: If `name` is None and the tokenizer has no template, `name` is neither a key nor a template, or the
+            template cannot do without the clock, or draws random numbers.
     """
-    if name is not None:
-        if name not in TEMPLATES and "{" not in name:
-            raise ConfigError(
-                f"chat_template={name!r} is neither a Jinja template nor the name of one: {nearest(name, TEMPLATES)}"
-            )
-        return TEMPLATES.get(name, name)
-    if tokenizer.chat_template:
-        return str(tokenizer.chat_template)
+    if name is not None and name not in TEMPLATES and "{" not in name:
+        raise ConfigError(
+            f"chat_template={name!r} is neither a Jinja template nor the name of one: {nearest(name, TEMPLATES)}"
+        )
+    template = TEMPLATES.get(name, name) if name else _own_template(tokenizer)
+    if found := _RANDOM.search(template):
+        raise ConfigError(f"the chat template draws random text ({found[0]!r}), so prompts differ; {_CURE}")
+    if "strftime_now" not in template or template.startswith(_NO_CLOCK):
+        return template
+    template = _NO_CLOCK + template
+    for roles in (("user", "assistant"), ("system", "user", "assistant", "user")):
+        for generation in (False, True):
+            with suppress(DataError):  # a role or an order that this template does not know
+                messages = [{"role": role, "content": role} for role in roles]
+                render_chat(tokenizer, messages, template=template, add_generation_prompt=generation)
+    _log.warning("the chat template dates its prompts; it is used without the clock, with the date that it has itself")
+    return template
+
+
+def _own_template(tokenizer: Any) -> str:
+    """Return the tokenizer's template; of several by name, the one called `default`."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if template:
+        return str(template)
     raise ConfigError(
-        f"the tokenizer {tokenizer.name_or_path!r} has no chat template and none is configured; "
+        f"the tokenizer {tokenizer.name_or_path!r} has no (default) chat template and none is configured; "
         f"set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
     )
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], *, template: str, add_generation_prompt: bool = False
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    template: str,
+    add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[ChatFragment]:
     """Render messages to fragments, in reading order.
 
@@ -81,8 +118,10 @@ def render_chat(
             `{"type": "text", "text"}` and `{"type": "image"}` parts.
         template: Jinja chat template for messages with string content.
         add_generation_prompt: Append the opening of an assistant turn.
+        variables: Further variables of the template, hashable.
 
     Raises:
+        ConfigError: If the template reads the clock.
         DataError: If a message is malformed, or the template raises, drops or repeats content.
     """
     if not messages:
@@ -90,14 +129,24 @@ def render_chat(
     contents = [_contents(message) for message in messages]
     turns = tuple((message["role"], len(found)) for message, found in zip(messages, contents, strict=True))
     try:
-        rendered = _skeleton(tokenizer, template, turns, add_generation_prompt)
+        rendered = _skeleton(tokenizer, template, turns, add_generation_prompt, tuple((variables or {}).items()))
     except (TemplateError, TypeError) as error:  # TypeError: a template for another form of content
+        if _CLOCK in str(error):
+            raise ConfigError(
+                f"the chat template reads the clock (strftime_now), so prompts differ; {_CURE}"
+            ) from error
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template does not render a conversation of the roles {roles}: {error}; change the data or "
             "chat_template"
         ) from error
     return _split(rendered, list(chain.from_iterable(contents)))
+
+
+def leave_open(fragments: Sequence[ChatFragment]) -> list[ChatFragment]:
+    """Return the fragments up to the last content, for the model to continue it."""
+    last = max(index for index, fragment in enumerate(fragments) if fragment.kind != "template")
+    return [*fragments[:last], replace(fragments[last], ends_answer=False)]
 
 
 def tokenize_chat(
@@ -169,7 +218,13 @@ def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max
 
 
 @lru_cache(maxsize=1024)
-def _skeleton(tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool) -> str:
+def _skeleton(
+    tokenizer: Any,
+    template: str,
+    turns: tuple[tuple[str, int], ...],
+    add_generation_prompt: bool,
+    variables: tuple[tuple[str, Any], ...],
+) -> str:
     """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()
     skeleton = [
@@ -178,13 +233,19 @@ def _skeleton(tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...],
     ]
     return str(
         tokenizer.apply_chat_template(
-            skeleton, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            skeleton,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **dict(variables),
         )
     )
 
 
 def _contents(message: dict[str, Any]) -> list[ChatFragment]:
     """Return the content fragments of one message, with role and part types checked."""
+    if missing := [key for key in ("role", "content") if message.get(key) is None]:
+        raise DataError(f"a message has no {missing[0]!r}; expected role and content, found {sorted(message)[:5]}")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         # Templates write the role as control text, where an arbitrary string could open or close a turn.
@@ -192,8 +253,9 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     fragments, answer = [], role == "assistant"
     for index, part in enumerate(parts):
-        if part["type"] not in ("text", "image"):
-            raise DataError(f"content part of type {part['type']!r}; {nearest(str(part['type']), ('text', 'image'))}")
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "image"):
+            raise DataError(f"content part of type {str(kind or part)[:40]!r}; {nearest(str(kind), ('text', 'image'))}")
         text = (part.get("text") or "") if part["type"] == "text" else ""
         last = index == len(parts) - 1
         fragments.append(ChatFragment(part["type"], text, answer and part["type"] == "text", answer and last))

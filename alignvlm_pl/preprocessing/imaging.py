@@ -5,15 +5,16 @@ name.
 """
 
 import io
-import os
 import warnings
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
 from .image_metadata import essential_bytes
+from .image_source import describe_source, resolve_source
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
@@ -38,40 +39,49 @@ _ORIENTATIONS = {
 
 
 def load_image(
-    source: bytes | str | os.PathLike[str], *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: Any, *, name: str | None = None, max_pixels: int = MAX_PIXELS, timeout: float | None = None
 ) -> Image.Image:
-    """Read an image as RGB: EXIF orientation applied, transparency on white, first frame or page of several.
+    """Turn an image in any form into an upright RGB image: the one way by which images enter.
 
-    Its format is known by its content. Other metadata are not read.
+    EXIF orientation is applied, transparency is put on white, of an animation or a file of several pages the first is
+    taken. A file's format is known by its content; its other metadata are not read. Loading the result again returns it
+    unchanged.
 
     Args:
-        source: The file's bytes, or its path.
-        name: Name in error messages, e.g. shard and member; default: the path.
+        source: A file's bytes, a path, a URL, base64, a PIL image, an array or a tensor; see `image_source`.
+        name: Name in error messages, e.g. shard and member; default: the path, or the form of the source.
         max_pixels: Maximum of width times height. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million)
             applies as well.
+        timeout: Seconds to wait for the server of an http(s) URL.
 
     Raises:
-        DataError: No such file, not an image of a known format, too large, truncated or damaged.
+        DataError: The form is unknown, no such file, not an image of a known format, too large, truncated or damaged.
     """
-    if name is None:
-        name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
-    content = essential_bytes(source) if isinstance(source, bytes) else _read(source, name)
+    name = describe_source(source) if name is None else name
+    content = resolve_source(source, name, timeout=timeout)
     with warnings.catch_warnings():
         # Pillow warns about large images, which max_pixels covers, and about damaged metadata, which is unused.
         warnings.simplefilter("ignore")
-        with _open(content, name) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"{name}: image of {width}x{height} pixels, expected at most {max_pixels} in all "
-                    "(max_pixels); scale the image down or raise max_pixels"
-                )
-            if max(width, height) > MAX_SIDE:
-                raise DataError(
-                    f"{name}: image of {width}x{height} pixels, expected sides of at most {MAX_SIDE}; "
-                    "scale the image down or remove the sample"
-                )
+        if isinstance(content, Image.Image):  # the caller's: not closed
+            _check_size(content, name, max_pixels)
+            return _decode(content, name)
+        with _open(essential_bytes(content), name) as image:
+            _check_size(image, name, max_pixels)
             return _decode(image, name)
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name}: image of {width}x{height} pixels, expected at most {max_pixels} in all "
+            "(max_pixels); scale the image down or raise max_pixels"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise DataError(
+            f"{name}: image of {width}x{height} pixels, expected sides of at most {MAX_SIDE}; "
+            "scale the image down or remove the sample"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -156,14 +166,6 @@ def _stretched_tiles(image: Image.Image, plan: list[TileBox], grid: Grid, tiling
     ]
 
 
-def _read(path: str | os.PathLike[str], name: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return essential_bytes(file)
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
-
-
 @lru_cache(maxsize=1)
 def _known_formats() -> tuple[str, ...]:
     Image.init()
@@ -235,8 +237,11 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
             f"({error}); the file is truncated or damaged"
         ) from error
+    if orientation in _ORIENTATIONS:
+        rgb = rgb.transpose(_ORIENTATIONS[orientation])
+        rgb.info.clear()  # it holds the EXIF block, by which a second call would turn the image again
     # Without conversion this is the opened image itself; its pixels are loaded and stay valid after the file is closed.
-    return rgb if orientation == 1 else rgb.transpose(_ORIENTATIONS[orientation])
+    return rgb
 
 
 def _orientation(image: Image.Image) -> int:

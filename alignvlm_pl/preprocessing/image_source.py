@@ -1,0 +1,202 @@
+"""The forms in which an image is given: what is not yet a file's bytes, a PIL image or an array becomes one of these.
+
+`imaging.load_image` is the one entry; whatever the form, an image then takes the same way to pixels. Pillow and numpy
+only: tensors are recognised by their methods.
+"""
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import Request, url2pathname, urlopen
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError
+from .image_metadata import essential_bytes
+
+FETCH_SECONDS = 30
+MAX_FETCHED_BYTES = 1 << 28
+KINDS = "a path, http(s)://, file:// or data: URL, base64, bytes, a PIL image, an array or a tensor"
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
+_MAX_PATH = 4096
+_KEYS = ("bytes", "path", "url", "base64")  # an undecoded image of Hugging Face datasets has the first two
+
+
+def describe_source(source: Any) -> str:
+    """Return a short name of an image for messages, at most 120 characters."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "image bytes"
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return f"data URL {source[5:45].split(',')[0]!r} of {len(source)} characters"
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        text = os.fsdecode(text) if isinstance(text, bytes) else text
+        return text if len(text) <= 120 else f"{text[:58]}…{text[-60:]}"
+    return f"image given as {type(source).__name__}"
+
+
+def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> bytes | Image.Image:
+    """Return the bytes of an image file, or a PIL image of any mode, for an image in any form.
+
+    Args:
+        source: One of `KINDS`; also an object with `read`, or a mapping with one of `_KEYS`.
+        name: Name in error messages.
+        timeout: Seconds to wait for an http(s) server.
+
+    Raises:
+        DataError: The form is none of these, or what it names cannot be read.
+    """
+    if isinstance(source, (bytes, Image.Image)):
+        return source
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        return _from_text(path, name, timeout) if isinstance(path, str) else _read(path, name)
+    if isinstance(source, Mapping):
+        key = next((key for key in _KEYS if source.get(key) is not None), None)
+        if key is None:
+            raise DataError(
+                f"{name}: expected one of the keys {', '.join(_KEYS)}, found {', '.join(map(str, source))[:60]}"
+            )
+        given = source[key]
+        if key == "base64" and isinstance(given, str) and given[:5].lower() != "data:":
+            return decode_base64(given, "base64 image")
+        return resolve_source(given, describe_source(given), timeout=timeout)
+    if hasattr(source, "__array__"):
+        return array_to_image(source, name)
+    if hasattr(source, "read"):
+        if hasattr(source, "seek"):
+            source.seek(0)  # as Pillow does
+        return bytes(source.read())
+    raise DataError(f"{name}: expected {KINDS}")
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """Decode base64: with or without padding and line breaks, of the usual or the URL-safe alphabet.
+
+    Raises:
+        DataError: It is not base64.
+    """
+    packed = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    try:
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{name}: not base64 ({error})") from error
+
+
+def array_to_image(source: Any, name: str) -> Image.Image:
+    """Convert an array or tensor to a PIL image of mode L, RGB, RGBA or I;16.
+
+    Args:
+        source: (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; channels first if both fit, as in transformers.
+            Integers in [0, 255], uint16 in [0, 65535], booleans, or floating point in [0, 1] or whole in [0, 255].
+        name: Name in error messages.
+
+    Raises:
+        DataError: It has another shape or range.
+    """
+    if hasattr(source, "detach"):
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source  # numpy knows no bfloat16
+    values = _channels_last(np.asarray(source), name)
+    deep = values.dtype == np.uint16 and values.ndim == 2
+    return Image.fromarray(np.ascontiguousarray(values) if deep else _to_uint8(values, name))
+
+
+def _channels_last(values: np.ndarray, name: str) -> np.ndarray:
+    shape = values.shape
+    if values.size and values.ndim == 2:
+        return values
+    for channels in ((1, 3), (4,)) if values.size and values.ndim == 3 else ():
+        if shape[0] in channels or shape[-1] in channels:
+            values = values.transpose(1, 2, 0) if shape[0] in channels else values
+            return values[..., 0] if values.shape[-1] == 1 else values
+    raise DataError(
+        f"{name}: array of shape {shape}, expected one image: (height, width), (height, width, channels) or (channels, "
+        "height, width) with 1, 3 or 4 channels"
+    )
+
+
+def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise DataError(f"{name}: array of {values.dtype}, expected integers or floating point")
+    low, high = float(values.min()), float(values.max())
+    whole = np.issubdtype(values.dtype, np.integer) or (high > 1 and bool((values == np.rint(values)).all()))
+    if not (low >= 0 and high <= (255 if whole else 1)):  # NaN fails as well
+        raise DataError(
+            f"{name}: array of {values.dtype} in [{low:.4g}, {high:.4g}], expected pixels in [0, 255], or floating "
+            "point in [0, 1]; pass the image before it is normalised"
+        )
+    return np.rint(values * (1 if whole else 255)).astype(np.uint8)
+
+
+def _from_text(text: str, name: str, timeout: float | None) -> bytes:
+    """Read a path or URL, or decode base64; an existing file comes first."""
+    found = _SCHEME.match(text[:64])
+    scheme = found[1].lower() if found else ""
+    if scheme == "data":
+        return _from_data_url(text, name)
+    if len(text) > _MAX_PATH:  # no path is as long
+        return decode_base64(text, f"image given as text of {len(text)} characters")
+    if ("://" in text or scheme == "file") and not os.path.exists(text):
+        if scheme in ("http", "https"):
+            return _fetch(text, name, timeout)
+        if scheme != "file":
+            raise DataError(f"{name}: scheme {scheme!r} is not read; expected {KINDS}")
+        return _read(url2pathname(urlsplit(text).path), name)
+    try:
+        return _read(text, name)
+    except DataError:
+        try:
+            content = decode_base64(text, name)
+        except DataError:
+            content = b""
+        if not _is_image(content):
+            raise
+        return content
+
+
+def _from_data_url(text: str, name: str) -> bytes:
+    header, comma, content = text.partition(",")
+    if not comma:
+        raise DataError(f"{name}: no comma; expected data:image/png;base64,…")
+    return decode_base64(content, name) if header.lower().endswith(";base64") else unquote_to_bytes(content)
+
+
+def _is_image(content: bytes) -> bool:
+    """Return whether bytes begin as an image file."""
+    starts = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"\0\0\0\x0cjP")
+    return content.startswith(starts) or content[4:8] == b"ftyp"  # the last: AVIF
+
+
+def _read(path: str | bytes, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return essential_bytes(file)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: cannot be read ({reason}); check the path") from error
+
+
+def _fetch(url: str, name: str, timeout: float | None) -> bytes:
+    try:
+        request = Request(url, headers={"User-Agent": "alignvlm_pl"})
+        with urlopen(request, timeout=FETCH_SECONDS if timeout is None else timeout) as response:
+            content = bytes(response.read(MAX_FETCHED_BYTES + 1))
+    except (OSError, ValueError, HTTPException) as error:
+        raise DataError(f"{name}: cannot be fetched ({str(error)[:100]}); check the URL, or give a file") from error
+    if len(content) > MAX_FETCHED_BYTES:
+        raise DataError(f"{name}: more than {MAX_FETCHED_BYTES} bytes; fetch the file yourself and give its path")
+    return content
