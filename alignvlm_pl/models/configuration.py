@@ -1,12 +1,29 @@
 """`AlignVLMConfig`, the Hugging Face configuration."""
 
+from inspect import signature
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from ..errors import ConfigError, nearest
 from ..preprocessing.tiling import Tiling
+from .processor_options import require_loading_options
 
+_FIELDS_OF_TRANSFORMERS = (
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "id2label",
+    "label2id",
+    "name_or_path",
+    "num_labels",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 FEATURES = ("last_normed", "last", "penultimate")
 
 
@@ -40,6 +57,12 @@ class AlignVLMConfig(PretrainedConfig):
         vision_feature: str = "last_normed",
         **kwargs: Any,
     ) -> None:
+        if (
+            "transformers_version" not in kwargs
+        ):  # which a saved configuration has, perhaps with fields of a later release
+            known = {*PretrainedConfig().to_dict(), *_FIELDS_OF_TRANSFORMERS}
+            for name in kwargs.keys() - known:
+                raise ConfigError(f"AlignVLMConfig: unknown field {name[:60]!r}; {nearest(name, self._fields())}")
         self.vision_config = _sub_config(vision_config, "siglip_vision_model")
         self.text_config = _sub_config(text_config, "llama")
         self.connector = dict(connector or {"type": "align"})
@@ -52,6 +75,23 @@ class AlignVLMConfig(PretrainedConfig):
         # A tied head is tied inside the LLM; the outer model adds no tie.
         kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
+
+    @classmethod
+    def _fields(cls) -> tuple[str, ...]:
+        return tuple(name for name in signature(cls.__init__).parameters if name not in ("self", "kwargs"))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but for keyword arguments that nobody uses: they are refused unless asked for.
+
+        Raises:
+            ConfigError: An option is unknown.
+        """
+        if kwargs.pop("return_unused_kwargs", False):
+            return super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        require_loading_options(unused, cls._fields(), what="configuration")
+        return config
 
 
 def config_from_fields(fields: dict[str, Any], *, default: str | None = None) -> PretrainedConfig:

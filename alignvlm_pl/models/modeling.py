@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..errors import ConfigError, DataError
+from ..preprocessing.chat import IGNORE_INDEX
 from ..preprocessing.tiling import Tiling
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
@@ -22,6 +26,8 @@ from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
 """Inputs with one entry per tile; all others have one per sample."""
+_NOT_GENERATED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
+"""Settings of `generate` that cut prompts or models apart without regard to images."""
 
 
 @dataclass
@@ -33,6 +39,8 @@ class AlignVLMOutput(ModelOutput):
         logits: (B, L or logits_to_keep, V); None if labels were given, since the head then runs on supervised positions
             only.
         past_key_values: Cache of the LLM.
+        hidden_states: Of the LLM, if `output_hidden_states` was set.
+        attentions: Of the LLM, if `output_attentions` was set.
         readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if given.
         loss_sum: Sum of the cross entropy over supervised positions.
         num_supervised: Number of supervised positions.
@@ -43,6 +51,8 @@ class AlignVLMOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     readout_log_probs: Tensor | None = None
     loss_sum: Tensor | None = None
     num_supervised: Tensor | None = None
@@ -89,6 +99,22 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Return the embedding table (V, D); another V is refused.
+
+        Raises:
+            ConfigError: Another size is asked for.
+        """
+        rows = self.config.text_config.vocab_size
+        if new_num_tokens not in (None, rows) or (pad_to_multiple_of or 1) > 1:
+            raise ConfigError(
+                f"resize_token_embeddings({new_num_tokens}): the connector and the placeholder's id are bound to the "
+                f"{rows} rows of the vocabulary; resize the LLM before it becomes a part of the model (llm.pretrained)"
+            )
+        return self.get_input_embeddings()
+
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return the connector's input (tiles, tokens, d) for normalised pixel values (tiles, 3, H, W).
 
@@ -131,13 +157,14 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         tile_boxes: Tensor | None = None,
         positions: Tensor | None = None,
+        visual_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the LLM's input embeddings (B, L, D) with the visual tokens, and log P_vocab of `columns` or None.
 
         A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
         parameters have (zero) gradients, as DDP and FSDP require. `positions` are those of `sequences.splice`.
         """
-        mask = input_ids == self.config.image_token_id
+        mask = input_ids == self.config.image_token_id if visual_mask is None else visual_mask
         table = self.get_input_embeddings()
         # The placeholder's id may lie outside the table; its embedding is replaced below.
         embeds = table(input_ids.masked_fill(mask, 0))
@@ -151,6 +178,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         log_probs = None if output.log_probs is None else output.log_probs[tiles]
         return splice(embeds, mask, output.embeds[tiles], num_tiles, positions=positions), log_probs
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -168,6 +196,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_documents: int | None = None,
         document_bounds: Tensor | None = None,
         longest_document: int | None = None,
+        visual_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int | Tensor = 0,
         readout_columns: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
@@ -183,7 +213,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: (tiles, 3, H, W) of all samples in order: floating point in [-1, 1], or uint8.
             num_tiles: (B,) tiles of each row; checked against the placeholders.
             tile_boxes: (tiles, 4) boxes of the image within uint8 tiles, see `pixels.normalise_tensor`.
-            labels: (B, L), `IGNORE_INDEX` where not supervised; shifted inside the model.
+            labels: (B, L), `IGNORE_INDEX` where not supervised; shifted inside the model. Placeholders are never
+                supervised.
             segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding.
                 Replaces `attention_mask` and `position_ids`.
             visual_positions: (visual tokens,) indices of the placeholders, see `preprocessing.batch`. This and the next
@@ -192,15 +223,22 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_documents: Documents of the packed rows.
             document_bounds: (documents + 1,) where the documents of packed rows begin.
             longest_document: Tokens of the longest document.
+            visual_mask: (B, L) bool, true at visual positions; None: where `input_ids` has the placeholder's id.
+            num_items_in_batch: Supervised positions of all micro batches of a step, by which the loss is divided, not
+                by those of this one; transformers' Trainer passes it.
             logits_to_keep: As in transformers: the last n positions only, 0 for all.
             readout_columns: Token ids whose log P_vocab to return; plain numbers are checked without the device.
-            **kwargs: Passed to the LLM's decoder.
+            **kwargs: Arguments of the LLM's decoder.
 
         Raises:
+            TypeError: If neither the model nor the decoder has an argument of this name.
             DataError: If the numbers of placeholders, tiles and visual tokens do not match, uint8 tiles have no
                 `tile_boxes`, or packed rows are given with a cache.
             ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
+        decoder: PreTrainedModel = self.language_model.get_decoder()
+        if unknown := kwargs.keys() - _decoder_arguments(decoder.__class__):
+            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
         readout = None
         if inputs_embeds is None:
             if input_ids is None:
@@ -212,8 +250,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 readout_columns,
                 tile_boxes=tile_boxes,
                 positions=visual_positions,
+                visual_mask=visual_mask,
             )
-        decoder = self.language_model.get_decoder()
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
             if past_key_values is not None or position_ids is not None:
@@ -223,8 +261,14 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
-        cache = outputs.past_key_values
+        passed = {
+            "past_key_values": outputs.past_key_values,
+            "hidden_states": getattr(outputs, "hidden_states", None),
+            "attentions": getattr(outputs, "attentions", None),
+            "readout_log_probs": readout,
+        }
         if labels is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
             loss = supervised_cross_entropy(
                 hidden,
                 labels,
@@ -235,24 +279,92 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 backend=self.loss_backend,
             )
             return AlignVLMOutput(
-                loss=loss.total / loss.supervised.clamp(min=1),
-                past_key_values=cache,
-                readout_log_probs=readout,
+                loss=loss.total / (loss.supervised.clamp(min=1) if num_items_in_batch is None else num_items_in_batch),
+                **passed,
                 loss_sum=loss.total,
                 num_supervised=loss.supervised,
                 document_loss_sums=loss.document_sums,
                 document_supervised=loss.document_supervised,
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return AlignVLMOutput(logits=head(hidden[:, kept]), past_key_values=cache, readout_log_probs=readout)
+        return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
+
+        Meanwhile these positions have the id of padding: settings such as `prompt_lookup_num_tokens` and
+        `encoder_repetition_penalty` look ids up in the logits, outside of which the placeholder's may lie.
+
+        Raises:
+            ConfigError: A setting is not supported.
+        """
+        settings = kwargs.get("generation_config", args[0] if args else None)
+        for name in _NOT_GENERATED:
+            if kwargs.get(name, getattr(settings, name, None)):
+                raise ConfigError(f"generate: {name} is not supported by this model; leave it out")
+        prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if prompt is None or kwargs.get("visual_mask") is not None:
+            return super().generate(prompt, *args, **kwargs)
+        mask = prompt == self.config.image_token_id
+        if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
+            kwargs["attention_mask"] = self._real_tokens(prompt, settings)
+        output = super().generate(prompt.masked_fill(mask, self._filler()), *args, visual_mask=mask, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        repeated = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
+        sequences[:, : mask.shape[1]].masked_fill_(repeated, self.config.image_token_id)
+        return output
+
+    def _filler(self) -> int:
+        """Return an id of the vocabulary that is never generated: of padding, or else the first."""
+        pad = self.generation_config.pad_token_id
+        return pad if isinstance(pad, int) and 0 <= pad < self.config.text_config.vocab_size else 0
+
+    def _real_tokens(self, prompt: Tensor, settings: Any) -> Tensor:
+        """Return the attention mask (B, L) of a prompt that came without: padding is told by its id, if it has one."""
+        settings = settings or self.generation_config
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        pad = settings.pad_token_id
+        return torch.ones_like(prompt) if pad is None or pad in ends else prompt.ne(pad).to(prompt.dtype)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Return the inputs of one decoding step; images are passed with the prompt only."""
+        """Return the inputs of one decoding step; images are passed with the part of the prompt that holds them.
+
+        Raises:
+            DataError: A prompt goes on from a cache, and the tiles are neither those of all images nor of the new ones.
+        """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            inputs |= dict.fromkeys((*_BY_TILE, "num_tiles"))
-        return inputs
+        mask = kwargs.get("visual_mask")
+        if inputs.get("input_ids") is None or mask is None:
+            return inputs
+        start = input_ids.shape[1] - inputs["input_ids"].shape[1]  # as many are in the cache
+        images = {name: kwargs.get(name) for name in (*_BY_TILE, "num_tiles")}
+        if start >= mask.shape[1]:
+            return inputs | dict.fromkeys((*images, "visual_mask"))
+        if start:
+            images = self._new_images(images, mask, start)
+        generated = mask.new_zeros((len(mask), input_ids.shape[1] - mask.shape[1]))
+        return inputs | images | {"visual_mask": torch.cat([mask, generated], dim=1)[:, start:]}
+
+    def _new_images(self, images: dict[str, Any], mask: Tensor, start: int) -> dict[str, Any]:
+        """Return the images whose placeholders are at `start` or behind, where the cache ends."""
+        size, pixels = self.config.tokens_per_tile, images["pixel_values"]
+        old, new = (part.sum(dim=1) // size for part in (mask[:, :start], mask[:, start:]))
+        if not bool(new.any()):
+            return dict.fromkeys(images)
+        found, counts = 0 if pixels is None else len(pixels), (int(old.sum()), int(new.sum()))
+        if found not in (sum(counts), counts[1]):
+            raise DataError(
+                f"the prompt continues a cache with {counts[0]} tiles in it and has {counts[1]} new ones, but "
+                f"pixel_values has {found}; pass the tiles of all images of the conversation, or of the new ones"
+            )
+        if found == counts[1]:
+            return {**images, "num_tiles": new}
+        rows = zip(old.tolist(), (old + new).tolist(), strict=True)
+        kept = torch.cat([torch.arange(total) >= before for before, total in rows])
+        by_tile = {
+            name: None if images[name] is None else images[name][kept.to(images[name].device)] for name in _BY_TILE
+        }
+        return {**by_tile, "num_tiles": new}
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group, for beam search and several return sequences."""
@@ -269,6 +381,13 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 values = torch.cat([group for group in groups for _ in range(expand_size)])
             inputs[name] = values
         return input_ids, inputs
+
+
+@lru_cache(maxsize=64)
+def _decoder_arguments(decoder: type[PreTrainedModel]) -> frozenset[str]:
+    """Return the names of the arguments of a decoder's forward, those of all attentions included."""
+    own = signature(decoder.forward).parameters
+    return frozenset(own) | frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
 
 
 def connector_from_config(config: AlignVLMConfig) -> nn.Module:

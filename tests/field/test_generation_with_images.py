@@ -1,0 +1,131 @@
+"""Generation looks ids up in the logits, and continues a cache: both with images in the prompt.
+
+LLaVA#836, openvino.genai#4405, transformers#34304: the placeholder's id lies outside of the logits, and modes that
+index them by the prompt's ids end in an IndexError. nanoVLM PR#69, transformers PR#30962: an image in the second turn
+on a kept cache.
+"""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from alignvlm_pl.errors import ConfigError, DataError
+from tests.parity.tiny_pages import batch_of, inputs_of, make, picture, tiles_of
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": []}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def prompt(parts):
+    return inputs_of(batch_of(parts[0], [0], generation=True))
+
+
+@pytest.fixture(scope="module")
+def prompts(parts):
+    return inputs_of(batch_of(parts[0], [0, 1, 2], generation=True))
+
+
+def test_speculative_modes_generate_what_greedy_decoding_does(parts, prompt):
+    processor, model = parts
+    assert processor.image_token_id >= model.config.text_config.vocab_size  # outside of the logits
+    expected = model.generate(**prompt, **GREEDY).tolist()
+    assert model.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=3).tolist() == expected
+    assert model.generate(**prompt, **GREEDY, assistant_model=model).tolist() == expected
+
+
+# Whatever looks the prompt's ids up; some of them in older releases of transformers only.
+MODES = [
+    {"encoder_repetition_penalty": 1.3},
+    {"encoder_no_repeat_ngram_size": 2},
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 3},
+    {"guidance_scale": 1.5},
+    {"num_beams": 2, "repetition_penalty": 1.3, "num_return_sequences": 2},
+    {"use_cache": False, "encoder_repetition_penalty": 1.3},
+    {"watermarking_config": {"greenlist_ratio": 0.2, "bias": 2.0}},
+    {"return_dict_in_generate": True, "output_scores": True, "encoder_repetition_penalty": 1.3},
+    {"cache_implementation": "static", "encoder_repetition_penalty": 1.3},
+]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_modes_that_look_ids_up_in_the_logits(parts, prompts, mode):
+    found = parts[1].generate(**prompts, **GREEDY, **mode)
+    found = found if isinstance(found, torch.Tensor) else found.sequences
+    length, copies = prompts["input_ids"].shape[1], mode.get("num_return_sequences", 1)
+    assert torch.equal(found[:, :length], prompts["input_ids"].repeat_interleave(copies, dim=0))
+    assert found.shape == (3 * copies, length + 8)
+    assert int(found[:, length:].max()) < parts[1].config.text_config.vocab_size
+
+
+def test_a_penalty_on_the_prompt_has_its_effect(parts, prompt):
+    model = parts[1]
+    plain = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 1}, encoder_repetition_penalty=1e-6)
+    seen = set(prompt["input_ids"][0].tolist())
+    assert int(plain[0, -1]) not in seen  # below 1: what the prompt holds is avoided
+
+
+def test_a_prompt_without_a_mask_sees_its_images(parts, prompt):
+    model = parts[1]
+    given = {name: value for name, value in prompt.items() if name != "attention_mask"}
+    assert model.generate(**given, **GREEDY).tolist() == model.generate(**prompt, **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("name", ["assistant_early_exit", "prefill_chunk_size", "token_healing"])
+def test_modes_that_cut_a_prompt_are_refused_by_name(parts, prompt, name):
+    with pytest.raises(ConfigError, match=f"generate: {name} is not supported"):
+        parts[1].generate(**prompt, **GREEDY, **{name: 1})
+
+
+def second_turn(parts, batch, sequences, sizes, *, only_new):
+    """The batch of a conversation that continues with an image of one tile in each row."""
+    processor, _ = parts
+    rows = []
+    for row, size in enumerate(sizes):
+        new = processor(images=picture(*size, row + 9), text="<|im_end|>\n<image>and here?")
+        rows.append((new["input_ids"], new["pixel_values"]))
+    ids = torch.cat([sequences, torch.cat([ids for ids, _ in rows])], dim=1)
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(ids[:, batch["attention_mask"].shape[1] :])], dim=1)
+    old = torch.split(tiles_of(batch), batch["num_tiles"].tolist())
+    tiles = [new if only_new else torch.cat([before, new]) for before, (_, new) in zip(old, rows, strict=True)]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": torch.cat(tiles),
+        "num_tiles": torch.tensor([len(one) for one in tiles]),
+    }
+
+
+@pytest.mark.parametrize("only_new", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_second_turn_with_a_new_image_on_a_kept_cache(parts, prompt, prompts, only_new, several):
+    model = parts[1]
+    batch, sizes = (prompts, [(50, 50), (40, 56), (56, 30)]) if several else (prompt, [(50, 50)])
+    first = model.generate(
+        **batch, **GREEDY, past_key_values=DynamicCache(config=model.config.text_config), return_dict_in_generate=True
+    )
+    whole = second_turn(parts, batch, first.sequences, sizes, only_new=False)
+    expected = model.generate(**whole, **GREEDY)
+    given = second_turn(parts, batch, first.sequences, sizes, only_new=only_new)
+    found = model.generate(**given, **GREEDY, past_key_values=first.past_key_values)
+    assert found.tolist() == expected.tolist()
+    other = second_turn(parts, batch, first.sequences, [(56, 56)] * len(sizes), only_new=False)
+    assert model.generate(**other, **GREEDY).tolist() != expected.tolist()  # the new image matters
+
+
+def test_tiles_that_are_neither_all_nor_the_new_ones_are_named(parts, prompt):
+    model = parts[1]
+    first = model.generate(
+        **prompt, **GREEDY, past_key_values=DynamicCache(config=model.config.text_config), return_dict_in_generate=True
+    )
+    given = second_turn(parts, prompt, first.sequences, [(50, 50)], only_new=False)
+    tiles = len(prompt["pixel_values"])
+    given["pixel_values"] = torch.cat([given["pixel_values"]] * 2)
+    with pytest.raises(DataError, match=rf"a cache with {tiles} tiles in it and has 1 new ones, but pixel_values has"):
+        model.generate(**given, **GREEDY, past_key_values=first.past_key_values)

@@ -1,0 +1,97 @@
+"""The model honours what Hugging Face's examples hand it, or refuses it in words.
+
+transformers PR#30962 and LLaVA-NeXT#169 (arguments that are taken and ignored); `labels=input_ids`, as in the
+examples of language models, and `resize_token_embeddings`.
+"""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.models import AlignVLMConfig
+from tests.parity.tiny_pages import batch_of, inputs_of, make
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_the_prompt_as_labels_supervises_its_text_alone(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0]))
+    visual = batch["input_ids"] == processor.image_token_id
+    masked = batch["input_ids"].masked_fill(visual, -100)
+    found, expected = (model(**batch, labels=labels) for labels in (batch["input_ids"], masked))
+    assert torch.equal(found.loss, expected.loss)
+    assert float(found.num_supervised) == int((~visual).sum()) - 1
+    assert found.loss.isfinite()
+
+
+@pytest.mark.parametrize("size", [{"new_num_tokens": 300}, {"new_num_tokens": 3}, {"pad_to_multiple_of": 64}], ids=str)
+def test_another_vocabulary_is_refused_and_nothing_changed(parts, size):
+    _, model = parts
+    with pytest.raises(
+        ConfigError, match=r"resize_token_embeddings\(.*bound to the 259 rows of the vocabulary; resize"
+    ):
+        model.resize_token_embeddings(**size)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert model.resize_token_embeddings(259).weight.shape[0] == model.get_output_embeddings().weight.shape[0] == 259
+
+
+def test_arguments_of_forward(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1]))
+    with torch.no_grad():
+        plain = model(**batch)
+        for name in ("bogus", "image_sizes", "shift_labels", "output_hidden_state"):
+            with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+                model(**batch, **{name: 1})
+        found = model(**batch, output_hidden_states=True, use_cache=False)
+        assert len(found.hidden_states) == model.config.text_config.num_hidden_layers + 1
+        assert found.past_key_values is None
+        values = model(**batch, return_dict=False)
+        assert isinstance(values, tuple)
+        assert torch.equal(values[0], plain.logits)
+        mean = model(**batch, labels=batch["input_ids"])
+        shared = model(**batch, labels=batch["input_ids"], num_items_in_batch=torch.tensor(40))
+        torch.testing.assert_close(shared.loss * 40, mean.loss * mean.num_supervised)
+
+
+def test_hidden_states_and_attentions_of_generation(folder, parts):
+    batch = inputs_of(batch_of(parts[0], [0], generation=True))
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    options = {"max_new_tokens": 2, "return_dict_in_generate": True, "output_hidden_states": True}
+    found = model.generate(**batch, **options, output_attentions=True, do_sample=False)
+    length = batch["input_ids"].shape[1]
+    assert [step[0].shape[1] for step in found.hidden_states] == [length, 1]
+    assert found.attentions[0][0].shape[-2:] == (length, length)
+
+
+def test_arguments_of_the_configuration(folder):
+    for name in ("token_per_tile", "bogus"):
+        with pytest.raises(ConfigError, match=f"unknown field '{name}'"):
+            AlignVLMConfig(**{name: 5})
+        with pytest.raises(ConfigError, match=f"configuration.from_pretrained: unknown option '{name}'"):
+            AutoConfig.from_pretrained(folder, **{name: 5})
+        with pytest.raises(TypeError, match=name):
+            AutoModelForImageTextToText.from_pretrained(folder, **{name: 5})
+    with pytest.raises(ConfigError, match="did you mean 'tokens_per_tile'"):
+        AlignVLMConfig(token_per_tile=5)
+    config = AutoConfig.from_pretrained(folder, tokens_per_tile=5, dtype="bfloat16", attn_implementation="eager")
+    assert config.tokens_per_tile == 5
+    assert str(config.dtype).endswith("bfloat16")
+    assert AutoConfig.from_pretrained(folder, return_unused_kwargs=True, bogus=5)[1] == {"bogus": 5}
+    saved = config.to_dict()
+    assert AlignVLMConfig(**saved).to_dict() == saved
+    assert AlignVLMConfig(**saved, of_a_later_release=1).of_a_later_release == 1
+    AutoTokenizer.from_pretrained(folder, padding_side="right", use_fast=True)
