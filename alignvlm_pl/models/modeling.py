@@ -289,7 +289,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
 
         Meanwhile these positions have the id of padding: settings such as `prompt_lookup_num_tokens` and
@@ -320,7 +320,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return pad if isinstance(pad, int) and 0 <= pad < self.config.text_config.vocab_size else 0
 
     def _real_tokens(self, prompt: Tensor, settings: Any) -> Tensor:
-        """Return the attention mask (B, L) of a prompt that came without: padding is told by its id, if it has one."""
+        """Return the attention mask (B, L) of a prompt that came without one: 0 at the id of padding."""
         settings = settings or self.generation_config
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         pad = settings.pad_token_id
@@ -330,7 +330,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the inputs of one decoding step; images are passed with the part of the prompt that holds them.
 
         Raises:
-            DataError: A prompt goes on from a cache, and the tiles are neither those of all images nor of the new ones.
+            DataError: A prompt continues a cache, and the tiles are neither those of all images nor of the new ones.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         mask = kwargs.get("visual_mask")

@@ -97,8 +97,8 @@ def _own_template(tokenizer: Any) -> str:
     if template:
         return str(template)
     raise ConfigError(
-        f"the tokenizer {tokenizer.name_or_path!r} has no (default) chat template and none is configured; "
-        f"set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
+        f"the tokenizer {tokenizer.name_or_path!r} has no chat template (of several, none called default) and none is "
+        f"configured; set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
     )
 
 
