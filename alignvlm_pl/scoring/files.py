@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ def _xlsx_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, Row]]:
     except ImportError as error:
         raise ConfigError(f"{path}: xlsx files need openpyxl: pip install 'alignvlm_pl[benchmarks]'") from error
     try:
-        sheets = load_workbook(path, read_only=True, data_only=True).worksheets
+        # From memory: openpyxl keeps the file of a table that is read row by row open.
+        sheets = load_workbook(BytesIO(path.read_bytes()), read_only=True, data_only=True).worksheets
         tables = [_below_header(sheet.iter_rows(values_only=True)) for sheet in sheets]
         first, header, rows = next((table for table in tables if "prediction" in table[1]), tables[0])
     except (zipfile.BadZipFile, KeyError, IndexError) as error:
