@@ -30,9 +30,11 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id")
     try:
-        model, info = loader.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        # Lightning builds within the context of its GPU, onto which transformers would load with the package accelerate.
+        with torch.device("cpu"):
+            model, info = loader.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -18,7 +18,7 @@ from alignvlm_pl.models.build import (
     load_weights,
     resolve,
 )
-from alignvlm_pl.models.loading import choose_attention
+from alignvlm_pl.models.loading import choose_attention, load_pretrained
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
 from alignvlm_pl.models.vision import build_vision_tower, encode_tiles, token_grid
 
@@ -263,3 +263,13 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     model = build_model(spec, build_processor(spec))
     with pytest.raises(ConfigError, match="'mlp' has no P_vocab"):
         model.read(torch.zeros(1, 3, 56, 56), torch.tensor([1]))
+
+
+def test_pretrained_parts_load_within_the_context_of_a_device_and_without_accelerate(saved, monkeypatch):
+    """As Lightning builds a model on a GPU."""
+    folder, spec = saved
+    monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: False)
+    with torch.device("cpu", 0):
+        model, missing = load_pretrained(AutoModelForCausalLM, folder / "llm", what="LLM")
+    assert not missing
+    assert {p.device for p in model.parameters()} == {torch.device("cpu")}
