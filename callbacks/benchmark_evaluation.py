@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
-from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.models.connectors import connector_class
@@ -64,7 +64,7 @@ class BenchmarkEvaluation(pl.Callback):
         judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
 
     Raises:
-        ConfigError: There is no such metric or judge.
+        ConfigError: There is no such metric or judge, or a number is out of range.
 
     Attributes:
         results: Dataset to `num` and metrics of the last evaluation, as fractions of 1; on all ranks.
@@ -84,6 +84,13 @@ class BenchmarkEvaluation(pl.Callback):
         self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
         for metric in self.metrics:
             get_metric(metric)
+        optional = {"every_n_steps": every_n_steps, "subset": subset}
+        for name, value in {**optional, "max_new_tokens": max_new_tokens}.items():
+            if value is not None and value < 1:
+                end = ", or null" if name in optional else ""
+                raise ConfigError(f"benchmark.{name}={value}: expected at least 1{end}")
+        if page_images < 0:
+            raise ConfigError(f"benchmark.page_images={page_images}: expected at least 0")
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps
         self.at_stage_end = at_stage_end
@@ -102,10 +109,12 @@ class BenchmarkEvaluation(pl.Callback):
         """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals.
 
         Raises:
-            ConfigError: `validate`, `test` or `predict` has nothing to evaluate.
+            ConfigError: `validate`, `test` or `predict` has nothing to evaluate; `readout_sets` has an unknown name.
         """
         assert isinstance(pl_module, AlignVLMModule)
         self._names, self._journals = [], {}
+        if _serves_benchmarks(trainer):
+            self.check_readout_sets(_data(trainer).benchmarks)
         if stage == "fit":
             self._set_interval(trainer)
             return  # `on_fit_start` knows the stage's objective
@@ -123,6 +132,15 @@ class BenchmarkEvaluation(pl.Callback):
         for journal in self._journals.values():
             journal.open(trainer.global_rank)  # after the broadcast: rank 0 has read all files
         self._serve(trainer, predicted=predicted)
+
+    def check_readout_sets(self, benchmarks: Mapping[str, Any]) -> None:
+        """Raise a ConfigError for a name in `readout_sets` that is none of the benchmarks, where there are any."""
+        for name in self.readout_sets if benchmarks else ():
+            if name not in benchmarks:
+                raise ConfigError(
+                    f"benchmark.readout_sets names '{name}', which is not in data.init_args.benchmarks; "
+                    f"{nearest(name, benchmarks)}"
+                )
 
     def _require_work(self, trainer: pl.Trainer) -> None:
         """Raise a ConfigError where `validate`, `test` or `predict` has nothing to evaluate."""

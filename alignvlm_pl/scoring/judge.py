@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from alignvlm_pl.benchmarks import Benchmark
+from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.mmvet import Judge, judged_score
 from alignvlm_pl.utils.class_paths import import_path
@@ -25,6 +26,8 @@ def load_judge(name: str) -> Judge:
         ConfigError: There is no such module or function.
     """
     judge: Judge = import_path(name.replace(":", ".", 1), setting="judge, expected module:function")
+    if not callable(judge):
+        raise ConfigError(f"judge={name!r} is no function but {type(judge).__name__}; expected module:function")
     return judge
 
 
