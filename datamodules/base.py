@@ -5,7 +5,8 @@ Three kinds of datasets: `train` (endless, shuffled, concatenated), `val` (loss,
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from alignvlm_pl.errors import ConfigError, DataError, nearest
+from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 
 from .loading.benchmark_dataset import BenchmarkDataset, BenchmarkSource
 from .loading.collate import Batch, Collator, Processor
@@ -159,6 +160,21 @@ class WebDataModule(pl.LightningDataModule):
         if training:
             self._check_sources([self._manifest(folder) for folder in training])
             self.steps_per_epoch()
+
+    def missing(self) -> list[str]:
+        """Return what keeps `fit` from reading the datasets, one message for each; reads the manifests alone."""
+        sources = [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
+        folders = [*sources, *self.val.values(), *(source.folder for source in self.benchmarks.values())]
+        names = {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks)
+        reads: list[Callable[[], object]] = [partial(self._manifest, folder) for folder in folders]
+        reads += [partial(self.benchmark_dataset, name) for name in sorted(names)]
+        found: dict[str, None] = {}
+        for read in reads:
+            try:
+                read()
+            except AlignVLMError as error:
+                found[str(error)] = None
+        return list(found)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the training workers."""

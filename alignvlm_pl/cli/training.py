@@ -44,6 +44,11 @@ def _fit(options: list[str]) -> int:
         return _print_configs(planned)
     from callbacks.preemption import Preempted
 
+    from .lookahead import check_stages
+
+    left = [run for run in planned if run.folder is None or not _finished(run.folder)]
+    if len(left) > 1:
+        check_stages(left)
     try:
         for run in planned:
             if run.folder is not None and _finished(run.folder):

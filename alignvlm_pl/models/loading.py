@@ -30,7 +30,7 @@ def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreT
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id")
     try:
-        # Lightning builds within the context of its GPU, onto which transformers would load with the package accelerate.
+        # Lightning builds in the context of its GPU, onto which transformers would load, with the package accelerate.
         with torch.device("cpu"):
             model, info = loader.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

@@ -1,4 +1,7 @@
-"""A run must not train for hours and then fail on a name: OpenADMET/openadmet-models#327, Lightning-AI/pytorch-lightning#524."""
+"""A run must not train for hours and then fail on a name.
+
+Sources: OpenADMET/openadmet-models#327, Lightning-AI/pytorch-lightning#524.
+"""
 
 import pytest
 
@@ -26,6 +29,6 @@ def test_options_of_benchmarks(options, message):
 
 def test_names_of_datasets():
     callback = BenchmarkEvaluation(readout_sets=["linez"])
-    with pytest.raises(ConfigError, match="readout_sets names 'linez', which is not in data.*did you mean 'lines'"):
+    with pytest.raises(ConfigError, match=r"readout_sets names 'linez', which is not in data.*; did you mean 'lines'"):
         callback.check_readout_sets({"lines": "a", "forms": "b"})
     callback.check_readout_sets({})  # a stage that evaluates nothing

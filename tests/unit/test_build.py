@@ -267,7 +267,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
 
 def test_pretrained_parts_load_within_the_context_of_a_device_and_without_accelerate(saved, monkeypatch):
     """As Lightning builds a model on a GPU."""
-    folder, spec = saved
+    folder, _ = saved
     monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: False)
     with torch.device("cpu", 0):
         model, missing = load_pretrained(AutoModelForCausalLM, folder / "llm", what="LLM")

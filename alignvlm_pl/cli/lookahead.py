@@ -1,0 +1,115 @@
+"""All stages of a recipe are checked before the first begins: what the last one lacks is said at once."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+from ..errors import AlignVLMError, ConfigError
+from ..strategies.fsdp import refuse_unknown
+from .lightning_cli import AlignCLI
+from .recipe import Run
+
+
+def check_stages(runs: Sequence[Run]) -> None:
+    """Check the stages that are still to run: configuration, datasets, benchmarks, accumulation, strategy, free disk.
+
+    Each rank does so; neither weights nor samples are read.
+
+    Raises:
+        ConfigError: Something is missing or invalid; one message with all of it.
+    """
+    problems: list[str] = []
+    sizes: dict[str, int] = {}
+    exports = 0
+    with _quiet():
+        for run in runs:
+            found, spec = copy_context().run(_look, run.options)
+            if spec is not None:
+                try:
+                    size = sizes[repr(spec)] = sizes.get(repr(spec)) or _export_bytes(spec)
+                    exports += size
+                except AlignVLMError as error:
+                    found.append(str(error))
+            problems += [f"{run.folder}: {problem}" for problem in found]
+    folder = next((run.folder for run in runs if run.folder is not None and run.folder.exists()), Path())
+    free = shutil.disk_usage(folder).free
+    if exports > free:
+        problems.append(
+            f"{folder}: {free / 1e9:.1f} GB are free, the exports of {len(runs)} stages take {exports / 1e9:.1f} GB; "
+            "free some space or set another run_dir"
+        )
+    if problems:
+        listing = "".join(f"\n- {problem}" for problem in dict.fromkeys(problems))
+        raise ConfigError(f"no stage was started, because of {len(problems)} problem(s):{listing}")
+
+
+class _Built(Exception):  # no error: it ends a look
+    """A stage's model, data and trainer are built."""
+
+    def __init__(self, cli: AlignCLI) -> None:
+        super().__init__()
+        self.cli = cli
+
+
+class _Look(AlignCLI):
+    """Build the objects of a stage, without weights, and stop."""
+
+    def _own(self, run_dir: Path) -> None:
+        """Leave the folder to the run itself, which says if it has another owner."""
+
+    def after_instantiate_classes(self) -> None:
+        super().after_instantiate_classes()
+        raise _Built(self)
+
+
+def _look(options: list[str]) -> tuple[list[str], Any]:
+    """Return the problems of a stage, and the specification of its model if it can be built."""
+    try:
+        _Look.run_command(["fit", *options])
+    except AlignVLMError as error:
+        return [str(error)], None
+    except _Built as built:
+        cli = built.cli
+    found = []
+    data = cli.datamodule
+    benchmark = cli.config_init["fit"]["benchmark"]
+    checks = [
+        lambda: refuse_unknown(cli.trainer.strategy),
+        lambda: benchmark.check_readout_sets(getattr(data, "benchmarks", {})),
+    ]
+    for check in checks:
+        try:
+            check()
+        except AlignVLMError as error:
+            found.append(str(error))
+    if hasattr(data, "missing"):
+        found += data.missing()
+    return found, cli.model.spec
+
+
+def _export_bytes(spec: Any) -> int:
+    """Return the bytes of a model's weights in float32."""
+    import torch
+
+    from ..models.build import build_config
+    from ..models.modeling import AlignVLMForConditionalGeneration
+
+    config = build_config(spec, image_token_id=0)
+    with torch.device("meta"):
+        model = AlignVLMForConditionalGeneration(config)
+    return sum(parameter.numel() * 4 for parameter in model.parameters())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log nothing within: the stages log the same when they begin."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
