@@ -44,7 +44,7 @@ def _fit(options: list[str]) -> int:
         return _print_configs(planned)
     from callbacks.preemption import Preempted
 
-    from .lookahead import check_stages
+    from .stage_checks import check_stages
 
     left = [run for run in planned if run.folder is None or not _finished(run.folder)]
     if len(left) > 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
+from ..models.connectors import connector_class
 from ..models.loading import choose_attention
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
@@ -215,6 +216,7 @@ class AlignVLMModule(pl.LightningModule):
                     "module.begin_stage(Stage(name=…, lr_connector=…))"
                 )
             check_precision(str(self.trainer.precision))
+            check_objective(self.stage, self.spec.connector)
 
     def on_fit_start(self) -> None:
         """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
@@ -575,6 +577,14 @@ def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:
         for field, wanted, setting, value in pairs
         if wanted is not None and wanted != value
     ]
+
+
+def check_objective(stage: Stage, connector: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a stage that reads out P_vocab of a connector that has none."""
+    kind = connector.get("type", "align")
+    reads = stage.objective == "read" or stage.readout_weight > 0
+    if reads and not getattr(connector_class(kind), "reads_text", False):
+        raise ConfigError(f"stage {stage.name!r}: connector {kind!r} has no P_vocab to read out; use 'align'")
 
 
 def check_precision(precision: str) -> None:

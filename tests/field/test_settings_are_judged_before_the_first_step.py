@@ -6,6 +6,8 @@ Sources: OpenADMET/openadmet-models#327, Lightning-AI/pytorch-lightning#524.
 import pytest
 
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.training.module import check_objective
+from alignvlm_pl.training.stage import Stage
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 
 
@@ -32,3 +34,12 @@ def test_names_of_datasets():
     with pytest.raises(ConfigError, match=r"readout_sets names 'linez', which is not in data.*; did you mean 'lines'"):
         callback.check_readout_sets({"lines": "a", "forms": "b"})
     callback.check_readout_sets({})  # a stage that evaluates nothing
+
+
+@pytest.mark.parametrize("settings", [{"objective": "read"}, {"readout_weight": 0.3}], ids=str)
+def test_a_stage_that_reads_what_the_connector_does_not_have(settings):
+    stage = Stage(name="some", lr_connector=1e-3, **settings)
+    with pytest.raises(ConfigError, match="stage 'some': connector 'mlp' has no P_vocab to read out; use 'align'"):
+        check_objective(stage, {"type": "mlp"})
+    check_objective(stage, {"type": "align"})
+    check_objective(Stage(name="some", lr_connector=1e-3), {"type": "mlp"})

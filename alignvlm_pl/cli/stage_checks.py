@@ -10,6 +10,8 @@ from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
 from ..strategies.fsdp import refuse_unknown
+from ..training.module import check_objective
+from ..training.stage import Stage
 from .lightning_cli import AlignCLI
 from .recipe import Run
 
@@ -27,7 +29,7 @@ def check_stages(runs: Sequence[Run]) -> None:
     exports = 0
     with _quiet():
         for run in runs:
-            found, spec = copy_context().run(_look, run.options)
+            found, spec = copy_context().run(_check_stage, run.options)
             if spec is not None:
                 try:
                     size = sizes[repr(spec)] = sizes.get(repr(spec)) or _export_bytes(spec)
@@ -47,15 +49,15 @@ def check_stages(runs: Sequence[Run]) -> None:
         raise ConfigError(f"no stage was started, because of {len(problems)} problem(s):{listing}")
 
 
-class _Built(Exception):  # no error: it ends a look
+class _Built(Exception):  # no error: it ends a check
     """A stage's model, data and trainer are built."""
 
-    def __init__(self, cli: AlignCLI) -> None:
+    def __init__(self, cli: AlignCLI, stage: Stage) -> None:
         super().__init__()
-        self.cli = cli
+        self.cli, self.stage = cli, stage
 
 
-class _Look(AlignCLI):
+class _Check(AlignCLI):
     """Build the objects of a stage, without weights, and stop."""
 
     def _own(self, run_dir: Path) -> None:
@@ -63,22 +65,23 @@ class _Look(AlignCLI):
 
     def after_instantiate_classes(self) -> None:
         super().after_instantiate_classes()
-        raise _Built(self)
+        raise _Built(self, self._stage())
 
 
-def _look(options: list[str]) -> tuple[list[str], Any]:
+def _check_stage(options: list[str]) -> tuple[list[str], Any]:
     """Return the problems of a stage, and the specification of its model if it can be built."""
     try:
-        _Look.run_command(["fit", *options])
+        _Check.run_command(["fit", *options])
     except AlignVLMError as error:
         return [str(error)], None
     except _Built as built:
-        cli = built.cli
+        cli, stage = built.cli, built.stage
     found = []
     data = cli.datamodule
     benchmark = cli.config_init["fit"]["benchmark"]
     checks = [
         lambda: refuse_unknown(cli.trainer.strategy),
+        lambda: check_objective(stage, cli.model.spec.connector),
         lambda: benchmark.check_readout_sets(getattr(data, "benchmarks", {})),
     ]
     for check in checks:
