@@ -51,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         of `fit` also 85 where it was asked to stop and has saved, and inside a SLURM job those of
         `slurm.exit_status_for_srun`.
     """
+    if argv is None:  # this process is the command
+        _use_utf8()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
             if arguments[:1] == ["fit"]:
-                if argv is None:  # this process is the command
+                if argv is None:
                     listen_until_exit()
                 return exit_status_for_srun(lambda: _dispatch(arguments))
             return _dispatch(arguments)
@@ -70,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _use_utf8() -> None:
+    """Start this process again with UTF-8 for files and their names, where the locale has another encoding.
+
+    Libraries read configs, recipes and their paths in that of the locale. Processes that this one starts inherit it.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import get_loader
 
 from ..errors import ConfigError
+from .recipe import refuse_repeated_keys
 
 MODULES = {
     "alignvlm_pl.parallel": "alignvlm_pl.strategies.fsdp",
@@ -52,7 +53,12 @@ def answer_file(message: str) -> str:
 
 
 def load(stream: str) -> Any:
-    """Read YAML as jsonargparse does, and rename what is in it."""
+    """Read YAML as jsonargparse does, and rename what is in it.
+
+    Raises:
+        ConfigError: A key is there twice, or a name is gone.
+    """
+    refuse_repeated_keys(stream)
     return renamed(get_loader("yaml")(stream))
 
 
