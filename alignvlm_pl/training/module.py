@@ -529,6 +529,7 @@ class AlignVLMModule(pl.LightningModule):
             "name": self.stage.name if self.stage else None,
             "seconds": self.stage_seconds,
             "calibration": self.calibration,
+            "precision": str(self.trainer.precision),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -536,8 +537,8 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back; or the model is
-                sharded, and the checkpoint has adapters.
+            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back, or ends before
+                the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
         """
         name = checkpoint.get("stage", {}).get("name")
         if self.stage is not None and name != self.stage.name:
@@ -562,8 +563,23 @@ class AlignVLMModule(pl.LightningModule):
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
         self.loaded_steps = int(checkpoint.get("global_step", 0))
+        if self.stage is not None:
+            self._check_resume(checkpoint.get("stage", {}).get("precision"))
         self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
         self.calibration = checkpoint.get("stage", {}).get("calibration")
+
+    def _check_resume(self, precision: str | None) -> None:
+        """Refuse a stage that ends before the checkpoint's step; log another precision than the checkpoint's."""
+        trainer = self._attached_trainer()
+        if trainer is None:
+            return
+        if 0 <= trainer.max_steps < self.loaded_steps:
+            raise ConfigError(
+                f"the checkpoint has {self.loaded_steps} steps, the stage ends after {trainer.max_steps}: nothing is "
+                f"left to train; set stage.max_steps={self.loaded_steps} to end it there, or choose another run_dir"
+            )
+        if precision is not None and precision != (now := str(trainer.precision)):
+            rank_zero_info(f"the stage was trained with trainer.precision={precision} and goes on with {now}")
 
 
 def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:
