@@ -69,8 +69,8 @@ def export_checkpoint(
         The record, `folder/stage.json`.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, of another model or without a description, or needs a 4-bit base
-            that is stored nowhere.
+        CheckpointError: The checkpoint is damaged, of another model, without a description or with a weight that is not
+            finite, or needs a 4-bit base that is stored nowhere.
     """
     state = read_folder(checkpoint) if is_folder(checkpoint) else load_file(checkpoint)
     if CONTENTS not in state or "state_dict" not in state:
@@ -99,6 +99,8 @@ def export_checkpoint(
             load_weights(model, start)
         attach_adapters(model, adapters)
     compare_states(found, model.state_dict(), source=str(checkpoint))
+    if name := first_invalid(found.items()):  # this rank is alone here
+        raise diverged(f"checkpoint {checkpoint}", name)
     model.load_state_dict(found, assign=not adapters)
     model.tie_weights()
     record = {
@@ -128,15 +130,12 @@ def export(
         max_shard_size: Most bytes of a file of weights. Several files come with an index.
 
     Raises:
-        CheckpointError: A weight is not finite, the disk is full or the folder cannot be written; nothing that was
-            there is lost.
+        CheckpointError: The disk is full or the folder cannot be written; nothing that was there is lost.
     """
-    merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
-    if name := first_invalid((model.state_dict() if merged is None else merged).items()):
-        raise diverged(f"{folder} is not written", name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
+            merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
             model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
             if merged is not None:
                 save_adapters(model, partial / ADAPTER_FOLDER)

@@ -200,9 +200,6 @@ def test_weights_folder_is_whole_or_absent(tmp_path):
     from alignvlm_pl.training.export import export
 
     class Full:
-        def state_dict(self) -> dict:
-            return {}
-
         def save_pretrained(self, folder: Path, **_) -> None:
             folder.mkdir()
             raise OSError(errno.ENOSPC, "No space left on device")
