@@ -133,7 +133,7 @@ def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
 
 
 def refuse_repeated_keys(text: str, *, source: str = "") -> None:
-    """Raise a ConfigError for YAML with a key twice in one mapping, of which PyYAML takes the last."""
+    """Raise a ConfigError for YAML with a key twice in one mapping, of which PyYAML takes the last silently."""
     nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
     while nodes:
         node = nodes.pop()

@@ -1,4 +1,4 @@
-"""A key that stands twice in a YAML file is refused, by every reader; PyYAML takes the last without a word."""
+"""A key that stands twice in a YAML file is refused, by every reader; PyYAML takes the last silently."""
 
 import pytest
 
