@@ -80,7 +80,7 @@ class Checkout:
         end, pending = time.monotonic() + seconds, 0
         while True:
             found = self.slurm.job(job)
-            if found["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
+            if found["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED"):
                 return found
             if found["JobState"] == "RUNNING" and found["Restarts"] == str(restarts):
                 return found
