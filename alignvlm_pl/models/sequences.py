@@ -49,7 +49,8 @@ def splice(
             f"the batch has {len(positions)} image placeholders but {tiles} tiles give {tiles * tokens} visual tokens "
             f"({tokens} a tile); processor and model disagree on tiling or tokens_per_tile"
         )
-    spliced = embeds.flatten(0, 1).index_copy(0, positions, visual.reshape(-1, width).to(embeds.dtype))
+    # `index_copy` would keep the visual tokens for backward.
+    spliced = embeds.flatten(0, 1).index_put((positions,), visual.reshape(-1, width).to(embeds.dtype))
     return spliced.view_as(embeds)
 
 

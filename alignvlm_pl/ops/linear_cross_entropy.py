@@ -24,8 +24,8 @@ from ..errors import ConfigError, nearest
 BACKENDS = ("auto", "chunked", "liger", "plain")
 CHUNK_LOGITS = 2**25
 """Number of logits per chunk on a CPU: 128 MiB in float32, 261 positions at a vocabulary of 128,256."""
-CHUNK_LOGITS_CUDA = 2**27
-"""The same on a GPU, 512 MiB, 1,046 positions: each chunk adds to the whole gradient of the head, in memory."""
+CHUNK_LOGITS_CUDA = 2**26
+"""The same on a GPU, 256 MiB, 523 positions: each chunk adds to the whole gradient of the head, in memory."""
 LIGER = "liger-kernel>=0.7"
 
 _Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]

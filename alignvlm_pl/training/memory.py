@@ -25,7 +25,7 @@ from ..models.configuration import AlignVLMConfig
 from ..models.counted_attention import COUNTED
 from ..models.modeling import AlignVLMForConditionalGeneration, connector_features
 from ..ops.chunked import gpu_budget
-from ..ops.linear_cross_entropy import CHUNK_LOGITS
+from ..ops.linear_cross_entropy import CHUNK_LOGITS_CUDA
 from ..preprocessing.tiling import Tiling
 from ..strategies.fsdp import ShardedStrategy
 from ..strategies.sharding import layers
@@ -328,7 +328,7 @@ def _fixed(
         found["workspace"] = (module.budget or gpu_budget(card)) + copies
     table: Any = model.get_input_embeddings().weight
     if part == "llm" and stage.objective == "answer":
-        found["workspace"] = 3 * 4 * CHUNK_LOGITS
+        found["workspace"] = 3 * 4 * CHUNK_LOGITS_CUDA
         if table.requires_grad and spread.shards == 1:
             found["workspace"] += 2 * 4 * table.numel()  # gradients of head and table before they are added up
     if spread.shards > 1:
