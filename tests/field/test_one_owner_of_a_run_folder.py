@@ -85,22 +85,23 @@ def test_a_requeued_job_takes_over_from_the_node_that_was_lost(tmp_path, job, re
 
 def test_of_several_at_once_one_wins(tmp_path):
     path = write(tmp_path / "owner.json")  # all find the file of a dead process
-    ready, done = os.pipe(), os.pipe()
+    start, end, done = os.pipe(), os.pipe(), os.pipe()  # one to end by: the winner must not read another's start
     children = []
     for _ in range(4):
         if (child := os.fork()) == 0:
-            os.read(ready[0], 1)
             try:
+                os.read(start[0], 1)
                 with owned(path):
                     os.write(done[1], b"1")
-                    os.read(ready[0], 1)
+                    os.read(end[0], 1)
             except ConfigError:
                 os.write(done[1], b"0")
-            os._exit(0)
+            finally:
+                os._exit(0)
         children.append(child)
-    os.write(ready[1], b"gggg")
+    os.write(start[1], b"gggg")
     answers = b"".join(os.read(done[0], 1) for _ in children)
-    os.write(ready[1], b"e")
+    os.write(end[1], b"e")
     for child in children:
         os.waitpid(child, 0)
     assert sorted(answers) == sorted(b"0001")
