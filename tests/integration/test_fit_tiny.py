@@ -260,16 +260,18 @@ def test_a_stage_begins_when_nothing_of_the_one_before_it_is_left(world, tmp_pat
     first = yaml.safe_load((path.parent / "first.yaml").read_text())
     (path.parent / "first.yaml").write_text(yaml.safe_dump({**first, "ema_decay": 0.5}))
     left: list[tuple[weakref.ref, ...]] = []
-    run = AlignCLI.run_command
+    run = AlignCLI.run_command.__func__
 
-    def watched(options):
+    def watched(cls, options):
+        if cls is not AlignCLI:  # all stages are checked before the first begins
+            return run(cls, options)
         assert all(one() is None for stage in left for one in stage)
         assert not any(type(one) is AveragedModel for one in gc.get_objects())
-        done = run(options)
+        done = run(cls, options)
         left.append((weakref.ref(done.model.net), weakref.ref(done.trainer.optimizers[0])))
         return done
 
-    monkeypatch.setattr(AlignCLI, "run_command", watched)
+    monkeypatch.setattr(AlignCLI, "run_command", classmethod(watched))
     assert main(["fit", "--config", str(path), "--run_dir", str(tmp_path)]) == 0
     assert len(left) == 2
 

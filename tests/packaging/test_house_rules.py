@@ -29,8 +29,11 @@ def test_functions_stay_short() -> None:
     long = {}
     for path in _sources():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80:
-                long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = node.end_lineno - node.lineno + 1
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1 if ast.get_docstring(node) is not None and len(node.body) > 1 else 0]
+                lines = node.end_lineno - first.lineno + 1  # without arguments and docstring
+                if lines > 60:
+                    long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = lines
     assert long == {}
 
 

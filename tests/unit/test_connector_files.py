@@ -147,7 +147,7 @@ def test_the_readout_lays_joined_squares_out(shuffle, rows, tmp_path):
     module.model = model
     seen = batch_of(processor)
     log_probs = model.read(seen["pixel_values"], torch.arange(32), tile_boxes=seen["tile_boxes"])
-    batch = {"num_tiles": torch.tensor([1]), "lines": [[[{"text": "low", "box": [0, 50, 9, 55]}]]]}
+    batch = {"tiles": [1], "lines": [[[{"text": "low", "box": [0, 50, 9, 55]}]]]}
     ((page, texts),) = module.readout.pages(model.config, log_probs, {**batch, "sizes": [[(56, 56)]]})
     assert torch.equal(page, log_probs[0].reshape(rows, rows, 32))
     assert texts == [""] * (rows - 1) + ["low"]
