@@ -1,7 +1,8 @@
 """FSDP2 as a Lightning strategy: the model is built and loaded in shards, and saved as a folder of them."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..errors import CheckpointError, ConfigError
 from ..utils.atomic_files import partial_path, replace_path
 from ..utils.collectives import gather
 from .sharded_checkpoint import load_file, rank_state, read_folder, take_rows, write_rank
-from .sharding import shard
+from .sharding import gradients_kept, shard
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -32,13 +33,26 @@ class ShardedStrategy(ModelParallelStrategy):
         reshard_vision: Whether the vision tower's layers are freed after forward and gathered again in backward, which
             takes less memory and more traffic.
         reshard_llm: Likewise of the LLM's layers.
+        shard_within_node: Whether each node has a whole copy of the state, sharded over its GPUs (HSDP). Parameters are
+            then gathered within the node, and gradients are reduced over the nodes once an optimizer step.
+        sync_every_micro_batch: Whether the gradients of each micro batch are reduced, so that a rank keeps its rows
+            alone. False: at the end of an optimizer step only, with whole gradients in float32 until then.
         timeout_minutes: How long a rank waits for the others before it gives up.
     """
 
-    def __init__(self, reshard_vision: bool = True, reshard_llm: bool = True, timeout_minutes: float = 30.0) -> None:
+    def __init__(
+        self,
+        reshard_vision: bool = True,
+        reshard_llm: bool = True,
+        shard_within_node: bool = False,
+        sync_every_micro_batch: bool = True,
+        timeout_minutes: float = 30.0,
+    ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_vision = reshard_vision
         self.reshard_llm = reshard_llm
+        self.shard_within_node = shard_within_node
+        self.sync_every_micro_batch = sync_every_micro_batch
 
     # The model is built, sharded and on its device when `configure_model` returns, so a checkpoint is restored at the
     # same moment as under other strategies: callbacks find the same state in their hooks.
@@ -58,9 +72,23 @@ class ShardedStrategy(ModelParallelStrategy):
         return self._mesh
 
     def setup_environment(self) -> None:
-        """Connect the ranks."""
+        """Connect the ranks.
+
+        Raises:
+            ConfigError: There is nothing to shard over within a node.
+        """
+        if self.shard_within_node and self.num_processes == 1 < self.num_nodes:
+            raise ConfigError(
+                "trainer.strategy: shard_within_node needs several devices a node, trainer.devices is 1; set it to "
+                "false, or take strategy ddp, which keeps a copy on each device"
+            )
         super().setup_environment()
-        self._mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",))
+        kind = self.root_device.type
+        self._mesh = init_device_mesh(kind, (self.world_size,), mesh_dim_names=("data_parallel",))
+        self._shard_mesh = self._mesh
+        if self.shard_within_node and self.num_nodes > 1:
+            shape = (self.num_nodes, self.num_processes)
+            self._shard_mesh = init_device_mesh(kind, shape, mesh_dim_names=("copies", "shards"))
 
     def setup(self, trainer: pl.Trainer) -> None:
         """As Lightning; evaluation without `torch.inference_mode`."""
@@ -71,22 +99,31 @@ class ShardedStrategy(ModelParallelStrategy):
         """Shard a model whose freeze table has been applied; `load` then reads each rank's rows.
 
         Raises:
-            ConfigError: The precision needs a loss scale, which ranks would not keep in step.
+            ConfigError: The precision is one that sharded parameters are not kept or gathered in.
         """
         precision = str(self.precision_plugin.precision)
-        if precision.startswith("16"):
-            raise ConfigError(f"trainer.precision={precision} does not go with a sharded model; use bf16-mixed")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ConfigError(
+                f"trainer.precision={precision} does not go with a sharded model; use bf16-mixed or 32-true"
+            )
         policy = MixedPrecisionPolicy()
         if precision == "bf16-mixed":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         shard(
             model,
-            self.device_mesh["data_parallel"],
+            self._shard_mesh,
             policy=policy,
             reshard_vision=self.reshard_vision,
             reshard_llm=self.reshard_llm,
         )
+        self._sharded = model
         load()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within, forward and backward of a micro batch that does not end an optimizer step."""
+        with gradients_kept(self._sharded, whole=not self.sync_every_micro_batch):
+            yield
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The module's state, sharded."""

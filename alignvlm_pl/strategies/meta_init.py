@@ -24,6 +24,7 @@ from ..models.loading import require_complete, require_model_type
 from ..models.modeling import AlignVLMForConditionalGeneration, connector_from_config
 from ..models.processing import AlignVLMProcessor
 from ..models.vision import build_vision_tower
+from .sharding import shard_dim
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _NESTED = "vision_model."  # transformers nests SigLIP and CLIP one level deeper in some versions
@@ -131,9 +132,9 @@ def own_rows(length: int, tensor: Tensor) -> slice:
     """Of a dimension that `fully_shard` divides, the part of this rank: equal parts, the last ones shorter or empty."""
     if not isinstance(tensor, DTensor):
         return slice(0, length)
-    mesh = tensor.device_mesh
-    part = -(-length // mesh.size())
-    start = min(mesh.get_local_rank() * part, length)
+    mesh, dim = tensor.device_mesh, shard_dim(tensor)
+    part = -(-length // mesh.size(dim))
+    start = min(mesh.get_local_rank(dim) * part, length)
     return slice(start, min(start + part, length))
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import CheckpointError
 from .meta_init import like, own_rows
+from .sharding import is_first_copy
 
 _REST = "rest.ckpt"
 _STATE_DICT, _OPTIMIZERS, _RANKS = "state_dict", "optimizer_states", "ranks"
@@ -47,7 +48,8 @@ def rank_state(checkpoint: dict[str, Any], *, rank: int) -> dict[str, Any]:
 
     def own(value: Any) -> Any:
         if isinstance(value, DTensor):
-            return {_VALUES: value.to_local().detach().cpu(), _SHAPE: list(value.shape)}
+            local = value.to_local().detach()
+            return {_VALUES: (local if is_first_copy(value) else local[:0]).cpu(), _SHAPE: list(value.shape)}
         if isinstance(value, Tensor):
             return None if rank else value.detach().cpu()
         return value

@@ -6,9 +6,10 @@ as the model runs, which ALIGN needs: it reads the LLM's embedding table before 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,25 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each rank has some of its rows; others are whole on every rank."""
+    return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)
+
+
+def shard_dim(tensor: DTensor) -> int:
+    """The dimension of its mesh over which a tensor is sharded; over the others it is replicated."""
+    return next(dim for dim, placement in enumerate(tensor.placements) if placement.is_shard())
+
+
+def is_first_copy(tensor: DTensor) -> bool:
+    """Whether this rank's rows of a sharded tensor are the first of those that several ranks have alike."""
+    return all(
+        tensor.device_mesh.get_local_rank(dim) == 0
+        for dim, placement in enumerate(tensor.placements)
+        if placement.is_replicate()
+    )
+
+
 def shard(
     model: Any,
     mesh: DeviceMesh,
@@ -35,8 +55,9 @@ def shard(
     reshard_vision: bool = True,
     reshard_llm: bool = True,
 ) -> None:
-    """Shard a model, which may be on the meta device, in place over a mesh of one dimension.
+    """Shard a model, which may be on the meta device, in place over a mesh.
 
+    Of a mesh with two dimensions the first has copies of the model, and the second its shards.
     Parameters may not be frozen or unfrozen afterwards. `policy` is the precision in which they are gathered and
     gradients summed; with `reshard_…` the layers of a part are freed after forward and gathered again in backward.
     """
@@ -50,6 +71,8 @@ def shard(
         for layer in layers(part):
             wrap(layer, reshard)
     wrap(model.vision_tower, reshard_vision)
+    if policy.param_dtype is not None:
+        _keep_norms_exact(model.connector, mesh, MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype))
     wrap(model.connector, True)
     head = model.get_output_embeddings()
     if head.weight is not model.get_input_embeddings().weight:
@@ -61,6 +84,41 @@ def shard(
     register_fsdp_forward_method(model, "read")
     if hasattr(model.connector, "log_probs"):
         register_fsdp_forward_method(model.connector, "log_probs")
+
+
+def _keep_norms_exact(connector: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Gather the connector's norms in the precision in which they are kept: bfloat16 has steps of 0.0078 near 1.
+
+    A connector may read a norm's parameters without calling it, as ALIGN does, so they are gathered whenever the
+    connector is called, and freed behind the backward.
+    """
+    for module in connector.modules():
+        if _is_norm(module):
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    norms = [module for module in connector.modules() if isinstance(module, FSDPModule)]
+
+    @torch.compiler.disable
+    def gather() -> None:
+        for norm in norms:
+            norm.unshard()
+
+    for name in ("forward", "log_probs"):
+        if method := getattr(connector, name, None):
+            setattr(connector, name, _after(gather, method))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    sizes = {parameter.ndim for parameter in module.parameters()}
+    return "norm" in type(module).__name__.lower() and sizes == {1}
+
+
+def _after(first: Callable[[], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return method(*args, **kwargs)
+
+    return call
 
 
 def layers(part: nn.Module) -> list[nn.Module]:
@@ -77,6 +135,21 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
+def gradients_kept(model: Any, *, whole: bool) -> Iterator[None]:
+    """Add gradients up without a reduction over all ranks, which the next backward outside of this does.
+
+    With `whole` each rank keeps whole gradients and nothing is reduced; otherwise those of a mesh with two dimensions
+    are reduced over the shards, and not over the copies.
+    """
+    block = model.set_requires_gradient_sync if whole else model.set_requires_all_reduce
+    block(False)
+    try:
+        yield
+    finally:
+        block(True)
+
+
+@contextmanager
 def gathered_parts(model: Any) -> Iterator[None]:
     """Gather what the parts of a sharded model need, while they are called directly and without gradients.
 
@@ -87,7 +160,8 @@ def gathered_parts(model: Any) -> Iterator[None]:
         yield
         return
     model.wake()  # the first call decides which module is the root
-    held = [part for part in (model, model.connector, model.get_output_embeddings()) if isinstance(part, FSDPModule)]
+    parts = (model, *model.connector.modules(), model.get_output_embeddings())
+    held = [part for part in parts if isinstance(part, FSDPModule)]
     for part in held:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -39,6 +39,8 @@ from .lora_config import parse_adapters
 from .memory import choose_checkpointing
 from .optim import (
     build_optimizer,
+    clip_gradient_values,
+    clip_gradients,
     freeze,
     gradient_norms,
     parameter_groups,
@@ -346,9 +348,9 @@ class AlignVLMModule(pl.LightningModule):
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            clip_gradient_values(parameters, gradient_clip_val)
             return
-        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
+        clip_gradients(parameters, gradient_clip_val, self._gradient_norm)
         if self._logs_this_step:
             self.log("train/gradient_norm", self._gradient_norm)
 

@@ -1,15 +1,16 @@
 """Freezing, parameter groups by part, and the learning-rate schedule of a stage."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
-from ..strategies.sharding import full_tensor
+from ..strategies.sharding import is_sharded_tensor, shard_dim
 from ..utils.class_paths import import_path
 from .stage import PARTS, Stage
 
@@ -74,24 +75,48 @@ def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.O
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Norm of the gradients of each part, over all groups of `parameter_groups`, without waiting for the device.
 
-    All ranks must call it where gradients are sharded (DTensor), whose norm is that of the whole gradient.
+    Where gradients are sharded (DTensor), the norm is that of the whole gradient, and all ranks must call it: one
+    reduction for all parts.
     """
     found: dict[str, list[Tensor]] = {}
     for group in groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         found.setdefault(group["name"].partition("/")[0], []).extend(gradients)
-    return {part: total_norm(gradients) for part, gradients in found.items()}
+    sharded = [g for gradients in found.values() for g in gradients if is_sharded_tensor(g)]
+    if not sharded:
+        return {part: nn.utils.get_total_norm(gradients) for part, gradients in found.items()}
+    mesh, dim = sharded[0].device_mesh, shard_dim(sharded[0])
+    first = mesh.get_local_rank(dim) == 0  # counts what all ranks have whole
+    own = [[_local(g) for g in gradients if first or is_sharded_tensor(g)] for gradients in found.values()]
+    squares = torch.stack([nn.utils.get_total_norm(some).to(sharded[0].device) for some in own]).square()
+    dist.all_reduce(squares, group=mesh.get_group(dim))
+    return dict(zip(found, squares.sqrt().unbind(), strict=True))
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm of all gradients together; sharded ones count whole."""
-    alike: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        # One reduction over the ranks for all that are sharded alike.
-        kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
-        alike.setdefault(kind, []).append(gradient)
-    norms = [nn.utils.get_total_norm(some) for some in alike.values()]
-    return torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms])) if norms else torch.zeros(())
+def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> None:
+    """Scale gradients, of sharded ones what this rank has, so that their `norm` is at most `limit`."""
+    nn.utils.clip_grads_with_norm_(_stand_ins(parameters), limit, norm)
+
+
+def clip_gradient_values(parameters: Iterable[Tensor], limit: float) -> None:
+    """Limit each value of the gradients, of sharded ones what this rank has, to [-limit, limit]."""
+    nn.utils.clip_grad_value_(_stand_ins(parameters), limit)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _stand_ins(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors whose `grad` is what this rank has of the parameters' gradients, in the same memory.
+
+    An operation on 600 tensors of torch's own takes a tenth of the time that it takes on DTensors.
+    """
+    found = []
+    for gradient in (_local(p.grad) for p in parameters if p.grad is not None):
+        found.append(gradient.detach())
+        found[-1].grad = gradient
+    return found
 
 
 def schedule_factor(stage: Stage, progress: float) -> float:

@@ -1,6 +1,7 @@
-"""DDP and FSDP2 on two real processes (gloo) against one process: losses, gradients, weights, freezing and resuming.
+"""DDP, FSDP2 and copies of an FSDP2 model against one process: losses, gradients, weights, freezing and resuming.
 
-Each strategy runs all its stages in one launch. Ranks have other numbers of tiles, one of them text alone at times.
+The ranks are processes (gloo): two, for copies two nodes of two. Each strategy runs all its stages in one launch. Ranks
+have other numbers of tiles, one of them text alone at times.
 """
 
 import os
@@ -98,7 +99,11 @@ def fit(
     from alignvlm_pl.training.stage import Stage
     from callbacks.connector_health import ConnectorHealth
 
-    ranks, rank = (1, 0) if kind == "one" else (2, int(os.environ["LOCAL_RANK"]))
+    nodes, devices = {"one": (1, 1), "copies": (2, 2)}.get(kind, (1, 2))
+    ranks, rank = (
+        nodes * devices,
+        int(os.environ.get("NODE_RANK", "0")) * devices + int(os.environ.get("LOCAL_RANK", "0")),
+    )
     settings, tied = STAGES[name]
     module = AlignVLMModule(
         spec=tiny_spec(folder / f"tokenizer-{rank}", tied=tied),
@@ -118,10 +123,12 @@ def fit(
             if save is not None and trainer.global_step == 2:
                 trainer.save_checkpoint(save)
 
-    strategy = strategy or {"one": "auto", "ddp": "ddp", "fsdp": ShardedStrategy(reshard, reshard)}[kind]
+    sharded = {"reshard_vision": reshard, "reshard_llm": reshard, "shard_within_node": kind == "copies"}
+    strategy = strategy or {"one": "auto", "ddp": "ddp"}.get(kind) or ShardedStrategy(**sharded)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=ranks,
+        devices=devices,
+        num_nodes=nodes,
         strategy=strategy,
         precision=precision,
         max_epochs=1,
@@ -137,7 +144,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
-    assert is_sharded(module.net) == (kind == "fsdp")
+    assert is_sharded(module.net) == (kind in ("fsdp", "copies"))
     tensors = module.net.state_dict(keep_vars=True)
     state = {key: full_tensor(value).detach().clone() for key, value in tensors.items()}
     gradients = {key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
@@ -148,9 +155,17 @@ def main(kind: str, folder: Path) -> None:
     from alignvlm_pl.training import acceleration
 
     torch.manual_seed(0)
-    found = {name: fit(folder, kind, name, steps=STEPS) for name in STAGES}
+    number = os.environ.get("LOCAL_RANK", "0")
+    if kind == "copies":  # two nodes with two ranks each
+        os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = map(str, divmod(int(number), 2))
+    found = {name: fit(folder, kind, name, steps=STEPS) for name in STAGES if kind != "copies"}
+    if kind != "ddp":
+        from alignvlm_pl.strategies.fsdp import ShardedStrategy
+
+        whole = ShardedStrategy(sync_every_micro_batch=False) if kind == "fsdp" else None
+        found["accumulated"] = fit(folder, kind, "all", steps=STEPS, accumulate=2, strategy=whole)
     found["unbroken"] = fit(folder, kind, "no vision", steps=TWICE, save=folder / f"{kind}.ckpt")
-    sources = {"ddp": ["ddp"], "fsdp": ["fsdp", "ddp"], "one": ["fsdp"]}[kind]
+    sources = {"ddp": ["ddp"], "fsdp": ["fsdp", "ddp"], "copies": ["fsdp"], "one": ["fsdp", "copies"]}[kind]
     for source in sources:
         found[f"from {source}"] = fit(folder, kind, "no vision", steps=TWICE, resume=folder / f"{source}.ckpt")
     if kind == "fsdp":
@@ -158,7 +173,7 @@ def main(kind: str, folder: Path) -> None:
         acceleration._COMPILE_BACKEND = "eager"
         found["accelerated"] = fit(folder, kind, "all", steps=STEPS, reshard=False, **parts)
         found["bfloat16"] = fit(folder, kind, "all", steps=STEPS, precision="bf16-mixed")
-    torch.save(found, folder / f"{kind}-{os.environ.get('LOCAL_RANK', '0')}.pt")
+    torch.save(found, folder / f"{kind}-{number}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         os._exit(0)  # gloo's threads may abort the process while it is taken down
@@ -190,7 +205,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of each strategy what each rank found; under `start-True` and `start-False` the weights at the start."""
     folder = tmp_path_factory.mktemp("strategies")
     found: dict[str, Any] = write_starts(folder)
-    for kind, ranks in (("ddp", 2), ("fsdp", 2), ("one", 1)):
+    for kind, ranks in (("ddp", 2), ("fsdp", 2), ("copies", 4), ("one", 1)):
         found[kind] = launch(kind, folder, ranks=ranks)
     return found
 
@@ -242,11 +257,24 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(runs, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "source"), [("fsdp", "ddp"), ("one", "fsdp")])
+@pytest.mark.parametrize(("kind", "source"), [("fsdp", "ddp"), ("one", "fsdp"), ("copies", "fsdp"), ("one", "copies")])
 def test_a_run_goes_on_from_another_strategys_checkpoint(runs, kind, source):
     whole = runs["one"][0]["unbroken"]
     for rank in runs[kind]:
         assert_near(rank[f"from {source}"], {**whole, "losses": whole["losses"][2:], "norms": whole["norms"][2:]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp", "copies"])
+def test_gradients_that_are_reduced_at_the_end_of_a_step_are_the_same(runs, kind):
+    for rank in runs[kind]:
+        assert_near(rank["accumulated"], runs["one"][0]["accumulated"])
+
+
+@pytest.mark.slow
+def test_copies_of_a_model_on_two_nodes_train_as_one(runs):
+    for rank in runs["copies"]:
+        assert_near(rank["unbroken"], runs["one"][0]["unbroken"])
 
 
 @pytest.mark.slow
