@@ -256,6 +256,7 @@ class AlignCLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
         check_trainer(config.trainer)
+        check_precision(str(config.trainer.precision), fit=self.subcommand == "fit")
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=count_devices(config.trainer))
         fit, run_dir = self.subcommand == "fit", Path(config.run_dir)
         if fit:
@@ -286,7 +287,6 @@ class AlignCLI(LightningCLI):
         self._stack.enter_context(owned(run_dir / name, job=job, restarts=restarts(os.environ)))
 
     def _check_stage(self, config: Any, run_dir: Path) -> None:
-        check_precision(str(config.trainer.precision))
         check_size("max_shard_size", config.max_shard_size)
         if not config.stage.name:
             raise ConfigError("fit needs a stage: --stage configs/stage/NAME.yaml, or a recipe with `stages`")

@@ -5,6 +5,8 @@ from dataclasses import asdict
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
+from torch.utils.data import DataLoader
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
 from alignvlm_pl.models.tiny import tiny_spec
@@ -99,3 +101,56 @@ def test_test_runs_the_validation_of_a_subclass():
     assert module.test_step(5, 0) == {"num_supervised": 5}
     module.on_test_epoch_end()
     assert ended == [True]
+
+
+def test_buffers_keep_their_precision_in_weights_of_16_bits(tmp_path):
+    module = AlignVLMModule(tiny_spec(tmp_path))
+    module.configure_model()
+    rotary = module.net.language_model.get_decoder().rotary_emb
+    before = rotary.inv_freq.clone()
+    assert not torch.equal(before.bfloat16().float(), before), "rounding would show"
+    assert module.to(torch.bfloat16) is module
+    assert rotary.inv_freq.dtype == torch.float32
+    assert torch.equal(rotary.inv_freq, before)
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("precision", ["bf16-true", HalfPrecision("bf16-true")], ids=["name", "plugin"])
+def test_weights_of_16_bits_evaluate_and_do_not_train(tmp_path, precision):
+    settings = {"plugins": [precision]} if isinstance(precision, HalfPrecision) else {"precision": precision}
+    module = AlignVLMModule(tiny_spec(tmp_path)).begin_stage(Stage(name="hand", lr_connector=1e-3))
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+    with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true is not supported in fit; use bf16-mixed, or"):
+        trainer.fit(module, train_dataloaders=[{}])
+    tokens = module.processor.tokens_per_tile
+    ids = torch.tensor([[module.processor.image_token_id] * tokens + [5, 6, 7]])
+    prompt = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "num_tiles": torch.tensor([1]),
+        "pixel_values": torch.rand(1, 3, 56, 56),
+        "task": "generate",
+        "max_new_tokens": 2,
+        "filler": False,
+    }
+    predictions = trainer.predict(module, DataLoader([prompt], batch_size=None))
+    assert [len(batch) for batch in predictions] == [1]
+    assert module.net.connector.w1.weight.dtype == torch.bfloat16
+    other = AlignVLMModule(tiny_spec(tmp_path))
+    other.configure_model()
+    found, exact = (m.net.language_model.get_decoder().rotary_emb.inv_freq for m in (module, other))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("entry", ["fit", "validate", "test", "predict"])
+def test_a_loss_scale_is_refused_everywhere(tmp_path, entry):
+    module = AlignVLMModule(tiny_spec(tmp_path)).begin_stage(Stage(name="hand", lr_connector=1e-3))
+    plugin = MixedPrecision("16-mixed", device="cpu")
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, plugins=[plugin])
+    where = " in fit; use bf16-mixed, or" if entry == "fit" else "; use bf16-mixed, bf16-true or 16-true, or"
+    with pytest.raises(ConfigError, match=f"trainer.precision=16-mixed is not supported{where} 32-true"):
+        getattr(trainer, entry)(module, [{}])
