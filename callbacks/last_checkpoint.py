@@ -6,6 +6,7 @@ removed: whenever a run dies or the disk is full, `last.ckpt` is a complete chec
 
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ _WRITTEN = re.compile(r"step(\d{8})\.ckpt")
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the newest checkpoints of a run, written every n steps, where it is preempted, and after the last step.
+    """Keep the newest checkpoints of a run, written by steps or time, where it is preempted, and after the last step.
 
     It is a Lightning `Checkpoint`, which runs behind all other callbacks; a `ModelCheckpoint` works beside it. It is no
     `ModelCheckpoint`, which replaces its link `last.ckpt` in two steps and cannot save where a run is preempted.
 
     Args:
-        preemption: Whether the run is about to end.
-        every_n_steps: Interval in optimizer steps.
+        preemption: Whether the run is about to end, and whether rank 0's time for a checkpoint has come.
+        every_n_steps: Interval in optimizer steps; None: none.
         keep_last: Number of the newest checkpoints that are kept.
         keep_every_n_steps: Also keep the checkpoints of these steps; None: none.
+        every_minutes: Longest time between two checkpoints by the clock of rank 0, looked at where `preemption` looks
+            for a signal; None: any.
 
     Raises:
         ConfigError: An interval is not positive, or no checkpoint falls on `keep_every_n_steps`.
@@ -44,25 +47,33 @@ class LastCheckpoint(Checkpoint):
     def __init__(
         self,
         preemption: Preemption,
-        every_n_steps: int,
+        every_n_steps: int | None,
         *,
         keep_last: int = 1,
         keep_every_n_steps: int | None = None,
+        every_minutes: float | None = None,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"checkpoint_{name}={value}: expected at least 1")
-        if keep_every_n_steps is not None and (keep_every_n_steps < 1 or keep_every_n_steps % every_n_steps):
+        if every_minutes is not None and not every_minutes > 0:
+            raise ConfigError(f"checkpoint_every_minutes={every_minutes}: expected more than 0, or null")
+        if keep_every_n_steps is not None and (
+            keep_every_n_steps < 1 or every_n_steps is None or keep_every_n_steps % every_n_steps
+        ):
             raise ConfigError(
                 f"checkpoint_keep_every_n_steps={keep_every_n_steps}: expected a multiple of "
-                f"checkpoint_every_n_steps={every_n_steps}, or null"
+                f"checkpoint_every_n_steps={'null' if every_n_steps is None else every_n_steps}, or null"
             )
         self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
         self.path: Path | None = None  # the newest, or the one that the run resumed from
         self._preemption = preemption
+        self._preemption.is_time_to_save = self._is_time
         self._saved_step = 0  # a run without a step has nothing to save
+        self._saved_at = time.monotonic()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -77,6 +88,7 @@ class LastCheckpoint(Checkpoint):
         Raises:
             CheckpointError: There is too little; on all ranks.
         """
+        self._saved_at = time.monotonic()
         problem = self._prepare(trainer, pl_module) if trainer.is_global_zero else None
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
@@ -100,10 +112,14 @@ class LastCheckpoint(Checkpoint):
         return count * size + _bytes(module, trained=True) + _bytes(module, trained=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save every n optimizer steps, after the last one, and where the run is preempted."""
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due or self._preemption.leaving:
+        """Save every n optimizer steps, when it is time, after the last step, and where the run is preempted."""
+        step = trainer.global_step
+        due = step == trainer.max_steps or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if due or self._preemption.save_due or self._preemption.leaving:
             self.save(trainer)
+
+    def _is_time(self) -> bool:
+        return self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Save the step before this validation if the run is preempted."""
@@ -127,7 +143,7 @@ class LastCheckpoint(Checkpoint):
         problem = self._link(trainer, path) if trainer.is_global_zero else None
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise CheckpointError(problem)
-        self.path, self._saved_step = path, step
+        self.path, self._saved_step, self._saved_at = path, step, time.monotonic()
         stop_signals.progress = step, step
 
     def _link(self, trainer: pl.Trainer, path: Path) -> str | None:

@@ -4,6 +4,7 @@ The exit status is 85 after SIGUSR1 or SIGTERM of a scheduler, 130 after Ctrl-C 
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.utils import stop_signals
-from alignvlm_pl.utils.collectives import any_rank, gather
+from alignvlm_pl.utils.collectives import any_ranks, gather
 from alignvlm_pl.utils.stop_signals import exit_status, hold_back, listen_again, received, release
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Preempted(SystemExit):
 class Preemption(pl.Callback):
     """End the run after a checkpoint when any rank has received one of `stop_signals.SIGNALS`.
 
-    The ranks reduce a flag at the end of every n-th optimizer step and after each batch of a validation, and set
+    The ranks reduce their flags at the end of every n-th optimizer step and after each batch of a validation, and set
     `leaving`. `LastCheckpoint`, which runs behind all other callbacks, then saves, and the next hook that begins
     something raises `Preempted`, behind all that belongs to the step. The resumed run skips a validation that was cut
     off or due; the log says so.
@@ -46,14 +47,19 @@ class Preemption(pl.Callback):
             raise ConfigError(f"preemption_every_n_steps={every_n_steps}: expected at least 1")
         self.every_n_steps = every_n_steps
         self.leaving = False
+        self.is_time_to_save: Callable[[], bool] = lambda: False
+        """By the clock of this process; rank 0's is agreed on with the flags."""
+        self.save_due = False
+        """Whether it was time for rank 0 at the last reduction."""
         self._step = 0
         self._within_step = False
 
     def requested(self, trainer: pl.Trainer) -> bool:
         """Whether any rank has received a signal; all ranks must call it."""
         if not self.leaving:
+            own = (received() is not None, trainer.is_global_zero and self.is_time_to_save())
             device = trainer.strategy.root_device
-            self.leaving = any_rank(received() is not None, world_size=trainer.world_size, device=device)
+            self.leaving, self.save_due = any_ranks(own, world_size=trainer.world_size, device=device)
         return self.leaving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,7 +84,8 @@ class Preemption(pl.Callback):
             self.leave(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Reduce the flag at the end of an optimizer step."""
+        """Reduce the flags at the end of an optimizer step."""
+        self.save_due = False
         self._within_step = trainer.global_step == self._step
         if not self._within_step:
             self._step = trainer.global_step
@@ -92,7 +99,7 @@ class Preemption(pl.Callback):
             self._skip_validation(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Reduce the flag within a validation, but not between two micro batches of a step, where nothing is saved."""
+        """Reduce the flags within a validation, but not between two micro batches of a step, where nothing is saved."""
         if not self._within_step:
             self.requested(trainer)
 

@@ -57,7 +57,8 @@ CALLBACKS = {
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "run_dir": (str, "runs/default", "Folder of everything the run writes."),
     "stages": (list[dict[str, Any]] | None, None, "Stages of a recipe."),
-    "checkpoint_every_n_steps": (int, 500, "Optimizer steps between checkpoints."),
+    "checkpoint_every_n_steps": (int | None, 500, "Optimizer steps between checkpoints; null: any number."),
+    "checkpoint_every_minutes": (float | None, None, "Minutes between checkpoints, by the clock of rank 0; null: any."),
     "checkpoint_keep_last": (int, 1, "How many of the newest checkpoints are kept."),
     "checkpoint_keep_every_n_steps": (
         int | None,
@@ -378,6 +379,7 @@ class AlignCLI(LightningCLI):
             self._settings["checkpoint_every_n_steps"],
             keep_last=self._settings["checkpoint_keep_last"],
             keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
+            every_minutes=self._settings["checkpoint_every_minutes"],
         )
         return [
             *([Ledger()] if saves else []),

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..errors import CheckpointError
 from ..utils.atomic_files import atomic_path
-from .sharded_checkpoint import read_whole, write_file
+from .sharded_checkpoint import load_file, read_whole, write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,17 +28,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(target) as partial:
             write_file(checkpoint, partial)
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Load a file, or the folder of a sharded strategy with its tensors joined.
 
+        Tensors of a local file are mapped, on the CPU: the processes of a machine share its pages.
+
         Raises:
-            CheckpointError: Reading it could run code.
+            CheckpointError: It is damaged, or reading it could run code.
         """
         if Path(path).is_dir():
             return read_whole(Path(path))
         try:
-            found: dict[str, Any] = super().load_checkpoint(path, *args, **options)
-        except UnpicklingError as error:
+            if Path(path).is_file():
+                return load_file(Path(path), weights_only=weights_only is not False)
+            found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        except (UnpicklingError, CheckpointError) as error:
+            if not isinstance(error.__cause__ or error, UnpicklingError):
+                raise
             raise CheckpointError(
                 f"checkpoint {path} holds more than tensors and plain types, so reading it could run code; if you "
                 "trust where it comes from, set --weights_only=false"

@@ -78,14 +78,14 @@ def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank:
         write_file({**rest, _RANKS: ranks}, folder / _REST)
 
 
-def load_file(path: Path) -> dict[str, Any]:
-    """Read a file of training state; tensors are mapped, and nothing but tensors and plain types is taken.
+def load_file(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
+    """Read a file of training state; tensors are mapped, and by default nothing but tensors and plain types is taken.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:

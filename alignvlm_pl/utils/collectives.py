@@ -1,5 +1,6 @@
 """Collectives over tensors and Python objects."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,5 +34,17 @@ def sum_over_ranks(tensor: Tensor, world_size: int) -> Tensor:
 
 
 def any_rank(flag: bool, *, world_size: int, device: torch.device) -> bool:
-    """Whether a flag is true on any rank; every rank must call it. More ranks than one wait for the device."""
-    return flag if world_size == 1 else bool(sum_over_ranks(torch.full((), float(flag), device=device), world_size))
+    """Whether a flag is true on any rank; as `any_ranks`."""
+    return any_ranks([flag], world_size=world_size, device=device)[0]
+
+
+def any_ranks(flags: Sequence[bool], *, world_size: int, device: torch.device) -> list[bool]:
+    """Return which flags are true on any rank, by one reduction; every rank must call it.
+
+    More ranks than one wait for the device.
+    """
+    if world_size == 1:
+        return [*flags]
+    # `torch.full` does not wait for the device, as a copy from the host would.
+    own = torch.stack([torch.full((), float(flag), device=device) for flag in flags])
+    return [count > 0 for count in sum_over_ranks(own, world_size).tolist()]

@@ -250,7 +250,7 @@ def test_every_stage_of_a_recipe_parses_as_a_command_line(
         shown = yaml.safe_load(capsys.readouterr().out)
         assert shown["stage"]["name"] == entry.files["stage"].stem
         assert shown["stage"] == {**shown["stage"], **entry.stage_settings()}
-        assert shown["checkpoint_every_n_steps"] == 500, "base.yaml"
+        assert (shown["checkpoint_every_n_steps"], shown["checkpoint_every_minutes"]) == (None, 30), "base.yaml"
         assert shown["trainer"]["enable_model_summary"] is False, "base.yaml survives the cluster's file"
         assert shown["trainer"]["precision"] == "bf16-mixed", "cluster"
         assert shown["data"]["class_path"].endswith(_load(entry.files["data"])["class_path"])

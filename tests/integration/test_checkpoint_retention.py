@@ -1,17 +1,20 @@
 """Which checkpoints are kept, which one a run resumes from, and folders that are full or read-only."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from callbacks.last_checkpoint import checkpoint_bytes
+from callbacks.preemption import Preemption
 from tests.integration.checkpoint_files import LAST, contents, error_of, names, unfinished
 
 
@@ -25,6 +28,34 @@ def test_older_checkpoints_are_kept_by_policy(world, tmp_path, policy, kept):
     assert os.readlink(folder / LAST) == "step00000005.ckpt"
     for step in kept:
         assert torch.load(folder / f"checkpoints/step{step:08d}.ckpt", weights_only=True)["global_step"] == step
+
+
+def test_checkpoints_by_minutes_follow_the_clock(world, tmp_path, monkeypatch):
+    ticks = itertools.count(step=40.0)  # at the start, at each step and behind each checkpoint
+    monkeypatch.setattr("callbacks.last_checkpoint.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    when = ["--checkpoint_every_n_steps=null", "--checkpoint_every_minutes=1", "--checkpoint_keep_last=9"]
+    folder = world.fit(tmp_path / "run", "--stage.max_steps=5", *when)
+    assert names(folder) == ["last.ckpt", *(f"step{step:08d}.ckpt" for step in (2, 4, 5))]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_save_when_it_is_time_for_the_first_by_the_reduction_of_the_signals(monkeypatch, rank):
+    sent = []
+
+    def all_reduce(flags):
+        sent.append(flags.tolist())
+        flags.copy_(torch.tensor([0.0, 1.0]))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=strategy, world_size=2, is_global_zero=rank == 0, global_step=1)
+    preemption = Preemption()
+    preemption.is_time_to_save = lambda: True
+    preemption.on_train_batch_end(trainer)
+    assert (preemption.leaving, preemption.save_due) == (False, True)
+    preemption.on_train_batch_end(trainer)
+    assert not preemption.save_due, "between two micro batches nothing is saved"
+    assert sent == [[0.0, float(rank == 0)]]
 
 
 def test_an_older_checkpoint_can_be_gone_on_from(world, tmp_path):
@@ -51,14 +82,19 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(world, trained, tmp
     [
         ("--checkpoint_every_n_steps=0", "checkpoint_every_n_steps=0: expected at least 1"),
         ("--checkpoint_keep_last=0", "checkpoint_keep_last=0: expected at least 1"),
+        ("--checkpoint_every_minutes=0", "checkpoint_every_minutes=0.0: expected more than 0, or null"),
         (
             "--checkpoint_keep_every_n_steps=700",
             "=700: expected a multiple of checkpoint_every_n_steps=500, or null",
         ),
+        (
+            "--checkpoint_every_n_steps=null --checkpoint_keep_every_n_steps=700",
+            "=700: expected a multiple of checkpoint_every_n_steps=null, or null",
+        ),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused(world, tmp_path, capsys, option, message):
-    assert message in error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", option))
+    assert message in error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", *option.split()))
 
 
 def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, capsys):

@@ -70,6 +70,16 @@ def test_a_file_of_one_tensor_is_no_checkpoint(tmp_path):
         load_file(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_tensors_of_a_file_are_mapped_and_not_read(tmp_path, monkeypatch, trusted):
+    torch.save({"a": torch.arange(3)}, tmp_path / "x.ckpt")
+    load, asked = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(options) or load(*args, **options))
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=False if trusted else None)
+    assert found["a"].tolist() == [0, 1, 2]
+    assert asked == [{"map_location": "cpu", "mmap": True, "weights_only": not trusted}]
+
+
 def test_files_that_would_run_code_are_not_read(folder):
     torch.save({"ranks": 3, "x": pytest.raises}, folder / "rest.ckpt")
     with pytest.raises(CheckpointError, match=r"rest\.ckpt is damaged"):
