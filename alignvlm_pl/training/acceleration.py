@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, nearest
@@ -48,6 +49,22 @@ def compile_parts(model: nn.Module, parts: Sequence[str]) -> None:
         module = getattr(model, PARTS[part])
         for compiled in layers(module) if part in CHECKPOINTED else [module]:
             compiled.compile(backend=_COMPILE_BACKEND)
+
+
+def skip_constant_buffers(ddp: DistributedDataParallel) -> None:
+    """Have DDP not send buffers in each forward, unless some that are saved may change, such as running statistics.
+
+    Tables that nothing saves, as those of rotary positions, are the same on all ranks.
+    """
+    saved = ddp.state_dict().keys()
+    if not any(name in saved and buffer.is_floating_point() for name, buffer in ddp.named_buffers()):
+        ddp.broadcast_buffers = False
+
+
+def choose_matmul_precision(device: str, precision: str) -> None:
+    """Take TF32 for what autocast to bfloat16 leaves in float32, on CUDA; it is more exact than bfloat16."""
+    if device == "cuda" and precision == "bf16-mixed":
+        torch.set_float32_matmul_precision("high")
 
 
 def _recompute_in_backward(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import CheckpointError, ConfigError
 from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
@@ -30,7 +31,14 @@ from ..strategies.sharded_checkpoint import load_file
 from ..strategies.sharding import is_sharded, no_grad
 from ..utils.allocator import keep_freed_memory
 from ..utils.collectives import sum_over_ranks
-from .acceleration import CHECKPOINTED, check_parts, checkpoint_activations, compile_parts
+from .acceleration import (
+    CHECKPOINTED,
+    check_parts,
+    checkpoint_activations,
+    choose_matmul_precision,
+    compile_parts,
+    skip_constant_buffers,
+)
 from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
 from .finite import FiniteCheck, poisoned, require_finite
@@ -248,6 +256,9 @@ class AlignVLMModule(pl.LightningModule):
             choose_attention(self.net.language_model, self.attention)
         if self.device.type == "cpu":
             keep_freed_memory()
+        choose_matmul_precision(self.device.type, str(self.trainer.precision))
+        if isinstance(wrapped := self.trainer.strategy.model, DistributedDataParallel):
+            skip_constant_buffers(wrapped)
         self._require_finite_weights()
         for difference in differences_from_stage(self.trainer, self.current_stage):
             rank_zero_info(difference)

@@ -113,6 +113,14 @@ def test_of_an_array_one_task_goes_back_with_its_own_folder(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}])
+def test_memory_of_batches_of_other_lengths_is_not_lost(own: dict[str, str], tmp_path: Path) -> None:
+    body = 'echo "$PYTORCH_CUDA_ALLOC_CONF $PYTORCH_ALLOC_CONF" > found'
+    _run(tmp_path, "--config=x", body=body, **own)
+    expected = own.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert (tmp_path / "found").read_text().split() == [expected, expected]
+
+
 def test_tasks_of_an_array_may_not_share_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "3"}
     assert _run(tmp_path, "--run_dir=runs/one", **array) == (2, [])

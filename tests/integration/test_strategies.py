@@ -89,6 +89,7 @@ def fit(
 ) -> dict[str, Any]:
     """Losses, gradient norms, whole weights and the whole gradients of the last step."""
     import lightning.pytorch as pl
+    from lightning.pytorch.strategies import DDPStrategy
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
@@ -124,7 +125,11 @@ def fit(
                 trainer.save_checkpoint(save)
 
     sharded = {"reshard_vision": reshard, "reshard_llm": reshard, "shard_within_node": kind == "copies"}
-    strategy = strategy or {"one": "auto", "ddp": "ddp"}.get(kind) or ShardedStrategy(**sharded)
+    strategy = (
+        strategy
+        or {"one": "auto", "ddp": DDPStrategy(gradient_as_bucket_view=True)}.get(kind)
+        or ShardedStrategy(**sharded)
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,

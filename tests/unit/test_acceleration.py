@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.strategies.sharding import layers
 from alignvlm_pl.training import acceleration
-from alignvlm_pl.training.acceleration import checkpoint_activations, compile_parts
+from alignvlm_pl.training.acceleration import (
+    checkpoint_activations,
+    choose_matmul_precision,
+    compile_parts,
+    skip_constant_buffers,
+)
 from alignvlm_pl.training.module import AlignVLMModule
 
 # torch's compiler, of its own code.
@@ -132,3 +139,26 @@ def test_a_trained_module_has_what_its_settings_say(tmp_path):
     assert compiled == {"connector", *(f"vision_tower.encoder.layers.{i}" for i in range(2))}
     assert all("forward" in vars(layer) for layer in layers(module.net.language_model))
     assert not any("forward" in vars(layer) for layer in layers(module.net.vision_tower))
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_ddp_sends_buffers_only_where_some_may_change(model, tmp_path, statistics):
+    if statistics:
+        model.connector.norm1 = nn.BatchNorm1d(4)
+    meeting = (tmp_path / "meeting").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    wrapped = DistributedDataParallel(model)
+    assert wrapped.will_sync_module_buffers(), "rotary tables at least"
+    skip_constant_buffers(wrapped)
+    assert wrapped.will_sync_module_buffers() == statistics
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cuda", "bf16-mixed", "high"), ("cuda", "32-true", "highest"), ("cpu", "bf16-mixed", "highest")],
+)
+def test_what_autocast_leaves_in_float32_takes_tf32(monkeypatch, device, precision, expected):
+    chosen = ["highest"]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    choose_matmul_precision(device, precision)
+    assert chosen[-1] == expected
