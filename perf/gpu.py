@@ -54,6 +54,7 @@ from alignvlm_pl.models.sequences import PACKABLE_ATTENTIONS, packed_arguments
 from alignvlm_pl.ops import align
 from alignvlm_pl.ops.chunked import align_chunked
 from alignvlm_pl.ops.linear_cross_entropy import head_losses
+from alignvlm_pl.preprocessing.batch import supervised_positions
 from alignvlm_pl.training.flops import count_pairs, meta_model, peak_flops, stage_work
 from alignvlm_pl.training.memory import CARD, CONTEXT, MicroBatch, step_memory
 from alignvlm_pl.training.stage import Stage
@@ -319,7 +320,9 @@ class Model:
         self.inputs: dict[str, Any] = {
             "input_ids": ids,
             "labels": labels,
-            "attention_mask": torch.ones_like(ids),
+            # As a collator gives them, so that the device is not waited for.
+            "visual_positions": torch.arange(visual, device=bench.device),
+            "supervised_positions": supervised_positions(labels),
             "pixel_values": torch.rand(tiles, 3, tiling["tile_height"], tiling["tile_width"], device=bench.device)
             .mul_(2)
             .sub_(1),
@@ -347,7 +350,10 @@ class Model:
 def _step(bench: Bench, tiles: int, weights: torch.dtype, padded: bool) -> Values:
     made = bench.model(tiles)
     made.model.to(weights)
-    made.inputs["attention_mask"][:, -1] = int(not padded)
+    made.inputs["attention_mask"] = None
+    if padded:
+        made.inputs["attention_mask"] = torch.ones_like(made.inputs["input_ids"])
+        made.inputs["attention_mask"][:, -1] = 0
     taken = bench.ms(lambda: made.train(bench))
     found: Values = {"ms": taken, "TFLOP": made.work / 1e12, "TFLOP/s": made.work / taken / 1e9}
     if peak := peak_flops(bench.device):
@@ -363,6 +369,7 @@ def _waits(bench: Bench) -> Values:
     if not bench.cuda:
         return _skip("needs a CUDA device")
     made = bench.model(bench.size.tiles[-1])
+    made.inputs["attention_mask"] = None
     made.train(bench)
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -437,7 +444,9 @@ def _fit(bench: Bench, tiles: int) -> Values:
     command = [sys.executable, str(ROOT / "perf/train_step.py"), "--json", "--device", device]
     command += ["--model", bench.size.model, "--tiles", str(tiles), "--batch_size", "1", "--strategies", "auto"]
     command += ["--steps", str(bench.size.steps), "--rounds", str(bench.options.rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=0.9 * bench.options.part_seconds
+    )
     lines = done.stdout.strip().splitlines()
     found = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if not any(name.endswith("fit_over_bare") for name in found):

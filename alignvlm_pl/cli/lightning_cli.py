@@ -437,7 +437,12 @@ class AlignCLI(LightningCLI):
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether a check of Lightning's has failed: its own code has raised the error, none that it calls."""
+    """Whether a check of Lightning's has failed: its own code has raised the error, none that it calls.
+
+    A fault of a device or of the network is none: its class is a subclass of RuntimeError, or its text says CUDA.
+    """
+    if type(error) not in (MisconfigurationException, RuntimeError, ValueError) or str(error).startswith("CUDA"):
+        return False
     module = ""
     for frame, _ in walk_tb(error.__traceback__):
         module = frame.f_globals.get("__name__", "")

@@ -85,7 +85,7 @@ def _settings(recipe: Path, entry: "StageEntry", axis: str) -> dict[str, Any]:
 
 def _memory(model: Any, stage: "Stage", settings: dict[str, dict[str, Any]]) -> str:
     """Return the memory of a step on a GPU of 80 GB as text; empty for a recipe without GPUs."""
-    from ..training.memory import largest_micro_batch, step_memory
+    from ..training.memory import CHOICES, largest_micro_batch, step_memory, uncounted
     from .lightning_cli import count_devices
 
     trainer = settings["trainer"]
@@ -99,7 +99,10 @@ def _memory(model: Any, stage: "Stage", settings: dict[str, dict[str, Any]]) -> 
         max_text_length=data.get("max_text_length") or stage.max_text_length,
         token_budget=data.get("token_budget"),
     )
-    memory = step_memory(model, stage, batch, _spread(trainer, devices, nodes))
+    try:
+        memory = step_memory(model, stage, batch, _spread(trainer, devices, nodes))
+    except Exception as error:  # of a custom part
+        return f"\n{uncounted(error)}; activation_checkpointing: auto takes {list(CHOICES[-1])}"
     given = settings["model"].get("activation_checkpointing", "auto")
     chosen = memory.choose() if given == "auto" else tuple(given or ())
     title = (

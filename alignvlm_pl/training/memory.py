@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -246,10 +246,20 @@ def choose_checkpointing(trainer: pl.Trainer, config: AlignVLMConfig, stage: Sta
             max_text_length=getattr(data, "max_text_length", None) or stage.max_text_length,
             token_budget=getattr(data, "token_budget", None),
         )
-        memory = step_memory(meta_model(config, stage), stage, batch, Spread.from_strategy(strategy), card=card)
-        chosen = memory.choose(card=card)
-        rank_zero_info(memory.explain(chosen, card=card))
+        try:
+            memory = step_memory(meta_model(config, stage), stage, batch, Spread.from_strategy(strategy), card=card)
+            chosen = memory.choose(card=card)
+            rank_zero_info(memory.explain(chosen, card=card))
+        except Exception as error:  # of a custom part; the other ranks wait for what is taken
+            chosen = CHOICES[-1]
+            rank_zero_warn(uncounted(error) + f"; activation_checkpointing takes {list(chosen)}, or the list you set")
     return strategy.broadcast(chosen)
+
+
+def uncounted(error: Exception) -> str:
+    """Return the message about a model whose forward does not run on the meta device."""
+    reason = next(iter(str(error).strip().splitlines()), "")
+    return f"the memory of a step cannot be counted ({type(error).__name__}: {reason[:200]})"
 
 
 def card_bytes(device: torch.device) -> int | None:
@@ -290,8 +300,8 @@ def kept_by_part(
             lambda: connector_features(model.vision_tower, pixels, model.config), model.vision_tower, model
         )
         if objective == "read":
-            column = torch.tensor([0])
-            found["connector"], _ = _count(lambda: model.connector.log_probs(features, column), model.connector, model)
+            columns = model.connector.row_ids()[:1]  # plain numbers: those of a meta tensor cannot be read
+            found["connector"], _ = _count(lambda: model.connector.log_probs(features, columns), model.connector, model)
             return found
         found["connector"], embeds = _count(
             lambda: model.connector(features, table).embeds, model.connector, model, has_layers=False

@@ -425,6 +425,10 @@ class AlignVLMModule(pl.LightningModule):
         if self.trainer.state.fn != "fit":
             self._require_finite_weights()
 
+    def on_train_end(self) -> None:
+        """Check the last step, which nothing may have saved; raises TrainingError."""
+        self._finite.check(newest=True)
+
     def on_test_start(self) -> None:
         """As `on_validation_start`."""
         self._require_finite_weights()

@@ -48,7 +48,7 @@ def owned(path: Path, *, job: str | None = None, restarts: int = 0) -> Iterator[
     finally:
         with suppress(OSError), _locked(path) as stream:
             if _read(stream) == own:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -58,10 +58,12 @@ def _locked(path: Path) -> Iterator[IO[str]]:
         with path.open("a+", encoding="utf-8") as stream:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(stream, fcntl.LOCK_EX)
+            same = False
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):  # not removed meanwhile
-                    yield stream
-                    return
+                same = os.path.samestat(os.fstat(stream.fileno()), path.stat())
+            if same:  # not removed meanwhile
+                yield stream
+                return
 
 
 def _read(stream: IO[str]) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -91,6 +93,33 @@ def test_a_layer_of_llama_by_hand():
     first = 2 * 2 * batch.tokens * 128  # cosines and sines, which the layers share
     assert kept.largest - first == kept.inner - kept.largest == batch.tokens * token
     assert kept.inputs == 2 * batch.tokens * width * 2
+
+
+def test_a_stage_that_reads_p_vocab_is_counted(tmp_path):
+    spec = tiny_spec(tmp_path)
+    config = build_config(spec, image_token_id=0)
+    stage = Stage(name="read", objective="read", lr_vision=1e-5, lr_connector=1e-5)
+    found = kept_by_part(
+        meta_model(config, stage), MicroBatch(rows=1, tokens=64, tiles=2, supervised=8), objective="read"
+    )
+    assert found["connector"].rest > 0
+    assert found["llm"].rest == found["llm"].inner == 0
+
+
+def test_what_cannot_be_counted_gets_all_parts(monkeypatch, recwarn):
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Expected inputs of BF16 type\nmore")
+
+    monkeypatch.setattr(memory, "step_memory", fails)
+    monkeypatch.setattr(memory, "meta_model", lambda *_: None)
+    monkeypatch.setattr(Spread, "from_strategy", lambda strategy: Spread())
+    monkeypatch.setattr(memory, "card_bytes", lambda device: 80 * 2**30)
+    config = build_config(read_spec(CONFIGS / "model" / "llama3.2-1b.yaml"), image_token_id=0)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda value: value)
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=True)
+    assert memory.choose_checkpointing(trainer, config, ALL) == ("vision", "llm")
+    (warning,) = (str(one.message) for one in recwarn if "cannot be counted" in str(one.message))
+    assert "(RuntimeError: Expected inputs of BF16 type); activation_checkpointing takes ['vision', 'llm']" in warning
 
 
 def test_the_state_by_hand():
