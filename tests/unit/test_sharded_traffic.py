@@ -101,6 +101,8 @@ def test_norms_of_all_parts_are_one_reduction_and_clipping_sends_nothing(make):
     named = {"vision": model.vision_tower, "connector": model.connector, "llm": model.language_model}
     groups = [{"name": f"{part}/decay", "params": [*module.parameters()]} for part, module in named.items()]
     parameters = [p for group in groups for p in group["params"]]
+    for number, parameter in enumerate(parameters, 1):  # what a fake process group gathers is arbitrary, even NaN
+        parameter.grad.to_local().fill_(number / len(parameters))
     before = [p.grad.to_local().clone() for p in parameters]
     counter = Collectives()
     with counter:
