@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
+from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, read_references
 
 from .base import Benchmark
@@ -19,7 +20,7 @@ def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[st
         benchmark: Benchmark, whose `list_answers` determines how the answer column is parsed.
 
     Returns:
-        The question; its references, empty if the row has none; and the ``meta`` of the sample: ``index``, ``choices``
+        The question; its references, empty if all are blank; and the ``meta`` of the sample: ``index``, ``choices``
         (letter -> text) and the columns ``split``, ``category``, ``l2-category``, ``hint``, ``image_source``.
     """
     meta: dict[str, Any] = {name: row[name] for name in _KEPT if row.get(name)}
@@ -31,4 +32,4 @@ def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[st
         meta["choices"] = choices
     answer = row.get("answer") or ""
     references = read_references(answer) if benchmark.list_answers else (answer,)
-    return row.get("question") or "", [reference for reference in references if answer], meta
+    return row.get("question") or "", list(references) if has_text(references) else [], meta

@@ -43,7 +43,7 @@ class EvalSample:
     @property
     def has_reference(self) -> bool:
         """Whether there is anything to score the prediction against: a reference, an annotation or a grade."""
-        return bool(self.references) or any(self.meta.get(name) is not None for name in ("gold", "judged"))
+        return has_text(self.references) or any(self.meta.get(name) is not None for name in ("gold", "judged"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +111,11 @@ class Metric:
         rule, all_samples = self.check_rule(rule), list(samples)
         rows = [self.statistics([all_samples[index] for index in unit], rule) for unit in self.units(all_samples)]
         return self.scores(summed(rows))
+
+
+def has_text(references: Iterable[object]) -> bool:
+    """Return whether a list of references has one that is not blank."""
+    return any(str(reference).strip() for reference in references)
 
 
 def summed(rows: Sequence[Statistics]) -> dict[str, float]:

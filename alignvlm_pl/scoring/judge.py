@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.metrics.base import EvalSample
+from alignvlm_pl.metrics.base import EvalSample, has_text
 from alignvlm_pl.metrics.mmvet import Judge, judged_score
 from alignvlm_pl.utils.class_paths import import_path
 
@@ -35,7 +35,7 @@ def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
     """Return the samples with the judge's grade in ``meta["judged"]`` of those that have none."""
     graded = []
     for sample in samples:
-        if sample.meta.get("judged") is None and sample.references:
+        if sample.meta.get("judged") is None and has_text(sample.references):
             score = judged_score(sample.question, sample.references[0], sample.prediction, judge=judge)
             sample = replace(sample, meta={**sample.meta, "judged": score})
         graded.append(sample)

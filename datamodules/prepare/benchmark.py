@@ -20,6 +20,7 @@ from typing import Any
 from alignvlm_pl.benchmarks import Benchmark, SourceFile, get_benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
 
@@ -267,9 +268,10 @@ class _Gold:
         annotation, question = self.document(index, where)["gold"], self._question(index, where)
         values = [value for entry in annotation if entry["key"] == question for value in entry["values"]]
         found = [[value["value"]] if items else value.get("value_variants") or [value["value"]] for value in values]
-        if not found:
+        texts = [text for variants in found for text in variants]
+        if not has_text(texts):
             raise SampleError(f"{where}: no gold answer to {question!r:.80} in its document", "no_answer")
-        return [text for variants in found for text in variants]
+        return texts
 
     def _question(self, index: int, where: str) -> str:
         """Return a question as spelled in the annotations; the question file may have a revised one."""

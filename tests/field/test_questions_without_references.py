@@ -8,8 +8,11 @@ import json
 import pytest
 from PIL import Image
 
-from alignvlm_pl.benchmarks import plain_benchmark
+from alignvlm_pl.benchmarks import get_benchmark, plain_benchmark
+from alignvlm_pl.benchmarks.rows import read_row
+from alignvlm_pl.cli.score import run as score
 from alignvlm_pl.metrics.base import EvalSample
+from alignvlm_pl.scoring.judge import grade
 from alignvlm_pl.scoring.results import results
 from alignvlm_pl.scoring.run import score_samples
 from datamodules import BenchmarkDataModule, DocDownstreamDataModule
@@ -35,6 +38,25 @@ def test_the_others_are_scored_and_the_key_is_named():
     assert [list(values) for values in scored.scores] == [["anls", "exact_match"], [], ["anls", "exact_match"]]
     assert scored.worst_first() == [2, 0, 1]
     assert results({"own": scored})["incomplete"] == {"own": scored.problems}
+
+
+@pytest.mark.parametrize("blank", [[], [""], ["  "], ["", "\n"]])
+def test_blank_references_are_none(blank, tmp_path, capsys):
+    scored = score_samples(PLAIN, samples(["yes"], blank, ["", "yes"]))
+    assert (scored.num, scored.metrics["exact_match"]) == (2, 1.0)
+    assert scored.problems == ["1 questions without references, not scored: key1"]
+    assert [sample.meta for sample in grade(scored.samples[1:2], judge=lambda *_: "1")] == [{}]
+    rows = [{"key": str(key), "prediction": "yes", "references": given} for key, given in enumerate((["yes"], blank))]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert score(["score", "--benchmark", "docvqa", "--predictions", str(tmp_path / "p.jsonl"), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "incomplete: 1 predictions without references: 1 (line 2)" in printed
+    assert '"num":1' in printed.replace(" ", "")
+
+
+@pytest.mark.parametrize("cell", ["", "  ", "['']", "['', ' ']", "[]"])
+def test_a_blank_cell_of_a_table_is_no_reference(cell):
+    assert read_row({"question": "?", "answer": cell}, get_benchmark("docvqa"))[1] == []
 
 
 def test_a_dataset_without_any_reference_has_predictions_and_no_score():

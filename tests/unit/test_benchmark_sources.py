@@ -282,6 +282,7 @@ def test_questions_are_those_of_due_to_the_letter(tmp_path):
     gold = [
         {"key": "who pays?", "values": [{"value": "Acme", "value_variants": ["Acme", "ACME Inc."]}]},
         {"key": "who", "values": [{"value": "nobody"}]},
+        {"key": "who pays", "values": [{"value": " "}]},
     ]
     (meta / "document.jsonl").write_text(json.dumps({"name": "a_b", "annotations": gold}) + "\n")
     asked = [

@@ -45,6 +45,7 @@ ODD_QUESTIONS = [
     ({**GOOD, "id": "x", "answers": ["a", None]}, "bad_row"),
     ({**GOOD, "id": "x", "answers": "abc"}, "bad_row"),
     ({**GOOD, "id": "x", "answers": []}, "no_answer"),
+    ({**GOOD, "id": "x", "answers": ["", " "]}, "no_answer"),
     (GOOD, "repeated_id"),
 ]
 

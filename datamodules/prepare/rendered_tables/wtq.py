@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.metrics.base import has_text
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines
@@ -69,7 +70,7 @@ def read_questions(folder: Path, split: str) -> Iterator[TableQuestion | SampleE
             yield row
             continue
         name, question, context, answers = row
-        if answers in ([""], []):
+        if isinstance(answers, list) and not has_text(answers):
             yield SampleError(f"{where}: no answer", "no_answer")
         elif problem := _problem(name, question, context, answers):
             yield SampleError(f"{where}: {problem}", "bad_row")
