@@ -29,6 +29,9 @@ _BY_TILE = ("pixel_values", "tile_boxes")
 _NOT_GENERATED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
 """Settings of `generate` that cut prompts or models apart without regard to images."""
 
+_OF_GENERATE = ("tokenizer", "assistant_tokenizer")
+"""Arguments of `generate` that transformers passes on as inputs of the model."""
+
 
 @dataclass
 class AlignVLMOutput(ModelOutput):
@@ -333,6 +336,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: A prompt continues a cache, and the tiles are neither those of all images nor of the new ones.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        for name in _OF_GENERATE:
+            inputs.pop(name, None)
         mask = kwargs.get("visual_mask")
         if inputs.get("input_ids") is None or mask is None:
             return inputs

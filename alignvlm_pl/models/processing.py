@@ -344,10 +344,17 @@ class AlignVLMProcessor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Decode generated ids (B, L) to texts; other arguments are those of the tokenizer's `batch_decode`."""
-        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        """Decode generated ids (B, L) to texts; the other arguments are those of the tokenizer's `batch_decode`."""
+        texts = self.tokenizer.batch_decode(
+            generated_outputs,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
         return [text.strip() for text in texts]
 
     @property

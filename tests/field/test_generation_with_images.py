@@ -64,6 +64,23 @@ def test_modes_that_look_ids_up_in_the_logits(parts, prompts, mode):
     assert int(found[:, length:].max()) < parts[1].config.text_config.vocab_size
 
 
+STOPPED = [{}, {"do_sample": True, "top_k": 1}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}]
+
+
+@pytest.mark.parametrize("mode", STOPPED, ids=str)
+def test_stop_strings_with_the_tokenizer_that_they_need(parts, prompt, mode):
+    processor, model = parts
+    length = prompt["input_ids"].shape[1]
+    free = model.generate(**prompt, **GREEDY | mode)[0, length:]
+    stop = next(one for one in processor.tokenizer.decode(free) if one.isascii())
+    stopped = model.generate(**prompt, **GREEDY | mode, stop_strings=[stop], tokenizer=processor.tokenizer)[0, length:]
+    if "num_beams" in mode:  # the best of all beams need not be one that stopped
+        assert len(stopped) <= len(free)
+    else:
+        assert len(stopped) < len(free)
+        assert stop in processor.tokenizer.decode(stopped)
+
+
 def test_a_penalty_on_the_prompt_has_its_effect(parts, prompt):
     model = parts[1]
     plain = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 1}, encoder_repetition_penalty=1e-6)

@@ -56,10 +56,22 @@ def test_an_answer_that_is_begun_is_continued(pipe, folder):
     assert not text.split("It is")[1].startswith("<|im_end|>")
 
 
+def test_a_stop_sequence_ends_the_answer(pipe, folder):
+    page = {"images": str(folder / "page.png"), "text": "<image>what?"}
+    (free,) = pipe(**page, return_full_text=False, max_new_tokens=12)
+    letter = next(one for one in free["generated_text"] if one.isascii())
+    (stopped,) = pipe(**page, return_full_text=False, max_new_tokens=12, stop_sequence=letter)
+    assert stopped["generated_text"].endswith(letter)
+    assert len(stopped["generated_text"]) < len(free["generated_text"])
+
+
 def test_post_process_has_the_signature_of_transformers(pipe):
     ids = torch.tensor([pipe.processor.tokenizer("a b")["input_ids"]])
     process = pipe.processor.post_process_image_text_to_text
     assert process(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == ["a b"]
+    assert process(ids, False, False) == process(ids[0], True, None) == ["a b"]
     assert (
         process(ids) == process(generated_outputs=ids) == pipe.processor.post_process_multimodal_output(ids) == ["a b"]
     )
+    with pytest.raises(TypeError, match="clean_up"):
+        process(ids, clean_up=True)
