@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
@@ -67,25 +67,25 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
                 f"{name}: expected one of the keys {', '.join(_KEYS)}, found {', '.join(map(str, source))[:60]}"
             )
         given = source[key]
+        if isinstance(given, Mapping):
+            raise DataError(f"{name}: {key!r} is a mapping; expected {KINDS}")
         if key == "base64" and isinstance(given, str) and given[:5].lower() != "data:":
             return decode_base64(given, "base64 image")
         return resolve_source(given, describe_source(given), timeout=timeout)
     if hasattr(source, "__array__"):
         return array_to_image(source, name)
     if hasattr(source, "read"):
-        if hasattr(source, "seek"):
-            source.seek(0)  # as Pillow does
-        return bytes(source.read())
+        return _from_stream(source, name)
     raise DataError(f"{name}: expected {KINDS}")
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """Decode base64: with or without padding and line breaks, of the usual or the URL-safe alphabet.
+    """Decode base64: with or without padding, line breaks and percents, of the usual or the URL-safe alphabet.
 
     Raises:
         DataError: It is not base64.
     """
-    packed = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    packed = "".join(unquote(text).split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -93,7 +93,7 @@ def decode_base64(text: str, name: str) -> bytes:
 
 
 def array_to_image(source: Any, name: str) -> Image.Image:
-    """Convert an array or tensor to a PIL image of mode L, RGB, RGBA or I;16.
+    """Convert an array or tensor to a PIL image of mode L, RGB or RGBA.
 
     Args:
         source: (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; channels first if both fit, as in transformers.
@@ -101,14 +101,16 @@ def array_to_image(source: Any, name: str) -> Image.Image:
         name: Name in error messages.
 
     Raises:
-        DataError: It has another shape or range.
+        DataError: It has no values, or another shape or range.
     """
-    if hasattr(source, "detach"):
-        source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source  # numpy knows no bfloat16
-    values = _channels_last(np.asarray(source), name)
-    deep = values.dtype == np.uint16 and values.ndim == 2
-    return Image.fromarray(np.ascontiguousarray(values) if deep else _to_uint8(values, name))
+    try:
+        if hasattr(source, "detach"):
+            source = source.detach().cpu()
+            source = source.float() if source.is_floating_point() else source  # numpy knows no bfloat16
+        values = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:  # sparse, or on the meta device
+        raise DataError(f"{name}: has no values ({error}); expected a dense array or tensor") from error
+    return Image.fromarray(_to_uint8(_channels_last(values, name), name))
 
 
 def _channels_last(values: np.ndarray, name: str) -> np.ndarray:
@@ -130,10 +132,12 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
         return np.ascontiguousarray(values)
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return np.rint(values / 257).astype(np.uint8)  # 65535 / 255
+    if values.dtype.kind not in "iuf":
         raise DataError(f"{name}: array of {values.dtype}, expected integers or floating point")
     low, high = float(values.min()), float(values.max())
-    whole = np.issubdtype(values.dtype, np.integer) or (high > 1 and bool((values == np.rint(values)).all()))
+    whole = values.dtype.kind != "f" or (high > 1 and bool((values == np.rint(values)).all()))
     if not (low >= 0 and high <= (255 if whole else 1)):  # NaN fails as well
         raise DataError(
             f"{name}: array of {values.dtype} in [{low:.4g}, {high:.4g}], expected pixels in [0, 255], or floating "
@@ -172,7 +176,21 @@ def _from_data_url(text: str, name: str) -> bytes:
     header, comma, content = text.partition(",")
     if not comma:
         raise DataError(f"{name}: no comma; expected data:image/png;base64,…")
-    return decode_base64(content, name) if header.lower().endswith(";base64") else unquote_to_bytes(content)
+    packed = "".join(header.lower().split()).endswith(";base64")
+    return decode_base64(content, name) if packed else unquote_to_bytes(content)
+
+
+def _from_stream(stream: Any, name: str) -> bytes:
+    """Read a stream, from its beginning where it can go there, as Pillow does."""
+    try:
+        if hasattr(stream, "seek") and getattr(stream, "seekable", lambda: True)():
+            stream.seek(0)
+        content = stream.read()
+    except Exception as error:  # those of any class with these methods
+        raise DataError(f"{name}: cannot be read ({str(error)[:100]}); open it in binary mode") from error
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise DataError(f"{name}: read() gave {type(content).__name__}, expected bytes; open the file in binary mode")
+    return bytes(content)
 
 
 def _is_image(content: bytes) -> bool:

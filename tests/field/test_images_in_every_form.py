@@ -4,11 +4,12 @@ voxel51/fiftyone#5359, transformers#35806, MoE-LLaVA#11: arrays, tensors and URL
 """
 
 import base64
+import gzip
 import io
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote, quote_from_bytes
 
 import numpy as np
 import pytest
@@ -25,23 +26,68 @@ PNG = io.BytesIO()
 Image.fromarray(PIXELS).save(PNG, "PNG")
 PNG = PNG.getvalue()
 TEXT = base64.b64encode(PNG).decode()
+
+
+class Pipe(io.RawIOBase):
+    """A stream that cannot go back, such as a response or a pipe."""
+
+    def __init__(self, content):
+        self.rest = io.BytesIO(content)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.rest.readinto(buffer)
+
+
+class Reader:
+    """An object with `read` alone."""
+
+    def __init__(self, content):
+        self.read = lambda: content
+
+
+def closed():
+    stream = io.BytesIO(PNG)
+    stream.close()
+    return stream
+
+
+def loop():
+    found = {}
+    found["path"] = found
+    return found
+
+
 FORMS = {
     "bytes": PNG,
     "bytearray": bytearray(PNG),
     "memoryview": memoryview(PNG),
     "file object": io.BytesIO(PNG),
+    "stream that cannot seek": Pipe(PNG),
+    "buffered pipe": io.BufferedReader(Pipe(PNG)),
+    "reader": Reader(PNG),
+    "reader of a bytearray": Reader(bytearray(PNG)),
     "pil": Image.fromarray(PIXELS),
     "numpy": PIXELS,
     "channels first": PIXELS.transpose(2, 0, 1),
     "int64": PIXELS.astype(np.int64),
+    "big-endian int32": PIXELS.astype(">i4"),
+    "uint16": PIXELS.astype(np.uint16) * 257,
+    "big-endian uint16": (PIXELS.astype(np.uint16) * 257).astype(">u2"),
+    "channels of uint16 first": PIXELS.transpose(2, 0, 1).astype(np.uint16) * 257,
     "float in 0..255": PIXELS.astype(np.float32),
     "float in 0..1": PIXELS / 255,
     "opaque": np.concatenate([PIXELS, np.full((40, 90, 1), 255, np.uint8)], axis=2),
     "tensor": torch.from_numpy(PIXELS.copy()).permute(2, 0, 1),
     "tensor with gradient": (torch.from_numpy(PIXELS.copy()).permute(2, 0, 1) / 255).requires_grad_(),
     "data URL": f"data:image/png;base64,{TEXT}",
+    "data URL of base64 and percents": f"data:image/png;base64,{quote(TEXT, safe='')}",
+    "data URL with spaces": f"data:image/png; base64 ,{TEXT}",
     "data URL of percents": f"data:image/png,{quote_from_bytes(PNG)}",
     "base64": TEXT,
+    "base64 and percents": {"base64": quote(TEXT, safe="")},
     "base64 in lines": base64.encodebytes(PNG).decode(),
     "URL-safe base64": base64.urlsafe_b64encode(PNG).decode().rstrip("="),
     "undecoded of datasets": {"bytes": PNG, "path": None},
@@ -95,7 +141,8 @@ def test_a_url_is_fetched_and_its_failure_is_one_line():
 def test_grey_deep_boolean_and_transparent_arrays():
     grey = PIXELS[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=2)
-    for form in (grey, grey[..., None], grey[None], grey.astype(np.uint16) * 257, torch.from_numpy(grey.copy())):
+    deep = grey.astype(np.uint16) * 257
+    for form in (grey, grey[..., None], grey[None], deep, deep.astype(">u2"), torch.from_numpy(grey.copy())):
         np.testing.assert_array_equal(np.asarray(load_image(form)), expected)
     half = torch.from_numpy(grey > 127)
     np.testing.assert_array_equal(np.asarray(load_image(half))[..., 0], np.where(grey > 127, 255, 0))
@@ -117,13 +164,22 @@ WRONG = {
     "strings": (np.array([["a"]]), "expected integers or floating point"),
     "scheme": ("s3://bucket/page.png", r"s3://bucket/page\.png: scheme 's3' is not read; expected a path, http"),
     "absent": ("file:///none/page.png", r"page\.png: cannot be read \(No such file or directory\)"),
-    "text": ("what is this?", r"what is this\?: cannot be read"),
+    "question": ("what is this?", r"what is this\?: cannot be read"),
     "null byte": ("a\0b", "cannot be read"),
     "no image": ("data:image/png;base64," + base64.b64encode(bytes(5000)).decode(), "not an image that can be read"),
     "no base64": ("data:image/png;base64,%%%" + "A" * 5000, "data URL .* of 5025 characters: not base64"),
     "no comma": ("data:image/png;base64" + "A" * 5000, "no comma"),
     "long text": ("?" * 100_000, "image given as text of 100000 characters: not base64"),
     "long path": ("/none" * 500, "cannot be read"),
+    "text file": (io.TextIOWrapper(io.BytesIO(PNG), "latin-1"), r"TextIOWrapper: read\(\) gave str, expected bytes"),
+    "text": (io.StringIO("x"), r"StringIO: read\(\) gave str, expected bytes"),
+    "closed file": (closed(), r"BytesIO: cannot be read \(.*closed file"),
+    "broken stream": (gzip.GzipFile(fileobj=io.BytesIO(b"x" * 99)), r"GzipFile: cannot be read \(Not a gzipped file"),
+    "reader of nothing": (Reader(None), r"read\(\) gave NoneType"),
+    "mapping of itself": (loop(), "image given as dict: 'path' is a mapping; expected a path"),
+    "no memory": (torch.zeros(3, 9, 9, device="meta"), "image given as Tensor: has no values"),
+    "sparse": (torch.zeros(9, 9).to_sparse(), "image given as Tensor: has no values"),
+    "durations": (np.zeros((9, 9), "m8[s]"), "expected integers or floating point"),
     "mapping": ({"bytes": None}, "expected one of the keys bytes, path, url, base64, found bytes"),
 }
 
