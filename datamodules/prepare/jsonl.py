@@ -8,7 +8,8 @@ JSON list for the lines. Two runs give the same bytes.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,20 +25,21 @@ from .pack.options import add_options
 from .sources.dialogues import check_answered, read_conversation
 from .sources.images import ImageFolder, image_names
 from .sources.json_files import (
-    SLICE_RECORDS,
     ListSlice,
     check_object,
-    element_ranges,
     is_list,
     parse_object,
     parsed_lines,
     raw_lines,
+    slice_list,
 )
 from .sources.source import Part, SourceSample, or_error
 
 _PART_BYTES = 8 * 2**20
 _MEASURED_PARTS = 64
 _MEASURED_RECORDS = 4
+# `<` may be escaped.
+_TOKEN = re.compile(rb"(?:<|\\u003[cC])image")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +81,9 @@ class JsonlData:
         if is_list(self.path):
             return self._list_parts()
         head = islice(raw_lines(self.path), CHECKED_RECORDS)
-        marked = self._check(list(parsed_lines(text for _, _, text in head)))
+        LINES.check_records(list(parsed_lines(text for _, _, text in head)), "messages", where=str(self.path))
         parts: list[Part] = []
+        marked = _marks_images(parsed_lines(text for _, _, text in raw_lines(self.path) if _TOKEN.search(text)))
         skip = self.start
         begin = offset = records = 0
         number = first = 1
@@ -101,20 +104,17 @@ class JsonlData:
             parts.append(_part(begin, offset, first, records, marked))
         return parts
 
-    def _check(self, records: Sequence[Any]) -> bool:
-        """Check the schema of the first records; return whether ``<image>`` stands for images in one of them."""
-        LINES.check_records(records, "messages", where=str(self.path))
-        found = (record for record in records if isinstance(record, dict) and names_images(record))
-        return any(IMAGE_TOKEN in str(record.get(name, "")) for record in found for name in LINES.fields["messages"])
-
     def _list_parts(self) -> list[Part]:
         """Cut a JSON list."""
-        ranges, parts, marked = islice(enumerate(element_ranges(self.path)), self.start, None), list[Part](), None
-        while piece := list(islice(ranges, SLICE_RECORDS)):
-            (first, (begin, _)), (_, (_, end)) = piece[0], piece[-1]
-            found = ListSlice(first=first, records=len(piece), start=begin, end=end)
-            marked = self._check(found.load(self.path)) if marked is None else marked
-            parts.append(Part(name=f"records {first}-{first + len(piece)}", payload=(marked, *found), rows=len(piece)))
+        pieces = slice_list(self.path)
+        for piece in pieces[:1]:
+            LINES.check_records(piece.load(self.path), "messages", where=str(self.path))
+        marked = _marks_images(record for piece in pieces for record in piece.load(self.path))
+        parts: list[Part] = []
+        for piece in pieces:
+            begin, end = max(piece.first, self.start), piece.first + piece.records
+            if begin < end:
+                parts.append(Part(name=f"records {begin}-{end}", payload=(marked, *piece), rows=end - begin))
         return parts
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
@@ -146,7 +146,8 @@ class JsonlData:
             piece = ListSlice(*place)
             for number, record in enumerate(piece.load(self.path), start=piece.first):
                 where = f"{self.path}, record {number}"
-                yield where, or_error(check_object, record, where=where)
+                if number >= self.start:
+                    yield where, or_error(check_object, record, where=where)
             return
         begin, end, first = place
         for number, _, text in raw_lines(self.path, begin, end, first):
@@ -170,6 +171,12 @@ class JsonlData:
             return sum((self.image_root / images.relative(name, where="")).stat().st_size for name in names)
         except (SampleError, OSError):  # an invalid record takes no space
             return 0
+
+
+def _marks_images(records: Iterable[Any]) -> bool:
+    """Return whether ``<image>`` stands for an image in one of the records of a file."""
+    found = (record for record in records if isinstance(record, dict) and names_images(record))
+    return any(IMAGE_TOKEN in str(record.get(name, "")) for record in found for name in LINES.fields["messages"])
 
 
 def _part(begin: int, end: int, first: int, records: int, marked: bool) -> Part:

@@ -181,12 +181,12 @@ def image_marks(texts: Sequence[str], num_images: int, *, where: str, text_only:
 
 
 def names_images(record: Mapping[str, Any]) -> bool:
-    """Return whether a record has a list of images, if an empty one."""
-    return any(record.get(name) is not None for name in ("image", "images"))
+    """Return whether a record has a field of images, if an empty one or null."""
+    return "image" in record or "images" in record
 
 
 def convert_docdownstream(
-    record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = False
+    record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = True
 ) -> dict[str, Any]:
     """Turn one DocDownstream record into the sample schema; its placeholders become image parts in order.
 
@@ -195,7 +195,8 @@ def convert_docdownstream(
             and optionally ``id``, ``references`` and ``lines``. A turn whose content is a list of parts is kept.
         num_images: Number of its images.
         where: Name of the record in errors.
-        marked: Whether other records of its file use ``<image>``; in a record that names no images it is else a word.
+        marked: False where no record of its file with images uses ``<image>``: it is then a word in a record that has
+            no field of images.
 
     Raises:
         SampleError: No messages, a turn without role and text, or not one placeholder for each image.

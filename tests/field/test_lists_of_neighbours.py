@@ -8,6 +8,7 @@ import codecs
 import io
 import json
 import tarfile
+import zipfile
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.errors import AlignVLMError
 from alignvlm_pl.scoring.files import read_predictions
+from datamodules.prepare.benchmark import main as benchmark
 from datamodules.prepare.cc12m import main as cc12m
 from datamodules.prepare.docdownstream import main as docdownstream
 from datamodules.prepare.folder import main as folder
@@ -148,6 +150,45 @@ def test_a_word_of_a_text_is_no_placeholder_unless_the_file_uses_it(images):
     (images / "list.json").write_text(json.dumps(lines))
     for name in ("lines.jsonl", "list.json"):
         assert run(jsonl, images / name, images / name.partition(".")[0]) == (1, {"placeholder_count": 1})
+
+
+LOST = {"messages": messages("<image>lost", "a")}
+GOOD = {"image": "im/a.png", "references": ["a"], "messages": messages("<image>?", "a")}
+
+
+@pytest.mark.parametrize("field", [{"image": None}, {"images": None}, {"image": ""}, {"images": []}])
+@pytest.mark.parametrize("converter", [jsonl, docdownstream])
+def test_the_placeholder_of_a_null_image_is_no_text(images, converter, field):
+    (images / "train.jsonl").write_text("\n".join(map(json.dumps, [LOST | field, messages_only("hi")])))
+    assert run(converter, images / "train.jsonl", images / "out") == (1, {"placeholder_count": 1})
+
+
+def messages_only(text):
+    return {"messages": messages(text, "a")}
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_the_whole_file_says_what_the_word_stands_for(images, name, after):
+    words = [messages_only(f"hi {number}") for number in range(5000 if name == "list.json" else 260)]
+    records = [GOOD, *words, LOST, messages_only("hi")] if after else [*words, LOST, GOOD]
+    text = json.dumps(records) if name == "list.json" else "\n".join(map(json.dumps, records))
+    (images / name).write_text(text.replace("<image>?", r"\u003cimage\u003e?"))
+    assert run(jsonl, images / name, images / "out", "--start", len(words) + after) == (1, {"placeholder_count": 1})
+
+
+def test_llava_and_benchmark_leave_out_what_jsonl_leaves_out(images):
+    (images / "list.json").write_text(json.dumps([LOST, GOOD, LOST | {"image": None}]))
+    assert run(llava, images / "list.json", images / "llava") == (1, {"placeholder_count": 2})
+    with zipfile.ZipFile(images / "im.zip", "w") as packed:
+        packed.write(images / "im" / "a.png", "im/a.png")
+    assert run(llava, images / "list.json", images / "zip", "--image-root", images / "im.zip") == (
+        1,
+        {"placeholder_count": 2},
+    )
+    (images / "wtq_test.jsonl").write_text("\n".join(map(json.dumps, [LOST, GOOD, LOST | {"images": None}])))
+    assert benchmark(["wtq", str(images / "wtq_test.jsonl"), str(images / "wtq")]) == 0
+    assert load_manifest(images / "wtq").extra["skipped"] == {"placeholder_count": 2}
 
 
 def test_placeholders_of_records_in_tars_and_beside_images(images):

@@ -10,16 +10,14 @@ from ...shards.sample_formats import convert_docdownstream, image_marks, split_m
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def read_conversation(
-    record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = False
-) -> dict[str, Any]:
+def read_conversation(record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = True) -> dict[str, Any]:
     """Convert a record of a list, as LLaVA, LLaMA-Factory, ms-swift or DocDownstream write it, to the sample schema.
 
     Args:
         record: It has ``messages`` (`convert_docdownstream`) or ``conversations`` (`llava_turns`).
         num_images: Number of its images.
         where: Name of the record in errors.
-        marked: Whether other records of its file use ``<image>``.
+        marked: As of `convert_docdownstream`.
 
     Raises:
         SampleError: As of these functions.
