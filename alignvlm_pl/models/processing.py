@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -22,6 +21,7 @@ from ..preprocessing.chat import (
     end_of_turn_id,
     leave_open,
     render_chat,
+    template_variables,
     tokenize_chat,
     truncate_text,
 )
@@ -29,7 +29,7 @@ from ..preprocessing.image_source import KINDS
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise_tensor
-from .processor_options import BatchOptions, parse_options, require_loading_options
+from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
 
 IMAGE_TOKEN = "<image>"
 
@@ -316,9 +316,22 @@ class AlignVLMProcessor(ProcessorMixin):
                 "apply_chat_template: continue_final_message excludes add_generation_prompt and "
                 "return_assistant_tokens_mask; choose one"
             )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ConfigError(
+                "apply_chat_template: return_assistant_tokens_mask needs tokenize=True and return_dict=True"
+            )
+        extra = require_mapping("processor_kwargs", processor_kwargs)
+        if twice := kwargs.keys() & extra.keys():
+            raise ConfigError(f"apply_chat_template: {min(twice)} is given twice, by itself and in processor_kwargs")
+        if isinstance(conversation, (Mapping, str)) or not isinstance(conversation, Sequence):
+            raise DataError(
+                f"apply_chat_template: the conversation is of type {type(conversation).__name__}, expected a list of "
+                "messages (dicts with role and content), or a list of such lists"
+            )
         template = choose_template(self.tokenizer, chat_template or self.chat_template)
-        variables = {name: kwargs.pop(name) for name in list(kwargs) if re.search(rf"\b{re.escape(name)}\b", template)}
-        options = self._options({**kwargs, **(processor_kwargs or {})})
+        known = template_variables(template) if kwargs else frozenset()
+        variables = {name: kwargs.pop(name) for name in known & kwargs.keys()}
+        options = self._options({**kwargs, **extra})
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = [_plain_messages(one) for one in (conversation if batched else [conversation])]
         rendered = [

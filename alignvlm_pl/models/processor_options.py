@@ -96,7 +96,7 @@ def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str
             raise ConfigError(f"processor: {name}={str(value)[:40]} is not supported; it is always {_ALWAYS[name]}")
         if value is not None and name not in _ALWAYS and name not in _NO_EFFECT:
             known = (*_TEXT, *_TILING, "return_tensors")
-            raise ConfigError(f"processor: unknown option {name[:60]!r}; {nearest(name, known)}")
+            raise ConfigError(f"processor: unknown option {str(name)[:60]!r}; {nearest(str(name), known)}")
     padding = _choice("padding", found.pop("padding", True), ("longest", "max_length", "do_not_pad"), _PADDING)
     truncation = found.pop("truncation", found.get("max_length") is not None and padding != "max_length")
     cut = _choice("truncation", truncation, ("longest_first", "do_not_truncate"), _TRUNCATION) == "longest_first"
@@ -105,7 +105,9 @@ def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str
     for name in ("max_length", "pad_to_multiple_of"):
         value = found.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"processor: {name}={value!r}, expected a whole number of at least 1")
+            raise ConfigError(f"processor: {name}={str(value)[:40]!r}, expected a whole number of at least 1")
+    if not isinstance(found.get("return_attention_mask", True), bool):
+        raise ConfigError(f"processor: return_attention_mask={str(found['return_attention_mask'])[:40]!r} is no bool")
     if padding == "max_length" and "max_length" not in found:
         raise ConfigError("processor: padding='max_length' needs max_length; the tokenizer has no limit of its own")
     side = _choice("padding_side", found.pop("padding_side", padding_side), ("left", "right"))
@@ -126,16 +128,33 @@ def require_loading_options(given: Mapping[str, Any], own: tuple[str, ...], *, w
         raise ConfigError(f"{what}.from_pretrained: unknown option {unknown[0][:60]!r}; {nearest(unknown[0], own)}")
 
 
+def require_mapping(name: str, options: Any) -> Mapping[str, Any]:
+    """Return a group of options, empty for None; raise a `ConfigError` if it is none."""
+    if not isinstance(options, (Mapping, type(None))):
+        raise ConfigError(f"processor: {name} is of type {type(options).__name__}, expected a dict of options")
+    return options or {}
+
+
 def _flatten(given: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in given.items() if name not in _GROUPS}
+    flat = {name: _plain(name, value) for name, value in given.items() if name not in _GROUPS}
     for group in _GROUPS:
-        options = given.get(group) or {}
+        options = require_mapping(group, given.get(group))
         if group in ("videos_kwargs", "audio_kwargs") and options:
             raise ConfigError(f"processor: {group} is not supported; the model takes text and images")
         for name, value in options.items():
+            value = _plain(name, value)
             if flat.setdefault(name, value) != value:
                 raise ConfigError(f"processor: {name} is given twice, as {flat[name]!r} and in {group} as {value!r}")
     return flat
+
+
+def _plain(name: Any, value: Any) -> Any:
+    """Return the number or text of a scalar of numpy or torch; other values as they are."""
+    if not hasattr(value, "ndim"):
+        return value
+    if value.ndim:
+        raise ConfigError(f"processor: {name} is an array of shape {tuple(value.shape)}, expected one value")
+    return value.item()
 
 
 def _choice(name: str, value: Any, known: tuple[str, ...], spellings: Mapping[Any, str] | None = None) -> str:

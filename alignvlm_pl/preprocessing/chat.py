@@ -15,7 +15,9 @@ from functools import lru_cache
 from itertools import chain, count
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from ..errors import ConfigError, DataError, nearest
 
@@ -89,6 +91,31 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
     return template
 
 
+class _Generation(Extension):
+    """The block `{% generation %}` of transformers, by which templates mark answers."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+@lru_cache(maxsize=64)
+def template_variables(template: str) -> frozenset[str]:
+    """Return the names of the variables that a caller can give a Jinja template: those that it reads from outside.
+
+    Raises:
+        ConfigError: The template has an error of syntax.
+    """
+    parser = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    try:
+        found = meta.find_undeclared_variables(parser.parse(template))
+    except TemplateError as error:
+        raise ConfigError(f"the chat template is not valid Jinja: {error}; correct chat_template") from error
+    return frozenset(found) - {"messages", "raise_exception", "strftime_now", _CLOCK}
+
+
 def _own_template(tokenizer: Any) -> str:
     """Return the tokenizer's template; of several by name, the one called `default`."""
     template = tokenizer.chat_template
@@ -118,7 +145,7 @@ def render_chat(
             `{"type": "text", "text"}` and `{"type": "image"}` parts.
         template: Jinja chat template for messages with string content.
         add_generation_prompt: Append the opening of an assistant turn.
-        variables: Further variables of the template, hashable.
+        variables: Further variables of the template.
 
     Raises:
         ConfigError: If the template reads the clock.
@@ -129,7 +156,9 @@ def render_chat(
     contents = [_contents(message) for message in messages]
     turns = tuple((message["role"], len(found)) for message, found in zip(messages, contents, strict=True))
     try:
-        rendered = _skeleton(tokenizer, template, turns, add_generation_prompt, tuple((variables or {}).items()))
+        # Values of variables are not compared: 1 equals True, and a list has no hash.
+        render = _skeleton.__wrapped__ if variables else _skeleton
+        rendered = render(tokenizer, template, turns, add_generation_prompt, variables or None)
     except (TemplateError, TypeError) as error:  # TypeError: a template for another form of content
         if _CLOCK in str(error):
             raise ConfigError(
@@ -223,7 +252,7 @@ def _skeleton(
     template: str,
     turns: tuple[tuple[str, int], ...],
     add_generation_prompt: bool,
-    variables: tuple[tuple[str, Any], ...],
+    variables: Any,
 ) -> str:
     """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()
@@ -237,7 +266,7 @@ def _skeleton(
             chat_template=template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **dict(variables),
+            **(variables or {}),
         )
     )
 
@@ -251,12 +280,16 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
         # Templates write the role as control text, where an arbitrary string could open or close a turn.
         raise DataError(f"message role {role!r} is unknown; {nearest(str(role), ROLES)}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, (list, tuple)):
+        raise DataError(f"message content of type {type(parts).__name__}, expected a string or a list of parts")
     fragments, answer = [], role == "assistant"
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "image"):
             raise DataError(f"content part of type {str(kind or part)[:40]!r}; {nearest(str(kind), ('text', 'image'))}")
         text = (part.get("text") or "") if part["type"] == "text" else ""
+        if not isinstance(text, str):
+            raise DataError(f"text of a content part is of type {type(text).__name__}, expected a string")
         last = index == len(parts) - 1
         fragments.append(ChatFragment(part["type"], text, answer and part["type"] == "text", answer and last))
     return fragments

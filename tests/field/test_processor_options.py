@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.processing import AlignVLMProcessor
 from alignvlm_pl.models.tiny import TOKENS_PER_TILE, tiny_spec
@@ -106,6 +106,12 @@ REFUSED = [
     {"truncation": "only_second", "max_length": 80},
     {"max_length": -1},
     {"max_length": "80"},
+    {"max_length": True},
+    {"max_length": 80.5},
+    {"max_length": np.array([80])},
+    {"pad_to_multiple_of": np.bool_(True)},
+    {"return_attention_mask": "no"},
+    {"do_resize": np.array([True, False])},
     {"return_tensors": "tf"},
     {"return_tensors": "torch"},
     {"add_special_tokens": True},
@@ -132,6 +138,30 @@ def test_an_option_that_is_not_honoured_is_named(processor, options):
             with pytest.raises(ConfigError, match=name) as caught:
                 call(given)
             assert len(str(caught.value)) <= 300
+
+
+def test_scalars_of_numpy_and_torch_are_numbers(processor):
+    for kind in (int, np.int64, np.uint16, np.array, torch.tensor):
+        for batch in calls(processor, {"padding": "max_length", "max_length": kind(400), "max_tiles": kind(1)}):
+            assert batch["input_ids"].shape == (1, 400)
+            assert batch["num_tiles"].tolist() == [1]
+    for no in (False, np.bool_(False)):
+        for batch in calls(processor, {"return_attention_mask": no}):
+            assert "attention_mask" not in batch
+
+
+@pytest.mark.parametrize("wrong", ["x", ["max_tiles"], 0, False, 5])
+def test_groups_that_are_none(processor, wrong):
+    for group in ("images_kwargs", "text_kwargs", "common_kwargs", "videos_kwargs", "audio_kwargs"):
+        for call in (
+            lambda given: processor(images=IMAGE, text="<image>", **given),
+            lambda given: processor.apply_chat_template(CHAT, tokenize=True, **given),
+            lambda given: processor.apply_chat_template(CHAT, processor_kwargs=given),
+        ):
+            with pytest.raises(ConfigError, match=f"{group} is of type {type(wrong).__name__}, expected a dict"):
+                call({group: wrong})
+    with pytest.raises(ConfigError, match="processor_kwargs is of type"):
+        processor.apply_chat_template(CHAT, processor_kwargs=wrong)
 
 
 def test_groups(processor):
@@ -173,8 +203,63 @@ def test_options_of_apply_chat_template(processor):
     assert processor.tokenizer.decode(kept) == "seven<|im_end|>"
     ids = processor.apply_chat_template(chat, tokenize=True, return_dict=False)
     assert torch.equal(ids, found["input_ids"])
-    template = "{{ greeting }}" + processor.chat_template
-    assert processor.apply_chat_template(CHAT, chat_template=template, greeting="hi").startswith("hi<|im_start|>")
+    for given in ({"tokenize": False}, {"tokenize": True, "return_dict": False}):
+        with pytest.raises(ConfigError, match="return_assistant_tokens_mask needs tokenize=True"):
+            processor.apply_chat_template(chat, return_assistant_tokens_mask=True, **given)
+    with pytest.raises(ConfigError, match="padding is given twice, by itself and in processor_kwargs"):
+        processor.apply_chat_template(chat, padding=True, processor_kwargs={"padding": "max_length"}, tokenize=True)
+
+
+# Words of the template, of its text and of its functions; and what is handed to it anyhow.
+UNKNOWN = ["role", "message", "content", "assistant", "im_start", "messages", "loop", "endfor", "strftime_now", "user"]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_word_of_the_template_is_no_variable(processor, name):
+    generation = "{% generation %}{{ mark }}{% endgeneration %}{% for x in [1] %}{% break %}{% endfor %}"
+    for template in (None, "{# assistant #}" + processor.chat_template, generation + processor.chat_template):
+        for tokenize in (False, True):
+            with pytest.raises(ConfigError, match=f"unknown option '{name}'"):
+                processor.apply_chat_template(CHAT, chat_template=template, tokenize=tokenize, **{name: "x"})
+
+
+def test_variables_of_the_template(processor):
+    def start(text, **given):
+        found = processor.apply_chat_template(CHAT, chat_template=text + processor.chat_template, **given)
+        return found.split("<|im_start|>")[0]
+
+    assert start("{{ greeting }}", greeting="hi") == "hi"
+    assert start("{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}", date="then") == "then"
+    assert start("{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}") == "today"
+    assert start("{{ names | join }}{{ turns }}", names=["a", "b"], turns=2) == "ab2"
+    assert [start("{{ flag }}", flag=value) for value in (1, True, 1.0)] == ["1", "True", "1.0"]
+    assert start("{% generation %}{{ mark }}{% endgeneration %}", mark="m") == "m"
+    with pytest.raises(ConfigError, match=r"the chat template is not valid Jinja: .*; correct chat_template"):
+        start("{% if %}", flag=1)
+
+
+MALFORMED = {
+    "one message": (CHAT[0], "the conversation is of type dict, expected a list of messages"),
+    "text": ("what?", "the conversation is of type str, expected"),
+    "nothing": (None, "the conversation is of type NoneType"),
+    "number": (5, "the conversation is of type int"),
+    "empty": ([], "has no messages"),
+    "texts": (["what?"], "a message must be a mapping"),
+    "one of a batch": ([CHAT, CHAT[0]], "a message must be a mapping"),
+    "batch in a conversation": ([CHAT[0], CHAT], "a message must be a mapping"),
+    "one part": ([{"role": "user", "content": {"type": "text", "text": "a"}}], "message content of type dict"),
+    "number as content": ([{"role": "user", "content": 5}], "message content of type int, expected"),
+    "number as text": ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "part is of type int"),
+    "part of text": ([{"role": "user", "content": ["a"]}], "content part of type 'a'"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_conversation_of_another_form_is_named(processor, case):
+    conversation, message = MALFORMED[case]
+    for tokenize in (False, True):
+        with pytest.raises(DataError, match=message):
+            processor.apply_chat_template(conversation, tokenize=tokenize)
 
 
 def test_options_of_from_pretrained(folder, processor):
