@@ -169,9 +169,8 @@ def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> in
             index = load_index(*source.shards[number])
             chosen = source.chosen[number]
             samples += len(chosen)
-            measured += sum(
-                processor.visual_tokens(index.sizes[n]) + index.text_bytes[n] // _BYTES_A_TOKEN for n in chosen
-            )
+            rows = (index[number] for number in chosen)
+            measured += sum(processor.visual_tokens(row.sizes) + row.text_bytes // _BYTES_A_TOKEN for row in rows)
         tokens += measured / max(samples, 1) * len(source)
     return int(tokens / budget)
 

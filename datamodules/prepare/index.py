@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from alignvlm_pl.errors import DataError
 
-from ..shards.index import IndexRow, SampleIndex, index_path, index_row, write_index
+from ..shards.index import IndexRow, index_path, index_row, write_index
 from ..shards.manifest import MANIFEST_NAME, Manifest, Shard, file_digest, read_manifest, verify_shard, write_manifest
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import (
@@ -65,15 +65,16 @@ def _index_shard(path: Path, *, folder: Path, format: str, source: str) -> Index
     adapter: Adapter = partial(read_any_format, source=source) if format == AUTO else FORMATS[format]
     if format == "captions":
         adapter = CaptionReader(prompt="", source=source)
-    index, invalid = read_index(path, adapter=adapter, source=source)
+    path.with_suffix(".index.json").unlink(missing_ok=True)  # the format of before
+    rows, end, invalid = read_samples(path, adapter=adapter, source=source)
     shard = Shard(
         path=path.relative_to(folder).as_posix(),
-        num_samples=len(index),
+        num_samples=len(rows),
         bytes=path.stat().st_size,
         sha256=file_digest(path),
-        index_sha256=write_index(index_path(path), index),
+        index_sha256=write_index(index_path(path), rows, end=end),
     )
-    return shard, Counter(index.sources), invalid
+    return shard, Counter(row.source for row in rows), invalid
 
 
 def index_shards(
@@ -142,7 +143,7 @@ def index_shards(
     return manifest
 
 
-def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleIndex, Counter[str]]:
+def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[IndexRow], int, Counter[str]]:
     """Read position, text length and image sizes of the samples of a tar.
 
     Args:
@@ -151,7 +152,8 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
         source: ``source`` of samples that name none.
 
     Returns:
-        The index, in which invalid samples have no supervised text, and the number of invalid samples by reason.
+        A row for each sample, those of invalid ones without supervised text; the byte after the last sample; and the
+        number of invalid samples by reason.
 
     Raises:
         DataError: The tar is cut, damaged, compressed or holds no sample, members of a sample stand apart, or its
@@ -188,7 +190,7 @@ def read_index(path: Path, *, adapter: Adapter, source: str) -> tuple[SampleInde
             rows.append(index_row(record, offset=offset, key=key, sizes=sizes, source=source))
     if not rows:
         raise DataError(f"{where} holds no sample; remove it")
-    return SampleIndex.from_rows(rows, end=end), invalid
+    return rows, end, invalid
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,15 +1,21 @@
-"""Sample index of a shard, `name-00000.index.json` beside `name-00000.tar` (no torch here).
+"""Sample index of a shard, `name-00000.index.safetensors` beside `name-00000.tar` (no torch here).
 
-With it a reader seeks to any sample, and counts tiles and estimates tokens without opening an image.
+With it a reader seeks to any sample, and counts tiles and estimates tokens without opening an image. The file is mapped
+into memory: a reader of many shards opens one in microseconds, and reads the rows that it needs.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path
@@ -18,8 +24,16 @@ from ..storage.transfer import MissingFileError
 from .manifest import Manifest, Shard
 from .sample import message_text
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _REMEDY = "`prepare index FOLDER` writes it"
+_ENTRIES = ("text_bytes", "supervised_bytes", "sources")
+# Where the key and the images of each sample begin in the columns of all keys and sizes.
+_STARTS = {"key_starts": "keys", "image_starts": "sizes"}
+_TYPES = {
+    "offsets": np.uint64,
+    **dict.fromkeys((*_ENTRIES, *_STARTS, "sizes"), np.uint32),
+    "keys": np.uint8,
+}
 
 
 class MissingIndexError(DataError):
@@ -28,7 +42,16 @@ class MissingIndexError(DataError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """One sample in the index; the fields are the columns of `SampleIndex`."""
+    """One sample of a shard.
+
+    Attributes:
+        offset: Byte of the shard where its first header begins, one that only carries a long name included.
+        key: Its name.
+        sizes: Upright (width, height) in pixels of each image; empty for text alone.
+        text_bytes: UTF-8 bytes of all text of the messages; of a caption pair, of the caption.
+        source: Its source.
+        supervised_bytes: UTF-8 bytes of the assistant's turns; 0: nothing is supervised.
+    """
 
     offset: int
     key: str
@@ -38,46 +61,97 @@ class IndexRow:
     supervised_bytes: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SampleIndex:
-    """The samples of one shard, in their order; n of them.
+    """The samples of one shard in their order; a row is read from the mapped file when it is asked for.
 
-    Attributes:
-        offsets: (n + 1) bytes of the shard: where the first header of each sample begins, a header that only
-            carries a long name included; last the end of the last sample's data, padded to whole blocks.
-        keys: (n) names of the samples.
-        sizes: (n) upright (width, height) in pixels of each image of the sample; empty for text alone.
-        text_bytes: (n) UTF-8 bytes of all text of the messages; of a caption pair, of the caption.
-        sources: (n) sources of the samples.
-        supervised_bytes: (n) UTF-8 bytes of the assistant's turns; 0: nothing is supervised.
+    Args:
+        path: The index.
+
+    Raises:
+        DataError: It is malformed, or of another version.
     """
 
-    offsets: tuple[int, ...]
-    keys: tuple[str, ...]
-    sizes: tuple[tuple[tuple[int, int], ...], ...]
-    text_bytes: tuple[int, ...]
-    sources: tuple[str, ...]
-    supervised_bytes: tuple[int, ...]
+    def __init__(self, path: Path) -> None:
+        try:
+            file = safe_open(path, "numpy")
+            self._columns = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            described = json.loads((file.metadata() or {}).get("index", "{}"))
+            version, self.source_names = described.get("version"), tuple(map(str, described.get("sources", ())))
+        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"sample index {path} is malformed ({error!r:.200}); {_REMEDY}") from error
+        if version != INDEX_VERSION:
+            raise DataError(f"sample index {path}: expected version {INDEX_VERSION}, found {version}; {_REMEDY}")
+        shapes = {name: column.get_shape() for name, column in self._columns.items()}
+        self._length = max(shapes.get("offsets", [0])[0] - 1, 0)
+        expected = {name: [self._length] for name in _ENTRIES}
+        expected |= {name: [self._length + 1] for name in ("offsets", *_STARTS)}
+        expected |= {"keys": shapes.get("keys", [0])[:1], "sizes": [*shapes.get("sizes", [0])[:1], 2]}
+        if shapes != expected:
+            raise DataError(f"sample index {path}: expected columns of {expected}, found {shapes}; {_REMEDY}")
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._length
 
-    @classmethod
-    def from_rows(cls, rows: Sequence[IndexRow], *, end: int) -> "SampleIndex":
-        """Build the index of a shard whose last sample ends at byte `end`."""
-        return cls(
-            offsets=(*(row.offset for row in rows), end),
-            keys=tuple(row.key for row in rows),
-            sizes=tuple(row.sizes for row in rows),
-            text_bytes=tuple(row.text_bytes for row in rows),
-            sources=tuple(row.source for row in rows),
-            supervised_bytes=tuple(row.supervised_bytes for row in rows),
+    def __getitem__(self, number: int) -> IndexRow:
+        """Return the row of a sample."""
+        if not 0 <= number < self._length:
+            raise IndexError(number)
+        return IndexRow(
+            offset=self.extent(number)[0],
+            key=self._part("key_starts", number).tobytes().decode("utf-8", "surrogatepass"),
+            sizes=tuple((int(width), int(height)) for width, height in self._part("image_starts", number)),
+            text_bytes=int(self._columns["text_bytes"][number]),
+            source=self.source_names[int(self._columns["sources"][number])],
+            supervised_bytes=int(self._columns["supervised_bytes"][number]),
         )
+
+    def __iter__(self) -> Iterator[IndexRow]:
+        return (self[number] for number in range(self._length))
+
+    @property
+    def end(self) -> int:
+        """Byte of the shard where the data of the last sample ends, padded to whole blocks."""
+        return int(self._columns["offsets"][self._length])
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return the first byte of a sample in the shard, and the first byte after it."""
+        start, stop = self._columns["offsets"][number : number + 2]
+        return int(start), int(stop)
+
+    def check(self) -> None:
+        """Read all columns and check what rows rely on.
+
+        Raises:
+            ValueError: An offset does not ascend, or a number points past a column.
+        """
+        columns = {name: self._whole(name) for name in self._columns}
+        if wrong := [name for name, column in columns.items() if column.dtype != _TYPES[name]]:
+            raise ValueError(f"columns {', '.join(wrong)} are not of the types of an index")
+        offsets = columns["offsets"]
+        if (offsets[1:] <= offsets[:-1]).any():
+            raise ValueError("expected offsets that ascend")
+        for name, of in _STARTS.items():
+            starts = columns[name]
+            if starts[0] != 0 or starts[-1] != len(columns[of]) or (starts[1:] < starts[:-1]).any():
+                raise ValueError(f"expected {name} that ascend from 0 to {len(columns[of])}")
+        if (columns["sources"] >= len(self.source_names)).any():
+            raise ValueError(f"a sample is of none of the {len(self.source_names)} sources")
+        for _ in self:
+            pass
+
+    def _part(self, starts: str, number: int) -> np.ndarray:
+        start, stop = self._columns[starts][number : number + 2]
+        column = _STARTS[starts]
+        return self._columns[column][int(start) : int(stop)] if stop > start else np.zeros(0, _TYPES[column])
+
+    def _whole(self, name: str) -> np.ndarray:
+        column = self._columns[name]
+        return column[:] if column.get_shape()[0] else np.zeros(column.get_shape(), _TYPES[name])
 
 
 def index_path(shard: Path) -> Path:
     """Return the path of the index of a shard."""
-    return shard.with_suffix(".index.json")
+    return shard.with_suffix(".index.safetensors")
 
 
 def index_row(
@@ -95,23 +169,37 @@ def index_row(
     )
 
 
-def write_index(path: Path, index: SampleIndex) -> str:
-    """Write an index to its path, complete or not at all, and return the sha256 of the file."""
-    names = {name: number for number, name in enumerate(sorted(set(index.sources)))}
-    record = {
-        "version": INDEX_VERSION,
-        **{column.name: getattr(index, column.name) for column in fields(index)},
-        "sources": {"names": list(names), "of": [names[source] for source in index.sources]},
+def write_index(path: Path, rows: Sequence[IndexRow], *, end: int) -> str:
+    """Write the index of a shard to its path, complete or not at all, and return the sha256 of the file.
+
+    Args:
+        path: The index.
+        rows: The samples of the shard, in their order.
+        end: Byte of the shard where the data of the last sample ends.
+    """
+    names = sorted({row.source for row in rows})
+    numbers = {name: number for number, name in enumerate(names)}
+    keys = [row.key.encode("utf-8", "surrogatepass") for row in rows]
+    columns: dict[str, Any] = {
+        "offsets": [*(row.offset for row in rows), end],
+        "text_bytes": [row.text_bytes for row in rows],
+        "supervised_bytes": [row.supervised_bytes for row in rows],
+        "sources": [numbers[row.source] for row in rows],
+        "key_starts": [*accumulate(map(len, keys), initial=0)],
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "image_starts": [*accumulate((len(row.sizes) for row in rows), initial=0)],
+        "sizes": np.array([size for row in rows for size in row.sizes], np.uint32).reshape(-1, 2),
     }
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
-    data = text.encode("utf-8", "surrogatepass")  # as json.loads reads it
+    # One key of metadata: safetensors writes several in no fixed order, and two runs shall give the same bytes.
+    described = {"index": json.dumps({"version": INDEX_VERSION, "sources": names})}
+    data = save({name: np.asarray(column, _TYPES[name]) for name, column in columns.items()}, described)
     with atomic_path(path) as partial:
         partial.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
 def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
-    """Read the index of a shard and compare it with the manifest.
+    """Map the index of a shard, which is compared with the manifest when a process first meets it.
 
     Raises:
         MissingIndexError: There is none.
@@ -120,55 +208,33 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
     path: Path | str = manifest.where(index_path(Path(shard.path)).name)
     try:
         path = manifest.index_path(shard)
-        data = path.read_bytes()
+        now = path.stat()
+        _check(path, (now.st_ino, now.st_size, now.st_mtime_ns), shard)
+        return SampleIndex(path)
     except (OSError, MissingFileError) as error:
         raise MissingIndexError(f"there is no sample index {path} ({error}); {_REMEDY}") from error
-    if shard.index_sha256 and (found := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
+
+
+@cache
+def _check(path: Path, state: tuple[int, ...], shard: Shard) -> None:
+    """Read all of an index; once for each `state` of the file."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if shard.index_sha256 and found != shard.index_sha256:
         raise DataError(
             f"sample index {path}: expected sha256 {shard.index_sha256[:16]}…, found {found[:16]}…; {_REMEDY}"
         )
-    index = _parse(data, path)
+    index = SampleIndex(path)
     if len(index) != shard.num_samples:
         raise DataError(
             f"sample index {path}: expected {shard.num_samples} samples as in the manifest, found {len(index)}; "
             f"{_REMEDY}"
         )
-    if index.offsets[-1] > shard.bytes:
+    try:
+        index.check()
+    except (ValueError, SafetensorError) as error:
+        raise DataError(f"sample index {path} is malformed ({error}); {_REMEDY}") from error
+    if index.end > shard.bytes:
         raise DataError(
-            f"sample index {path}: its last sample ends at byte {index.offsets[-1]}, expected at most the "
+            f"sample index {path}: its last sample ends at byte {index.end}, expected at most the "
             f"{shard.bytes} bytes of the shard; {_REMEDY}"
         )
-    return index
-
-
-def _parse(data: bytes, path: Path | str) -> SampleIndex:
-    try:
-        record = json.loads(data)
-        version, names = record["version"], record["sources"]["names"]
-        index = SampleIndex(
-            offsets=_whole_numbers(record["offsets"]),
-            keys=tuple(str(key) for key in record["keys"]),
-            sizes=tuple(tuple((int(w), int(h)) for w, h in images) for images in record["sizes"]),
-            text_bytes=_whole_numbers(record["text_bytes"]),
-            sources=tuple(names[number] for number in _whole_numbers(record["sources"]["of"])),
-            supervised_bytes=_whole_numbers(record["supervised_bytes"]),
-        )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"sample index {path} is malformed ({error!r:.200}); {_REMEDY}") from error
-    if version != INDEX_VERSION:
-        raise DataError(f"sample index {path}: expected version {INDEX_VERSION}, found {version}; {_REMEDY}")
-    lengths = {column.name: len(getattr(index, column.name)) for column in fields(index) if column.name != "offsets"}
-    if set(lengths.values()) != {len(index.offsets) - 1}:
-        raise DataError(
-            f"sample index {path}: expected {len(index.offsets) - 1} entries in every column, found {lengths}; "
-            f"{_REMEDY}"
-        )
-    if any(after <= before for before, after in pairwise(index.offsets)):
-        raise DataError(f"sample index {path}: expected offsets that ascend; {_REMEDY}")
-    return index
-
-
-def _whole_numbers(column: Sequence[Any]) -> tuple[int, ...]:
-    if not all(type(number) is int and number >= 0 for number in column):
-        raise TypeError("a column does not hold whole numbers only")
-    return tuple(column)

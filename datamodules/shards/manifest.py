@@ -23,8 +23,8 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 # About 300,000 shards.
 MAX_MANIFEST_BYTES = 64 << 20
-INDEX_SUFFIX = ".index.json"
-# About a million samples in one shard; an index is parsed in memory.
+INDEX_SUFFIX = ".index.safetensors"
+# About five million samples in one shard.
 MAX_INDEX_BYTES = 256 << 20
 Kind = TypeVar("Kind")
 

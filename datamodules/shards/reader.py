@@ -105,11 +105,11 @@ class ShardReader:
 
     def sizes(self, location: Location) -> tuple[tuple[int, int], ...]:
         """Return (width, height) in pixels of the images of a sample, without reading it."""
-        return self._open(location)[1].sizes[location.number]
+        return self._open(location)[1][location.number].sizes
 
     def source(self, location: Location) -> str:
         """Return the ``source`` of a sample, without reading it."""
-        return self._open(location)[1].sources[location.number]
+        return self._open(location)[1][location.number].source
 
     def read(self, location: Location, *, images: bool = True) -> GroupedSample:
         """Return one sample: member bytes by extension, with ``__key__`` and ``__url__``.
@@ -123,7 +123,7 @@ class ShardReader:
         """
         stream, index = self._open(location)
         where = location.manifest.where(location.shard.path)
-        start, stop = index.offsets[location.number : location.number + 2]
+        start, stop = index.extent(location.number)
 
         def wanted(name: str) -> bool:
             return images or _extension(name) not in _IMAGES
@@ -137,7 +137,7 @@ class ShardReader:
             reason = _found_instead(found, end)
         except _READ_ERRORS as error:
             reason = _reason(error)
-        if [sample["__key__"] for sample in found] != [index.keys[location.number]]:
+        if [sample["__key__"] for sample in found] != [index[location.number].key]:
             raise DataError(
                 f"shard {where} is damaged at sample {location.number} of {location.shard.num_samples}, byte {start} "
                 f"({reason}); copy it again or rebuild the dataset"

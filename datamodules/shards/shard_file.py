@@ -13,7 +13,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import read_header
 from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 
-from .index import IndexRow, SampleIndex, index_path, index_row, write_index
+from .index import IndexRow, index_path, index_row, write_index
 from .manifest import Shard
 from .sample import SampleError, check_record
 
@@ -126,11 +126,11 @@ class OpenShard:
 
     def finish(self) -> Shard:
         """Complete the shard and write its index, then give the shard its name."""
-        index = SampleIndex.from_rows(self._rows, end=self._tar.offset)
+        end = self._tar.offset
         self._tar.close()
         self._file.close()
         # The index first: a shard under its own name always has one.
-        index_sha256 = write_index(index_path(self.path), index)
+        index_sha256 = write_index(index_path(self.path), self._rows, end=end)
         replace_path(self._partial, self.path)
         return Shard(
             path=self.path.name,

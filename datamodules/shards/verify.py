@@ -5,7 +5,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alignvlm_pl.errors import DataError
@@ -143,19 +143,15 @@ def _index_damage(
     except DataError as error:
         yield damage("wrong_index", str(error))
         return
-    found = [*zip(index.keys, index.offsets, strict=False), ("the end", index.offsets[-1])]
+    held = list(index)
+    found = [*((row.key, row.offset) for row in held), ("the end", index.end)]
     for (key, offset), (wanted_key, wanted) in zip(found, [*samples, ("the end", end)], strict=False):
         if (key, offset) != (wanted_key, wanted):
             yield damage("wrong_index", f"expected {wanted_key!r} at byte {wanted}, found {key!r} at {offset}")
             return
-    for number, row in enumerate(rows[: len(index)]):
-        held = (index.sizes[number], index.text_bytes[number], index.supervised_bytes[number])
-        if row and held != (row.sizes, row.text_bytes, row.supervised_bytes):
-            message = (
-                f"{row.key!r}: expected sizes {row.sizes}, {row.text_bytes} and {row.supervised_bytes} bytes of text, "
-                f"found {held}"
-            )
-            yield damage("wrong_index", message)
+    for row, other in zip(rows, held, strict=False):
+        if row and replace(row, source=other.source) != other:
+            yield damage("wrong_index", f"expected {row}, found {other}")
             return
 
 

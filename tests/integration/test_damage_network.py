@@ -18,7 +18,7 @@ from alignvlm_pl.models.tiny import TILE_PX, TOKENS_PER_TILE, tiny_tokenizer
 from tests.integration.damage_world import KEYS, SHARD, evaluate, train_epoch, verify, whole_set
 
 pytestmark = pytest.mark.timeout(60)
-INDEX = SHARD.replace(".tar", ".index.json")
+INDEX = SHARD.replace(".tar", ".index.safetensors")
 CUT = "cut"
 """In place of a status: the connection is closed in the middle."""
 

@@ -110,7 +110,7 @@ def test_a_dataset_of_the_hub_gives_the_shards_of_a_folder(tmp_path, hub, kind):
     assert [shard.sha256 for shard in manifest.shards] == [shard.sha256 for shard in local.shards]
     # Nothing but the dataset is kept, and errors name the hub's file, not the copy that is gone.
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "report.json", "out-00000.tar", "out-00000.index.json"}
+    assert names == {"manifest.json", "report.json", "out-00000.tar", "out-00000.index.safetensors"}
     problems = json.loads((tmp_path / "out/report.json").read_text())["problems"]
     listed = "train.jsonl" if kind == "docdownstream" else LLAVA_LIST
     assert all(f"hf://datasets/owner/set/{listed}, " in problem["message"] for problem in problems)

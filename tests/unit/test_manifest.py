@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.index import read_index
+from datamodules.prepare.index import read_samples
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.sample_formats import read_normal
 from datamodules.shards.writer import ShardWriter
@@ -85,13 +85,13 @@ def test_a_manifest_that_is_no_json_is_refused(folder):
 
 def test_indexing_counts_and_finds_cuts_at_every_place(folder):
     path = folder / "set-00000.tar"
-    assert len(read_index(path, adapter=read_normal, source="")[0]) == 3
+    assert len(read_samples(path, adapter=read_normal, source="")[0]) == 3
     whole = path.read_bytes()
     # Samples are a json and a png of one block each, with one header block each: the end mark is at 6 * 1024.
     for cut in (512, 700, 1024, 2048, 4096, 5 * 1024 + 512, 6 * 1024, 6 * 1024 + 512):
         path.write_bytes(whole[:cut])
         with pytest.raises(DataError, match=r"set-00000\.tar is (cut|damaged)"):
-            read_index(path, adapter=read_normal, source="")
+            read_samples(path, adapter=read_normal, source="")
 
 
 FIRST = {"path": "set-00000.tar", "num_samples": 3, "bytes": 1, "sha256": ""}

@@ -95,13 +95,13 @@ def test_the_number_of_processes_changes_no_byte(jsonl, tmp_path):
     packed(jsonl, tmp_path / "other", seed=1)
     one = content(tmp_path / "one")
     assert one == content(tmp_path / "two")
-    shards = [f"set-0000{i}.{end}" for i in range(4) for end in ("index.json", "tar")]
+    shards = [f"set-0000{i}.{end}" for i in range(4) for end in ("index.safetensors", "tar")]
     assert list(one) == ["manifest.json", "report.json", *shards]
     assert one["set-00000.tar"] != content(tmp_path / "other")["set-00000.tar"]
     assert sorted(texts(tmp_path / "one")) == sorted(texts(tmp_path / "other"))
     assert [shard.num_samples for shard in manifest.shards] == [16, 16, 16, 11]
     assert list(Verification()(tmp_path / "one")) == []
-    keys = [key for shard in manifest.shards for key in load_index(manifest, shard).keys]
+    keys = [row.key for shard in manifest.shards for row in load_index(manifest, shard)]
     assert keys == [f"set-{number:08d}" for number in range(59)]
 
 
@@ -110,7 +110,7 @@ def test_the_shuffle_is_over_everything(tmp_path):
     manifest = pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=50))
     assert manifest.sources == {f"part {part}": 100 for part in range(4)}
     for shard in manifest.shards:
-        mixed = Counter(load_index(manifest, shard).sources)
+        mixed = Counter(row.source for row in load_index(manifest, shard))
         # Hypergeometric: 12.5 of each are expected, with a deviation of 3.
         assert len(mixed) == 4 and max(mixed.values()) < 26
     found = texts(tmp_path / "set")

@@ -165,7 +165,7 @@ def test_a_shard_that_is_not_as_its_record_says_is_written_again(raw, whole, tmp
     if damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-512])
     elif damage == "no index":
-        (out / "set-00003.index.json").unlink()
+        (out / "set-00003.index.safetensors").unlink()
     else:
         record.write_text(json.dumps(json.loads(record.read_text()) | {"plan": "another"}))
     before = times(out, "*.tar")

@@ -60,7 +60,7 @@ def test_two_runs_give_the_same_bytes_and_another_seed_does_not(root):
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
         prepare(root, out, seed=seed, samples_per_shard=5)
     names = sorted(path.name for path in (root / "a").iterdir())
-    shards = [f"set-0000{i}.{end}" for i in range(3) for end in ("index.json", "tar")]
+    shards = [f"set-0000{i}.{end}" for i in range(3) for end in ("index.safetensors", "tar")]
     assert names == ["manifest.json", "report.json", *shards]
     assert all((root / "a" / name).read_bytes() == (root / "b" / name).read_bytes() for name in names)
     assert (root / "a" / "set-00000.tar").read_bytes() != (root / "c" / "set-00000.tar").read_bytes()

@@ -4,16 +4,21 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from alignvlm_pl.errors import DataError
 from datamodules.prepare import main
 from datamodules.prepare.index import index_shards
-from datamodules.shards.index import SampleIndex, index_path, load_index
+from datamodules.shards.index import IndexRow, SampleIndex, index_path, load_index, write_index
 from datamodules.shards.manifest import load_manifest, read_manifest
 from datamodules.shards.shard_file import upright_size
 from datamodules.shards.verify import Verification
@@ -54,16 +59,17 @@ def indexes(folder: Path) -> list[SampleIndex]:
 
 def test_the_columns_are_what_the_shard_holds(folder):
     first, second = indexes(folder)
-    assert first.keys == ("set-00000000", "set-00000001", "set-00000002")
-    assert first.sizes == (((30, 20), (10, 40)), (), ((5, 6),))
-    assert first.text_bytes == (len("où?là".encode()), 1, 2002)
-    assert first.supervised_bytes == (3, 0, 2)
-    assert first.sources == ("made", "other", "made")
+    assert [row.key for row in first] == ["set-00000000", "set-00000001", "set-00000002"]
+    assert [row.sizes for row in first] == [((30, 20), (10, 40)), (), ((5, 6),)]
+    assert [row.text_bytes for row in first] == [len("où?là".encode()), 1, 2002]
+    assert [row.supervised_bytes for row in first] == [3, 0, 2]
+    assert [row.source for row in first] == ["made", "other", "made"]
     with tarfile.open(folder / "set-00000.tar") as tar:
         members = tar.getmembers()
         starts = [m.offset for m in members if m.name.endswith(".json")]
-        assert first.offsets == (*starts, tar.offset)
-    assert second.offsets[0] == 0
+        assert [*(row.offset for row in first), first.end] == [*starts, tar.offset]
+        assert [first.extent(number) for number in range(3)] == [*pairwise([*starts, tar.offset])]
+    assert second[0].offset == 0
     digests = [hashlib.sha256(index_path(folder / f"set-0000{i}.tar").read_bytes()).hexdigest() for i in (0, 1)]
     assert [shard.index_sha256 for shard in load_manifest(folder).shards] == digests
 
@@ -71,27 +77,28 @@ def test_the_columns_are_what_the_shard_holds(folder):
 def test_a_sample_is_read_from_its_place_alone(folder):
     index = indexes(folder)[0]
     data = (folder / "set-00000.tar").read_bytes()
-    for number, key in enumerate(index.keys):
-        piece = data[index.offsets[number] : index.offsets[number + 1]]
+    for number, row in enumerate(index):
+        start, stop = index.extent(number)
+        piece = data[start:stop]
         with tarfile.open(fileobj=io.BytesIO(piece + bytes(1024))) as tar:
-            assert {name.split(".")[0] for name in tar.getnames()} == {key}
+            assert {name.split(".")[0] for name in tar.getnames()} == {row.key}
 
 
 def test_indexing_again_gives_the_same_bytes_and_keeps_the_manifest(folder):
     path = folder / "manifest.json"
     before = json.loads(path.read_text())
-    files = {file.name: file.read_bytes() for file in folder.glob("*.index.json")}
+    files = {file.name: file.read_bytes() for file in folder.glob("*.index.safetensors")}
     old = before | {"seed": 5, "shards": [dict(shard) for shard in before["shards"]]}
     for shard in old["shards"]:
         del shard["index_sha256"]
     path.write_text(json.dumps(old))
-    for file in folder.glob("*.index.json"):
+    for file in folder.glob("*.index.safetensors"):
         file.unlink()
-    with pytest.raises(DataError, match=r"no sample index .*set-00000\.index\.json.*prepare index FOLDER"):
+    with pytest.raises(DataError, match=r"no sample index .*set-00000\.index\.safetensors.*prepare index FOLDER"):
         indexes(folder)
     assert [damage.kind for damage in Verification()(folder)] == ["missing_index"] * 2
     assert main(["index", str(folder), "--workers", "2"]) == 0
-    assert {file.name: file.read_bytes() for file in folder.glob("*.index.json")} == files
+    assert {file.name: file.read_bytes() for file in folder.glob("*.index.safetensors")} == files
     assert json.loads(path.read_text()) == before | {"seed": 5}
     assert list(Verification()(folder)) == []
 
@@ -123,16 +130,16 @@ def test_shards_made_elsewhere_are_indexed_whatever_their_format(tmp_path):
         manifest = index_shards(folder, source="web")
         assert manifest.extra == {"unreadable": {"undecodable_image": 1}}
         index = load_index(manifest, manifest.shards[0])
-        assert index.keys == tuple(samples)
-        assert index.sizes == (((7, 8),), ((8, 9),), ((3, 4),), ((1, 2),), (), ())
-        assert index.text_bytes == (6, 4, 10, 8, 3, 0)
-        assert index.supervised_bytes == (6, 4, 5, 2, 2, 0)
-        assert index.sources == ("web", "web", "tables", "DocVQA", "web", "web")
+        assert [row.key for row in index] == list(samples)
+        assert [row.sizes for row in index] == [((7, 8),), ((8, 9),), ((3, 4),), ((1, 2),), (), ()]
+        assert [row.text_bytes for row in index] == [6, 4, 10, 8, 3, 0]
+        assert [row.supervised_bytes for row in index] == [6, 4, 5, 2, 2, 0]
+        assert [row.source for row in index] == ["web", "web", "tables", "DocVQA", "web", "web"]
         # A header that only carries the long name belongs to its sample.
         with tarfile.open(folder / "0.tar") as tar:
-            assert index.offsets[1] < next(m.offset_data for m in tar if m.name.startswith(long)) - 512
+            assert index[1].offset < next(m.offset_data for m in tar if m.name.startswith(long)) - 512
         data = (folder / "0.tar").read_bytes()
-        with tarfile.open(fileobj=io.BytesIO(data[index.offsets[1] : index.offsets[2]] + bytes(1024))) as tar:
+        with tarfile.open(fileobj=io.BytesIO(data[slice(*index.extent(1))] + bytes(1024))) as tar:
             assert tar.getnames() == [f"{long}/001.jpg", f"{long}/001.txt"]
 
 
@@ -166,54 +173,96 @@ def test_json_that_is_nested_too_deep_is_counted(tmp_path):
     assert index_shards(tmp_path).extra["unreadable"] == {"bad_json": 1}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 2}, "expected version 1, found 2"),
-        ({"keys": ["a"]}, r"expected 3 entries in every column, found \{'keys': 1"),
-        ({"offsets": [0, 512, 512, 1024]}, "expected offsets that ascend"),
-        ({"offsets": [0, 512, 1024, 10**9]}, r"ends at byte 1000000000, expected at most the \d+ bytes"),
-        ({"text_bytes": [1, 2, -3]}, "malformed"),
-        ({"sources": {"names": [], "of": [0, 0, 0]}}, "malformed"),
-        ({"sizes": [[[1]], [], []]}, "malformed"),
-        (None, "malformed"),
-    ],
-)
-def test_an_invalid_index_is_refused(folder, change, message):
-    path = folder / "set-00000.index.json"
-    path.write_text("[" if change is None else json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match=r"set-00000\.index\.json: expected sha256"):
-        indexes(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][0]["index_sha256"] = ""
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=rf"sample index .*set-00000\.index\.json.*{message}.*prepare index"):
-        indexes(folder)
-    assert [damage.kind for damage in Verification()(folder)] == ["wrong_index"]
-
-
-def test_the_index_of_another_shard_is_found(folder):
+def without_checksum(folder: Path) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"]:
         shard["index_sha256"] = ""
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    path = folder / "set-00000.index.json"
-    path.write_bytes((folder / "set-00001.index.json").read_bytes())
+    return folder / "set-00000.index.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 1}, "expected version 2, found 1"),
+        ({"sources": 5}, "malformed"),
+        ({"sources": ["made"]}, "malformed.*none of the 1 sources"),
+        ({"keys": b"a"}, "malformed.*expected key_starts that ascend from 0 to 1"),
+        ({"keys": b"\xff" * 36}, "malformed.*codec can't decode"),
+        ({"sizes": [[1, 2]] * 4}, "malformed.*expected image_starts that ascend from 0 to 4"),
+        ({"image_starts": [0, 3, 2, 3]}, "malformed.*expected image_starts that ascend"),
+        ({"offsets": [0, 512, 512, 1024]}, "expected offsets that ascend"),
+        ({"offsets": [0, 512, 1024, 10**9]}, r"ends at byte 1000000000, expected at most the \d+ bytes"),
+        ({"text_bytes": [1, 2]}, r"expected columns of .*'text_bytes': \[3\]"),
+        ({"text_bytes": np.ones(3, np.int64)}, "malformed.*text_bytes are not of the types"),
+        ({"sizes": None}, "expected columns"),
+        (None, "malformed"),
+        ("cut", "malformed"),
+    ],
+)
+def test_an_invalid_index_is_refused(folder, change, message):
+    path = folder / "set-00000.index.safetensors"
+    indexes(folder)
+    if isinstance(change, dict):
+        with safe_open(path, "numpy") as file:
+            described = json.loads(file.metadata()["index"])
+        columns = load_file(path)
+        for name, value in change.items():
+            if name in ("version", "sources"):
+                described[name] = value
+            elif value is None:
+                del columns[name]
+            elif isinstance(value, bytes):
+                columns[name] = np.frombuffer(value, np.uint8)
+            else:
+                columns[name] = value if isinstance(value, np.ndarray) else np.array(value, columns[name].dtype)
+        save_file(columns, path, {"index": json.dumps(described)})
+    else:
+        path.write_bytes(path.read_bytes()[:-9] if change else b"[")
+    with pytest.raises(DataError, match=r"set-00000\.index\.safetensors: expected sha256"):
+        indexes(folder)
+    without_checksum(folder)
+    with pytest.raises(DataError, match=rf"sample index .*set-00000\.index\.safetensors.*{message}.*prepare index"):
+        indexes(folder)
+    assert [damage.kind for damage in Verification()(folder)] == ["wrong_index"]
+
+
+def test_an_index_of_the_format_before_is_answered(folder):
+    (folder / "set-00000.index.safetensors").rename(folder / "set-00000.index.json")
+    with pytest.raises(
+        DataError, match=r"no sample index .*set-00000\.index\.safetensors.*`prepare index FOLDER` writes it"
+    ):
+        indexes(folder)
+    index_shards(folder)
+    assert len(indexes(folder)) == 2
+    assert [path.name for path in folder.glob("*.json")] == ["manifest.json"]
+
+
+def test_a_key_that_is_no_utf8_and_a_source_are_kept(tmp_path):
+    rows = [IndexRow(offset=0, key="\udce9", source="\udce9"), IndexRow(offset=512, key="é", sizes=((1, 2),) * 3)]
+    write_index(tmp_path / "x", rows, end=1024)
+    index = SampleIndex(tmp_path / "x")
+    assert list(index) == rows
+    with pytest.raises(IndexError):
+        index[2]
+
+
+def test_the_index_of_another_shard_is_found(folder):
+    path = without_checksum(folder)
+    path.write_bytes((folder / "set-00001.index.safetensors").read_bytes())
     with pytest.raises(DataError, match="expected 3 samples as in the manifest, found 1"):
         indexes(folder)
 
 
-@pytest.mark.parametrize(("column", "value"), [("keys", "b"), ("text_bytes", 77), ("sizes", [[9, 9]])])
-def test_verification_compares_the_index_with_the_shard(folder, column, value):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][0]["index_sha256"] = ""
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    path = folder / "set-00000.index.json"
-    held = json.loads(path.read_text())
-    held[column][1] = value
-    path.write_text(json.dumps(held))
+@pytest.mark.parametrize("change", [{"key": "set-b"}, {"text_bytes": 77}, {"sizes": ((9, 9),)}, {"offset": 512}])
+def test_verification_compares_the_index_with_the_shard(folder, change):
+    path = without_checksum(folder)
+    index = SampleIndex(path)
+    write_index(
+        path, [replace(row, **change) if number == 1 else row for number, row in enumerate(index)], end=index.end
+    )
     (damage,) = Verification(images=False)(folder)
-    assert (damage.kind, damage.shard) == ("wrong_index", "set-00000.index.json")
+    assert (damage.kind, damage.shard) == ("wrong_index", "set-00000.index.safetensors")
 
 
 def test_indexing_a_dataset_that_is_not_as_its_manifest_says_stops(folder):

@@ -123,33 +123,33 @@ def test_a_url_without_a_manifest_is_no_dataset(folder, site, storage):
 
 
 def test_the_sample_index_comes_without_its_shard(folder, site, storage):
-    (folder / "set-00000.index.json").unlink()
+    (folder / "set-00000.index.safetensors").unlink()
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
     edit(folder, shards=[shard | {"index_sha256": ""} for shard in shards])
     manifest = load_manifest(site.url, storage=storage)
-    with pytest.raises(MissingFileError, match=r"set-00000\.index\.json: there is no such file"):
+    with pytest.raises(MissingFileError, match=r"set-00000\.index\.safetensors: there is no such file"):
         manifest.index_path(manifest.shards[0])
-    (folder / "set-00000.index.json").write_text("{}")
+    (folder / "set-00000.index.safetensors").write_text("{}")
     assert manifest.index_path(manifest.shards[0]).read_text() == "{}"
     assert "set-00000.tar" not in site.requested
     local = load_manifest(folder)
-    assert local.index_path(local.shards[0]) == folder / "set-00000.index.json"
+    assert local.index_path(local.shards[0]) == folder / "set-00000.index.safetensors"
 
 
 def test_an_index_of_other_bytes_than_the_manifest_means_is_refused(folder, site, storage):
-    (folder / "set-00000.index.json").write_text("{}")
+    (folder / "set-00000.index.safetensors").write_text("{}")
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
     edit(folder, shards=[shards[0] | {"index_sha256": "0" * 64}, *shards[1:]])
     manifest = load_manifest(site.url, storage=storage)
-    with pytest.raises(DataError, match=r"index\.json is damaged or another file: expected sha256 0000"):
+    with pytest.raises(DataError, match=r"index\.safetensors is damaged or another file: expected sha256 0000"):
         manifest.index_path(manifest.shards[0])
 
 
 def test_an_index_that_is_too_large_is_not_stored(folder, site, storage, monkeypatch):
     monkeypatch.setattr("datamodules.shards.manifest.MAX_INDEX_BYTES", 10)
-    (folder / "set-00000.index.json").write_text(" " * 11)
+    (folder / "set-00000.index.safetensors").write_text(" " * 11)
     manifest = load_manifest(site.url, storage=storage)
-    with pytest.raises(DataError, match=r"index\.json has more than the expected 10 bytes"):
+    with pytest.raises(DataError, match=r"index\.safetensors has more than the expected 10 bytes"):
         manifest.index_path(manifest.shards[0])
 
 

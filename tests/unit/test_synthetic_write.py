@@ -73,7 +73,7 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a" / "a-00000.tar.partial").write_bytes(b"half")
     write_split(tmp_path / "a", split="train", num_documents=1, processes=1)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "a-00000.index.json",
+        "a-00000.index.safetensors",
         "a-00000.tar",
         "manifest.json",
     ]

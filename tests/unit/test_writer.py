@@ -66,7 +66,7 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert names == [
         "manifest.json",
-        *(f"set-0000{i}.{end}" for i in range(3) for end in ("index.json", "tar")),
+        *(f"set-0000{i}.{end}" for i in range(3) for end in ("index.safetensors", "tar")),
     ]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -111,7 +111,7 @@ os._exit(9)
 def test_a_killed_run_never_looks_whole_and_can_be_repeated(tmp_path):
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, cwd=ROOT).returncode == 9
     # The open shard still has its temporary name, and there is no manifest.
-    left = ["set-00000.index.json", "set-00000.tar", "set-00001.tar.partial"]
+    left = ["set-00000.index.safetensors", "set-00000.tar", "set-00001.tar.partial"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     with pytest.raises(DataError, match=r"not a complete dataset.*interrupted"):
         load_manifest(tmp_path)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from alignvlm_pl.errors import ConfigError, nearest
 from alignvlm_pl.utils.atomic_files import PARTIAL
 
-from ...shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ...shards.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, load_manifest
 from ...shards.writer import ShardWriter
 from .generate import KINDS, SOURCE, Document, generate_document
 from .lexicon import check_split, lexicon_digest
@@ -136,7 +136,7 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
         return False
     if not (out / MANIFEST_NAME).exists():
         # Shards without a manifest are what a killed run leaves; the writer replaces them.
-        ours = (".tar", PARTIAL, ".index.json")
+        ours = (".tar", PARTIAL, INDEX_SUFFIX)
         foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(ours)]
         if foreign:
             raise ConfigError(
