@@ -7,7 +7,7 @@ on a kept cache.
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from alignvlm_pl.errors import ConfigError, DataError
 from tests.parity.tiny_pages import batch_of, inputs_of, make, picture, tiles_of
@@ -86,6 +86,101 @@ def test_a_penalty_on_the_prompt_has_its_effect(parts, prompt):
     plain = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 1}, encoder_repetition_penalty=1e-6)
     seen = set(prompt["input_ids"][0].tolist())
     assert int(plain[0, -1]) not in seen  # below 1: what the prompt holds is avoided
+
+
+@pytest.fixture
+def padded_by_the_end(parts, monkeypatch):
+    """The model with its end of a turn as id of padding, as SmolLM2's."""
+    processor, model = parts
+    monkeypatch.setattr(model.generation_config, "pad_token_id", processor.end_of_turn_id)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [processor.end_of_turn_id])
+    return processor, model
+
+
+SEEN = [
+    {"repetition_penalty": 1.7},
+    {"encoder_repetition_penalty": 1.7},
+    {"repetition_penalty": 0.6, "num_beams": 2},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"encoder_no_repeat_ngram_size": 2},
+]
+
+
+@pytest.mark.parametrize("mode", SEEN, ids=str)
+def test_an_image_adds_no_id_to_those_of_the_prompt(padded_by_the_end, mode):
+    """The scores of the text's ids alone are changed, and never those of the end."""
+    processor, model = padded_by_the_end
+    options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    options["num_beams"] = mode.get("num_beams", 1)
+    for text in ("<image>what?", "why?", "a\n<image>b\n<image>c\n"):
+        prompt = processor(images=[[picture(120, 60, 0)] * text.count("<image>")], text=text)
+        own = set(prompt["input_ids"].flatten().tolist()) - {processor.image_token_id}
+        changed, plain = (model.generate(**prompt, **options | more).scores[0] for more in (mode, {}))
+        found = set((changed != plain).any(dim=0).nonzero().flatten().tolist())
+        assert found <= own
+        assert found == own or "penalty" not in str(mode)
+
+
+@pytest.mark.parametrize("text", ["<image>what?", "<|im_end|><image>b", "<image>"])
+def test_a_custom_processor_sees_the_ids_of_the_text_alone(padded_by_the_end, text):
+    processor, model = padded_by_the_end
+    prompt, seen = processor(images=picture(120, 60, 0), text=text), []
+
+    def look(ids, scores):
+        seen.extend(ids[0].tolist())
+        return scores.gather(1, ids).new_zeros(scores.shape)
+
+    model.generate(**prompt, max_new_tokens=1, logits_processor=[look])
+    own = prompt["input_ids"][0][prompt["input_ids"][0] != processor.image_token_id].tolist()
+    assert len(seen) == prompt["input_ids"].shape[1]
+    assert set(seen) == set(own) or not own
+    assert seen.count(processor.end_of_turn_id) == own.count(processor.end_of_turn_id)
+
+
+# Every setting whose ids are looked up in the logits, in every form that it has.
+NAMED = [
+    ("bad_words_ids", lambda token: [[1], [token]]),
+    ("bad_words_ids", lambda token: [[token, 1]]),
+    ("sequence_bias", lambda token: {(1, token): 2.0}),
+    ("sequence_bias", lambda token: [[[token], -300.0]]),
+    ("suppress_tokens", lambda token: [1, token]),
+    ("suppress_tokens", lambda token: torch.tensor([1, token])),
+    ("begin_suppress_tokens", lambda token: [token]),
+    ("forced_bos_token_id", lambda token: token),
+    ("forced_eos_token_id", lambda token: token),
+    ("forced_eos_token_id", lambda token: [1, token]),
+    ("eos_token_id", lambda token: [1, token]),
+    ("pad_token_id", lambda token: token),
+]
+
+
+@pytest.mark.parametrize("case", range(len(NAMED)), ids=lambda case: f"{NAMED[case][0]}-{case}")
+def test_an_id_that_is_never_generated_is_named(parts, prompt, case, monkeypatch):
+    processor, model = parts
+    name, form = NAMED[case]
+    size = model.config.text_config.vocab_size
+    tail = rf", expected ids that can be generated, 0 to {size - 1}; leave it out"
+    expected = f"generate: {name} has the image placeholder's id {processor.image_token_id}{tail}"
+    given = {name: form(processor.image_token_id)}
+    with pytest.raises(ConfigError, match=f"^{expected}$"):
+        model.generate(**prompt, **GREEDY | given)
+    with pytest.raises(ConfigError, match=f"^{expected}$"):
+        model.generate(**prompt, generation_config=GenerationConfig(**given), max_new_tokens=2)
+    if name not in ("eos_token_id", "pad_token_id"):  # an end that the LLM does not have is harmless
+        with pytest.raises(ConfigError, match=f"{name} has the id {size + 9}{tail}"):
+            model.generate(**prompt, **GREEDY, **{name: form(size + 9)})
+    monkeypatch.setattr(model.generation_config, name, form(processor.image_token_id))
+    if name not in GREEDY:
+        with pytest.raises(ConfigError, match=expected):
+            model.generate(**prompt, **GREEDY)
+
+
+@pytest.mark.parametrize("case", range(len(NAMED)), ids=lambda case: f"{NAMED[case][0]}-{case}")
+def test_an_id_of_the_vocabulary_is_taken(parts, prompt, case):
+    name, form = NAMED[case]
+    parts[1].generate(**prompt, **GREEDY | {name: form(parts[1].config.text_config.vocab_size - 1)})
 
 
 def test_a_prompt_without_a_mask_sees_its_images(parts, prompt):
