@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import DataError
 from ..ops.linear_cross_entropy import head_losses
 from ..preprocessing.batch import supervised_positions
 from ..preprocessing.chat import IGNORE_INDEX
@@ -24,6 +25,34 @@ class TokenLoss(NamedTuple):
     supervised: Tensor
     document_sums: Tensor
     document_supervised: Tensor
+
+
+def check_labels(labels: Tensor, size: tuple[int, int], *, vocabulary: int | None) -> Tensor:
+    """Return labels as int64.
+
+    Args:
+        labels: (B, L) integers.
+        size: (B, L) of the input.
+        vocabulary: V, to look at the ids, for which a GPU is waited for; None: not looked at.
+
+    Raises:
+        DataError: They have another shape or type, or an id that is neither below V nor `IGNORE_INDEX`.
+    """
+    if tuple(labels.shape) != size:
+        raise DataError(
+            f"labels have shape {tuple(labels.shape)}, expected {size}, as the input; they are shifted inside the model"
+        )
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise DataError(f"labels are of {labels.dtype}, expected ids of torch.int64")
+    labels = labels.long()
+    if vocabulary is not None:
+        invalid = labels[(labels >= vocabulary) | ((labels < 0) & (labels != IGNORE_INDEX))]
+        if len(invalid):
+            raise DataError(
+                f"labels have the id {int(invalid[0])}, expected 0 to {vocabulary - 1} of the LLM's vocabulary, or "
+                f"{IGNORE_INDEX} where a position is not supervised"
+            )
+    return labels
 
 
 def supervised_cross_entropy(

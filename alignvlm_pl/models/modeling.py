@@ -18,7 +18,7 @@ from ..preprocessing.tiling import Tiling
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
-from .losses import supervised_cross_entropy
+from .losses import check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
@@ -107,10 +107,25 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the embedding table (V, D); one of another size is refused, see `resize_token_embeddings`."""
+        self._require_same_size("set_input_embeddings", value, self.get_input_embeddings())
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Set the LM head, of weight (V, D); one of another size is refused, see `resize_token_embeddings`."""
+        self._require_same_size("set_output_embeddings", value, self.get_output_embeddings())
+        self.language_model.set_output_embeddings(value)
+
+    def _require_same_size(self, name: str, value: nn.Module, old: nn.Module) -> None:
+        expected, found = (getattr(getattr(module, "weight", None), "shape", ()) for module in (old, value))
+        if found != expected:
+            raise ConfigError(
+                f"{name}: weight of shape {tuple(found)}, expected {tuple(expected)}; the connector and the "
+                "placeholder's id are bound to the vocabulary"
+            )
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -246,7 +261,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             TypeError: If neither the model nor the decoder has an argument of this name.
             DataError: If the numbers of placeholders, tiles and visual tokens do not match, uint8 tiles have no
-                `tile_boxes`, or packed rows are given with a cache.
+                `tile_boxes`, packed rows are given with a cache, or labels have another shape or ids than the input.
             ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
         decoder: PreTrainedModel = self.language_model.get_decoder()
@@ -265,6 +280,13 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 positions=visual_positions,
                 visual_mask=visual_mask,
             )
+        if labels is not None:
+            labels = check_labels(
+                labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX),
+                (inputs_embeds.shape[0], inputs_embeds.shape[1]),
+                # A collator that knows the positions made the labels itself.
+                vocabulary=self.config.text_config.vocab_size if supervised_positions is None else None,
+            )
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
             if past_key_values is not None or position_ids is not None:
@@ -281,7 +303,6 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "readout_log_probs": readout,
         }
         if labels is not None:
-            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
             loss = supervised_cross_entropy(
                 hidden,
                 labels,

@@ -4,11 +4,14 @@ transformers PR#30962 and LLaVA-NeXT#169 (arguments that are taken and ignored);
 examples of language models, and `resize_token_embeddings`.
 """
 
+import copy
+import re
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models import AlignVLMConfig
 from tests.parity.tiny_pages import batch_of, inputs_of, make
 
@@ -46,6 +49,62 @@ def test_another_vocabulary_is_refused_and_nothing_changed(parts, size):
         model.resize_token_embeddings(**size)
     assert model.resize_token_embeddings() is model.get_input_embeddings()
     assert model.resize_token_embeddings(259).weight.shape[0] == model.get_output_embeddings().weight.shape[0] == 259
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+def test_embeddings_are_set_in_the_llm(parts, which):
+    _, model = parts
+    get, put = (getattr(model, f"{verb}_{which}_embeddings") for verb in ("get", "set"))
+    old = get()
+    new = copy.deepcopy(old)
+    put(new)
+    assert get() is getattr(model.language_model, f"get_{which}_embeddings")() is new
+    for wrong in (torch.nn.Linear(64, 300), torch.nn.Linear(8, 259), torch.nn.Identity()):
+        with pytest.raises(
+            ConfigError, match=rf"set_{which}_embeddings: weight of shape \(.*\), expected \(259, \d+\)"
+        ):
+            put(wrong)
+    assert get() is new
+    put(old)
+
+
+SHAPES = {
+    "already shifted": lambda labels: labels[:, 1:],
+    "one row": lambda labels: labels[0],
+    "fewer rows": lambda labels: labels[:1],
+    "flat": lambda labels: labels.flatten(),
+    "with a last axis": lambda labels: labels[..., None],
+    "longer": lambda labels: torch.cat([labels, labels], dim=1),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_labels_of_another_shape_are_named(parts, case):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1]))
+    labels = SHAPES[case](batch["input_ids"])
+    expected = f"labels have shape {tuple(labels.shape)}, expected {tuple(batch['input_ids'].shape)}, as the input"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        model(**batch, labels=labels)
+
+
+def test_labels_that_are_no_ids_are_named(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1]))
+    labels = batch["input_ids"]
+    for position in (0, -1):
+        for token in (260, 309, -1, -101):  # -100 is the one that is ignored
+            wrong = labels.clone()
+            wrong[1, position] = token
+            with pytest.raises(
+                DataError, match=f"^labels have the id {token}, expected 0 to 258 of the LLM's vocabulary"
+            ):
+                model(**batch, labels=wrong)
+    for kind in (torch.float32, torch.bool):
+        with pytest.raises(DataError, match=f"labels are of {kind}, expected ids"):
+            model(**batch, labels=labels.to(kind))
+    expected = model(**batch, labels=labels).loss
+    assert torch.equal(model(**batch, labels=labels.int()).loss, expected)
 
 
 def test_arguments_of_forward(parts):
