@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 
 from alignvlm_pl.errors import DataError
 
+from ..storage.file_kinds import IMAGE_ENDINGS
 from .index import SampleIndex, load_index
 from .manifest import Location, Manifest, Shard
 from .sample_formats import RawSample
-from .tar_walk import Damage, Member, require_members, walk_range
+from .tar_walk import Damage, Member, require_members, sample_members, walk_range
 
 GroupedSample = dict[str, Any]
 _OPEN_SHARDS = 32
 _MAX_MEMBER_BYTES = 512 * 2**20
 _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
-_IMAGES = ("png", "jpg", "jpeg", "webp")
 
 
 def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:
@@ -126,7 +126,7 @@ class ShardReader:
         start, stop = index.extent(location.number)
 
         def wanted(name: str) -> bool:
-            return images or _extension(name) not in _IMAGES
+            return images or _extension(name) not in IMAGE_ENDINGS
 
         found: list[GroupedSample] = []
         try:
@@ -179,7 +179,8 @@ def _grouped(
         return {"fname": member.name, "data": data, "__url__": url}
 
     # Fields that begin with two underscores are webdataset's.
-    fields = (member for member in members if "__" not in member.name.rpartition("/")[2].partition(".")[2][:2])
+    found = sample_members(members)
+    fields = (member for member in found if "__" not in member.name.rpartition("/")[2].partition(".")[2][:2])
     yield from group_by_keys(map(read, fields))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.text_files import decode_text
 
+from ..storage.file_kinds import IMAGE_ENDINGS
 from .columns import BIGDOCS
 from .sample import Message, SampleError
 
@@ -25,8 +26,7 @@ Adapter = Callable[[RawSample], NormalSample]
 # Far above any conversation; a larger one is not parsed, as it could fill the memory.
 MAX_JSON_BYTES = 16 << 20
 
-_NUMBERED = re.compile(r"([0-9]{1,9})\.(png|jpg|jpeg|webp)")
-_SINGLE = ("jpg", "jpeg", "png", "webp")
+_NUMBERED = re.compile(rf"([0-9]{{1,9}})\.({'|'.join(IMAGE_ENDINGS)})")
 
 
 def describe(raw: RawSample) -> str:
@@ -92,10 +92,10 @@ class CaptionReader:
         record = read_json(raw) if "json" in raw else {}
         if "messages" in record:
             return _with_images(record, raw)
-        name = next((name for name in _SINGLE if name in raw), None)
+        name = next((name for name in IMAGE_ENDINGS if name in raw), None)
         if name is None:
             raise SampleError(
-                f"{describe(raw)} has no image member ({', '.join(_SINGLE)}; found: {_members(raw)})",
+                f"{describe(raw)} has no image member ({', '.join(IMAGE_ENDINGS[:4])}, …; found: {_members(raw)})",
                 "missing_image",
             )
         caption = _text(raw) if "txt" in raw else record.get("caption")
@@ -288,14 +288,14 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
 def _image_members(raw: RawSample) -> list[str]:
     """Names of the image members: numbered ones in the order of their number, else a single one."""
     numbered = sorted((int(match[1]), name) for name in raw if (match := _NUMBERED.fullmatch(name)))
-    return [name for _, name in numbered] or [name for name in _SINGLE if name in raw][:1]
+    return [name for _, name in numbered] or [name for name in IMAGE_ENDINGS if name in raw][:1]
 
 
 def _members(raw: RawSample) -> str:
     """List the members of a tar sample, and say so where dots in their names have put several images under one key."""
     names = sorted(name for name in raw if not name.startswith("__"))
     dotted = [name for name in names if "." in name]
-    images = [name for name in dotted if name.endswith(_SINGLE)]
+    images = [name for name in dotted if name.endswith(IMAGE_ENDINGS)]
     numbered = {name.partition(".")[0] for name in dotted} == {str(number) for number in range(len(images))}
     cut = f"; names are cut at their first dot: {len(images)} images share the key {raw['__key__']!r}"
     cut = cut if images and not (numbered and len(dotted) == len(images)) else ""

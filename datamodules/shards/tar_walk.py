@@ -11,13 +11,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from ..storage.file_kinds import compression, is_companion
+from ..storage.file_kinds import IMAGE_ENDINGS, compression, is_companion
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
 _BEFORE_A_MEMBER = (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
 # Names that are no UTF-8 are spelled out: half a surrogate pair could be neither printed nor written down.
 _NAMES = "backslashreplace"
+_NOTES = ("readme", "license", "licence")
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -137,13 +138,32 @@ def require_members(walked: Iterable[Member | Damage], error: Callable[[Damage],
 
 
 def sample_groups(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Group members into samples by webdataset's rule: runs of the same path up to the first dot of the file's name.
+    """Group members into samples by webdataset's rule: runs of the same path up to the first dot of the file's name."""
+    for key, group in groupby(sample_members(members), key=_sample_key):
+        yield key, list(group)
 
-    Members without a dot and those called `__…__` belong to no sample.
+
+def sample_members(members: Iterable[Member]) -> Iterator[Member]:
+    """Yield the members that belong to samples.
+
+    Members without a dot, those called `__…__`, and groups without json, text or image (``README.md``,
+    ``LICENSE.txt``) do not, also where they stand between the members of a sample.
     """
     named = (m for m in members if "." in m.name.rpartition("/")[2] and not _META.match(m.name))
-    for key, group in groupby(named, key=_sample_key):
-        yield key, list(group)
+    for _, group in groupby(named, key=_sample_key):
+        held: list[Member] = []
+        content = False
+        for member in group:
+            held.append(member)
+            content = content or _is_content(member.name.rpartition("/")[2].lower())
+            if content:  # at once, so that a reader goes forward
+                yield from held
+                held.clear()
+
+
+def _is_content(name: str) -> bool:
+    ending = name.rpartition(".")[2]
+    return ending == "json" or ending in IMAGE_ENDINGS or (ending == "txt" and not name.startswith(_NOTES))
 
 
 class SeenKeys(dict[str, set[str]]):

@@ -5,7 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath, PurePosixPath
 from unicodedata import normalize
 
-_COMPANION_FOLDERS = ("__MACOSX", ".AppleDouble", "@eaDir")
+# Formats without a mark of their own, and those that cannot be read, are known by their ending alone.
+IMAGE_ENDINGS = (
+    *("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "tif", "tiff", "bmp", "jp2", "avif"),
+    *("ppm", "pgm", "pbm", "pnm", "tga", "pcx", "heic", "heif"),
+)
+_COMPANION_FOLDERS = ("__MACOSX", "@eaDir")
 _COMPANION_FILES = ("thumbs.db", "desktop.ini")
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -39,11 +44,11 @@ def is_companion(path: str) -> bool:
     """Return whether a file is one that systems put beside data: ``._a.jpg``, ``.DS_Store``, ``Thumbs.db``, ``.nfs…``.
 
     Args:
-        path: Path with ``/``; the name counts, and a folder such as ``__MACOSX``.
+        path: Path with ``/``, relative to the dataset; its folders count too: ``.ipynb_checkpoints``, ``__MACOSX``.
     """
-    *folders, name = path.split("/")
-    hidden = name.startswith(".") or name.lower() in _COMPANION_FILES
-    return hidden or any(folder in _COMPANION_FOLDERS for folder in folders)
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    hidden = any(part.startswith(".") or part in _COMPANION_FOLDERS for part in parts)
+    return hidden or path.rpartition("/")[2].lower() in _COMPANION_FILES
 
 
 def path_text(path: str | PurePath) -> str:

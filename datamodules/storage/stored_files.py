@@ -6,6 +6,7 @@ Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parq
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -42,6 +43,11 @@ class StoredFile:
     def name(self) -> str:
         """Return the last part of its path."""
         return PurePosixPath(self.path).name
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Return the parts of its path before its name."""
+        return PurePosixPath(self.path).parts[:-1]
 
     @property
     def local(self) -> bool:
@@ -117,7 +123,10 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
     """
     everything = _list(location, _find_all)
     named = [file for file in everything if file.path.lower().endswith(ending)]
-    if files := [file for file in named if len(everything) == 1 or not is_companion(file.path)]:
+    # A hidden folder that holds them all is the user's choice.
+    shared = _shared_parts([file.folders for file in everything])
+    own = [file for file in named if not is_companion("/".join((*file.folders[shared:], file.name)))]
+    if files := named if len(everything) == 1 else own:
         return files
     if packed := compressed_name((file.path for file in everything), ending):
         raise DataError(f"{location}: no {ending} file there; {packed}")
@@ -182,11 +191,14 @@ def canonical_split(name: str) -> str:
 
 def _configs(files: Collection[StoredFile]) -> list[str]:
     """Return the names of the files' folders, without folders of splits and the part that all share."""
-    folders = [[part for part in PurePosixPath(file.path).parts[:-1] if part not in _SPLITS] for file in files]
-    shared = 0
-    while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
-        shared += 1
+    folders = [[part for part in file.folders if part not in _SPLITS] for file in files]
+    shared = _shared_parts(folders)
     return sorted({parts[shared] if len(parts) > shared else "." for parts in folders})
+
+
+def _shared_parts(paths: Sequence[Sequence[str]]) -> int:
+    """Return how many parts all paths begin with."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def _url(location: str) -> tuple[str, bool]:

@@ -16,10 +16,12 @@ from PIL import Image
 
 from alignvlm_pl.errors import AlignVLMError
 from datamodules.prepare.cc12m import main as cc12m
+from datamodules.prepare.folder import main as folder
 from datamodules.prepare.index import index_shards
+from datamodules.prepare.pack.overlap import read_benchmark_images
 from datamodules.shards.manifest import Location, load_manifest
 from datamodules.shards.reader import ShardReader, read_shard
-from datamodules.shards.sample_formats import CaptionReader
+from datamodules.shards.sample_formats import CaptionReader, read_docdownstream
 from datamodules.shards.verify import Verification
 
 KEYS = [f"{number:09d}" for number in range(6)]
@@ -134,3 +136,67 @@ def test_a_compressed_tar_is_named_by_content_and_by_name(tmp_path, kind, ending
             with pytest.raises(AlignVLMError, match=rf"is {kind}.*unpack it first") as raised:
                 read()
             assert "again" not in str(raised.value)
+
+
+STRAY = {
+    "a hidden folder": ".ipynb_checkpoints/00000.jpg",
+    "a hidden folder below": "./.thumbs/x.jpg",
+    "a text about the dataset": "README.md",
+    "a text with the ending of captions": "LICENSE.txt",
+    "a page": "index.html",
+    "a table": "notes.csv",
+}
+
+
+@pytest.mark.parametrize("stray", STRAY)
+@pytest.mark.parametrize("place", range(3))
+def test_stray_members_split_no_sample(tmp_path, stray, place):
+    members = [file for key in KEYS[:2] for file in files(key)]
+    members.insert(place, (STRAY[stray], b"stray"))
+    write_tar(tmp_path / "00000.tar", members)
+    manifest = index_shards(tmp_path)
+    assert (manifest.num_samples, manifest.extra) == (2, {})
+    located, shard = ShardReader(), manifest.shards[0]
+    for number, sample in enumerate(read_shard(load_manifest(tmp_path), shard)):
+        raw = located.read(Location(manifest=manifest, shard=shard, number=number))
+        assert set(sample) == set(raw) == {"__key__", "__url__", "jpg", "txt"}
+    assert list(Verification(adapter=CaptionReader(prompt=""))(tmp_path)) == []
+    assert cc12m([str(tmp_path), str(tmp_path / "out"), "--workers", "1"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["read"], report["written"], report["skipped"]) == (2, 2, {})
+
+
+def test_hidden_folders_hold_no_files_of_a_dataset(tmp_path):
+    root = tmp_path / ".data"
+    for place in (root, root / ".ipynb_checkpoints"):
+        place.mkdir()
+        (place / "a.png").write_bytes(image())
+        (place / "a.txt").write_text("text")
+        write_tar(place / "a.tar", files(KEYS[0]))
+    for converter, name in ((cc12m, "tars"), (folder, "folder")):
+        assert converter([str(root), str(tmp_path / name), "--workers", "1"]) == 0
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert (report["read"], report["written"]) == (1, 1)
+
+
+ENDINGS = {"tif": "TIFF", "gif": "GIF", "bmp": "BMP", "jpe": "JPEG", "jfif": "JPEG", "tiff": "TIFF"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_images_of_a_tar_have_the_endings_of_images_elsewhere(tmp_path, ending):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, ENDINGS[ending])
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", [(f"{number}.{ending}", buffer.getvalue()), (f"{number}.txt", b"text")])
+    manifest = index_shards(tmp_path, format="captions")
+    assert (manifest.num_samples, manifest.extra) == (2, {})
+    raw = ShardReader().read(Location(manifest=manifest, shard=manifest.shards[0], number=0), images=False)
+    assert raw[ending] == b""
+    (tmp_path / "known").mkdir()
+    read_benchmark_images([tmp_path], tmp_path / "known")
+    assert len(json.loads((tmp_path / "known" / "known.json").read_text())) == 2
+    assert cc12m([str(tmp_path), str(tmp_path / "out"), "--workers", "1"]) == 0
+    turns = [{"role": "user", "content": "<|image|>x"}, {"role": "assistant", "content": "y"}]
+    raw = {"__key__": "k", "__url__": "u", "json": json.dumps({"messages": turns}).encode()}
+    for name in (ending, f"0.{ending}"):
+        assert read_docdownstream(raw | {name: b"x"})[2] == [name]

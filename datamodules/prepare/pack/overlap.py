@@ -20,7 +20,8 @@ from alignvlm_pl.preprocessing.imaging import load_image
 
 from ...shards.manifest import MANIFEST_NAME, file_digest, load_manifest
 from ...shards.reader import read_shard
-from ...shards.shard_file import EXTENSIONS
+from ...storage.file_kinds import IMAGE_ENDINGS
+from ..sources.images import image_paths
 from .work_folder import files_digest, write_array, write_whole
 
 MAX_DISTANCE = 6
@@ -115,7 +116,7 @@ def folder_identity(folder: Path) -> str:
         raise DataError(f"--overlap-with: there is no folder {folder}")
     if (folder / MANIFEST_NAME).is_file():
         return f"{folder.resolve()} {file_digest(folder / MANIFEST_NAME)}"
-    return f"{folder.resolve()} {files_digest(_image_files(folder))}"
+    return f"{folder.resolve()} {files_digest(folder / path for path in image_paths(folder))}"
 
 
 def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages:
@@ -154,8 +155,8 @@ def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages
 
 def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
     if not (folder / MANIFEST_NAME).is_file():
-        for path in _image_files(folder):
-            yield str(path), path.read_bytes()
+        for path in image_paths(folder):
+            yield str(folder / path), (folder / path).read_bytes()
         return
     manifest = load_manifest(folder)
     for shard in manifest.shards:
@@ -165,9 +166,5 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield f"{raw['__url__']}/{raw['__key__']}.{name}", data
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file())
-
-
 def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in EXTENSIONS
+    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS

@@ -14,7 +14,7 @@ from alignvlm_pl.preprocessing.imaging import is_image_head
 
 from ...shards.sample import SampleError
 from ...shards.sample_formats import as_list
-from ...storage.file_kinds import existing_file, is_companion
+from ...storage.file_kinds import IMAGE_ENDINGS, existing_file, is_companion
 from .source import checked_image, checked_image_file
 
 logger = logging.getLogger(__name__)
@@ -22,11 +22,6 @@ EncodedImage = tuple[bytes | Path, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
 _PREFIX = "image: "
-# Formats without a mark of their own, and those that cannot be read, are known by their ending alone.
-IMAGE_ENDINGS = (
-    *("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "jp2", "avif"),
-    *("ppm", "pgm", "pbm", "pnm", "tga", "pcx", "heic", "heif"),
-)
 _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
