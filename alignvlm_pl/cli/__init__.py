@@ -5,6 +5,7 @@ start at once.
 """
 
 import errno
+import io
 import logging
 import os
 import select
@@ -82,6 +83,8 @@ def _use_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8, as on stderr
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -29,7 +29,7 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
-from ..storage.file_kinds import existing_file
+from ..storage.file_kinds import existing_file, path_text
 from .sources.images import image_names
 from .sources.json_files import numbered_lines, parse_object
 from .sources.source import SourceSample, checked_image, image_bytes, or_error
@@ -83,7 +83,7 @@ class VLMEvalKitTable:
         images: list[tuple[bytes | Path, str]] = [checked_image(data, f"{where}: image") for data in encoded]
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
-            "id": f"{self.path.stem}/{meta.get('index', '')}",
+            "id": f"{path_text(self.path.stem)}/{meta.get('index', '')}",
             "task": "vqa",
             "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
             "references": references,
@@ -414,7 +414,7 @@ def write_benchmark(
                 skipped.skip(error)
         writer.extra |= {
             "benchmark": benchmark.name,
-            "origin": origin.name,
+            "origin": path_text(origin.name),
             "origin_sha256": file_digest(origin),
         } | skipped.extra()
     skipped.write(out)

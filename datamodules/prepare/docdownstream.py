@@ -19,6 +19,7 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 
 from ..shards.columns import LINES
 from ..shards.sample import SampleError, check_record
+from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces, stream_files
 from .input_files import choose_list, fetched_list
@@ -79,7 +80,7 @@ class DocumentLines:
         record = read_conversation(given, num_images=len(pages), where=where)
         check_record(record, num_images=len(pages), where=where)
         check_answered(record, where=where)
-        record.setdefault("id", f"{self.path.stem}/{number}")
+        record.setdefault("id", f"{path_text(self.path.stem)}/{number}")
         return DocumentLine(record=record, pages=pages)
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from alignvlm_pl.utils.text_files import decode_text
 
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import CAPTION_PROMPT, IMAGE_PLACEHOLDER, IMAGE_TOKEN, conversation, convert_docdownstream
-from ..storage.file_kinds import existing_file, path_text
+from ..storage.file_kinds import file_in_any_case, path_text
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .pack.work_folder import files_digest
@@ -26,7 +26,6 @@ from .sources.images import ImageFolder, image_paths, total_bytes
 from .sources.source import Part, SourceSample, or_error
 
 _PART_IMAGES = 256
-_TEXTS = ((".json", ".JSON", ".Json"), (".txt", ".TXT", ".Txt"))
 _TEXT_BYTES = 4096
 _FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"messages": [...]}'
 
@@ -109,8 +108,11 @@ class SidecarFolder:
 
 def _texts_beside(image: Path) -> tuple[Path | None, Path | None]:
     """Return the json and the txt beside an image, ``a.txt`` or ``a.png.txt`` of ``a.png``, in any letter case."""
-    names = ((f"{stem}{ending}" for stem in (image.stem, image.name) for ending in case) for case in _TEXTS)
-    json_file, text = (next(filter(None, (existing_file(image.parent, n) for n in of_kind)), None) for of_kind in names)
+    json_file, text = (
+        file_in_any_case(image.parent, f"{image.stem}{ending}")
+        or file_in_any_case(image.parent, f"{image.name}{ending}")
+        for ending in (".json", ".txt")
+    )
     return json_file, text
 
 
@@ -178,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_options(parser)
     options = parser.parse_args(list(argv))
-    name = options.input.resolve().name
+    name = path_text(options.input.resolve().name)
     raw = SidecarFolder(root=options.input, prompt=options.prompt, name=name, source=options.source or name)
     print_yield(pack(raw, options))
     return 0

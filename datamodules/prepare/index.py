@@ -31,7 +31,7 @@ from ..shards.sample_formats import (
 )
 from ..shards.shard_file import upright_size
 from ..shards.tar_walk import Damage, SeenKeys, read_sample, require_members, sample_groups, tar_paths, walk
-from ..storage.file_kinds import compressed_name
+from ..storage.file_kinds import compressed_name, path_text
 from .pack.options import DEFAULT_WORKERS
 
 AUTO = "auto"
@@ -123,7 +123,7 @@ def index_shards(
             )
     manifest = old or Manifest(
         folder=folder,
-        name=folder.resolve().name,
+        name=path_text(folder.resolve().name),
         source=source,
         license="unknown",
         num_samples=sum(shard.num_samples for shard in shards),

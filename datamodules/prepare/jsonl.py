@@ -20,6 +20,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ..shards.columns import CHECKED_RECORDS, LINES
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import IMAGE_TOKEN, names_images
+from ..storage.file_kinds import path_text
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .sources.dialogues import check_answered, read_conversation
@@ -65,7 +66,7 @@ class JsonlData:
     @property
     def name(self) -> str:
         """Name of the file."""
-        return self.path.name
+        return path_text(self.path.name)
 
     def parts(self) -> list[Part]:
         """Cut the file into parts at line ends; or a JSON list, whatever its name, at its elements.

@@ -1,7 +1,7 @@
 """`prepare sroie`: real receipts of the SROIE competition (ICDAR 2019) as question pages and as crops of their lines.
 
-Expects a folder of `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines": [{"quad": [x0, y0, ...], "text"}]}`,
-quads clockwise from the upper left in pixels. Writes
+Expects a folder of images `NNN.jpg` with `NNN.json`: `{"fields": {name: value}, "lines": [{"quad": [x0, y0, ...],
+"text"}]}`, quads clockwise from the upper left in pixels. Writes
 
 - `pages-train.jsonl`, `pages-test.jsonl`: every field as a question, ready for `prepare jsonl`;
 - `lines/`: shards of line crops, set on white paper at the size that the embedded default reads best.
@@ -22,7 +22,8 @@ from alignvlm_pl.preprocessing.imaging import load_image
 
 from ..shards.sample_formats import conversation
 from ..shards.writer import ShardWriter
-from ..storage.file_kinds import is_companion, path_text
+from ..storage.file_kinds import file_in_any_case, is_companion, path_text
+from .sources.images import is_image_file
 
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
@@ -35,7 +36,7 @@ MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
-    parser.add_argument("root", type=Path, help="folder with NNN.jpg and NNN.json")
+    parser.add_argument("root", type=Path, help="folder with images NNN.jpg and NNN.json")
     parser.add_argument("out", type=Path)
     parser.add_argument("--train-pages", type=int, default=45, help="receipts for training (default: %(default)s)")
     parser.add_argument("--max-lines", type=int, default=400, help="line crops (default: %(default)s)")
@@ -60,11 +61,12 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
     Raises:
         DataError: If the folder holds no receipts or an annotation has another form.
     """
-    found = [path for path in root.glob("*") if path.suffix == ".jpg" and not is_companion(path.name)]
-    names = sorted(path.stem for path in found if path.with_suffix(".json").is_file())
-    if not names:
-        raise DataError(f"{root} holds no receipts: expected NNN.jpg with NNN.json")
-    notes = {name: _annotation(root / f"{name}.json") for name in names}
+    pages = {path.stem: path for path in sorted(root.glob("*")) if not is_companion(path.name) and is_image_file(path)}
+    files = {page: file_in_any_case(root, f"{name}.json") for name, page in sorted(pages.items())}
+    notes = {page.name: _annotation(file) for page, file in files.items() if file}
+    if not notes:
+        raise DataError(f"{root} holds no receipts: expected an image NNN.jpg, .png or other with NNN.json")
+    names = list(notes)
     train = [_page(name, list(notes[name]["fields"].items())) for name in names[:train_pages]]
     test = [_page(name, [field]) for name in names[train_pages:] for field in notes[name]["fields"].items()]
     out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def _page(name: str, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
         image = "<|image|>" if index == 0 else ""
         messages.append({"role": "user", "content": f"{image}What is the {field}?"})
         messages.append({"role": "assistant", "content": value})
-    return {"image": [f"{name}.jpg"], "messages": messages, "task_name": "qa_sft", "dataset_name": "SROIE"}
+    return {"image": [name], "messages": messages, "task_name": "qa_sft", "dataset_name": "SROIE"}
 
 
 def _write_lines(root: Path, out: Path, notes: dict[str, dict[str, Any]], max_lines: int) -> int:
@@ -107,7 +109,7 @@ def _crops(root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]) -> Iterator
     page_name, page = "", Image.new("RGB", (1, 1))
     for name, line in chosen:
         if name != page_name:
-            page_name, page = name, load_image(root / f"{name}.jpg", name=f"{name}.jpg")
+            page_name, page = name, load_image(root / name, name=name)
         yield name, line_crop(page, line["quad"]), " ".join(line["text"].split())
 
 
@@ -132,7 +134,7 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
 
 def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
     return {
-        "id": f"sroie/{path_text(name)}",
+        "id": f"sroie/{path_text(Path(name).stem)}",
         "source": "sroie",
         "task": "line",
         "messages": conversation([("Read the line.", text)], num_images=1),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from unicodedata import normalize
 
@@ -61,6 +62,29 @@ def existing_file(folder: Path, name: str | PurePath) -> Path | None:
     text = str(name)
     forms = (text,) if text.isascii() else (text, normalize("NFC", text), normalize("NFD", text))
     return next((folder / form for form in forms if os.path.isfile(folder / form)), None)
+
+
+def file_in_any_case(folder: Path, name: str) -> Path | None:
+    """Return the file of a name in a folder as `existing_file`; the case of letters after the first dot is ignored."""
+    plain = _plain(name)
+    found = existing_file(folder, name) or existing_file(folder, plain)
+    if found or not folder.is_dir():
+        return found
+    other = _odd_names(folder, folder.stat().st_mtime_ns).get(normalize("NFC", plain))
+    return folder / other if other else None
+
+
+@lru_cache(maxsize=8)
+def _odd_names(folder: Path, changed_ns: int) -> dict[str, str]:
+    """Return plain, composed name -> name of the files of a folder that are not called by their plain name."""
+    del changed_ns  # a folder that has changed is read again
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name != _plain(entry.name) and entry.is_file())
+    return {normalize("NFC", _plain(name)): name for name in reversed(names)}
+
+
+def _plain(name: str) -> str:
+    stem, dot, endings = name.partition(".")
+    return stem + dot + endings.lower()
 
 
 def compression(head: bytes) -> str:

@@ -8,14 +8,21 @@ import io
 import json
 import logging
 import os
+import tarfile
+from pathlib import Path
 from unicodedata import normalize
 
 import pytest
 from PIL import Image
 
+from datamodules.prepare.benchmark import main as benchmark
+from datamodules.prepare.cc12m import main as cc12m
+from datamodules.prepare.docdownstream import main as docdownstream
 from datamodules.prepare.folder import main as folder
+from datamodules.prepare.index import index_shards
 from datamodules.prepare.jsonl import main as jsonl
 from datamodules.prepare.llava import main as llava
+from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.references import read_answers
 from datamodules.storage.stored_files import list_files
@@ -43,8 +50,8 @@ FILES = {
 }
 
 
-def run(converter, path, out):
-    assert converter([str(path), str(out), "--workers", "1"]) == 0
+def run(converter, path, out, *more):
+    assert converter([str(path), str(out), "--workers", "1", *map(str, more)]) == 0
     report = json.loads((out / "report.json").read_text())
     return report["written"], report["skipped"]
 
@@ -74,15 +81,30 @@ def test_every_converter_judges_by_content(tmp_path, caplog):
 
 
 def test_letter_case_of_endings_does_not_matter(tmp_path):
-    for number, (image, text) in enumerate([("JPG", "TXT"), ("jpg", "Txt"), ("Png", "txt"), ("png", "JSON")]):
+    cases = [("JPG", "TXT"), ("jpg", "Txt"), ("Png", "txt"), ("png", "JSON"), ("JPG", "tXt"), ("PNG", "jSON")]
+    for number, (image, text) in enumerate(cases):
         (tmp_path / f"IMG_{number}.{image}").write_bytes(encoded("PNG", number))
-        content = json.dumps({"question": "?", "answer": "a"}) if text == "JSON" else "text"
+        content = json.dumps({"question": "?", "answer": "a"}) if text.lower() == "json" else "text"
         (tmp_path / f"IMG_{number}.{text}").write_text(content)
     (tmp_path / "b.png").write_bytes(encoded("PNG", 9))
     (tmp_path / "b.png.txt").write_text("text")
-    assert run(folder, tmp_path, tmp_path / "out") == (5, {})
+    for image, text in (("d.png", "d.PNG.TXT"), ("é.PNG", normalize("NFD", "é.png.Txt")), ("X.png", "x.txt")):
+        (tmp_path / image).write_bytes(encoded("PNG", 100 + ord(image[0]) % 100))
+        (tmp_path / text).write_text("text")
+    assert run(folder, tmp_path, tmp_path / "out") == (9, {"missing_text": 1})
     (tmp_path / "0.TAR").touch()
     assert [file.name for file in list_files(str(tmp_path), ".tar")][:1] == ["0.TAR"]
+
+
+@pytest.mark.parametrize("image", ["a.JPG", "a.jpeg", "a.png", "a.Jpg", "a.TIF"])
+@pytest.mark.parametrize("note", ["a.json", "a.JSON", "a.jSon"])
+def test_receipts_have_any_ending_of_images(tmp_path, image, note):
+    (tmp_path / image).write_bytes(encoded("PNG"))
+    line = {"quad": [0, 0, 8, 0, 8, 6, 0, 6], "text": "b"}
+    (tmp_path / note).write_text(json.dumps({"fields": {"a": "b"}, "lines": [line]}))
+    assert sroie([str(tmp_path), str(tmp_path / "out")]) == 0
+    assert run(jsonl, tmp_path / "out/pages-train.jsonl", tmp_path / "packed", "--image-root", tmp_path) == (1, {})
+    assert load_manifest(tmp_path / "out/lines").num_samples == 1
 
 
 @pytest.mark.parametrize("text", [b"text", b""])
@@ -106,6 +128,44 @@ def test_names_that_are_no_utf8_are_spelled_out(tmp_path, text):
     assert len(read_answers(manifest.folder)) == expected[0]
     ids = (tmp_path / "out" / manifest.shards[0].path).read_bytes()
     assert (rb"images/caf\\xe9" in ids) == bool(text)
+
+
+CONVERTERS = {jsonl: "lines.jsonl", docdownstream: "lines.jsonl", llava: "list.json", folder: "", cc12m: "0.tar"}
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+@pytest.mark.parametrize("converter", [*CONVERTERS, index_shards, benchmark, sroie])
+def test_folders_and_lists_may_have_such_names(tmp_path, converter, place):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + (b"/caf\xe9" if place == "folder" else b"/in")))
+    odd = os.fsdecode(b"\xe9") if place == "file" else ""
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (root / f"{odd}a.png").write_bytes(encoded("PNG"))
+    (root / f"{odd}a.txt").write_text("text")
+    line = {"quad": [0, 0, 8, 0, 8, 6, 0, 6], "text": "b"}
+    note = {"question": "?", "answer": "y", "fields": {"a": "b"}, "lines": [line]}
+    (root / f"{odd}a.json").write_text(json.dumps(note))
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "y"}]
+    records = [{"image": f"{odd}a.png" if name else name, "messages": turns, "references": ["y"]} for name in ("a", "")]
+    (root / f"{odd}lines.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (root / f"{odd}list.json").write_text(json.dumps(records))
+    with tarfile.open(root / f"{odd}0.tar", "w") as tar:
+        tar.add(root / f"{odd}a.png", "a.png")
+        tar.add(root / f"{odd}a.txt", "a.txt")
+    if converter is index_shards:
+        (found,) = [load_manifest(index_shards(root).folder)]
+        assert (found.name == r"caf\xe9") == (place == "folder")
+    elif converter is benchmark:
+        assert benchmark(["wtq", str(root / f"{odd}lines.jsonl"), str(tmp_path / "out")]) == 0
+        json.dumps(load_manifest(tmp_path / "out").extra, ensure_ascii=False).encode()
+    elif converter is sroie:
+        assert sroie([str(root), str(tmp_path / "out")]) == 0
+    else:
+        given = root / (odd + CONVERTERS[converter]) if CONVERTERS[converter] else root
+        assert run(converter, given, tmp_path / "out")[0] == 1
+        json.dumps(load_manifest(tmp_path / "out").extra, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from alignvlm_pl.utils.atomic_files import printable
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from ...shards.sample import SampleError
@@ -50,8 +51,7 @@ class PartReport:
 
     def add_skipped(self, error: SampleError, row: int) -> None:
         """Count a row that is skipped."""
-        # Lone surrogates cannot be written to a file.
-        message = str(error).encode("utf-8", "backslashreplace").decode()
+        message = printable(str(error))
         self.skipped.add(error.reason, message)
         if len(self.problems) < MAX_REPORTED:
             self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": message})

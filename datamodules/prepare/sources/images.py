@@ -199,11 +199,12 @@ def image_paths(root: Path) -> Iterator[str]:
         for file in sorted(files):
             path = Path(folder) / file
             name = path.relative_to(root).as_posix()
-            if not is_companion(name) and _is_image(path):
+            if not is_companion(name) and is_image_file(path):
                 yield name
 
 
-def _is_image(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is an image by its ending, or by its first bytes where its ending says nothing."""
     ending = path.suffix.lower().lstrip(".")
     if ending in IMAGE_ENDINGS or ending in _TEXT_ENDINGS:
         return ending in IMAGE_ENDINGS
