@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
 from alignvlm_pl.strategies.sharding import full_tensor
 from alignvlm_pl.training.module import AlignVLMModule
@@ -34,13 +35,16 @@ class GainCalibration(Callback):
         self.target = target_entropy
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a target that no gain can reach.
+        """Check the target, before the first batch is read."""
+        assert isinstance(pl_module, AlignVLMModule)
+        self.check(pl_module.net)
+
+    def check(self, net: AlignVLMForConditionalGeneration) -> None:
+        """Refuse a target that no gain can reach; `net` may be on the meta device.
 
         Raises:
             ConfigError: The connector has no P_vocab, its vocabulary is too small for the target.
         """
-        assert isinstance(pl_module, AlignVLMModule)
-        net = pl_module.net
         if not net.connector.reads_text:
             raise ConfigError(
                 f"stage.calibrate: connector {net.config.connector['type']!r} has no P_vocab with an entropy to set; "

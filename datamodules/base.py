@@ -158,7 +158,7 @@ class WebDataModule(pl.LightningDataModule):
         for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
             self.benchmark_dataset(name)
         if training:
-            self._check_sources([self._manifest(folder) for folder in training])
+            self._check_sources(training)
             self.steps_per_epoch()
 
     def missing(self) -> list[str]:
@@ -168,6 +168,7 @@ class WebDataModule(pl.LightningDataModule):
         names = {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks)
         reads: list[Callable[[], object]] = [partial(self._manifest, folder) for folder in folders]
         reads += [partial(self.benchmark_dataset, name) for name in sorted(names)]
+        reads.append(partial(self._check_sources, sources))
         found: dict[str, None] = {}
         for read in reads:
             try:
@@ -410,7 +411,7 @@ class WebDataModule(pl.LightningDataModule):
             self._manifests[str(folder)] = load_manifest(folder, storage=self.storage)
         return self._manifests[str(folder)]
 
-    def _check_sources(self, manifests: Sequence[Manifest]) -> None:
-        known = {source for manifest in manifests for source in manifest.sources}
+    def _check_sources(self, folders: Sequence[str | Path]) -> None:
+        known = {source for folder in folders for source in self._manifest(folder).sources}
         for source in sorted((self.sources or frozenset()) - known) if known else ():
             raise DataError(f"data.init_args.sources: no sample of source '{source}'; {nearest(source, known)}")

@@ -14,6 +14,9 @@ from ..errors import ConfigError
 _INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which Lightning takes no notice of SLURM."""
 
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK")
+"""Variables of torchrun, MPI and LSF launchers."""
+
 UNEXPECTED = 70
 """Exit status after a traceback, which may be a lost node's doing (CONTRACT: configs/cluster/submit.sbatch)."""
 
@@ -40,7 +43,7 @@ def restarts(environment: Mapping[str, str]) -> int:
 
 def is_first_rank(environment: Mapping[str, str]) -> bool:
     """Whether this process will be rank 0, as Lightning decides it, before there is a trainer."""
-    for name in ["SLURM_PROCID"] if in_slurm(environment) else ["RANK"]:
+    for name in ["SLURM_PROCID"] if in_slurm(environment) else _RANKS:
         if name in environment:
             return environment[name] == "0"
     return all(environment.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))

@@ -8,9 +8,12 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+from callbacks.gain_calibration import GainCalibration
+
 from ..errors import AlignVLMError, ConfigError
 from ..strategies.fsdp import refuse_unknown
 from ..training.module import check_objective
+from ..training.optim import check_optimizer
 from ..training.stage import Stage
 from .lightning_cli import AlignCLI
 from .recipe import Run
@@ -25,15 +28,18 @@ def check_stages(runs: Sequence[Run]) -> None:
         ConfigError: Something is missing or invalid; one message with all of it.
     """
     problems: list[str] = []
-    sizes: dict[str, int] = {}
+    models: dict[str, Any] = {}
     exports = 0
     with _quiet():
         for run in runs:
-            found, spec = copy_context().run(_check_stage, run.options)
-            if spec is not None:
+            found, built = copy_context().run(_check_stage, run.options)
+            if built is not None:
                 try:
-                    size = sizes[repr(spec)] = sizes.get(repr(spec)) or _export_bytes(spec)
-                    exports += size
+                    key = repr(built.spec)
+                    model = models[key] = models.get(key) or _on_meta(built.spec)
+                    exports += sum(parameter.numel() * 4 for parameter in model.parameters())
+                    if built.stage.calibrate:
+                        GainCalibration(**built.stage.calibrate).check(model)
                 except AlignVLMError as error:
                     found.append(str(error))
             problems += [f"{run.folder}: {problem}" for problem in found]
@@ -54,7 +60,7 @@ class _Built(Exception):  # no error: it ends a check
 
     def __init__(self, cli: AlignCLI, stage: Stage) -> None:
         super().__init__()
-        self.cli, self.stage = cli, stage
+        self.cli, self.stage, self.spec = cli, stage, cli.model.spec
 
 
 class _Check(AlignCLI):
@@ -68,20 +74,21 @@ class _Check(AlignCLI):
         raise _Built(self, self._stage())
 
 
-def _check_stage(options: list[str]) -> tuple[list[str], Any]:
-    """Return the problems of a stage, and the specification of its model if it can be built."""
+def _check_stage(options: list[str]) -> tuple[list[str], _Built | None]:
+    """Return the problems of a stage, and what was built of it."""
     try:
         _Check.run_command(["fit", *options])
     except AlignVLMError as error:
         return [str(error)], None
-    except _Built as built:
-        cli, stage = built.cli, built.stage
-    found = []
+    except _Built as ended:
+        built = ended
+    cli, stage, found = built.cli, built.stage, []
     data = cli.datamodule
     benchmark = cli.config_init["fit"]["benchmark"]
     checks = [
         lambda: refuse_unknown(cli.trainer.strategy),
-        lambda: check_objective(stage, cli.model.spec.connector),
+        lambda: check_objective(stage, built.spec.connector),
+        lambda: check_optimizer(stage),
         lambda: benchmark.check_readout_sets(getattr(data, "benchmarks", {})),
     ]
     for check in checks:
@@ -91,11 +98,11 @@ def _check_stage(options: list[str]) -> tuple[list[str], Any]:
             found.append(str(error))
     if hasattr(data, "missing"):
         found += data.missing()
-    return found, cli.model.spec
+    return found, built
 
 
-def _export_bytes(spec: Any) -> int:
-    """Return the bytes of a model's weights in float32."""
+def _on_meta(spec: Any) -> Any:
+    """Build a model without weights."""
     import torch
 
     from ..models.build import build_config
@@ -103,8 +110,7 @@ def _export_bytes(spec: Any) -> int:
 
     config = build_config(spec, image_token_id=0)
     with torch.device("meta"):
-        model = AlignVLMForConditionalGeneration(config)
-    return sum(parameter.numel() * 4 for parameter in model.parameters())
+        return AlignVLMForConditionalGeneration(config)
 
 
 @contextmanager

@@ -72,6 +72,12 @@ def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.O
         raise ConfigError(f"stage.optimizer: {path}: {error}") from error
 
 
+def check_optimizer(stage: Stage) -> None:
+    """Build the stage's optimizer over one number; raise as `build_optimizer`."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    build_optimizer([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0, "name": "check"}], stage)
+
+
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Norm of the gradients of each part, over all groups of `parameter_groups`, without waiting for the device.
 

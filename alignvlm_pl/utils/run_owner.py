@@ -1,6 +1,7 @@
 """One owner of a run folder: a file with host, process and start, so that no two runs write into it (no torch here).
 
-Its content decides, not a lock of the system, which network file systems do not share and forked workers inherit.
+Its content decides, not a lock of the system, which network file systems do not share and forked workers inherit. A
+lock is held only while the file is read and written: without it, two hosts that start in one moment are not told apart.
 """
 
 import fcntl

@@ -78,7 +78,7 @@ def _interrupt() -> None:
         return
     _interrupted_at.append(now)
     if len(_interrupted_at) == 1:
-        _say("interrupted: saving at the end of this step; Ctrl-C again leaves at once, without saving")
+        _say("interrupted: leaving as soon as nothing is lost; Ctrl-C again leaves at once, without saving")
         return
     trained, saved = progress
     _say(f"left at once: lost are {trained - saved} steps behind the checkpoint of step {saved}, and the one under way")

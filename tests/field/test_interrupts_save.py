@@ -38,7 +38,7 @@ def test_a_run_saves_its_step_says_so_and_goes_on(world, tmp_path, capfd, caplog
         assert world.run("fit", *options) == INTERRUPTED == 130
     assert f"asked to stop by {name}: left after step 2" in caplog.text
     if name == "SIGINT":
-        assert "saving at the end of this step; Ctrl-C again leaves at once" in capfd.readouterr().err
+        assert "leaving as soon as nothing is lost; Ctrl-C again leaves at once" in capfd.readouterr().err
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["last.ckpt", "step00000002.ckpt"]
     assert not (tmp_path / "hf").exists()
     assert not (tmp_path / "owner.json").exists()

@@ -115,6 +115,9 @@ def test_of_several_at_once_one_wins(tmp_path):
         ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),  # started by Lightning
         ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
         ({"LOCAL_RANK": "0", "RANK": "8", "TORCHELASTIC_RUN_ID": "a"}, False),  # torchrun
+        ({"OMPI_COMM_WORLD_RANK": "1"}, False),  # mpirun
+        ({"PMI_RANK": "1"}, False),  # MPICH
+        ({"JSM_NAMESPACE_RANK": "1"}, False),  # jsrun
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "LOCAL_RANK": "0"}, False),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, True),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "bash"}, True),

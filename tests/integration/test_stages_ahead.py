@@ -31,16 +31,22 @@ def test_all_that_is_missing_is_said_before_the_first_step(world, tmp_path, caps
     recipe = write_recipe(
         world,
         tmp_path,
+        a={"stage.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"beta": 1}}},
         b={"stage.global_batch_size": 5},
         c={
             "data.init_args.benchmarks": {"held": str(world.root / "held"), "klc": str(tmp_path / "gone")},
             "data.init_args.val": {"other": str(tmp_path / "away")},
+            "data.init_args.sources": ["nothing"],
+            "stage.calibrate": {"target_entropy": 30.0},
         },
     )
     assert main(options(world, recipe, tmp_path / "run")) != 0
     error = capsys.readouterr().err
-    assert "no stage was started, because of 3 problem(s):" in error
+    assert "no stage was started, because of 6 problem(s):" in error
     assert f"\n- {tmp_path / 'run' / '2-b'}: stage.global_batch_size=5 is not a multiple" in error
+    assert f"\n- {tmp_path / 'run' / '1-a'}: stage.optimizer: torch.optim.SGD: " in error
+    assert f"\n- {tmp_path / 'run' / '3-c'}: data.init_args.sources: no sample of source 'nothing'" in error
+    assert f"\n- {tmp_path / 'run' / '3-c'}: stage.calibrate.target_entropy=30 nats: weights over" in error
     for folder in ("gone", "away"):
         assert f"\n- {tmp_path / 'run' / '3-c'}: " in error
         assert str(tmp_path / folder) in error
