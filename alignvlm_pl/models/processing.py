@@ -25,7 +25,7 @@ from ..preprocessing.chat import (
     tokenize_chat,
     truncate_text,
 )
-from ..preprocessing.image_source import KINDS
+from ..preprocessing.images.source import KINDS
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise_tensor

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
-from .image_metadata import essential_bytes
-from .image_source import describe_source, resolve_source
+from .images.metadata import essential_bytes
+from .images.source import describe_source, resolve_source
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
@@ -48,7 +48,7 @@ def load_image(
     unchanged.
 
     Args:
-        source: A file's bytes, a path, a URL, base64, a PIL image, an array or a tensor; see `image_source`.
+        source: A file's bytes, a path, a URL, base64, a PIL image, an array or a tensor; see `images.source`.
         name: Name in error messages, e.g. shard and member; default: the path, or the form of the source.
         max_pixels: Maximum of width times height. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million)
             applies as well.

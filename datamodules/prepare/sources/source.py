@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.image_metadata import MAX_KEPT_BYTES, essential_bytes
+from alignvlm_pl.preprocessing.images.metadata import MAX_KEPT_BYTES, essential_bytes
 from alignvlm_pl.preprocessing.imaging import has_more_pages, load_image, read_header
 
 from ...shards.sample import SampleError

@@ -17,8 +17,8 @@ from urllib.request import Request, url2pathname, urlopen
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from .image_metadata import essential_bytes
+from ...errors import DataError
+from .metadata import essential_bytes
 
 FETCH_SECONDS = 30
 MAX_FETCHED_BYTES = 1 << 28

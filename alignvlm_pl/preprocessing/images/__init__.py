@@ -1,0 +1,1 @@
+"""What an image is given as, and the bytes of its file that matter."""
