@@ -178,6 +178,7 @@ class AlignCLI(LightningCLI):
             ConfigError: The configuration is invalid, or a callback of Lightning's cannot do what it says.
         """
         command = args[0]
+        old_names.check_files(args)
         with ExitStack() as stack:
             return cls(
                 AlignVLMModule,

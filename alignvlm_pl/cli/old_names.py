@@ -3,9 +3,13 @@
 The command line reads YAML through `load`, a saved `config.yaml` included.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader
+from yaml import YAMLError
 
 from ..errors import ConfigError
 from .recipe import refuse_repeated_keys
@@ -50,6 +54,19 @@ def answer_file(message: str) -> str:
     words = {word.strip("'\"").rpartition("/")[2] for word in message.split()}
     answers = [f"{name} is now {FILES[name]}" for name in sorted(words & FILES.keys())]
     return "; ".join([message, *answers])
+
+
+def check_files(arguments: Sequence[str]) -> None:
+    """Refuse YAML files among the arguments with a key twice: the parser reads them without their names.
+
+    Raises:
+        ConfigError: With file, key and lines.
+    """
+    for argument in arguments:
+        path = Path(argument.rpartition("=")[2])
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            with suppress(YAMLError, UnicodeDecodeError):  # which the parser reports
+                refuse_repeated_keys(path.read_text("utf-8"), source=f"{path}: ")
 
 
 def load(stream: str) -> Any:

@@ -12,7 +12,7 @@ def test_a_file_of_an_option(world, tmp_path, capsys, option):
     path = tmp_path / "twice.yaml"
     path.write_text("a:\n  lr_llm: 1.0e-3\n  name: x\n  lr_llm: 5.0e-3\n")
     error = error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", f"--{option}", path))
-    assert "key 'lr_llm' is there twice, in lines 2 and 4; keep one" in error
+    assert f"{path}: key 'lr_llm' is there twice, in lines 2 and 4; keep one" in error
 
 
 def test_a_value_on_the_command_line(world, tmp_path, capsys):
