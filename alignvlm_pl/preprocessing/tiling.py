@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError, nearest
@@ -65,8 +66,9 @@ class Tiling:
             value = getattr(self, key)
             if key == "max_side" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ConfigError(f"tiling.{key} must be a whole number of at least 1, found {value!r}")
+            object.__setattr__(self, key, int(value))  # numpy's are not written as JSON
         share = self.covering_threshold
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise ConfigError(f"tiling.covering_threshold must be a share between 0 and 1, found {share!r}")

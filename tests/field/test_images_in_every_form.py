@@ -54,6 +54,17 @@ def closed():
     return stream
 
 
+class Nothing:
+    def __array__(self, *_, **__):
+        return 1 // 0
+
+
+def released():
+    view = memoryview(PNG)
+    view.release()
+    return view
+
+
 def loop():
     found = {}
     found["path"] = found
@@ -87,6 +98,7 @@ FORMS = {
     "data URL with spaces": f"data:image/png; base64 ,{TEXT}",
     "data URL of percents": f"data:image/png,{quote_from_bytes(PNG)}",
     "base64": TEXT,
+    "base64 as bytes": {"base64": TEXT.encode()},
     "base64 and percents": {"base64": quote(TEXT, safe="")},
     "base64 in lines": base64.encodebytes(PNG).decode(),
     "URL-safe base64": base64.urlsafe_b64encode(PNG).decode().rstrip("="),
@@ -178,6 +190,8 @@ WRONG = {
     "reader of nothing": (Reader(None), r"read\(\) gave NoneType"),
     "mapping of itself": (loop(), "image given as dict: 'path' is a mapping; expected a path"),
     "no memory": (torch.zeros(3, 9, 9, device="meta"), "image given as Tensor: has no values"),
+    "array that fails": (Nothing(), "image given as Nothing: has no values"),
+    "released": (released(), "image bytes: cannot be read"),
     "sparse": (torch.zeros(9, 9).to_sparse(), "image given as Tensor: has no values"),
     "durations": (np.zeros((9, 9), "m8[s]"), "expected integers or floating point"),
     "mapping": ({"bytes": None}, "expected one of the keys bytes, path, url, base64, found bytes"),

@@ -145,6 +145,8 @@ def test_scalars_of_numpy_and_torch_are_numbers(processor):
         for batch in calls(processor, {"padding": "max_length", "max_length": kind(400), "max_tiles": kind(1)}):
             assert batch["input_ids"].shape == (1, 400)
             assert batch["num_tiles"].tolist() == [1]
+    own = AlignVLMProcessor(processor.tokenizer, tiling={"max_tiles": np.int64(3), "max_side": np.int32(2)})
+    assert '"max_tiles": 3' in own.to_json_string()
     for no in (False, np.bool_(False)):
         for batch in calls(processor, {"return_attention_mask": no}):
             assert "attention_mask" not in batch

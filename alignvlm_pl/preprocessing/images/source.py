@@ -56,7 +56,10 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
     if isinstance(source, (bytes, Image.Image)):
         return source
     if isinstance(source, (bytearray, memoryview)):
-        return bytes(source)
+        try:
+            return bytes(source)
+        except ValueError as error:
+            raise DataError(f"{name}: cannot be read ({error})") from error
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return _from_text(path, name, timeout) if isinstance(path, str) else _read(path, name)
@@ -69,6 +72,8 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
         given = source[key]
         if isinstance(given, Mapping):
             raise DataError(f"{name}: {key!r} is a mapping; expected {KINDS}")
+        if key == "base64" and isinstance(given, (bytes, bytearray)):
+            given = given.decode("ascii", "replace")
         if key == "base64" and isinstance(given, str) and given[:5].lower() != "data:":
             return decode_base64(given, "base64 image")
         return resolve_source(given, describe_source(given), timeout=timeout)
@@ -108,7 +113,7 @@ def array_to_image(source: Any, name: str) -> Image.Image:
             source = source.detach().cpu()
             source = source.float() if source.is_floating_point() else source  # numpy knows no bfloat16
         values = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:  # sparse, or on the meta device
+    except Exception as error:  # sparse, or on the meta device; or of any class
         raise DataError(f"{name}: has no values ({error}); expected a dense array or tensor") from error
     return Image.fromarray(_to_uint8(_channels_last(values, name), name))
 
@@ -187,7 +192,7 @@ def _from_stream(stream: Any, name: str) -> bytes:
             stream.seek(0)
         content = stream.read()
     except Exception as error:  # those of any class with these methods
-        raise DataError(f"{name}: cannot be read ({str(error)[:100]}); open it in binary mode") from error
+        raise DataError(f"{name}: cannot be read ({str(error)[:100]}); open it for reading, in binary mode") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise DataError(f"{name}: read() gave {type(content).__name__}, expected bytes; open the file in binary mode")
     return bytes(content)
