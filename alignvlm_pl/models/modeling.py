@@ -1,6 +1,6 @@
 """AlignVLM as a Hugging Face model: vision tower, connector, LLM."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -15,6 +15,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..errors import ConfigError, DataError
 from ..preprocessing.chat import IGNORE_INDEX
 from ..preprocessing.tiling import Tiling
+from . import generation
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
@@ -26,19 +27,6 @@ from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
 """Inputs with one entry per tile; all others have one per sample."""
-_NOT_GENERATED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
-"""Settings of `generate` that cut prompts or models apart without regard to images."""
-
-_INDEX_LOGITS = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "sequence_bias",
-    "suppress_tokens",
-)
-"""Settings of `generate` with ids that transformers looks up in the logits."""
-
 _OF_GENERATE = ("tokenizer", "assistant_tokenizer")
 """Arguments of `generate` that transformers passes on as inputs of the model."""
 
@@ -326,42 +314,33 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
 
-        Meanwhile these positions have an id of the row's own text: settings such as `prompt_lookup_num_tokens` and
-        `encoder_repetition_penalty` look ids up in the logits, outside of which the placeholder's may lie.
+        Meanwhile these positions have another id, see `generation.fill`.
 
         Raises:
             ConfigError: A setting is not supported, or has an id that is not in the vocabulary.
+            DataError: The prompt has another shape.
         """
+        limits = {"image_token_id": self.config.image_token_id, "vocabulary": self.config.text_config.vocab_size}
         given = kwargs.get("generation_config", args[0] if args else None)
-        settings = {**_settings(self.generation_config), **_settings(given), **kwargs}
-        self._check_settings(settings)
+        settings = generation.merged_settings(self.generation_config, given, kwargs)
+        generation.check_settings(settings, **limits)
+        if kwargs.get("prefix_allowed_tokens_fn") is not None:
+            kwargs["prefix_allowed_tokens_fn"] = generation.checked_prefix(kwargs["prefix_allowed_tokens_fn"], **limits)
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if prompt is None or not prompt.numel() or kwargs.get("visual_mask") is not None:
+        if prompt is None or kwargs.get("visual_mask") is not None:
             return super().generate(prompt, *args, **kwargs)
+        if prompt.ndim != 2 or not prompt.numel():
+            raise DataError(f"generate: input_ids have shape {tuple(prompt.shape)}, expected (rows, tokens)")
         mask = prompt == self.config.image_token_id
         if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
-            kwargs["attention_mask"] = _real_tokens(prompt, settings)
-        filled = _fill(prompt, mask, kwargs.get("attention_mask"), settings)
+            kwargs["attention_mask"] = generation.real_tokens(prompt, settings)
+        if kwargs.get("streamer") is not None:
+            kwargs["streamer"] = generation.PromptStreamer(kwargs["streamer"], mask, self.config.image_token_id)
+        filled = generation.fill(prompt, mask, kwargs.get("attention_mask"), settings)
         output = super().generate(filled, *args, visual_mask=mask, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
-        repeated = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
-        sequences[:, : mask.shape[1]].masked_fill_(repeated, self.config.image_token_id)
+        generation.restore(sequences, mask, self.config.image_token_id)
         return output
-
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise a `ConfigError` for a setting that is not supported, or has an id that is never generated."""
-        for name in _NOT_GENERATED:
-            if settings.get(name):
-                raise ConfigError(f"generate: {name} is not supported by this model; leave it out")
-        image, size = self.config.image_token_id, self.config.text_config.vocab_size
-        for name in (*_INDEX_LOGITS, "eos_token_id", "pad_token_id"):
-            for token in _token_ids(settings.get(name), is_bias=name == "sequence_bias"):
-                if token >= size and (token == image or name in _INDEX_LOGITS):
-                    what = "the image placeholder's id" if token == image else "the id"
-                    raise ConfigError(
-                        f"generate: {name} has {what} {token}, expected ids that can be generated, 0 to {size - 1}; "
-                        "leave it out"
-                    )
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Return the inputs of one decoding step; images are passed with the part of the prompt that holds them.
@@ -420,44 +399,6 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 values = torch.cat([group for group in groups for _ in range(expand_size)])
             inputs[name] = values
         return input_ids, inputs
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """Return what a configuration of `generate`, or None, sets."""
-    return {} if config is None else {name: value for name, value in vars(config).items() if value is not None}
-
-
-def _token_ids(value: Any, *, is_bias: bool = False) -> Iterator[int]:
-    """Yield the ids of a setting: of a number, of lists, tensors and keys of any depth, of pairs (ids, bias)."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (list, tuple, set, Mapping)):
-        for one in value:
-            pair = is_bias and isinstance(one, list)
-            yield from _token_ids(one[:1] if pair else one)
-
-
-def _real_tokens(prompt: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """Return the attention mask (B, L) of a prompt that came without one: 0 at the id of padding."""
-    pad = next(_token_ids(settings.get("pad_token_id")), None)
-    ends = set(_token_ids(settings.get("eos_token_id")))
-    return torch.ones_like(prompt) if pad is None or pad in ends else prompt.ne(pad).to(prompt.dtype)
-
-
-def _fill(prompt: Tensor, mask: Tensor, attention_mask: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
-    """Return a prompt (B, L) whose placeholders have the row's first id of text that ends no answer.
-
-    Penalties on the ids of a prompt stay the same then. In a chat it is the token that begins a turn, which answers do
-    not contain, so that n-grams across an image forbid no word. A row without text has the first id that ends nothing.
-    """
-    ends = set(_token_ids(settings.get("eos_token_id")))
-    text = ~mask & ~torch.isin(prompt, torch.tensor(sorted(ends), dtype=prompt.dtype, device=prompt.device))
-    if attention_mask is not None and attention_mask.shape == prompt.shape:
-        text &= attention_mask.bool()
-    first = prompt.gather(1, text.long().argmax(dim=1, keepdim=True))
-    other = next(token for token in range(len(ends) + 1) if token not in ends)
-    return torch.where(mask, first.masked_fill(~text.any(dim=1, keepdim=True), other), prompt)
 
 
 @lru_cache(maxsize=64)

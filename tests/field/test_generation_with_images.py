@@ -5,6 +5,8 @@ index them by the prompt's ids end in an IndexError. nanoVLM PR#69, transformers
 on a kept cache.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
@@ -147,6 +149,7 @@ NAMED = [
     ("sequence_bias", lambda token: [[[token], -300.0]]),
     ("suppress_tokens", lambda token: [1, token]),
     ("suppress_tokens", lambda token: torch.tensor([1, token])),
+    ("suppress_tokens", lambda token: range(token, token + 1)),
     ("begin_suppress_tokens", lambda token: [token]),
     ("forced_bos_token_id", lambda token: token),
     ("forced_eos_token_id", lambda token: token),
@@ -175,6 +178,32 @@ def test_an_id_that_is_never_generated_is_named(parts, prompt, case, monkeypatch
     if name not in GREEDY:
         with pytest.raises(ConfigError, match=expected):
             model.generate(**prompt, **GREEDY)
+
+
+def test_an_id_that_a_function_allows_is_named(parts, prompt):
+    processor, model = parts
+    for ids in ([processor.image_token_id], torch.tensor([1, processor.image_token_id])):
+        with pytest.raises(ConfigError, match="prefix_allowed_tokens_fn has the image placeholder's id"):
+            model.generate(**prompt, **GREEDY, prefix_allowed_tokens_fn=lambda row, seen, ids=ids: ids)
+    found = model.generate(**prompt, **GREEDY, prefix_allowed_tokens_fn=lambda row, seen: [7])
+    assert set(found[0, prompt["input_ids"].shape[1] :].tolist()) == {7}
+
+
+def test_a_streamer_gets_the_prompt_as_it_was_given(parts, prompt):
+    put = []
+    streamer = SimpleNamespace(put=lambda value: put.append(value.clone()), end=lambda: put.append(None))
+    found = parts[1].generate(**prompt, **GREEDY, streamer=streamer)
+    assert put[-1] is None
+    assert torch.equal(put[0], prompt["input_ids"])
+    assert torch.cat([value.flatten() for value in put[:-1]]).tolist() == found[0].tolist()
+
+
+def test_prompts_and_configurations_of_another_form_are_named(parts, prompt):
+    for ids in (prompt["input_ids"][0], prompt["input_ids"][None], prompt["input_ids"][:, :0]):
+        with pytest.raises(DataError, match=r"generate: input_ids have shape \(.*\), expected \(rows, tokens\)"):
+            parts[1].generate(**prompt | {"input_ids": ids}, **GREEDY)
+    with pytest.raises(ConfigError, match="generate: generation_config is a dict, expected a GenerationConfig"):
+        parts[1].generate(**prompt, generation_config={"max_new_tokens": 2})
 
 
 @pytest.mark.parametrize("case", range(len(NAMED)), ids=lambda case: f"{NAMED[case][0]}-{case}")

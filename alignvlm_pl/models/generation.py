@@ -1,0 +1,132 @@
+"""Settings of `generate` for prompts with images: which are refused, and what stands at the placeholders meanwhile.
+
+transformers looks the ids of prompts and settings up in the logits, outside of which the placeholder's id may lie.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from ..errors import ConfigError
+
+_NOT_SUPPORTED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
+"""Settings that cut prompts or models apart without regard to images."""
+
+_INDEX_LOGITS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "suppress_tokens",
+)
+
+
+def merged_settings(default: Any, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a call: its options over the configuration that it is given over the model's.
+
+    Raises:
+        ConfigError: What is given is no configuration.
+    """
+    if isinstance(given, (Mapping, str)):
+        raise ConfigError(f"generate: generation_config is a {type(given).__name__}, expected a GenerationConfig")
+    found: dict[str, Any] = {}
+    for config in (default, given):
+        found |= {} if config is None else {name: value for name, value in vars(config).items() if value is not None}
+    return {**found, **options}
+
+
+def check_settings(settings: Mapping[str, Any], *, image_token_id: int, vocabulary: int) -> None:
+    """Check the settings of a call.
+
+    Raises:
+        ConfigError: One is not supported, or has an id that is never generated.
+    """
+    for name in _NOT_SUPPORTED:
+        if settings.get(name):
+            raise ConfigError(f"generate: {name} is not supported by this model; leave it out")
+    for name in (*_INDEX_LOGITS, "eos_token_id", "pad_token_id"):
+        ids = _token_ids(settings.get(name), is_bias=name == "sequence_bias")
+        # An end or padding that the LLM does not have is never looked up.
+        kept = ids if name in _INDEX_LOGITS else (token for token in ids if token == image_token_id)
+        _require_known(name, kept, image_token_id, vocabulary)
+
+
+def checked_prefix(allowed: Callable[..., Any], *, image_token_id: int, vocabulary: int) -> Callable[..., Any]:
+    """Return a `prefix_allowed_tokens_fn` that raises a `ConfigError` for an id that is never generated."""
+
+    def checked(*arguments: Any) -> Any:
+        tokens = allowed(*arguments)
+        _require_known("prefix_allowed_tokens_fn", _token_ids(tokens), image_token_id, vocabulary)
+        return tokens
+
+    return checked
+
+
+def _require_known(name: str, ids: Iterator[int], image_token_id: int, vocabulary: int) -> None:
+    for token in ids:
+        if token >= vocabulary:
+            what = "the image placeholder's id" if token == image_token_id else "the id"
+            raise ConfigError(
+                f"generate: {name} has {what} {token}, expected ids that can be generated, 0 to {vocabulary - 1}; "
+                "leave it out"
+            )
+
+
+def _token_ids(value: Any, *, is_bias: bool = False) -> Iterator[int]:
+    """Yield the ids of a setting: of a number, of lists, tensors and keys of any depth, of pairs (ids, bias)."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple, set, frozenset, range, Mapping)):
+        for one in value:
+            yield from _token_ids(one[:1] if is_bias and isinstance(one, list) else one)
+
+
+def real_tokens(prompt: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Return the attention mask (B, L) of a prompt that came without one: 0 at the id of padding."""
+    pad = next(_token_ids(settings.get("pad_token_id")), None)
+    ends = set(_token_ids(settings.get("eos_token_id")))
+    return torch.ones_like(prompt) if pad is None or pad in ends else prompt.ne(pad).to(prompt.dtype)
+
+
+def fill(prompt: Tensor, mask: Tensor, attention_mask: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
+    """Return a prompt (B, L) that has the row's first id of text that ends no answer where `mask` is true.
+
+    Penalties on the ids of a prompt stay the same then. In a chat it is the token that begins a turn, which answers do
+    not contain, so that n-grams across an image forbid no word. A row without text has the first id that ends nothing.
+    """
+    ends = set(_token_ids(settings.get("eos_token_id")))
+    text = ~mask & ~torch.isin(prompt, torch.tensor(sorted(ends), dtype=prompt.dtype, device=prompt.device))
+    if attention_mask is not None and attention_mask.shape == prompt.shape:
+        text &= attention_mask.bool()
+    first = prompt.gather(1, text.long().argmax(dim=1, keepdim=True))
+    other = next(token for token in range(len(ends) + 1) if token not in ends)
+    return torch.where(mask, first.masked_fill(~text.any(dim=1, keepdim=True), other), prompt)
+
+
+def restore(sequences: Tensor, mask: Tensor, image_token_id: int) -> None:
+    """Put the placeholder's id back, in place: `sequences` are (n · B, at least L) for a `mask` (B, L)."""
+    repeated = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
+    sequences[:, : mask.shape[1]].masked_fill_(repeated.to(sequences.device), image_token_id)
+
+
+class PromptStreamer(BaseStreamer):
+    """A streamer that hands on to the caller's; the prompt, which comes first, with its placeholders."""
+
+    def __init__(self, streamer: Any, mask: Tensor, image_token_id: int) -> None:
+        self.streamer = streamer
+        self.prompt: tuple[Tensor, int] | None = (mask, image_token_id)
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt is not None:
+            value = value.clone()
+            restore(value, *self.prompt)
+            self.prompt = None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
