@@ -183,7 +183,14 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask = input_ids == self.config.image_token_id if visual_mask is None else visual_mask
         table = self.get_input_embeddings()
         # The placeholder's id may lie outside the table; its embedding is replaced below.
-        embeds = table(input_ids.masked_fill(mask, 0))
+        try:
+            embeds = table(input_ids.masked_fill(mask, 0))
+        except IndexError as error:  # on a CPU
+            raise DataError(
+                f"input_ids have an id of {int(input_ids.min())} to {int(input_ids.max())}, expected 0 to "
+                f"{self.config.text_config.vocab_size - 1} of the LLM's vocabulary, or {self.config.image_token_id} of "
+                "an image; the tokenizer is another model's"
+            ) from error
         if pixel_values is None:
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")

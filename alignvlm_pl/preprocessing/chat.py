@@ -72,9 +72,10 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
         ConfigError: If `name` is None and the tokenizer has no template, `name` is neither a key nor a template, or the
             template cannot do without the clock, or draws random numbers.
     """
-    if name is not None and name not in TEMPLATES and "{" not in name:
+    if name is not None and (not isinstance(name, str) or (name not in TEMPLATES and "{" not in name)):
         raise ConfigError(
-            f"chat_template={name!r} is neither a Jinja template nor the name of one: {nearest(name, TEMPLATES)}"
+            f"chat_template={str(name)[:60]!r} is neither a Jinja template nor the name of one: "
+            f"{nearest(str(name)[:60], TEMPLATES)}"
         )
     template = TEMPLATES.get(name, name) if name else _own_template(tokenizer)
     if found := _RANDOM.search(template):

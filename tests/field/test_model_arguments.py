@@ -5,6 +5,7 @@ examples of language models, and `resize_token_embeddings`.
 """
 
 import copy
+import functools
 import re
 
 import pytest
@@ -105,6 +106,14 @@ def test_labels_that_are_no_ids_are_named(parts):
             model(**batch, labels=labels.to(kind))
     expected = model(**batch, labels=labels).loss
     assert torch.equal(model(**batch, labels=labels.int()).loss, expected)
+
+
+def test_ids_of_another_tokenizer_are_named(parts):
+    _, model = parts
+    for token in (260, 50_000, -1):
+        for run in (model, functools.partial(model.generate, max_new_tokens=1)):
+            with pytest.raises(DataError, match=f"input_ids have an id of .*{token}.*, expected 0 to 258 of the LLM's"):
+                run(torch.tensor([[5, token]]))
 
 
 def test_arguments_of_forward(parts):

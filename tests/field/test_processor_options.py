@@ -236,6 +236,9 @@ def test_variables_of_the_template(processor):
     assert start("{{ names | join }}{{ turns }}", names=["a", "b"], turns=2) == "ab2"
     assert [start("{{ flag }}", flag=value) for value in (1, True, 1.0)] == ["1", "True", "1.0"]
     assert start("{% generation %}{{ mark }}{% endgeneration %}", mark="m") == "m"
+    for wrong in (5, {"default": "{{ a }}"}, ["chatml"], "chat"):
+        with pytest.raises(ConfigError, match="is neither a Jinja template nor the name of one"):
+            processor.apply_chat_template(CHAT, chat_template=wrong)
     with pytest.raises(ConfigError, match=r"the chat template is not valid Jinja: .*; correct chat_template"):
         start("{% if %}", flag=1)
 
