@@ -15,7 +15,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 from alignvlm_pl.utils.skipped import SkippedSamples
-from alignvlm_pl.utils.text_files import HEAD_BYTES, decode_text, wide_encoding
+from alignvlm_pl.utils.text_files import compression, decode_text, read_head, require_unpacked, wide_encoding
 
 from .problems import problems_by_reason
 from .records import ERROR, Record, is_unread, to_sample, unread
@@ -64,14 +64,17 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     Raises:
         DataError: The file is missing, of another kind, or holds no prediction.
     """
+    if not path.is_file():
+        raise DataError(f"there is no prediction file {path}")
     readers = {".jsonl": _read_jsonl, ".xlsx": _read_table, ".json": _read_table, ".tsv": _read_table}
     ending = path.suffix.lower()
+    head = read_head(path)
+    if ending != ".xlsx" or compression(head) != "zip":  # which a spreadsheet is
+        require_unpacked(head, where=str(path))
     if ending not in readers:
         raise DataError(
             f"{path}: expected a {', '.join(readers)} file of predictions, found {path.suffix or 'no ending'}"
         )
-    if not path.is_file():
-        raise DataError(f"there is no prediction file {path}")
     found, invalid = PredictionFile(), SkippedSamples(keep=None)
     readers[ending](path, benchmark, found, invalid)
     counts = Counter(sample.key for sample in found.samples)
@@ -114,9 +117,8 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
 
 
 def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
+    wide = wide_encoding(read_head(path))
     with path.open("rb") as stream:
-        wide = wide_encoding(stream.read(HEAD_BYTES))
-        stream.seek(0)
         lines = decode_text(stream.read()).encode("utf-8", "surrogatepass").split(b"\n") if wide else stream
         for number, line in enumerate(lines, start=1):
             if not line.strip():

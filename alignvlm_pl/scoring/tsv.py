@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from alignvlm_pl.utils.text_files import HEAD_BYTES, require_utf8
+from alignvlm_pl.utils.text_files import read_head, require_utf8
 
 _MAX_FIELD = 2**31 - 1  # images in base64 are longer than csv's own limit
 MAX_CONTINUED = 2**26
@@ -45,9 +45,8 @@ class TabTable:
     def __init__(self, path: Path) -> None:
         csv.field_size_limit(_MAX_FIELD)
         self.path = path
+        require_utf8(read_head(path), where=str(path))
         with path.open("rb") as stream:
-            require_utf8(stream.read(HEAD_BYTES), where=str(path))
-            stream.seek(0)
             try:
                 self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
             except csv.Error:

@@ -1,6 +1,7 @@
-"""Text of files from elsewhere: byte order marks, UTF-16."""
+"""Text of files from elsewhere: byte order marks, UTF-16, compressed files."""
 
 import codecs
+from pathlib import Path
 
 from ..errors import DataError
 
@@ -17,14 +18,36 @@ _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "utf-16-le",
     (True, False, True, False): "utf-16-be",
 }
-HEAD_BYTES = 4
-"""First bytes of a file that `wide_encoding` looks at."""
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x1f\x9d": "compress (.Z)",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+}
+HEAD_BYTES = 8
+"""First bytes of a file that `wide_encoding` and `compression` look at."""
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first `HEAD_BYTES` of a file."""
+    with path.open("rb") as stream:
+        return stream.read(HEAD_BYTES)
+
+
+def compression(head: bytes) -> str:
+    """Return the compression of a file by its first `HEAD_BYTES`; empty where none is known."""
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
 
 
 def wide_encoding(head: bytes) -> str:
     """Return the encoding of a text where its first bytes are those of UTF-16 or UTF-32; else an empty text."""
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
-    return marked or _ZEROS.get(tuple(byte == 0 for byte in head[:HEAD_BYTES]), "")
+    return marked or _ZEROS.get(tuple(byte == 0 for byte in head[:4]), "")
 
 
 def decode_text(data: bytes) -> str:
@@ -37,7 +60,14 @@ def decode_text(data: bytes) -> str:
 
 
 def require_utf8(head: bytes, *, where: str) -> None:
-    """Raise DataError where the first bytes of a file that is read in pieces are those of UTF-16 or UTF-32."""
+    """Raise DataError where the first bytes of a file that is read in pieces are of a compressed one or UTF-16, -32."""
+    require_unpacked(head, where=where)
     if wide := wide_encoding(head):
         name = wide.upper()[:6]
         raise DataError(f"{where} is {name}, expected UTF-8; write it again: iconv -f {name} -t UTF-8")
+
+
+def require_unpacked(head: bytes, *, where: str) -> None:
+    """Raise DataError where the first bytes of a file are those of a compressed one."""
+    if kind := compression(head):
+        raise DataError(f"{where} is {kind}, expected text; unpack it first")

@@ -7,7 +7,6 @@ come from DUE's `meta/<Dataset>/test/{document,metadata}.jsonl`.
 import argparse
 import ast
 import base64
-import binascii
 import contextlib
 import json
 import logging
@@ -22,16 +21,18 @@ from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
+from alignvlm_pl.preprocessing.images.source import decode_base64
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
+from alignvlm_pl.utils.text_files import read_head, require_unpacked
 
 from ..shards.manifest import Manifest, file_digest, load_manifest
 from ..shards.sample import SampleError
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
-from ..storage.file_kinds import existing_file, path_text
-from .sources.images import image_names
-from .sources.json_files import numbered_lines, parse_object
+from ..storage.file_kinds import path_text
+from .sources.images import EncodedImage, ImageFolder, image_names
+from .sources.json_files import numbered_lines, parse_object, require_lines
 from .sources.source import SourceSample, checked_image, image_bytes, or_error
 
 POINTER_LENGTH = 64
@@ -79,8 +80,7 @@ class VLMEvalKitTable:
             return None
         if not references:
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
-        encoded = self._images(row.cells, table, offsets, where)
-        images: list[tuple[bytes | Path, str]] = [checked_image(data, f"{where}: image") for data in encoded]
+        images = self._images(row.cells, table, offsets, where)
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
             "id": f"{path_text(self.path.stem)}/{meta.get('index', '')}",
@@ -91,22 +91,23 @@ class VLMEvalKitTable:
         }
         return SourceSample(record=record, images=images)
 
-    def _images(self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str) -> list[bytes]:
+    def _images(
+        self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
+    ) -> list[EncodedImage]:
         cells = _list_elements(row.get("image") or "")
         if not cells and (paths := _list_elements(row.get("image_path") or "")):
             return [_read_image(self.image_root or self.path.parent, path, where) for path in paths]
         if not cells:
             raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
-        return [image for cell in cells for image in _decode_images(cell, table, offsets, where)]
+        decoded = [data for cell in cells for data in _decode_images(cell, table, offsets, where)]
+        return [checked_image(data, f"{where}: image") for data in decoded]
 
 
-def _read_image(root: Path, name: str, where: str) -> bytes:
+def _read_image(root: Path, name: str, where: str) -> EncodedImage:
     try:
-        return (existing_file(root, name) or root / name).read_bytes()
-    except (OSError, ValueError) as error:  # the latter: names that no file can have
-        raise SampleError(
-            f"{where}: image {name!r:.200}: {error}; name its folder with --image-root", "missing_image"
-        ) from error
+        return ImageFolder(root=root).read(name, where=where)
+    except SampleError as error:
+        raise SampleError(f"{error}; name its folder with --image-root", error.reason) from error
 
 
 def _open(path: Path) -> TabTable:
@@ -154,16 +155,14 @@ def _decode_images(cell: str, table: TabTable, offsets: Mapping[str, int], where
 
 def _from_base64(cell: str, where: str) -> bytes:
     """Decode base64: also in lines, of the URL-safe alphabet, without its padding, or as a ``data:`` URL."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # with few copies of a large text
         return base64.b64decode(cell, validate=True)
-    text = "".join(cell.rpartition(";base64,")[2].split()).rstrip("=").translate(_URL_SAFE)
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise SampleError(f"{where}: the image is no base64 ({error})", "bad_base64") from error
+        return decode_base64(cell.rpartition(";base64,")[2], "the image")
+    except DataError as error:
+        raise SampleError(f"{where}: {error}", "bad_base64") from error
 
 
-_URL_SAFE = str.maketrans("-_", "+/")
 _NAMES = ("file_name", "name", "document", "doc_id", "image")
 """Fields of `metadata.jsonl` that may name the document; the reference reads the first."""
 _FIELDS = {"deepform": DEEPFORM_FIELDS, "klc": KLC_FIELDS}
@@ -202,6 +201,7 @@ class DocDownstreamTest:
             raise ConfigError("tabfact is scored against the references of its question file: remove --meta")
         origin = next((source.url for source in self.benchmark.sources if source.format == "docdownstream"), "")
         gold = _Gold(self.meta, origin) if self.meta else None
+        require_lines(self.path)
         questions = list(numbered_lines(self.path))
         if gold and len(gold.names) != len(questions):
             raise DataError(
@@ -225,10 +225,7 @@ class DocDownstreamTest:
                 record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
                 record["references"] = gold.references(index, where, items=self.benchmark.name == "wtq")
-        images: list[tuple[bytes | Path, str]] = [
-            checked_image(_read_image(self.image_root, name, where), f"{where}: {self.image_root / name}")
-            for name in names
-        ]
+        images = [_read_image(self.image_root, name, where) for name in names]
         return SourceSample(record=record, images=images)
 
 
@@ -369,6 +366,8 @@ def open_source(
         DataError: It is missing; the message names file, origin and size.
     """
     ending = path.suffix.lower()
+    if path.is_file():
+        require_unpacked(read_head(path), where=str(path))
     if ending not in _READERS:
         raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_expected_files(benchmark)}")
     known = {source.format for source in benchmark.sources}

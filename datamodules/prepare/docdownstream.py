@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError, DataError, nearest
+from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ..shards.columns import LINES
 from ..shards.sample import SampleError, check_record
-from ..storage.file_kinds import path_text
+from ..storage.file_kinds import existing_file, path_text
 from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces, stream_files
 from .input_files import choose_list, fetched_list
@@ -27,7 +28,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import DEFAULT_WORKERS, PackOptions, add_options
 from .sources.dialogues import check_answered, read_conversation
 from .sources.images import EncodedImage, ImageFolder, image_names
-from .sources.json_files import parse_object, parsed_lines, raw_lines
+from .sources.json_files import parse_object, parsed_lines, raw_lines, require_lines
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
 _PART_LINES = 2048
@@ -91,6 +92,7 @@ class DocumentLines:
             DataError: The lines are of another schema.
         """
         texts = (text for _, _, text in self.raw())
+        require_lines(self.path)
         LINES.check_records(parsed_lines(texts), "messages", where=self.origin or str(self.path))
         if not self.sources:
             return
@@ -163,9 +165,8 @@ class DocDownstreamFolder(DocDownstream):
 
     def input_bytes(self) -> int:
         """Return the size of all pages, each as often as lines ask about it: shards hold it that often."""
-        root = self.images.root
-        paths = ((root / page, count) for page, count in self.lines.pages().items())
-        return sum(path.stat().st_size * count for path, count in paths if path.is_file())
+        paths = ((existing_file(self.images.root, page), count) for page, count in self.lines.pages().items())
+        return sum(path.stat().st_size * count for path, count in paths if path)
 
     def spool_bytes(self) -> int:
         """Return the size of the lines: pages are read again from their files."""
@@ -240,7 +241,7 @@ class DocDownstreamArchive(DocDownstream):
             yield from self._from_archive(pending, cache)
         for number, missing in pending.incomplete():
             where = self.lines.where(number)
-            yield SampleError(f"{where}: image {missing} is not in the archive", "missing_image")
+            yield SampleError(f"{where}: image {describe_source(missing)} is not in the archive", "missing_image")
 
     def _from_archive(self, pending: "_PendingLines", cache: "_PageCache") -> Iterator[SourceSample | SampleError]:
         files = stream_files(ordered_pieces(self.pieces), lambda name: pending.needs(_page(name)))
@@ -286,7 +287,7 @@ def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tup
         # `load_image` silences Pillow for a while, which threads undo for one another.
         warnings.simplefilter("ignore")
         for name, data in files:
-            ahead.append((name, pool.submit(or_error, checked_image, data, f"image {name}")))
+            ahead.append((name, pool.submit(or_error, checked_image, data, f"image {describe_source(name)}")))
             if len(ahead) > 2 * DEFAULT_WORKERS:
                 done, future = ahead.popleft()
                 yield done, future.result()

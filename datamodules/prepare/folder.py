@@ -6,6 +6,7 @@ Beside `a.png` lies `a.txt` (caption or transcription, asked for by --prompt), o
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,16 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.text_files import decode_text
 
 from ..shards.sample import SampleError, check_record
-from ..shards.sample_formats import CAPTION_PROMPT, IMAGE_PLACEHOLDER, IMAGE_TOKEN, conversation, convert_docdownstream
-from ..storage.file_kinds import file_in_any_case, path_text
+from ..shards.sample_formats import (
+    CAPTION_PROMPT,
+    IMAGE_PLACEHOLDER,
+    IMAGE_TOKEN,
+    conversation,
+    convert_docdownstream,
+    image_parts,
+    is_converted,
+)
+from ..storage.file_kinds import compressed_name, file_in_any_case, path_text
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .pack.work_folder import files_digest
@@ -63,7 +72,8 @@ class SidecarFolder:
             payload = (digest, "\0".join(piece))
             parts.append(Part(name=path_text(piece[0]), payload=payload, rows=len(piece)))
         if not parts:
-            raise DataError(f"{self.root} holds no images")
+            packed = compressed_name(sorted(os.listdir(self.root)), "")
+            raise DataError(f"{self.root} holds no images{packed and '; '}{packed}")
         return parts
 
     def input_bytes(self) -> int:
@@ -144,25 +154,18 @@ def _convert_sidecar(given: Mapping[str, Any], where: str) -> dict[str, Any] | N
 def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert turns of plain text, with or without ``<|image|>``, or turns of the sample schema."""
     turns = given["messages"]
-    plain = isinstance(turns, list) and any(
-        isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns
-    )
-    marked = any(mark in str(turns) for mark in (IMAGE_PLACEHOLDER, IMAGE_TOKEN)) or _count_images(turns)
-    record = convert_docdownstream(given, num_images=int(bool(marked)), where=where) if plain else {"messages": turns}
-    check_record(record, num_images=_count_images(record["messages"]), where=where)
+    marked = any(mark in str(turns) for mark in (IMAGE_PLACEHOLDER, IMAGE_TOKEN)) or image_parts(turns)
+    record: dict[str, Any] = {"messages": turns}
+    if not is_converted(turns):
+        record = convert_docdownstream(given, num_images=int(bool(marked)), where=where)
+    check_record(record, num_images=len(image_parts(record["messages"])), where=where)
     check_answered(record, where=where)
-    if not _count_images(record["messages"]):
+    if not image_parts(record["messages"]):
         first = next((turn for turn in record["messages"] if turn["role"] == "user"), None)
         if first is None:
             raise SampleError(f"{where}: no turn of the user", "bad_sidecar")
         first["content"] = [{"type": "image", "index": 0}, *first["content"]]
     return {"task": "conversation", "messages": record["messages"]}
-
-
-def _count_images(turns: Any) -> int:
-    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 def _answered_turns(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.manifest import MANIFEST_NAME
 from ..storage.fetching import fetch
+from ..storage.file_kinds import compressed_name
 from ..storage.stored_files import StoredFile, choose_files, list_files
 from ..storage.transfer import SCHEMES
 from .pack.options import PackOptions
@@ -55,7 +56,8 @@ def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected:
             return file
     names = ", ".join(file.name for file in files[:_NAMES]) or "no files"
     more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
-    raise DataError(f"{where} holds no {name}; expected {expected}, found {names}{more}; name the list with --file")
+    advice = compressed_name((file.name for file in files), name) or "name the list with --file"
+    raise DataError(f"{where} holds no {name}; expected {expected}, found {names}{more}; {advice}")
 
 
 def fetched_list(file: StoredFile, options: PackOptions) -> Path:

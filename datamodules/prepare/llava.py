@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
@@ -29,7 +30,7 @@ from .input_files import add_parquet_options, choose_list, fetched_list, parquet
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import llava_turns, read_conversation
-from .sources.images import EncodedImage, ImageFolder, embedded_image, image_names, safe_path, total_bytes
+from .sources.images import EncodedImage, ImageFolder, embedded_image, image_names, total_bytes
 from .sources.json_files import ListSlice, element_ranges, is_list, slice_list
 from .sources.parquet_rows import ParquetRows
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
@@ -277,6 +278,11 @@ class LLaVAZip(LLaVARecords):
 
     zip: StoredFile
 
+    @property
+    def folder(self) -> ImageFolder:
+        """Folder of the zip, which absolute paths of records lie below."""
+        return ImageFolder(root=Path(self.zip.path).parent)
+
     def parts(self) -> list[Part]:
         """Return a part for each few thousand records.
 
@@ -284,7 +290,7 @@ class LLaVAZip(LLaVARecords):
             DataError: The list is no JSON list, of another schema, or names no image of the zip; or that is no zip.
         """
         ranges = list(element_ranges(self.path))
-        found = _ZipIndex(stem=Path(self.zip.name).stem, places=read_directory(self.zip))
+        found = _ZipIndex(stem=Path(self.zip.name).stem, folder=self.folder, places=read_directory(self.zip))
         with self.path.open("rb") as stream:
             first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
             LISTS.check_records(first, "conversations", where=self.label)
@@ -332,10 +338,10 @@ class LLaVAZip(LLaVARecords):
         return llava_sample(record, readers, default=self.source, name=name, where=where)
 
     def _image(self, path: str, place: list[int] | None, images: StoredStream, where: str) -> EncodedImage:
-        safe_path(path, where=where)
+        self.folder.relative(path, where=where)
+        label = f"{where}: image {describe_source(path)}"
         if place is None:
-            raise SampleError(f"{where}: image {path} is not in {self.zip.path}", "missing_image")
-        label = f"{where}: image {path}"
+            raise SampleError(f"{label} is not in {self.zip.path}", "missing_image")
         return checked_image(read_member(images, ZipPlace(*place), where=label), label)
 
 
@@ -344,6 +350,7 @@ class _ZipIndex:
     """Members of a zip by the paths of records."""
 
     stem: str
+    folder: ImageFolder
     places: dict[str, ZipPlace]
     found: int = 0
     missing: str = ""
@@ -358,10 +365,11 @@ class _ZipIndex:
 
     def _place(self, path: str) -> ZipPlace | None:
         try:
-            name = str(safe_path(path, where=""))
+            name = str(self.folder.relative(path, where=""))
         except SampleError:
             return None
-        forms = [normalize(form, path) for path in (name, f"{self.stem}/{name}") for form in ("NFC", "NFD")]
+        inner = name.removeprefix(f"{self.stem}/")  # of an absolute path below the unpacked zip
+        forms = [normalize(form, path) for path in (name, f"{self.stem}/{name}", inner) for form in ("NFC", "NFD")]
         place = next((self.places[form] for form in (name, *forms) if form in self.places), None)
         if place is None:
             self.missing = self.missing or path

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant")
 UNLABELLED = "nothing_to_learn"
 """Reason of a sample that has no supervised token."""
+_LONGEST = 800  # characters of a message
+_HALF = _LONGEST // 2
 Message = dict[str, Any]
 Line = dict[str, Any]
 
@@ -24,7 +26,7 @@ class SampleError(DataError):
     """
 
     def __init__(self, message: str, reason: str = "invalid_sample") -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_HALF]} … {message[-_HALF:]}")
         self.reason = reason
 
 
@@ -89,7 +91,7 @@ def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> N
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r}")
+        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
     indices = [index for number, turn in enumerate(messages) for index in _check_turn(turn, number, where)]
     if len(indices) != num_images:
         raise SampleError(

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from alignvlm_pl.errors import DataError
@@ -135,8 +136,7 @@ def read_bigdocs(raw: RawSample) -> NormalSample:
 def read_docdownstream(raw: RawSample) -> NormalSample:
     """Read the sample schema, or a DocDownstream line stored as json beside its images."""
     record = read_json(raw)
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not any(_is_plain(turn) for turn in messages):
+    if is_converted(record.get("messages")):
         return _with_images(record, raw)
     files = _image_members(raw)
     normal = convert_docdownstream(record, num_images=len(files), where=describe(raw))
@@ -192,7 +192,8 @@ def convert_docdownstream(
 
     Args:
         record: ``messages`` with plain strings holding ``<|image|>`` or ``<image>``, ``dataset_name``, ``task_name``,
-            and optionally ``id``, ``references`` and ``lines``. A turn whose content is a list of parts is kept.
+            and optionally ``id``, ``references`` and ``lines``. Of a turn whose content is a list of parts, image
+            parts without an index get the next one.
         num_images: Number of its images.
         where: Name of the record in errors.
         marked: False where no record of its file with images uses ``<image>``: it is then a word in a record that has
@@ -209,17 +210,24 @@ def convert_docdownstream(
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
     asked = [turn["content"] for turn in messages if _is_plain(turn) and turn.get("role") != "assistant"]
     text_only = not num_images and not marked and not names_images(record)
-    mark = image_marks(asked, num_images - sum(map(_count_parts, messages)), where=where, text_only=text_only)
+    if (parts := len(image_parts(messages))) > num_images:
+        raise SampleError(
+            f"{where}: {parts} image parts in the messages but {num_images} images; name their files in 'images'",
+            "placeholder_count",
+        )
+    mark = image_marks(asked, num_images - parts, where=where, text_only=text_only)
     turns: list[Message] = []
     index = 0
     for turn in messages:
-        content = turn["content"]
+        content: str | list[Any] = turn["content"]
         if isinstance(content, str) and turn.get("role") == "assistant":
             content = [{"type": "text", "text": content}] if content else []
         elif isinstance(content, str):
             content = split_marks(content, mark, index)
+        else:
+            content = _number_parts(content, index)
         turns.append({"role": turn.get("role"), "content": content})
-        index += _count_parts(turns[-1])
+        index += len(image_parts(turns[-1:]))
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
     normal |= {name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record}
     return {name: value for name, value in normal.items() if value is not None}
@@ -236,9 +244,32 @@ def split_marks(text: str, mark: re.Pattern[str], first: int) -> list[dict[str, 
     return content
 
 
-def _count_parts(turn: Mapping[str, Any]) -> int:
-    """Count the image parts of a turn; one of plain text has none."""
-    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in turn["content"])
+def image_parts(messages: Any) -> list[Mapping[str, Any]]:
+    """Return the image parts of turns, which may be of any form; turns of plain text have none."""
+    turns = messages if isinstance(messages, list) else []
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part for part in parts if _is_image(part)]
+
+
+def is_converted(messages: Any) -> bool:
+    """Whether turns are in the sample schema: none is plain text, and image parts have an index."""
+    turns = messages if isinstance(messages, list) else []
+    return not any(map(_is_plain, turns)) and all("index" in part for part in image_parts(turns))
+
+
+def _number_parts(content: list[Any], first: int) -> list[Any]:
+    """Give the image parts of a turn that have no index the next one; what they name besides is dropped."""
+    numbers = count(first)
+    found = [(part, next(numbers) if _is_image(part) else 0) for part in content]
+    return [
+        {"type": "image", "index": number} if _is_image(part) and "index" not in part else part
+        for part, number in found
+    ]
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
 
 
 def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:

@@ -11,7 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from ..storage.file_kinds import IMAGE_ENDINGS, compression, is_companion
+from alignvlm_pl.utils.text_files import compression
+
+from ..storage.file_kinds import IMAGE_ENDINGS, is_companion
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)

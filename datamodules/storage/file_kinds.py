@@ -13,17 +13,6 @@ IMAGE_ENDINGS = (
 )
 _COMPANION_FOLDERS = ("__MACOSX", "@eaDir")
 _COMPANION_FILES = ("thumbs.db", "desktop.ini")
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"\x1f\x9d": "compress (.Z)",
-    b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!\x1a\x07": "rar",
-}
 _COMPRESSED_ENDINGS = {
     "gz": "gzip",
     "tgz": "gzip",
@@ -36,9 +25,11 @@ _COMPRESSED_ENDINGS = {
     "tzst": "zstd",
     "lz4": "lz4",
     "z": "compress (.Z)",
+    "zip": "zip",
+    "7z": "7z",
+    "rar": "rar",
 }
-HEAD_BYTES = 8
-"""First bytes of a file that `compression` looks at."""
+_ARCHIVES = ("zip", "7z", "rar")
 
 
 def is_companion(path: str) -> bool:
@@ -87,17 +78,16 @@ def _plain(name: str) -> str:
     return stem + dot + endings.lower()
 
 
-def compression(head: bytes) -> str:
-    """Return the compression of a file by its first `HEAD_BYTES`; empty where none is known."""
-    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
-
-
 def compressed_name(names: Iterable[str], ending: str) -> str:
-    """Describe the first file called as one with an `ending` that was compressed, ``a.tar.gz is gzip``; else empty."""
-    short = ending.lstrip(".")
+    """Describe the first file called as one with an `ending` that was compressed, ``a.tar.gz is gzip``; else empty.
+
+    A single file and archives of any kind are described too.
+    """
+    names = list(names)
     for name in names:
         stem, _, last = PurePosixPath(name).name.lower().rpartition(".")
         kind = _COMPRESSED_ENDINGS.get(last, "")
-        if kind and (stem.endswith(ending) or (ending == ".tar" and last.startswith("t"))):
-            return f"{name} is {kind}; unpack it first ({short} files are read in place)"
+        named = stem.endswith(ending) or (ending == ".tar" and last.startswith("t"))
+        if kind and (named or kind in _ARCHIVES or len(names) == 1):
+            return f"{name} is {kind}; unpack it first"
     return ""

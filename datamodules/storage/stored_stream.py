@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError
+from alignvlm_pl.utils.text_files import HEAD_BYTES, compression
 
 from .fetching import Policy
-from .file_kinds import HEAD_BYTES, compression
 from .stored_files import StoredFile
 
 logger = logging.getLogger(__name__)

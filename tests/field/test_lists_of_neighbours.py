@@ -4,9 +4,12 @@ Sources: LLaMA-Factory#7046, #10158, #3700, #7280 (lists); 2U1/Qwen2-VL-Finetune
 huggingface/datasets#8241 and pydantic-ai PR#8312 (encodings).
 """
 
+import bz2
 import codecs
+import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 
@@ -20,6 +23,7 @@ from datamodules.prepare.benchmark import main as benchmark
 from datamodules.prepare.cc12m import main as cc12m
 from datamodules.prepare.docdownstream import main as docdownstream
 from datamodules.prepare.folder import main as folder
+from datamodules.prepare.index import main as index_main
 from datamodules.prepare.jsonl import main as jsonl
 from datamodules.prepare.llava import main as llava
 from datamodules.shards.manifest import load_manifest
@@ -189,6 +193,145 @@ def test_llava_and_benchmark_leave_out_what_jsonl_leaves_out(images):
     (images / "wtq_test.jsonl").write_text("\n".join(map(json.dumps, [LOST, GOOD, LOST | {"images": None}])))
     assert benchmark(["wtq", str(images / "wtq_test.jsonl"), str(images / "wtq")]) == 0
     assert load_manifest(images / "wtq").extra["skipped"] == {"placeholder_count": 2}
+
+
+LONG = "data:image/png;base64," + "iVBO" * 1000
+NAMES_OF_NO_FILE = [LONG, "x" * 5000 + ".png", "iVBO" * 1000, "https://a.b/c.png", "s3://a/b.png", "hf://" + "c" * 5000]
+
+
+def converted(images, field, *more_turns):
+    """Run every converter of lists on a good record and one with the field; return their reports and messages."""
+    records = [{"image": "im/a.png", "messages": messages("<image>?", "a"), "references": ["a"]}]
+    records.append({"messages": messages("<image>b", "a"), "references": ["a"]} | field)
+    (images / "list.json").write_text(json.dumps(records))
+    (images / "lines.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with zipfile.ZipFile(images / "im.zip", "w") as packed:
+        packed.write(images / "im" / "a.png", "im/a.png")
+        packed.write(images / "im" / "b.png", "im/b.png")
+    with tarfile.open(images / "pages.00", "w") as packed:
+        packed.add(images / "im", "im")
+    calls = [
+        (jsonl, "lines.jsonl"),
+        (jsonl, "list.json"),
+        (docdownstream, "lines.jsonl"),
+        (docdownstream, "lines.jsonl", "--archive", images / "pages.00"),
+        (llava, "list.json"),
+        (llava, "list.json", "--image-root", images / "im.zip"),
+    ]
+    for number, (converter, name, *more) in enumerate(calls):
+        out = images / f"out{number}"
+        counts = run(converter, images / name, out, "--overwrite", *more)
+        yield counts, [problem["message"] for problem in json.loads((out / "report.json").read_text())["problems"]]
+    assert benchmark(["wtq", str(images / "lines.jsonl"), str(images / "bench"), "--overwrite"]) == 0
+    extra = load_manifest(images / "bench").extra
+    skipped = [text for texts in extra["skipped_first"].values() for text in texts]
+    yield (2 - len(skipped), extra["skipped"]), skipped
+
+
+@pytest.mark.parametrize("name", NAMES_OF_NO_FILE)
+def test_messages_about_names_of_images_are_short(images, name):
+    for counts, problems in converted(images, {"image": [{"url": name} if ":" in name else name]}):
+        assert counts == (1, {"missing_image": 1})
+        assert len(problems[0]) < 400 and ("://" not in name or name[:10] in problems[0])
+
+
+def test_no_message_holds_a_whole_record(images):
+    for field in (
+        {"messages": "x" * 9000},
+        {"messages": messages("<image>" * 5000, "a")},
+        {"image": {"a": "x" * 9000}},
+    ):
+        for (written, _), problems in converted(images, field):
+            assert written == 1 and len(problems[0]) < 900
+
+
+PATHS = ["im/b.png", {"path": "im/b.png"}, {"url": "im/b.png"}, "{root}/im/b.png", "file://{root}/im/b.png"]
+PARTS = [{"type": "image", name: "im/b.png"} for name in ("image", "path", "url")]
+PARTS.append({"type": "image_url", "image_url": {"url": "im/b.png"}})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_of_images_in_every_form(images, path):
+    path = path.format(root=images) if isinstance(path, str) else path
+    for number, (counts, _) in enumerate(converted(images, {"image": [path]})):
+        assert counts == (2, {}) or (number == 3 and path[0] in "/f")  # an archive has no folder
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_turn_name_their_images(images, part):
+    text = {"type": "text", "text": "b?"}
+    asked = {"messages": [{"role": "user", "content": [part, text]}, *messages("", "a")[1:]]}
+    for field in (asked, asked | {"images": ["im/b.png"]}):
+        assert [counts for counts, _ in converted(images, field)] == [(2, {})] * 7
+    assert ["image", "b?", "a"] in contents(images / "out0")
+    nameless = {"messages": [{"role": "user", "content": [{"type": "image"}, text]}, *messages("", "a")[1:]]}
+    for counts, problems in converted(images, nameless):
+        assert counts == (1, {"placeholder_count": 1})
+        assert "1 image parts in the messages but 0 images; name their files in 'images'" in problems[0]
+
+
+def test_parts_in_tars_and_beside_images_are_those_images(images):
+    part = {"type": "image", "image": "elsewhere/b.png"}
+    record = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}, *messages("", "a")[1:]]}
+    raw = {"__key__": "a", "__url__": "tar", "json": json.dumps(record).encode(), "png": png()}
+    assert read_docdownstream(raw)[0]["messages"][0]["content"][0] == {"type": "image", "index": 0}
+    (images / "im" / "a.json").write_text(json.dumps(record))
+    assert run(folder, images / "im", images / "out") == (1, {"missing_text": 1})
+
+
+def test_a_benchmark_reads_no_image_outside_its_folder(images):
+    (images / "d1").mkdir()
+    table = "index\timage_path\tquestion\tanswer\n0\t{}\t?\ta\n1\td1/a.png\t?\ta\n"
+    (images / "d1" / "a.png").write_bytes(png())
+    for name in ("../im/a.png", str(images / "im" / "a.png"), "d1/../../im/a.png"):
+        records = [
+            {"image": [one], "messages": messages("<image>?", "a"), "references": ["a"]} for one in (name, "a.png")
+        ]
+        (images / "d1" / "lines.jsonl").write_text("\n".join(map(json.dumps, records)))
+        (images / "d1" / "t.tsv").write_text(table.format(name).replace("d1/a", "a"))
+        for task, file in (("wtq", "lines.jsonl"), ("docvqa", "t.tsv")):
+            assert benchmark([task, str(images / "d1" / file), str(images / "out"), "--overwrite"]) == 0
+            assert load_manifest(images / "out").extra["skipped"] == {"unsafe_path": 1}
+
+
+@pytest.mark.parametrize("converter", [docdownstream, benchmark])
+def test_a_list_in_place_of_lines_is_named(images, converter):
+    (images / "lines.jsonl").write_text(json.dumps([GOOD, GOOD]))
+    with pytest.raises(AlignVLMError, match="is one JSON list, expected an object on each line"):
+        converter([*["wtq"] * (converter is benchmark), str(images / "lines.jsonl"), str(images / "out")])
+
+
+PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_compressed_lists_and_predictions_are_named(images, kind, ending):
+    for name, read in {
+        "a.jsonl": lambda path: jsonl([str(path), str(images / "out")]),
+        "a.json": lambda path: llava([str(path), str(images / "out")]),
+        "b.jsonl": lambda path: docdownstream([str(path), str(images / "out")]),
+        "c.jsonl": lambda path: benchmark(["wtq", str(path), str(images / "out")]),
+        "c.tsv": lambda path: benchmark(["docvqa", str(path), str(images / "out")]),
+        **{
+            f"d.{each}": lambda path: read_predictions(path, get_benchmark("docvqa"))
+            for each in ("jsonl", "json", "tsv")
+        },
+        "d.xlsx": lambda path: read_predictions(path, get_benchmark("docvqa")),
+    }.items():
+        path = images / f"{name}{ending}"
+        path.write_bytes(PACKED[kind](b'{"a": 1}\n'))
+        with pytest.raises(AlignVLMError, match=rf"{path.name} is (gzip|{kind}).*unpack it first"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "7z", "rar"])
+@pytest.mark.parametrize("converter", [cc12m, llava, folder, index_main])
+def test_archives_in_place_of_their_files_are_named(tmp_path, kind, converter):
+    (tmp_path / f"a.{kind}").write_bytes(b"PK\x03\x04")
+    out = [] if converter is index_main else [str(tmp_path / "out")]
+    with pytest.raises(AlignVLMError, match=f"a.{kind} is {kind}; unpack it first"):
+        converter([str(tmp_path), *out])
 
 
 def test_placeholders_of_records_in_tars_and_beside_images(images):

@@ -93,7 +93,7 @@ def test_invalid_rows_are_named_and_counted(tmp_path, capsys, caplog):
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
     reasons = ["bad_base64", "bad_pointer", "broken_row", "missing_image", "no_answer", "undecodable_image"]
     assert load_manifest(tmp_path / "set").extra["skipped"] == dict.fromkeys(reasons, 1)
-    assert f"{path}, row 3: the image is no base64" in caplog.text
+    assert f"{path}, row 3: the image: not base64" in caplog.text
     assert f"{path}, row 8: expected 4 columns, found 2" in caplog.text
     assert "is not the published file" not in caplog.text  # it does not bear the published name
     assert "marked as incomplete" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_odd_lines_of_a_question_file_are_named(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [good, *odd, [1]]) + "[" * 100_000 + "\n")
     source = DocDownstreamTest(path=path, benchmark=get_benchmark("tabfact"), image_root=tmp_path)
     reasons = [getattr(found, "reason", "") for found in source]
-    assert reasons == ["", "bad_row", "bad_row", "missing_image", "missing_image", "bad_json", "bad_json"]
+    assert reasons == ["", "bad_row", "bad_row", "unsafe_path", "missing_image", "bad_json", "bad_json"]
 
 
 def test_tabfact_takes_its_references_from_the_question_file(tmp_path, capsys):

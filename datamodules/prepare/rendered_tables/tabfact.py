@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines, numbered_lines
@@ -155,5 +156,6 @@ class FactTable:
         try:
             lines = [text for _, text in numbered_lines(path)]
         except (OSError, ValueError) as error:
-            raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SampleError(f"table {describe_source(path)} does not read: {reason}", "unreadable_table") from error
         return Table(name=name, rows=[line.split("#") for line in lines], caption=self.captions.get(name, ""))

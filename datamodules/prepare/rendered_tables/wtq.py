@@ -14,6 +14,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import has_text
+from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines
@@ -162,5 +163,6 @@ class WikiTable:
             page = path.with_suffix(".html")
             markup = page.read_text("utf-8-sig") if self.html and page.is_file() else ""
         except (OSError, ValueError, csv.Error) as error:
-            raise SampleError(f"table {path} does not read: {error}", "unreadable_table") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SampleError(f"table {describe_source(path)} does not read: {reason}", "unreadable_table") from error
         return Table(name=name, rows=rows, markup=markup)

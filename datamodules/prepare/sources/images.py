@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,10 +11,11 @@ from typing import Any
 from unicodedata import normalize
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.images.source import describe_source
 from alignvlm_pl.preprocessing.imaging import is_image_head
 
 from ...shards.sample import SampleError
-from ...shards.sample_formats import as_list
+from ...shards.sample_formats import as_list, image_parts
 from ...storage.file_kinds import IMAGE_ENDINGS, existing_file, is_companion
 from .source import checked_image, checked_image_file
 
@@ -22,6 +24,8 @@ EncodedImage = tuple[bytes | Path, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
 _PREFIX = "image: "
+_PATHS = ("path", "url", "image", "image_url")
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
@@ -29,7 +33,8 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
     """Return a relative path after a check that it stays below the folder it is joined to.
 
     Raises:
-        SampleError: It is absolute, goes upwards, or cannot be a path (``unsafe_path``).
+        SampleError: It is absolute, goes upwards, or cannot be a path (``unsafe_path``), or is an address
+            (``missing_image``).
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute():
@@ -37,24 +42,45 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
             f"{where}: the image's path {name!r:.120} is absolute; expected one relative to the images", "unsafe_path"
         )
     # A colon in the first part may be a drive of Windows.
+    _refuse_address(name, where)
     if not path.parts or ".." in path.parts or "\0" in name or path.parts[0][1:2] == ":":
         raise SampleError(f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path")
     return path
 
 
+def _refuse_address(name: str, where: str) -> None:
+    if _ADDRESS.match(name):
+        raise SampleError(
+            f"{where}: image {describe_source(name)}: expected a path; store it as a file below --image-root",
+            "missing_image",
+        )
+
+
 def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
-    """Return the paths in a record's ``image`` or ``images``; ``{path: …}`` may stand for a path.
+    """Return the paths in a record's ``image`` or ``images``, else those in image parts of its turns.
+
+    ``{path: …}`` or ``{url: …}`` may stand for a path.
 
     Raises:
-        SampleError: It is neither a path nor a list of paths (``bad_row``).
+        SampleError: It is neither a path nor a list of paths (``bad_row``), or one is an address (``missing_image``).
     """
     name = "images" if record.get("images") and not record.get("image") else "image"
-    given = record.get(name) or []
-    named = [one.get("path") if isinstance(one, Mapping) else one for one in as_list(given)]
+    given = record.get(name) or [part for part in image_parts(record.get("messages")) if _path_of(part)]
+    named = [_path_of(one) for one in as_list(given)]
     paths = [path for path in named if isinstance(path, str)]
     if len(paths) != len(named):
         raise SampleError(f"{where}: {name!r} must be a path or a list of paths, found {given!r:.120}", "bad_row")
+    for path in paths:
+        _refuse_address(path, where)
     return paths
+
+
+def _path_of(described: Any) -> Any:
+    """Return the path in ``{path}``, ``{url}``, ``{image}`` or ``{image_url: {url}}``; another value as it is."""
+    for _ in range(2):
+        if isinstance(described, Mapping):
+            described = next((described[name] for name in _PATHS if described.get(name)), None)
+    return described
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

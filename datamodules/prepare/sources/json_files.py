@@ -28,7 +28,7 @@ def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1
         first: Number of the first line.
 
     Raises:
-        DataError: It is UTF-16 or UTF-32.
+        DataError: It is UTF-16, UTF-32 or compressed.
     """
     at = start
     with path.open("rb") as stream:
@@ -60,6 +60,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
     """Yield (position for errors, object) for each line that is not blank; a SampleError if it is not a JSON object."""
+    require_lines(path)
     for number, _, line in raw_lines(path):
         where = f"{path}, line {number}"
         yield where, or_error(parse_object, line, where=where)
@@ -187,6 +188,12 @@ def is_list(path: Path) -> bool:
     with path.open("rb") as stream:
         _text_begin(stream, path)
         return stream.read(_HEAD).lstrip()[:1] == b"["
+
+
+def require_lines(path: Path) -> None:
+    """Raise DataError where a file of lines of JSON is one list."""
+    if is_list(path):
+        raise DataError(f"{path} is one JSON list, expected an object on each line: jq -c '.[]' {path.name}")
 
 
 def _text_begin(stream: IO[bytes], path: Path) -> int:

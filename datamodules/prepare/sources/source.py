@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.images.metadata import MAX_KEPT_BYTES, essential_bytes
+from alignvlm_pl.preprocessing.images.source import describe_source
 from alignvlm_pl.preprocessing.imaging import has_more_pages, load_image, read_header
 
 from ...shards.sample import SampleError
@@ -52,7 +53,7 @@ def image_bytes(image: bytes | Path, *, where: str) -> bytes:
     try:
         return image.read_bytes()
     except OSError as error:
-        raise SampleError(f"{where}: image {image}: {error.strerror}", "missing_image") from error
+        raise SampleError(f"{where}: image {describe_source(image)}: {error.strerror}", "missing_image") from error
 
 
 def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
@@ -62,7 +63,7 @@ def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
         SampleError: The file cannot be read, or does not decode.
     """
     data = image_bytes(path, where=where)
-    checked, ending = checked_image(data, f"{where}: image {path}")
+    checked, ending = checked_image(data, f"{where}: image {describe_source(path)}")
     return (path if checked is data else checked), ending
 
 
