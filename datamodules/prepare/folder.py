@@ -128,7 +128,7 @@ def _texts_beside(image: Path) -> tuple[Path | None, Path | None]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(decode_text(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
 

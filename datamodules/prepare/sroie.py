@@ -10,6 +10,7 @@ Expects a folder of images `NNN.jpg` with `NNN.json`: `{"fields": {name: value},
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from PIL import Image, ImageOps
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.utils.text_files import decode_text
 
 from ..shards.sample_formats import conversation
 from ..shards.writer import ShardWriter
-from ..storage.file_kinds import file_in_any_case, is_companion, path_text
+from ..storage.file_kinds import compressed_name, file_in_any_case, is_companion, path_text
 from .sources.images import is_image_file
+from .sources.json_files import parse_object
 
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
@@ -65,7 +68,9 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
     files = {page: file_in_any_case(root, f"{name}.json") for name, page in sorted(pages.items())}
     notes = {page.name: _annotation(file) for page, file in files.items() if file}
     if not notes:
-        raise DataError(f"{root} holds no receipts: expected an image NNN.jpg, .png or other with NNN.json")
+        packed = compressed_name(sorted(os.listdir(root)), ".json") if root.is_dir() else ""
+        expected = packed or "expected an image NNN.jpg, .png or other with NNN.json"
+        raise DataError(f"{root} holds no receipts: {expected}")
     names = list(notes)
     train = [_page(name, list(notes[name]["fields"].items())) for name in names[:train_pages]]
     test = [_page(name, [field]) for name in names[train_pages:] for field in notes[name]["fields"].items()]
@@ -78,10 +83,17 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
 
 
 def _annotation(path: Path) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads(path.read_bytes())
+    note = _parsed(path)
     if not isinstance(note.get("fields"), dict) or not isinstance(note.get("lines"), list):
         raise DataError(f"{path}: expected an object with `fields` and `lines`, found keys {sorted(note)}")
     return note
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(decode_text(path.read_bytes()), where=str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
 
 
 def _page(name: str, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:

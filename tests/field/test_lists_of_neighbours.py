@@ -26,6 +26,7 @@ from datamodules.prepare.folder import main as folder
 from datamodules.prepare.index import main as index_main
 from datamodules.prepare.jsonl import main as jsonl
 from datamodules.prepare.llava import main as llava
+from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample_formats import read_docdownstream
@@ -325,8 +326,18 @@ def test_compressed_lists_and_predictions_are_named(images, kind, ending):
             read(path)
 
 
+@pytest.mark.parametrize("kind", PACKED)
+def test_compressed_texts_beside_images_are_named(images, kind):
+    for ending in ("json", "txt"):
+        (images / "im" / f"a.{ending}").write_bytes(PACKED[kind](b"{}"))
+        with pytest.raises(AlignVLMError, match=rf"it is {kind}; unpack it first"):
+            folder([str(images / "im"), str(images / "out")])
+    with pytest.raises(AlignVLMError, match=rf"it is {kind}; unpack it first"):
+        sroie([str(images / "im"), str(images / "out")])
+
+
 @pytest.mark.parametrize("kind", ["zip", "7z", "rar"])
-@pytest.mark.parametrize("converter", [cc12m, llava, folder, index_main])
+@pytest.mark.parametrize("converter", [cc12m, llava, folder, index_main, sroie])
 def test_archives_in_place_of_their_files_are_named(tmp_path, kind, converter):
     (tmp_path / f"a.{kind}").write_bytes(b"PK\x03\x04")
     out = [] if converter is index_main else [str(tmp_path / "out")]

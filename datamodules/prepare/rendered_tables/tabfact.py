@@ -14,6 +14,7 @@ from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.images.source import describe_source
+from alignvlm_pl.utils.text_files import decode_text
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines, numbered_lines
@@ -111,7 +112,7 @@ def _listed(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 def _examples(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
     try:
         # As pairs, since a mapping would drop repeated tables.
-        tables = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=list)
+        tables = json.loads(decode_text(path.read_bytes()), object_pairs_hook=list)
         pairs = [(table, entry) for table, entry in tables]
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} does not read as statements of TabFact: {error!r}") from error
