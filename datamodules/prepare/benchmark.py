@@ -96,18 +96,12 @@ class VLMEvalKitTable:
     ) -> list[EncodedImage]:
         cells = _list_elements(row.get("image") or "")
         if not cells and (paths := _list_elements(row.get("image_path") or "")):
-            return [_read_image(self.image_root or self.path.parent, path, where) for path in paths]
+            folder = ImageFolder(root=self.image_root or self.path.parent)
+            return [folder.read(path, where=where) for path in paths]
         if not cells:
             raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
         decoded = [data for cell in cells for data in _decode_images(cell, table, offsets, where)]
         return [checked_image(data, f"{where}: image") for data in decoded]
-
-
-def _read_image(root: Path, name: str, where: str) -> EncodedImage:
-    try:
-        return ImageFolder(root=root).read(name, where=where)
-    except SampleError as error:
-        raise SampleError(f"{error}; name its folder with --image-root", error.reason) from error
 
 
 def _open(path: Path) -> TabTable:
@@ -225,7 +219,7 @@ class DocDownstreamTest:
                 record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
                 record["references"] = gold.references(index, where, items=self.benchmark.name == "wtq")
-        images = [_read_image(self.image_root, name, where) for name in names]
+        images = [ImageFolder(root=self.image_root).read(name, where=where) for name in names]
         return SourceSample(record=record, images=images)
 
 

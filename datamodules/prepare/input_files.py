@@ -56,7 +56,8 @@ def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected:
             return file
     names = ", ".join(file.name for file in files[:_NAMES]) or "no files"
     more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
-    advice = compressed_name((file.name for file in files), name) or "name the list with --file"
+    packed = compressed_name((file.name for file in files if file.name.startswith(name)), name)
+    advice = packed or "name the list with --file"
     raise DataError(f"{where} holds no {name}; expected {expected}, found {names}{more}; {advice}")
 
 

@@ -336,6 +336,15 @@ def test_compressed_texts_beside_images_are_named(images, kind):
         sroie([str(images / "im"), str(images / "out")])
 
 
+def test_a_zip_of_images_is_no_compressed_list(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(AlignVLMError, match="name the list with --file"):
+        llava([str(tmp_path), str(tmp_path / "out")])
+    (tmp_path / "train.jsonl.gz").write_bytes(b"")
+    with pytest.raises(AlignVLMError, match=r"train.jsonl.gz is gzip; unpack it first"):
+        docdownstream([str(tmp_path), str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize("kind", ["zip", "7z", "rar"])
 @pytest.mark.parametrize("converter", [cc12m, llava, folder, index_main, sroie])
 def test_archives_in_place_of_their_files_are_named(tmp_path, kind, converter):

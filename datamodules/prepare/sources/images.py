@@ -114,7 +114,8 @@ class ImageFolder:
         try:
             return _checked(existing_file(self.root, below) or self.root / below)
         except SampleError as error:
-            raise SampleError(f"{where}: {str(error).removeprefix(_PREFIX)}", error.reason) from error
+            advice = "; name its folder with --image-root" if error.reason == "missing_image" else ""
+            raise SampleError(f"{where}: {str(error).removeprefix(_PREFIX)}{advice}", error.reason) from error
 
     def relative(self, name: str, *, where: str) -> PurePosixPath:
         """Return the path of an image relative to the folder.
