@@ -11,6 +11,10 @@ from collections.abc import Iterable
 class AlignVLMError(ValueError):
     """Base class of all errors about user input; the command line prints them without a traceback."""
 
+    def __str__(self) -> str:
+        # A file name that is no UTF-8 has half a surrogate pair, which no log can write.
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class ConfigError(AlignVLMError):
     """A setting is unknown, missing, invalid, or in conflict with another."""

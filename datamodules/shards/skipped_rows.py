@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.utils.atomic_files import printable, to_json, write_atomically
+from alignvlm_pl.utils.atomic_files import to_json, write_atomically
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .sample import SampleError
@@ -27,7 +27,7 @@ class SkippedRows(SkippedSamples):
 
     def skip(self, error: SampleError, count: int = 1) -> None:
         """Count rows that fail for the same reason."""
-        self.add(error.reason, printable(str(error)), count)
+        self.add(error.reason, str(error), count)
         if self.counts.total() <= _LOGGED:
             logger.warning("skipped (%s): %s", error.reason, error)
 

@@ -25,6 +25,7 @@ from datamodules.prepare.llava import main as llava
 from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.references import read_answers
+from datamodules.shards.sample import SampleError
 from datamodules.storage.stored_files import list_files
 
 
@@ -177,3 +178,9 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path, form):
     assert run(jsonl, tmp_path / "lines.jsonl", tmp_path / "jsonl") == (1, {})
     (tmp_path / other).with_suffix(".txt").write_text("text")
     assert run(folder, tmp_path, tmp_path / "folder") == (1, {})
+
+
+def test_a_message_about_such_a_name_can_be_written_anywhere():
+    error = SampleError("caf\udce9.png: no image")
+    assert str(error) == r"caf\udce9.png: no image"
+    assert f"{error}".encode()

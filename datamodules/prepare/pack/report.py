@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from alignvlm_pl.utils.atomic_files import printable
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from ...shards.sample import SampleError
@@ -51,7 +50,7 @@ class PartReport:
 
     def add_skipped(self, error: SampleError, row: int) -> None:
         """Count a row that is skipped."""
-        message = printable(str(error))
+        message = str(error)
         self.skipped.add(error.reason, message)
         if len(self.problems) < MAX_REPORTED:
             self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": message})
