@@ -95,7 +95,7 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
     """
     offset, before, long_name, begin = start, "", "", -1
     while True:
-        header = _read_at(stream, offset, min(_BLOCK, size - offset))
+        header = _read_at(stream, offset, max(min(_BLOCK, size - offset), 0))  # 0: it ends inside the padding before
         if header == bytes(_BLOCK):
             yield from _end(stream, shard, before, offset)
             return
@@ -230,7 +230,7 @@ def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.Head
     else:
         where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
         kind, message = "bad_header", f"broken header {where} ({error})"
-    return Damage(shard=shard, kind=kind, message=message, member=before, offset=offset)
+    return Damage(shard=shard, kind=kind, message=message, member=before, offset=min(offset, size))
 
 
 def _end(stream: IO[bytes], shard: str, before: str, offset: int) -> Iterator[Damage]:

@@ -138,6 +138,17 @@ def test_a_compressed_tar_is_named_by_content_and_by_name(tmp_path, kind, ending
             assert "again" not in str(raised.value)
 
 
+@pytest.mark.parametrize("padding", [0, 1, 300])
+@pytest.mark.parametrize("last", ["1.jpg", "._1.jpg"])
+def test_a_tar_cut_in_the_padding_of_a_member_is_cut(tmp_path, last, padding):
+    path = write_tar(tmp_path / "00000.tar", [*files(KEYS[0]), (last, b"x")])
+    end = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(end + bytes(padding))
+    for read in (lambda: cc12m([str(path), str(tmp_path / "out"), "--workers", "1"]), lambda: index_shards(tmp_path)):
+        with pytest.raises(AlignVLMError, match=rf"at byte {path.stat().st_size}, .*cut_at_member.* again"):
+            read()
+
+
 STRAY = {
     "a hidden folder": ".ipynb_checkpoints/00000.jpg",
     "a hidden folder below": "./.thumbs/x.jpg",
