@@ -20,7 +20,6 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 }
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
@@ -29,6 +28,8 @@ _COMPRESSED = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!\x1a\x07": "rar",
 }
+# After "BZh" and a digit, which a text may begin with: those of a first block, and of the end of an empty file.
+_BZIP2 = (b"1AY&", b"\x17rE8")
 HEAD_BYTES = 8
 """First bytes of a file that `wide_encoding` and `compression` look at."""
 
@@ -41,6 +42,8 @@ def read_head(path: Path) -> bytes:
 
 def compression(head: bytes) -> str:
     """Return the compression of a file by its first `HEAD_BYTES`; empty where none is known."""
+    if head.startswith(b"BZh") and head[4:HEAD_BYTES] in _BZIP2:
+        return "bzip2"
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
 
 
