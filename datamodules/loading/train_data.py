@@ -166,11 +166,12 @@ def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> in
         step = -(-len(source.shards) // _MEASURED_SHARDS)
         measured = samples = 0
         for number in range(0, len(source.shards), step):
-            index = load_index(*source.shards[number])
             chosen = source.chosen[number]
             samples += len(chosen)
-            rows = (index[number] for number in chosen)
-            measured += sum(processor.visual_tokens(row.sizes) + row.text_bytes // _BYTES_A_TOKEN for row in rows)
+            rows = list(load_index(*source.shards[number]))
+            measured += sum(
+                processor.visual_tokens(rows[n].sizes) + rows[n].text_bytes // _BYTES_A_TOKEN for n in chosen
+            )
         tokens += measured / max(samples, 1) * len(source)
     return int(tokens / budget)
 

@@ -6,7 +6,7 @@ into memory: a reader of many shards opens one in microseconds, and reads the ro
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -62,7 +62,7 @@ class IndexRow:
 
 
 class SampleIndex:
-    """The samples of one shard in their order; a row is read from the mapped file when it is asked for.
+    """The samples of one shard in their order; one row is read from the mapped file when it is asked for.
 
     Args:
         path: The index.
@@ -106,7 +106,26 @@ class SampleIndex:
         )
 
     def __iter__(self) -> Iterator[IndexRow]:
-        return (self[number] for number in range(self._length))
+        """Yield all rows, of columns that are read at once."""
+        column = {name: self._whole(name).tolist() for name in self._columns if name != "keys"}
+        keys, sizes = self._whole("keys").tobytes(), [tuple(size) for size in column["sizes"]]
+        for number in range(self._length):
+            first, after = column["key_starts"][number : number + 2]
+            image, end = column["image_starts"][number : number + 2]
+            yield IndexRow(
+                offset=column["offsets"][number],
+                key=keys[first:after].decode("utf-8", "surrogatepass"),
+                sizes=tuple(sizes[image:end]),
+                text_bytes=column["text_bytes"][number],
+                source=self.source_names[column["sources"][number]],
+                supervised_bytes=column["supervised_bytes"][number],
+            )
+
+    def of_sources(self, names: Collection[str]) -> list[int]:
+        """Return the numbers of the samples whose source is one of `names`."""
+        wanted = [number for number, name in enumerate(self.source_names) if name in names]
+        found: list[int] = np.flatnonzero(np.isin(self._whole("sources"), wanted)).tolist()
+        return found
 
     @property
     def end(self) -> int:
@@ -136,8 +155,8 @@ class SampleIndex:
                 raise ValueError(f"expected {name} that ascend from 0 to {len(columns[of])}")
         if (columns["sources"] >= len(self.source_names)).any():
             raise ValueError(f"a sample is of none of the {len(self.source_names)} sources")
-        for _ in self:
-            pass
+        if not _whole_characters(columns["keys"], columns["key_starts"]):
+            raise ValueError("expected keys in UTF-8, each from the first byte of a character")
 
     def _part(self, starts: str, number: int) -> np.ndarray:
         start, stop = self._columns[starts][number : number + 2]
@@ -147,6 +166,15 @@ class SampleIndex:
     def _whole(self, name: str) -> np.ndarray:
         column = self._columns[name]
         return column[:] if column.get_shape()[0] else np.zeros(column.get_shape(), _TYPES[name])
+
+
+def _whole_characters(text: np.ndarray, starts: np.ndarray) -> bool:
+    """Return whether bytes (n) are UTF-8, and none of the `starts` lies within a character."""
+    try:
+        text.tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return not (text[starts[starts < len(text)]] & 0xC0 == 0x80).any()
 
 
 def index_path(shard: Path) -> Path:

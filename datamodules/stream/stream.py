@@ -57,8 +57,7 @@ class Source:
             return [range(shard.num_samples) for _, shard in self.shards]
         found: list[Sequence[int]] = []
         for manifest, shard in self.shards:
-            rows = load_index(manifest, shard)
-            found.append([number for number, row in enumerate(rows) if row.source in self.only])
+            found.append(load_index(manifest, shard).of_sources(self.only))
         if not any(found):
             raise DataError(
                 f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training datasets of "
