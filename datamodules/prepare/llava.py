@@ -29,8 +29,8 @@ from ..storage.stored_stream import StoredStream
 from .input_files import add_parquet_options, choose_list, fetched_list, parquet_files
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
-from .sources.dialogues import llava_turns, read_conversation
-from .sources.images import EncodedImage, ImageFolder, embedded_image, image_names, total_bytes
+from .sources.dialogues import read_conversation
+from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names, total_bytes
 from .sources.json_files import ListSlice, element_ranges, is_list, slice_list
 from .sources.parquet_rows import ParquetRows
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
@@ -114,14 +114,16 @@ class LLaVARows(ParquetRows):
     license: str = "Apache-2.0"
     images: ImageFolder | None = None
     schema = LLAVA
-    optional = ("image", "images", "data_source")
+    optional = ("image", "images", "data_source", "system", "video", "videos", "audio", "audios")
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row."""
-        cells = [cell for name in ("image", "images") for cell in as_list(row.get(name))]
         # The hub writes a missing image as null, or as {bytes: null, path: null}.
-        there = [cell for cell in cells if (any(cell.values()) if isinstance(cell, Mapping) else cell is not None)]
-        readers = [partial(_cell, cell, self.images, where) for cell in there]
+        there = {
+            name: [c for c in as_list(row.get(name)) if (any(c.values()) if isinstance(c, Mapping) else c is not None)]
+            for name in ("image", "images")
+        }
+        readers = [partial(_cell, cell, self.images, where) for cell in given_images(there, where=where)]
         return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
 
 
@@ -144,10 +146,8 @@ def llava_sample(
     Raises:
         SampleError: It or one of its images is invalid.
     """
-    if "messages" in record and "conversations" not in record:
-        turns = read_conversation(record, num_images=len(readers), where=where)["messages"]
-    else:
-        turns = llava_turns(record.get("conversations"), num_images=len(readers), where=where)
+    given = record if "messages" in record else {"conversations": None, **record}
+    turns = read_conversation(given, num_images=len(readers), where=where)["messages"]
     source = str(record.get("data_source") or default)
     normal = {"id": f"{source}/{name}", "source": source, "task": "instruction", "messages": turns}
     return SourceSample(record=normal, images=[read() for read in readers])

@@ -192,15 +192,16 @@ def convert_docdownstream(
 
     Args:
         record: ``messages`` with plain strings holding ``<|image|>`` or ``<image>``, ``dataset_name``, ``task_name``,
-            and optionally ``id``, ``references`` and ``lines``. Of a turn whose content is a list of parts, image
-            parts without an index get the next one.
+            and optionally ``system``, ``id``, ``references`` and ``lines``. Of a turn whose content is a list of parts,
+            image parts without an index get the next one.
         num_images: Number of its images.
         where: Name of the record in errors.
         marked: False where no record of its file with images uses ``<image>``: it is then a word in a record that has
             no field of images.
 
     Raises:
-        SampleError: No messages, a turn without role and text, or not one placeholder for each image.
+        SampleError: No messages, a turn without role and text, not one placeholder for each image, videos or audio, or
+            a ``system`` that differs from the turn of the system.
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -208,6 +209,8 @@ def convert_docdownstream(
     for turn in messages:
         if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str | list):
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
+    require_images_only(record, where=where)
+    messages = _with_system(record, messages, where)
     asked = [turn["content"] for turn in messages if _is_plain(turn) and turn.get("role") != "assistant"]
     text_only = not num_images and not marked and not names_images(record)
     if (parts := len(image_parts(messages))) > num_images:
@@ -231,6 +234,47 @@ def convert_docdownstream(
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
     normal |= {name: record[name] for name in ("id", "license", "references", "lines", "meta") if name in record}
     return {name: value for name, value in normal.items() if value is not None}
+
+
+_ANSWERS = {"assistant", "gpt"}
+
+
+def require_images_only(record: Mapping[str, Any], *, where: str) -> None:
+    """Raise SampleError where a record has video or audio, or a mark of an empty field of them (``unread_media``).
+
+    In an answer the mark is plain text.
+    """
+    for name in sorted(record.keys() & {"video", "videos", "audio", "audios"}):
+        if record[name] or f"<{name.rstrip('s')}>" in _asked(record):
+            raise SampleError(
+                f"{where}: {name!r} is {record[name]!r:.120}: video and audio are not read", "unread_media"
+            )
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    """Return the turns of a record that are no answers, as one text."""
+    turns = (turn for name in ("messages", "conversations") for turn in as_list(record.get(name)))
+    return str(
+        [turn for turn in turns if isinstance(turn, Mapping) and not _ANSWERS & {turn.get("role"), turn.get("from")}]
+    )
+
+
+def _with_system(record: Mapping[str, Any], messages: list[Any], where: str) -> list[Any]:
+    """Return the turns of a record with its ``system`` (LLaMA-Factory, ms-swift) as the first one."""
+    system = record.get("system")
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str):
+        raise SampleError(f"{where}: 'system' must be a text, found {system!r:.120}", "bad_row")
+    parts = [{"type": "text", "text": system}]
+    there = [turn["content"] for turn in messages if turn.get("role") == "system"]
+    if not there:
+        return [{"role": "system", "content": parts}, *messages]
+    if there not in ([system], [parts]):
+        raise SampleError(
+            f"{where}: 'system' and a turn of the system differ: {system!r:.60}, {there!r:.120}", "bad_row"
+        )
+    return messages
 
 
 def split_marks(text: str, mark: re.Pattern[str], first: int) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ LOST = {"messages": messages("<image>lost", "a")}
 GOOD = {"image": "im/a.png", "references": ["a"], "messages": messages("<image>?", "a")}
 
 
-@pytest.mark.parametrize("field", [{"image": None}, {"images": None}, {"image": ""}, {"images": []}])
+@pytest.mark.parametrize("field", [{"image": None}, {"images": None}, {"image": []}, {"images": []}])
 @pytest.mark.parametrize("converter", [jsonl, docdownstream])
 def test_the_placeholder_of_a_null_image_is_no_text(images, converter, field):
     (images / "train.jsonl").write_text("\n".join(map(json.dumps, [LOST | field, messages_only("hi")])))
@@ -251,6 +251,51 @@ def test_no_message_holds_a_whole_record(images):
 PATHS = ["im/b.png", {"path": "im/b.png"}, {"url": "im/b.png"}, "{root}/im/b.png", "file://{root}/im/b.png"]
 PARTS = [{"type": "image", name: "im/b.png"} for name in ("image", "path", "url")]
 PARTS.append({"type": "image_url", "image_url": {"url": "im/b.png"}})
+
+
+OTHER_MEDIA = [{name: value} for name in ("video", "videos", "audio", "audios") for value in ("v.mp4", ["v.mp4"])]
+
+
+@pytest.mark.parametrize("field", [*OTHER_MEDIA, {"videos": [], "audio": None}])
+def test_videos_and_audio_are_not_trained_as_text(images, field):
+    asked = "<video>\n<audio>?", "a"
+    for counts, problems in converted(images, {"messages": messages(*asked)} | field):
+        assert counts == (1, {"unread_media": 1}) and "video and audio are not read" in problems[0]
+    (images / "list.json").write_text(json.dumps([{"conversations": conversations(*asked)} | field, GOOD]))
+    for name, converter in {"one": jsonl, "two": llava}.items():
+        assert run(converter, images / "list.json", images / name) == (1, {"unread_media": 1})
+    for text in ({"messages": messages("what is <video>?", "a")}, {"messages": messages("?", "<video>"), "videos": []}):
+        assert {counts[0] for counts, _ in converted(images, text)} == {2}
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_the_system_of_a_record_is_its_first_turn(images, form):
+    turns = messages("<image>?", "a") if form == "messages" else conversations("<image>?", "a")
+    first = {"role": "system", "content": "S"} if form == "messages" else {"from": "system", "value": "S"}
+    record = {"image": "im/a.png", "system": "S", form: turns}
+    different = record | {form: [first, *turns], "system": "other"}
+    records = [record, record | {form: [first, *turns]}, different, record | {"system": 3}, record | {"system": None}]
+    (images / "list.json").write_text(json.dumps(records))
+    (images / "lines.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for converter, file in (
+        (jsonl, "lines.jsonl"),
+        (docdownstream, "lines.jsonl"),
+        (jsonl, "list.json"),
+        (llava, "list.json"),
+    ):
+        out = images / f"{converter.__module__}{file}".replace(".", "-")
+        assert run(converter, images / file, out) == (3, {"bad_row": 2})
+        assert sorted(contents(out)) == [["S", "image", "?", "a"]] * 2 + [["image", "?", "a"]]
+
+
+def test_image_and_images_must_agree_and_an_empty_path_is_no_image(images):
+    two = {"image": "im/a.png", "images": ["im/a.png"]}
+    verdicts = {"bad_row": {"image": "im/a.png", "images": ["im/b.png"]}}
+    for question in ("<image>b", "b"):
+        for reason, field in [*verdicts.items(), *(("missing_image", {"image": one}) for one in ("", [""], [" "]))]:
+            for counts, _ in converted(images, field | {"messages": messages(question, "a")}):
+                assert counts == (1, {reason: 1})
+    assert [counts for counts, _ in converted(images, two)] == [(2, {})] * 7
 
 
 @pytest.mark.parametrize("path", PATHS)

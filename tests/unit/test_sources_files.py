@@ -235,11 +235,18 @@ def test_a_folder_without_images_is_an_error(tmp_path):
         folder(tmp_path / "none").parts()
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "a/../../b.png", "", "a\0.png", "..\\a.png", "C:/a.png"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "a/../../b.png", "a\0.png", "..\\a.png", "C:/a.png"])
 def test_paths_stay_below_their_folder(name):
     with pytest.raises(SampleError, match=r"is not one below its folder|is absolute; expected one relative") as caught:
         safe_path(name, where="row 1")
     assert caught.value.reason == "unsafe_path"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_path_names_no_image(name):
+    with pytest.raises(SampleError, match="the path of an image is empty") as caught:
+        safe_path(name, where="row 1")
+    assert caught.value.reason == "missing_image"
 
 
 # LLaVA's list

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...shards.sample import Message, SampleError, message_text
-from ...shards.sample_formats import convert_docdownstream, image_marks, split_marks
+from ...shards.sample_formats import convert_docdownstream, image_marks, require_images_only, split_marks
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -24,6 +24,7 @@ def read_conversation(record: Mapping[str, Any], *, num_images: int, where: str,
     """
     if "messages" in record or "conversations" not in record:
         return convert_docdownstream(record, num_images=num_images, where=where, marked=marked)
+    require_images_only(record, where=where)
     turns = llava_turns(record["conversations"], num_images=num_images, where=where)
     return convert_docdownstream({**record, "messages": turns}, num_images=num_images, where=where)
 

@@ -42,13 +42,15 @@ def safe_path(name: str, *, where: str) -> PurePosixPath:
             f"{where}: the image's path {name!r:.120} is absolute; expected one relative to the images", "unsafe_path"
         )
     # A colon in the first part may be a drive of Windows.
-    _refuse_address(name, where)
+    _refuse_no_path(name, where)
     if not path.parts or ".." in path.parts or "\0" in name or path.parts[0][1:2] == ":":
         raise SampleError(f"{where}: the image's path {name!r:.120} is not one below its folder", "unsafe_path")
     return path
 
 
-def _refuse_address(name: str, where: str) -> None:
+def _refuse_no_path(name: str, where: str) -> None:
+    if not name.strip():
+        raise SampleError(f"{where}: the path of an image is empty", "missing_image")
     if _ADDRESS.match(name):
         raise SampleError(
             f"{where}: image {describe_source(name)}: expected a path; store it as a file below --image-root",
@@ -62,17 +64,31 @@ def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
     ``{path: …}`` or ``{url: …}`` may stand for a path.
 
     Raises:
-        SampleError: It is neither a path nor a list of paths (``bad_row``), or one is an address (``missing_image``).
+        SampleError: It is neither a path nor a list of paths, or both fields differ (``bad_row``), or a path is empty
+            or an address (``missing_image``).
     """
-    name = "images" if record.get("images") and not record.get("image") else "image"
-    given = record.get(name) or [part for part in image_parts(record.get("messages")) if _path_of(part)]
-    named = [_path_of(one) for one in as_list(given)]
+    given = given_images(record, where=where)
+    given = given or [part for part in image_parts(record.get("messages")) if _path_of(part)]
+    named = [_path_of(one) for one in given]
     paths = [path for path in named if isinstance(path, str)]
     if len(paths) != len(named):
+        name = "image" if record.get("image") else "images"
         raise SampleError(f"{where}: {name!r} must be a path or a list of paths, found {given!r:.120}", "bad_row")
     for path in paths:
-        _refuse_address(path, where)
+        _refuse_no_path(path, where)
     return paths
+
+
+def given_images(record: Mapping[str, Any], *, where: str) -> list[Any]:
+    """Return what ``image`` or ``images`` of a record holds, as a list.
+
+    Raises:
+        SampleError: Both are there and differ (``bad_row``).
+    """
+    image, images = ([] if (held := record.get(name)) == "" else as_list(held) for name in ("image", "images"))
+    if image and images and image != images:
+        raise SampleError(f"{where}: 'image' and 'images' differ: {image!r:.80}, {images!r:.80}; keep one", "bad_row")
+    return image or images or [""] * ("" in (record.get("image"), record.get("images")))
 
 
 def _path_of(described: Any) -> Any:
