@@ -19,6 +19,7 @@ from . import generation
 from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
+from .inputs import check_inputs
 from .losses import check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
@@ -27,6 +28,8 @@ from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
 """Inputs with one entry per tile; all others have one per sample."""
+_CHECKED = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
+"""Inputs of a prompt, checked where generation begins."""
 _OF_GENERATE = ("tokenizer", "assistant_tokenizer")
 """Arguments of `generate` that transformers passes on as inputs of the model."""
 
@@ -255,17 +258,33 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             TypeError: If neither the model nor the decoder has an argument of this name.
-            DataError: If the numbers of placeholders, tiles and visual tokens do not match, uint8 tiles have no
-                `tile_boxes`, packed rows are given with a cache, or labels have another shape or ids than the input.
+            DataError: If an input has another type or shape, the numbers of placeholders, tiles and visual tokens do
+                not match, uint8 tiles have no `tile_boxes`, packed rows are given with a cache, or labels have another
+                shape or ids than the input.
             ConfigError: If the LLM's attention cannot keep packed documents apart.
         """
         decoder: PreTrainedModel = self.language_model.get_decoder()
         if unknown := kwargs.keys() - _decoder_arguments(decoder.__class__):
             raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+        check_inputs(
+            self.config,
+            {
+                "input_ids": input_ids,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "pixel_values": pixel_values,
+                "num_tiles": num_tiles,
+                "tile_boxes": tile_boxes,
+                "labels": labels,
+                "segment_ids": segment_ids,
+                "visual_mask": visual_mask,
+            },
+            past_key_values=past_key_values,
+        )
         readout = None
         if inputs_embeds is None:
-            if input_ids is None:
-                raise DataError("the model needs input_ids or inputs_embeds")
+            assert input_ids is not None  # one of the two is given, as checked
             inputs_embeds, readout = self.embed(
                 input_ids,
                 pixel_values,
@@ -325,7 +344,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             ConfigError: A setting is not supported, or has an id that is not in the vocabulary.
-            DataError: The prompt has another shape.
+            DataError: An input has another type or shape.
         """
         limits = {"image_token_id": self.config.image_token_id, "vocabulary": self.config.text_config.vocab_size}
         given = kwargs.get("generation_config", args[0] if args else None)
@@ -336,8 +355,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
         if prompt is None or kwargs.get("visual_mask") is not None:
             return super().generate(prompt, *args, **kwargs)
-        if prompt.ndim != 2 or not prompt.numel():
-            raise DataError(f"generate: input_ids have shape {tuple(prompt.shape)}, expected (rows, tokens)")
+        check_inputs(self.config, {"input_ids": prompt} | {name: kwargs.get(name) for name in _CHECKED})
         mask = prompt == self.config.image_token_id
         if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
             kwargs["attention_mask"] = generation.real_tokens(prompt, settings)

@@ -200,7 +200,7 @@ def test_a_streamer_gets_the_prompt_as_it_was_given(parts, prompt):
 
 def test_prompts_and_configurations_of_another_form_are_named(parts, prompt):
     for ids in (prompt["input_ids"][0], prompt["input_ids"][None], prompt["input_ids"][:, :0]):
-        with pytest.raises(DataError, match=r"generate: input_ids have shape \(.*\), expected \(rows, tokens\)"):
+        with pytest.raises(DataError, match=r"input_ids have shape \(.*\), expected \(rows, tokens\)"):
             parts[1].generate(**prompt | {"input_ids": ids}, **GREEDY)
     with pytest.raises(ConfigError, match="generate: generation_config is a dict, expected a GenerationConfig"):
         parts[1].generate(**prompt, generation_config={"max_new_tokens": 2})

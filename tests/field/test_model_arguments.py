@@ -108,6 +108,57 @@ def test_labels_that_are_no_ids_are_named(parts):
     assert torch.equal(model(**batch, labels=labels.int()).loss, expected)
 
 
+INPUTS = {
+    "attention_mask": [
+        *(lambda v: v[:, :3], lambda v: torch.cat([v, v], 1), lambda v: v[:1], lambda v: v[0]),
+        *(lambda v: v[:, None, None], lambda v: v.tolist(), lambda v: v.numpy()),
+    ],
+    "position_ids": [lambda v: v[:, :2], lambda v: v[0], lambda v: v.float(), lambda v: v.tolist()],
+    "input_ids": [lambda v: v.float(), lambda v: v.tolist(), lambda v: v[0], lambda v: v[:0], lambda v: v[:, :0]],
+    "pixel_values": [lambda v: v[:, :1], lambda v: v[..., :20], lambda v: v[None], lambda v: v.numpy(), lambda v: v[0]],
+    "num_tiles": [lambda v: v.tolist(), lambda v: 3, lambda v: v[:1], lambda v: v.float(), lambda v: v[0]],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, one) for name, them in INPUTS.items() for one in them])
+def test_an_input_of_another_type_or_shape_is_named(parts, name, change):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1]))
+    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    changed = batch | {name: change(batch[name])}
+    for run in (model, functools.partial(model.generate, max_new_tokens=1)):
+        with pytest.raises(DataError, match=rf"^{name} (.*\) )?(have shape|are of|is of|is of type) .*, expected "):
+            run(**changed)
+
+
+def test_a_batch_that_is_no_tensors_is_named(parts):
+    processor, model = parts
+    for kind, found in (("np", "ndarray"), (None, "list")):
+        batch = processor(text="a", return_tensors=kind)
+        with pytest.raises(DataError, match=f"is of type {found}, expected a torch tensor; .*return_tensors='pt'"):
+            model.generate(**batch, max_new_tokens=1)
+    ids = torch.tensor([[5, 6]])
+    for given in ({}, {"input_ids": ids, "inputs_embeds": model.get_input_embeddings()(ids)}):
+        with pytest.raises(DataError, match="needs input_ids or inputs_embeds, and not both"):
+            model(**given)
+
+
+def test_the_mask_covers_what_the_cache_holds(parts):
+    model = parts[1]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = model(ids).logits[:, 3]
+        for length in (1, 3, 5):
+            cache = model(ids[:, :3]).past_key_values
+            with pytest.raises(DataError, match=rf"attention_mask have shape \(1, {length}\), expected \(1, 4\)"):
+                model(ids[:, 3:], past_key_values=cache, attention_mask=torch.ones(1, length, dtype=torch.int64))
+        cache = model(ids[:, :3]).past_key_values
+        found = model(ids[:, 3:], past_key_values=cache, attention_mask=torch.ones(1, 4, dtype=torch.int64)).logits
+        torch.testing.assert_close(found[:, 0], expected)
+        causal = torch.ones(4, 4).tril().bool()[None, None]
+        torch.testing.assert_close(model(ids, attention_mask=causal).logits[:, 3], expected)
+
+
 def test_ids_of_another_tokenizer_are_named(parts):
     _, model = parts
     for token in (260, 50_000, -1):
