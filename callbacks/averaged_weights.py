@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.training.finite import require_finite
 
 
 class AveragedWeights(pl.Callback):
@@ -75,9 +76,14 @@ class AveragedWeights(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds."""
+        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds.
+
+        Raises:
+            CheckpointError: The average is not finite.
+        """
         if self._average is None:
             return
+        require_finite(self._average.module.named_parameters(), source=f"step {trainer.global_step} is not saved")
         other = self._average.module.state_dict()
         weights, average = (other, checkpoint["state_dict"]) if self._swapped else (checkpoint["state_dict"], other)
         counters = {"n_averaged": self._average.n_averaged}

@@ -89,10 +89,17 @@ def undisturbed(trainer: pl.Trainer, module: AlignVLMModule) -> Iterator[None]:
 
     Changes of the parameters of a sharded model are lost afterwards.
     """
+    with evaluating(trainer, module), gathered_parts(module.net):
+        yield
+
+
+@contextmanager
+def evaluating(trainer: pl.Trainer, module: AlignVLMModule) -> Iterator[None]:
+    """Run the model in `eval` mode, without gradients, in training's precision."""
     modes = [(part, part.training) for part in module.net.modules()]
     module.net.eval()
     try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context(), gathered_parts(module.net):
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             yield
     finally:
         for part, training in modes:

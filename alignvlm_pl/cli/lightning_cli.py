@@ -25,6 +25,7 @@ from callbacks.averaged_weights import AveragedWeights, require_whole_parameters
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.connector_health import ConnectorHealth
 from callbacks.data_health import DataHealth
+from callbacks.finite_losses import FiniteLosses
 from callbacks.gain_calibration import GainCalibration
 from callbacks.last_checkpoint import CHECKPOINT, LastCheckpoint
 from callbacks.ledger import Ledger
@@ -34,7 +35,7 @@ from callbacks.random_state import RandomState
 from callbacks.stage_transition import StageTransition
 from callbacks.throughput import Throughput
 
-from ..errors import AlignVLMError, CheckpointError, ConfigError
+from ..errors import AlignVLMError, CheckpointError, ConfigError, TrainingError
 from ..strategies.checkpoint_io import AtomicCheckpointIO
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule, check_precision
@@ -358,6 +359,8 @@ class AlignCLI(LightningCLI):
             if given["val_check_interval"] is None:
                 settings |= callbacks["benchmark"].validation_interval(settings["accumulate_grad_batches"])
             chosen = self._fit_callbacks(stage, chosen, saves=not given["fast_dev_run"])
+        else:
+            chosen.append(FiniteLosses())
         try:
             trainer = super().instantiate_trainer(
                 **settings, callbacks=[*_as_list(given["callbacks"]), *chosen], **kwargs
@@ -390,6 +393,7 @@ class AlignCLI(LightningCLI):
             DataHealth(),
             StageTransition(stage),
             RandomState(),
+            FiniteLosses(),
             self.preemption,
             *([self.last] if saves else []),
         ]
@@ -402,8 +406,11 @@ class AlignCLI(LightningCLI):
         """
         trainer = self.trainer
         if self.last.path is None:
-            log.info("nothing is exported: the run has no checkpoint")
-            return
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
+                return
+            raise TrainingError(
+                "no step was trained, so nothing is exported: give trainer.max_time and stage.max_minutes more time"
+            )
         self.preemption.leave_if_requested(trainer)
         problem = ""
         if trainer.is_global_zero:

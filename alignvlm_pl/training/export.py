@@ -130,12 +130,15 @@ def export(
         max_shard_size: Most bytes of a file of weights. Several files come with an index.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; nothing that was there is lost.
+        CheckpointError: The disk is full, the folder cannot be written, or merged weights are not finite; nothing that
+            was there is lost.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
             merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
+            if merged is not None and (name := first_invalid(merged.items())):  # factors are finite, their product not
+                raise diverged(f"{folder} is not written: merged adapters", name)
             model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
             if merged is not None:
                 save_adapters(model, partial / ADAPTER_FOLDER)

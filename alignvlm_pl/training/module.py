@@ -555,9 +555,7 @@ class AlignVLMModule(pl.LightningModule):
             TrainingError: The loss or gradient of the newest step is not finite.
             CheckpointError: A trained weight is not finite.
         """
-        self._finite.check(newest=True)
-        trained = ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
-        require_finite(trained, source=f"step {self.trainer.global_step} is not saved")
+        self.require_finite_step()
         checkpoint[SPEC] = asdict(self.spec)
         checkpoint["stage"] = {
             "name": self.stage.name if self.stage else None,
@@ -565,6 +563,17 @@ class AlignVLMModule(pl.LightningModule):
             "calibration": self.calibration,
             "precision": str(self.trainer.precision),
         }
+
+    def require_finite_step(self) -> None:
+        """Check the newest step; all ranks must call it.
+
+        Raises:
+            TrainingError: Its loss or gradient is not finite.
+            CheckpointError: A trained weight is not finite.
+        """
+        self._finite.check(newest=True)
+        trained = ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
+        require_finite(trained, source=f"step {self.trainer.global_step} is not saved")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
@@ -596,6 +605,9 @@ class AlignVLMModule(pl.LightningModule):
             trainer = self._attached_trainer()
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
+            source = f"ckpt_path={trainer.ckpt_path}" if trainer else "the checkpoint"
+            for weights in ("state_dict", "current_model_state"):  # with an average of the weights there are both
+                require_finite(checkpoint.get(weights, {}).items(), source=source)
         self.loaded_steps = int(checkpoint.get("global_step", 0))
         if self.stage is not None:
             self._check_resume(checkpoint.get("stage", {}).get("precision"))

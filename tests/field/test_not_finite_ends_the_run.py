@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignvlm_pl.cli import main
+from alignvlm_pl.errors import CheckpointError
 from alignvlm_pl.training.export import weights_sha256
 from alignvlm_pl.training.module import AlignVLMModule
 from callbacks.data_health import DataHealth
+from callbacks.finite_losses import FiniteLosses
 from tests.integration.checkpoint_files import error_of
 
 OPTIONS = ["--benchmark.at_stage_end=false", "--checkpoint_every_n_steps=1"]
@@ -124,3 +126,60 @@ def test_such_a_checkpoint_is_not_exported(world, diverged, tmp_path, capsys):
     error = error_of(capsys, main(["export", str(diverged), str(tmp_path / "out")]))
     assert "holds nan or inf" in error
     assert not (tmp_path / "out").exists()
+
+
+HUGE = [f"--stage.lr_{part}=1e30" for part in ("llm", "connector", "vision")] + ["--stage.warmup_share=0"]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_last_step_after_which_the_loss_is_not_finite_is_not_saved(world, tmp_path, capsys, validated):
+    """The weights are finite, and the step's own loss is that of before."""
+    options = [] if validated else ["--benchmark.at_stage_end=false"]
+    error = error_of(capsys, world.run("fit", "--run_dir", tmp_path, *options, *HUGE, "--stage.max_steps=1"))
+    assert "train/loss is not finite after step 1: " in error
+    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize("command", ["validate", "fit"])
+def test_weights_with_which_the_loss_is_not_finite_end_a_validation(world, trained, tmp_path, capsys, command):
+    weights = tmp_path / "hf"
+    shutil.copytree(trained / "hf", weights)
+    state = load_file(weights / "model.safetensors")
+    state = {name: value * 1e30 if value.is_floating_point() else value for name, value in state.items()}
+    save_file(state, weights / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((weights / "stage.json").read_text()) | {"weights_sha256": weights_sha256(weights)}
+    (weights / "stage.json").write_text(json.dumps(record))
+    sanity = ["--trainer.num_sanity_val_steps=1"] if command == "fit" else []
+    options = ["--run_dir", tmp_path / "run", *OPTIONS, "--model.weights", weights, *sanity]
+    error = error_of(capsys, world.run(command, *options))
+    assert "val/held/loss is not finite after step " in error
+
+
+def test_adapters_whose_merged_weights_are_not_finite_are_not_exported(world, tmp_path, capsys):
+    """Both factors are finite, their product is not."""
+    lora = ["--stage.lora={llm: {r: 4, alpha: 400000}}", "--stage.lr_llm=1e36", "--stage.lr_vision=null"]
+    options = [*OPTIONS, *lora, "--stage.lr_connector=null", "--stage.max_steps=1", "--stage.warmup_share=0"]
+    with pytest.MonkeyPatch.context() as patch:  # which would end the run before
+        patch.setattr(FiniteLosses, "on_train_batch_end", lambda *_: None)
+        error = error_of(capsys, world.run("fit", "--run_dir", tmp_path, *options))
+    assert "hf is not written: merged adapters: weight " in error and not (tmp_path / "hf").exists()
+
+
+def test_an_average_that_is_not_finite_is_not_taken_up(world, tmp_path, capsys):
+    ema = ["--stage.ema_decay=0.5", "--checkpoint_every_n_steps=1"]
+    run = world.cut(tmp_path / "run", *ema, step=2)
+    last = (run / "checkpoints/last.ckpt").resolve()
+    state = torch.load(last, weights_only=True)
+    name = next(iter(state["state_dict"]))
+    state["state_dict"][name].flatten()[0] = math.nan
+    torch.save(state, last)
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert f"weight {name} holds nan or inf" in error_of(capsys, world.run("fit", "--run_dir", run, *OPTIONS, *ema))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+    with pytest.raises(CheckpointError, match="holds nan or inf"):
+        AlignVLMModule.load_from_checkpoint(last)
+
+
+def test_a_stage_without_a_step_is_an_error(world, tmp_path, capsys):
+    error = error_of(capsys, world.run("fit", "--run_dir", tmp_path, *OPTIONS, "--trainer.max_time={minutes: 0}"))
+    assert "no step was trained, so nothing is exported" in error
