@@ -26,6 +26,9 @@ MODULES = {
 REMOVED = {
     f"alignvlm_pl.{module}.ZeroStrategy": "configs/cluster/fsdp.yaml shards the model with FSDP2"
     for module in ("zero", "strategies.zero")
+} | {
+    "callbacks.resumed_epoch.ResumedEpoch": "leave it out, fit resumes inside an epoch",
+    "callbacks.frozen_weights.FrozenWeights": "leave it out, frozen weights are not in the optimizer",
 }
 """Class that is gone -> what to use instead."""
 
@@ -87,6 +90,8 @@ def renamed(value: Any) -> Any:
     """
     if isinstance(value, list):
         return [renamed(item) for item in value]
+    if isinstance(value, str) and value in REMOVED:  # `--trainer.callbacks+=CLASS`
+        raise ConfigError(f"{value} was removed; {REMOVED[value]}")
     if not isinstance(value, dict):
         return value
     for name, instead in OPTIONS.items():

@@ -113,6 +113,15 @@ def test_tree_in_readme_is_the_tree() -> None:
     assert len(tree.splitlines()) <= 25
 
 
+def test_the_walk_of_a_sample_names_at_most_20_files_once() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text("utf-8")
+    walk = page.partition("## One sample, from the tar file to the metric")[2].partition("\n## ")[0]
+    files = re.findall(r"`([\w/]+\.py)`", walk)
+    assert 10 < len(files) <= 20
+    assert len(set(files)) == len(files)
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+
+
 def _messages() -> list[str]:
     """Every string of the packages, values replaced by an ellipsis, white space collapsed."""
     found = []

@@ -1,5 +1,6 @@
 """Configs of earlier versions: old class paths are understood, or answered with what to use instead."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_a_saved_config_with_zero_is_answered_with_what_to_use(tmp_path, capsys,
     path.write_text(SAVED.replace("parallel.ShardedStrategy", f"{module}.ZeroStrategy"))
     assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}"]) == 1
     assert f"alignvlm_pl.{module}.ZeroStrategy was removed; configs/cluster/fsdp.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--trainer.callbacks=[{class_path: callbacks.resumed_epoch.ResumedEpoch}]",
+        "--trainer.callbacks+=callbacks.resumed_epoch.ResumedEpoch",
+        "--trainer.callbacks+={class_path: callbacks.frozen_weights.FrozenWeights}",
+    ],
+)
+def test_a_callback_that_is_gone_is_answered_with_what_to_do(tmp_path, capsys, option):
+    path = tmp_path / "config.yaml"
+    path.write_text(SAVED)
+    assert main(["fit", f"--config={path}", f"--run_dir={tmp_path / 'run'}", option]) == 1
+    assert re.search(r"callbacks\.\w+\.\w+ was removed; leave it out, ", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("option", ["max_cache_bytes: 1000", "allow_pipe: true"])
