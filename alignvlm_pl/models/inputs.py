@@ -45,6 +45,8 @@ def check_inputs(config: AlignVLMConfig, given: Mapping[str, Any], *, past_key_v
         _require("inputs_embeds", embeds, f"(rows, tokens, {width})", (None, None, width))
         if given.get("pixel_values") is not None:
             raise DataError("pixel_values are given with inputs_embeds, which hold the visual tokens; leave one out")
+    if given.get("segment_ids") is not None and (past_key_values is not None or given.get("position_ids") is not None):
+        raise DataError("packed rows (segment_ids) take neither a cache nor position_ids")
     rows, tokens = int(first.shape[0]), int(first.shape[1])
     if not rows or not tokens:
         name = "inputs_embeds" if ids is None else "input_ids"

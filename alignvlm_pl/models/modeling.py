@@ -20,7 +20,7 @@ from .configuration import AlignVLMConfig
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
 from .inputs import check_inputs
-from .losses import check_labels, supervised_cross_entropy
+from .losses import TokenLoss, check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
@@ -32,6 +32,8 @@ _CHECKED = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
 """Inputs of a prompt, checked where generation begins."""
 _OF_GENERATE = ("tokenizer", "assistant_tokenizer")
 """Arguments of `generate` that transformers passes on as inputs of the model."""
+_OF_DECODER = ("past_key_values", "hidden_states", "attentions")
+"""Outputs of the LLM's decoder that are passed on."""
 
 
 @dataclass
@@ -303,19 +305,12 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
-            if past_key_values is not None or position_ids is not None:
-                raise DataError("packed rows (segment_ids) take neither a cache nor position_ids")
             kwargs |= packed_arguments(
                 decoder, inputs_embeds, segment_ids, bounds=document_bounds, longest=longest_document
             )
         outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
-        passed = {
-            "past_key_values": outputs.past_key_values,
-            "hidden_states": getattr(outputs, "hidden_states", None),
-            "attentions": getattr(outputs, "attentions", None),
-            "readout_log_probs": readout,
-        }
+        passed = {name: getattr(outputs, name, None) for name in _OF_DECODER} | {"readout_log_probs": readout}
         if labels is not None:
             loss = supervised_cross_entropy(
                 hidden,
@@ -326,14 +321,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_documents=num_documents,
                 backend=self.loss_backend,
             )
-            return AlignVLMOutput(
-                loss=loss.total / (loss.supervised.clamp(min=1) if num_items_in_batch is None else num_items_in_batch),
-                **passed,
-                loss_sum=loss.total,
-                num_supervised=loss.supervised,
-                document_loss_sums=loss.document_sums,
-                document_supervised=loss.document_supervised,
-            )
+            return _output_with(loss, num_items_in_batch, passed)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
 
@@ -431,6 +419,18 @@ def _decoder_arguments(decoder: type[PreTrainedModel]) -> frozenset[str]:
     """Return the names of the arguments of a decoder's forward, those of all attentions included."""
     own = signature(decoder.forward).parameters
     return frozenset(own) | frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
+
+
+def _output_with(loss: TokenLoss, divisor: Tensor | int | None, passed: dict[str, Any]) -> AlignVLMOutput:
+    """Return the output of a pass with labels, its loss divided by `divisor`, or by the supervised positions."""
+    return AlignVLMOutput(
+        loss=loss.total / (loss.supervised.clamp(min=1) if divisor is None else divisor),
+        **passed,
+        loss_sum=loss.total,
+        num_supervised=loss.supervised,
+        document_loss_sums=loss.document_sums,
+        document_supervised=loss.document_supervised,
+    )
 
 
 def connector_from_config(config: AlignVLMConfig) -> nn.Module:
