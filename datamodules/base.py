@@ -170,6 +170,8 @@ class WebDataModule(pl.LightningDataModule):
         reads += [partial(self.benchmark_dataset, name) for name in sorted(names)]
         reads.append(partial(self._check_sources, sources))
         found: dict[str, None] = {}
+        if not sources:
+            found["data.init_args.train holds no dataset; give the folders to train on"] = None
         for read in reads:
             try:
                 read()

@@ -40,6 +40,7 @@ from ..strategies.checkpoint_io import AtomicCheckpointIO
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule, check_precision
 from ..training.stage import Stage, accumulation, require_parent
+from ..utils.atomic_files import printable
 from ..utils.run_owner import owned
 from . import old_names
 from .messages import shorten, unknown_key
@@ -258,7 +259,7 @@ class AlignCLI(LightningCLI):
             config.data.init_args.seed = int(config.seed_everything)  # here, so that the saved config has it
         if config.trainer.default_root_dir is not None:
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
-        check_trainer(config.trainer)
+        check_trainer(config.trainer, fit=self.subcommand == "fit")
         check_precision(str(config.trainer.precision), fit=self.subcommand == "fit")
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=count_devices(config.trainer))
         fit, run_dir = self.subcommand == "fit", Path(config.run_dir)
@@ -267,6 +268,10 @@ class AlignCLI(LightningCLI):
         elif config.ckpt_path is None and config.model.init_args.weights is None:
             log.warning(
                 "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained", self.subcommand
+            )
+        if str(run_dir) != printable(str(run_dir)):
+            raise ConfigError(
+                f"run_dir={run_dir}: expected a name in UTF-8, which event files are written by; rename it"
             )
         _check_writable(run_dir)
         if not config.trainer.fast_dev_run:
@@ -316,6 +321,8 @@ class AlignCLI(LightningCLI):
                 raise own from None
             if any(isinstance(cause, ImportError) for cause in causes):  # a package that an optional class needs
                 raise ConfigError(shorten(str(error))) from error
+            if refused := next(filter(_raised_by_lightning, causes), None):  # an argument of a class of Lightning's
+                raise ConfigError(_first_line(refused)) from error
             raise
 
     def after_instantiate_classes(self) -> None:

@@ -16,16 +16,17 @@ CALLBACKS = {
 _ABOVE_0 = (
     "accumulate_grad_batches",
     "check_val_every_n_epoch",
+    "gradient_clip_val",
     "limit_train_batches",
-    "max_epochs",
-    "max_steps",
     "val_check_interval",
 )
+_LEAST = {"log_every_n_steps": 0, "num_sanity_val_steps": -1}
+_NOT_0 = ("max_epochs", "max_steps")
 
 
-def check_trainer(trainer: Any) -> None:
+def check_trainer(trainer: Any, *, fit: bool) -> None:
     """Refuse callbacks of Lightning's that change what the stage decides, strategies that training does not follow, and
-    intervals and limits of 0, with which Lightning divides by zero or trains nothing.
+    intervals and limits with which Lightning divides by zero, trains nothing or uphill.
 
     Raises:
         ConfigError: Naming the setting, its value and what to use instead.
@@ -34,9 +35,16 @@ def check_trainer(trainer: Any) -> None:
         module, _, name = str(getattr(callback, "class_path", "")).rpartition(".")
         if module.startswith("lightning.pytorch.") and name in CALLBACKS:
             raise ConfigError(f"trainer.callbacks: {name} does not go with a stage; {CALLBACKS[name]}")
-    for name in _ABOVE_0:
-        value = trainer[name]
-        if isinstance(value, (int, float)) and (value == 0 or (name.startswith("accumulate") and value < 0)):
+    numbers = {name: trainer[name] for name in (*_ABOVE_0, *_NOT_0, *_LEAST) if isinstance(trainer[name], (int, float))}
+    for name, value in numbers.items():
+        if (name in _NOT_0 and value == 0) or (name in _ABOVE_0 and not value > 0):
             raise ConfigError(f"trainer.{name}={value}: expected a number above 0")
+        if value < _LEAST.get(name, value):
+            raise ConfigError(f"trainer.{name}={value}: expected at least {_LEAST[name]}")
+    if fit and trainer.enable_checkpointing is False:
+        raise ConfigError(
+            "trainer.enable_checkpointing=false: a stage is exported from its last checkpoint; remove the setting, "
+            "which configs of earlier versions hold as a default"
+        )
     if isinstance(trainer.strategy, str) and trainer.strategy.startswith(("fsdp", "deepspeed")):
         raise unsupported(trainer.strategy)  # Lightning would ask for a GPU, or for a package, first

@@ -1,17 +1,25 @@
 """All stages of a recipe are checked before the first begins: what the last one lacks is said at once."""
 
 import logging
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateMonitor
+
 from callbacks.gain_calibration import GainCalibration
 
-from ..errors import AlignVLMError, ConfigError
+from ..errors import AlignVLMError, ConfigError, nearest
+from ..models.loading import choose_attention
 from ..strategies.fsdp import refuse_unknown
+from ..training.checkpoint_metadata import check_contract
+from ..training.lora import check_adapters
 from ..training.module import check_objective
 from ..training.optim import check_optimizer
 from ..training.stage import Stage
@@ -28,20 +36,16 @@ def check_stages(runs: Sequence[Run]) -> None:
         ConfigError: Something is missing or invalid; one message with all of it.
     """
     problems: list[str] = []
-    models: dict[str, Any] = {}
     exports = 0
+    before: _Built | None = None
     with _quiet():
         for run in runs:
             found, built = copy_context().run(_check_stage, run.options)
             if built is not None:
-                try:
-                    key = repr(built.spec)
-                    model = models[key] = models.get(key) or _on_meta(built.spec)
-                    exports += sum(parameter.numel() * 4 for parameter in model.parameters())
-                    if built.stage.calibrate:
-                        GainCalibration(**built.stage.calibrate).check(model)
-                except AlignVLMError as error:
-                    found.append(str(error))
+                of_model, size = _check_model(built)
+                found += of_model + _problems([partial(_check_parent, before, built)] if before else [])
+                exports += size
+            before = built
             problems += [f"{run.folder}: {problem}" for problem in found]
     folder = next((run.folder for run in runs if run.folder is not None and run.folder.exists()), Path())
     free = shutil.disk_usage(folder).free
@@ -82,23 +86,61 @@ def _check_stage(options: list[str]) -> tuple[list[str], _Built | None]:
         return [str(error)], None
     except _Built as ended:
         built = ended
-    cli, stage, found = built.cli, built.stage, []
-    data = cli.datamodule
+    cli, stage, data = built.cli, built.stage, built.cli.datamodule
     benchmark = cli.config_init["fit"]["benchmark"]
     checks = [
         lambda: refuse_unknown(cli.trainer.strategy),
         lambda: check_objective(stage, built.spec.connector),
         lambda: check_optimizer(stage),
         lambda: benchmark.check_readout_sets(getattr(data, "benchmarks", {})),
+        lambda: _check_callbacks(cli.trainer, data),
     ]
+    return _problems(checks) + (data.missing() if hasattr(data, "missing") else []), built
+
+
+def _problems(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """Return the messages of the checks that fail."""
+    found = []
     for check in checks:
         try:
             check()
         except AlignVLMError as error:
             found.append(str(error))
-    if hasattr(data, "missing"):
-        found += data.missing()
-    return found, built
+    return found
+
+
+def _check_model(built: _Built) -> tuple[list[str], int]:
+    """Return the problems of a stage's model, built without weights, and the bytes of its export in float32."""
+    module, stage = built.cli.model, built.stage
+    try:
+        model = _on_meta(built.spec)
+    except AlignVLMError as error:
+        return [str(error)], 0
+    checks: list[Callable[[], object]] = [lambda: module.processor, lambda: check_adapters(model, stage.adapters)]
+    if module.attention is not None:
+        checks.append(lambda: choose_attention(model.language_model, module.attention))
+    if stage.calibrate:
+        checks.append(partial(GainCalibration(**stage.calibrate).check, model))
+    return _problems(checks), sum(parameter.numel() * 4 for parameter in model.parameters())
+
+
+def _check_parent(before: _Built, built: _Built) -> None:
+    """Check that a stage can start from what the one before it will export."""
+    parent, name = built.stage.parent, before.stage.name
+    if parent is not None and parent != name:
+        raise ConfigError(f"stage.parent={parent!r}, but the stage before it is {name!r}; change one of them")
+    check_contract(before.cli.model.contract, built.cli.model.contract, source=f"stage {name!r}")
+
+
+def _check_callbacks(trainer: pl.Trainer, data: Any) -> None:
+    """Check what Lightning's callbacks look at, as far as it follows from the configuration."""
+    known = {f"val/{name}/loss" for name in getattr(data, "val", {})}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+        monitor = str(getattr(callback, "monitor", None) or "")
+        if known and re.fullmatch("val/.*/loss", monitor) and monitor not in known:
+            raise ConfigError(f"{type(callback).__name__}: monitor={monitor!r}; {nearest(monitor, known)}")
+        if isinstance(callback, LearningRateMonitor) and not trainer.loggers:
+            raise ConfigError("LearningRateMonitor needs a logger: set trainer.logger, or leave the callback out")
 
 
 def _on_meta(spec: Any) -> Any:

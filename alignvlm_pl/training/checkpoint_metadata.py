@@ -80,7 +80,8 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
 
     Raises:
         CheckpointError: One of them has adapters or averaged weights, which the other has not.
-        ConfigError: Settings that the checkpoint's optimizer would bring back differ; with both values of each.
+        ConfigError: The samples of a step differ, or settings that the checkpoint's optimizer would bring back; with
+            both values of each.
     """
     now = asdict(stage)
     lora = (_with_defaults(parse_adapters(found.get("lora"))), _with_defaults(stage.adapters))
@@ -90,6 +91,12 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
                 f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it "
                 "was started with"
             )
+    before = found.get("global_batch_size", stage.global_batch_size)
+    if before != stage.global_batch_size:
+        raise ConfigError(
+            f"the checkpoint was trained with stage.global_batch_size={before}, now {stage.global_batch_size}: its "
+            "steps count other samples. Restore the setting, or start the stage again in another run_dir"
+        )
     if changed := [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]:
         listing = ", ".join(f"stage.{key}={found.get(key)}, now {now[key]}" for key in changed)
         raise ConfigError(

@@ -24,16 +24,27 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
     may be tied. Called after weights are loaded and before a strategy wraps the model.
 
     Raises:
+        ConfigError: As `check_adapters`.
+    """
+    check_adapters(model, adapters)
+    for part, lora in adapters.items():
+        module = getattr(model, PARTS[part])
+        if lora.load_in_4bit:
+            quantize_linear(module)
+        _inject(module, lora)
+
+
+def check_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
+    """Check that adapters can be attached to a model, which may be on the meta device.
+
+    Raises:
         ConfigError: A package or CUDA is missing, or a name in `target_modules` matches no linear layer.
     """
     for part, lora in adapters.items():
-        module = getattr(model, PARTS[part])
         _require("peft", f"stage.lora.{part}")
-        _check_targets(module, part, lora)
+        _check_targets(getattr(model, PARTS[part]), part, lora)
         if lora.load_in_4bit:
             _check_4bit(part)
-            quantize_linear(module)
-        _inject(module, lora)
 
 
 def num_parameters(module: nn.Module) -> int:

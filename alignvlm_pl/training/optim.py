@@ -73,9 +73,19 @@ def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.O
 
 
 def check_optimizer(stage: Stage) -> None:
-    """Build the stage's optimizer over one number; raise as `build_optimizer`."""
+    """Build the stage's optimizer over one number, and step it; raise as `build_optimizer`.
+
+    Raises:
+        ConfigError: Also, it needs a closure or sparse gradients.
+    """
     parameter = torch.nn.Parameter(torch.zeros(1))
-    build_optimizer([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0, "name": "check"}], stage)
+    parameter.grad = torch.zeros(1)
+    optimizer = build_optimizer([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0, "name": "check"}], stage)
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:
+        name = type(optimizer).__name__
+        raise ConfigError(f"stage.optimizer: {name} does not step with dense gradients alone ({error})") from error
 
 
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -39,11 +39,16 @@ def owned(path: Path, *, job: str | None = None, restarts: int = 0) -> Iterator[
         "job": job,
         "restarts": restarts,
     }
-    with _locked(path) as stream:
-        if problem := _problem(_read(stream), own, path):
-            raise ConfigError(problem)
-        stream.truncate(0)
-        stream.write(json.dumps(own) + "\n")
+    try:
+        with _locked(path) as stream:
+            if problem := _problem(_read(stream), own, path):
+                raise ConfigError(problem)
+            stream.truncate(0)
+            stream.write(json.dumps(own) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}): expected a file of a run; remove it"
+        ) from error
     try:
         yield
     finally:
@@ -111,5 +116,8 @@ def _start(pid: int) -> int | None:
 
 
 def _age(since: str) -> str:
-    minutes = (datetime.now(timezone.utc) - datetime.fromisoformat(since)).total_seconds() / 60
+    try:
+        minutes = (datetime.now(timezone.utc) - datetime.fromisoformat(since)).total_seconds() / 60
+    except (TypeError, ValueError):  # edited by hand
+        return "an unknown time"
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -125,3 +125,27 @@ def test_of_several_at_once_one_wins(tmp_path):
 )
 def test_the_first_rank_owns_the_folder_for_all(environment, first):
     assert is_first_rank(environment) == first
+
+
+@pytest.mark.parametrize("since", ["garbage", None, 3, "2025-01-31T12:00:00"])
+def test_an_owner_edited_by_hand_is_answered_in_one_line(tmp_path, since):
+    path = write(tmp_path / "owner.json", host="other", since=since)
+    with pytest.raises(ConfigError, match=r"\(host other, pid \d+, since .*, an unknown time ago\)"), owned(path):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_in_the_owner_s_place_is_named(tmp_path, kind):
+    path = tmp_path / "owner.json"
+    path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "gone" / "file")
+    message = r"owner\.json cannot be written \(.*\): expected a file of a run; remove it"
+    with pytest.raises(ConfigError, match=message), owned(path):
+        pass
+
+
+def test_a_run_folder_that_is_no_utf8_is_refused_by_its_name(world, tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for command in ("fit", "test"):
+        error = error_of(capsys, world.run(command, "--run_dir", folder))
+        assert r"caf\udce9: expected a name in UTF-8" in error
+    assert not list(tmp_path.iterdir())

@@ -62,6 +62,13 @@ def test_the_best_checkpoint_is_kept_by_any_of_them(world, tmp_path, metric):
         (["--trainer.accumulate_grad_batches=-1"], "accumulate_grad_batches=-1: expected a number above 0"),
         (["--trainer.limit_train_batches=0"], "limit_train_batches=0: expected a number above 0"),
         (["--trainer.max_steps=0"], "max_steps=0: expected a number above 0"),
+        (["--trainer.check_val_every_n_epoch=-1"], "check_val_every_n_epoch=-1: expected a number above 0"),
+        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val=-1: expected a number above 0"),
+        (["--trainer.gradient_clip_val=0"], "gradient_clip_val=0: expected a number above 0"),
+        (["--trainer.log_every_n_steps=-1"], "log_every_n_steps=-1: expected at least 0"),
+        (["--trainer.num_sanity_val_steps=-5"], "num_sanity_val_steps=-5: expected at least -1"),
+        (["--trainer.enable_checkpointing=false"], "enable_checkpointing=false: a stage is exported from its last"),
+        ([f"{CALLBACKS}EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=foo"], "got foo"),
     ],
 )
 def test_a_refusal_of_lightning_is_one_line(world, tmp_path, capsys, options, expected):

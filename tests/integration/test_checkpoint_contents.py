@@ -193,6 +193,7 @@ def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path,
         ("--stage.lr_llm=5e-3", "trained with stage.lr_llm=0.001, now 0.005: its optimizer"),
         ("--stage.lr_vision=null", "stage.lr_vision=0.001, now None"),
         ("--stage.weight_decay=0.1", "stage.weight_decay=0.0, now 0.1"),
+        ("--stage.global_batch_size=8", "trained with stage.global_batch_size=4, now 8: its steps count other samples"),
     ],
 )
 def test_rates_that_a_resumed_optimizer_would_bring_back_are_refused(world, trained, tmp_path, capsys, option, message):

@@ -1,5 +1,6 @@
 """A recipe's stages are checked before the first one begins."""
 
+import re
 import shutil
 from collections import namedtuple
 
@@ -51,6 +52,55 @@ def test_all_that_is_missing_is_said_before_the_first_step(world, tmp_path, caps
         assert f"\n- {tmp_path / 'run' / '3-c'}: " in error
         assert str(tmp_path / folder) in error
     assert not (tmp_path / "run" / "1-a" / "config.yaml").exists()
+
+
+def test_what_follows_from_the_configuration_is_said_before_the_first_step(world, tmp_path, capsys, monkeypatch):
+    from alignvlm_pl.cli import main
+
+    monkeypatch.setattr(AlignVLMModule, "training_step", lambda *_: pytest_fail())
+    stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/hold/loss"}}
+    recipe = write_recipe(
+        world,
+        tmp_path,
+        a={
+            "trainer.callbacks": [{"class_path": "LearningRateMonitor"}],
+            "trainer.logger": False,
+            "stage.optimizer": {"class_path": "torch.optim.SparseAdam"},
+        },
+        b={
+            "stage.parent": "zzz",
+            "data.init_args.train": [],
+            "stage.lora": {"llm": {"r": 2, "target_modules": ["nope"]}},
+            "stage.optimizer": {"class_path": "torch.optim.LBFGS"},
+            "model.init_args.attention": "nope",
+            "model.init_args.spec.connector": {"type": "mlp"},
+            "trainer.callbacks": [stopping],
+        },
+        c={"model.init_args.spec.chat_template": "chatmll", "model.init_args.spec.connector": {"type": "mlp"}},
+    )
+    assert main(options(world, recipe, tmp_path / "run")) == 1
+    error = capsys.readouterr().err
+    for folder, message in (
+        ("1-a", "LearningRateMonitor needs a logger"),
+        ("1-a", "stage.optimizer: SparseAdam does not step"),
+        ("2-b", "stage.parent='zzz', but the stage before it is 'a'"),
+        ("2-b", "data.init_args.train holds no dataset"),
+        ("2-b", "stage.lora.llm.target_modules"),
+        ("2-b", "stage.optimizer: "),
+        ("2-b", "model.attention='nope'"),
+        ("2-b", "EarlyStopping: monitor='val/hold/loss'; did you mean 'val/held/loss'?"),
+        ("3-c", "chatmll"),
+    ):
+        assert re.search(rf"\n- {tmp_path / 'run' / folder}: .*{re.escape(message)}", error), message
+
+
+def test_a_stage_with_another_connector_than_the_one_before_it_is_refused(world, tmp_path, capsys, monkeypatch):
+    from alignvlm_pl.cli import main
+
+    monkeypatch.setattr(AlignVLMModule, "training_step", lambda *_: pytest_fail())
+    recipe = write_recipe(world, tmp_path, c={"model.init_args.spec.connector": {"type": "mlp"}})
+    assert main(options(world, recipe, tmp_path / "run")) == 1
+    assert "3-c: stage 'b' was trained with connector.type align" in capsys.readouterr().err
 
 
 def pytest_fail():
