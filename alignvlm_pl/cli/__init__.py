@@ -21,9 +21,9 @@ from .slurm import exit_status_for_srun
 
 COMMANDS = {
     "fit": ("alignvlm_pl.cli.training", "train one stage, or the stages of a recipe one after the other"),
-    "validate": ("alignvlm_pl.cli.training", "answer and score the benchmarks of a config"),
+    "validate": ("alignvlm_pl.cli.training", "generate and score the predictions of a config's benchmarks"),
     "test": ("alignvlm_pl.cli.training", "as validate, for the final scores"),
-    "predict": ("alignvlm_pl.cli.training", "answer the benchmarks without scoring"),
+    "predict": ("alignvlm_pl.cli.training", "generate the predictions without scoring them"),
     "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
@@ -31,7 +31,7 @@ COMMANDS = {
     "replay": ("alignvlm_pl.cli.replay", "rebuild the batch of a training step, with its losses"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or an export is"),
-    "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a set"),
+    "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a dataset"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }
 

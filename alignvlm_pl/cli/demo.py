@@ -122,7 +122,7 @@ def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], mi
 
 
 def _table(untrained: dict[str, Any], trained: dict[str, Any]) -> str:
-    rows = [("held-out set", "questions", "metric", "untrained", "trained")]
+    rows = [("held-out dataset", "questions", "metric", "untrained", "trained")]
     before = {**untrained["benchmarks"], "all questions": untrained["overall"]}
     for name, scores in {**trained["benchmarks"], "all questions": trained["overall"]}.items():
         for metric in ("cer",) if "cer" in scores else ("anls", "exact_match"):

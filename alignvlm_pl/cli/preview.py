@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     from datamodules.shards.sample_formats import FORMATS
 
     parser = argparse.ArgumentParser(prog="shards preview", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of a set")
+    parser.add_argument("folder", type=Path, help="folder of a dataset")
     parser.add_argument(
         "--model", type=Path, required=True, help="configs/model/NAME.yaml: template, tokenizer, tiling"
     )
@@ -71,7 +71,7 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
         except NothingToLearnError as error:
             skipped.append((UNLABELLED, f"sample {raw['__key__']!r}: {error}"))
             continue
-        except DataError as error:  # a whole set of another schema says so for each of its samples
+        except DataError as error:  # a whole dataset of another schema says so for each of its samples
             skipped.append((getattr(error, "reason", "invalid_sample"), str(error)))
             continue
         yield {

@@ -63,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="alignvlm prune", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="configs/model/NAME.yaml")
     parser.add_argument("--weights", type=Path, help="folder of a trained model; default: the pretrained parts")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of sets with images")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of datasets with images")
     parser.add_argument("--mass", type=float, help="keep the fewest rows that carry this share, for example 0.99")
     parser.add_argument("--count", type=int, help="keep this many rows, for example 3400, rounded up to --multiple")
     parser.add_argument(
         "--multiple", type=int, default=64, help="keep a multiple of this many rows; default: %(default)s"
     )
-    parser.add_argument("--samples", type=int, default=100, help="samples of each set; default: %(default)s")
+    parser.add_argument("--samples", type=int, default=100, help="samples of each dataset; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="file for the ids, for example keep.json")
     parser.add_argument("--device", default="cpu", help="for example cuda; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -64,7 +64,7 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
     samples = [sample for sample in found.samples if sample.has_reference]
     if not samples:
         raise ConfigError(
-            f"{path}: none of {len(found.samples)} predictions has references; give the set that was answered with "
+            f"{path}: none of {len(found.samples)} predictions has references; give the dataset of its questions with "
             "--answers FOLDER"
         )
     if not any(benchmark.belongs(sample.meta) for sample in samples):

@@ -282,7 +282,7 @@ class AlignVLMModule(pl.LightningModule):
         return self.stage
 
     def on_train_start(self) -> None:
-        """Put frozen towers in eval mode: a run that goes on inside an epoch has no `on_train_epoch_start`."""
+        """Put frozen towers in eval mode: a run that resumes inside an epoch has no `on_train_epoch_start`."""
         set_modes(self.net, self.current_stage)
 
     def on_train_epoch_start(self) -> None:
@@ -580,7 +580,7 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other rates, which the checkpoint's optimizer would bring back, or ends before
+            ConfigError: The stage has other learning rates, which the checkpoint's optimizer would bring back, or ends before
                 the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
         """
         name = checkpoint.get("stage", {}).get("name")
@@ -627,7 +627,7 @@ class AlignVLMModule(pl.LightningModule):
                 f"left to train; set stage.max_steps={self.loaded_steps} to end it there, or choose another run_dir"
             )
         if precision is not None and precision != (now := str(trainer.precision)):
-            rank_zero_info(f"the stage was trained with trainer.precision={precision} and goes on with {now}")
+            rank_zero_info(f"the stage was trained with trainer.precision={precision} and resumes with {now}")
 
 
 def differences_from_stage(trainer: pl.Trainer, stage: Stage) -> list[str]:

@@ -1,4 +1,4 @@
-"""A stage: what trains, at which rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
+"""A stage: what trains, at which learning rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
         ("lr_vision", "lr_connector", "lr_llm"),
         lambda value: value is None or value >= 0,
-        ": expected a positive rate, or null",
+        ": expected a positive learning rate, or null",
     ),
 )
 """Settings, the check of their values, and the end of the error's text."""
@@ -63,7 +63,7 @@ class Stage:
         calibrate: `{target_entropy: 3.0}` multiplies the gain of ALIGN's vocabulary norm, before the first step of a
             fresh stage, so that P_vocab has this mean entropy in nats on the first batch; null: the gain stays. The
             entropy of n equal weights is ln n: 3.0 is as sharp as 20 tokens.
-        lora: Adapters trained in place of a part, at its rate, such as `{llm: {r: 16, alpha: 32}}` (fields:
+        lora: Adapters trained in place of a part, at its learning rate, such as `{llm: {r: 16, alpha: 32}}` (fields:
             `alignvlm_pl.training.lora_config.Lora`); the part's own weights stay as they are. null: parts
             train themselves.
         ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation

@@ -161,7 +161,7 @@ def test_every_stage_of_a_recipe_instantiates_on_the_tiny_model(
 
 
 def _check_groups(module: Any, stage: Stage) -> None:
-    """The built model trains what the stage says, at its rates, and decays matrices alone."""
+    """The built model trains what the stage says, at its learning rates, and decays matrices alone."""
     from torch import nn
 
     from alignvlm_pl.training.optim import parameter_groups

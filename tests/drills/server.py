@@ -56,7 +56,7 @@ def _answer(value: Any) -> None:
 
 def _fork(request: dict[str, Any], process: dict[str, Any], group: int) -> int:
     child = os.fork()
-    # In both: neither may go on before it is done. A group of 0 is a new one.
+    # In both: neither may continue before it is done. A group of 0 is a new one.
     os.setpgid(child, group or child)
     if not child:
         _run(request, process)

@@ -70,7 +70,7 @@ def compare(broken: Path, whole: Path, *, once: bool = True) -> int:
     """Compare losses and keys of all stages of two runs bit for bit; returns the number of micro batches.
 
     Args:
-        broken: A run that was stopped and went on.
+        broken: A run that was stopped and resumed.
         whole: The unbroken one.
         once: Whether nothing may have been trained twice; a kill without a signal loses what was not saved.
     """

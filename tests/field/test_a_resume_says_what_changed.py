@@ -21,7 +21,7 @@ def test_a_stage_that_ends_before_its_checkpoint_is_refused(world, trained, tmp_
 def test_another_precision_is_told(world, trained, tmp_path, caplog):
     run = unfinished(trained, tmp_path / "run")
     world.fit(run, "--stage.max_steps=3", "--trainer.precision=bf16-mixed")
-    assert "the stage was trained with trainer.precision=32-true and goes on with bf16-mixed" in caplog.text
+    assert "the stage was trained with trainer.precision=32-true and resumes with bf16-mixed" in caplog.text
 
 
 def test_a_module_is_loaded_from_a_checkpoint_alone(trained):

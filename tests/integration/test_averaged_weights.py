@@ -174,7 +174,7 @@ def test_two_ranks_average_an_adapter_as_one_does(world, tmp_path):
     name = "model.language_model.model.layers.0.self_attn.q_proj.weight"
     assert (weights(one)[name] - weights(start)[name]).abs().max() > 1e-3
     for name, value in weights(one).items():
-        # As in test_fit_tiny.py, at up to 10 times its rate. Measured: 1e-6.
+        # As in test_fit_tiny.py, at up to 10 times its learning rate. Measured: 1e-6.
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=0, atol=2e-5, msg=name)
 
 

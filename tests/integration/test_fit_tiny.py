@@ -196,7 +196,7 @@ def test_accumulation_of_unequal_micro_batches_equals_one_large_batch(world, tmp
 
 
 def test_each_step_divides_by_its_own_tokens(world, tmp_path):
-    """The same 16 samples at every step and a rate of all but zero: the gradient stays the same."""
+    """The same 16 samples at every step and a learning rate of all but zero: the gradient stays the same."""
     rate = dict.fromkeys(("vision", "connector", "llm"), 1e-12)
     options = ["--stage.global_batch_size=16", "--stage.gradient_clip_norm=100"]
     folder = world.fit(tmp_path / "run", *options, *rates(rate))
@@ -237,7 +237,7 @@ def test_recipe_hands_weights_from_stage_to_stage_and_skips_what_is_finished(wor
     first, second = tmp_path / "run/1-first", tmp_path / "run/2-second"
     records = [json.loads((folder / "hf/stage.json").read_text()) for folder in (first, second)]
     assert records[1]["parent"] == {"stage": "first", "weights_sha256": records[0]["weights_sha256"]}
-    # At a rate of all but zero, the second stage ends with the weights it started from.
+    # At a learning rate of all but zero, the second stage ends with the weights it started from.
     start, one, two = untrained_state(world), weights(first), weights(second)
     assert any(not torch.equal(value, start[name]) for name, value in one.items())
     assert all(torch.allclose(value, two[name], rtol=0, atol=1e-7) for name, value in one.items())

@@ -74,7 +74,7 @@ def test_the_adapter_lies_beside_the_merged_model_in_pefts_layout(recipe_run):
 
 def test_the_next_stage_starts_from_the_merged_weights(recipe_run):
     merged, after = (load_file(recipe_run / f"{name}/hf/model.safetensors") for name in ("2-adapter", "3-after"))
-    # A rate of all but zero.
+    # A learning rate of all but zero.
     assert all(torch.allclose(value, after[name], rtol=0, atol=1e-7) for name, value in merged.items())
 
 

@@ -119,7 +119,7 @@ def test_the_loss_of_a_source_is_the_mean_over_its_tokens_since_the_last_logging
     module = build(tmp_path)
     collator, (words, picture, wide) = samples(module, WORDS, PICTURE, WIDE)
     batches = [collator.collate([words, picture]), collator.collate([wide])]
-    # At a rate of all but zero, both micro batches see the weights that the sums below are taken with.
+    # At a learning rate of all but zero, both micro batches see the weights that the sums below are taken with.
     logged, _ = train(module, batches, tmp_path, accumulate=2, **dict.fromkeys(RATES, 1e-12))
     sums, counts = [], []
     for item in (words, picture, wide):

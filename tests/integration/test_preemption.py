@@ -1,4 +1,4 @@
-"""SIGUSR1 and SIGTERM to real runs of three stages: they leave with 85, and the same command goes on."""
+"""SIGUSR1 and SIGTERM to real runs of three stages: they leave with 85, and the same command resumes."""
 
 import os
 import re

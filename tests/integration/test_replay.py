@@ -131,7 +131,7 @@ def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys
     found = replay(capsys, tmp_path, 1)
     assert_recomputed(found)
     assert [(m["rank"], m["micro"]) for m in found["micro_batches"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    # Going on alone cuts the second rank's file as well.
+    # Resuming alone cuts the second rank's file as well.
     (tmp_path / "checkpoints/last.ckpt").unlink()
     shutil.rmtree(tmp_path / "hf")
     world.fit(tmp_path, "--stage.max_steps=1")

@@ -74,7 +74,7 @@ def test_it_measures_the_first_batch_with_an_image_and_every_n_steps(trainer, mo
         "connector/max_weight",
         "connector/token_cosine",
     }
-    assert torch.equal(torch.get_rng_state(), states[0]), "training goes on with the random numbers it would have had"
+    assert torch.equal(torch.get_rng_state(), states[0]), "training continues with the random numbers it would have had"
     assert all(torch.equal(value, states[1][name]) for name, value in module.net.state_dict().items())
     assert all(p.grad is None for p in module.net.parameters())
 

@@ -126,7 +126,7 @@ def test_a_short_piece_of_the_hub_is_named_with_its_byte(tmp_path, hub):
     expected = "hf://datasets/owner/set/partial-imgs.00 ends at byte 20000, expected 20005 bytes"
     assert expected in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
-    # The lines are there already, and the same command goes on with the same work.
+    # The lines are there already, and the same command continues with the same work.
     hub.requested.clear()
     identity = (tmp_path / "out/.prepare/identity.json").read_text()
     again = prepare(hub, tmp_path / "out", kind="docdownstream")

@@ -91,7 +91,7 @@ def times(folder: Path, pattern: str) -> dict[str, int]:
 
 
 def resume_and_watch(raw: Path, out: Path, pattern: str, whole: Path) -> None:
-    """Go on with a killed run; what was finished must stay as it is."""
+    """Resume a killed run; what was finished must stay as it is."""
     with pytest.raises(DataError, match="not a complete dataset"):
         load_manifest(out)
     finished = times(out, pattern)

@@ -28,8 +28,8 @@ def test_learning_rates_by_part_and_frozen_by_default():
         ({"adam_beta2": 1.0}, r"stage.adam_beta2=1.0: expected a share in \[0, 1\)"),
         ({"min_lr_share": 1.5}, r"stage.min_lr_share=1.5: expected a share in \[0, 1\]"),
         ({"max_minutes": 0.0}, "stage.max_minutes=0.0: expected more than 0, or null"),
-        ({"lr_vision": -1e-5}, "stage.lr_vision=-1e-05: expected a positive rate, or null"),
-        ({"lr_vision": float("nan")}, "stage.lr_vision=nan: expected a positive rate, or null"),
+        ({"lr_vision": -1e-5}, "stage.lr_vision=-1e-05: expected a positive learning rate, or null"),
+        ({"lr_vision": float("nan")}, "stage.lr_vision=nan: expected a positive learning rate, or null"),
         # Taken as it is, a negative one would turn the gradients round, and 0 take them away.
         ({"gradient_clip_norm": -1.0}, "stage.gradient_clip_norm=-1.0: expected more than 0, or null"),
         ({"gradient_clip_norm": 0.0}, "stage.gradient_clip_norm=0.0: expected more than 0, or null"),

@@ -1,4 +1,4 @@
-"""Streams that go on after a lost connection, and members of a zip read by their place."""
+"""Streams that resume after a lost connection, and members of a zip read by their place."""
 
 import io
 import random

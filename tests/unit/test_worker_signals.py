@@ -114,7 +114,7 @@ def test_a_worker_that_dies_ends_the_run_with_its_pid():
 
 
 def continue_once_reported(pid: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Let a stopped worker go on once it is reported, or after 60 s."""
+    """Let a stopped worker continue once it is reported, or after 60 s."""
     end = time.monotonic() + 60
     while "follow" not in caplog.text and time.monotonic() < end:
         time.sleep(0.1)
