@@ -53,7 +53,7 @@ class DataHealth(Callback):
         self._read_tensors()
         self._read_loader(cast(Any, trainer).datamodule)
         # Ranks have different sources, so plain objects are gathered, and only now.
-        total = sum_over_ranks(self._sums)
+        total = sum_counts(self._sums)
         self._sums.clear()
         self.latest = data_metrics(total)
         log_metrics(trainer, self.latest)
@@ -81,7 +81,7 @@ class DataHealth(Callback):
                 self._sums[f"skipped_{reason}"] += count
 
 
-def sum_over_ranks(sums: Mapping[str, float]) -> dict[str, float]:
+def sum_counts(sums: Mapping[str, float]) -> dict[str, float]:
     """Add up counts whose names may differ from rank to rank."""
     ranks = gather(dict(sums))
     return {name: sum(rank.get(name, 0) for rank in ranks) for rank in ranks for name in rank}

@@ -14,7 +14,7 @@ from alignvlm_pl.strategies.sharding import full_tensor
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .connector_health import undisturbed
-from .data_health import sum_over_ranks
+from .data_health import sum_counts
 
 log = logging.getLogger(__name__)
 TOKENS = 512
@@ -71,7 +71,7 @@ class GainCalibration(Callback):
         connector = pl_module.net.connector
         with undisturbed(trainer, pl_module):
             features = visual_features(pl_module.net, batch["pixel_values"], batch.get("tile_boxes"), limit=TOKENS)
-            having = sum_over_ranks({str(trainer.global_rank): len(features)})
+            having = sum_counts({str(trainer.global_rank): len(features)})
             ranks = [int(rank) for rank, tiles in having.items() if tiles]
             if not ranks:
                 return  # text alone on all ranks; the next batch may have images

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from alignvlm_pl.errors import CheckpointError
-from alignvlm_pl.training.checkpoint_metadata import CONTENTS, check_data, check_parent, describe
+from alignvlm_pl.training.checkpoint_metadata import CONTENTS, build_metadata, check_data, check_parent
 from alignvlm_pl.training.export import verify_parent
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.training.part_table import part_table
@@ -90,7 +90,7 @@ class StageTransition(pl.Callback):
         assert isinstance(pl_module, AlignVLMModule)
         data = checkpoint.get(type(trainer.datamodule).__qualname__) or {}  # type: ignore[attr-defined]  # set by Lightning
         self._samples_seen = data.get("samples_seen", self._samples_seen)
-        checkpoint[CONTENTS] = describe(
+        checkpoint[CONTENTS] = build_metadata(
             config=pl_module.net.config,
             contract=pl_module.contract,
             stage=self.stage,

@@ -16,7 +16,7 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.training.flops import Work, count_pairs, peak_flops, stage_work
 from alignvlm_pl.training.module import AlignVLMModule
 
-from .data_health import sum_over_ranks
+from .data_health import sum_counts
 from .outputs import log_metrics
 from .step import ends_logged_step
 
@@ -79,7 +79,7 @@ class Throughput(pl.Callback):
         self._supervised.clear()
         memory = f"memory/{trainer.global_rank}"
         self._sums[memory] = peak_memory(pl_module.device)
-        total = sum_over_ranks(self._sums)
+        total = sum_counts(self._sums)
         now = time.monotonic()
         self.latest = self.metrics(total, seconds=now - self._since, world_size=trainer.world_size)
         self._sums.clear()

@@ -64,7 +64,7 @@ def _table(step: int, micros: Sequence["Micro"], weights: "Weights | None") -> I
     samples = f"{sum(len(micro.prompts) for micro in micros)} samples in {len(micros)} micro batches"
     yield f"step {step} of stage {head['stage']}: {samples} of {head['world']} ranks"
     if weights is not None:
-        yield f"losses recomputed with {weights.describe(step)}"
+        yield f"losses recomputed with {weights.explain(step)}"
         if head["device"] != "cpu":
             yield f"the run was on {head['device']}, this is a CPU: the same weights agree to rounding only"
     rows = [_COLUMNS, *(row for micro in micros for row in _rows(micro))]
@@ -100,7 +100,7 @@ def _losses(micros: Sequence["Micro"]) -> dict[str, float]:
 
 def _json(step: int, micros: Sequence["Micro"], weights: "Weights | None") -> Iterator[str]:
     record: dict[str, Any] = {"step": step, **_losses(micros), "micro_batches": []}
-    record["weights"] = weights and weights.describe(step)
+    record["weights"] = weights and weights.explain(step)
     record["weights_of_the_step"] = weights and weights.match(step)
     for m in micros:
         own = {"sources_of": m.batch["sources"], "prompts": m.prompts, "recomputed": m.recomputed}

@@ -54,7 +54,7 @@ class Weights:
         """Whether the step began with them."""
         return self.after == step - 1 and not self.doubt
 
-    def describe(self, step: int) -> str:
+    def explain(self, step: int) -> str:
         """Return what they are, and whether the losses can be those of the run."""
         name = "the stage's initial weights" if self.path is None else str(self.path)
         if self.match(step):

@@ -40,7 +40,7 @@ def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
     return plain
 
 
-def describe(
+def build_metadata(
     *,
     config: AlignVLMConfig,
     contract: dict[str, Any],
@@ -106,7 +106,7 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
 
 
 def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
-    """Compare the start of a checkpoint's stage with `stage.init_from`, both as `describe` has them.
+    """Compare the start of a checkpoint's stage with `stage.init_from`, both as `build_metadata` has them.
 
     Raises:
         CheckpointError: They differ; with stage and hash of both.

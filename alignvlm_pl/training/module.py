@@ -580,8 +580,8 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other learning rates, which the checkpoint's optimizer would bring back, or ends before
-                the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
+            ConfigError: The stage has other learning rates, which the checkpoint's optimizer would bring back, or ends
+                before the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
         """
         name = checkpoint.get("stage", {}).get("name")
         if self.stage is not None and name != self.stage.name:

@@ -154,7 +154,7 @@ def step_schedule(stage: Stage, total_steps: int, elapsed_minutes: Callable[[], 
     """
 
     def factor(step: int) -> float:
-        # Step s is taken with factor(s), so s + 1 keeps the first step of a warm-up from being wasted at a learning rate of 0.
+        # Step s is taken with factor(s), so s + 1 keeps the first step of a warm-up from having a learning rate of 0.
         progress = (step + 1) / (total_steps + 1)
         if stage.max_minutes is not None:
             progress = max(progress, elapsed_minutes() / stage.max_minutes)

@@ -13,7 +13,7 @@ from alignvlm_pl.scoring.problems import Problem
 
 from ..shards.manifest import Manifest
 from ..shards.reader import read_range
-from ..shards.sample_formats import Adapter, describe
+from ..shards.sample_formats import Adapter, locate_sample
 from ..shards.skipped_rows import read_skipped_rows
 
 
@@ -114,7 +114,7 @@ class BenchmarkDataset:
             if raw["__key__"] in left:
                 _, images, files = adapter(raw)
                 if images:
-                    yield raw["__key__"], load_image(images[0], name=f"{describe(raw)}, {files[0]}")
+                    yield raw["__key__"], load_image(images[0], name=f"{locate_sample(raw)}, {files[0]}")
                 left.remove(raw["__key__"])
                 if not left:
                     return

@@ -22,7 +22,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .rendered_tables import tabfact, wtq
 from .rendered_tables.table_questions import LoadTable, TableNames
-from .rendered_tables.tables import render, to_png
+from .rendered_tables.tables import render_table, to_png
 from .sources.images import EncodedImage, ImageFolder, embedded_image
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
@@ -57,7 +57,7 @@ class RenderedTables:
             raise SampleError(f"{where}: img_id {name!r:.120} names no table of the release", "unknown_table")
         if table not in self._rendered:
             try:
-                pages: list[EncodedImage] = [(to_png(page), "png") for page in render(self.load(table))]
+                pages: list[EncodedImage] = [(to_png(page), "png") for page in render_table(self.load(table))]
             except SampleError as error:
                 raise SampleError(f"{where}: {error}", error.reason) from error
             if len(self._rendered) >= _KEPT:

@@ -10,7 +10,7 @@ from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .sample import UNLABELLED, Sample, SampleError, check_record, references
-from .sample_formats import Adapter, RawSample, describe, read_normal
+from .sample_formats import Adapter, RawSample, locate_sample, read_normal
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Decoder:
     def record(self, raw: RawSample) -> dict[str, Any]:
         """Return the JSON of one sample in the sample schema; its images are not read. Errors as in `__call__`."""
         record, images, _ = self.adapter(raw)
-        check_record(record, num_images=len(images), where=describe(raw))
+        check_record(record, num_images=len(images), where=locate_sample(raw))
         return record
 
     def __call__(self, raw: RawSample) -> Sample:
@@ -43,7 +43,7 @@ class Decoder:
             DataError: The shard is damaged or of another format.
         """
         record, images, files = self.adapter(raw)
-        where = describe(raw)
+        where = locate_sample(raw)
         check_record(record, num_images=len(images), where=where)
         try:
             opened = [load_image(data, name=f"{where}, {file}") for data, file in zip(images, files, strict=True)]

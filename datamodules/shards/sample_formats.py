@@ -30,7 +30,7 @@ MAX_JSON_BYTES = 16 << 20
 _NUMBERED = re.compile(rf"([0-9]{{1,9}})\.({'|'.join(IMAGE_ENDINGS)})")
 
 
-def describe(raw: RawSample) -> str:
+def locate_sample(raw: RawSample) -> str:
     """Name a tar sample in errors: its key and its shard."""
     return f"sample '{raw['__key__']}' in {raw['__url__']}"
 
@@ -44,10 +44,10 @@ def read_json(raw: RawSample) -> dict[str, Any]:
     """
     if "json" not in raw:
         raise DataError(
-            f"{describe(raw)} has no json member (found: {_members(raw)}); "
+            f"{locate_sample(raw)} has no json member (found: {_members(raw)}); "
             "the shard is damaged or made for another DataModule"
         )
-    return parse_record(raw["json"], where=describe(raw))
+    return parse_record(raw["json"], where=locate_sample(raw))
 
 
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
@@ -96,12 +96,12 @@ class CaptionReader:
         name = next((name for name in IMAGE_ENDINGS if name in raw), None)
         if name is None:
             raise SampleError(
-                f"{describe(raw)} has no image member ({', '.join(IMAGE_ENDINGS[:4])}, …; found: {_members(raw)})",
+                f"{locate_sample(raw)} has no image member ({', '.join(IMAGE_ENDINGS[:4])}, …; found: {_members(raw)})",
                 "missing_image",
             )
         caption = _text(raw) if "txt" in raw else record.get("caption")
         if not isinstance(caption, str) or not caption.strip():
-            raise SampleError(f"{describe(raw)} has no caption in its txt or json member", "empty_caption")
+            raise SampleError(f"{locate_sample(raw)} has no caption in its txt or json member", "empty_caption")
         normal = {
             "id": f"{self.source}/{raw['__key__']}",
             "source": self.source,
@@ -120,7 +120,7 @@ def read_bigdocs(raw: RawSample) -> NormalSample:
     record = read_json(raw)
     if "messages" in record:
         return _with_images(record, raw)
-    where = describe(raw)
+    where = locate_sample(raw)
     columns = BIGDOCS.resolve(record, where=where, fields=("id", "queries", "answers"))
     asked = pairs(record[columns["queries"]], record[columns["answers"]], where=where)
     files = _image_members(raw)
@@ -139,7 +139,7 @@ def read_docdownstream(raw: RawSample) -> NormalSample:
     if is_converted(record.get("messages")):
         return _with_images(record, raw)
     files = _image_members(raw)
-    normal = convert_docdownstream(record, num_images=len(files), where=describe(raw))
+    normal = convert_docdownstream(record, num_images=len(files), where=locate_sample(raw))
     return normal, [raw[file] for file in files], files
 
 
@@ -348,13 +348,13 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
         files = [image["file"].lower() for image in named] if isinstance(named, list) else _image_members(raw)
     except (TypeError, KeyError, AttributeError) as error:
         raise SampleError(
-            f"{describe(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
+            f"{locate_sample(raw)}: 'images' must be a list of {{file, w, h}}, found {named!r:.120}"
         ) from error
     # An untrusted json may name `__key__` as a file, whose text would be opened as a path.
     missing = [file for file in files if not isinstance(raw.get(file), bytes)]
     if missing:
         raise DataError(
-            f"{describe(raw)} is partial: its json names {len(files)} images but {', '.join(missing)} is not "
+            f"{locate_sample(raw)} is partial: its json names {len(files)} images but {', '.join(missing)} is not "
             "in the shard; copy the shard again or rebuild the dataset"
         )
     return record, [raw[file] for file in files], files
@@ -382,7 +382,7 @@ def _text(raw: RawSample) -> str:
     try:
         return decode_text(raw["txt"])
     except UnicodeDecodeError as error:
-        raise SampleError(f"{describe(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
+        raise SampleError(f"{locate_sample(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
 
 
 def as_list(value: Any) -> list[Any]:

@@ -43,7 +43,7 @@ class BatchPlanner:
         positions = list(range(window * self.window, (window + 1) * self.window))
         rows: list[Row] = [[position] for position in positions]
         if self.token_budget:
-            rows = pack(positions, lengths(positions), self.token_budget)
+            rows = fill_rows(positions, lengths(positions), self.token_budget)
         elif self.length_window > 1:
             known = dict(zip(positions, lengths(positions), strict=True))
             rows.sort(key=lambda row: known[row[0]])  # stable: equal lengths keep the order of the stream
@@ -54,7 +54,7 @@ class BatchPlanner:
         return [batches[index] for index in permutation(len(batches), self.seed, "batches", window)]
 
 
-def pack(positions: Sequence[int], lengths: Sequence[int], budget: int) -> list[Row]:
+def fill_rows(positions: Sequence[int], lengths: Sequence[int], budget: int) -> list[Row]:
     """Put samples into rows of at most `budget` tokens: longest first, each where it leaves the least room.
 
     A sample that is longer than the budget gets its own row; reading it skips it. Samples of a row are in stream order.

@@ -67,7 +67,7 @@ def first_cursors(world_size: int, *, window: int = 0) -> list[Cursor]:
     return [Cursor(next=window + rank, stride=world_size) for rank in range(world_size)]
 
 
-def unfinished(cursors: Sequence[Cursor]) -> tuple[list[tuple[int, int]], int]:
+def unfinished_windows(cursors: Sequence[Cursor]) -> tuple[list[tuple[int, int]], int]:
     """Return the unfinished windows, each with its number of done batches, and the first that no rank has begun."""
     begun = max([cursor.next for cursor in cursors] + [w + 1 for cursor in cursors for w, _ in cursor.pending])
     left = [pair for cursor in cursors for pair in cursor.pending]
@@ -82,7 +82,7 @@ def redistribute(cursors: Sequence[Cursor], world_size: int) -> list[Cursor]:
     """
     if len(cursors) == world_size:
         return list(cursors)
-    left, begun = unfinished(cursors)
+    left, begun = unfinished_windows(cursors)
     return [
         Cursor(pending=tuple(left[rank::world_size]), next=begun + rank, stride=world_size)
         for rank in range(world_size)
@@ -112,7 +112,7 @@ def gather_state(
     `identity` is the `fingerprint`, `cursor` the `Cursor.state_dict` of this rank, `seen` source -> samples trained on.
     """
     ranks = gather({"cursor": dict(cursor), "seen": dict(seen)})
-    _, begun = unfinished([Cursor.from_state_dict(rank["cursor"]) for rank in ranks])
+    _, begun = unfinished_windows([Cursor.from_state_dict(rank["cursor"]) for rank in ranks])
     return {
         "version": _VERSION,
         "fingerprint": dict(identity),
@@ -158,7 +158,7 @@ def resume_cursors(
             f"the checkpoint was trained on other batches: {listing}. Restore the setting, or set "
             "data.init_args.resume=coarse to resume at the same share of the epoch, with samples repeated or missed"
         )
-    position = unfinished(cursors)[1] * state["window"] * len(stream) // state["epoch_samples"]
+    position = unfinished_windows(cursors)[1] * state["window"] * len(stream) // state["epoch_samples"]
     logger.warning("resuming coarsely at sample %d of the new stream: %s", position, listing)
     return first_cursors(world_size, window=position // planner.window)
 

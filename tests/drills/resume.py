@@ -217,7 +217,7 @@ def closes(line: dict[str, Any]) -> bool:
 def expected_keys(root: Path, mode: str, state: dict[str, Any]) -> Counter[str]:
     """The keys of all batches before the cursors of a state, asked of the stream itself."""
     from datamodules.shards.reader import ShardReader
-    from datamodules.stream.state import Cursor, unfinished
+    from datamodules.stream.state import Cursor, unfinished_windows
 
     data, collator = drill_data(root, mode)
     stream, planner, reader = data._stream(), data._planner(), ShardReader()
@@ -227,7 +227,7 @@ def expected_keys(root: Path, mode: str, state: dict[str, Any]) -> Counter[str]:
     batches = TrainBatches(
         stream=stream, planner=planner, cursor=Cursor(), decoder=Decoder(), collator=collator, counter=None
     )
-    left, begun = unfinished([Cursor.from_state_dict(cursor) for cursor in state["ranks"]])
+    left, begun = unfinished_windows([Cursor.from_state_dict(cursor) for cursor in state["ranks"]])
     done = dict(left)
     found: Counter[str] = Counter()
     for window in range(begun):

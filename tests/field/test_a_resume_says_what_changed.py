@@ -8,18 +8,18 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.build import ModelSpec
 from alignvlm_pl.training.module import AlignVLMModule
 from datamodules import DocDownstreamDataModule
-from tests.integration.checkpoint_files import LAST, error_of, unfinished
+from tests.integration.checkpoint_files import LAST, error_of, unfinished_run
 
 
 def test_a_stage_that_ends_before_its_checkpoint_is_refused(world, trained, tmp_path, capsys):
-    run = unfinished(trained, tmp_path / "run")
+    run = unfinished_run(trained, tmp_path / "run")
     error = error_of(capsys, world.run("fit", "--run_dir", run, "--stage.max_steps=1"))
     assert "the checkpoint has 2 steps, the stage ends after 1: nothing is left to train" in error
     assert not (run / "hf").exists()
 
 
 def test_another_precision_is_told(world, trained, tmp_path, caplog):
-    run = unfinished(trained, tmp_path / "run")
+    run = unfinished_run(trained, tmp_path / "run")
     world.fit(run, "--stage.max_steps=3", "--trainer.precision=bf16-mixed")
     assert "the stage was trained with trainer.precision=32-true and resumes with bf16-mixed" in caplog.text
 

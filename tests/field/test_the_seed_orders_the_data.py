@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.integration.checkpoint_files import error_of, unfinished
+from tests.integration.checkpoint_files import error_of, unfinished_run
 
 
 def keys(folder: Path) -> list[list[str]]:
@@ -26,7 +26,7 @@ def test_seeds_train_other_orders_and_the_saved_config_repeats_its_own(world, tr
 
 
 def test_a_resume_under_another_seed_is_refused_or_told(world, trained, tmp_path, capsys, caplog):
-    run = unfinished(trained, tmp_path / "run")
+    run = unfinished_run(trained, tmp_path / "run")
     options = ["--run_dir", run, "--stage.max_steps=3", "--seed_everything=7", "--benchmark.at_stage_end=false"]
     assert "seed was 0/all, is 7/all" in error_of(capsys, world.run("fit", *options))
     assert world.run("fit", *options, "--data.init_args.seed=0") == 0

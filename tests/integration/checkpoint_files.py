@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def unfinished(trained: Path, folder: Path) -> Path:
+def unfinished_run(trained: Path, folder: Path) -> Path:
     """A copy of the run that has not been exported."""
     shutil.copytree(trained, folder, symlinks=True)
     shutil.rmtree(folder / "hf")

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from callbacks.random_state import KEY, generator_states, restore_generators
-from tests.integration.checkpoint_files import LAST, contents, error_of, unfinished
+from tests.integration.checkpoint_files import LAST, contents, error_of, unfinished_run
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
@@ -197,7 +197,7 @@ def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path,
     ],
 )
 def test_rates_that_a_resumed_optimizer_would_bring_back_are_refused(world, trained, tmp_path, capsys, option, message):
-    folder = unfinished(trained, tmp_path / "run")
+    folder = unfinished_run(trained, tmp_path / "run")
     assert message in error_of(capsys, world.run("fit", "--run_dir", folder, option))
 
 

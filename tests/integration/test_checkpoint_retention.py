@@ -15,7 +15,7 @@ import torch
 
 from callbacks.last_checkpoint import checkpoint_bytes
 from callbacks.preemption import Preemption
-from tests.integration.checkpoint_files import LAST, contents, error_of, names, unfinished
+from tests.integration.checkpoint_files import LAST, contents, error_of, names, unfinished_run
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_older_checkpoint_can_be_gone_on_from(world, tmp_path):
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away(world, trained, tmp_path):
-    folder = unfinished(trained, tmp_path / "run")
+    folder = unfinished_run(trained, tmp_path / "run")
     (folder / "checkpoints/step00000009.ckpt.partial").write_bytes(b"half")
     (folder / "checkpoints/step00000003.ckpt").write_bytes(b"written, but its run died before the link moved")
     world.fit(folder, "--stage.max_steps=3")
@@ -110,7 +110,7 @@ def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, 
 
 
 def test_a_link_to_a_state_that_is_gone_is_no_fresh_start(world, trained, tmp_path, capsys):
-    folder = unfinished(trained, tmp_path / "run")
+    folder = unfinished_run(trained, tmp_path / "run")
     (folder / LAST).resolve().unlink()
     error = error_of(capsys, world.run("fit", "--run_dir", folder))
     assert "last.ckpt points to step00000002.ckpt, which is gone: give another state by --ckpt_path" in error

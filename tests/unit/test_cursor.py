@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.stream.state import Cursor, first_cursors, redistribute, unfinished
+from datamodules.stream.state import Cursor, first_cursors, redistribute, unfinished_windows
 
 
 def take(cursor: Cursor, count: int, batches: dict[int, int]) -> tuple[list[tuple[int, int]], Cursor]:
@@ -32,7 +32,7 @@ def test_any_history_of_ranks_reads_each_batch_once(seed):
         seen.update(batch for found, _ in taken for batch in found)
         states = [cursor.state_dict() for _, cursor in taken]
         cursors = redistribute([Cursor.from_state_dict(state) for state in states], rng.randint(1, 5))
-    left, begun = unfinished(cursors)
+    left, begun = unfinished_windows(cursors)
     assert set(seen.values()) <= {1}
     done = dict(left)
     expected = {(window, index) for window in range(begun) for index in range(done.get(window, batches[window]))}
@@ -43,5 +43,5 @@ def test_the_same_number_of_ranks_keeps_its_batches():
     cursors = [Cursor(pending=((4, 1),), next=6, stride=2), Cursor(next=9, stride=2)]
     assert redistribute(cursors, 2) == cursors
     # Windows 6 and 8 of rank 0 lie before the 9th, which rank 1 has reached.
-    assert unfinished(cursors) == ([(4, 1), (6, 0), (8, 0)], 9)
+    assert unfinished_windows(cursors) == ([(4, 1), (6, 0), (8, 0)], 9)
     assert redistribute(cursors, 1) == [Cursor(pending=((4, 1), (6, 0), (8, 0)), next=9, stride=1)]

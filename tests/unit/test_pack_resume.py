@@ -136,7 +136,7 @@ def test_killed_while_writing_shards(raw, whole, tmp_path, workers):
     resume_and_watch(raw, out, "*.tar", whole)
 
 
-def unfinished(raw: Path, out: Path, **changes: object) -> None:
+def leave_unfinished(raw: Path, out: Path, **changes: object) -> None:
     """Leave all but the manifest, as a run that was killed at its very end."""
 
     def stop(self: WorkFolder) -> None:
@@ -149,7 +149,7 @@ def unfinished(raw: Path, out: Path, **changes: object) -> None:
 
 
 def test_a_run_that_was_killed_while_it_cleaned_up_is_finished(raw, whole, tmp_path):
-    unfinished(raw, tmp_path / "set")
+    leave_unfinished(raw, tmp_path / "set")
     before = times(tmp_path / "set", "*.tar")
     assert pack(data(raw), options(tmp_path / "set")).num_samples == 599
     assert times(tmp_path / "set", "*.tar") == before
@@ -159,7 +159,7 @@ def test_a_run_that_was_killed_while_it_cleaned_up_is_finished(raw, whole, tmp_p
 @pytest.mark.parametrize("damage", ["cut", "other plan", "no index"])
 def test_a_shard_that_is_not_as_its_record_says_is_written_again(raw, whole, tmp_path, damage):
     out = tmp_path / "set"
-    unfinished(raw, out)
+    leave_unfinished(raw, out)
     (out / "manifest.json").unlink()
     shard, record = out / "set-00003.tar", out / ".prepare" / "packed" / "000003.json"
     if damage == "cut":
@@ -178,7 +178,7 @@ def test_a_shard_that_is_not_as_its_record_says_is_written_again(raw, whole, tmp
 @pytest.mark.parametrize("change", ["seed", "input"])
 def test_the_work_on_another_dataset_is_removed_with_a_warning(raw, tmp_path, caplog, change):
     out = tmp_path / "set"
-    unfinished(raw, out, limit=30)
+    leave_unfinished(raw, out, limit=30)
     (out / "manifest.json").unlink()
     if change == "seed":
         pack(data(raw), options(out, limit=30, seed=9))
@@ -203,7 +203,7 @@ def test_an_image_that_changes_meanwhile_is_named(raw, tmp_path):
     Image.new("L", (5, 5)).save(folder / "0.png")
     turns = [{"role": "user", "content": "<|image|>?"}, {"role": "assistant", "content": "a"}]
     (folder / "train.jsonl").write_text(json.dumps({"image": "0.png", "messages": turns}) + "\n")
-    unfinished(folder, tmp_path / "set")
+    leave_unfinished(folder, tmp_path / "set")
     (tmp_path / "set" / "manifest.json").unlink()
     (tmp_path / "set" / "set-00000.tar").unlink()
     Image.new("L", (5, 6)).save(folder / "0.png")

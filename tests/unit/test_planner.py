@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from datamodules.stream.batching import BatchPlanner, pack
+from datamodules.stream.batching import BatchPlanner, fill_rows
 
 
 def never(positions):
@@ -34,7 +34,7 @@ def test_a_length_window_sorts_and_shuffles_batches():
 def test_packing_keeps_budget_and_samples(seed):
     rng = random.Random(seed)
     lengths = [rng.choice([729 + rng.randint(5, 80), 7290 + rng.randint(5, 400)]) for _ in range(256)]
-    rows = pack(range(256), lengths, 16384)
+    rows = fill_rows(range(256), lengths, 16384)
     assert sorted(position for row in rows for position in row) == list(range(256))
     assert all(row == sorted(row) for row in rows)
     filled = [sum(lengths[p] for p in row) for row in rows]
@@ -43,7 +43,7 @@ def test_packing_keeps_budget_and_samples(seed):
 
 
 def test_what_cannot_be_measured_or_is_too_long_stays_in_the_plan():
-    rows = pack([10, 11, 12], [0, 50, 9], 10)
+    rows = fill_rows([10, 11, 12], [0, 50, 9], 10)
     assert sorted(map(tuple, rows)) == [(10, 11), (12,)]
 
 

@@ -17,7 +17,7 @@ from datamodules.prepare.rendered_tables.tables import (
     RenderedCell,
     Table,
     missing_cells,
-    render,
+    render_table,
     to_png,
 )
 from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions, unescape
@@ -58,7 +58,7 @@ def test_a_name_that_two_tables_end_with_is_not_guessed():
 @needs_renderer
 @pytest.mark.slow
 def test_long_tables_get_several_pages():
-    pages = render(Table(name="long", rows=grid(300, 4), caption="A long one"))  # raises where a cell is lost
+    pages = render_table(Table(name="long", rows=grid(300, 4), caption="A long one"))  # raises where a cell is lost
     assert len(pages) > 4
     assert all(page.height <= PAGE_HEIGHT_PX for page in pages)
     # The header row is on every page: the darker band of its background at the top.
@@ -69,7 +69,7 @@ def test_long_tables_get_several_pages():
 @needs_renderer
 @pytest.mark.slow
 def test_wide_tables_get_a_wider_page():
-    (page,) = render(Table(name="wide", rows=grid(3, 40)))
+    (page,) = render_table(Table(name="wide", rows=grid(3, 40)))
     assert page.width > 2 * PAGE_WIDTH_PX
     right = page.crop((page.width - 40, 0, page.width, page.height)).convert("L").getextrema()
     assert right[0] < 200  # the last column's border, not a cut edge of white
@@ -80,7 +80,7 @@ def test_wide_tables_get_a_wider_page():
 def test_a_table_that_outgrows_every_page_is_refused():
     markup = '<table style="width:150%"><tr><td>a</td><td>b</td></tr></table>'
     with pytest.raises(SampleError, match="does not fit a page of any tried width"):
-        render(Table(name="t", rows=[["a", "b"]], markup=markup))
+        render_table(Table(name="t", rows=[["a", "b"]], markup=markup))
 
 
 @needs_renderer
@@ -92,16 +92,16 @@ def test_text_is_escaped_and_pages_are_the_same_again():
     ]
     table = Table(name="odd", rows=rows, caption="<i>caption")
     assert "<script>" not in table.to_html()
-    assert to_png(render(table)[0]) == to_png(render(table)[0])
+    assert to_png(render_table(table)[0]) == to_png(render_table(table)[0])
 
 
 @needs_renderer
 def test_what_is_not_drawn_is_noticed():
     rows = [["shown", "gone"]]
     with pytest.raises(SampleError, match="1 cells are not on its pages, the first is 'gone'"):
-        render(Table(name="t", rows=rows, markup="<table><tr><td>shown</td></tr></table>"))
+        render_table(Table(name="t", rows=rows, markup="<table><tr><td>shown</td></tr></table>"))
     with pytest.raises(SampleError, match="is empty"):
-        render(Table(name="t", rows=[["", " "]]))
+        render_table(Table(name="t", rows=[["", " "]]))
     table = Table(name="t", rows=[["Foo bar", "–", "x9"]])
     cells = [RenderedCell(text=text) for text in ("foo\n BAR", "–", "x9")]
     assert missing_cells(table, cells, "FOO BAR x9") == []
@@ -122,23 +122,23 @@ def test_rows_that_the_markup_hides_are_noticed_beside_others_like_them(hidden, 
     shown = [["n", "x"], ["123", "x"], ["–[1]", "x"]]
     lines = "".join(f"<tr><td>{one}</td><td>{two}</td></tr>" for one, two in shown)
     rows = [*shown[:2], ["–", "x"]]
-    assert len(render(Table(name="t", rows=rows, markup=f"<table>{lines}</table>"))) == 1  # a note is no loss
+    assert len(render_table(Table(name="t", rows=rows, markup=f"<table>{lines}</table>"))) == 1  # a note is no loss
     markup = f"<table>{lines}{HIDDEN.format(*hidden)}</table>"
     with pytest.raises(SampleError, match=rf"2 cells are not on its pages, the first is '{re.escape(lost)}'"):
-        render(Table(name="t", rows=[*rows, list(hidden)], markup=markup))
+        render_table(Table(name="t", rows=[*rows, list(hidden)], markup=markup))
 
 
 @needs_renderer
 def test_equal_rows_are_counted_and_spans_stand_for_their_rows():
     more = "<tr><td>1</td></tr>"
     spanned = f'<table><tr><td rowspan="3">a</td><td colspan="x">1</td></tr>{more}{more}</table>'
-    assert len(render(Table(name="t", rows=[["a", "1"]] * 3, markup=spanned))) == 1
+    assert len(render_table(Table(name="t", rows=[["a", "1"]] * 3, markup=spanned))) == 1
     with pytest.raises(SampleError, match="1 cells are not on its pages, the first is '1'"):
-        render(Table(name="t", rows=[["a", "1"]] * 4, markup=spanned.replace('"3"', '"9"')))
+        render_table(Table(name="t", rows=[["a", "1"]] * 4, markup=spanned.replace('"3"', '"9"')))
     joined = "<table><tr><td colspan=2>Chart</td></tr><tr><td>US</td><td>UK</td></tr></table>"
-    assert len(render(Table(name="t", rows=[["Chart\nUS", "Chart\nUK"]], markup=joined))) == 1
+    assert len(render_table(Table(name="t", rows=[["Chart\nUS", "Chart\nUK"]], markup=joined))) == 1
     with pytest.raises(SampleError, match="1 cells are not on its pages"):
-        render(Table(name="t", rows=[["Chart\nUS", "Chart\nFR"]], markup=joined))
+        render_table(Table(name="t", rows=[["Chart\nUS", "Chart\nFR"]], markup=joined))
 
 
 @needs_renderer
@@ -146,7 +146,7 @@ def test_nothing_is_fetched_and_pillow_stays_strict(tmp_path):
     secret = tmp_path / "secret.css"
     secret.write_text("td { display: none }")
     markup = f'<link rel="stylesheet" href="{secret.as_uri()}"><table><tr><td>a<img src="https://x.invalid/y.png"></td></tr></table>'
-    assert len(render(Table(name="t", rows=[["a"]], markup=markup))) == 1
+    assert len(render_table(Table(name="t", rows=[["a"]], markup=markup))) == 1
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
@@ -251,7 +251,7 @@ def test_prepare_tabfact(tmp_path, capsys):
 @pytest.mark.skipif(not (REAL / "wtq").is_dir(), reason="no real tables: set ALIGNVLM_REAL")
 def test_the_longest_and_widest_real_tables_lose_nothing():
     tables = [WikiTable(folder=REAL / "wtq", html=html)(name) for name in _extremes() for html in (True, False)]
-    assert all(len(render(table)) >= 1 for table in tables)
+    assert all(len(render_table(table)) >= 1 for table in tables)
     assert max(len(table.rows) for table in tables) > 100
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, generate_document, layouts
-from datamodules.prepare.synthetic.generate import LAYOUTS, render
+from datamodules.prepare.synthetic.generate import LAYOUTS, render_sheet
 from datamodules.prepare.synthetic.resources import package_folder
 from datamodules.prepare.synthetic.sheet import Sheet
 from datamodules.prepare.synthetic.style import draw_style, load_faces
@@ -83,7 +83,7 @@ def test_boxes_cover_the_ink_after_skew() -> None:
         sheet.style = replace(sheet.style, ink=0, paper=255)
         layouts.lines(sheet)
         sheet.shapes.clear()
-        page = render(sheet)
+        page = render_sheet(sheet)
         for x0, y0, x1, y1 in page.boxes:
             page.image.paste(255, (floor(x0) - 1, floor(y0) - 1, ceil(x1) + 1, ceil(y1) + 1))
         darkest = min(page.image.tobytes())

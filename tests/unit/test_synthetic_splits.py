@@ -8,7 +8,7 @@ import pytest
 
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, Document, generate_document
-from datamodules.prepare.synthetic.lexicon import SHARED_RUNS, belongs, fingerprint, load_lexicon
+from datamodules.prepare.synthetic.lexicon import SHARED_RUNS, alphanumerics, belongs, load_lexicon
 from datamodules.prepare.synthetic.makers import TEXT_MAKERS, draw
 
 NUM_DOCUMENTS = 40  # of each kind and split
@@ -27,7 +27,7 @@ def _prints(texts: list[str]) -> set[str]:
     """Whole tokens (also cut at colons, as in ``Key:value``) and runs of letters, as read by anybody."""
     found: set[str] = set()
     for text in texts:
-        found.update(fingerprint(token) for token in re.split(r"[\s:]+", text))
+        found.update(alphanumerics(token) for token in re.split(r"[\s:]+", text))
         found.update(run for run in re.findall(r"[a-z]{3,}", text.lower()))
     return {print_ for print_ in found if len(print_) >= 2} - SHARED_RUNS
 

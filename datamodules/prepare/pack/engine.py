@@ -38,8 +38,8 @@ from .options import PackOptions
 from .overlap import BenchmarkImages, folder_identity, read_benchmark_images
 from .plan import Plan, load_ids, load_image_checksums, make_plan, repeated_positions
 from .report import MAX_REPORTED, PartReport, merge_reports
-from .shards import ShardJob, unfinished
-from .spool import ROW, SpoolFiles, SpoolJob, read_record
+from .shards import ShardJob, shards_left
+from .spool import ROW, SpoolFiles, SpoolJob, read_spooled
 from .work_folder import WorkFolder, identity_of, input_files, write_whole
 
 Result = TypeVar("Result")
@@ -284,7 +284,7 @@ class Engine:
             if place < len(rows):
                 row = np.array(rows[place], dtype=ROW)
                 with files.samples.open("rb") as stream:
-                    record, _, _ = read_record(stream, int(row["offset"]), int(row["length"]))
+                    record, _, _ = read_spooled(stream, int(row["offset"]), int(row["length"]))
                 return {"part": self.parts[number].name, "id": record["id"]}
             place -= len(rows)
         raise IndexError(place)
@@ -300,7 +300,7 @@ class Engine:
             source=self.options.source or self.raw.source,
             license=self.options.license or self.raw.license,
         )
-        shards, missing = unfinished(job)
+        shards, missing = shards_left(job)
         check_space(self.options.out, sum(plan.bytes[number] for number in missing))
         with tqdm(total=plan.cuts[-1], unit="sample", desc="write") as bar:
             bar.update(sum(shard.num_samples for shard in shards.values()))

@@ -17,7 +17,7 @@ from ...shards.manifest import Shard
 from ...shards.shard_file import OpenShard, ShardSample, shard_sample
 from ...shards.writer import space_error
 from .plan import Plan
-from .spool import SpoolFiles, read_record
+from .spool import SpoolFiles, read_spooled
 from .work_folder import WORK_FOLDER, write_whole
 
 _OPEN_FILES = 128
@@ -93,7 +93,7 @@ class ShardJob:
 
     def _sample(self, position: int, place: Any) -> ShardSample:
         stream = self._spool_file(int(place["part"]))
-        record, images, known = read_record(stream, int(place["offset"]), int(place["length"]))
+        record, images, known = read_spooled(stream, int(place["offset"]), int(place["length"]))
         key = f"{self.name}-{position:08d}"
         sample = shard_sample(
             record,
@@ -130,7 +130,7 @@ class ShardJob:
         return self.packed / f"{number:06d}.json"
 
 
-def unfinished(job: ShardJob) -> tuple[dict[int, Shard], Sequence[int]]:
+def shards_left(job: ShardJob) -> tuple[dict[int, Shard], Sequence[int]]:
     """Return the finished shards by number, and the numbers of the others."""
     done = {number: shard for number in range(job.plan.num_shards) if (shard := job.finished(number)) is not None}
     return done, [number for number in range(job.plan.num_shards) if number not in done]

@@ -149,7 +149,9 @@ class SpoolJob:
         return (order, _id_hash(item.record), offset, out.tell() - offset, size), checksums
 
 
-def read_record(stream: BinaryIO, offset: int, length: int) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
+def read_spooled(
+    stream: BinaryIO, offset: int, length: int
+) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
     """Read a sample back.
 
     Args:

@@ -17,7 +17,7 @@ from ...shards.sample_formats import as_list, conversation
 from ...shards.skipped_rows import SkippedRows, print_skipped_rows
 from ...shards.writer import ShardWriter
 from ..sources.json_files import is_text, json_lines
-from .tables import Table, render, to_png
+from .tables import Table, render_table, to_png
 
 _AHEAD = 4  # tables per worker, rendered ahead of the writer
 
@@ -203,6 +203,6 @@ def _render_all(names: Sequence[str], load: LoadTable, workers: int) -> Iterator
 
 def _render_one(name: str, load: LoadTable) -> list[bytes] | SampleError:
     try:
-        return [to_png(page) for page in render(load(name))]
+        return [to_png(page) for page in render_table(load(name))]
     except SampleError as error:
         return error

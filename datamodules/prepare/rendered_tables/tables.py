@@ -85,7 +85,7 @@ class RenderedCell:
         return cls(text=text, rows=max(spans[0], 1), columns=max(spans[1], 1))
 
 
-def render(table: Table) -> list[Image.Image]:
+def render_table(table: Table) -> list[Image.Image]:
     """Render a table to page images.
 
     Returns:

@@ -40,7 +40,7 @@ class Rendered:
     boxes: list[Box]
 
 
-def render(sheet: Sheet) -> Rendered:
+def render_sheet(sheet: Sheet) -> Rendered:
     """Draw a sheet; the same sheet and random state give the same bytes."""
     rng, style = sheet.rng, sheet.style
     page = Image.new("L", (sheet.width, sheet.num_rows * ROW_HEIGHT_PX), style.paper)
@@ -249,7 +249,7 @@ def generate_document(
         fault_share=fault_share,
     )
     LAYOUTS[kind](sheet)
-    page = render(sheet)
+    page = render_sheet(sheet)
     lines = _lines(sheet, page.boxes)
     turns = _turns(sheet, lines, num_questions, 1.0 if kind == "lines" else transcription_share)
     return Document(

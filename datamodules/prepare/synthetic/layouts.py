@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from . import questions
-from .lexicon import belongs, fingerprint, read_table
+from .lexicon import alphanumerics, belongs, read_table
 from .makers import (
     FIELD_MAKERS,
     TEXT_MAKERS,
@@ -309,7 +309,7 @@ def _looks_numeric(text: str) -> bool:
 
 def _real_cell(sheet: Sheet, text: str, width: float, *, bold: bool) -> str:
     """Return a cell as it is, or a stand-in of its kind if it is not allowed or does not fit."""
-    good = text.isascii() and len(fingerprint(text)) >= 2 and belongs(text, sheet.split)
+    good = text.isascii() and len(alphanumerics(text)) >= 2 and belongs(text, sheet.split)
     stand_in = _like(text) if _looks_numeric(text) else word
 
     def make() -> str:
@@ -391,7 +391,7 @@ def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> l
             places, unit, power, found = 0, "", 3, []
         size = round(rng.uniform(0.12, 1.0) * 10**power, places)
         text = f"{size:.{places}f}{unit}"
-        fits = sheet.width_of(text) <= value_px and len(fingerprint(text)) >= 2
+        fits = sheet.width_of(text) <= value_px and len(alphanumerics(text)) >= 2
         # Bars must differ visibly, or "which is the longest" could not be answered by looking.
         if fits and belongs(text, sheet.split) and all(abs(size - other[2]) > 0.04 * 10**power for other in found):
             found.append(("", text, size))

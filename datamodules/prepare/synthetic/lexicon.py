@@ -48,14 +48,14 @@ _LETTERS = re.compile(r"[A-Za-z]+")
 _RUNS = re.compile(r"[a-z]{3,}")
 
 
-def fingerprint(token: str) -> str:
+def alphanumerics(token: str) -> str:
     """Return the lower-case letters and digits of a token: what decides its split."""
     return "".join(character for character in token.lower() if character.isalnum())
 
 
 @cache
 def is_heldout(print_: str) -> bool:
-    """Say whether a fingerprint falls into the held-out part."""
+    """Say whether the alphanumerics of a token falls into the held-out part."""
     return crc32(print_.encode()) % HELDOUT_PARTS == 0
 
 
@@ -67,7 +67,7 @@ def belongs(text: str, split: str) -> bool:
     """
     heldout = split == "heldout"
     for token in text.split():
-        whole = fingerprint(token)
+        whole = alphanumerics(token)
         if len(whole) >= 2 and is_heldout(whole) != heldout:
             return False
         for run in _RUNS.findall(token.lower()):

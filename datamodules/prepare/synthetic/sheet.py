@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from .lexicon import fingerprint
+from .lexicon import alphanumerics
 from .makers import Maker, Words, draw, words_of
 from .style import ROW_HEIGHT_PX, Style, apply_case
 
@@ -113,8 +113,8 @@ class Sheet:
         """Call `make` until its text fits and is new on this page; shorten words if it never does."""
         for _ in range(_TRIES):
             text = make()
-            if fingerprint(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
-                self._used.add(fingerprint(text))
+            if alphanumerics(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
+                self._used.add(alphanumerics(text))
                 return text
         return self._short_word(max_px, bold=bold)
 
@@ -130,8 +130,8 @@ class Sheet:
         for attempt in range(400):
             letters = max(4, letters - (attempt % 20 == 19))
             text = self.cased(self.words.lexicon.word(self.rng, max_letters=letters))
-            if fingerprint(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
-                self._used.add(fingerprint(text))
+            if alphanumerics(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
+                self._used.add(alphanumerics(text))
                 return text
         raise AssertionError(f"no word of the {self.split} split fits into {max_px:.0f} px")
 
