@@ -43,7 +43,8 @@ ROLES = ("system", "user", "assistant")
 _CLOCK = "the_clock_is_not_read"
 _NO_CLOCK = "{% set strftime_now = " + _CLOCK + " %}{{ '' }}"
 """Hides transformers' clock: `strftime_now is defined` is false after it. The empty output keeps a line break."""
-_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+_ADDRESS = re.compile(r"0x[0-9a-f]{7,}", re.IGNORECASE)
+"""What Python writes for an object without a text of its own: it differs from process to process."""
 _CURE = f"set chat_template to one of {sorted(TEMPLATES)}, or to the template with a fixed text in its place"
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
@@ -70,7 +71,7 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
 
     Raises:
         ConfigError: If `name` is None and the tokenizer has no template, `name` is neither a key nor a template, or the
-            template cannot do without the clock, or draws random numbers.
+            template is not valid Jinja, cannot do without the clock, or draws random text.
     """
     if name is not None and (not isinstance(name, str) or (name not in TEMPLATES and "{" not in name)):
         raise ConfigError(
@@ -78,8 +79,8 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
             f"{nearest(str(name)[:60], TEMPLATES)}"
         )
     template = TEMPLATES.get(name, name) if name else _own_template(tokenizer)
-    if found := _RANDOM.search(template):
-        raise ConfigError(f"the chat template draws random text ({found[0]!r}), so prompts differ; {_CURE}")
+    if found := _parsed(template)[1]:
+        raise ConfigError(f"the chat template draws random text ({found}), so prompts differ; {_CURE}")
     if "strftime_now" not in template or template.startswith(_NO_CLOCK):
         return template
     template = _NO_CLOCK + template
@@ -102,19 +103,44 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-@lru_cache(maxsize=64)
 def template_variables(template: str) -> frozenset[str]:
     """Return the names of the variables that a caller can give a Jinja template: those that it reads from outside.
 
     Raises:
         ConfigError: The template has an error of syntax.
     """
-    parser = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    return _parsed(template)[0]
+
+
+@lru_cache(maxsize=64)
+def _parsed(template: str) -> tuple[frozenset[str], str | None]:
+    """Return the variables of a template, and by which filter or function it draws random text (None: by none).
+
+    Raises:
+        ConfigError: The template has an error of syntax.
+    """
+    environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    del environment.globals["lipsum"]  # else it is no variable from outside
     try:
-        found = meta.find_undeclared_variables(parser.parse(template))
+        tree = environment.parse(template)
+        names = meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise ConfigError(f"the chat template is not valid Jinja: {error}; correct chat_template") from error
-    return frozenset(found) - {"messages", "raise_exception", "strftime_now", _CLOCK}
+    random = next(filter(None, map(_random_filter, tree.find_all(nodes.Filter))), None)
+    variables = frozenset(names) - {"messages", "raise_exception", "strftime_now", "lipsum", _CLOCK}
+    return variables, random or ("lipsum" if "lipsum" in names else None)
+
+
+def _random_filter(node: nodes.Filter) -> str | None:
+    """Return how a filter draws random text: `random`, or `map` with it or with a name that is not written out."""
+    if node.name == "random":
+        return "the filter random"
+    if node.name != "map" or not (node.args or node.dyn_args):  # with attribute=…
+        return None
+    name = node.args[0] if node.args else None
+    if not isinstance(name, nodes.Const):
+        return "the filter map with another filter's name computed; write the name out"
+    return "the filter map('random')" if name.value == "random" else None
 
 
 def _own_template(tokenizer: Any) -> str:
@@ -149,7 +175,7 @@ def render_chat(
         variables: Further variables of the template.
 
     Raises:
-        ConfigError: If the template reads the clock.
+        ConfigError: If the template reads the clock, or writes a memory address.
         DataError: If a message is malformed, or the template raises, drops or repeats content.
     """
     if not messages:
@@ -255,13 +281,17 @@ def _skeleton(
     add_generation_prompt: bool,
     variables: Any,
 ) -> str:
-    """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
+    """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached.
+
+    Raises:
+        ConfigError: The text holds the memory address of an object.
+    """
     number = count()
     skeleton = [
         {"role": role, "content": "".join(f"\ue000{next(number)}\ue001" for _ in range(fragments))}
         for role, fragments in turns
     ]
-    return str(
+    rendered = str(
         tokenizer.apply_chat_template(
             skeleton,
             chat_template=template,
@@ -270,6 +300,12 @@ def _skeleton(
             **(variables or {}),
         )
     )
+    if (found := _ADDRESS.search(rendered)) and found[0] not in f"{template}{variables}":
+        raise ConfigError(
+            f"the chat template writes the memory address of an object ({rendered[: found.end()][-60:]!r}), so prompts "
+            f"differ; {_CURE}"
+        )
+    return rendered
 
 
 def _contents(message: dict[str, Any]) -> list[ChatFragment]:

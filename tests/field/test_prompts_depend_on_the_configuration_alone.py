@@ -36,10 +36,52 @@ def test_a_template_that_reads_the_clock_is_refused_when_it_is_built(where):
         AlignVLMProcessor(tiny_tokenizer(), chat_template=CLOCKS[where])
 
 
-@pytest.mark.parametrize("text", ["{{ ['a', 'b'] | random }}", "{{ lipsum(n=1) }}"])
+RANDOM = [
+    "{{ ['a', 'b'] | random }}",
+    "{{ lipsum(n=1) }}",
+    "{{ [['a', 'b']] | map('random') | first }}",
+    "{{ [['a', 'b']] | map('ran' ~ 'dom') | first }}",
+    "{% set name = 'random' %}{{ [['a', 'b']] | map(name) | join }}",
+    "{{ [['a', 'b']] | map(*['random']) | join }}",
+    "{% filter random %}ab{% endfilter %}",
+    "{% set l = lipsum %}{{ l() }}",
+    "{% macro m(f=lipsum) %}{{ f() }}{% endmacro %}{{ m() }}",
+    "{% if messages | length > 9 %}{{ 'ab' | list | random }}{% endif %}",
+    "{% if messages | length > 9 %}{% set lipsum = 'a' %}{% endif %}{{ lipsum }}",
+]
+ADDRESSES = [
+    "{{ joiner() }}",
+    "{{ [cycler('a')] }}",
+    "{{ joiner('x') ~ '' }}",
+    "{{ '%s' | format(cycler(1)) | upper }}",
+    "{{ 'a'.upper }}",
+    "{{ messages | map(attribute='role') }}",
+    "{{ messages | batch(2) | string | urlencode }}",
+    "{{ raise_exception }}",
+    "{{ namespace(a=joiner()) }}",
+    "{{ dict(a=messages[0].items) }}",
+]
+
+
+@pytest.mark.parametrize("text", RANDOM)
 def test_a_template_that_draws_random_text_is_refused(text):
-    with pytest.raises(ConfigError, match="draws random text"):
+    with pytest.raises(ConfigError, match=r"draws random text .*; set chat_template to one of"):
         AlignVLMProcessor(tiny_tokenizer(chat_template=text + CHATML_TEMPLATE))
+
+
+@pytest.mark.parametrize("text", ADDRESSES)
+def test_a_template_that_writes_an_address_is_refused(text):
+    with pytest.raises(ConfigError, match=r"writes the memory address of an object .*; set chat_template to one of"):
+        AlignVLMProcessor(tiny_tokenizer(chat_template=text + CHATML_TEMPLATE))
+
+
+def test_templates_that_only_look_random_are_taken():
+    text = "{{ '0x0123456789' }}{% set random = 1 %}{% set lipsum = '| random' %}{% for i in range(2) %}{{ lipsum }}"
+    text += (
+        "{% endfor %}{% set ns = namespace(a=1) %}{% set j = joiner() %}{{ j() }}{{ messages | map('length') | sum }}"
+    )
+    processor = AlignVLMProcessor(tiny_tokenizer(chat_template=text + CHATML_TEMPLATE))
+    assert processor.apply_chat_template(CHATS[0]).startswith("0x0123456789| random| random")
 
 
 def test_a_clock_in_a_rare_branch_is_refused_where_it_is_read():
