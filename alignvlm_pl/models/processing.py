@@ -21,12 +21,13 @@ from ..preprocessing.chat import (
     end_of_turn_id,
     leave_open,
     render_chat,
+    require_unicode,
     template_variables,
     tokenize_chat,
     truncate_text,
 )
-from ..preprocessing.images.source import KINDS
 from ..preprocessing.imaging import cut_pixels, load_image
+from ..preprocessing.messages import message_images, plain_messages
 from ..preprocessing.tiling import Tiling, count_visual_tokens
 from .pixels import normalise_tensor
 from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
@@ -259,6 +260,8 @@ class AlignVLMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(line, str) for line in texts):
             raise ConfigError("processor: text must be a string or a list of strings, with one <image> per image")
+        for number, line in enumerate(texts):
+            require_unicode(line, f"processor: text {number}")
         options = self._options(kwargs)
         groups = _image_groups(images, texts)
         encoded = [
@@ -286,8 +289,9 @@ class AlignVLMProcessor(ProcessorMixin):
         """Render conversations; with `tokenize`, encode them with their images.
 
         Args:
-            conversation: A list of messages, or a list of such lists. Image parts have their image under `image`,
-                `url`, `path` or `base64`, in any form of `imaging.load_image`; OpenAI's `image_url` parts are taken.
+            conversation: A list of messages, or a list of such lists, with `role` and `content`. Image parts have their
+                image under one of `image`, `url`, `path` and `base64`, in any form of `imaging.load_image`; OpenAI's
+                `image_url` parts are taken. Other fields are refused, see `messages.plain_messages`.
             chat_template: Template for this call; default: the processor's.
             tools: Not supported.
             documents: Not supported.
@@ -333,7 +337,7 @@ class AlignVLMProcessor(ProcessorMixin):
         variables = {name: kwargs.pop(name) for name in known & kwargs.keys()}
         options = self._options({**kwargs, **extra})
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        conversations = [_plain_messages(one) for one in (conversation if batched else [conversation])]
+        conversations = [plain_messages(one) for one in (conversation if batched else [conversation])]
         rendered = [
             render_chat(
                 self.tokenizer,
@@ -350,7 +354,7 @@ class AlignVLMProcessor(ProcessorMixin):
             texts = ["".join(IMAGE_TOKEN if one.kind == "image" else one.text for one in found) for found in rendered]
             return texts if batched else texts[0]
         encoded = [
-            self._encode_fragments(fragments, _message_images(messages), options=options)
+            self._encode_fragments(fragments, message_images(messages), options=options)
             for fragments, messages in zip(rendered, conversations, strict=True)
         ]
         batch = self._features(encoded, options, masks=return_assistant_tokens_mask)
@@ -510,38 +514,3 @@ def _image_groups(images: Any, texts: Sequence[str]) -> list[list[Any]]:
     if len(groups) != len(texts):
         raise DataError(f"{len(texts)} texts but {len(groups)} image groups; give one list of images per text")
     return groups
-
-
-def _plain_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return a conversation with OpenAI's `image_url` parts as image parts; the caller's is not changed."""
-    plain = []
-    for message in messages:
-        if not isinstance(message, Mapping):
-            raise DataError(f"a message must be a mapping with role and content, found {type(message).__name__}")
-        content = message.get("content")
-        if isinstance(content, (list, tuple)):
-            content = [_plain_part(part) for part in content]
-        plain.append({**message, "content": content})
-    return plain
-
-
-def _plain_part(part: Any) -> Any:
-    if not (isinstance(part, Mapping) and part.get("type") == "image_url"):
-        return part
-    given = part.get("image_url")
-    return {"type": "image", "url": given.get("url") if isinstance(given, Mapping) else given}
-
-
-def _message_images(messages: Sequence[dict[str, Any]]) -> list[Any]:
-    """Return what the image parts of a conversation carry, in reading order, for `load_image`."""
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    found = [_part_image(part) for part in parts if part["type"] == "image"]
-    if any(image is None for image in found):
-        raise DataError(f'an image part carries no image: expected {{"type": "image", "image": …}} with {KINDS}')
-    return found
-
-
-def _part_image(part: dict[str, Any]) -> Any:
-    if part.get("base64") is not None:
-        return {"base64": part["base64"]}
-    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)

@@ -180,7 +180,7 @@ def render_chat(
     """
     if not messages:
         raise DataError("the conversation has no messages")
-    contents = [_contents(message) for message in messages]
+    contents = [_contents(message, number) for number, message in enumerate(messages)]
     turns = tuple((message["role"], len(found)) for message, found in zip(messages, contents, strict=True))
     try:
         # Values of variables are not compared: 1 equals True, and a list has no hash.
@@ -284,7 +284,8 @@ def _skeleton(
     """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached.
 
     Raises:
-        ConfigError: The text holds the memory address of an object.
+        ConfigError: The text has the memory address of an object.
+        DataError: It has half a surrogate pair.
     """
     number = count()
     skeleton = [
@@ -300,6 +301,7 @@ def _skeleton(
             **(variables or {}),
         )
     )
+    require_unicode(rendered, "the chat template, or a variable of it,")
     if (found := _ADDRESS.search(rendered)) and found[0] not in f"{template}{variables}":
         raise ConfigError(
             f"the chat template writes the memory address of an object ({rendered[: found.end()][-60:]!r}), so prompts "
@@ -308,8 +310,8 @@ def _skeleton(
     return rendered
 
 
-def _contents(message: dict[str, Any]) -> list[ChatFragment]:
-    """Return the content fragments of one message, with role and part types checked."""
+def _contents(message: dict[str, Any], number: int) -> list[ChatFragment]:
+    """Return the content fragments of one message, with role, part types and Unicode checked."""
     if missing := [key for key in ("role", "content") if message.get(key) is None]:
         raise DataError(f"a message has no {missing[0]!r}; expected role and content, found {sorted(message)[:5]}")
     role, content = message["role"], message["content"]
@@ -327,9 +329,21 @@ def _contents(message: dict[str, Any]) -> list[ChatFragment]:
         text = (part.get("text") or "") if part["type"] == "text" else ""
         if not isinstance(text, str):
             raise DataError(f"text of a content part is of type {type(text).__name__}, expected a string")
+        require_unicode(text, f"messages[{number}]")
         last = index == len(parts) - 1
         fragments.append(ChatFragment(part["type"], text, answer and part["type"] == "text", answer and last))
     return fragments
+
+
+def require_unicode(text: str, where: str) -> None:
+    """Raise a `DataError` if a text has half a surrogate pair, as JSON may hold it and no tokenizer encodes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half a surrogate pair, {text[error.start]!a}, at character {error.start}; write the whole "
+            "character, or leave it out"
+        ) from error
 
 
 def _split(rendered: str, contents: list[ChatFragment]) -> list[ChatFragment]:
