@@ -1,6 +1,5 @@
 """Read files of predictions: the project's jsonl, and the result tables of VLMEvalKit."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,15 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
 from alignvlm_pl.utils.skipped import SkippedSamples
-from alignvlm_pl.utils.text_files import compression, decode_text, read_head, require_unpacked, wide_encoding
+from alignvlm_pl.utils.text_files import (
+    compression,
+    decode_text,
+    parse_json,
+    read_head,
+    require_unique_columns,
+    require_unpacked,
+    wide_encoding,
+)
 
 from .problems import problems_by_reason
 from .records import ERROR, Record, is_unread, to_sample, unread
@@ -124,7 +131,7 @@ def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig"))
+                record = parse_json(line.decode("utf-8-sig"))
                 if isinstance(record, dict) and is_unread(record):
                     empty: Record = {"key": record.get("key"), "prediction": "", "references": [], "meta": {}}
                     to_sample(empty)  # raises where the key is invalid
@@ -189,7 +196,7 @@ def _table_rows(path: Path, invalid: SkippedSamples, notes: list[str]) -> Iterat
         elif path.suffix.lower() == ".xlsx":
             yield from _xlsx_rows(path, notes)
         else:
-            yield from _json_rows(json.loads(decode_text(path.read_bytes())), invalid)
+            yield from _json_rows(parse_json(decode_text(path.read_bytes())), invalid)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         if isinstance(error, (DataError, ConfigError)):
             raise
@@ -219,6 +226,7 @@ def _xlsx_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, Row]]:
         first, header, rows = next((table for table in tables if "prediction" in table[1]), tables[0])
     except (zipfile.BadZipFile, KeyError, IndexError) as error:
         raise DataError(f"{path} is no xlsx file: {error}") from error
+    require_unique_columns(header, where=str(path))
     changed: dict[tuple[str, str], list[str | None]] = {}
     for number, row in enumerate(rows, start=first):
         # In files without a declared width a row ends with its last filled cell.
@@ -242,7 +250,7 @@ def _below_header(rows: Iterator[tuple[object, ...]]) -> tuple[int, list[str], I
     """
     head = list(islice(rows, _HEADER_ROWS))
     at = next((number for number, row in enumerate(head) if "prediction" in row), 0)
-    header = [str(cell) for cell in head[at]] if head else []
+    header = ["" if cell is None else str(cell) for cell in head[at]] if head else []
     return at + 2, header, chain(head[at + 1 :], rows)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from alignvlm_pl.utils.text_files import read_head, require_utf8
+from alignvlm_pl.utils.text_files import read_head, require_unique_columns, require_utf8
 
 _MAX_FIELD = 2**31 - 1  # images in base64 are longer than csv's own limit
 MAX_CONTINUED = 2**26
@@ -39,7 +39,7 @@ class TabTable:
 
     Raises:
         OSError: It cannot be opened.
-        DataError: It is UTF-16 or UTF-32.
+        DataError: It is UTF-16 or UTF-32, or has two columns of one name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,6 +51,7 @@ class TabTable:
                 self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])
             except csv.Error:
                 self.header = []
+        require_unique_columns(self.header, where=str(path))
 
     def rows(self, start: int = 0) -> Iterator[TableRow]:
         """Yield the rows after the header; empty lines are skipped.

@@ -1,7 +1,11 @@
-"""Text of files from elsewhere: byte order marks, UTF-16, compressed files."""
+"""Text of files from elsewhere: byte order marks, UTF-16, compressed files, names that are given twice."""
 
 import codecs
+import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 
@@ -76,3 +80,31 @@ def require_unpacked(head: bytes, *, where: str) -> None:
     """Raise DataError where the first bytes of a file are those of a compressed one."""
     if kind := compression(head):
         raise DataError(f"{where} is {kind}, expected text; unpack it first")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of elsewhere; unlike `json.loads`, which keeps the last value of a key, refuse a key given twice.
+
+    Raises:
+        ValueError: It is not JSON, or an object in it has a key twice.
+        RecursionError: It is nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {repeated_name(key for key, _ in pairs)!r:.80} is given twice")
+    return found
+
+
+def require_unique_columns(names: Iterable[object], *, where: str) -> None:
+    """Raise DataError where a table has two columns of one name; columns without a name are read by nobody."""
+    if (name := repeated_name(name for name in names if name not in (None, ""))) is not None:
+        raise DataError(f"{where} has the column {name!r:.80} twice: rename or remove one")
+
+
+def repeated_name(names: Iterable[Any]) -> Any:
+    """Return the first name that is there more than once; None where there is none."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)

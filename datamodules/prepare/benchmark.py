@@ -8,7 +8,6 @@ import argparse
 import ast
 import base64
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
 from alignvlm_pl.preprocessing.images.source import decode_base64
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
-from alignvlm_pl.utils.text_files import read_head, require_unpacked
+from alignvlm_pl.utils.text_files import parse_json, read_head, require_unpacked
 
 from ..shards.manifest import Manifest, file_digest, load_manifest
 from ..shards.sample import SampleError
@@ -268,7 +267,7 @@ class _Gold:
         """Return a question as spelled in the annotations; the question file may have a revised one."""
         given: Any = self._metadata[index].get("ground_truth")
         try:
-            question = (json.loads(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
+            question = (parse_json(given) if isinstance(given, str) else given)["gt_parses"][0]["question"]
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise SampleError(
                 f"{where}: its line of {self.folder / 'metadata.jsonl'} has no question in ground_truth, "
@@ -312,7 +311,7 @@ def _lines(path: Path, origin: str, *, annotated: bool = False) -> list[dict[str
     found = []
     for number, text in numbered_lines(path):
         try:
-            entry = json.loads(text)
+            entry = parse_json(text)
             if not isinstance(entry, dict):
                 raise TypeError(f"expected an object, found {text:.60}")
             if annotated:

@@ -5,7 +5,6 @@ Beside `a.png` lies `a.txt` (caption or transcription, asked for by --prompt), o
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import decode_text
+from alignvlm_pl.utils.text_files import decode_text, parse_json
 
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import (
@@ -128,7 +127,7 @@ def _texts_beside(image: Path) -> tuple[Path | None, Path | None]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(decode_text(path.read_bytes()))
+        return parse_json(decode_text(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
 

@@ -20,6 +20,7 @@ from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.preprocessing.images.source import describe_source
+from alignvlm_pl.utils.text_files import parse_json
 
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
@@ -31,7 +32,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names, total_bytes
-from .sources.json_files import ListSlice, element_ranges, is_list, slice_list
+from .sources.json_files import ListSlice, check_object, element_ranges, is_list, slice_list
 from .sources.parquet_rows import ParquetRows
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
@@ -131,11 +132,9 @@ def check_paths(record: Any, *, where: str) -> list[str]:
     """Return the paths of a record's images.
 
     Raises:
-        SampleError: It is not an object, or `image_names` raises (``bad_row``).
+        SampleError: `check_object` or `image_names` raises.
     """
-    if not isinstance(record, Mapping):
-        raise SampleError(f"{where}: expected an object, found {record!r:.80}", "bad_row")
-    return image_names(record, where=where)
+    return image_names(check_object(record, where=where), where=where)
 
 
 def llava_sample(
@@ -379,11 +378,12 @@ class _ZipIndex:
 
 
 def _load(stream: IO[bytes], start: int, end: int) -> Any:
+    """Return the record between two bytes, or the error of its JSON (`check_object`)."""
     stream.seek(start)
     try:
-        return json.loads(stream.read(end - start))
+        return parse_json(stream.read(end - start))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{stream.name}: the record at byte {start} is not JSON ({error})") from error
+        return error
 
 
 _LIST = "blip_laion_cc_sbu_558k.json"

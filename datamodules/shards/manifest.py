@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path, printable
+from alignvlm_pl.utils.text_files import parse_json
 
 from ..storage.location import Storage, check_file_name, format_location
 from ..storage.transfer import MissingFileError
@@ -237,7 +238,7 @@ def _read_json(folder: Path | str, where: str, storage: Storage) -> tuple[Mappin
             "never ran (make the dataset again, or index shards made elsewhere with `prepare index`)"
         ) from error
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); write the dataset again") from error
     if not isinstance(record, dict) or record.get("version") != MANIFEST_VERSION:

@@ -1,6 +1,5 @@
 """Formats of tar samples -> the sample schema (no torch here); docs/data.md has an example of each format."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import decode_text
+from alignvlm_pl.utils.text_files import decode_text, parse_json
 
 from ..storage.file_kinds import IMAGE_ENDINGS
 from .columns import BIGDOCS
@@ -63,7 +62,7 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
         raise SampleError(f"{where}: its json has {len(data)} bytes, expected at most {MAX_JSON_BYTES}", "bad_json")
     try:
-        record = json.loads(data)
+        record = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: its json does not parse ({error})", "bad_json") from error
     if not isinstance(record, dict):

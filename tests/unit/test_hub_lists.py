@@ -92,7 +92,7 @@ def write_llava(root: Path) -> None:
 WRITE = {"docdownstream": write_docdownstream, "llava": write_llava}
 SKIPPED = {
     "docdownstream": {"missing_image": 1},
-    "llava": {"bad_row": 1, "missing_image": 1, "undecodable_image": 2, "unsafe_path": 1},
+    "llava": {"bad_json": 1, "missing_image": 1, "undecodable_image": 2, "unsafe_path": 1},
 }
 
 

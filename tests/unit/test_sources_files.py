@@ -297,7 +297,8 @@ def test_invalid_records_of_a_list_are_counted_by_reason(tmp_path):
     samples, bad = read(llava_list(tmp_path, rows))
     assert len(samples) == 1
     assert bad == {
-        "bad_row": 2,
+        "bad_json": 1,
+        "bad_row": 1,
         "missing_image": 1,
         "unsafe_path": 1,
         "placeholder_count": 1,
@@ -323,7 +324,13 @@ def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"id": 1}', "byte 0: it holds no JSON list, found '{'"),
+        ('{"id": 1}', r"begins with an object, expected one JSON list .*jq -s \. a\.json"),
+        ("7", "byte 0: it holds no JSON list, found '7'"),
+        ('[{"id": 1}]\n[{"id": 2}]\n', "byte 12: the list ends before this byte"),
+        ('[] {"id": 2}', "byte 3: the list ends before this byte"),
+        ("[1], 2", "byte 3: the list ends before this byte, but the file continues with ', 2'"),
+        ("[1]]", "byte 3: the list ends before this byte"),
+        ("[1]\n\0\0", "byte 4: the list ends before this byte"),
         ("", "byte 0: it holds no JSON list, found the end of the file"),
         ('[{"id": 1}, {"id": ', "the element at byte 12 is not JSON"),
         ('[{"id": 1}', "byte 10: expected a comma or the end of the list, found the end of the file"),

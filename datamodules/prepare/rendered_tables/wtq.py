@@ -15,6 +15,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.preprocessing.images.source import describe_source
+from alignvlm_pl.utils.text_files import require_unique_columns
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines
@@ -132,12 +133,15 @@ def _canonical(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            require_unique_columns(rows.fieldnames or (), where=str(path))
             # References of questions without canonical forms are compared as they are.
             return {
                 row["id"]: [unescape(item) for item in row["targetCanon"].split("|")]
                 for row in rows
                 if row.get("targetCanon")
             }
+    except DataError:
+        raise
     except (ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path} does not read as a tagged file: {error!r}") from error
 

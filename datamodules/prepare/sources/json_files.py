@@ -5,12 +5,13 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeGuard
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, require_utf8
+from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
@@ -73,14 +74,16 @@ def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
         SampleError: The text is not JSON, or not an object (``bad_json``).
     """
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
+        record = error
     return check_object(record, where=where)
 
 
 def check_object(record: Any, *, where: str) -> dict[str, Any]:
-    """Return a parsed record; raise SampleError where it is no object (``bad_json``)."""
+    """Return a parsed record; raise SampleError where it is no object, or the error of its JSON (``bad_json``)."""
+    if isinstance(record, Exception):
+        raise SampleError(f"{where}: not JSON ({record})", "bad_json") from record
     if not isinstance(record, dict):
         raise SampleError(f"{where}: expected an object, found {record!r:.60}", "bad_json")
     return record
@@ -126,21 +129,32 @@ class ListSlice(NamedTuple):
     end: int
 
     def load(self, path: Path) -> list[Any]:
-        """Parse the elements.
+        """Parse the elements; one in which a key is given twice is returned as its ValueError (`check_object`).
 
         Raises:
             DataError: The file has changed since it was cut, or is not UTF-8.
         """
         with path.open("rb") as stream:
             stream.seek(self.start)
-            text = stream.read(self.end - self.start)
+            text = b"[" + stream.read(self.end - self.start) + b"]"
         try:
-            found: list[Any] = json.loads(b"[" + text + b"]")
-        except ValueError as error:
-            raise DataError(
-                f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
-            ) from error
+            found: list[Any] = parse_json(text)
+        except ValueError:
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
+                ) from error
+            return [_value_or_error(text[begin:end]) for begin, end in _ranges(BytesIO(text), path)]
         return found
+
+
+def _value_or_error(text: bytes) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        return error
 
 
 def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
@@ -166,17 +180,22 @@ def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:
-        text = _Window(stream, path, begin=_text_begin(stream, path))
-        text.expect("[", "it holds no JSON list")
-        if text.peek() == "]":
-            return
-        while True:
-            text.peek()
-            begin = text.offset
-            text.skip_element()
-            yield begin, text.offset
-            if text.expect(",]", "expected a comma or the end of the list") == "]":
-                return
+        yield from _ranges(stream, path)
+
+
+def _ranges(stream: IO[bytes], path: Path) -> Iterator[tuple[int, int]]:
+    text = _Window(stream, path, begin=_text_begin(stream, path))
+    text.begin_list()
+    mark = text.peek()
+    if mark == "]":
+        text.expect("]", "")
+    while mark != "]":
+        text.peek()
+        begin = text.offset
+        text.skip_element()
+        yield begin, text.offset
+        mark = text.expect(",]", "expected a comma or the end of the list")
+    text.end()
 
 
 def is_list(path: Path) -> bool:
@@ -226,6 +245,33 @@ class _Window:
             self._at = match.end() if match else self._at
             if self._at < len(self._held) or not self._more():
                 return self._held[self._at : self._at + 1]
+
+    def begin_list(self) -> None:
+        """Consume the bracket that begins the list.
+
+        Raises:
+            DataError: Something else is there.
+        """
+        if self.peek() == "{":
+            name = self._path.name
+            raise DataError(
+                f"{self._path} begins with an object, expected one JSON list of records: of an object on each line "
+                f"make one with jq -s . {name}, of an object that holds the list with jq .KEY {name}"
+            )
+        self.expect("[", "it holds no JSON list")
+
+    def end(self) -> None:
+        """Check that nothing follows the list.
+
+        Raises:
+            DataError: Something does.
+        """
+        if self.peek():
+            rest = self._held[self._at : self._at + 20]
+            raise DataError(
+                f"{self._path}, byte {self.offset}: the list ends before this byte, but the file continues with "
+                f"{rest!r}; join several lists with jq -s add {self._path.name}, or cut the file there"
+            )
 
     def expect(self, marks: str, problem: str) -> str:
         """Consume one of the characters `marks` and return it.

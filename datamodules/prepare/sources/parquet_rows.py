@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.utils.text_files import require_unique_columns
 
 from ...shards.columns import Schema
 from ...shards.sample import SampleError
@@ -97,6 +98,7 @@ class ParquetRows:
     def _group_sizes(self, file: StoredFile) -> list[int]:
         with closing(file.open()) as stream:
             table = _parquet_file(stream, file)
+            require_unique_columns(table.schema_arrow.names, where=file.path)
             columns = self.schema.resolve(table.schema_arrow.names, where=file.path)
             self.check_columns(columns, where=file.path)
             return [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]

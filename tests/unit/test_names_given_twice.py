@@ -1,0 +1,115 @@
+"""A key given twice in a record, a column given twice in a header: refused, as otherwise the last wins in silence."""
+
+import base64
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from alignvlm_pl.benchmarks import get_benchmark
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.scoring.files import read_predictions
+from alignvlm_pl.scoring.tsv import TabTable
+from datamodules.prepare.docdownstream import DocDownstreamFolder, DocumentLines
+from datamodules.prepare.folder import SidecarFolder
+from datamodules.prepare.jsonl import JsonlData
+from datamodules.prepare.llava import LLaVAList, LLaVAZip
+from datamodules.prepare.rendered_tables import wtq
+from datamodules.prepare.sources.images import ImageFolder
+from datamodules.shards.sample import SampleError
+from datamodules.shards.sample_formats import read_docdownstream
+from datamodules.storage.stored_files import find_file
+from tests.unit.reading import read
+from tests.unit.test_benchmark_sources import image_file as base64_image
+
+PAIR = [{"from": "human", "value": "Total?"}, {"from": "gpt", "value": "5"}]
+GOOD = json.dumps({"id": "a", "conversations": PAIR})
+# In the record, and in one of its turns.
+TWICE = [
+    GOOD[:-1] + f', "conversations": {json.dumps(PAIR[::-1])}}}',
+    GOOD.replace('"value": "5"', '"value": "5", "value": "6"'),
+]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def open_sources(folder: Path) -> dict[str, object]:
+    rows = [GOOD, *TWICE, GOOD]
+    lines, listed = write(folder / "a.jsonl", "\n".join(rows)), write(folder / "a.json", f"[{', '.join(rows)}]")
+    with zipfile.ZipFile(folder / "images.zip", "w") as zipped:
+        zipped.writestr("a.png", b"x")
+    images = ImageFolder(root=folder)
+    return {
+        "jsonl": JsonlData(path=lines, image_root=folder, source="a"),
+        "jsonl list": JsonlData(path=listed, image_root=folder, source="a"),
+        "docdownstream": DocDownstreamFolder(lines=DocumentLines(path=lines), images=images),
+        "llava": LLaVAList(path=listed, images=images),
+        "llava zip": LLaVAZip(path=listed, zip=find_file(str(folder / "images.zip"))),
+    }
+
+
+@pytest.mark.parametrize("name", ["jsonl", "jsonl list", "docdownstream", "llava", "llava zip"])
+def test_a_record_with_a_key_given_twice_is_skipped_alone(tmp_path, name):
+    samples, invalid = read(open_sources(tmp_path)[name])
+    assert len(samples) == 2
+    assert invalid == {"bad_json": 2}
+
+
+def test_other_json_with_a_key_given_twice(tmp_path):
+    (tmp_path / "a.png").write_bytes(base64.b64decode(base64_image(1)))
+    write(tmp_path / "a.json", '{"question": "?", "answer": "5", "answer": "6"}')
+    samples, invalid = read(SidecarFolder(root=tmp_path, prompt="", name="a", source="a"))
+    assert (samples, invalid) == ([], {"bad_json": 1})
+    raw = {"__key__": "a", "__url__": "a.tar", "json": b'{"messages": [], "messages": []}'}
+    with pytest.raises(SampleError, match="the key 'messages' is given twice"):
+        read_docdownstream(raw)
+    record = '{"key": "a", "prediction": "5", "prediction": "6", "references": ["5"], "meta": {}}'
+    with pytest.raises(DataError, match=r"line 1 \(the key 'prediction' is given twice\)"):
+        read_predictions(write(tmp_path / "p.jsonl", record), get_benchmark("docvqa"))
+    with pytest.raises(DataError, match="the key 'index' is given twice"):
+        read_predictions(write(tmp_path / "p.json", '[{"index": 1, "index": 2}]'), get_benchmark("docvqa"))
+
+
+def _tsv(path: Path) -> None:
+    TabTable(write(path, "index\tanswer\tanswer\n1\ta\tb\n"))
+
+
+def _xlsx(path: Path) -> None:
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in (("index", "answer", "answer", "prediction"), (1, "a", "b", "c")):
+        book.active.append(row)
+    book.save(path.with_suffix(".xlsx"))
+    read_predictions(path.with_suffix(".xlsx"), get_benchmark("docvqa"))
+
+
+def _tagged(path: Path) -> None:
+    wtq._canonical(write(path, "id\tanswer\tanswer\n1\ta\tb\n"))
+
+
+def _parquet(path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    from datamodules.prepare.llava import LLaVARows
+
+    turns = pa.array([PAIR])
+    table = pa.table(
+        [pa.array(["a"]), turns, pa.array(["x"]), pa.array(["x"])], names=["id", "conversations", "answer", "answer"]
+    )
+    pq.write_table(table, path)
+    LLaVARows(files=(find_file(str(path)),)).parts()
+
+
+@pytest.mark.parametrize("make", [_tsv, _xlsx, _tagged, _parquet])
+def test_a_table_with_a_column_given_twice_is_refused(tmp_path, make):
+    with pytest.raises(DataError, match="has the column 'answer' twice"):
+        make(tmp_path / "table.tsv")
+
+
+def test_columns_without_a_name_are_read_by_nobody(tmp_path):
+    assert TabTable(write(tmp_path / "a.tsv", "index\tanswer\t\t\n")).header == ["index", "answer", "", ""]
