@@ -14,6 +14,7 @@ UNLABELLED = "nothing_to_learn"
 """Reason of a sample that has no supervised token."""
 _LONGEST = 800  # characters of a message
 _HALF = _LONGEST // 2
+_FARTHEST_PX = 1_000_000_000
 Message = dict[str, Any]
 Line = dict[str, Any]
 
@@ -152,6 +153,17 @@ def _check_lines(lines: object, where: str) -> None:
         raise SampleError(f"{where}: 'lines' must be a list, found {lines!r:.120}")
     for line in lines:
         box = line.get("box") if isinstance(line, Mapping) else None
-        good = isinstance(box, Sequence) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
-        if not good or not isinstance(line.get("text"), str):
-            raise SampleError(f"{where}: a line is {{text, box: [x0, y0, x1, y1]}}, found {line!r:.120}", "lines")
+        if not _is_box(box) or not isinstance(line.get("text"), str):
+            raise SampleError(
+                f"{where}: a line is {{text, box: [x0, y0, x1, y1]}} with x0 <= x1 and y0 <= y1 in pixels, found "
+                f"{line!r:.120}",
+                "lines",
+            )
+
+
+def _is_box(box: object) -> bool:
+    """Whether a value is four finite numbers, the upper left corner before the lower right one."""
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(side) in (int, float) for side in box):
+        return False
+    left, top, right, bottom = box
+    return all(abs(side) <= _FARTHEST_PX for side in box) and left <= right and top <= bottom  # False for nan

@@ -80,6 +80,19 @@ def test_records_become_samples_in_a_global_shuffle(root):
     assert (last.source, last.task) == ("DocVQA", "qa_sft")
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        *([0, 0, side, 2] for side in (float("nan"), float("inf"), 10**400, True, "2", None)),
+        *([-1e300, 0, 2, 2], [2, 0, 1, 2], [0, 2, 2, 1], [0, 0, 2], "0022", {"x0": 0}),
+    ],
+)
+def test_a_line_without_a_box_of_four_ordered_numbers_is_skipped(root, box):
+    write(root, *map(line, range(2)), line(2, lines=[{"text": "TOTAL", "box": box}]))
+    manifest = prepare(root, "out")
+    assert (manifest.num_samples, manifest.extra["skipped"]) == (2, {"lines": 1})
+
+
 def test_several_turns_and_images_are_kept(root):
     turns = [
         {"role": "user", "content": "<|image|><|image|>Same?"},
