@@ -68,21 +68,22 @@ class CaptionTars:
             whole = require_members(
                 walked, lambda damage: DataError(folder + damage.with_advice("fetch the tar again"))
             )
-            seen, usable, parted = SeenKeys(), 0, ""
+            seen, usable, first = SeenKeys(file.name), 0, ""
             for key, members in sample_groups(whole):
-                if apart := seen.add(key, members):
-                    parted = parted or f"{file.path}: {apart}"
-                    yield SampleError(f"{file.path}: {apart}", "members_apart")
+                if fault := seen.add(key, members):
+                    error = SampleError(f"{file.path}: {fault.message}", fault.kind)
+                    first = first or str(error)
+                    yield error
                     continue
                 pair = or_error(self._pair, file, f"{PurePosixPath(part.name).with_suffix('')}/{key}", members, stream)
                 usable += not isinstance(pair, SampleError)
                 yield pair
-            if parted and not usable:
-                raise DataError(parted)
+            if first and not usable:
+                raise DataError(first)
 
     def _pair(self, file: StoredFile, key: str, members: list[Member], stream: IO[bytes]) -> SourceSample:
         # Member names are not used as paths.
-        raw, _ = read_sample(stream, key, members, url=file.path)
+        raw = read_sample(stream, key, members, url=file.path)
         record, images, names = CaptionReader(prompt=self.prompt, source=self.source)(raw)
         kept = json.loads(raw["json"]) if "json" in raw else {}
         record["meta"] = {name: kept[name] for name in _KEPT if isinstance(kept.get(name), str)}

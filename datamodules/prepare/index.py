@@ -156,26 +156,21 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
         number of invalid samples by reason.
 
     Raises:
-        DataError: The tar is cut, damaged, compressed or holds no sample, members of a sample stand apart, or its
-            samples are of another format.
+        DataError: The tar is cut, damaged, compressed or holds no sample, a sample or member is there twice, members of
+            a sample stand apart, or its samples are of another format.
     """
     rows: list[IndexRow] = []
     invalid: Counter[str] = Counter()
     end = 0
     where = f"shard {path}"
     walked = require_members(walk(path), lambda found: DataError(_unread(where, found)))
-    groups, seen = list(sample_groups(walked)), SeenKeys()
+    groups, seen = list(sample_groups(walked)), SeenKeys(path.name)
     for key, members in groups:
-        if apart := seen.add(key, members):
-            raise DataError(f"{where}: {apart}")
+        if fault := seen.add(key, members):
+            raise DataError(f"{where}: {fault.message}")
     with path.open("rb") as stream:
         for key, members in groups:
-            raw, repeated = read_sample(stream, key, members, url=str(path))
-            if repeated:  # would stop a training run
-                raise DataError(
-                    f"{where}: sample {key!r} has the member {repeated[0].name} twice, again at byte "
-                    f"{repeated[0].offset}; rebuild the shard"
-                )
+            raw = read_sample(stream, key, members, url=str(path))
             offset, end = members[0].begin, members[-1].end
             try:
                 record, images, files = adapter(raw)

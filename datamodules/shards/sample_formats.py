@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from alignvlm_pl.errors import DataError
@@ -92,7 +92,7 @@ class CaptionReader:
         record = read_json(raw) if "json" in raw else {}
         if "messages" in record:
             return _with_images(record, raw)
-        name = next((name for name in IMAGE_ENDINGS if name in raw), None)
+        name = next(iter(_image_members(raw, numbered=False)), None)
         if name is None:
             raise SampleError(
                 f"{locate_sample(raw)} has no image member ({', '.join(IMAGE_ENDINGS[:4])}, …; found: {_members(raw)})",
@@ -359,10 +359,20 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
     return record, [raw[file] for file in files], files
 
 
-def _image_members(raw: RawSample) -> list[str]:
-    """Names of the image members: numbered ones in the order of their number, else a single one."""
-    numbered = sorted((int(match[1]), name) for name in raw if (match := _NUMBERED.fullmatch(name)))
-    return [name for _, name in numbered] or [name for name in IMAGE_ENDINGS if name in raw][:1]
+def _image_members(raw: RawSample, *, numbered: bool = True) -> list[str]:
+    """Names of the image members: numbered ones in the order of their number, else a single one.
+
+    Raises:
+        SampleError: Two of them are the same image: ``0.jpg`` and ``0.png``, ``jpg`` and ``png`` (``repeated_member``).
+    """
+    found = sorted((int(match[1]), name) for name in raw if numbered and (match := _NUMBERED.fullmatch(name)))
+    found = found or [(0, name) for name in IMAGE_ENDINGS if name in raw]
+    for (number, name), (following, other) in pairwise(found):
+        if number == following:
+            raise SampleError(
+                f"{locate_sample(raw)}: {name} and {other} are both image {number}: keep one", "repeated_member"
+            )
+    return [name for _, name in found]
 
 
 def _members(raw: RawSample) -> str:

@@ -168,43 +168,54 @@ def _is_content(name: str) -> bool:
     return ending == "json" or ending in IMAGE_ENDINGS or (ending == "txt" and not name.startswith(_NOTES))
 
 
-class SeenKeys(dict[str, set[str]]):
-    """Key -> fields of the groups of a tar so far; finds samples whose members stand apart."""
+class SeenKeys:
+    """Keys of a tar so far; finds samples and members that are there twice, and samples whose members stand apart.
 
-    def add(self, key: str, members: Sequence[Member]) -> str:
-        """Add a group of `sample_groups`; say so where it is the rest of an earlier one, else return an empty text.
+    Every reader of a tar from elsewhere asks it about each group: `prepare cc12m` skips the sample, `prepare index`
+    refuses the tar, `shards verify` lists the damage.
 
-        A group with a field of the earlier one repeats a whole sample, which is another fault.
-        """
-        fields = {_field(member) for member in members}
-        before = self.setdefault(key, set())
-        parted = bool(before) and not before & fields
-        message = (
-            f"members of sample {key!r} stand apart ({', '.join(sorted(before))}, and {', '.join(sorted(fields))} at "
-            f"byte {members[0].begin}): pack the tar again in the order of names (tar --sort=name)"
-        )
-        before |= fields
-        return message if parted else ""
-
-
-def read_sample(
-    stream: IO[bytes], key: str, members: Iterable[Member], *, url: str
-) -> tuple[dict[str, Any], list[Member]]:
-    """Read the members of one sample.
-
-    Returns:
-        Content by field (all after the first dot of the name, in lower case) with ``__key__`` and ``__url__``, and the
-        members whose field was read before.
+    Args:
+        shard: Name of the tar in damages.
     """
-    raw: dict[str, Any] = {"__key__": key, "__url__": url}
-    repeated = []
-    for member in members:
-        name = _field(member)
-        if name in raw:
-            repeated.append(member)
-        else:
-            raw[name] = _read_at(stream, member.data_offset, member.size)
-    return raw, repeated
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._fields: dict[str, set[str]] = {}
+
+    def add(self, key: str, members: Sequence[Member]) -> Damage | None:
+        """Add a group of `sample_groups`, and return its damage; a group with a field of an earlier one repeats it."""
+        fields: set[str] = set()
+        before = self._fields.setdefault(key, set())
+        first, kind, message = members[0], "", ""
+        for member in members:
+            if _field(member) in fields and not kind:
+                first, kind = member, "repeated_member"
+                message = f"sample {key!r} has the member {member.name} twice, again at byte {member.offset}: keep one"
+            fields.add(_field(member))
+        if before & fields:
+            kind, message = "repeated_key", f"sample {key!r} is there twice, again at byte {first.begin}: keep one"
+        elif before:
+            kind = "members_apart"
+            message = (
+                f"members of sample {key!r} stand apart ({', '.join(sorted(before))}, and {', '.join(sorted(fields))} "
+                f"at byte {members[0].begin}): pack the tar again in the order of names (tar --sort=name)"
+            )
+        before |= fields
+        return (
+            Damage(shard=self._shard, kind=kind, message=message, member=first.name, offset=first.offset)
+            if kind
+            else None
+        )
+
+
+def read_sample(stream: IO[bytes], key: str, members: Iterable[Member], *, url: str) -> dict[str, Any]:
+    """Return the members of one sample by field, all after the first dot of the name in lower case.
+
+    ``__key__`` and ``__url__`` are added.
+    """
+    named = ((_field(member), member) for member in members)
+    content = {name: _read_at(stream, member.data_offset, member.size) for name, member in named}
+    return {"__key__": key, "__url__": url} | content
 
 
 def _field(member: Member) -> str:

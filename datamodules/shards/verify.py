@@ -76,12 +76,11 @@ class Verification:
         yield from (found for found in walked if isinstance(found, Damage))
         samples = list(sample_groups(found for found in walked if isinstance(found, Member)))
         rows: list[IndexRow | None] = []
-        seen = SeenKeys()
+        seen = SeenKeys(path.name)
         for key, group in samples:
-            if apart := seen.add(key, group):
+            if fault := seen.add(key, group):
                 rows.append(None)
-                name, offset = group[0].name, group[0].offset
-                yield Damage(shard=path.name, kind="members_apart", message=apart, member=name, offset=offset)
+                yield fault
             else:
                 yield from self._sample(path, key, group, rows)
         if len(samples) != shard.num_samples:
@@ -94,16 +93,14 @@ class Verification:
         first = members[0]
         rows.append(None)
 
-        def damage(kind: str, message: str, member: Member = first) -> Damage:
-            return Damage(shard=path.name, kind=kind, message=message, member=member.name, offset=member.offset)
+        def damage(kind: str, message: str) -> Damage:
+            return Damage(shard=path.name, kind=kind, message=message, member=first.name, offset=first.offset)
 
         if key in self.seen:
             yield damage("repeated_key", f"sample {key!r} is in {self.seen[key]} already")
         self.seen.setdefault(key, path.name)
         with path.open("rb") as stream:
-            raw, repeated = read_sample(stream, key, members, url=str(path))
-        for member in repeated:
-            yield damage("repeated_member", f"sample {key!r} has this member twice", member)
+            raw = read_sample(stream, key, members, url=str(path))
         try:
             record, images, files = self.adapter(raw)
             check_record(record, num_images=len(images), where=key)

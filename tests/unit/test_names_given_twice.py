@@ -1,7 +1,10 @@
-"""A key given twice in a record, a column given twice in a header: refused, as otherwise the last wins in silence."""
+"""A key twice in a record, a column twice in a header, a member twice in a tar: none of them wins in silence."""
 
 import base64
+import io
 import json
+import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,14 +14,17 @@ from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.scoring.files import read_predictions
 from alignvlm_pl.scoring.tsv import TabTable
+from datamodules.prepare.cc12m import CaptionTars
 from datamodules.prepare.docdownstream import DocDownstreamFolder, DocumentLines
 from datamodules.prepare.folder import SidecarFolder
+from datamodules.prepare.index import index_shards
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.llava import LLaVAList, LLaVAZip
 from datamodules.prepare.rendered_tables import wtq
 from datamodules.prepare.sources.images import ImageFolder
 from datamodules.shards.sample import SampleError
-from datamodules.shards.sample_formats import read_docdownstream
+from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
+from datamodules.shards.verify import Verification
 from datamodules.storage.stored_files import find_file
 from tests.unit.reading import read
 from tests.unit.test_benchmark_sources import image_file as base64_image
@@ -113,3 +119,57 @@ def test_a_table_with_a_column_given_twice_is_refused(tmp_path, make):
 
 def test_columns_without_a_name_are_read_by_nobody(tmp_path):
     assert TabTable(write(tmp_path / "a.tsv", "index\tanswer\t\t\n")).header == ["index", "answer", "", ""]
+
+
+# Members of a tar
+
+
+IMAGE = base64.b64decode(base64_image(1))
+TARS = {
+    "repeated_member": [("b.txt", b"two")],
+    "repeated_key": [("c.jpg", IMAGE), ("c.txt", b"c"), ("b.jpg", IMAGE), ("b.txt", b"two")],
+    "members_apart": [("c.jpg", IMAGE), ("c.txt", b"c"), ("b.json", b"{}")],
+}
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", TARS)
+def test_converter_index_and_verify_find_the_same_in_a_tar(tmp_path, kind):
+    pairs = [(f"{key}.{ending}", IMAGE if ending == "jpg" else b"one") for key in "ab" for ending in ("jpg", "txt")]
+    write_tar(tmp_path / "0.tar", pairs)
+    index_shards(tmp_path, format="captions")
+    write_tar(tmp_path / "0.tar", pairs + TARS[kind])
+    samples, invalid = read(CaptionTars(files=(find_file(str(tmp_path / "0.tar")),), prompt="?"), counted=False)
+    assert invalid == {kind: 1}
+    # The first of two samples is kept; of a sample with a member twice nobody knows which one is meant.
+    assert [sample.record["id"][-1] for sample in samples] == {"repeated_member": ["a"]}.get(kind, ["a", "b", "c"])
+    found = [damage for damage in Verification(adapter=CaptionReader(prompt=""))(tmp_path) if damage.kind in TARS]
+    assert [damage.kind for damage in found] == [kind]
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(DataError, match=re.escape(found[0].message)):
+        index_shards(tmp_path, format="captions")
+
+
+@pytest.mark.parametrize(
+    ("names", "reader", "record"),
+    [
+        (("0.jpg", "0.png"), read_docdownstream, {"messages": [{"role": "user", "content": "<image>?"}]}),
+        (("0.jpg", "00.jpg"), read_bigdocs, {"sample_id": "a", "query": "?", "annotations": "5"}),
+        (("jpg", "png"), read_bigdocs, {"sample_id": "a", "query": "?", "annotations": "5"}),
+        (("jpg", "png"), CaptionReader(prompt=""), {"caption": "a"}),
+    ],
+)
+def test_two_members_that_are_one_image_are_skipped_by_every_reader(tmp_path, names, reader, record):
+    members = [("a.json", json.dumps(record).encode()), *((f"a.{name}", IMAGE) for name in names)]
+    write_tar(tmp_path / "0.tar", [("0.jpg", IMAGE), ("0.json", b'{"caption": "x"}'), *members])
+    assert index_shards(tmp_path).extra["unreadable"] == {"repeated_member": 1}
+    with pytest.raises(SampleError, match=f"{names[0]} and {names[1]} are both image 0: keep one"):
+        reader({"__key__": "a", "__url__": "0.tar", **{name.partition(".")[2]: data for name, data in members}})
