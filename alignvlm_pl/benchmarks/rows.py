@@ -30,6 +30,24 @@ def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[st
     choices = {letter: row[letter] for letter in ascii_uppercase if row.get(letter, "") not in MISSING}
     if choices:
         meta["choices"] = choices
-    answer = row.get("answer") or ""
-    references = read_references(answer) if benchmark.list_answers else (answer,)
+    references = _references(row, benchmark)
     return row.get("question") or "", list(references) if has_text(references) else [], meta
+
+
+def _references(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, ...]:
+    answer = row.get("answer") or ""
+    return read_references(answer) if benchmark.list_answers else (answer,)
+
+
+def answer_problem(row: Mapping[str, str], benchmark: Benchmark) -> str:
+    """Return what is invalid about the letter in the ``answer`` of a multiple-choice question; empty if it is valid.
+
+    A question without options is an open one. An option called None counts, though `read_row` loses it.
+    """
+    letters = [letter for letter in ascii_uppercase if row.get(letter)]
+    found = _references(row, benchmark)
+    if not letters or not has_text(found) or set(found) <= set(letters):
+        return ""
+    if all(scoring.metric != "multiple_choice" for scoring in benchmark.scorings):
+        return ""
+    return f"the answer {row['answer']!r:.40} is none of the options {', '.join(letters)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark
-from alignvlm_pl.benchmarks.rows import read_row
+from alignvlm_pl.benchmarks.rows import answer_problem, read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.metrics.vlmevalkit_tables import MISSING, reload_predictions
@@ -158,6 +158,9 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
         if ending != ".json" and cells.get("answer") in MISSING - {""}:
             cells["answer"] = "nan"  # as pandas reads it: see `_reload`
         question, references, meta = read_row(cells, benchmark)
+        if benchmark.belongs(meta) and (problem := answer_problem(cells, benchmark)):
+            invalid.add("rows whose answer is no option", f"{place} ({problem})")
+            continue
         sample = EvalSample(
             key=index,
             prediction=row["prediction"] or "",

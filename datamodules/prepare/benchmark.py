@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm_pl.benchmarks import Benchmark, SourceFile, get_benchmark
-from alignvlm_pl.benchmarks.rows import read_row
+from alignvlm_pl.benchmarks.rows import answer_problem, read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS
@@ -25,7 +25,7 @@ from alignvlm_pl.scoring.tsv import TableRow, TabTable
 from alignvlm_pl.utils.text_files import parse_json, read_head, require_unpacked
 
 from ..shards.manifest import Manifest, file_digest, load_manifest
-from ..shards.sample import SampleError
+from ..shards.sample import SampleError, last_question, references
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
@@ -58,34 +58,41 @@ class VLMEvalKitTable:
         Raises:
             DataError: The file is no such table.
         """
-        table = _open(self.path)
-        offsets, seen = _image_offsets(table), set()
+        table = _open(self.path, self.benchmark)
+        offsets, seen, others = _image_offsets(table), set(), 0
         for row in table.rows():
             where = f"{self.path}, row {row.number}"
-            index = row.cells.get("index", "")
+            index = row.cells.get("index", "").strip()
             if row.problem:
                 yield SampleError(f"{where}: {row.problem}", "broken_row")
-                continue
-            if index and index in seen:
+            elif not self.benchmark.belongs(read_row(row.cells, self.benchmark)[2]):
+                others += 1
+            elif index and index in seen:
                 yield SampleError(f"{where}: index {index!r} is that of an earlier row", "repeated_index")
-                continue
-            seen.add(index)
-            if (sample := or_error(self._sample, row, table, offsets, where)) is not None:
-                yield sample
+            else:
+                seen.add(index)
+                yield or_error(self._sample, row, table, offsets, where)
+        if others and not seen:
+            wanted = ", ".join(f"{name} {value!r}" for name, value in self.benchmark.only.items())
+            raise DataError(f"{self.path}: {others} rows, none of {self.benchmark.name}: expected {wanted}")
 
-    def _sample(self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str) -> SourceSample | None:
-        question, references, meta = read_row(row.cells, self.benchmark)
-        if not self.benchmark.belongs(meta):
-            return None
-        if not references:
+    def _sample(self, row: TableRow, table: TabTable, offsets: Mapping[str, int], where: str) -> SourceSample:
+        question, answers, meta = read_row(row.cells, self.benchmark)
+        if not meta.get("index", "").strip():
+            raise SampleError(f"{where}: no index, by which predictions are joined with the row", "no_index")
+        if not question.strip():
+            raise SampleError(f"{where}: the question is empty", "no_question")
+        if not answers:
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
+        if problem := answer_problem(row.cells, self.benchmark):
+            raise SampleError(f"{where}: {problem}", "bad_answer")
         images = self._images(row.cells, table, offsets, where)
         content = [{"type": "image", "index": index} for index in range(len(images))]
         record = {
             "id": f"{path_text(self.path.stem)}/{meta.get('index', '')}",
             "task": "vqa",
             "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
-            "references": references,
+            "references": answers,
             "meta": meta,
         }
         return SourceSample(record=record, images=images)
@@ -103,12 +110,17 @@ class VLMEvalKitTable:
         return [checked_image(data, f"{where}: image") for data in decoded]
 
 
-def _open(path: Path) -> TabTable:
+def _open(path: Path, benchmark: Benchmark) -> TabTable:
     table = TabTable(path)
-    if "question" not in table.header or not {"image", "image_path"} & set(table.header):
+    columns = set(table.header)
+    if not {"index", "question", "answer", *benchmark.only} <= columns or not {"image", "image_path"} & columns:
+        plain = [name.strip().lower() for name in table.header]
+        spelled = "question" in plain and plain != table.header
+        advice = "; write the names of the columns in lower case, without spaces" if spelled else ""
         raise DataError(
-            f"{path} is no table of VLMEvalKit: expected columns index, image or image_path, question, answer, "
-            f"found {', '.join(table.header)[:200] or 'an empty file'}"
+            f"{path} is no table of VLMEvalKit for {benchmark.name}: expected columns "
+            f"{', '.join(('index, image or image_path, question, answer', *benchmark.only))}, found "
+            f"{', '.join(table.header)[:200] or 'an empty file'}{advice}"
         )
     return table
 
@@ -212,12 +224,16 @@ class DocDownstreamTest:
         given = parse_object(text, where=where)
         names = image_names(given, where=where)
         record = convert_docdownstream(given, num_images=len(names), where=where)
+        if not last_question(record["messages"]).strip():
+            raise SampleError(f"{where}: the question is empty", "no_question")
         if gold:
             if self._corpus:
                 fields = _FIELDS.get(self.benchmark.name, DEEPFORM_FIELDS + KLC_FIELDS)
                 record["meta"] = gold.document(index, where) | {"field": gold.field(index, fields, where)}
             else:
                 record["references"] = gold.references(index, where, items=self.benchmark.name == "wtq")
+        if not self._corpus and not references(record):
+            raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
         images = [ImageFolder(root=self.image_root).read(name, where=where) for name in names]
         return SourceSample(record=record, images=images)
 
@@ -404,6 +420,7 @@ def write_benchmark(
                 if strict:
                     raise
                 skipped.skip(error)
+        skipped.require_written(writer.num_samples, origin)
         writer.extra |= {
             "benchmark": benchmark.name,
             "origin": path_text(origin.name),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import to_json, write_atomically
 from alignvlm_pl.utils.skipped import SkippedSamples
 
@@ -30,6 +31,14 @@ class SkippedRows(SkippedSamples):
         self.add(error.reason, str(error), count)
         if self.counts.total() <= _LOGGED:
             logger.warning("skipped (%s): %s", error.reason, error)
+
+    def require_written(self, written: int, origin: Path) -> None:
+        """Raise DataError with the reasons where no sample of the file or folder `origin` was written."""
+        if not written:
+            if not self.counts:
+                raise DataError(f"{origin} holds no row")
+            first = next(iter(self.messages.values()))[0]
+            raise DataError(f"{origin}: none of {self.counts.total()} rows is usable ({self}); the first: {first}")
 
     def extra(self) -> dict[str, Any]:
         """Return the fields of the manifest."""

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,69 @@ def test_invalid_rows_are_named_and_counted(tmp_path, capsys, caplog):
     assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "strict"), "--strict"]) == 1
     assert "row 3" in capsys.readouterr().err
     assert not (tmp_path / "strict" / "manifest.json").exists()
+
+
+ODD_ROWS = [
+    ({"question": " "}, "no_question", "row 3: the question is empty"),
+    ({"index": ""}, "no_index", "row 3: no index, by which"),
+    ({"index": " "}, "no_index", "row 3: no index, by which"),
+    ({"index": 1}, "repeated_index", "row 3: index '1' is that of an earlier row"),
+    ({"answer": "C"}, "bad_answer", "row 3: the answer 'C' is none of the options A, B"),
+    ({"answer": "a"}, "bad_answer", "row 3: the answer 'a' is none of the options A, B"),
+    ({"answer": "['A', 'D']"}, "bad_answer", r"row 3: the answer .* is none of the options A, B"),
+    ({"answer": ""}, "no_answer", "row 3: the answer is empty"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason", "message"), ODD_ROWS)
+def test_a_row_that_cannot_be_asked_joined_or_scored_is_counted(tmp_path, change, reason, message):
+    good = {"question": "?", "A": "x", "B": "None", "split": "validation", "image": image_file(1)}
+    rows = [
+        {"index": 1, "answer": "B"},
+        {"index": 2, "answer": "A"} | change,
+        {"index": 3, "A": "", "B": "", "answer": "C"},
+    ]
+    path = table(tmp_path / "t.tsv", [good | row for row in rows], "index image question A B answer split")
+    first, odd, last = VLMEvalKitTable(path=path, benchmark=get_benchmark("mmmu"))
+    assert (first.record["references"], last.record["references"]) == (["B"], ["C"])
+    assert odd.reason == reason
+    assert re.search(message, str(odd))
+    # Rows of another split are nobody's questions, whatever they hold.
+    rows = [rows[1] | {"split": "dev"}, rows[0]]
+    path = table(tmp_path / "t.tsv", [good | row for row in rows], "index image question A B answer split")
+    assert len(list(VLMEvalKitTable(path=path, benchmark=get_benchmark("mmmu")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        ("index image question A answer", [{}], r"for mmmu: expected columns index, .*, split, found index, image"),
+        (
+            "Index Image Question Answer Split",
+            [{}],
+            "found Index, Image, .*; write the names of the columns in lower case",
+        ),
+        ("index image question answer split", [], r"t\.tsv holds no row"),
+        (
+            "index image question answer split",
+            [{"split": "dev"}] * 2,
+            "2 rows, none of mmmu: expected split 'validation'",
+        ),
+        (
+            "index image question answer split",
+            [{"split": "validation"}],
+            r"none of 1 rows is usable \(no_question: 1\); the first: .*row 2",
+        ),
+        ("index image question image split answer", [{}], "has the column 'image' twice"),
+    ],
+)
+def test_a_table_without_a_usable_row_says_why(tmp_path, capsys, columns, rows, message):
+    rows = [{"index": n, "answer": "a"} | row for n, row in enumerate(rows)]
+    path = table(tmp_path / "t.tsv", [{key: row[key] for key in row if key in columns} for row in rows], columns)
+    assert main(["prepare", "benchmark", "mmmu", str(path), str(tmp_path / "set")]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert re.search(message, error), error
+    assert not (tmp_path / "set" / "manifest.json").exists()
 
 
 def test_rows_spoilt_by_bytes_or_quotes_and_repeated_ones_are_named(tmp_path):

@@ -46,6 +46,17 @@ def test_odd_records_of_json_are_named(tmp_path):
         read_predictions(tmp_path / "r.json", DOCVQA)
 
 
+def test_an_answer_that_is_no_option_is_named(tmp_path):
+    options = {"A": "x", "B": "y", "prediction": "A", "split": "validation"}
+    table = [{"index": index, "answer": answer, **options} for index, answer in enumerate("ABCa")]
+    table.append({"index": 9, "answer": "C", **options, "split": "dev"})
+    (tmp_path / "r.json").write_text(json.dumps(table))
+    found = read_predictions(tmp_path / "r.json", get_benchmark("mmmu"))
+    assert [sample.key for sample in found.samples] == ["0", "1", "9"]
+    (problem,) = found.problems
+    assert problem.startswith("2 rows whose answer is no option: record 3 (the answer 'C' is none of the options A, B)")
+
+
 @pytest.mark.parametrize("depth", [100, 100_000])
 def test_a_deeply_nested_line_is_named(tmp_path, depth):
     deep = json.dumps(row("b"))[:-1] + ', "meta": {"a": ' + "[" * depth + "]" * depth + "}}"

@@ -94,6 +94,7 @@ def write_tables(
                 continue
             for record in _records(by_table[table], len(pages), conversations=options.conversations):
                 writer.add(record, pages, ["png"] * len(pages))
+        skipped.require_written(writer.num_samples, options.folder)
         writer.extra |= {"split": options.split} | skipped.extra()
         if options.split == "test" and not (options.bigdocs or options.conversations):
             writer.extra["benchmark"] = name
