@@ -62,6 +62,8 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
     processor = build_processor(read_spec(options.model))
     decode = Decoder(adapter=FORMATS[options.format])
     manifest = load_manifest(options.folder)
+    if options.start >= manifest.num_samples:
+        raise ConfigError(f"--start {options.start}: {options.folder} has {manifest.num_samples} samples, from 0")
     stop = min(options.start + options.count, manifest.num_samples)
     for raw in islice(read_range(manifest, options.start, stop), options.count):
         try:

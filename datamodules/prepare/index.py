@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.skipped import SkippedSamples
 
 from ..shards.index import IndexRow, index_path, index_row, write_index
 from ..shards.manifest import MANIFEST_NAME, Manifest, Shard, file_digest, read_manifest, verify_shard, write_manifest
@@ -32,11 +33,11 @@ from ..shards.sample_formats import (
 from ..shards.shard_file import upright_size
 from ..shards.tar_walk import Damage, SeenKeys, read_sample, require_members, sample_groups, tar_paths, walk
 from ..storage.file_kinds import compressed_name, path_text
-from .pack.options import DEFAULT_WORKERS
+from .pack.options import DEFAULT_WORKERS, require_at_least
 
 AUTO = "auto"
-Indexed = tuple[Shard, Counter[str], Counter[str]]
-"""Entry of a shard, its samples by source, and its invalid samples by reason."""
+Indexed = tuple[Shard, Counter[str], SkippedSamples]
+"""Entry of a shard, its samples by source, and its invalid samples."""
 
 
 def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
@@ -101,8 +102,9 @@ def index_shards(
 
     Raises:
         DataError: No tar in the folder, one that is cut, damaged or empty, one that is not as the manifest says, or
-            samples of another format.
+            samples of another format, or none that is valid.
     """
+    require_at_least(1, workers=workers)
     folder = Path(folder)
     old = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     paths = _checked(old, folder) if old else tar_paths(folder)
@@ -114,7 +116,15 @@ def index_shards(
     entries = list(tqdm(_map(read, paths, workers), total=len(paths), unit="shard", desc="index"))
     shards = tuple(shard for shard, _, _ in entries)
     sources = sum((counted for _, counted, _ in entries), Counter[str]())
-    invalid = sum((counted for _, _, counted in entries), Counter[str]())
+    invalid = SkippedSamples(keep=1)
+    for _, _, skipped in entries:
+        invalid.merge(skipped)
+    if invalid.counts.total() == sum(sources.values()):
+        first = next(iter(invalid.messages.values()))[0]
+        raise DataError(
+            f"{folder}: none of {invalid.counts.total()} samples is valid as --format {format} ({invalid}); the first: "
+            f"{first}"
+        )
     for before, after in zip(old.shards if old else (), shards, strict=False):
         if before.num_samples != after.num_samples:
             raise DataError(
@@ -137,13 +147,13 @@ def index_shards(
         source=source,
         license=license or manifest.license,
         shards=shards,
-        extra=extra | ({"unreadable": dict(sorted(invalid.items()))} if invalid else {}),
+        extra=extra | ({"unreadable": dict(sorted(invalid.counts.items()))} if invalid.counts else {}),
     )
     write_manifest(manifest)
     return manifest
 
 
-def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[IndexRow], int, Counter[str]]:
+def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[IndexRow], int, SkippedSamples]:
     """Read position, text length and image sizes of the samples of a tar.
 
     Args:
@@ -153,14 +163,14 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
 
     Returns:
         A row for each sample, those of invalid ones without supervised text; the byte after the last sample; and the
-        number of invalid samples by reason.
+        invalid samples by reason.
 
     Raises:
         DataError: The tar is cut, damaged, compressed or holds no sample, a sample or member is there twice, members of
             a sample stand apart, or its samples are of another format.
     """
     rows: list[IndexRow] = []
-    invalid: Counter[str] = Counter()
+    invalid = SkippedSamples(keep=1)
     end = 0
     where = f"shard {path}"
     walked = require_members(walk(path), lambda found: DataError(_unread(where, found)))
@@ -177,7 +187,7 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
                 check_record(record, num_images=len(images), where=key)
                 sizes = [upright_size(i, name=f"{key}.{f}") for i, f in zip(images, files, strict=True)]
             except SampleError as error:
-                invalid[error.reason] += 1
+                invalid.add(error.reason, str(error))
                 rows.append(IndexRow(offset=offset, key=key, source=source))
                 continue
             except DataError as error:

@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.errors import DataError
 
 from ..shards.columns import CHECKED_RECORDS, LINES
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import IMAGE_TOKEN, names_images
 from ..storage.file_kinds import path_text
 from .pack.engine import pack, print_yield
-from .pack.options import add_options
+from .pack.options import add_options, require_at_least
 from .sources.dialogues import check_answered, read_conversation
 from .sources.images import ImageFolder, image_names
 from .sources.json_files import (
@@ -75,8 +75,7 @@ class JsonlData:
             ConfigError: `start` is negative.
             DataError: There is no such file, or its lines are of another schema.
         """
-        if self.start < 0:
-            raise ConfigError(f"start={self.start}: expected 0 or more")
+        require_at_least(0, start=self.start)
         if not self.path.is_file():
             raise DataError(f"no such jsonl file: {self.path}")
         if is_list(self.path):

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from alignvlm_pl.utils.text_files import decode_text
 from ..shards.sample_formats import conversation
 from ..shards.writer import ShardWriter
 from ..storage.file_kinds import compressed_name, file_in_any_case, is_companion, path_text
+from .pack.options import require_at_least
 from .sources.images import is_image_file
-from .sources.json_files import parse_object
+from .sources.json_files import is_text, parse_object
 
 LICENSE = "ICDAR 2019 SROIE competition"
 TEXT_HEIGHT_PX = 22
 """Height of a line's box after scaling: with capitals, 16 to 20 px of ink."""
 TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX, PADDING_PX = 256, 96, 32, 6, 3
 """CONTRACT: the tile of configs/model/embedded.yaml, or a crop would be split over two rows of tiles."""
+_LEAST_PX, _FARTHEST_PX = -1000, 20_000
 MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 
 
@@ -62,8 +64,11 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
         Number of train pages, test questions and line crops.
 
     Raises:
+        ConfigError: If a number is too small.
         DataError: If the folder holds no receipts or an annotation has another form.
     """
+    require_at_least(0, train_pages=train_pages)
+    require_at_least(1, max_lines=max_lines)
     pages = {path.stem: path for path in sorted(root.glob("*")) if not is_companion(path.name) and is_image_file(path)}
     files = {page: file_in_any_case(root, f"{name}.json") for name, page in sorted(pages.items())}
     notes = {page.name: _annotation(file) for page, file in files.items() if file}
@@ -86,7 +91,25 @@ def _annotation(path: Path) -> dict[str, Any]:
     note = _parsed(path)
     if not isinstance(note.get("fields"), dict) or not isinstance(note.get("lines"), list):
         raise DataError(f"{path}: expected an object with `fields` and `lines`, found keys {sorted(note)}")
+    fields = note["fields"]
+    # A receipt of the release has an empty total.
+    if not any(map(is_text, fields.values())) or not all(isinstance(value, str) for value in fields.values()):
+        raise DataError(f"{path}: expected texts by name as `fields`, found {fields!r:.120}")
+    for number, line in enumerate(note["lines"]):
+        if not isinstance(line, Mapping) or not isinstance(line.get("text"), str) or not _is_quad(line.get("quad")):
+            raise DataError(
+                f"{path}, line {number}: expected `text` and `quad` (corners x0, y0, … in pixels), found {line!r:.120}"
+            )
     return note
+
+
+def _is_quad(quad: object) -> bool:
+    return (
+        isinstance(quad, list)
+        and len(quad) >= 4
+        and len(quad) % 2 == 0
+        and all(type(side) in (int, float) and _LEAST_PX <= side <= _FARTHEST_PX for side in quad)  # False for nan
+    )
 
 
 def _parsed(path: Path) -> dict[str, Any]:

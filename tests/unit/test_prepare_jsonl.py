@@ -190,7 +190,7 @@ def test_start_and_limit_split_a_file_without_overlap(root):
     assert asked["test"] == {f"Question {number}?" for number in (9, 10, 11)}
     assert len(asked["train"]) == 9
     assert not asked["train"] & asked["test"]
-    with pytest.raises(ConfigError, match="start=-1"):
+    with pytest.raises(ConfigError, match="--start: expected 0 or more, found -1"):
         prepare(root, "x", start=-1)
 
 
@@ -228,11 +228,12 @@ def test_a_path_out_of_the_image_folder_is_refused(root, name):
 def test_foreign_shards_are_indexed(root, capsys):
     folder = root / "cc12m"
     folder.mkdir()
+    (root / "text").write_text("a caption")
     for shard in range(2):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for number in range(3 + shard):
                 tar.add(root / "imgs" / "1.png", f"{shard:05d}{number:04d}.png")
-                tar.add(root / "imgs" / "1.png", f"{shard:05d}{number:04d}.txt")
+                tar.add(root / "text", f"{shard:05d}{number:04d}.txt")
     assert main(["index", str(folder), "--license", "other"]) == 0
     assert "7 samples in 2 shards" in capsys.readouterr().out
     manifest = load_manifest(folder, verify_sha256=True)

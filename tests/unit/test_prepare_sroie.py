@@ -68,6 +68,35 @@ def test_empty_folder_and_wrong_annotation_are_named(tmp_path: Path) -> None:
         prepare_sroie(tmp_path, tmp_path / "out")
 
 
+QUAD = [50, 80, 150, 80, 150, 100, 50, 100]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *({"text": "a"}, {"quad": QUAD}, 5, None, {"text": 5, "quad": QUAD}, {"text": "a", "quad": "50"}),
+        *(
+            {"text": "a", "quad": quad}
+            for quad in ([], QUAD[:3], [None] * 8, [*QUAD[:7], float("nan")], [*QUAD[:7], 1e9])
+        ),
+    ],
+)
+def test_a_line_of_another_form_is_named(tmp_path: Path, line: object) -> None:
+    _receipt(tmp_path, "000")
+    note = json.loads((tmp_path / "000.json").read_text())
+    (tmp_path / "000.json").write_text(json.dumps(note | {"lines": [*note["lines"], line]}))
+    with pytest.raises(DataError, match=r"000\.json, line 1: expected `text` and `quad`"):
+        prepare_sroie(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("fields", [{}, {"total": 9}, {"total": " "}, {"total": "9", "date": ["x"]}])
+def test_fields_of_another_form_are_named(tmp_path: Path, fields: object) -> None:
+    _receipt(tmp_path, "000")
+    (tmp_path / "000.json").write_text(json.dumps({"fields": fields, "lines": []}))
+    with pytest.raises(DataError, match=r"000\.json: expected texts by name as `fields`, found"):
+        prepare_sroie(tmp_path, tmp_path / "out")
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real receipts: set ALIGNVLM_REAL")
 def test_real_receipts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(REAL), str(tmp_path), "--max-lines", "20"]) == 0

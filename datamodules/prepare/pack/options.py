@@ -54,10 +54,8 @@ class PackOptions:
                 f"name of the dataset: expected letters, digits, '_' and '-', found {self.dataset_name!r}; set it with "
                 "--name"
             )
-        for name in ("samples_per_shard", "shard_bytes", "workers", "limit"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more, found {number}")
+        numbers = {name: getattr(self, name) for name in ("samples_per_shard", "shard_bytes", "workers", "limit")}
+        require_at_least(1, **numbers)
         if self.drop_overlap and not self.overlap_with:
             raise ConfigError("--drop-overlap needs --overlap-with: the benchmarks whose images are dropped")
 
@@ -71,6 +69,13 @@ class PackOptions:
         """Return the settings that `add_options` parsed; other attributes of the namespace are ignored."""
         given = {field.name: getattr(namespace, field.name) for field in fields(cls)}
         return cls(**given | {"out": Path(given["out"]), "overlap_with": tuple(given["overlap_with"])})
+
+
+def require_at_least(least: int, **numbers: int | None) -> None:
+    """Raise ConfigError where an option, by its name with underscores, is a smaller number; None is not set."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected {least} or more, found {number}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

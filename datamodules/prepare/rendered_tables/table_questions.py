@@ -16,6 +16,7 @@ from ...shards.sample import SampleError
 from ...shards.sample_formats import as_list, conversation
 from ...shards.skipped_rows import SkippedRows, print_skipped_rows
 from ...shards.writer import ShardWriter
+from ..pack.options import require_at_least
 from ..sources.json_files import is_text, json_lines
 from .tables import Table, render_table, to_png
 
@@ -77,8 +78,10 @@ def write_tables(
         license: Terms of the tables.
 
     Raises:
+        ConfigError: An option is below 1.
         DataError: Nothing could be written.
     """
+    require_at_least(1, limit=options.limit, workers=options.workers)
     skipped = SkippedRows()
     by_table: dict[str, list[TableQuestion]] = {}
     for question in questions:

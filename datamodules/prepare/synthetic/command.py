@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignvlm_pl.errors import ConfigError
+
+from ..pack.options import require_at_least
 from .write import DOCUMENT_KINDS, write_split
 
 HELDOUT_KINDS = {"forms": "form", "receipts": "receipt", "tables": "table", "charts": "chart"}
@@ -24,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: An invalid argument, a missing package, or a folder that holds something else.
     """
     args = _parser().parse_args(argv)
+    require_at_least(0, train=args.train, lines=args.lines, heldout=args.heldout)
+    if not _sets(args):
+        raise ConfigError("--train, --lines and --heldout are 0: nothing to render")
     for folder, settings in _sets(args):
         manifest = write_split(
             args.out / folder,
