@@ -16,6 +16,7 @@ from datamodules.prepare.rendered_tables.tables import (
     PAGE_WIDTH_PX,
     RenderedCell,
     Table,
+    excess,
     missing_cells,
     render_table,
     to_png,
@@ -46,6 +47,32 @@ def grid(rows: int, columns: int) -> list[list[str]]:
     rng = random.Random(rows * columns)
     header = [f"col{number}" for number in range(columns)]
     return [header, *([f"{rng.randrange(10**6)}" for _ in range(columns)] for _ in range(rows))]
+
+
+@pytest.mark.parametrize(
+    ("markup", "problem"),
+    [
+        ("<table><tr><td colspan=1000000000>a<td>b</table>", "a colspan of 1000000000, expected at most 1000"),
+        ("<table><tr><td colspan='&#49;001'>a<td>b</table>", "a colspan of 1001, expected at most 1000"),
+        (f"<table><tr><th rowspan=' {'9' * 5000}'>a<td>b</table>", "a rowspan of 99999999999999999999, expected"),
+        ("<table><colgroup span=1000000><tr><td>a<td>b</table>", "a span of 1000000, expected at most 1000"),
+        ("<table><col span=1000001><tr><td>a<td>b</table>", "a span of 1000001, expected at most 1000"),
+        ("<table>" + "<tr><td colspan=1000>a<td>b" * 60 + "</table>", "more than 50000 cells"),
+        ("<table><tr><td>" * 3000 + "a<td>b" + "</table>" * 3000, "nested more than 200 elements deep"),
+        ("<table><tr><td>" + "<div>" * 30000 + "a<td>b</table>", "nested more than 200 elements deep"),
+        ("<table><tr><td>" * 60 + "a<td>b" + "</table>" * 60, "nested too deep"),
+    ],
+)
+def test_a_table_that_would_not_end_is_skipped(markup, problem):
+    with pytest.raises(SampleError, match=f"table t is too large to lay out: {problem}") as caught:
+        render_table(Table(name="t", rows=[["a", "b"]], markup=markup))
+    assert caught.value.reason == "too_large"
+
+
+def test_many_cells_and_open_tags_are_no_excess():
+    markup = "<table>" + "<tr><td>a<td>b<p>c<br>" * 5000 + "<tr><td colspan=1000 rowspan=65534><b>x</b></table>"
+    assert excess(Table(name="t", rows=[["a"] * 10] * 5000, markup=markup)) == ""
+    assert excess(Table(name="t", rows=[["a"] * 10] * 5001)) == "50010 cells, expected at most 50000"
 
 
 def test_a_name_that_two_tables_end_with_is_not_guessed():

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html.parser import HTMLParser
 from typing import Any
 
 from PIL import Image, ImageChops, ImageFile
@@ -92,12 +93,17 @@ def render_table(table: Table) -> list[Image.Image]:
         Pages of at most `PAGE_HEIGHT_PX`, cropped to their content.
 
     Raises:
-        SampleError: It is empty, or text of its cells is not on the pages.
+        SampleError: It is empty, too large to lay out, or text of its cells is not on the pages.
         ConfigError: The renderer is not installed.
     """
     if not table.rows or not any(cell.strip() for row in table.rows for cell in row):
         raise SampleError(f"table {table.name} is empty", "empty_table")
-    layout, rendered = _pdf(table)
+    if problem := excess(table):
+        raise SampleError(f"table {table.name} is too large to lay out: {problem}", "too_large")
+    try:
+        layout, rendered = _pdf(table)
+    except RecursionError as error:
+        raise SampleError(f"table {table.name} is too large to lay out: nested too deep", "too_large") from error
     with layout as document:
         text = "".join(page.get_textpage().get_text_range() for page in document)
         missing = missing_cells(table, rendered, text)
@@ -107,6 +113,53 @@ def render_table(table: Table) -> list[Image.Image]:
                 "lost_text",
             )
         return [_cropped(page.render(scale=1 / _POINTS_PER_PX).to_pil().convert("RGB")) for page in document]
+
+
+_MAX_CELLS = 50_000
+_MAX_DEPTH = 200
+_MAX_SPANS = {"colspan": 1000, "span": 1000, "rowspan": 65_534}
+"""Limits of the HTML standard, beyond which a layout takes minutes or all memory."""
+_SPANNED = {"td": ("colspan", "rowspan"), "th": ("colspan", "rowspan"), "col": ("span",), "colgroup": ("span",)}
+# Elements that the next one of their kind closes, or that hold nothing.
+_NOT_NESTED = {*("td", "th", "tr", "tbody", "thead", "tfoot", "caption", "col", "colgroup", "p", "li", "dt", "dd")}
+_NOT_NESTED |= {"br", "hr", "img", "input", "link", "meta", "wbr", "area", "base", "embed", "source", "track"}
+
+
+def excess(table: Table) -> str:
+    """Return which limit of cells, spans or depth a table exceeds; empty if none."""
+    if (cells := sum(map(len, table.rows))) > _MAX_CELLS:
+        return f"{cells} cells, expected at most {_MAX_CELLS}"
+    extent = _Extent()
+    extent.feed(table.markup)
+    return extent.problem
+
+
+class _Extent(HTMLParser):
+    """Counts the cells, spans and open elements of markup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problem = ""
+        self._cells = self._depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Count an element and its spans."""
+        self._depth += tag not in _NOT_NESTED
+        if self._depth > _MAX_DEPTH:
+            self.problem = self.problem or f"nested more than {_MAX_DEPTH} elements deep"
+        for name in _SPANNED.get(tag, ()):
+            found = re.match(r"\s*\+?0*([0-9]+)", dict(attrs).get(name) or "")
+            digits = found[1][:20] if found else "1"
+            span = int(digits)
+            if span > _MAX_SPANS[name]:
+                self.problem = self.problem or f"a {name} of {digits}, expected at most {_MAX_SPANS[name]}"
+            self._cells += span * (name != "rowspan")
+        if self._cells > _MAX_CELLS:
+            self.problem = self.problem or f"more than {_MAX_CELLS} cells"
+
+    def handle_endtag(self, tag: str) -> None:
+        """Count the end of an element."""
+        self._depth = max(self._depth - (tag not in _NOT_NESTED), 0)
 
 
 def missing_cells(table: Table, rendered: Sequence[RenderedCell], text: str) -> list[str]:
