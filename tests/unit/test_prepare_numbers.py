@@ -51,9 +51,7 @@ def test_an_index_of_invalid_samples_alone_is_an_error(tmp_path, capsys, form):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("wtq", "questions.jsonl"), ("tabfact", "statements.jsonl")])
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "holds no row"), ("{\n", "none of 1 rows is usable (bad_json: 1)")]
-)
+@pytest.mark.parametrize(("text", "message"), [("", "holds no row"), ("{\n", "none of 1 rows is usable (bad_json: 1)")])
 def test_tables_without_a_usable_question_say_why(tmp_path, capsys, kind, name, text, message):
     (tmp_path / name).write_text(text)
     assert main(["prepare", kind, str(tmp_path), str(tmp_path / "out")]) == 1
