@@ -88,6 +88,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes converted.
 
     32-bit integers and floats have no defined range: their minimum becomes black, their maximum white.
+
+    Raises:
+        DataError: A value is NaN or infinite.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -113,7 +116,7 @@ def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
         right, bottom of the image within each tile, right and bottom exclusive.
 
     Raises:
-        DataError: The image has no pixels.
+        DataError: The image has no pixels, or NaN or infinite ones.
     """
     image = to_rgb(image)
     plan = plan_tiles(*image.size, tiling)
@@ -232,6 +235,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         rgb = to_rgb(image)
     except MemoryError:
         raise
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     except Exception as error:  # as in _open
         raise DataError(
             f"{name}: {image.format} image of {image.size[0]}x{image.size[1]} pixels does not decode "
@@ -256,7 +261,12 @@ def _orientation(image: Image.Image) -> int:
 
 def _deep_to_gray(image: Image.Image) -> Image.Image:
     """Scale 16-bit and 32-bit grey to 8 bits; Pillow's own conversion clips at 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    values = np.asarray(image).astype(np.float64)
+    if invalid := values.size - int(np.isfinite(values).sum()):
+        raise DataError(
+            f"{invalid} of the {values.size} pixels of an image of mode {image.mode} are NaN or infinite; give them a "
+            "finite value, or leave the image out"
+        )
     # Older Pillow opens 16-bit PNG and PGM as mode "I"; these formats have at most 16 bits.
     if image.mode.startswith("I;16") or getattr(image, "format", None) in ("PNG", "PPM"):
         low, high = 0.0, 65535.0

@@ -19,6 +19,10 @@ from ..errors import ConfigError, DataError, nearest
 
 RULES = ("ovis", "internvl")
 THUMBNAILS = ("first", "last", "none")
+MAX_TILES = 256
+"""Of the grid: every grid within `max_tiles` is compared for each new size of image."""
+MAX_TILE_SIDE = 8192
+"""In pixels: above the input of any vision encoder; boxes of tiles are int16."""
 
 Box = tuple[float, float, float, float]
 
@@ -37,9 +41,9 @@ class Tiling:
     Args:
         rule: `ovis` (covering ratio; each tile keeps its aspect ratio and is padded) or `internvl` (nearest aspect
             ratio; the image is stretched over the grid).
-        tile_height: Height of a tile in pixels, the input height of the vision encoder.
-        tile_width: Width of a tile in pixels.
-        max_tiles: Maximum number of tiles in the grid, without the thumbnail.
+        tile_height: Height of a tile in pixels, the input height of the vision encoder; at most `MAX_TILE_SIDE`.
+        tile_width: Width of a tile in pixels, at most `MAX_TILE_SIDE`.
+        max_tiles: Maximum number of tiles in the grid, without the thumbnail; at most `MAX_TILES`.
         max_side: Maximum number of rows and of columns; None: limited by `max_tiles` only.
         thumbnail: Position of the full image as an additional tile: `first`, `last` or `none`. An image of a single
             tile has no thumbnail.
@@ -66,8 +70,9 @@ class Tiling:
             value = getattr(self, key)
             if key == "max_side" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ConfigError(f"tiling.{key} must be a whole number of at least 1, found {value!r}")
+            most = MAX_TILE_SIDE if key.startswith("tile") else MAX_TILES
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+                raise ConfigError(f"tiling.{key} must be a whole number from 1 to {most}, found {value!r:.40}")
             object.__setattr__(self, key, int(value))  # numpy's are not written as JSON
         share = self.covering_threshold
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:

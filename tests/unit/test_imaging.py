@@ -79,6 +79,17 @@ def test_floats_are_stretched():
     assert to_rgb(Image.new("F", (1, 1), 7.0)).getpixel((0, 0)) == BLACK
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_refused(value):
+    image = Image.fromarray(np.array([[1.0, value, value]], dtype=np.float32))
+    said = "2 of the 3 pixels of an image of mode F are NaN or infinite; give them a finite value"
+    for source in (image, encoded(image, "TIFF")):
+        with pytest.raises(DataError, match=f"^p: {said}"):
+            load_image(source, name="p")
+    with pytest.raises(DataError, match=f"^{said}"):
+        cut_tiles(image, Tiling())
+
+
 def test_one_bit_grey_and_cmyk():
     assert pixels(encoded(Image.new("1", (1, 1), 1))).tolist() == [[list(WHITE)]]
     assert pixels(encoded(Image.new("L", (1, 1), 9))).tolist() == [[[9, 9, 9]]]

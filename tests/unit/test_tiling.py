@@ -9,6 +9,8 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.preprocessing.tiling import (
+    MAX_TILES,
+    RULES,
     TileBox,
     Tiling,
     choose_grid,
@@ -202,11 +204,16 @@ def test_settings_survive_a_round_trip():
         ({"rule": "oviss"}, "tiling.rule is 'oviss'; did you mean 'ovis'"),
         ({"thumbnail": "fist"}, "tiling.thumbnail is 'fist'; did you mean 'first'"),
         ({"thumbnail": None}, "tiling.thumbnail is None"),
-        ({"max_tiles": 0}, "tiling.max_tiles must be a whole number of at least 1, found 0"),
+        ({"max_tiles": 0}, "tiling.max_tiles must be a whole number from 1 to 256, found 0"),
+        ({"max_tiles": 10**9}, "tiling.max_tiles must be a whole number from 1 to 256, found 1000000000"),
+        ({"max_tiles": 257}, "tiling.max_tiles must be a whole number from 1 to 256, found 257"),
+        ({"max_side": 10**6}, "tiling.max_side must be a whole number from 1 to 256, found 1000000"),
+        ({"tile_width": 8193}, "tiling.tile_width must be a whole number from 1 to 8192, found 8193"),
+        ({"tile_height": 10**12}, "tiling.tile_height must be a whole number from 1 to 8192, found 1000000000000"),
         ({"tile_height": -384}, "tiling.tile_height must be .* found -384"),
         ({"tile_width": 384.0}, "tiling.tile_width must be a whole number .* found 384.0"),
         ({"max_tiles": True}, "tiling.max_tiles must be a whole number"),
-        ({"max_side": 0}, "tiling.max_side must be a whole number of at least 1, found 0"),
+        ({"max_side": 0}, "tiling.max_side must be a whole number from 1 to 256, found 0"),
         ({"covering_threshold": 1.5}, "tiling.covering_threshold must be a share between 0 and 1, found 1.5"),
         ({"covering_threshold": float("nan")}, "tiling.covering_threshold must be .* found nan"),
         ({"max_tile": 4}, "tiling has no setting 'max_tile'; did you mean 'max_tiles'"),
@@ -215,6 +222,11 @@ def test_settings_survive_a_round_trip():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Tiling.from_dict(settings)
+
+
+def test_the_largest_settings_choose_a_grid():
+    for rule in RULES:
+        assert count_tiles(65_535, 1, Tiling(rule=rule, max_tiles=MAX_TILES, tile_height=8192, tile_width=8192)) > 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 10), (10, 0), (-1, 5)])
