@@ -1,6 +1,8 @@
 """`AlignVLMConfig`, the Hugging Face configuration."""
 
+from collections.abc import Mapping
 from inspect import signature
+from numbers import Integral
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -24,6 +26,7 @@ _FIELDS_OF_TRANSFORMERS = (
     "eos_token_id",
     "pad_token_id",
 )
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 FEATURES = ("last_normed", "last", "penultimate")
 
 
@@ -63,12 +66,14 @@ class AlignVLMConfig(PretrainedConfig):
             known = {*PretrainedConfig().to_dict(), *_FIELDS_OF_TRANSFORMERS}
             for name in kwargs.keys() - known:
                 raise ConfigError(f"AlignVLMConfig: unknown field {name[:60]!r}; {nearest(name, self._fields())}")
-        self.vision_config = _sub_config(vision_config, "siglip_vision_model")
-        self.text_config = _sub_config(text_config, "llama")
+        self.vision_config = _sub_config("vision_config", vision_config, "siglip_vision_model")
+        self.text_config = _sub_config("text_config", text_config, "llama")
+        if not isinstance(connector, (Mapping, type(None))):
+            raise ConfigError(f"connector is {connector!r:.60}, expected a mapping, such as {{'type': 'align'}}")
         self.connector = dict(connector or {"type": "align"})
         self.tiling = Tiling.from_dict(tiling or {}).to_dict()
-        self.tokens_per_tile = tokens_per_tile
-        self.image_token_id = image_token_id
+        self.tokens_per_tile = whole_number("tokens_per_tile", tokens_per_tile, lowest=1)
+        self.image_token_id = whole_number("image_token_id", image_token_id, lowest=0)
         if vision_feature not in FEATURES:
             raise ConfigError(f"vision_feature={vision_feature!r} is unknown: {nearest(vision_feature, FEATURES)}")
         self.vision_feature = vision_feature
@@ -82,11 +87,16 @@ class AlignVLMConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but for keyword arguments that nobody uses: they are refused unless asked for.
+        """As in transformers, but for keyword arguments: fields are checked, and what nobody uses is refused.
+
+        Unused ones are returned with `return_unused_kwargs`.
 
         Raises:
-            ConfigError: An option is unknown.
+            ConfigError: An option is unknown, or a field has an invalid value.
         """
+        require_dtype(kwargs)
+        # transformers sets fields after the configuration is made.
+        config_dict = {**config_dict, **{name: kwargs.pop(name) for name in cls._fields() if name in kwargs}}
         if kwargs.pop("return_unused_kwargs", False):
             return super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
@@ -112,7 +122,25 @@ def config_from_fields(fields: dict[str, Any], *, default: str | None = None) ->
     return AutoConfig.for_model(model_type, **settings)
 
 
-def _sub_config(config: dict[str, Any] | PretrainedConfig | None, default: str) -> PretrainedConfig:
+def require_dtype(options: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` if `dtype` or `torch_dtype` is given and is not one that weights are loaded in."""
+    for name in ("dtype", "torch_dtype"):
+        value = options.get(name)
+        if not (value is None or isinstance(value, Mapping) or str(value).removeprefix("torch.") in _DTYPES):
+            shown = str(value)[:40]
+            raise ConfigError(f"from_pretrained: {name}={shown!r}; {nearest(shown, _DTYPES)}")
+
+
+def whole_number(name: str, value: Any, *, lowest: int) -> int:
+    """Return a field as an int; raise a `ConfigError` if it is no whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < lowest:
+        raise ConfigError(f"{name}={value!r:.60}, expected a whole number of at least {lowest}")
+    return int(value)
+
+
+def _sub_config(name: str, config: Any, default: str) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
         return config
-    return config_from_fields(config or {}, default=default)
+    if not isinstance(config, (Mapping, type(None))):
+        raise ConfigError(f"{name} is {config!r:.60}, expected a configuration of transformers or its fields")
+    return config_from_fields(dict(config or {}), default=default)

@@ -24,13 +24,7 @@ def check_inputs(config: AlignVLMConfig, given: Mapping[str, Any], *, past_key_v
     Raises:
         DataError: One is no tensor, or has another shape or dtype, naming it, what was expected and what was found.
     """
-    for name, value in given.items():
-        is_mask = name == "attention_mask" and not isinstance(value, _NO_TENSOR)
-        if not isinstance(value, (Tensor, type(None))) and not is_mask:
-            raise DataError(
-                f"{name} is of type {type(value).__name__}, expected a torch tensor; the processor gives them with "
-                "return_tensors='pt'"
-            )
+    require_tensors(given)
     if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
         found = type(past_key_values).__name__
         raise DataError(f"past_key_values is of type {found}, expected a Cache of transformers")
@@ -57,10 +51,30 @@ def check_inputs(config: AlignVLMConfig, given: Mapping[str, Any], *, past_key_v
     first_row = 1 if positions is not None and len(positions) == 1 else rows
     _require("position_ids", positions, f"{(rows, tokens)}, as the input", (first_row, tokens), _IDS)
     _require("num_tiles", given.get("num_tiles"), f"{(rows,)}, tiles of each row", (rows,), _IDS)
+    check_tiles(config, given.get("pixel_values"))
+    _check_mask(given.get("attention_mask"), rows, tokens, past_key_values)
+
+
+def require_tensors(given: Mapping[str, Any]) -> None:
+    """Raise a `DataError` if an input is no tensor, naming it."""
+    for name, value in given.items():
+        is_mask = name == "attention_mask" and not isinstance(value, _NO_TENSOR)
+        if not isinstance(value, (Tensor, type(None))) and not is_mask:
+            raise DataError(
+                f"{name} is of type {type(value).__name__}, expected a torch tensor; the processor gives them with "
+                "return_tensors='pt'"
+            )
+
+
+def check_tiles(config: AlignVLMConfig, pixel_values: Tensor | None) -> None:
+    """Check the shape of tiles, if there are any.
+
+    Raises:
+        DataError: It is another than the configuration's tiling cuts.
+    """
     tiling = Tiling.from_dict(config.tiling)
     tile = (3, tiling.tile_height, tiling.tile_width)
-    _require("pixel_values", given.get("pixel_values"), f"(tiles, {', '.join(map(str, tile))})", (None, *tile))
-    _check_mask(given.get("attention_mask"), rows, tokens, past_key_values)
+    _require("pixel_values", pixel_values, f"(tiles, {', '.join(map(str, tile))})", (None, *tile))
 
 
 def _check_mask(mask: Any, rows: int, tokens: int, cache: Any) -> None:

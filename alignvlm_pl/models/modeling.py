@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..errors import ConfigError, DataError
 from ..preprocessing.chat import IGNORE_INDEX
 from ..preprocessing.tiling import Tiling
 from . import generation
-from .configuration import AlignVLMConfig
+from .configuration import AlignVLMConfig, require_dtype
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
-from .inputs import check_inputs
+from .inputs import check_inputs, check_tiles, require_tensors
 from .losses import TokenLoss, check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
@@ -74,6 +74,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -91,6 +92,16 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.loss_backend = "auto"  # a name of alignvlm_pl.ops.linear_cross_entropy.BACKENDS
         self.post_init()
         self.initialize_connector()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ConfigError: The dtype is not one of floating point, or a field of the configuration is invalid.
+        """
+        require_dtype(kwargs)
+        return super().from_pretrained(*args, **kwargs)
 
     def initialize_connector(self) -> None:
         """Initialise the connector from the LM head; to be called again after pretrained weights are loaded."""
@@ -151,6 +162,27 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"config.tokens_per_tile is {self.config.tokens_per_tile}, and the connector makes {tokens} of them"
             )
         return features
+
+    def get_image_features(
+        self, pixel_values: Tensor, tile_boxes: Tensor | None = None, *, return_dict: bool = True
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
+        """Return the features of tiles: as `last_hidden_state` the connector's input (tiles, tokens, d), as
+        `pooler_output` the embeddings (tiles, tokens_per_tile, D) that stand at the visual positions.
+
+        Args:
+            pixel_values: (tiles, 3, H, W): floating point in [-1, 1], or uint8.
+            tile_boxes: (tiles, 4), see `forward`.
+            return_dict: Return an output of transformers, not a tuple of the two.
+
+        Raises:
+            DataError: An input has another type or shape.
+        """
+        require_tensors({"pixel_values": pixel_values, "tile_boxes": tile_boxes})
+        check_tiles(self.config, pixel_values)
+        features = self.encode_images(at_least_one_tile(as_tiles(pixel_values, tile_boxes)))
+        embeds = self.connector(features, self.get_input_embeddings().weight).embeds
+        found = features[: len(pixel_values)], embeds[: len(pixel_values)]
+        return BaseModelOutputWithPooling(*found) if return_dict else found
 
     def read(
         self, pixel_values: Tensor, columns: Tensor | Sequence[int], *, tile_boxes: Tensor | None = None

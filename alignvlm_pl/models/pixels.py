@@ -4,12 +4,15 @@ Batches hold uint8, a quarter of the bytes of float32 in shared memory and on th
 normalisation, which no uint8 value maps to, so every tile has the box that the image fills.
 """
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 from ..errors import DataError
-from ..preprocessing.imaging import cut_pixels
+from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling
 
 
@@ -47,6 +50,30 @@ def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:
     """Cut an image into normalised tiles (tiles, 3, tile_height, tile_width), see `imaging.cut_pixels`."""
     pixels, boxes = cut_pixels(image, tiling)
     return normalise_tensor(torch.from_numpy(pixels), torch.from_numpy(boxes))
+
+
+class TileProcessor:
+    """Images to normalised tiles, as an image processor of transformers; the settings are saved by the processor."""
+
+    padding_value = None  # for the pipelines of transformers: tiles are concatenated
+
+    def __init__(self, tiling: Tiling) -> None:
+        self.tiling = tiling
+
+    def __call__(self, images: Any) -> BatchFeature:
+        """Return `pixel_values` (tiles, 3, H, W) in [-1, 1] and `num_tiles` (images,) of an image or a list of them.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        listed = images if isinstance(images, (list, tuple)) else [images]
+        empty = torch.zeros(0, 3, self.tiling.tile_height, self.tiling.tile_width)
+        tiles = [cut_tiles(load_image(image), self.tiling) for image in listed]
+        counts = torch.tensor([len(one) for one in tiles])
+        return BatchFeature({"pixel_values": torch.cat([empty, *tiles]), "num_tiles": counts})
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Write nothing: the processor's files have the tiling."""
 
 
 def at_least_one_tile(tiles: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ from ..preprocessing.chat import (
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.messages import message_images, plain_messages
 from ..preprocessing.tiling import Tiling, count_visual_tokens
-from .pixels import normalise_tensor
+from .configuration import whole_number
+from .pixels import TileProcessor, normalise_tensor
 from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
 
 IMAGE_TOKEN = "<image>"
+_MAX_ID = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,8 @@ class AlignVLMProcessor(ProcessorMixin):
             training.
     """
 
+    image_token = IMAGE_TOKEN
+
     def __init__(
         self,
         tokenizer: Any = None,
@@ -81,7 +86,9 @@ class AlignVLMProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(tokenizer, chat_template=choose_template(tokenizer, chat_template))
         self.tiling = Tiling.from_dict(tiling or {}).to_dict()
-        self.tokens_per_tile = tokens_per_tile
+        self.tokens_per_tile = whole_number("tokens_per_tile", tokens_per_tile, lowest=1)
+        if not isinstance(spell_answers, bool):
+            raise ConfigError(f"spell_answers={spell_answers!r:.60}, expected true or false")
         self.spell_answers = spell_answers
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, False)
         tokenizer.padding_side = "left"  # as generation needs; the default of a call
@@ -103,7 +110,10 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling = kwargs.pop("tiling", None)
         processor: AlignVLMProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if tiling is not None:
-            processor.tiling = Tiling.from_dict({**processor.tiling, **tiling}).to_dict()
+            changed = Tiling.from_dict(tiling).to_dict()
+            processor.tiling = Tiling.from_dict(
+                {**processor.tiling, **{name: changed[name] for name in tiling}}
+            ).to_dict()
         if kwargs.get("padding_side") is not None:
             processor.tokenizer.padding_side = kwargs["padding_side"]
         return processor
@@ -367,12 +377,47 @@ class AlignVLMProcessor(ProcessorMixin):
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """Decode generated ids (B, L) to texts; the other arguments are those of the tokenizer's `batch_decode`."""
-        texts = self.tokenizer.batch_decode(
+        texts = self.batch_decode(
             generated_outputs,
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
         )
         return [text.strip() for text in texts]
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """Decode ids (L,) to a text, or (B, L) to a list of texts, as the tokenizer does.
+
+        Raises:
+            DataError: An id is negative, as the label of a position that is not supervised, or no whole number.
+        """
+        return self.tokenizer.decode(
+            _plain_ids(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Decode ids (B, L) to texts, see `decode`."""
+        return self.tokenizer.batch_decode(
+            _plain_ids(sequences),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+
+    @property
+    def image_processor(self) -> TileProcessor:
+        """Images to tiles without text, under the name that transformers looks for."""
+        return TileProcessor(self.geometry)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -466,6 +511,19 @@ class AlignVLMProcessor(ProcessorMixin):
         elif options.return_tensors == "np":
             batch = {name: value.numpy() for name, value in batch.items()}
         return BatchFeature(batch)
+
+
+def _plain_ids(ids: Any) -> Any:
+    """Return ids as lists of any depth, each checked."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(ids, (list, tuple)):
+        return [_plain_ids(one) for one in ids]
+    if isinstance(ids, bool) or not isinstance(ids, Integral) or not 0 <= int(ids) < _MAX_ID:
+        raise DataError(
+            f"processor: the id {ids!r:.40} is no token; before decoding replace {IGNORE_INDEX}, the label of what is "
+            "not supervised, by pad_token_id"
+        )
+    return int(ids)
 
 
 def _rendered_fragments(text: str) -> list[ChatFragment]:

@@ -143,8 +143,9 @@ def _flatten(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"processor: {group} is not supported; the model takes text and images")
         for name, value in options.items():
             value = _plain(name, value)
-            if flat.setdefault(name, value) != value:
+            if name in flat and flat[name] != value:
                 raise ConfigError(f"processor: {name} is given twice, as {flat[name]!r} and in {group} as {value!r}")
+            flat[name] = value
     return flat
 
 

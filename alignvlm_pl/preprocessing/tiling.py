@@ -71,7 +71,7 @@ class Tiling:
             if key == "max_side" and value is None:
                 continue
             most = MAX_TILE_SIDE if key.startswith("tile") else MAX_TILES
-            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
                 raise ConfigError(f"tiling.{key} must be a whole number from 1 to {most}, found {value!r:.40}")
             object.__setattr__(self, key, int(value))  # numpy's are not written as JSON
         share = self.covering_threshold
@@ -85,6 +85,8 @@ class Tiling:
         Raises:
             ConfigError: A key is unknown or a value out of range.
         """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"tiling is {settings!r:.40}, expected a mapping of its settings")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
             if key not in known:

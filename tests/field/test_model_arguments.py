@@ -13,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.models import AlignVLMConfig
-from tests.parity.tiny_pages import batch_of, inputs_of, make
+from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration
+from alignvlm_pl.models.pixels import as_tiles
+from tests.parity.tiny_pages import batch_of, inputs_of, make, picture
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +215,77 @@ def test_arguments_of_the_configuration(folder):
     assert AlignVLMConfig(**saved).to_dict() == saved
     assert AlignVLMConfig(**saved, of_a_later_release=1).of_a_later_release == 1
     AutoTokenizer.from_pretrained(folder, padding_side="right", use_fast=True)
+
+
+WRONG_FIELDS = {
+    "connector": ("mlp", "connector is 'mlp', expected a mapping, such as {'type': 'align'}"),
+    "tiling": ("x", "tiling is 'x', expected a mapping of its settings"),
+    "tokens_per_tile": (-3, "tokens_per_tile=-3, expected a whole number of at least 1"),
+    "image_token_id": ("x", "image_token_id='x', expected a whole number of at least 0"),
+    "vision_feature": ("x", "vision_feature='x' is unknown: known: last, last_normed, penultimate"),
+    "text_config": ("x", "text_config is 'x', expected a configuration of transformers or its fields"),
+    "vision_config": (5, "vision_config is 5, expected a configuration of transformers or its fields"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_field_with_an_invalid_value_is_named(folder, name):
+    value, message = WRONG_FIELDS[name]
+    for load in (AutoConfig, AlignVLMForConditionalGeneration):
+        with pytest.raises(ConfigError) as caught:
+            load.from_pretrained(folder, **{name: value})
+        assert str(caught.value) == message
+    with pytest.raises(ConfigError) as caught:
+        AlignVLMConfig(**{name: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("wrong", ["nope", 5, torch.int8, ["float32"]], ids=str)
+def test_a_dtype_that_weights_do_not_have_is_named(folder, wrong):
+    for name in ("dtype", "torch_dtype"):
+        for load in (AutoModelForImageTextToText, AlignVLMForConditionalGeneration):
+            with pytest.raises(ConfigError, match=f"{name}=.*known: auto, bfloat16, float16, float32, float64"):
+                load.from_pretrained(folder, **{name: wrong})
+    for right in ("auto", "bfloat16", torch.bfloat16):
+        assert AlignVLMForConditionalGeneration.from_pretrained(folder, dtype=right).dtype.is_floating_point
+
+
+def test_features_of_images_are_what_stands_at_their_positions(parts):
+    processor, model = parts
+    batch = inputs_of(batch_of(processor, [0, 1]))
+    found = model.get_image_features(batch["pixel_values"], batch["tile_boxes"])
+    embeds, _ = model.embed(
+        batch["input_ids"], batch["pixel_values"], batch["num_tiles"], None, tile_boxes=batch["tile_boxes"]
+    )
+    visual = batch["input_ids"] == processor.image_token_id
+    torch.testing.assert_close(found.pooler_output.flatten(0, 1), embeds[visual])
+    assert found.last_hidden_state.shape[:2] == found.pooler_output.shape[:2]
+    features, pooled = model.get_image_features(batch["pixel_values"], batch["tile_boxes"], return_dict=False)
+    assert torch.equal(features, found.last_hidden_state)
+    assert torch.equal(pooled, found.pooler_output)
+    assert model.get_image_features(batch["pixel_values"][:0].float()).pooler_output.shape[0] == 0
+    with pytest.raises(DataError, match="pixel_values have shape"):
+        model.get_image_features(batch["pixel_values"][0], batch["tile_boxes"])
+    tiles = processor.image_processor([picture(120, 60, 0), picture(40, 50, 1)])
+    assert torch.equal(tiles["pixel_values"], as_tiles(batch["pixel_values"], batch["tile_boxes"]))
+    assert tiles["num_tiles"].tolist() == batch["num_tiles"].tolist()
+    assert (processor.image_token, processor.image_token_id) == ("<image>", model.config.image_token_id)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(parts):
+    processor, model = parts
+    model = copy.deepcopy(model).train()
+    batch = inputs_of(batch_of(processor, [0]))
+    calls = []
+    layer = model.language_model.get_decoder().layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = []
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        found.append({name: value.grad for name, value in model.named_parameters()})
+    assert len(calls) == 3  # once, and then once more in the backward pass
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items() if value is not None)

@@ -56,6 +56,20 @@ def test_an_answer_that_is_begun_is_continued(pipe, folder):
     assert not text.split("It is")[1].startswith("<|im_end|>")
 
 
+def test_batches_of_chats_give_what_single_chats_give(pipe, folder, tmp_path):
+    image = {"type": "image", "image": str(folder / "page.png")}
+    contents = [[image, {"type": "text", "text": "a"}], [{"type": "text", "text": "long?" * 9}], [image, image]]
+    begun = {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}
+    chats = [[{"role": "user", "content": content}, begun] for content in contents]
+    for full in (False, True):
+        free = {"return_full_text": full, "generate_kwargs": {"min_new_tokens": 4, "max_new_tokens": 4}}
+        single = pipe(text=chats, **free)
+        assert pipe(text=chats, **free, batch_size=2) == single
+        assert all(one["generated_text"] for (one,) in single)
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_a_stop_sequence_ends_the_answer(pipe, folder):
     page = {"images": str(folder / "page.png"), "text": "<image>what?"}
     (free,) = pipe(**page, return_full_text=False, max_new_tokens=12)

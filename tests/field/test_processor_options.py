@@ -277,3 +277,48 @@ def test_options_of_from_pretrained(folder, processor):
             load.from_pretrained(folder, tilling={"max_tiles": 2})
     with pytest.raises(TypeError, match="colour"):
         AlignVLMProcessor(processor.tokenizer, colour="red")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tiling": "x"}, "tiling is 'x', expected a mapping of its settings"),
+        ({"tokens_per_tile": "x"}, "tokens_per_tile='x', expected a whole number of at least 1"),
+        ({"spell_answers": "x"}, "spell_answers='x', expected true or false"),
+    ],
+)
+def test_fields_of_the_processor_with_an_invalid_value(folder, options, message):
+    with pytest.raises(ConfigError) as caught:
+        AlignVLMProcessor.from_pretrained(folder, **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("ids", "shown"), [([1, -100], "-100"), ([[1], [-1]], "-1"), ([1.5], "1.5"), ([10**12], "10"), ([None], "None")]
+)
+def test_what_is_no_id_is_not_decoded(processor, ids, shown):
+    message = rf"the id {shown}\d* is no token; before decoding replace -100, .* by pad_token_id"
+    decode = (processor.decode, processor.batch_decode, processor.post_process_image_text_to_text)
+    for function in decode:
+        with pytest.raises(DataError, match=message):
+            function(ids)
+    with pytest.raises(DataError, match="the id -100 is no token"):
+        processor.batch_decode(torch.tensor([[5, -100]]))
+
+
+def test_decoding_has_the_options_of_the_tokenizer(processor):
+    ids = [processor.tokenizer("a b")["input_ids"] + [processor.end_of_turn_id]]
+    for given in (ids, torch.tensor(ids), np.array(ids)):
+        assert processor.batch_decode(given, skip_special_tokens=True) == ["a b"]
+        assert processor.decode(given[0]) == "a b<|im_end|>"
+    for function in (processor.decode, processor.batch_decode):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'skip_special_token'"):
+            function(ids[0], skip_special_token=True)
+
+
+def test_nan_is_given_once(processor):
+    for options in ({"images_kwargs": {"max_tiles": float("nan")}}, {"max_tiles": float("nan")}):
+        with pytest.raises(ConfigError, match="max_tiles must be a whole number from 1 to 256, found nan"):
+            processor(text="<image>", images=IMAGE, **options)
+    with pytest.raises(ConfigError, match="max_tiles is given twice, as 2 and in images_kwargs as 3"):
+        processor(text="<image>", images=IMAGE, max_tiles=2, images_kwargs={"max_tiles": 3})
