@@ -56,8 +56,10 @@ def _fit(options: list[str]) -> int:
                 continue
             # The parser keeps what it has built in context variables: in a context of its own, model and optimizer of a
             # stage are freed before the next one builds its own.
-            copy_context().run(_fit_stage, run.options, another_follows=run is not planned[-1])
-            gc.collect()
+            another_follows = run is not planned[-1]
+            copy_context().run(_fit_stage, run.options, another_follows=another_follows)
+            if another_follows:
+                gc.collect()
     except Preempted as preempted:
         return preempted.code
     return 0
