@@ -100,7 +100,7 @@ def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0][:200]}; use cpu or cuda") from error
     processor = build_processor(spec)
-    model = build_model(spec, processor)
+    model = build_model(spec, processor, pretrained=not options.weights)
     if options.weights:
         load_weights(model, options.weights)
     return model.to(device).eval(), processor

@@ -177,16 +177,20 @@ def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
     return config
 
 
-def build_model(spec: ModelSpec, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:
+def build_model(
+    spec: ModelSpec, processor: AlignVLMProcessor, *, pretrained: bool = True
+) -> AlignVLMForConditionalGeneration:
     """Build the model with its pretrained parts; the connector is initialised from the LM head.
+
+    Without `pretrained` all weights are random, for a model that `load_weights` fills.
 
     Raises:
         CheckpointError: If weights are missing, damaged, or of another model.
     """
     model = AlignVLMForConditionalGeneration(build_config(spec, image_token_id=processor.image_token_id))
-    if (folder := spec.vision.folder()) is not None:
+    if pretrained and (folder := spec.vision.folder()) is not None:
         load_vision_weights(model.vision_tower, folder)
-    if (folder := spec.llm.folder()) is not None:
+    if pretrained and (folder := spec.llm.folder()) is not None:
         source, missing = load_pretrained(AutoModelForCausalLM, folder, what="LLM")
         require_complete(missing, what="LLM", source=folder)
         copy_weights(model.language_model, source.state_dict(), what="LLM", source=folder)

@@ -94,7 +94,7 @@ def export_checkpoint(
                     f"checkpoint {checkpoint} does not hold the 4-bit base of {part}, whose weights were random; start "
                     "the stage from saved weights"
                 )
-        model = build_model(spec, processor)
+        model = build_model(spec, processor, pretrained=start is None)
         if start is not None:
             load_weights(model, start)
         attach_adapters(model, adapters)

@@ -133,7 +133,7 @@ class AlignVLMModule(pl.LightningModule):
         """What reads pages through P_vocab."""
         return PageReadout(self.processor)
 
-    @property
+    @cached_property
     def contract(self) -> dict[str, Any]:
         """What this model's weights are trained with and must be used with."""
         return contract(self.spec, self.processor)
@@ -203,7 +203,7 @@ class AlignVLMModule(pl.LightningModule):
             self._prepare(model)
             strategy.shard(model, lambda: load_parts(model, self.spec, folder))
             return
-        self.model = build_model(self.spec, self.processor)
+        self.model = build_model(self.spec, self.processor, pretrained=folder is None)
         if folder is not None:
             load_weights(self.model, folder)
         self._prepare(self.model)

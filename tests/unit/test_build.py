@@ -21,6 +21,7 @@ from alignvlm_pl.models.build import (
 from alignvlm_pl.models.loading import choose_attention, load_pretrained
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
 from alignvlm_pl.models.vision import build_vision_tower, encode_tiles, token_grid
+from alignvlm_pl.training.module import AlignVLMModule
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,16 @@ def test_damaged_weights(saved, tmp_path):
         (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
     with pytest.raises(CheckpointError, match="LLM weights cannot be loaded"):
         build_model(with_pretrained(spec, llm=tmp_path), build_processor(spec))
+
+
+def test_pretrained_parts_are_not_read_where_the_weights_of_a_whole_model_are(saved, tmp_path):
+    folder, spec = saved
+    for file in (folder / "llm").iterdir():
+        (tmp_path / file.name).write_bytes(b"" if file.suffix == ".safetensors" else file.read_bytes())
+    module = AlignVLMModule(spec=with_pretrained(spec, llm=tmp_path), weights=str(folder / "whole"))
+    module.configure_model()
+    expected = AlignVLMForConditionalGeneration.from_pretrained(folder / "whole").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in module.net.state_dict().items())
 
 
 def test_load_weights(saved):
