@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .images.metadata import essential_bytes
-from .images.source import describe_source, resolve_source
+from .images.source import describe_source, is_number, resolve_source
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
 
 MAX_PIXELS = 100_000_000
@@ -56,7 +56,10 @@ def load_image(
 
     Raises:
         DataError: The form is unknown, no such file, not an image of a known format, too large, truncated or damaged.
+        ConfigError: `max_pixels` or `timeout` is no number, or out of range.
     """
+    if not (is_number(max_pixels) and max_pixels >= 1):
+        raise ConfigError(f"max_pixels={max_pixels!r:.40}, expected a number of at least 1")
     name = describe_source(source) if name is None else name
     content = resolve_source(source, name, timeout=timeout)
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_processor
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.preprocessing.imaging import load_image
@@ -254,3 +254,30 @@ def test_malformed_messages(message, match, processor):
     with pytest.raises(DataError, match=match) as caught:
         processor.apply_chat_template([message], tokenize=True)
     assert len(str(caught.value)) <= 300
+
+
+def test_a_file_url_names_a_file_of_this_machine(tmp_path):
+    path = tmp_path / "page.png"
+    path.write_bytes(PNG)
+    for host in ("", "localhost", "LocalHost"):
+        assert load_image(f"file://{host}{path}").size == (90, 40)
+    for url, match in {
+        f"file://host{path}": "a file of the host 'host', which is not read; write file:///path",
+        f"file://127.0.0.1:80{path}": "a file of the host '127.0.0.1:80'",
+        "file://[/a": r"not a URL \(Invalid IPv6 URL\); write file:///path",
+        "file://[::1]/a": r"a file of the host '\[::1\]'",
+    }.items():
+        for source in (url, {"url": url}):
+            with pytest.raises(DataError, match=match):
+                load_image(source)
+
+
+@pytest.mark.parametrize("value", ["x", 0, -1, True, float("nan"), float("inf"), 1e30, [1]], ids=str)
+@pytest.mark.parametrize("name", ["timeout", "max_pixels"])
+def test_settings_of_reading_are_numbers(name, value):
+    if name == "max_pixels" and value in (float("inf"), 1e30):  # no limit
+        return
+    with pytest.raises(
+        ConfigError, match=f"{name}=.*, expected (seconds above 0, at most 86400|a number of at least 1)"
+    ):
+        load_image(PNG, **{name: value})

@@ -17,16 +17,22 @@ from urllib.request import Request, url2pathname, urlopen
 import numpy as np
 from PIL import Image
 
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from .metadata import essential_bytes
 
 FETCH_SECONDS = 30
+MAX_FETCH_SECONDS = 86_400
 MAX_FETCHED_BYTES = 1 << 28
 KINDS = "a path, http(s)://, file:// or data: URL, base64, bytes, a PIL image, an array or a tensor"
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 _MAX_PATH = 4096
 _KEYS = ("bytes", "path", "url", "base64")  # an undecoded image of Hugging Face datasets has the first two
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a setting is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def describe_source(source: Any) -> str:
@@ -52,7 +58,10 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
 
     Raises:
         DataError: The form is none of these, or what it names cannot be read.
+        ConfigError: `timeout` is no number of seconds.
     """
+    if timeout is not None and not (is_number(timeout) and 0 < timeout <= MAX_FETCH_SECONDS):
+        raise ConfigError(f"timeout={timeout!r:.40}, expected seconds above 0, at most {MAX_FETCH_SECONDS}")
     if isinstance(source, (bytes, Image.Image)):
         return source
     if isinstance(source, (bytearray, memoryview)):
@@ -164,7 +173,7 @@ def _from_text(text: str, name: str, timeout: float | None) -> bytes:
             return _fetch(text, name, timeout)
         if scheme != "file":
             raise DataError(f"{name}: scheme {scheme!r} is not read; expected {KINDS}")
-        return _read(url2pathname(urlsplit(text).path), name)
+        return _read(_local_path(text, name), name)
     try:
         return _read(text, name)
     except DataError:
@@ -175,6 +184,17 @@ def _from_text(text: str, name: str, timeout: float | None) -> bytes:
         if not _is_image(content):
             raise
         return content
+
+
+def _local_path(url: str, name: str) -> str:
+    """Return the path of a `file:` URL, whose host is this machine's."""
+    try:
+        found = urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"{name}: not a URL ({error}); write file:///path") from error
+    if found.netloc.lower() not in ("", "localhost"):
+        raise DataError(f"{name}: a file of the host {found.netloc[:60]!r}, which is not read; write file:///path")
+    return url2pathname(found.path)
 
 
 def _from_data_url(text: str, name: str) -> bytes:
