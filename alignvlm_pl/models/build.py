@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,31 @@ class ModelSpec:
         for name in ("vision", "llm"):
             part = getattr(self, name)
             if isinstance(part, Mapping):
-                object.__setattr__(self, name, Backbone(**part))
+                object.__setattr__(self, name, _from_fields(Backbone, part, f"spec.{name}"))
+
+    @classmethod
+    def from_fields(cls, spec: Any) -> "ModelSpec":
+        """Return a specification as it is, or of the mapping of its fields.
+
+        Raises:
+            ConfigError: It is neither, a field is unknown, or one is missing.
+        """
+        if isinstance(spec, cls):
+            return spec
+        if not isinstance(spec, Mapping):
+            raise ConfigError(f"spec is of type {type(spec).__name__}, expected a ModelSpec or a mapping of its fields")
+        found: ModelSpec = _from_fields(cls, spec, "spec")
+        return found
+
+
+def _from_fields(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where} has no field {str(name)[:60]!r}; {nearest(str(name), known)}")
+    if lacking := [name for name, needed in known.items() if needed and name not in values]:
+        raise ConfigError(f"{where} lacks the field {lacking[0]!r} of {kind.__name__}; add it")
+    return kind(**values)
 
 
 def resolve(name: str | None) -> str | None:

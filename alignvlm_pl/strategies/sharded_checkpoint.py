@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -89,7 +90,12 @@ def load_file(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        cut = path.is_file() and not is_zipfile(path)
+        why = (
+            "empty, cut off or of another program"
+            if cut
+            else (str(error).splitlines() or [type(error).__name__])[0][:150]
+        )
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})")

@@ -1,9 +1,11 @@
 """The LightningModule: steps, token-normalised loss, optimizers, generation."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, nearest
 from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
 from ..models.connectors import connector_class
 from ..models.loading import choose_attention
@@ -64,6 +66,8 @@ _TRAINING_PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "64", "64
 _WEIGHT_PRECISIONS = ("bf16-true", "16-true")
 """Precisions that weights are cast to."""
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
+_OF_LOADING = ("map_location", "hparams_file", "strict", "weights_only")
+"""Arguments of Lightning's `load_from_checkpoint` beside the path."""
 LOSS_KEYS = ("segment_ids", "visual_positions", "supervised_positions", "document_bounds", "longest_document")
 
 
@@ -98,8 +102,7 @@ class AlignVLMModule(pl.LightningModule):
         compile: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(spec, Mapping):
-            spec = ModelSpec(**spec)
+        spec = ModelSpec.from_fields(spec)
         check_loss_backend(loss_backend)
         given = None if activation_checkpointing == "auto" else activation_checkpointing
         self.checkpointed = check_parts("activation_checkpointing", given, CHECKPOINTED)
@@ -158,12 +161,18 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: The file is missing or damaged, or does not hold the model's spec.
+            ConfigError: It is given as anything but a path, or an argument is unknown.
         """
-        if "spec" not in kwargs:
-            spec = load_file(Path(checkpoint_path)).get(SPEC)
-            if spec is None:
-                raise CheckpointError(f"checkpoint {checkpoint_path} holds no spec of its model; give spec=…")
-            kwargs["spec"] = ModelSpec(**spec)
+        known = (*signature(cls.__init__).parameters, *_OF_LOADING)
+        if unknown := next((name for name in kwargs if name not in known), None):
+            raise ConfigError(f"load_from_checkpoint: unknown argument {unknown!r}; {nearest(unknown, known[1:])}")
+        if not isinstance(checkpoint_path, (str, os.PathLike)) or "://" in str(checkpoint_path):
+            found = checkpoint_path if isinstance(checkpoint_path, str) else type(checkpoint_path).__name__
+            raise ConfigError(f"load_from_checkpoint: {found[:120]!r} is no path; give that of a file on this machine")
+        content = load_file(Path(checkpoint_path), weights_only=kwargs.get("weights_only") is not False)
+        if "spec" not in kwargs and SPEC not in content:
+            raise CheckpointError(f"checkpoint {checkpoint_path} holds no spec of its model; give spec=…")
+        kwargs["spec"] = ModelSpec.from_fields(kwargs["spec"] if "spec" in kwargs else content[SPEC])
         kwargs.setdefault("weights_only", True)
         module: AlignVLMModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         return module

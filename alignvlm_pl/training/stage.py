@@ -1,7 +1,9 @@
 """A stage: what trains, at which learning rate, for how long, and on which objective. Paper: appendix A.1, table 6."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..errors import ConfigError, nearest
@@ -21,7 +23,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: value is None or value > 0,
         ": expected more than 0, or null",
     ),
-    (("weight_decay", "readout_weight"), lambda value: value >= 0, ": expected at least 0"),
+    (("weight_decay", "readout_weight"), lambda value: 0 <= value <= 1000, ": expected 0 to 1000"),
     (("warmup_share", "adam_beta2"), lambda value: 0 <= value < 1, ": expected a share in [0, 1)"),
     (("min_lr_share",), lambda value: 0 <= value <= 1, ": expected a share in [0, 1]"),
     (("ema_decay",), lambda value: value is None or 0 < value < 1, ": expected a share in (0, 1), or null"),
@@ -112,7 +114,7 @@ class Stage:
             raise ConfigError(f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null")
         for names, valid, expected in _RANGES:
             for name in names:
-                if not valid(value := getattr(self, name)):
+                if not _holds(valid, value := getattr(self, name)):
                     raise ConfigError(f"stage.{name}={value}{expected}")
         if self.optimizer is not None:
             if not isinstance(self.optimizer.get("class_path"), str) or self.optimizer.keys() - _CLASS:
@@ -149,6 +151,15 @@ class Stage:
     def adapters(self) -> dict[str, Lora]:
         """Adapter of each part that has one."""
         return parse_adapters(self.lora)
+
+
+def _holds(valid: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a setting is a finite number, or null where it may be, and in its range."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return (number or value is None) and valid(value)
+    except TypeError:  # null where a number is needed
+        return False
 
 
 def _check_calibration(settings: dict[str, float]) -> None:

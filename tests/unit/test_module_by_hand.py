@@ -1,6 +1,8 @@
 """The module without the command line: mappings as in YAML, a missing stage, a Trainer that differs from the stage."""
 
+import io
 from dataclasses import asdict
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -45,6 +47,49 @@ def test_a_checkpoint_without_its_spec_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
     with pytest.raises(CheckpointError, match=r"old\.ckpt holds no spec of its model; give spec="):
         AlignVLMModule.load_from_checkpoint(tmp_path / "old.ckpt")
+
+
+SPEC = {"vision": {"pretrained": "v"}, "llm": {"pretrained": "l"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"checkpoint_path": io.BytesIO()}, ConfigError, "load_from_checkpoint: 'BytesIO' is no path; give that of a"),
+        ({"checkpoint_path": None}, ConfigError, "load_from_checkpoint: 'NoneType' is no path"),
+        ({"checkpoint_path": "https://h/a.ckpt"}, ConfigError, "'https://h/a.ckpt' is no path; give that of a file on"),
+        ({"checkpoint_path": "file:///a.ckpt"}, ConfigError, "'file:///a.ckpt' is no path"),
+        ({"foo": 1}, ConfigError, "load_from_checkpoint: unknown argument 'foo'; known: activation_checkpointing, at"),
+        ({"atention": "sdpa"}, ConfigError, "unknown argument 'atention'; did you mean 'attention'"),
+        ({"spec": {"x": 1}}, ConfigError, "spec has no field 'x'; known: chat_template, connector, llm, spell_answers"),
+        ({"spec": {**SPEC, "llm": {"x": 1}}}, ConfigError, "spec.llm has no field 'x'; known: config, pretrained, to"),
+        ({"spec": {"llm": {}}}, ConfigError, "spec lacks the field 'vision' of ModelSpec; add it"),
+        ({"spec": 5}, ConfigError, "spec is of type int, expected a ModelSpec or a mapping of its fields"),
+        ({"spec": None}, ConfigError, "spec is of type NoneType"),
+        ({"checkpoint_path": "empty"}, CheckpointError, r"empty is damaged or no checkpoint \(empty, cut off or of an"),
+        (
+            {"checkpoint_path": "cut"},
+            CheckpointError,
+            r"cut is damaged or no checkpoint \(empty, cut off or of an",
+        ),
+        ({"checkpoint_path": "absent"}, CheckpointError, "absent: there is no such file"),
+        ({"checkpoint_path": "list"}, CheckpointError, r"list is damaged or no checkpoint \(it holds a list\)"),
+        ({"checkpoint_path": "spec"}, ConfigError, "spec is of type int, expected a ModelSpec"),
+    ],
+)
+def test_what_a_checkpoint_is_not_loaded_from_is_named(tmp_path, monkeypatch, change, error, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "spec": SPEC}, "good")
+    torch.save({"state_dict": {}, "spec": 5}, "spec")
+    torch.save([1], "list")
+    Path("empty").touch()
+    Path("cut").write_bytes(Path("good").read_bytes()[:200])
+    for given in (change, {"spec": SPEC, **change}) if "spec" not in str(change) else (change,):
+        with pytest.raises(error, match=message):
+            AlignVLMModule.load_from_checkpoint(**{"checkpoint_path": "good", **given})
+    if "spec" in change:
+        with pytest.raises(ConfigError, match=message):
+            AlignVLMModule(**change)
 
 
 class Loop:

@@ -33,8 +33,14 @@ def test_learning_rates_by_part_and_frozen_by_default():
         # Taken as it is, a negative one would turn the gradients round, and 0 take them away.
         ({"gradient_clip_norm": -1.0}, "stage.gradient_clip_norm=-1.0: expected more than 0, or null"),
         ({"gradient_clip_norm": 0.0}, "stage.gradient_clip_norm=0.0: expected more than 0, or null"),
-        ({"weight_decay": -0.1}, "stage.weight_decay=-0.1: expected at least 0"),
-        ({"readout_weight": -0.5}, "stage.readout_weight=-0.5: expected at least 0"),
+        ({"weight_decay": -0.1}, "stage.weight_decay=-0.1: expected 0 to 1000"),
+        ({"readout_weight": -0.5}, "stage.readout_weight=-0.5: expected 0 to 1000"),
+        ({"readout_weight": 1e38}, r"stage.readout_weight=1e\+38: expected 0 to 1000"),
+        ({"readout_weight": None}, "stage.readout_weight=None: expected 0 to 1000"),
+        ({"weight_decay": float("inf")}, "stage.weight_decay=inf: expected 0 to 1000"),
+        ({"lr_vision": float("inf")}, "stage.lr_vision=inf: expected a positive learning rate"),
+        ({"max_minutes": float("inf")}, "stage.max_minutes=inf: expected more than 0, or null"),
+        ({"max_minutes": "x"}, "stage.max_minutes=x: expected more than 0, or null"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(fields, message):
