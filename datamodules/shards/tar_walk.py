@@ -190,10 +190,13 @@ class SeenKeys:
         for member in members:
             if _field(member) in fields and not kind:
                 first, kind = member, "repeated_member"
-                message = f"sample {key!r} has the member {member.name} twice, again at byte {member.offset}: keep one"
+                message = f"sample {key!r} has the member {member.name} twice, again at byte {member.offset}; rebuild the shard"
             fields.add(_field(member))
         if before & fields:
-            kind, message = "repeated_key", f"sample {key!r} is there twice, again at byte {first.begin}: keep one"
+            kind, message = (
+                "repeated_key",
+                f"sample {key!r} is there twice, again at byte {first.begin}; rebuild the shard",
+            )
         elif before:
             kind = "members_apart"
             message = (
