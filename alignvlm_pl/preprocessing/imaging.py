@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ConfigError, DataError
+from ..utils.text_files import HEAD_BYTES, content_kind
 from .images.metadata import essential_bytes
 from .images.source import describe_source, is_number, resolve_source
 from .tiling import Grid, TileBox, Tiling, choose_grid, plan_tiles
@@ -225,9 +226,10 @@ def _open(content: bytes, name: str) -> Image.Image:
         raise
     except Exception as error:  # decoders raise undocumented exceptions on hostile bytes
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        kind = content_kind(content[:HEAD_BYTES])
+        found = f"{len(content)} bytes starting with {content[:8]!r}{kind and ': '}{kind}"
         raise DataError(
-            f"{name}: not an image that can be read ({len(content)} bytes starting with {content[:8]!r}){why}; "
-            f"known formats: {', '.join(_known_formats())}"
+            f"{name}: not an image that can be read ({found}){why}; known formats: {', '.join(_known_formats())}"
         ) from error
 
 

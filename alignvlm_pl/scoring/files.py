@@ -19,6 +19,7 @@ from alignvlm_pl.utils.text_files import (
     decode_text,
     parse_json,
     read_head,
+    require_line_feeds,
     require_unique_columns,
     require_unpacked,
     wide_encoding,
@@ -124,6 +125,7 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
 
 
 def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
+    require_line_feeds(path)
     wide = wide_encoding(read_head(path))
     with path.open("rb") as stream:
         lines = decode_text(stream.read()).encode("utf-8", "surrogatepass").split(b"\n") if wide else stream

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from alignvlm_pl.utils.text_files import read_head, require_unique_columns, require_utf8
+from alignvlm_pl.utils.text_files import read_head, require_line_feeds, require_unique_columns, require_utf8
 
 _MAX_FIELD = 2**31 - 1  # images in base64 are longer than csv's own limit
 MAX_CONTINUED = 2**26
@@ -39,13 +39,14 @@ class TabTable:
 
     Raises:
         OSError: It cannot be opened.
-        DataError: It is UTF-16 or UTF-32, or has two columns of one name.
+        DataError: It is no text, UTF-16 or UTF-32, its lines end with CR alone, or it has two columns of one name.
     """
 
     def __init__(self, path: Path) -> None:
         csv.field_size_limit(_MAX_FIELD)
         self.path = path
         require_utf8(read_head(path), where=str(path))
+        require_line_feeds(path)
         with path.open("rb") as stream:
             try:
                 self.header = next(csv.reader(_Lines(stream), delimiter="\t"), [])

@@ -1,4 +1,4 @@
-"""Text of files from elsewhere: byte order marks, UTF-16, compressed files, names that are given twice."""
+"""Files from elsewhere: what they are by their first bytes, byte order marks, UTF-16, names that are given twice."""
 
 import codecs
 import json
@@ -32,10 +32,35 @@ _COMPRESSED = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!\x1a\x07": "rar",
 }
+_LINE_BYTES = 1 << 16
 # After "BZh" and a digit, which a text may begin with: those of a first block, and of the end of an empty file.
 _BZIP2 = (b"1AY&", b"\x17rE8")
-HEAD_BYTES = 8
-"""First bytes of a file that `wide_encoding` and `compression` look at."""
+_CONTENT = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"8BPS": "a Photoshop image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"%PDF": "a PDF document",
+    b"%!PS": "a PostScript document",
+    b"PAR1": "a parquet file",
+    b"\x1aE\xdf\xa3": "a video",
+    b"version https://git-lfs": "a pointer of Git LFS, which git lfs pull replaces by the file",
+    b"iVBORw0KGgo": "an image in base64, to be decoded first",
+    b"/9j/": "an image in base64, to be decoded first",
+    b"R0lGOD": "an image in base64, to be decoded first",
+    b"UklGR": "an image in base64, to be decoded first",
+    b"data:": "a data: URL, to be decoded first",
+}
+# Of ISO media files, by the brand in bytes 8 to 11.
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image"} | dict.fromkeys(
+    (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC image"
+)
+_MARKUP = ((b"<svg", "an SVG drawing"), (b"<html", "an HTML page"), (b"<!doctype html", "an HTML page"))
+HEAD_BYTES = 512
+"""First bytes of a file that `wide_encoding`, `compression` and `content_kind` look at."""
 
 
 def read_head(path: Path) -> bytes:
@@ -46,9 +71,29 @@ def read_head(path: Path) -> bytes:
 
 def compression(head: bytes) -> str:
     """Return the compression of a file by its first `HEAD_BYTES`; empty where none is known."""
-    if head.startswith(b"BZh") and head[4:HEAD_BYTES] in _BZIP2:
+    if head.startswith(b"BZh") and head[4:8] in _BZIP2:
         return "bzip2"
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
+
+
+def content_kind(head: bytes) -> str:
+    """Return what a file is by its first `HEAD_BYTES`, for example ``a PDF document``; empty where it is not known.
+
+    Its name does not count. Formats that are read under their own name are known, too, so that one that is called
+    otherwise can be told from a damaged file.
+    """
+    if kind := compression(head):
+        return f"{kind}, to be unpacked first"
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "a video")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP image"
+    if head[257:262] == b"ustar":
+        return "a tar"
+    text = head[:HEAD_BYTES].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if text.startswith(b"<"):
+        return next((kind for mark, kind in _MARKUP if mark in text), "XML" if text.startswith(b"<?xml") else "")
+    return next((kind for magic, kind in _CONTENT.items() if head.startswith(magic)), "")
 
 
 def wide_encoding(head: bytes) -> str:
@@ -64,7 +109,7 @@ def decode_text(data: bytes) -> str:
         UnicodeDecodeError: It is none of them, or compressed.
     """
     if kind := compression(data[:HEAD_BYTES]):
-        raise UnicodeDecodeError("text", data[:HEAD_BYTES], 0, HEAD_BYTES, f"it is {kind}; unpack it first")
+        raise UnicodeDecodeError("text", data[:HEAD_BYTES], 0, len(data[:HEAD_BYTES]), f"it is {kind}; unpack it first")
     return data.decode(wide_encoding(data[:HEAD_BYTES]) or "utf-8-sig")
 
 
@@ -77,9 +122,21 @@ def require_utf8(head: bytes, *, where: str) -> None:
 
 
 def require_unpacked(head: bytes, *, where: str) -> None:
-    """Raise DataError where the first bytes of a file are those of a compressed one."""
+    """Raise DataError where the first bytes of a file are those of a compressed one, an image, an HTML page."""
     if kind := compression(head):
         raise DataError(f"{where} is {kind}, expected text; unpack it first")
+    if kind := content_kind(head):
+        raise DataError(f"{where} is {kind}; expected text")
+
+
+def require_line_feeds(path: Path) -> None:
+    """Raise DataError where the lines of a file end with carriage returns alone: it would be read as one line."""
+    with path.open("rb") as stream:
+        head = stream.read(_LINE_BYTES)
+    if b"\r" in head.strip() and b"\n" not in head:
+        raise DataError(
+            f"{path}: its lines end with CR alone, expected LF; write it again: tr '\\r' '\\n' < {path.name}"
+        )
 
 
 def parse_json(text: str | bytes) -> Any:

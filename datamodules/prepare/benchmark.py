@@ -149,7 +149,10 @@ def _decode_images(cell: str, table: TabTable, offsets: Mapping[str, int], where
     if len(cell) > POINTER_LENGTH:
         return [_from_base64(cell, where)]
     if cell not in offsets:
-        raise SampleError(f"{where}: the image points to row index {cell!r}, which has no image", "bad_pointer")
+        raise SampleError(
+            f"{where}: the image {cell!r} is neither an image in base64 nor the index of a row that holds one",
+            "bad_pointer",
+        )
     held = _list_elements(next(table.rows(offsets[cell])).cells["image"])
     if any(len(own) <= POINTER_LENGTH for own in held):
         raise SampleError(

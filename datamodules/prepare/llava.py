@@ -20,7 +20,7 @@ from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.preprocessing.images.source import describe_source
-from alignvlm_pl.utils.text_files import parse_json
+from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind, parse_json
 
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
@@ -199,17 +199,25 @@ def read_directory(file: StoredFile) -> dict[str, ZipPlace]:
         except DataError:
             raise
         except (zipfile.BadZipFile, EOFError, OSError, struct.error, ValueError, NotImplementedError) as error:
+            found = f"{_first_bytes(file)}{type(error).__name__}: {error}"
             raise DataError(
-                f"{file.path} is no whole zip of {file.size} bytes ({type(error).__name__}: {error}); compare its size "
-                "with what is published and fetch it again"
+                f"{file.path} is no whole zip of {file.size} bytes ({found}); "
+                "compare its size with what is published and fetch it again"
             ) from error
     return {
-        str(PurePosixPath(info.filename)): ZipPlace(
+        str(PurePosixPath(info.filename.replace("\\", "/"))): ZipPlace(  # as some programs of Windows write it
             info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits
         )
         for info in infos
         if not info.is_dir()
     }
+
+
+def _first_bytes(file: StoredFile) -> str:
+    """Return what a file that is no zip is; empty where that is not known, or a zip that is cut."""
+    with StoredStream(file) as stream:
+        kind = content_kind(stream.read(HEAD_BYTES))
+    return f"it is {kind}; " if kind and not kind.startswith("zip") else ""
 
 
 def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from alignvlm_pl.utils.text_files import compression
+from alignvlm_pl.utils.text_files import compression, content_kind
 
 from ..storage.file_kinds import IMAGE_ENDINGS, is_companion
 
@@ -105,7 +105,8 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
                 raise tarfile.HeaderError(f"a member of {info.size} bytes")
         except tarfile.HeaderError as error:
             kind = compression(header) if offset == 0 else ""
-            yield _compressed(shard, kind) if kind else _broken(shard, before, offset, size, error)
+            why = (content_kind(header) if offset == 0 else "") or str(error)
+            yield _compressed(shard, kind) if kind else _broken(shard, before, offset, size, why)
             return
         content = info.size if info.isreg() or info.type in _BEFORE_A_MEMBER else 0
         if content and offset + _BLOCK + content > size:
@@ -189,14 +190,12 @@ class SeenKeys:
         first, kind, message = members[0], "", ""
         for member in members:
             if _field(member) in fields and not kind:
-                first, kind = member, "repeated_member"
-                message = f"sample {key!r} has the member {member.name} twice, again at byte {member.offset}; rebuild the shard"
+                first, kind, message = member, "repeated_member", f"has the member {member.name} twice, again"
             fields.add(_field(member))
         if before & fields:
-            kind, message = (
-                "repeated_key",
-                f"sample {key!r} is there twice, again at byte {first.begin}; rebuild the shard",
-            )
+            kind, message = "repeated_key", "is there twice, again"
+        if kind:
+            message = f"sample {key!r} {message} at byte {first.offset}; rebuild the shard"
         elif before:
             kind = "members_apart"
             message = (
@@ -204,11 +203,8 @@ class SeenKeys:
                 f"at byte {members[0].begin}): pack the tar again in the order of names (tar --sort=name)"
             )
         before |= fields
-        return (
-            Damage(shard=self._shard, kind=kind, message=message, member=first.name, offset=first.offset)
-            if kind
-            else None
-        )
+        found = Damage(shard=self._shard, kind=kind, message=message, member=first.name, offset=first.offset)
+        return found if kind else None
 
 
 def read_sample(stream: IO[bytes], key: str, members: Iterable[Member], *, url: str) -> dict[str, Any]:
@@ -234,16 +230,16 @@ def _compressed(shard: str, kind: str) -> Damage:
     return Damage(shard=shard, kind="compressed", message=f"it is {kind}, expected a plain tar: unpack it first")
 
 
-def _broken(shard: str, before: str, offset: int, size: int, error: tarfile.HeaderError) -> Damage:
+def _broken(shard: str, before: str, offset: int, size: int, why: str) -> Damage:
     if offset >= size:
         after = "after this member without an end-of-archive mark" if before else "before its first member"
         kind, message = "cut_at_member", f"the file ends {after}"
     elif offset + _BLOCK > size:
         of = "after this member" if before else "of its first member"
-        kind, message = "cut_in_header", f"the file ends inside the header {of}"
+        kind, message = "cut_in_header", f"the file ends inside the header {of} ({why})"
     else:
         where = "after this member" if before else "here" if offset else "at its begin: it is no tar"
-        kind, message = "bad_header", f"broken header {where} ({error})"
+        kind, message = "bad_header", f"broken header {where} ({why})"
     return Damage(shard=shard, kind=kind, message=message, member=before, offset=min(offset, size))
 
 

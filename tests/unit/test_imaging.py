@@ -148,7 +148,7 @@ def test_damaged_bytes_are_refused():
         (b"", "a.png: the image file is empty"),
         (
             b"<html>404</html>",
-            r"a.png: not an image .*\(16 bytes starting with b'<html>40'\); known",
+            r"a.png: not an image .*\(16 bytes starting with b'<html>40': an HTML page\); known",
         ),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "a.png: not an image that can be read"),
     ],

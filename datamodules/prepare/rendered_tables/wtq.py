@@ -15,7 +15,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import has_text
 from alignvlm_pl.preprocessing.images.source import describe_source
-from alignvlm_pl.utils.text_files import require_unique_columns
+from alignvlm_pl.utils.text_files import require_line_feeds, require_unique_columns
 
 from ...shards.sample import SampleError
 from ..sources.json_files import is_text, json_lines
@@ -105,6 +105,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, _Row | SampleError]]:
+    require_line_feeds(path)
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             where = f"{path}, line {number}"

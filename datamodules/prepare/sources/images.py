@@ -13,6 +13,7 @@ from unicodedata import normalize
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.images.source import describe_source
 from alignvlm_pl.preprocessing.imaging import is_image_head
+from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind
 
 from ...shards.sample import SampleError
 from ...shards.sample_formats import as_list, image_parts
@@ -26,6 +27,7 @@ EncodedImage = tuple[bytes | Path, str]
 _PREFIX = "image: "
 _PATHS = ("path", "url", "image", "image_url")
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+_PAGE_ENDINGS = ("svg", "pdf")
 _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
@@ -247,10 +249,13 @@ def image_paths(root: Path) -> Iterator[str]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a file is an image by its ending, or by its first bytes where its ending says nothing."""
+    """Return whether a file is an image by its ending, or by its first bytes where its ending says nothing.
+
+    Drawings and documents count, so that they are named as such where they are read.
+    """
     ending = path.suffix.lower().lstrip(".")
-    if ending in IMAGE_ENDINGS or ending in _TEXT_ENDINGS:
-        return ending in IMAGE_ENDINGS
+    if ending in IMAGE_ENDINGS or ending in _PAGE_ENDINGS or ending in _TEXT_ENDINGS:
+        return ending not in _TEXT_ENDINGS
     try:
         with path.open("rb") as stream:
             return is_image_head(stream.read(16))
@@ -277,5 +282,7 @@ def embedded_image(value: Any, *, where: str, folder: ImageFolder | None = None)
     if isinstance(value, str) and folder is not None:
         return folder.find(value, where=where)
     if not isinstance(value, bytes):
-        raise SampleError(f"{where}: the cell holds no image", "missing_image")
+        kind = content_kind(value[:HEAD_BYTES].encode("utf-8", "replace")) if isinstance(value, str) else ""
+        found = f"{kind or repr(value)[:60]}" if value is not None else "nothing"
+        raise SampleError(f"{where}: the cell holds no image: expected its bytes, found {found}", "missing_image")
     return checked_image(value, f"{where}: image")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeGuard
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_utf8
+from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_line_feeds, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
@@ -29,12 +29,13 @@ def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1
         first: Number of the first line.
 
     Raises:
-        DataError: It is UTF-16, UTF-32 or compressed.
+        DataError: It is UTF-16, UTF-32 or no text, or its lines end with CR alone.
     """
     at = start
     with path.open("rb") as stream:
         if not start:
             require_utf8(stream.read(HEAD_BYTES), where=str(path))
+            require_line_feeds(path)
         stream.seek(start)
         for number, text in enumerate(stream, start=first):
             if end is not None and at >= end:

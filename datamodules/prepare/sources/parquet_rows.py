@@ -1,13 +1,13 @@
 """Rows of parquet files, a few at a time: a row group of images may be larger than the memory."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.utils.text_files import require_unique_columns
+from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind, require_unique_columns
 
 from ...shards.columns import Schema
 from ...shards.sample import SampleError
@@ -100,8 +100,34 @@ class ParquetRows:
             table = _parquet_file(stream, file)
             require_unique_columns(table.schema_arrow.names, where=file.path)
             columns = self.schema.resolve(table.schema_arrow.names, where=file.path)
+            _require_bytes(table.schema_arrow, {"image", "images", columns.get("images")}, where=file.path)
             self.check_columns(columns, where=file.path)
             return [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
+
+
+def _require_bytes(schema: Any, columns: Collection[str | None], *, where: str) -> None:
+    """Raise DataError where a column of images holds lists of numbers, which are no lists of images."""
+    from pyarrow import types
+
+    for field in schema:
+        kind, listed = field.type, False
+        while field.name in columns and (nested := _element(kind)) is not None:
+            kind, listed = nested, listed or not types.is_struct(kind)
+        if listed and types.is_integer(kind):
+            raise DataError(
+                f"{where}: column {field.name!r} is {field.type}, expected the bytes of images (binary); convert its "
+                "cells with bytes(cell)"
+            )
+
+
+def _element(kind: Any) -> Any:
+    """Return the type of a list's elements, or of the bytes in a struct; None for other types."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return kind.value_type
+    held = kind.get_field_index("bytes") if types.is_struct(kind) else -1
+    return kind.field(held).type if held >= 0 else None
 
 
 def _rows(table: Any, file: StoredFile, group: int, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,8 +159,11 @@ def _parquet_file(stream: Any, file: StoredFile) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except Exception as error:  # as in _rows
+        stream.seek(0)
+        kind = content_kind(stream.read(HEAD_BYTES))
+        found = f"it is {kind}" if kind and kind != "a parquet file" else _first_line(error)
         raise DataError(
-            f"{file.path} is not a complete parquet file of {file.size} bytes ({_first_line(error)}); fetch it again"
+            f"{file.path} is not a complete parquet file of {file.size} bytes ({found}); fetch it again"
         ) from error
 
 
