@@ -4,7 +4,8 @@ Positions whose number depends on the data are found where the batch is made, on
 for the device to count them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -156,3 +157,35 @@ def document_bounds(segment_ids: Tensor) -> Tensor:
     starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     end = torch.full((1,), segment_ids.numel(), device=segment_ids.device)
     return torch.cat([starts.flatten().nonzero().flatten(), end]).to(torch.int32)
+
+
+def summary(batch: Batch) -> StepSummary:
+    """Return the fields of a micro batch that determine its number of supervised tokens and characters.
+
+    The loss of an optimizer step is a mean over the supervised tokens of all its micro batches on all ranks, so their
+    number must be known before the first backward pass: the first micro batch has a summary of all, `step`.
+    """
+    return {
+        "num_supervised": batch["num_supervised"],
+        "lines": batch["lines"],
+        "sizes": batch["sizes"],
+        "tiles": batch["tiles"],
+    }
+
+
+def with_steps(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Group the micro batches of a custom DataLoader into optimizer steps.
+
+    Args:
+        batches: Micro batches, as `Collator` makes them.
+        size: Micro batches of a step, `trainer.accumulate_grad_batches`.
+
+    Yields:
+        The micro batches with `step`: in the first one of a step the summaries of all of it, in the others None.
+    """
+    rest = iter(batches)
+    while step := list(islice(rest, size)):
+        summaries = [summary(batch) for batch in step]
+        for number, batch in enumerate(step):
+            batch["step"] = None if number else summaries
+            yield batch

@@ -323,7 +323,7 @@ class AlignVLMModule(pl.LightningModule):
 
         Lightning divides the loss by the accumulation, and the strategy averages gradients over ranks, so the tokens of
         all micro batches and ranks are divided by both numbers. A custom DataLoader that hands over less than a step
-        at a time (`datamodules.loading.steps`) gets the mean of the means over what it hands over.
+        at a time (`preprocessing.batch.with_steps`) gets the mean of the means over what it hands over.
         """
         step: Sequence[StepSummary | Batch] | None = batch.get("step", [batch])
         if step is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.preprocessing.batch import Batch, StepSummary
+from alignvlm_pl.preprocessing.batch import Batch, StepSummary, summary
 
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.reader import ShardReader
@@ -28,7 +28,6 @@ from ..stream.batching import BatchPlanner, Row
 from ..stream.state import Cursor
 from ..stream.stream import TrainStream
 from .collate import Collator, EncodedSample, answered_messages
-from .steps import summary
 from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
 
 Skipped = dict[str, dict[str, int]]

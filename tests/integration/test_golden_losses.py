@@ -75,9 +75,9 @@ def train(name: str, folder: Path) -> list[float]:
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
+    from alignvlm_pl.preprocessing.batch import with_steps
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
-    from datamodules.loading.steps import with_steps
 
     class StepLosses(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:

@@ -56,9 +56,9 @@ def train(module: Any, batches: list[Any], folder: Path, *, accumulate: int = 1,
     from lightning.pytorch.loggers import CSVLogger
     from torch.utils.data import DataLoader
 
+    from alignvlm_pl.preprocessing.batch import with_steps
     from alignvlm_pl.training.stage import Stage
     from callbacks.data_health import DataHealth
-    from datamodules.loading.steps import with_steps
 
     class Kept(CSVLogger):
         def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

@@ -81,9 +81,9 @@ def main(name: str, folder: Path) -> None:
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
+    from alignvlm_pl.preprocessing.batch import with_steps
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
-    from datamodules.loading.steps import with_steps
 
     class StepLosses(pl.Callback):
         """Loss of each step, readout included, as this rank's micro batches add to it; tokens' losses, and the log."""

@@ -9,10 +9,10 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignvlm_pl.models.tiny import tiny_spec
+from alignvlm_pl.preprocessing.batch import with_steps
 from alignvlm_pl.training.module import AlignVLMModule, loss_inputs
 from alignvlm_pl.training.stage import Stage
 from datamodules.loading.collate import Collator
-from datamodules.loading.steps import with_steps
 from datamodules.shards.sample import Sample
 
 SIZE_OF_RESULT = {"nonzero", "masked_select", "unique_dim", "unique_consecutive", "_unique2", "masked_scatter_backward"}

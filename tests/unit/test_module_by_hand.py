@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
 from alignvlm_pl.models.tiny import tiny_spec
+from alignvlm_pl.preprocessing.batch import with_steps
 from alignvlm_pl.training.module import AlignVLMModule, differences_from_stage
 from alignvlm_pl.training.stage import Stage
-from datamodules.loading.steps import with_steps
 
 
 def test_the_spec_may_be_a_mapping(tmp_path):
