@@ -43,7 +43,7 @@ ROLES = ("system", "user", "assistant")
 _CLOCK = "the_clock_is_not_read"
 _NO_CLOCK = "{% set strftime_now = " + _CLOCK + " %}{{ '' }}"
 """Hides transformers' clock: `strftime_now is defined` is false after it. The empty output keeps a line break."""
-_ADDRESS = re.compile(r"0x[0-9a-f]{7,}", re.IGNORECASE)
+_ADDRESS = re.compile(r"0x[0-9a-f]{3,}", re.IGNORECASE)
 """What Python writes for an object without a text of its own: it differs from process to process."""
 _CURE = f"set chat_template to one of {sorted(TEMPLATES)}, or to the template with a fixed text in its place"
 

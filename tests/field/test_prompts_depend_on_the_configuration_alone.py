@@ -60,6 +60,8 @@ ADDRESSES = [
     "{{ raise_exception }}",
     "{{ namespace(a=joiner()) }}",
     "{{ dict(a=messages[0].items) }}",
+    "{{ dict }}",
+    "{{ joiner() | string | truncate(40, true) }}",
 ]
 
 
@@ -73,6 +75,13 @@ def test_a_template_that_draws_random_text_is_refused(text):
 def test_a_template_that_writes_an_address_is_refused(text):
     with pytest.raises(ConfigError, match=r"writes the memory address of an object .*; set chat_template to one of"):
         AlignVLMProcessor(tiny_tokenizer(chat_template=text + CHATML_TEMPLATE))
+
+
+def test_addresses_in_the_text_of_a_variable_are_taken():
+    processor = AlignVLMProcessor(tiny_tokenizer())
+    template = "{{ a }}" + processor.chat_template
+    for text in ("0xDEADBEEF", ["at 0x7fffffff"], {"a": "0x123456789"}):
+        assert processor.apply_chat_template(CHATS[0], chat_template=template, a=text).startswith(str(text))
 
 
 def test_templates_that_only_look_random_are_taken():
