@@ -177,6 +177,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             DataError: An input has another type or shape.
         """
+        if pixel_values is None:
+            raise DataError("get_image_features needs pixel_values (tiles, 3, H, W)")
         require_tensors({"pixel_values": pixel_values, "tile_boxes": tile_boxes})
         check_tiles(self.config, pixel_values)
         features = self.encode_images(at_least_one_tile(as_tiles(pixel_values, tile_boxes)))

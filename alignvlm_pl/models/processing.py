@@ -288,7 +288,7 @@ class AlignVLMProcessor(ProcessorMixin):
         tools: Any = None,
         documents: Any = None,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
@@ -306,7 +306,7 @@ class AlignVLMProcessor(ProcessorMixin):
             tools: Not supported.
             documents: Not supported.
             add_generation_prompt: Append the opening of an assistant turn.
-            continue_final_message: Leave the last message open, for the model to continue.
+            continue_final_message: Leave the last message open, for the model to continue; "content" is the same.
             return_assistant_tokens_mask: Add `assistant_masks` (B, L), 1 at tokens that training supervises.
             tokenize: Return a batch instead of text.
             return_dict: Return all inputs of the model, not `input_ids` alone.
@@ -325,6 +325,15 @@ class AlignVLMProcessor(ProcessorMixin):
         ):
             if value:
                 raise ConfigError(f"apply_chat_template: {name} is not supported; put it into a message as text")
+        for name, value in (
+            ("add_generation_prompt", add_generation_prompt),
+            ("continue_final_message", continue_final_message == "content" or continue_final_message),
+            ("return_assistant_tokens_mask", return_assistant_tokens_mask),
+            ("tokenize", tokenize),
+            ("return_dict", return_dict),
+        ):
+            if not isinstance(value, (bool, type(None))):
+                raise ConfigError(f"apply_chat_template: {name}={value!r:.40}, expected true or false")
         if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
             raise ConfigError(
                 "apply_chat_template: continue_final_message excludes add_generation_prompt and "

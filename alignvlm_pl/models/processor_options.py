@@ -34,6 +34,9 @@ _TRUNCATION = {True: "longest_first", False: "do_not_truncate", "only_first": "l
 _UNLIMITED = 10**9
 """A tokenizer without a limit says 10**30."""
 
+_LONGEST = 1 << 24
+"""Tokens that a batch is padded to, at most: above, memory ends first."""
+
 _HUB = """attn_implementation cache_dir code_revision device device_map dtype force_download gguf_file local_files_only
 low_cpu_mem_usage max_memory mirror offload_folder proxies quantization_config resume_download return_unused_kwargs
 revision subfolder token torch_dtype tp_plan trust_remote_code use_auth_token use_safetensors variant"""
@@ -106,6 +109,9 @@ def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str
         value = found.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"processor: {name}={str(value)[:40]!r}, expected a whole number of at least 1")
+    for name in ("max_length", "pad_to_multiple_of"):
+        if (padding == "max_length" or name != "max_length") and found.get(name, 1) > _LONGEST:
+            raise ConfigError(f"processor: rows padded to {name}={found[name]}, expected at most {_LONGEST} tokens")
     if not isinstance(found.get("return_attention_mask", True), bool):
         raise ConfigError(f"processor: return_attention_mask={str(found['return_attention_mask'])[:40]!r} is no bool")
     if padding == "max_length" and "max_length" not in found:

@@ -266,6 +266,8 @@ def test_features_of_images_are_what_stands_at_their_positions(parts):
     assert model.get_image_features(batch["pixel_values"][:0].float()).pooler_output.shape[0] == 0
     with pytest.raises(DataError, match="pixel_values have shape"):
         model.get_image_features(batch["pixel_values"][0], batch["tile_boxes"])
+    with pytest.raises(DataError, match="get_image_features needs pixel_values"):
+        model.get_image_features(None)
     tiles = processor.image_processor([picture(120, 60, 0), picture(40, 50, 1)])
     assert torch.equal(tiles["pixel_values"], as_tiles(batch["pixel_values"], batch["tile_boxes"]))
     assert tiles["num_tiles"].tolist() == batch["num_tiles"].tolist()

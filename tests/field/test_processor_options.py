@@ -322,3 +322,24 @@ def test_nan_is_given_once(processor):
             processor(text="<image>", images=IMAGE, **options)
     with pytest.raises(ConfigError, match="max_tiles is given twice, as 2 and in images_kwargs as 3"):
         processor(text="<image>", images=IMAGE, max_tiles=2, images_kwargs={"max_tiles": 3})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask", "tokenize", "return_dict"],
+)
+def test_a_switch_is_true_or_false(processor, name):
+    for wrong in ("false", 1, [True]):
+        with pytest.raises(ConfigError, match=f"apply_chat_template: {name}=.*, expected true or false"):
+            processor.apply_chat_template(CHAT, **{name: wrong})
+    assert processor.apply_chat_template(CHAT, continue_final_message="content").endswith("xxx")
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "max_length", "max_length": 10**12}, {"pad_to_multiple_of": 10**12}], ids=str
+)
+def test_rows_are_padded_to_what_memory_holds(processor, options):
+    name = list(options)[-1]
+    with pytest.raises(ConfigError, match=f"rows padded to {name}=1000000000000, expected at most 16777216 tokens"):
+        processor(text="a", **options)
+    assert processor(text="a", max_length=10**30)["input_ids"].shape == (1, 1)
