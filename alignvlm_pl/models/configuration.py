@@ -5,6 +5,7 @@ from inspect import signature
 from numbers import Integral
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from ..errors import ConfigError, nearest
@@ -95,6 +96,8 @@ class AlignVLMConfig(PretrainedConfig):
             ConfigError: An option is unknown, or a field has an invalid value.
         """
         require_dtype(kwargs)
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(f"config.json holds a {type(config_dict).__name__}, expected an object of fields")
         # transformers sets fields after the configuration is made.
         config_dict = {**config_dict, **{name: kwargs.pop(name) for name in cls._fields() if name in kwargs}}
         if kwargs.pop("return_unused_kwargs", False):
@@ -119,7 +122,11 @@ def config_from_fields(fields: dict[str, Any], *, default: str | None = None) ->
     if model_type not in CONFIG_MAPPING:
         hint = nearest(str(model_type), CONFIG_MAPPING).split(" known:")[0].split("known:")[0]
         raise ConfigError(f"model_type {model_type!r} is unknown to transformers; {hint}".rstrip("; "))
-    return AutoConfig.for_model(model_type, **settings)
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the configuration of {model_type!r} is invalid: {reason}; correct the field") from error
 
 
 def require_dtype(options: Mapping[str, Any]) -> None:
@@ -132,9 +139,9 @@ def require_dtype(options: Mapping[str, Any]) -> None:
 
 
 def whole_number(name: str, value: Any, *, lowest: int) -> int:
-    """Return a field as an int; raise a `ConfigError` if it is no whole number of at least `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < lowest:
-        raise ConfigError(f"{name}={value!r:.60}, expected a whole number of at least {lowest}")
+    """Return a field as an int; raise a `ConfigError` if it is no whole number from `lowest` to 2^31 - 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not lowest <= int(value) < 1 << 31:
+        raise ConfigError(f"{name}={value!r:.60}, expected a whole number of at least {lowest}, below 2^31")
     return int(value)
 
 

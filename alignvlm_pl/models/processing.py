@@ -84,6 +84,9 @@ class AlignVLMProcessor(ProcessorMixin):
         chat_template: str | None = None,
         spell_answers: bool = False,
     ) -> None:
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            found = type(tokenizer).__name__
+            raise ConfigError(f"processor: tokenizer is of type {found}, expected a fast tokenizer of transformers")
         super().__init__(tokenizer, chat_template=choose_template(tokenizer, chat_template))
         self.tiling = Tiling.from_dict(tiling or {}).to_dict()
         self.tokens_per_tile = whole_number("tokens_per_tile", tokens_per_tile, lowest=1)

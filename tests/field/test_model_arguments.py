@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm_pl.models.pixels import as_tiles
+from alignvlm_pl.models.processing import AlignVLMProcessor
 from tests.parity.tiny_pages import batch_of, inputs_of, make, picture
 
 
@@ -220,8 +221,8 @@ def test_arguments_of_the_configuration(folder):
 WRONG_FIELDS = {
     "connector": ("mlp", "connector is 'mlp', expected a mapping, such as {'type': 'align'}"),
     "tiling": ("x", "tiling is 'x', expected a mapping of its settings"),
-    "tokens_per_tile": (-3, "tokens_per_tile=-3, expected a whole number of at least 1"),
-    "image_token_id": ("x", "image_token_id='x', expected a whole number of at least 0"),
+    "tokens_per_tile": (-3, "tokens_per_tile=-3, expected a whole number of at least 1, below 2^31"),
+    "image_token_id": ("x", "image_token_id='x', expected a whole number of at least 0, below 2^31"),
     "vision_feature": ("x", "vision_feature='x' is unknown: known: last, last_normed, penultimate"),
     "text_config": ("x", "text_config is 'x', expected a configuration of transformers or its fields"),
     "vision_config": (5, "vision_config is 5, expected a configuration of transformers or its fields"),
@@ -238,6 +239,21 @@ def test_a_field_with_an_invalid_value_is_named(folder, name):
     with pytest.raises(ConfigError) as caught:
         AlignVLMConfig(**{name: value})
     assert str(caught.value) == message
+
+
+def test_fields_of_the_parts_and_of_the_file_are_named_in_one_line(tmp_path):
+    wrong = {"text_config": "llama", "vision_config": "siglip_vision_model"}
+    for name, kind in wrong.items():
+        message = rf"^the configuration of '{kind}' is invalid: [^\n]*hidden_size[^\n]*; correct the field$"
+        with pytest.raises(ConfigError, match=message):
+            AlignVLMConfig(**{name: {"hidden_size": "x"}})
+    with pytest.raises(ConfigError, match=r"image_token_id=1000.*, below 2"):
+        AlignVLMConfig(image_token_id=10**20)
+    with pytest.raises(ConfigError, match=r"config.json holds a list, expected an object of fields"):
+        AlignVLMConfig.from_dict([])
+    for wrong in (None, "x", ["tokenizer"]):
+        with pytest.raises(ConfigError, match=r"processor: tokenizer is of type .*, expected a fast tokenizer of"):
+            AlignVLMProcessor(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["nope", 5, torch.int8, ["float32"]], ids=str)

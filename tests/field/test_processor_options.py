@@ -283,7 +283,7 @@ def test_options_of_from_pretrained(folder, processor):
     ("options", "message"),
     [
         ({"tiling": "x"}, "tiling is 'x', expected a mapping of its settings"),
-        ({"tokens_per_tile": "x"}, "tokens_per_tile='x', expected a whole number of at least 1"),
+        ({"tokens_per_tile": "x"}, "tokens_per_tile='x', expected a whole number of at least 1, below 2^31"),
         ({"spell_answers": "x"}, "spell_answers='x', expected true or false"),
     ],
 )
