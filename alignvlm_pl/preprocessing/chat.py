@@ -19,7 +19,7 @@ from jinja2 import Environment, TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ..errors import ConfigError, DataError, nearest
+from ..errors import AlignVLMError, ConfigError, DataError, nearest
 
 _log = logging.getLogger(__name__)
 
@@ -126,13 +126,23 @@ def _parsed(template: str) -> tuple[frozenset[str], str | None]:
         names = meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise ConfigError(f"the chat template is not valid Jinja: {error}; correct chat_template") from error
-    random = next(filter(None, map(_random_filter, tree.find_all(nodes.Filter))), None)
+    random = next(filter(None, map(_random_part, tree.find_all(nodes.Expr))), None)
     variables = frozenset(names) - {"messages", "raise_exception", "strftime_now", "lipsum", _CLOCK}
     return variables, random or ("lipsum" if "lipsum" in names else None)
 
 
-def _random_filter(node: nodes.Filter) -> str | None:
-    """Return how a filter draws random text: `random`, or `map` with it or with a name that is not written out."""
+def _random_part(node: nodes.Expr) -> str | None:
+    """Return how an expression draws random text; None: it does not.
+
+    It is the filter `random`, `map` with it or with a name that is not written out, or a difference of keys: a set,
+    whose order differs from process to process.
+    """
+    if isinstance(node, nodes.Sub):
+        called = [one.node for one in (node.left, node.right) if isinstance(one, nodes.Call)]
+        keys = any(isinstance(one, nodes.Getattr) and one.attr in ("keys", "items") for one in called)
+        return "a difference of keys, which has no order" if keys else None
+    if not isinstance(node, nodes.Filter):
+        return None
     if node.name == "random":
         return "the filter random"
     if node.name != "map" or not (node.args or node.dyn_args):  # with attribute=…
@@ -186,7 +196,9 @@ def render_chat(
         # Values of variables are not compared: 1 equals True, and a list has no hash.
         render = _skeleton.__wrapped__ if variables else _skeleton
         rendered = render(tokenizer, template, turns, add_generation_prompt, variables or None)
-    except (TemplateError, TypeError) as error:  # TypeError: a template for another form of content
+    except (AlignVLMError, MemoryError):
+        raise
+    except Exception as error:  # of any class: a template for another form of content, or with a fault of its own
         if _CLOCK in str(error):
             raise ConfigError(
                 f"the chat template reads the clock (strftime_now), so prompts differ; {_CURE}"

@@ -343,3 +343,21 @@ def test_rows_are_padded_to_what_memory_holds(processor, options):
     with pytest.raises(ConfigError, match=f"rows padded to {name}=1000000000000, expected at most 16777216 tokens"):
         processor(text="a", **options)
     assert processor(text="a", max_length=10**30)["input_ids"].shape == (1, 1)
+
+
+FAULTY = [
+    "{{ [1] | xmlattr }}",
+    "{{ 1 // 0 }}",
+    "{{ range(10**9) }}",
+    "{{ {}['a'].b }}",
+    "{{ 'a' * 2.5 }}",
+    "{{ '%q' % 1 }}",
+]
+
+
+@pytest.mark.parametrize("text", FAULTY)
+def test_a_template_with_a_fault_of_its_own_is_named(processor, text):
+    with pytest.raises(
+        DataError, match=r"the chat template does not render a conversation of the roles user: .*; change"
+    ):
+        processor.apply_chat_template(CHAT, chat_template=text + processor.chat_template)

@@ -44,6 +44,7 @@ RANDOM = [
     "{% set name = 'random' %}{{ [['a', 'b']] | map(name) | join }}",
     "{{ [['a', 'b']] | map(*['random']) | join }}",
     "{% filter random %}ab{% endfilter %}",
+    "{{ (messages[0].keys() - []) | join }}",
     "{% set l = lipsum %}{{ l() }}",
     "{% macro m(f=lipsum) %}{{ f() }}{% endmacro %}{{ m() }}",
     "{% if messages | length > 9 %}{{ 'ab' | list | random }}{% endif %}",
