@@ -139,11 +139,15 @@ def require_line_feeds(path: Path) -> None:
         )
 
 
+class RepeatedKeyError(ValueError):
+    """An object of a JSON text has a key twice."""
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON of elsewhere; unlike `json.loads`, which keeps the last value of a key, refuse a key given twice.
 
     Raises:
-        ValueError: It is not JSON, or an object in it has a key twice.
+        ValueError: It is not JSON; RepeatedKeyError: an object in it has a key twice.
         RecursionError: It is nested too deep.
     """
     return json.loads(text, object_pairs_hook=_unique_keys)
@@ -152,7 +156,7 @@ def parse_json(text: str | bytes) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {repeated_name(key for key, _ in pairs)!r:.80} is given twice")
+        raise RepeatedKeyError(f"the key {repeated_name(key for key, _ in pairs)!r:.80} is given twice")
     return found
 
 

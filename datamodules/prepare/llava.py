@@ -20,7 +20,7 @@ from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.preprocessing.images.source import describe_source
-from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind, parse_json
+from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind
 
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
@@ -32,7 +32,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names, total_bytes
-from .sources.json_files import ListSlice, check_object, element_ranges, is_list, slice_list
+from .sources.json_files import ListSlice, check_object, element_ranges, is_list, slice_list, value_or_error
 from .sources.parquet_rows import ParquetRows
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
@@ -386,12 +386,12 @@ class _ZipIndex:
 
 
 def _load(stream: IO[bytes], start: int, end: int) -> Any:
-    """Return the record between two bytes, or the error of its JSON (`check_object`)."""
+    """Return the record between two bytes (`value_or_error`)."""
     stream.seek(start)
     try:
-        return parse_json(stream.read(end - start))
+        return value_or_error(stream.read(end - start))
     except (ValueError, RecursionError) as error:
-        return error
+        raise DataError(f"{stream.name}: the record at byte {start} is not JSON ({error})") from error
 
 
 _LIST = "blip_laion_cc_sbu_558k.json"

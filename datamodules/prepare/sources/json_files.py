@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeGuard
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_line_feeds, require_utf8
+from alignvlm_pl.utils.text_files import HEAD_BYTES, RepeatedKeyError, parse_json, require_line_feeds, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
@@ -130,7 +130,7 @@ class ListSlice(NamedTuple):
     end: int
 
     def load(self, path: Path) -> list[Any]:
-        """Parse the elements; one in which a key is given twice is returned as its ValueError (`check_object`).
+        """Parse the elements; one in which a key is given twice is returned as its error (`check_object`).
 
         Raises:
             DataError: The file has changed since it was cut, or is not UTF-8.
@@ -140,21 +140,20 @@ class ListSlice(NamedTuple):
             text = b"[" + stream.read(self.end - self.start) + b"]"
         try:
             found: list[Any] = parse_json(text)
-        except ValueError:
-            try:
-                json.loads(text)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
-                ) from error
-            return [_value_or_error(text[begin:end]) for begin, end in _ranges(BytesIO(text), path)]
+        except RepeatedKeyError:
+            return [value_or_error(text[begin:end]) for begin, end in _ranges(BytesIO(text), path)]
+        except ValueError as error:
+            raise DataError(
+                f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
+            ) from error
         return found
 
 
-def _value_or_error(text: bytes) -> Any:
+def value_or_error(text: bytes) -> Any:
+    """Parse a value; one in which a key is given twice is returned as its error (`check_object`)."""
     try:
         return parse_json(text)
-    except ValueError as error:
+    except RepeatedKeyError as error:
         return error
 
 
