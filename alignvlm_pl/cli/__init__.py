@@ -88,7 +88,10 @@ def _use_utf8() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        print(f"error: a command is missing; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
     if arguments[0] == "--version":

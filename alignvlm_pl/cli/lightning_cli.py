@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, set_loader
-from lightning.pytorch import callbacks, loggers
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import callbacks, loggers, profilers, strategies
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError
 
@@ -35,8 +37,9 @@ from callbacks.random_state import RandomState
 from callbacks.stage_transition import StageTransition
 from callbacks.throughput import Throughput
 
-from ..errors import AlignVLMError, CheckpointError, ConfigError, TrainingError
+from ..errors import AlignVLMError, CheckpointError, ConfigError, TrainingError, nearest
 from ..strategies.checkpoint_io import AtomicCheckpointIO
+from ..strategies.fsdp import ShardedStrategy
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule, check_precision
 from ..training.stage import Stage, accumulation, require_parent
@@ -71,7 +74,15 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "preemption_every_n_steps": (int, 1, "Optimizer steps between two checks for SIGUSR1 or SIGTERM on any rank."),
 }
 """Options beside the groups: type, default and help."""
-_CLASSES = (*datamodules.__all__, *callbacks.__all__, *loggers.__all__)
+_CLASSES = {
+    "data": datamodules.__all__,
+    "trainer.callbacks": callbacks.__all__,
+    "trainer.logger": loggers.__all__,
+    "trainer.strategy": (*strategies.__all__, ShardedStrategy.__name__),
+    "trainer.profiler": profilers.__all__,
+}
+_OR_NAME = {"strategy": Strategy, "profiler": profilers.Profiler, "accelerator": Accelerator}
+"""Settings of the trainer that are a name or a class."""
 _YAML = "alignvlm_pl"
 """Name of this project's way to read YAML among those of jsonargparse."""
 set_loader(_YAML, old_names.load, exceptions=(YAMLError,))
@@ -245,6 +256,9 @@ class AlignCLI(LightningCLI):
         # Taken out until before_instantiate_classes: LightningCLI would load all of the checkpoint, and put its
         # hyper-parameters in the place of what the user has set.
         settings = self.config[self.config.subcommand]
+        seed = settings.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything={seed}: expected a number from 0 to {2**32 - 1}")
         self.ckpt_path, settings.ckpt_path = settings.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
@@ -264,6 +278,7 @@ class AlignCLI(LightningCLI):
             config.data.init_args.seed = int(config.seed_everything)  # here, so that the saved config has it
         if config.trainer.default_root_dir is not None:
             raise ConfigError("trainer.default_root_dir follows from run_dir; set run_dir instead")
+        _check_names(config.trainer)
         check_trainer(config.trainer, fit=self.subcommand == "fit")
         check_precision(str(config.trainer.precision), fit=self.subcommand == "fit")
         check_allocation(os.environ, num_nodes=config.trainer.num_nodes, devices=count_devices(config.trainer))
@@ -274,6 +289,8 @@ class AlignCLI(LightningCLI):
             log.warning(
                 "%s: neither --ckpt_path nor --model.weights is given, so the model answers untrained", self.subcommand
             )
+        if not config.run_dir.strip():
+            raise ConfigError("run_dir is empty: expected a folder, such as runs/NAME")
         if str(run_dir) != printable(str(run_dir)):
             raise ConfigError(
                 f"run_dir={run_dir}: expected a name in UTF-8, which event files are written by; rename it"
@@ -361,7 +378,8 @@ class AlignCLI(LightningCLI):
         if given["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(root, name="", version="")
         callbacks = {name: self._settings[name] for name in CALLBACKS}
-        if given["enable_progress_bar"] is False:
+        own_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(given["callbacks"]))
+        if own_bar or given["enable_progress_bar"] is False:
             del callbacks["progress"]
         chosen = list(callbacks.values())
         if self.subcommand == "fit":
@@ -473,6 +491,25 @@ def _raised_by_lightning(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_names(trainer: Any) -> None:
+    """Refuse an invalid class where a name may stand: the parser takes the text of one for a name.
+
+    Raises:
+        ConfigError: With what the class says, or the nearest name of a strategy.
+    """
+    for key, kind in _OR_NAME.items():
+        text = trainer[key]
+        if isinstance(text, str) and text.lstrip().startswith("{"):
+            parser = AlignParser(prog=f"trainer.{key}")
+            parser.add_subclass_arguments(kind, f"trainer.{key}")
+            parser.parse_object({"trainer": {key: old_names.load(text)}})
+    name = trainer.strategy
+    known = {"auto", *StrategyRegistry.available_strategies()}
+    if isinstance(name, str) and name.lower() not in known and not name.startswith(("fsdp", "deepspeed")):
+        common = nearest(name, {"auto", "ddp", "ddp_spawn"} & known)
+        raise ConfigError(f"trainer.strategy={name}: {common}; or a class, as configs/cluster/fsdp.yaml names one")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,13 +5,16 @@ The command line reads YAML through `load`, a saved `config.yaml` included.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader
 from yaml import YAMLError
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
+from ..utils.installation import configs_dir
 from .recipe import refuse_repeated_keys
 
 MODULES = {
@@ -52,6 +55,18 @@ FILES = {
 """Name of a shipped file that is gone -> what to use instead."""
 
 
+FOLDERS = {
+    "config": "recipe",
+    "model": "model",
+    "connector": "model/connector",
+    "data": "data",
+    "stage": "stage",
+    "trainer": "cluster",
+    "benchmark": "benchmark",
+}
+"""Option that takes a YAML file -> folder of the files that are shipped for it."""
+
+
 def answer_file(message: str) -> str:
     """Add to a message about a file that is not there what has become of it."""
     words = {word.strip("'\"").rpartition("/")[2] for word in message.split()}
@@ -60,16 +75,36 @@ def answer_file(message: str) -> str:
 
 
 def check_files(arguments: Sequence[str]) -> None:
-    """Refuse YAML files among the arguments with a key twice: the parser reads them without their names.
+    """Refuse YAML files among the arguments that are not there, are empty or have a key twice.
+
+    The parser reads files without their names, and takes the name of one that is not there for a value.
 
     Raises:
-        ConfigError: With file, key and lines.
+        ConfigError: With the file and the ones that there are, or with key and lines.
     """
-    for argument in arguments:
-        path = Path(argument.rpartition("=")[2])
-        if path.suffix in (".yaml", ".yml") and path.is_file():
-            with suppress(YAMLError, UnicodeDecodeError):  # which the parser reports
-                refuse_repeated_keys(path.read_text("utf-8"), source=f"{path}: ")
+    for before, argument in pairwise(["", *arguments]):
+        name, _, value = argument.rpartition("=")
+        path, option = Path(value), (name or before).lstrip("-")
+        if path.suffix not in (".yaml", ".yml"):
+            continue
+        if not path.is_file():
+            if option in FOLDERS:
+                raise ConfigError(_absent(option, path))
+            continue
+        with suppress(YAMLError, UnicodeDecodeError):  # which the parser reports
+            text = path.read_text("utf-8")
+            refuse_repeated_keys(text, source=f"{path}: ")
+            if option in FOLDERS and yaml.safe_load(text) is None:
+                raise ConfigError(f"{path} is empty: expected settings")
+
+
+def _absent(option: str, path: Path) -> str:
+    message = f"--{option}: there is no file {path}"
+    if path.name in FILES:
+        return answer_file(message)
+    folder = path.parent if path.parent != Path() and any(path.parent.glob("*.yaml")) else None
+    folder = folder or configs_dir() / FOLDERS[option]
+    return f"{message}; {nearest(path.name, [found.name for found in folder.glob('*.yaml')])} (in {folder})"
 
 
 def load(stream: str) -> Any:

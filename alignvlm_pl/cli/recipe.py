@@ -101,7 +101,11 @@ def read_stages(recipe: Path, *, option: str = "") -> list[StageEntry]:
     Raises:
         ConfigError: There is no such file, which the `option` names, or the list has another form.
     """
-    stages = load_yaml(recipe, option=option).get("stages") or []
+    stages = load_yaml(recipe, option=option).get("stages")
+    if stages is None:  # as a saved configuration has it
+        return []
+    if stages == []:
+        raise ConfigError(f"{recipe}: `stages` is empty; list one, such as {{stage: ../stage/1.yaml}}, or remove it")
     if not isinstance(stages, list):
         raise ConfigError(f"{recipe}: `stages` must be a list of stages, found {stages!r}")
     return [_entry(given, recipe) for given in stages]
@@ -124,9 +128,11 @@ def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         refuse_repeated_keys(text, source=f"{path}: ")
-        content = yaml.safe_load(text) or {}
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise ConfigError(f"{path} is empty: expected settings")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings, found {content!r}")
     return content

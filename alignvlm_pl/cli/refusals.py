@@ -41,6 +41,11 @@ def check_trainer(trainer: Any, *, fit: bool) -> None:
             raise ConfigError(f"trainer.{name}={value}: expected a number above 0")
         if value < _LEAST.get(name, value):
             raise ConfigError(f"trainer.{name}={value}: expected at least {_LEAST[name]}")
+    if trainer.barebones:
+        raise ConfigError(
+            "trainer.barebones=true turns checkpoints, logs and progress off, which a stage needs; remove it, and see "
+            "perf/train_step.py for the bare speed of a step"
+        )
     if fit and trainer.enable_checkpointing is False:
         raise ConfigError(
             "trainer.enable_checkpointing=false: a stage is exported from its last checkpoint; remove the setting, "

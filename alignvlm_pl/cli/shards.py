@@ -18,7 +18,9 @@ KINDS = {
 
 def run(argv: list[str]) -> int:
     """Pass the options on; torch is loaded only where a model counts tokens."""
-    kind = argv[1] if len(argv) > 1 else "--help"
+    if len(argv) < 2:
+        raise ConfigError(f"shards: a kind is missing; there are {', '.join(KINDS)}")
+    kind = argv[1]
     if kind in ("-h", "--help"):
         sys.stdout.write("usage: shards <kind> [options], `shards <kind> --help` for its options\n\n")
         for name, summary in KINDS.items():

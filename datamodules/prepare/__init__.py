@@ -34,15 +34,17 @@ def main(argv: Sequence[str]) -> int:
     """Run one kind of preparation.
 
     Args:
-        argv: Name of the kind and its own arguments; empty or ``--help`` lists the kinds.
+        argv: Name of the kind and its own arguments; ``--help`` lists the kinds.
 
     Returns:
         Exit code.
 
     Raises:
-        ConfigError: An unknown kind, with the nearest known one.
+        ConfigError: No kind, or an unknown one, with the nearest known one.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise ConfigError(f"prepare: a kind is missing; there are {', '.join(_KINDS)}")
+    if argv[0] in ("-h", "--help"):
         sys.stdout.write("usage: prepare <kind> [options], `prepare <kind> --help` for its options\n\n")
         for kind, (_, summary) in _KINDS.items():
             sys.stdout.write(f"  {kind:13s} {summary}\n")

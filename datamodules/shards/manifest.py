@@ -232,6 +232,8 @@ def _read_json(folder: Path | str, where: str, storage: Storage) -> tuple[Mappin
         content = storage.read_small(folder, MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     except MissingFileError as error:
         absent = isinstance(folder, Path) and not folder.is_dir()
+        if isinstance(folder, Path) and folder.is_file():
+            raise DataError(f"{folder} is a file: give the folder of the dataset, with its {MANIFEST_NAME}") from error
         what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
         raise DataError(
             f"{format_location(folder)} is not a complete dataset: {what}; its writing was interrupted or "

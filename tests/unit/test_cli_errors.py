@@ -88,7 +88,7 @@ def test_misspelt_option_names_the_nearest_key(capsys, files, option, key, near)
         (
             "data",
             {"class_path": "DocDownstramDataModule"},
-            "data: Expected a dot import path string: DocDownstramDataModule; did you mean 'DocDownstreamDataModule'?",
+            "data: there is no class 'DocDownstramDataModule'; did you mean 'DocDownstreamDataModule'?",
         ),
         (
             "config",
@@ -150,7 +150,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
         ("--model.lr=1e-4", f"{MODEL}unknown key 'lr'; there are activation_checkpointing, attention, "),
         (
             "--trainer.precision=fp8",
-            "trainer.precision: Expected int Expected one of ['transformer-engine', ",
+            "trainer.precision=fp8 is not supported; use bf16-mixed, or 32-true on a device without bfloat16",
         ),
         (
             "--stage.lr=1e-4",
@@ -171,7 +171,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "--trainer.default_root_dir=x",
             "trainer.default_root_dir follows from run_dir; set run_dir instead",
         ),
-        ("--trainer.strategy=dpp", "trainer: "),
+        ("--trainer.strategy=dpp", "trainer.strategy=dpp: did you mean 'ddp'?"),
         ("--trainer.strategy=fsdp", "trainer.strategy fsdp is not supported; configs/cluster/fsdp.yaml"),
         ("--trainer.strategy=deepspeed_stage_3", "trainer.strategy deepspeed_stage_3 is not supported"),
         (
@@ -180,7 +180,43 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
         ),
         ("--max_shard_size=nonsense", "max_shard_size=nonsense: expected a size such as 5GB"),
         ("--max_shard_size=0GB", "max_shard_size=0GB: expected a size such as 5GB"),
-        ("--stage=none.yaml", "stage: "),
+        (
+            "--stage=none.yaml",
+            "--stage: there is no file none.yaml; did you mean 'ema.yaml'? known: 1.yaml, 2.yaml, 3.yaml",
+        ),
+        (
+            "--connector=nope.yaml",
+            "--connector: there is no file nope.yaml; did you mean 'mlp.yaml'? known: align.yaml, ",
+        ),
+        (
+            "--trainer.callbacks=EarlyStoping",
+            "trainer.callbacks: there is no class 'EarlyStoping'; did you mean 'Early",
+        ),
+        (
+            "--trainer.callbacks=[{class_path: EarlyStoping}]",
+            "trainer.callbacks: there is no class 'EarlyStoping'; did",
+        ),
+        (
+            "--trainer.callbacks=lightning.pytorch.callbacks.Timr",
+            "trainer.callbacks: Problem with given class_path 'lightning.pytorch.callbacks.Timr': module "
+            "'lightning.pytorch.callbacks' has no attribute 'Timr'; did you mean 'Timer'?",
+        ),
+        ("--trainer.callbacks=[5]", "trainer.callbacks: Expected a class, by its class_path (found [5])"),
+        ("--trainer.logger=NopeLogger", "trainer.logger: there is no class 'NopeLogger'; did you mean 'CometLogger'?"),
+        ("--trainer.logger=7", "trainer.logger: there is no class '7'; give it as package.module.Class"),
+        ("--trainer.limit_val_batches=[1]", "trainer.limit_val_batches: Expected int or float (found [1])"),
+        ("--trainer.barebones=true", "trainer.barebones=true turns checkpoints, logs and progress off"),
+        (
+            "--trainer.strategy={class_path: alignvlm_pl.strategies.fsdp.ShardedStrategy, init_args: {reshard_lm: no}}",
+            "trainer.strategy: Problem with given class_path 'alignvlm_pl.strategies.fsdp.ShardedStrategy': unknown "
+            "key 'reshard_lm'; did you mean 'reshard_llm'?",
+        ),
+        (
+            "--trainer.strategy={class_path: ShardedStrateg}",
+            "trainer.strategy: there is no class 'ShardedStrateg'; did",
+        ),
+        ("--seed_everything=-1", "seed_everything=-1: expected a number from 0 to 4294967295"),
+        ("--run_dir=", "run_dir is empty: expected a folder"),
     ],
 )
 def test_values_that_cannot_be_meant(capsys, files, option, message):
@@ -192,6 +228,39 @@ def test_a_class_whose_package_is_not_installed_is_named(capsys, files):
     said = failed(capsys, files, f"--trainer.logger={logger}")
     assert "'lightning.pytorch.loggers.WandbLogger': Requirement 'wandb" in said
     assert "Expected" not in said, "no types that were tried beside the class"
+
+
+@pytest.mark.parametrize("option", ["config", "model", "data", "stage", "trainer", "benchmark", "connector"])
+def test_an_empty_file_is_named(capsys, files, tmp_path, option):
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n")
+    assert failed(capsys, files, f"--{option}={path}") == f"{path} is empty: expected settings"
+
+
+def test_a_recipe_of_no_stages_is_refused(capsys, files, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stages: []\n")
+    assert failed(capsys, files, f"--config={path}").startswith(f"{path}: `stages` is empty; list one")
+
+
+@pytest.mark.parametrize("words", [[], ["prepare"], ["shards"]], ids=str)
+def test_half_a_command_fails(capsys, words):
+    assert main(words) != 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "is missing; there are " in captured.err
+
+
+def test_a_tar_is_no_dataset(capsys, tmp_path):
+    (tmp_path / "x-00000.tar").write_bytes(b"")
+    assert main(["shards", "verify", str(tmp_path / "x-00000.tar")]) == 1
+    assert "x-00000.tar is a file: give the folder of the dataset" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_no_checkpoint(capsys, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    assert main(["describe", str(tmp_path / "last.ckpt")]) == 1
+    assert "last.ckpt is damaged or no checkpoint (empty, cut off" in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):
