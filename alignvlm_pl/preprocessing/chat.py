@@ -45,6 +45,8 @@ _NO_CLOCK = "{% set strftime_now = " + _CLOCK + " %}{{ '' }}"
 """Hides transformers' clock: `strftime_now is defined` is false after it. The empty output keeps a line break."""
 _ADDRESS = re.compile(r"0x[0-9a-f]{3,}", re.IGNORECASE)
 """What Python writes for an object without a text of its own: it differs from process to process."""
+_OBJECTS = ("joiner", "cycler")
+"""Functions of Jinja that return such objects."""
 _CURE = f"set chat_template to one of {sorted(TEMPLATES)}, or to the template with a fixed text in its place"
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
@@ -126,9 +128,23 @@ def _parsed(template: str) -> tuple[frozenset[str], str | None]:
         names = meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise ConfigError(f"the chat template is not valid Jinja: {error}; correct chat_template") from error
-    random = next(filter(None, map(_random_part, tree.find_all(nodes.Expr))), None)
+    random = next(filter(None, map(_random_part, tree.find_all(nodes.Expr))), None) or _address_in_filter(tree)
     variables = frozenset(names) - {"messages", "raise_exception", "strftime_now", "lipsum", _CLOCK}
     return variables, random or ("lipsum" if "lipsum" in names else None)
+
+
+def _address_in_filter(tree: nodes.Template) -> str | None:
+    """Return by which filter an object is taken apart whose text is its memory address; None: by none."""
+
+    def is_object(node: nodes.Node | None) -> bool:
+        return isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name in _OBJECTS
+
+    assigned = [one.target for one in tree.find_all(nodes.Assign) if is_object(one.node)]
+    names = {target.name for target in assigned if isinstance(target, nodes.Name)}
+    for one in tree.find_all(nodes.Filter):
+        if is_object(one.node) or (isinstance(one.node, nodes.Name) and one.node.name in names):
+            return f"the filter {one.name} of a joiner or cycler, whose text is a memory address"
+    return None
 
 
 def _random_part(node: nodes.Expr) -> str | None:

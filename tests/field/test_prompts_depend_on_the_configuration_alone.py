@@ -45,6 +45,8 @@ RANDOM = [
     "{{ [['a', 'b']] | map(*['random']) | join }}",
     "{% filter random %}ab{% endfilter %}",
     "{{ (messages[0].keys() - []) | join }}",
+    "{{ (joiner() | string)[-9:] }}",
+    "{% set c = cycler(1) %}{{ c | replace('0x', '') }}",
     "{% set l = lipsum %}{{ l() }}",
     "{% macro m(f=lipsum) %}{{ f() }}{% endmacro %}{{ m() }}",
     "{% if messages | length > 9 %}{{ 'ab' | list | random }}{% endif %}",
@@ -62,7 +64,6 @@ ADDRESSES = [
     "{{ namespace(a=joiner()) }}",
     "{{ dict(a=messages[0].items) }}",
     "{{ dict }}",
-    "{{ joiner() | string | truncate(40, true) }}",
 ]
 
 
