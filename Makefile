@@ -4,7 +4,8 @@
 BIN := .venv/bin
 STARTED := $(shell date +%s)
 STAMP := .venv/.complete
-WORKERS ?= -n 2 --dist worksteal
+# One more than the cores that tests are made for: much of their time is waiting.
+WORKERS ?= -n 3 --dist worksteal
 KILLS ?= 50
 DRILLS := preemption stage_kills strategy_changes evaluation_resume sharded_runs
 

@@ -202,9 +202,9 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "'lightning.pytorch.callbacks' has no attribute 'Timr'; did you mean 'Timer'?",
         ),
         ("--trainer.callbacks=[5]", "trainer.callbacks: Expected a class, by its class_path (found [5])"),
-        ("--trainer.logger=NopeLogger", "trainer.logger: there is no class 'NopeLogger'; did you mean 'CometLogger'?"),
+        ("--trainer.logger=CSVLoger", "trainer.logger: there is no class 'CSVLoger'; did you mean 'CSVLogger'?"),
         ("--trainer.logger=7", "trainer.logger: there is no class '7'; give it as package.module.Class"),
-        ("--trainer.limit_val_batches=[1]", "trainer.limit_val_batches: Expected int or float (found [1])"),
+        ("--trainer.max_steps=[1]", "trainer.max_steps: Expected int. Got value: [1]"),
         ("--trainer.barebones=true", "trainer.barebones=true turns checkpoints, logs and progress off"),
         (
             "--trainer.strategy={class_path: alignvlm_pl.strategies.fsdp.ShardedStrategy, init_args: {reshard_lm: no}}",

@@ -49,6 +49,7 @@ def grid(rows: int, columns: int) -> list[list[str]]:
     return [header, *([f"{rng.randrange(10**6)}" for _ in range(columns)] for _ in range(rows))]
 
 
+@needs_renderer
 @pytest.mark.parametrize(
     ("markup", "problem"),
     [
