@@ -179,6 +179,10 @@ class WebDataModule(pl.LightningDataModule):
                 found[str(error)] = None
         return list(found)
 
+    def validation_samples(self) -> dict[str, int]:
+        """Return the number of samples of each dataset of `val`, by its name; reads the manifests alone."""
+        return {name: self._manifest(folder).num_samples for name, folder in self.val.items()}
+
     def teardown(self, stage: str | None = None) -> None:
         """Stop the training workers."""
         if self.training is not None:

@@ -14,9 +14,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from callbacks.gain_calibration import GainCalibration
+from datamodules.base import WebDataModule
 
 from ..errors import AlignVLMError, ConfigError, nearest
 from ..models.loading import choose_attention
+from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import refuse_unknown
 from ..training.checkpoint_metadata import check_contract
 from ..training.lora import check_adapters
@@ -94,8 +96,12 @@ def _check_stage(options: list[str]) -> tuple[list[str], _Built | None]:
         lambda: check_optimizer(stage),
         lambda: benchmark.check_readout_sets(getattr(data, "benchmarks", {})),
         lambda: _check_callbacks(cli.trainer, data),
+        lambda: check_loss_backend(cli.model.loss_backend, device=cli.trainer.strategy.root_device.type),
     ]
-    return _problems(checks) + (data.missing() if hasattr(data, "missing") else []), built
+    missing = data.missing() if hasattr(data, "missing") else []
+    if not missing:
+        checks.append(lambda: _check_batches(cli.trainer, data))
+    return _problems(checks) + missing, built
 
 
 def _problems(checks: Iterable[Callable[[], object]]) -> list[str]:
@@ -141,6 +147,40 @@ def _check_callbacks(trainer: pl.Trainer, data: Any) -> None:
             raise ConfigError(f"{type(callback).__name__}: monitor={monitor!r}; {nearest(monitor, known)}")
         if isinstance(callback, LearningRateMonitor) and not trainer.loggers:
             raise ConfigError("LearningRateMonitor needs a logger: set trainer.logger, or leave the callback out")
+
+
+def _check_batches(trainer: pl.Trainer, data: Any) -> None:
+    """Check that limits and intervals leave batches to train on and to validate on, as Lightning does when it loads.
+
+    Of packed rows and of other DataModules the number of batches is not known here.
+    """
+    if not isinstance(data, WebDataModule):
+        return
+    ranks, interval = trainer.num_devices * trainer.num_nodes, trainer.val_check_interval
+    if not data.token_budget and data.train:
+        found = data.steps_per_epoch(world_size=ranks)
+        found = found - found % trainer.accumulate_grad_batches or found
+        batches = _limited("limit_train_batches", trainer.limit_train_batches, found)
+        each_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+        if isinstance(interval, int) and interval > batches and each_epoch:
+            raise ConfigError(
+                f"trainer.val_check_interval={interval}: an epoch has {batches} batches; give a smaller number, or "
+                "trainer.check_val_every_n_epoch=null to count over epochs"
+            )
+    for samples in data.validation_samples().values():
+        _limited("limit_val_batches", trainer.limit_val_batches, -(-samples // (data.eval_batch_size * ranks)))
+
+
+def _limited(name: str, limit: float, batches: int) -> int:
+    """Return how many of a loader's batches a limit leaves: a number of batches, or as a float a share of them."""
+    if isinstance(limit, int):
+        return min(limit, batches)
+    if limit > 0 and int(limit * batches) == 0:
+        raise ConfigError(
+            f"trainer.{name}={limit} of {batches} batches is none; give at least {1 / max(batches, 1):.3g}, or an "
+            "integer"
+        )
+    return int(limit * batches)
 
 
 def _on_meta(spec: Any) -> Any:

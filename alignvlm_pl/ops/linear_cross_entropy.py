@@ -31,11 +31,12 @@ LIGER = "liger-kernel>=0.7"
 _Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def check_loss_backend(name: str) -> None:
-    """Raise unless `name` is in `BACKENDS` and its package is installed.
+def check_loss_backend(name: str, *, device: str | None = None) -> None:
+    """Raise unless `name` is in `BACKENDS`, its package is installed and it runs on a type of device, if one is given.
 
     Raises:
-        ConfigError: The name is unknown (the message lists the known ones), or its package is missing.
+        ConfigError: The name is unknown (the message lists the known ones), its package is missing, or it does not run
+            on this type of device.
     """
     if name not in BACKENDS:
         raise ConfigError(f"loss_backend={name!r} is unknown: {nearest(name, BACKENDS)}")
@@ -44,6 +45,8 @@ def check_loss_backend(name: str) -> None:
             f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "
             "or set loss_backend: auto, which does not need it"
         )
+    if name == "liger" and device is not None and not _runs_triton(device):
+        raise ConfigError(f"loss_backend 'liger' needs a CUDA device, the model is on {device}; use loss_backend: auto")
 
 
 @torch.compiler.disable
@@ -189,10 +192,14 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     return losses
 
 
+def _runs_triton(device: str) -> bool:
+    """Whether a type of device runs Triton's kernels; its interpreter does so on the CPU, for tests."""
+    return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
     """Return why Liger's kernel does not apply, or None."""
-    # Triton's interpreter runs the kernels on the CPU, for tests.
-    if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not _runs_triton(hidden.device.type):
         return f"needs a CUDA device, the model is on {hidden.device.type}"
     if linear is None:
         return "supports only an LM head that is an nn.Linear"

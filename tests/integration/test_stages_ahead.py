@@ -94,6 +94,29 @@ def test_what_follows_from_the_configuration_is_said_before_the_first_step(world
         assert re.search(rf"\n- {tmp_path / 'run' / folder}: .*{re.escape(message)}", error), message
 
 
+def test_stages_that_get_no_batch_or_lack_a_device_are_named(world, tmp_path, capsys, monkeypatch):
+    from alignvlm_pl.cli import main
+    from alignvlm_pl.ops import linear_cross_entropy
+
+    monkeypatch.setattr(AlignVLMModule, "training_step", lambda *_: pytest_fail())
+    monkeypatch.setattr(linear_cross_entropy, "_has_liger", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    recipe = write_recipe(
+        world,
+        tmp_path,
+        a={"trainer.limit_train_batches": 0.1},
+        b={"trainer.limit_val_batches": 0.3, "model.init_args.loss_backend": "liger"},
+        c={"trainer.val_check_interval": 9},
+    )
+    assert main(options(world, recipe, tmp_path / "run")) == 1
+    error = capsys.readouterr().err
+    assert "1-a: trainer.limit_train_batches=0.1 of 8 batches is none; give at least 0.125" in error
+    assert "2-b: trainer.limit_val_batches=0.3 of 3 batches is none; give at least 0.333" in error
+    assert "2-b: loss_backend 'liger' needs a CUDA device, the model is on cpu; use loss_backend: auto" in error
+    assert "3-c: trainer.val_check_interval=9: an epoch has 8 batches" in error
+    assert "4 problem(s)" in error
+
+
 def test_a_stage_with_another_connector_than_the_one_before_it_is_refused(world, tmp_path, capsys, monkeypatch):
     from alignvlm_pl.cli import main
 
