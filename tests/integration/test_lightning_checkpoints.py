@@ -75,16 +75,38 @@ def test_early_stopping_ends_a_stage_which_is_exported_and_not_trained_on(world,
         ("--trainer.max_steps=1", 1),
         ("--trainer.max_epochs=2", 8),
         ("--trainer.accumulate_grad_batches=4", 3),
-        ("--trainer.max_time=00:00:05:00", 3),
     ],
 )
 def test_a_limit_of_the_trainer_wins_over_the_stages(world, tmp_path, caplog, option, expected):
     folder = world.fit(tmp_path / "run", option)
     assert steps(folder) == expected
     key = option.removeprefix("--").split("=")[0]
-    assert (f"{key}=" in caplog.text) == ("max_time" not in option)
+    assert f"{key}=" in caplog.text
     seen = json.loads((folder / "hf/stage.json").read_text())["samples_seen"]["made"]
     assert seen == expected * (8 if "accumulate" in option else 4)
+
+
+def test_the_stage_ends_at_max_time(world, tmp_path, monkeypatch):
+    from lightning.pytorch.callbacks import Timer
+
+    elapsed = Timer.time_elapsed
+    # An hour of a training step: each of the trainer's Timer has passed at the end of the first.
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, *stage: elapsed(self, *stage) + 3600 * (self.steps > 0))
+    monkeypatch.setattr(Timer, "steps", 0, raising=False)
+    end = Timer.on_train_batch_end
+
+    def counted(self: Any, trainer: Any, *rest: Any, **named: Any) -> None:
+        self.steps = trainer.global_step
+        end(self, trainer, *rest, **named)
+
+    monkeypatch.setattr(Timer, "on_train_batch_end", counted)
+    assert steps(world.fit(tmp_path / "run", "--trainer.max_time=00:00:05:00")) == 1
+
+
+def test_predict_stops_at_its_limit(world, tmp_path):
+    assert world.run("predict", "--run_dir", tmp_path, "--trainer.limit_predict_batches=1") == 0
+    lines = (tmp_path / "predictions" / "held.jsonl").read_text().splitlines()
+    assert len(lines) == 2, "one batch of two of five samples"
 
 
 def test_fast_dev_run_trains_and_validates_a_batch_and_leaves_nothing(world, tmp_path, validated):
