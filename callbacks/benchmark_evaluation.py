@@ -257,7 +257,10 @@ class BenchmarkEvaluation(pl.Callback):
             self._keep(batch, outputs)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `predictions/<dataset>.jsonl` of all ranks."""
+        """Write `predictions/<dataset>.jsonl` below the run folder, with the samples of all ranks.
+
+        All ranks must call it: records are gathered on rank 0, which writes.
+        """
         for name, records in gather_records(self._records, self._names).items():
             if trainer.is_global_zero and not is_trial(trainer):
                 folder = Path(trainer.default_root_dir)

@@ -31,7 +31,7 @@ COMMANDS = {
     "replay": ("alignvlm_pl.cli.replay", "rebuild the batch of a training step, with its losses"),
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or an export is"),
-    "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that carry ALIGN's weights on a dataset"),
+    "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that ALIGN's weights fall on, over a dataset"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
 }
 

@@ -16,7 +16,18 @@ log = logging.getLogger(__name__)
 
 
 def run(argv: list[str]) -> int:
-    """Write the folder that `fit` writes as `hf/` at the end of a stage."""
+    """Write the folder that `fit` writes as `hf/` at the end of a stage.
+
+    Args:
+        argv: `export`, a run folder or checkpoint, the folder to write, and options; `--help` lists them.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: The folder exists, the run has no config.yaml, or an option is invalid.
+        CheckpointError: The checkpoint is missing, damaged or of another model.
+    """
     parser = argparse.ArgumentParser(
         prog="alignvlm export",
         description="Write a checkpoint as a Hugging Face folder: weights (with stage.ema_decay their average, "

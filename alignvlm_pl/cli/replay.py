@@ -21,7 +21,19 @@ _COLUMNS = "rank micro key source tiles tokens supervised recorded recomputed pr
 
 
 def run(argv: list[str]) -> int:
-    """Print the samples of a step, with their recorded and recomputed losses."""
+    """Print the samples of a step, with their recorded losses and those that are computed again.
+
+    Args:
+        argv: `replay` and its options; `--help` lists them.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: The step is below 1, or the run has no config.yaml of a `fit`.
+        CheckpointError: There are no such weights.
+        DataError: The sample log has no such step, or data or settings are no longer those of the training.
+    """
     parser = argparse.ArgumentParser(prog="alignvlm replay", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder, which has its config.yaml")
     parser.add_argument("--step", type=int, required=True, help="optimizer step, counted from 1")

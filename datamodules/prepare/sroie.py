@@ -39,7 +39,18 @@ MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Write datasets of receipts and of their lines.
+
+    Args:
+        argv: Folder of the receipts, folder to write, and options; `--help` lists them.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: An option is invalid.
+        DataError: The folder holds no receipts, or a file of one is not in SROIE's form; naming file and line.
+    """
     parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder with images NNN.jpg and NNN.json")
     parser.add_argument("out", type=Path)

@@ -85,3 +85,17 @@ def test_overfitting_takes_the_same_batch(world, tmp_path):
     keys = [line["keys"] for line in lines if "step" in line]
     assert len(keys) == 3
     assert keys[0] == keys[1] == keys[2]
+
+
+@pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
+def test_a_progress_bar_of_the_users_takes_the_place_of_ours(world, tmp_path, monkeypatch, bar):
+    found: list[str] = []
+    monkeypatch.setattr(
+        DataHealth,
+        "on_train_end",
+        lambda self, trainer, module: found.append(type(trainer.progress_bar_callback).__name__),
+        raising=False,
+    )
+    options = [f"{CALLBACKS}{bar}", "--trainer.enable_progress_bar=true", "--stage.max_steps=1"]
+    assert world.run("fit", "--run_dir", tmp_path, *options) == 0
+    assert found == [bar]

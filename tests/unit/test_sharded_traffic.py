@@ -1,8 +1,10 @@
 """What a sharded model sends: counted in one process that takes itself for a rank of two nodes with two devices."""
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
@@ -152,3 +154,12 @@ def test_a_node_with_one_device_has_nothing_to_shard_over(monkeypatch):
     strategy.parallel_devices, strategy.num_nodes = [torch.device("cpu")], 2
     with pytest.raises(ConfigError, match=r"shard_within_node needs several devices a node, trainer.devices is 1"):
         strategy.setup_environment()
+
+
+def test_ranks_wait_for_each_other_as_long_as_the_strategy_says(monkeypatch):
+    given = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: given.update(kwargs))
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy=ShardedStrategy(timeout_minutes=7), logger=False)
+    with suppress(Exception):  # there is no group behind it
+        trainer.strategy.setup_environment()
+    assert given["timeout"] == timedelta(minutes=7)

@@ -159,7 +159,7 @@ def amount(rng: Random, words: Words) -> str:
 
 
 def percent(rng: Random, words: Words) -> str:
-    """Percentage."""
+    """Return a percentage from 0 to 100 in one of three notations, such as `7.5%`."""
     return rng.choice((f"{rng.randint(10, 99)}%", f"{rng.uniform(0, 100):.1f}%", f"{rng.uniform(0, 30):.2f} %"))
 
 
