@@ -18,7 +18,7 @@ def test_a_stage_that_ends_before_its_checkpoint_is_refused(world, trained, tmp_
     assert not (run / "hf").exists()
 
 
-def test_another_precision_is_told(world, trained, tmp_path, caplog):
+def test_another_precision_is_logged(world, trained, tmp_path, caplog):
     run = unfinished_run(trained, tmp_path / "run")
     world.fit(run, "--stage.max_steps=3", "--trainer.precision=bf16-mixed")
     assert "the stage was trained with trainer.precision=32-true and resumes with bf16-mixed" in caplog.text
@@ -30,7 +30,7 @@ def test_a_module_is_loaded_from_a_checkpoint_alone(trained):
     assert isinstance(module, AlignVLMModule)
 
 
-def test_a_plain_trainer_is_told_that_a_stage_is_missing(world, tmp_path):
+def test_a_plain_trainer_says_that_a_stage_is_missing(world, tmp_path):
     """Lightning-AI/pytorch-lightning#16014."""
     spec = ModelSpec(**yaml.safe_load((world.root / "model.yaml").read_text())["spec"])
     data = DocDownstreamDataModule(train=[str(world.root / "train")], batch_size=2, num_workers=0)

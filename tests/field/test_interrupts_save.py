@@ -31,7 +31,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, name: str, send: Any, *, step: int 
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_a_run_saves_its_step_says_so_and_goes_on(world, tmp_path, capfd, caplog, monkeypatch, name):
+def test_a_run_saves_its_step_says_so_and_resumes(world, tmp_path, capfd, caplog, monkeypatch, name):
     options = ["--run_dir", tmp_path, "--benchmark.at_stage_end=false"]
     with monkeypatch.context() as patch:
         at_step(patch, "training_step", lambda: os.kill(os.getpid(), getattr(signal, name)))

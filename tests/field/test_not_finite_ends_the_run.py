@@ -43,7 +43,7 @@ def finite(path: Path) -> bool:
     return all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point())
 
 
-def test_rates_that_explode_end_the_run_with_step_keys_and_part(world, tmp_path, capsys):
+def test_learning_rates_that_explode_end_the_run_with_step_keys_and_part(world, tmp_path, capsys):
     rates = [f"--stage.lr_{part}=1e30" for part in ("llm", "connector", "vision")]
     error = error_of(capsys, world.run("fit", "--run_dir", tmp_path, *OPTIONS, *rates, "--stage.max_steps=8"))
     assert re.search(
@@ -165,7 +165,7 @@ def test_adapters_whose_merged_weights_are_not_finite_are_not_exported(world, tm
     assert "hf is not written: merged adapters: weight " in error and not (tmp_path / "hf").exists()
 
 
-def test_an_average_that_is_not_finite_is_not_taken_up(world, tmp_path, capsys):
+def test_an_average_that_is_not_finite_is_not_resumed(world, tmp_path, capsys):
     ema = ["--stage.ema_decay=0.5", "--checkpoint_every_n_steps=1"]
     run = world.cut(tmp_path / "run", *ema, step=2)
     last = (run / "checkpoints/last.ckpt").resolve()

@@ -33,7 +33,7 @@ def test_losses_alone_are_a_product_of_validate(world, tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
-def test_readout_sets_that_the_connector_cannot_read_are_named(world, tmp_path, capsys):
+def test_readout_datasets_that_the_connector_cannot_read_are_named(world, tmp_path, capsys):
     options = ["--model.spec.connector={type: mlp}", "--benchmark.readout_sets=[held]", "--data.init_args.val=null"]
     error = error_of(capsys, world.run("test", "--run_dir", tmp_path, *options))
     assert "has held, of benchmark.readout_sets, which this connector cannot read" in error

@@ -25,7 +25,7 @@ def test_seeds_train_other_orders_and_the_saved_config_repeats_its_own(world, tr
     assert keys(own) == orders[0], "a seed of its own counts"
 
 
-def test_a_resume_under_another_seed_is_refused_or_told(world, trained, tmp_path, capsys, caplog):
+def test_a_resume_under_another_seed_is_refused_or_logged(world, trained, tmp_path, capsys, caplog):
     run = unfinished_run(trained, tmp_path / "run")
     options = ["--run_dir", run, "--stage.max_steps=3", "--seed_everything=7", "--benchmark.at_stage_end=false"]
     assert "seed was 0/all, is 7/all" in error_of(capsys, world.run("fit", *options))

@@ -70,7 +70,7 @@ def test_frozen_weights_are_bit_identical(world, tmp_path, recorded):
 
 
 @pytest.mark.parametrize("cut", [1, 2])
-def test_an_interrupted_average_goes_on_bit_for_bit(world, tmp_path, monkeypatch, cut):
+def test_an_interrupted_average_resumes_bit_for_bit(world, tmp_path, monkeypatch, cut):
     from alignvlm_pl.training.module import AlignVLMModule
 
     whole = world.fit(tmp_path / "whole", *OPTIONS)
@@ -103,7 +103,9 @@ def test_a_stage_cut_off_before_its_export_exports_the_average(world, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in weights(folder).items())
 
 
-def test_validation_and_benchmarks_see_the_average_and_training_goes_on_with_the_weights(world, tmp_path, monkeypatch):
+def test_validation_and_benchmarks_see_the_average_and_training_continues_with_the_weights(
+    world, tmp_path, monkeypatch
+):
     from alignvlm_pl.training.module import AlignVLMModule
 
     seen: list[tuple[str, int, torch.Tensor]] = []

@@ -83,7 +83,7 @@ def test_describe_prints_what_a_checkpoint_and_a_folder_are(trained, tmp_path, c
 # --- random numbers -------------------------------------------------------------------------------
 
 
-def test_generators_go_on_where_their_state_was_taken():
+def test_generators_continue_where_their_state_was_taken():
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
@@ -102,7 +102,7 @@ def with_dropout(world: Any, folder: Path) -> Path:
     return folder / "dropout.yaml"
 
 
-def test_dropout_goes_on_as_in_an_unbroken_run(world, tmp_path):
+def test_dropout_resumes_as_in_an_unbroken_run(world, tmp_path):
     options = [
         f"--model={with_dropout(world, tmp_path)}",
         "--checkpoint_every_n_steps=1",
@@ -196,7 +196,9 @@ def test_given_weights_say_what_they_were_trained_with(world, trained, tmp_path,
         ("--stage.global_batch_size=8", "trained with stage.global_batch_size=4, now 8: its steps count other samples"),
     ],
 )
-def test_rates_that_a_resumed_optimizer_would_bring_back_are_refused(world, trained, tmp_path, capsys, option, message):
+def test_learning_rates_that_a_resumed_optimizer_would_bring_back_are_refused(
+    world, trained, tmp_path, capsys, option, message
+):
     folder = unfinished_run(trained, tmp_path / "run")
     assert message in error_of(capsys, world.run("fit", "--run_dir", folder, option))
 

@@ -58,7 +58,7 @@ def test_all_ranks_save_when_it_is_time_for_the_first_by_the_reduction_of_the_si
     assert sent == [[0.0, float(rank == 0)]]
 
 
-def test_an_older_checkpoint_can_be_gone_on_from(world, tmp_path):
+def test_an_older_checkpoint_can_be_resumed(world, tmp_path):
     options = ["--stage.max_steps=4", "--checkpoint_every_n_steps=1", "--checkpoint_keep_last=4"]
     folder = world.fit(tmp_path / "run", *options)
     before = torch.load(folder / LAST, weights_only=True)
@@ -97,7 +97,7 @@ def test_a_policy_that_cannot_be_meant_is_refused(world, tmp_path, capsys, optio
     assert message in error_of(capsys, world.run("fit", "--run_dir", tmp_path / "run", *option.split()))
 
 
-def test_last_is_no_error_on_the_first_start_and_goes_on_later(world, tmp_path, capsys):
+def test_last_is_no_error_on_the_first_start_and_resumes_later(world, tmp_path, capsys):
     folder = tmp_path / "run"
     world.fit(folder, "--ckpt_path=last", "--stage.max_steps=2")
     shutil.rmtree(folder / "hf")
@@ -147,7 +147,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_goes_on(world, small_disk, capsys):
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_the_command_resumes(world, small_disk, capsys):
     options = ["--stage.max_steps=6", "--checkpoint_every_n_steps=1", "--benchmark.at_stage_end=false"]
     folder = small_disk / "run"
     status = world.run("fit", "--run_dir", folder, *options, "--checkpoint_keep_every_n_steps=1")

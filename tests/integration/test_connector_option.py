@@ -46,7 +46,7 @@ def test_a_recipe_names_it_for_all_its_stages(world, tmp_path):
         assert written["connector"] == {"type": "perceiver", "depth": 1, "num_latents": 3}
 
 
-def test_the_read_stage_follows_joined_squares(world, tmp_path):
+def test_the_read_stage_follows_joined_tokens(world, tmp_path):
     align = "--model.spec.connector.pixel_shuffle=2"
     run = world.fit(tmp_path / "run", align, *READ)
     assert json.loads((run / "hf" / "config.json").read_text())["tokens_per_tile"] == 4

@@ -28,7 +28,7 @@ def answers(run: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_killed_evaluation_goes_on(world, tmp_path, devices):
+def test_a_killed_evaluation_resumes(world, tmp_path, devices):
     write_set(tmp_path / "many", SAMPLES, samples_per_shard=8)
     sets = json.dumps({"many": str(tmp_path / "many")})
     options = [

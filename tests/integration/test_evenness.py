@@ -126,14 +126,14 @@ def test_fewer_samples_than_a_step_needs_is_said_before_training(sets, processor
         module(sets[1], processor, rank=0, world=8, batch_size=7).setup("fit")
 
 
-def test_a_source_without_sets_is_said_before_training(sets, processor):
+def test_a_source_without_datasets_is_named_before_training(sets, processor):
     data = WebDataModule(mixture={"a": {"sets": [sets[1]]}, "b": {"weight": 5}}).attach(processor)
     with pytest.raises(ConfigError, match=r"mixture\.b\.sets names no folder"):
         data.setup("fit")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_set_without_any_good_sample_ends_the_run_whatever_is_allowed(tmp_path, processor, workers):
+def test_a_dataset_without_any_valid_sample_ends_the_run_whatever_is_allowed(tmp_path, processor, workers):
     with ShardWriter(tmp_path / "set", name="set", source="made", license="CC0-1.0") as out:
         for _ in range(5):
             out.add({"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}, [], [])

@@ -42,7 +42,7 @@ def test_frozen_towers_are_in_eval_mode_in_every_epoch(world, tmp_path):
         assert found == {"vision_tower": {False}, "connector": {True}, "language_model": {True}}
 
 
-def test_frozen_towers_are_in_eval_mode_where_a_run_goes_on_inside_an_epoch(world, tmp_path):
+def test_frozen_towers_are_in_eval_mode_where_a_run_resumes_inside_an_epoch(world, tmp_path):
     options = [*STAGE, with_callback(world, tmp_path, Watcher)]
     folder = world.fit(tmp_path / "run", *options, "--stage.max_steps=2")
     (folder / "hf/stage.json").unlink()

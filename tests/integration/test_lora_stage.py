@@ -107,7 +107,7 @@ def test_a_checkpoint_with_adapters_is_scored_as_the_merged_folder_is(recipe_run
     assert abs(losses["parent"] - losses["merged"]) > 1e-3
 
 
-def test_an_interrupted_adapter_goes_on_bit_for_bit(world, tmp_path):
+def test_an_interrupted_adapter_resumes_bit_for_bit(world, tmp_path):
     steady = {"llm": {**LORA["llm"], "dropout": 0.0}}
     file = stage(world, tmp_path / "stage.yaml", max_steps=4, lora=steady)
     options = [f"--stage={file}", "--checkpoint_every_n_steps=1"]

@@ -188,7 +188,7 @@ def error(capsys: pytest.CaptureFixture, *options: Any) -> str:
     return output
 
 
-def test_bad_input_is_told(whole, tmp_path, capsys):
+def test_invalid_input_is_named(whole, tmp_path, capsys):
     assert "there is no config.yaml" in error(capsys, "--run", tmp_path, "--step", 1)
     assert f"it has the stages {whole.name}" in error(capsys, "--run", whole.parent, "--step", 1)
     assert "there is no step 6; it has steps 1 to 5" in error(capsys, "--run", whole, "--step", 6)

@@ -26,7 +26,7 @@ def sharded(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_ends_is_taken_up_and_evaluated(world, sharded, tmp_path, capsys):
+def test_a_sharded_run_ends_is_resumed_and_evaluated(world, sharded, tmp_path, capsys):
     run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
     health = ["--stage.calibrate.target_entropy=3.0", "--connector_health.every_n_steps=1"]
     stage = ["--stage.max_steps=2", "--stage.global_batch_size=16", "--checkpoint_every_n_steps=1"]

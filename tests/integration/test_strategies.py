@@ -263,7 +263,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(runs, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "source"), [("fsdp", "ddp"), ("one", "fsdp"), ("copies", "fsdp"), ("one", "copies")])
-def test_a_run_goes_on_from_another_strategys_checkpoint(runs, kind, source):
+def test_a_run_resumes_another_strategys_checkpoint(runs, kind, source):
     whole = runs["one"][0]["unbroken"]
     for rank in runs[kind]:
         assert_near(rank[f"from {source}"], {**whole, "losses": whole["losses"][2:], "norms": whole["norms"][2:]})

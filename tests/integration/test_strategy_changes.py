@@ -36,7 +36,7 @@ def start(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_under_any_strategy(tmp_path):
+def test_a_stopped_run_resumes_under_any_strategy(tmp_path):
     command = [*write_recipe(tmp_path, steps=len(STARTS), stages=1), f"--model.weights={start(tmp_path)}"]
     done = fit(tmp_path / "whole", command)
     assert done.returncode == 0, done.output[-3000:]

@@ -100,7 +100,7 @@ def test_generation_stops_at_the_end_of_turn(parts):
     assert model.generation_config.pad_token_id == processor.pad_token_id
 
 
-def test_a_second_turn_goes_on_from_the_cache(parts):
+def test_a_second_turn_continues_from_the_cache(parts):
     processor, model = parts
     batch = inputs_of(batch_of(processor, [0], generation=True))
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": []}

@@ -197,7 +197,7 @@ def test_a_sliding_window_is_kept_within_the_documents(tmp_path):
         torch.testing.assert_close(packed.document_loss_sums, torch.stack(alone).detach(), rtol=2e-6, atol=0)
 
 
-def test_flash_attention_is_told_the_bounds_of_the_documents(parts, monkeypatch):
+def test_flash_attention_gets_the_bounds_of_the_documents(parts, monkeypatch):
     """The kernel needs a GPU; an attention that reads the same arguments takes its place here."""
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids

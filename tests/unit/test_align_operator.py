@@ -158,7 +158,7 @@ def test_errors(monkeypatch):
         align(*tensors[:4], tensors[4][:99])
 
 
-def test_the_connector_uses_the_back_end_it_is_told(monkeypatch):
+def test_the_connector_uses_the_back_end_of_its_options(monkeypatch):
     called = []
 
     def spy(*tensors, **options):

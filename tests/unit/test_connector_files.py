@@ -138,7 +138,7 @@ def test_pixel_shuffle_before_any_of_them(path, shuffle, tmp_path):
 
 
 @pytest.mark.parametrize(("shuffle", "rows"), [(1, 4), (2, 2), (3, 2)])
-def test_the_readout_lays_joined_squares_out(shuffle, rows, tmp_path):
+def test_the_readout_lays_joined_tokens_out(shuffle, rows, tmp_path):
     from alignvlm_pl.training.module import AlignVLMModule
 
     connector = {"type": "align", "pixel_shuffle": shuffle}

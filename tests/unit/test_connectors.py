@@ -188,7 +188,7 @@ def test_mlp_is_its_formula():
     torch.testing.assert_close(one(features, table).embeds, expected)
 
 
-def test_squares_are_joined_row_by_row_and_the_edge_is_zero():
+def test_tokens_are_joined_row_by_row_and_the_edge_is_zero():
     tile = torch.arange(1.0, 13.0).reshape(1, 12, 1)  # 3 x 4
     expected = [[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 0, 0], [11, 12, 0, 0]]
     assert pixel_shuffle(tile, (3, 4), 2)[0].tolist() == expected

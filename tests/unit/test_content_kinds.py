@@ -64,7 +64,7 @@ def test_every_reader_calls_a_file_what_it_is(tmp_path, capsys, kind):
         assert kind in error, (command, error)
 
 
-def test_pictures_that_are_no_pixels_are_read_and_named(tmp_path, capsys):
+def test_images_that_are_no_pixels_are_read_and_named(tmp_path, capsys):
     for name, kind in (("a.svg", "an SVG drawing"), ("b.pdf", "a PDF document"), ("c.heic", "a HEIC image")):
         (tmp_path / name).write_bytes(FILES[kind])
         (tmp_path / name).with_suffix(".txt").write_text("text")

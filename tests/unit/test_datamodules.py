@@ -131,7 +131,7 @@ def test_a_length_window_below_one_is_refused(train):
         module(train, length_window=0)
 
 
-def test_two_worker_processes_share_an_epoch_and_go_on_in_the_next(train):
+def test_two_worker_processes_share_an_epoch_and_continue_in_the_next(train):
     data = module(train, num_workers=2)
     loader = data.train_dataloader()
     first, second = keys(loader), keys(loader)
@@ -254,7 +254,7 @@ def test_settings_out_of_range_are_refused(options):
         WebDataModule(**options)
 
 
-def test_training_without_sets_or_processor_says_so(train):
+def test_training_without_datasets_or_processor_says_so(train):
     with pytest.raises(ConfigError, match=r"train names no folder"):
         module().train_dataloader()
     with pytest.raises(ConfigError, match="has no processor"):
@@ -351,7 +351,7 @@ def test_a_trainer_runs_whole_epochs_with_processor_and_limit_of_the_module(trai
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Total length of `list` across ranks is zero")
-def test_a_trainer_runs_without_validation_sets(train):
+def test_a_trainer_runs_without_validation_datasets(train):
     fit = trainer(max_steps=3)
     fit.fit(CountingModule(), datamodule=WebDataModule([train], batch_size=2, num_workers=0))
     assert fit.global_step == 3

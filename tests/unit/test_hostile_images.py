@@ -129,7 +129,7 @@ def test_many_small_texts_are_not_unpacked():
     assert load_image(png(4, 4, before=text * 100), name="bomb").size == (4, 4)
 
 
-def test_pixels_beyond_the_picture_are_not_unpacked():
+def test_pixels_beyond_the_image_are_not_unpacked():
     assert load_image(png(4, 4, data=ZEROS)).size == (4, 4)
 
 
@@ -160,7 +160,7 @@ def test_damage_in_later_frames_does_not_matter(kind):
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
-def test_pictures_without_pixels_are_refused(size):
+def test_images_without_pixels_are_refused(size):
     jpeg = replaced(encoded(Image.new("RGB", (8, 8)), "JPEG"), b"\xff\xc0", 5, struct.pack(">HH", *size))
     gif = replaced(encoded(Image.new("RGB", (8, 8)), "GIF"), b"GIF8", 6, bytes(4))
     gif = replaced(gif, b"\x2c\0\0\0\0", 5, bytes(4))

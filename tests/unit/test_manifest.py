@@ -54,7 +54,7 @@ def test_a_changed_byte_is_found_by_the_checksum_only(folder):
         load_manifest(folder, verify_sha256=True)
 
 
-def test_a_folder_without_manifest_is_no_set(folder):
+def test_a_folder_without_manifest_is_no_dataset(folder):
     with pytest.raises(DataError, match="no such folder"):
         load_manifest(folder / "elsewhere")
     (folder / "manifest.json").unlink()

@@ -22,7 +22,7 @@ def stage(**fields):
     return Stage(**{"name": "x", "weight_decay": 0.1, **RATES, **fields})
 
 
-def test_every_trained_parameter_is_in_exactly_one_group_with_its_parts_rate(model):
+def test_every_trained_parameter_is_in_exactly_one_group_with_its_parts_learning_rate(model):
     freeze(model, stage())
     groups = parameter_groups(model, stage())
     names = [f"{part}/{kind}" for part in PARTS for kind in ("decay", "no_decay")]
@@ -112,11 +112,11 @@ def test_schedule_by_hand(schedule, progress, expected):
     assert schedule_factor(chosen, progress) == pytest.approx(expected)
 
 
-def test_without_warmup_the_first_step_has_the_peak_rate():
+def test_without_warmup_the_first_step_has_the_peak_learning_rate():
     assert schedule_factor(stage(warmup_share=0.0), 0.0) == 1.0
 
 
-def test_no_step_is_wasted_at_rate_zero():
+def test_no_step_has_a_learning_rate_of_zero():
     factor = step_schedule(stage(warmup_share=0.5), 10, lambda: 0.0)
     factors = [factor(step) for step in range(10)]
     assert all(value > 0 for value in factors)

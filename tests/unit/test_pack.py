@@ -216,7 +216,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(jsonl, tmp_path, mo
 
 
 @pytest.mark.parametrize("call", [2, 8])
-def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_path, monkeypatch, call):
+def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_resumed(tmp_path, monkeypatch, call):
     raw = Rows(content=((("a", None), ("b", None)), (("c", None),)))
     calls = []
 

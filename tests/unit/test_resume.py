@@ -70,7 +70,7 @@ def run(data: list[WebDataModule], steps: int) -> tuple[list[list[str]], Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_same_ranks_go_on_with_the_same_batches(sets, mode, num_workers):
+def test_the_same_ranks_resume_with_the_same_batches(sets, mode, num_workers):
     whole, _ = run(modules(sets, 2, **MODES[mode]), 30)
     first, state = run(modules(sets, 2, **MODES[mode], num_workers=num_workers), 11)
     second, state = run(modules(sets, 2, state, **MODES[mode], num_workers=1), 6)
@@ -99,7 +99,7 @@ def test_other_ranks_see_every_sample_of_the_stream_once(sets, mode):
     assert sum(seen.values()) == sum(state["samples_seen"].values())
 
 
-def test_a_plain_set_is_seen_once_an_epoch_over_changing_ranks(sets):
+def test_a_plain_dataset_is_seen_once_an_epoch_over_changing_ranks(sets):
     options = {"mixture": None, "train": [sets["a"]], "batch_size": 1}
     state, seen = None, Counter()
     for world, steps in ((2, 10), (1, 5), (4, 9)):
@@ -149,7 +149,7 @@ def test_another_tokenizer_or_manifest_is_refused(sets, tmp_path):
         modules(grown, 1, state)[0].train_dataloader()
 
 
-def test_a_coarse_resume_goes_on_at_the_same_share(sets, caplog):
+def test_a_coarse_resume_continues_at_the_same_share(sets, caplog):
     _, state = run(modules(sets, 1, batch_size=3), 14)  # 42 of 83 samples
     batches, after = run(modules(sets, 1, state, batch_size=5, resume="coarse"), 1)
     assert after["ranks"][0]["next"] == 42 // 5 + 1

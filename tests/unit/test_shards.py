@@ -55,7 +55,7 @@ def test_each_sample_once_an_epoch(uneven, epoch):
     assert sorted(epoch_keys(stream(uneven), epoch)) == [f"set-{number:08d}" for number in range(22)]
 
 
-def test_several_sets_are_concatenated(uneven, tmp_path):
+def test_several_datasets_are_concatenated(uneven, tmp_path):
     second = make_set(tmp_path, num_samples=5, samples_per_shard=5, name="second")
     keys = epoch_keys(stream(uneven, second))
     assert len(set(keys)) == 27
@@ -105,7 +105,7 @@ def test_a_sample_by_its_place_is_the_one_read_in_order(uneven):
         assert reader.read(location) == raw
 
 
-def test_a_sample_can_be_read_without_its_pictures(tmp_path):
+def test_a_sample_can_be_read_without_its_images(tmp_path):
     turn = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "?"}]}
     buffer = io.BytesIO()
     Image.new("RGB", (7, 5)).save(buffer, "PNG")

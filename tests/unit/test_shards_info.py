@@ -80,7 +80,7 @@ def spoil(folder, *changes):
     path.write_bytes(data)
 
 
-def test_bad_samples_are_counted_and_the_others_told(folder, capsys):
+def test_invalid_samples_are_counted_and_the_others_shown(folder, capsys):
     spoil(folder, (b'"messages"', b'"M'), (b'"messages"', b"}}"))
     assert main(["shards", "info", str(folder)]) == 0
     output = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_bad_samples_are_counted_and_the_others_told(folder, capsys):
     assert collect(folder).sources["forms"].measures["turns"] == [1]
 
 
-def test_sets_of_another_format(tmp_path, capsys):
+def test_datasets_of_another_format(tmp_path, capsys):
     from datamodules.prepare import main as prepare
 
     (tmp_path / "cc").mkdir()

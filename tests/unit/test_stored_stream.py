@@ -44,7 +44,7 @@ class Flaky(io.BytesIO):
         return super().read(min(size or 0, 3000))
 
 
-def test_it_goes_on_at_the_byte_where_the_connection_was_lost(file, monkeypatch):
+def test_it_resumes_at_the_byte_where_the_connection_was_lost(file, monkeypatch):
     monkeypatch.setattr(StoredFile, "open", lambda self, forward: Flaky(DATA))
     monkeypatch.setattr(Flaky, "failures", 6)
     monkeypatch.setattr(Flaky, "reads", 0)

@@ -47,7 +47,7 @@ def structure(path: Path) -> list[Damage]:
     return [found for found in walk(path) if isinstance(found, Damage)]
 
 
-def test_a_whole_set_has_no_damage(folder, capsys):
+def test_a_whole_dataset_has_no_damage(folder, capsys):
     assert kinds(folder) == []
     path = folder / "set-00000.tar"
     with tarfile.open(path) as tar:

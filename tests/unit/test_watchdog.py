@@ -63,7 +63,7 @@ def test_workers_that_hang_for_three_periods_are_killed_and_the_error_names_the_
 
 
 @pytest.mark.slow
-def test_workers_whose_batch_comes_while_they_print_go_on(monkeypatch):
+def test_workers_whose_batch_comes_while_they_print_continue(monkeypatch):
     killed: list[Any] = []
     monkeypatch.setattr(workers, "kill_workers", killed.append)
     monkeypatch.setattr(workers, "_print_stacks", lambda waited, alive: None)

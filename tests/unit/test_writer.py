@@ -120,7 +120,7 @@ def test_a_killed_run_never_looks_whole_and_can_be_repeated(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", *left[:2]]
 
 
-def test_a_finished_set_is_only_replaced_when_allowed(tmp_path):
+def test_a_finished_dataset_is_only_replaced_when_allowed(tmp_path):
     for options in ({}, {"overwrite": True}):
         with writer(tmp_path, **options) as out:
             out.add(record(), [png()], ["png"])
@@ -128,7 +128,7 @@ def test_a_finished_set_is_only_replaced_when_allowed(tmp_path):
         writer(tmp_path).__enter__()
 
 
-def test_the_set_of_a_longer_name_is_left_alone(tmp_path):
+def test_the_dataset_of_a_longer_name_is_left_alone(tmp_path):
     with writer(tmp_path, name="set-b") as out:
         out.add(record(), [png()], ["png"])
     (tmp_path / "manifest.json").unlink()
@@ -172,7 +172,7 @@ def test_names_with_dots_are_refused():
         writer(Path("unused"), name="2301.0123")
 
 
-def test_an_empty_set_is_an_error(tmp_path):
+def test_an_empty_dataset_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no sample was written"), writer(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
