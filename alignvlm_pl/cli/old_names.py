@@ -3,6 +3,7 @@
 The command line reads YAML through `load`, a saved `config.yaml` included.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -65,6 +66,9 @@ FOLDERS = {
     "benchmark": "benchmark",
 }
 """Option that takes a YAML file -> folder of the files that are shipped for it."""
+_OF_FILES = ("connector", "stage", "trainer", "benchmark")
+"""Those of them that take no name of a class."""
+_WORD = re.compile(r"[\w./~][\w./~-]*")
 
 
 def answer_file(message: str) -> str:
@@ -85,7 +89,8 @@ def check_files(arguments: Sequence[str]) -> None:
     for before, argument in pairwise(["", *arguments]):
         name, _, value = argument.rpartition("=")
         path, option = Path(value), (name or before).lstrip("-")
-        if path.suffix not in (".yaml", ".yml"):
+        is_word = option in _OF_FILES and _WORD.fullmatch(value) and value != "null"
+        if path.suffix not in (".yaml", ".yml") and not is_word:
             continue
         if not path.is_file():
             if option in FOLDERS:

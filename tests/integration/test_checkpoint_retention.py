@@ -1,5 +1,6 @@
 """Which checkpoints are kept, which one a run resumes from, and folders that are full or read-only."""
 
+import gc
 import itertools
 import json
 import os
@@ -144,6 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
     yield folder
+    gc.collect()  # a run that failed holds its event file open
     subprocess.run(["umount", str(folder)], check=True)
 
 

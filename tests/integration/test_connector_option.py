@@ -55,7 +55,7 @@ def test_the_read_stage_follows_joined_tokens(world, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--connector=perceiver", "connector: Expected a path but perceiver either not accessible"),
+        ("--connector=perceiver", "--connector: there is no file perceiver; did you mean 'perceiver.yaml'?"),
         ("--connector={type: perceiver, dept: 2}", "has no option 'dept': did you mean 'depth'"),
         (
             "--connector={type: c_abstractor, pool: [12, 12]}",
