@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import lzma
-import tarfile
 
 import pytest
 from PIL import Image
@@ -23,6 +22,7 @@ from datamodules.shards.manifest import Location, load_manifest
 from datamodules.shards.reader import ShardReader, read_shard
 from datamodules.shards.sample_formats import CaptionReader, read_docdownstream
 from datamodules.shards.verify import Verification
+from tests.unit.tar_files import write_tar
 
 KEYS = [f"{number:09d}" for number in range(6)]
 
@@ -35,15 +35,6 @@ def image(shade=9):
 
 def files(key):
     return [(f"{key}.jpg", image(int(key) * 9)), (f"{key}.txt", f"caption {key}".encode())]
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def from_a_mac():

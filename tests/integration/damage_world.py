@@ -19,6 +19,7 @@ from datamodules import CC12MDataModule, WebDataModule
 from datamodules.prepare.index import index_shards
 from datamodules.shards.tar_walk import Member, walk
 from datamodules.shards.writer import ShardWriter
+from tests.unit.tar_files import write_tar
 
 Files = list[tuple[str, bytes]]
 Skips = dict[str, dict[str, int]]
@@ -88,21 +89,13 @@ def caption_set(folder: Path) -> Path:
                 (f"{key}.json", about.encode()),
                 (f"{key}.txt", f"a wall {key}".encode()),
             ]
-        write_tar(folder / f"set-{shard:05d}.tar", files)
+        write_tar(folder / f"set-{shard:05d}.tar", files, kind=tarfile.USTAR_FORMAT)
     return folder
 
 
 def read_tar(path: Path) -> Files:
     with tarfile.open(path) as tar:
         return [(info.name, tar.extractfile(info).read()) for info in tar]
-
-
-def write_tar(path: Path, files: Files) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def members(path: Path) -> list[Member]:
@@ -116,7 +109,7 @@ def rewrite(folder: Path, change: Callable[[Files], Files]) -> None:
     own = [file for file in files if file[0].startswith(TARGET)]
     at = files.index(own[0])
     rest = [file for file in files if file not in own]
-    write_tar(path, rest[:at] + change(own) + rest[at:])
+    write_tar(path, rest[:at] + change(own) + rest[at:], kind=tarfile.USTAR_FORMAT)
 
 
 def index_again(folder: Path, format: str) -> None:

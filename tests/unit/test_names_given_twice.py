@@ -1,10 +1,8 @@
 """A key twice in a record, a column twice in a header, a member twice in a tar: none of them wins in silence."""
 
 import base64
-import io
 import json
 import re
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_
 from datamodules.shards.verify import Verification
 from datamodules.storage.stored_files import find_file
 from tests.unit.reading import read
+from tests.unit.tar_files import write_tar
 from tests.unit.test_benchmark_sources import image_file as base64_image
 
 PAIR = [{"from": "human", "value": "Total?"}, {"from": "gpt", "value": "5"}]
@@ -130,15 +129,6 @@ TARS = {
     "repeated_key": [("c.jpg", IMAGE), ("c.txt", b"c"), ("b.jpg", IMAGE), ("b.txt", b"two")],
     "members_apart": [("c.jpg", IMAGE), ("c.txt", b"c"), ("b.json", b"{}")],
 }
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.mark.parametrize("kind", TARS)

@@ -4,7 +4,6 @@ import gc
 import io
 import json
 import os
-import tarfile
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from datamodules.storage import fetching
 from datamodules.storage.stored_files import StoredFile, list_files
 from tests.unit import reading
 from tests.unit.reading import texts
+from tests.unit.tar_files import write_tar
 
 
 def image_file(width: int = 4, ending: str = "PNG") -> bytes:
@@ -40,15 +40,6 @@ read = partial(reading.read, counted=False)
 # Caption tars
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def pair(key: str, caption: str = "two people", ending: str = "jpg", **note: Any) -> dict[str, bytes]:
     note = {"url": f"https://example.org/{key}", "caption": caption, "key": key, "status": "success"} | note
     data = image_file(5, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[ending])
@@ -60,9 +51,9 @@ def tars(folder: Path, prompt: str = "Describe.") -> CaptionTars:
 
 
 def test_caption_pairs_of_several_runs(tmp_path):
-    write_tar(tmp_path / "cc12m-train-0000.tar", pair("000000001") | pair("000000003", "à la plage", "webp"))
+    write_tar(tmp_path / "cc12m-train-0000.tar", (pair("000000001") | pair("000000003", "à la plage", "webp")).items())
     # Keys begin anew in another run, and what looks like a path is a name only.
-    write_tar(tmp_path / "other-0000.tar", pair("000000001", "b", "png") | pair("../../up/000000002"))
+    write_tar(tmp_path / "other-0000.tar", (pair("000000001", "b", "png") | pair("../../up/000000002")).items())
     samples, bad = read(tars(tmp_path))
     assert not bad
     assert [sample.record["id"] for sample in samples] == [
@@ -80,7 +71,7 @@ def test_caption_pairs_of_several_runs(tmp_path):
 def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
-        write_tar(tmp_path / run / "00000.tar", pair("000000001", run))
+        write_tar(tmp_path / run / "00000.tar", pair("000000001", run).items())
     raw = tars(tmp_path)
     assert [part.name for part in raw.parts()] == [str(tmp_path / run / "00000.tar") for run in ("one", "two")]
     samples, _ = read(raw)
@@ -113,14 +104,14 @@ def test_invalid_caption_pairs_are_counted_by_reason(tmp_path):
         | {name: b"{" if name.endswith("json") else data for name, data in pair("5").items()}
         | {"6.jpg": image_file(5, "JPEG")}
     )
-    write_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members.items())
     samples, bad = read(tars(tmp_path))
     assert len(samples) == 1
     assert bad == {"missing_image": 1, "empty_caption": 2, "undecodable_image": 1, "bad_json": 1}
 
 
 def test_a_damaged_tar_names_shard_and_byte(tmp_path):
-    path = write_tar(tmp_path / "a.tar", pair("1") | pair("2"))
+    path = write_tar(tmp_path / "a.tar", (pair("1") | pair("2")).items())
     data = bytearray(path.read_bytes())
     at = data.index(b"2.jpg\0")
     data[at : at + 8] = b"\xff" * 8
