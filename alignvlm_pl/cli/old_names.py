@@ -1,6 +1,7 @@
-"""Configs of earlier versions: modules that moved are found at their new place, names that are gone are answered.
+"""Configs as they come: of earlier versions, and files that are absent, empty or have a key twice.
 
-The command line reads YAML through `load`, a saved `config.yaml` included.
+The command line reads YAML through `load`, a saved `config.yaml` included: modules that moved are found at their new
+place, names that are gone are answered. `check_files` looks at the files among its arguments before.
 """
 
 import re
