@@ -19,7 +19,7 @@ from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.plan import make_plan, repeated_positions
-from datamodules.prepare.pack.spool import ROW, SpoolFiles
+from datamodules.prepare.pack.spool import ROW
 from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.prepare.sources.source import Part, SourceSample
 from datamodules.shards.index import load_index
@@ -294,18 +294,22 @@ def test_settings_that_cannot_be(tmp_path, options, message):
 def test_the_plan_of_a_million_samples_takes_little_memory(tmp_path):
     count, parts = 250_000, 4
     random = np.random.default_rng(0)
+    work = WorkFolder(tmp_path)
+    work.spool.mkdir(parents=True)
     for number in range(parts):
         rows = np.zeros(count, dtype=ROW)
         rows["order"] = random.integers(0, 2**64, count, dtype=np.uint64)
-        rows["size"], rows["length"] = 3072, 1500
+        rows["part"], rows["size"], rows["length"] = number, 3072, 1500
         rows["offset"] = np.arange(count) * 1500
-        np.save(SpoolFiles(folder=tmp_path, number=number).rows, rows)
+        np.save(work.part_file(number, "rows.npy"), rows)
+    del rows
     tracemalloc.start()
-    plan = make_plan(tmp_path, range(parts), tmp_path / "plan.npy", samples_per_shard=5000, shard_bytes=512 * 2**20)
+    rows = work.load_parts(range(parts), "rows.npy")
+    plan = make_plan(rows, tmp_path / "plan.npy", samples_per_shard=5000, shard_bytes=512 * 2**20)
     peak = tracemalloc.get_traced_memory()[1] / (count * parts)
     tracemalloc.stop()
     assert peak < 80  # bytes a sample: 10 million in 0.8 GB
-    assert plan.num_shards == 200
+    assert len(plan.bytes) == 200
     places = np.load(plan.path)
     assert len(np.unique(places)) == count * parts
     assert np.bincount(places["part"][:5000]).min() > 1000

@@ -15,9 +15,8 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack
-from datamodules.prepare.pack.locks import acquire
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.pack.work_folder import WorkFolder
+from datamodules.prepare.pack.work_folder import WorkFolder, lock_file
 from datamodules.shards.manifest import load_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +82,7 @@ def kill_when(ready: Callable[[], bool], raw: Path, out: Path, *, workers: int) 
     process.send_signal(signal.SIGKILL)
     process.wait()
     # Its own processes end by themselves, a moment later.
-    acquire(WorkFolder(out).workers_lock, patience_s=20).close()
+    lock_file(WorkFolder(out).workers_lock, patience_s=20).close()
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
@@ -191,7 +190,7 @@ def test_the_work_on_another_dataset_is_removed_with_a_warning(raw, tmp_path, ca
 def test_two_runs_do_not_write_to_one_folder(raw, tmp_path):
     (tmp_path / "set" / ".prepare").mkdir(parents=True)
     with (
-        acquire(tmp_path / "set" / ".prepare" / "run.lock"),
+        lock_file(tmp_path / "set" / ".prepare" / "run.lock"),
         pytest.raises(DataError, match=r"another run is packing into .*set"),
     ):
         pack(data(raw), options(tmp_path / "set"))

@@ -7,42 +7,45 @@ names of parts and rows only, so neither the number of processes nor interruptio
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.utils.atomic_files import printable
+from alignvlm_pl.utils.atomic_files import write_atomically
 
 from ...shards.index import index_path
 from ...shards.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest, write_manifest
 from ...shards.sample import SampleError
 from ...shards.writer import check_space, is_part_of, space_error
 from ..sources.source import Part, PartlySpooled, RawData
-from .locks import hold_shared
 from .options import PackOptions
-from .overlap import BenchmarkImages, folder_identity, read_benchmark_images
-from .plan import Plan, load_ids, load_image_checksums, make_plan, repeated_positions
+from .overlap import folder_identity, read_benchmark_images
+from .plan import Plan, make_plan, repeated_positions
 from .report import MAX_REPORTED, PartReport, merge_reports
-from .shards import ShardJob, shards_left
-from .spool import ROW, SpoolFiles, SpoolJob, read_spooled
-from .work_folder import WorkFolder, identity_of, input_files, write_whole
+from .shards import ShardJob
+from .spool import SpoolJob, read_spooled
+from .work_folder import WorkFolder, identity_of, input_files, lock_file
 
 Result = TypeVar("Result")
+REPORT_NAME = "report.json"
+_OVERHEAD = 3 * 512
+"""Bytes that a shard adds to a sample, about: headers, padding."""
+_PARTS_OF_A_WORKER = 4
+"""Parts a process is given at once where a limit of rows may end the reading with any of them."""
 _job: Callable[..., Any] | None = None
 """The job of this worker process, set when it starts."""
 
@@ -61,32 +64,29 @@ def run_jobs(
     Raises:
         DataError: A process was killed, or what the first failing task raised.
     """
-    if workers < 2 or len(tasks) < 2:
+    workers = min(workers, len(tasks))
+    if workers < 2:
         for task in tasks:
             yield job(*task)
         return
     # Not forked: a copy of a process with threads, such as that of a progress bar, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(job, lock))
     try:
-        futures = deque(pool.submit(_run, task) for task in tasks)
-        while futures:
-            yield futures.popleft().result()
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job, lock)) as pool:
+            yield from pool.map(_run, tasks)
     except BrokenProcessPool as error:
         raise DataError(
             f"one of {workers} processes was killed, most likely for its memory; run the same command again to resume, "
             "with fewer --workers if it happens again"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start(job: Callable[..., Any], lock: Path) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    hold_shared(lock)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    locked = lock_file(lock, shared=True, patience_s=1.0)
+    threading.Thread(target=_end_with_parent, args=(locked,), daemon=True).start()
 
 
 def _run(task: tuple[Any, ...]) -> Any:
@@ -94,20 +94,12 @@ def _run(task: tuple[Any, ...]) -> Any:
     return _job(*task)
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent process ends, whatever the reason: nobody would wait for the result."""
+def _end_with_parent(locked: BinaryIO) -> None:
+    """Keep the lock until the parent process ends, whatever the reason, and exit: nobody would wait for the result."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-logger = logging.getLogger(__name__)
-REPORT_NAME = "report.json"
-_OVERHEAD = 3 * 512
-"""Bytes that a shard adds to a sample, about: headers, padding."""
-_PARTS_OF_A_WORKER = 4
-"""Parts a process is given at once where a limit of rows may end the reading with any of them."""
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 class NothingUsable(DataError):
@@ -119,21 +111,15 @@ class Engine:
 
     def __init__(self, raw: RawData, options: PackOptions) -> None:
         self.raw = raw
-        self.options = options
+        self.options = replace(options, source=options.source or raw.source, license=options.license or raw.license)
         self.work = WorkFolder(options.out)
         self.parts: Sequence[Part] = ()
 
     def run(self) -> Manifest:
-        """Run what is not done yet and return the manifest of the dataset.
-
-        Raises:
-            ConfigError: Settings do not fit the data.
-            DataError: Unusable data, a full disk, a dataset that exists, or with `strict` an invalid row.
-        """
+        """Run what is not done yet and return the manifest of the dataset; raises as `pack`."""
         options, out = self.options, self.options.out
         self.parts = self.raw.parts()
-        known = [folder_identity(folder) for folder in options.overlap_with]
-        identity = identity_of(self.raw, self.parts, options, known)
+        identity = identity_of(self.raw, self.parts, options, list(map(folder_identity, options.overlap_with)))
         resumable = self.work.belongs_to(identity)
         if (out / MANIFEST_NAME).exists():
             if resumable:  # finished, but the working folder was not removed
@@ -168,56 +154,45 @@ class Engine:
             if not self.work.belongs_to(identity):
                 # In this order: an identity file means that no other dataset is left in the folder.
                 self.work.clear()
-                _clear(out, self.options.dataset_name)
+                _clear(out, self.options.name)
                 self.work.begin(identity)
         except OSError as error:
             raise space_error(out, error) from error
 
     def _pack(self) -> Manifest:
-        known = read_benchmark_images(self.options.overlap_with, self.work.path) if self.options.overlap_with else None
-        reports = self._spool(known)
-        numbers = range(len(reports))
+        options = self.options
+        reports = self._spool()
         total = merge_reports(reports)
         if not total.written:
             first = total.problems[0]["message"] if total.problems else "there is no row"
             raise NothingUsable(
                 f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the first: {first}"
             )
-        repeated = self._repeated_ids(numbers)
-        samples_of_image = np.unique(load_image_checksums(self.work.spool, numbers), return_counts=True)[1]
+        rows = self.work.load_parts(range(len(reports)), "rows.npy")
+        repeated = self._repeated_ids(rows)
+        plan = make_plan(
+            rows,
+            self.work.path / "plan.npy",
+            samples_per_shard=options.samples_per_shard,
+            shard_bytes=options.shard_bytes,
+        )
+        del rows
+        checksums = self.work.load_parts(range(len(reports)), "images.npy")
+        samples_of_image = np.unique(checksums, return_counts=True)[1]
         images = {
             "stored": total.images,
             "distinct": len(samples_of_image),
             "in_several_samples": int((samples_of_image > 1).sum()),
         }
-        plan = make_plan(
-            self.work.spool,
-            numbers,
-            self.work.path / "plan.npy",
-            samples_per_shard=self.options.samples_per_shard,
-            shard_bytes=self.options.shard_bytes,
-        )
-        shards = self._write_shards(plan)
-        return self._finish(shards, total, images, repeated)
+        return self._finish(self._write_shards(plan), total, images, repeated)
 
-    def _spool(self, known: BenchmarkImages | None) -> list[PartReport]:
+    def _spool(self) -> list[PartReport]:
         """Run the first pass and return the report of each part."""
-        job = SpoolJob(
-            raw=self.raw,
-            folder=self.work.spool,
-            name=self.options.dataset_name,
-            source=self.options.source or self.raw.source,
-            license=self.options.license or self.raw.license,
-            seed=self.options.seed,
-            strict=self.options.strict,
-            known=known,
-            drop_overlap=self.options.drop_overlap,
-        )
+        limit, overlap_with = self.options.limit, self.options.overlap_with
+        known = read_benchmark_images(overlap_with, self.work.path) if overlap_with else None
+        job = SpoolJob(raw=self.raw, options=self.options, known=known)
         rows = self._rows()
-        if rows is None:
-            total, unit = len(self.parts), "part"
-        else:
-            total, unit = min(rows, self.options.limit or rows), "row"
+        total, unit = (len(self.parts), "part") if rows is None else (min(rows, limit or rows), "row")
         with tqdm(total=total, unit=unit, desc="read") as bar:
             return self._spool_parts(job, bar)
 
@@ -228,17 +203,16 @@ class Engine:
 
     def _spool_parts(self, job: SpoolJob, bar: Any) -> list[PartReport]:
         """Spool the parts in order until the limit of rows is reached; with a limit, in waves of parts."""
-        remaining = self.options.limit
+        options, remaining = self.options, self.options.limit
         wave = max(1, len(self.parts) if remaining is None else self._wave(remaining))
         reports: list[PartReport] = []
         for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
-            files = {number: SpoolFiles(folder=self.work.spool, number=number).report for number in numbers}
+            files = {number: self.work.part_file(number, "json") for number in numbers}
             done = {n: PartReport.from_json(file.read_bytes()) for n, file in files.items() if file.exists()}
             # Each task holds its part only: all parts of millions of files in every process would fill the memory.
-            tasks = [(n, self.parts[n], self.options.limit) for n in numbers if n not in done]
-            workers, lock = self.options.workers, self.work.workers_lock
-            with closing(run_jobs(job, tasks, workers=workers, lock=lock)) as fresh:
+            tasks = [(n, self.parts[n], options.limit) for n in numbers if n not in done]
+            with closing(run_jobs(job, tasks, workers=options.workers, lock=self.work.workers_lock)) as fresh:
                 for number in numbers:
                     report = done.get(number) or next(fresh)
                     if remaining is not None and report.read > remaining:
@@ -262,54 +236,38 @@ class Engine:
                 return number
         return len(self.parts)
 
-    def _repeated_ids(self, numbers: Sequence[int]) -> dict[str, Any]:
+    def _repeated_ids(self, rows: np.ndarray) -> dict[str, Any]:
         """Count samples whose id an earlier sample has, and list the first.
 
         Raises:
             SampleError: There is one, with `strict`.
         """
-        repeated = repeated_positions(load_ids(self.work.spool, numbers))
-        first = [self._id_at(numbers, int(place)) for place in repeated[:MAX_REPORTED]]
+        repeated = repeated_positions(rows["id"])
+        first = []
+        for row in rows[repeated[:MAX_REPORTED]]:
+            part = int(row["part"])
+            record, _, _ = read_spooled(self.work.part_file(part, "bin"), int(row["offset"]), int(row["length"]))
+            first.append({"part": self.parts[part].name, "id": record["id"]})
         if first and self.options.strict:
             raise SampleError(
                 f"{first[0]['part']}: id {first[0]['id']!r} is already used by an earlier row", "repeated_id"
             )
         return {"samples": len(repeated), "first": first}
 
-    def _id_at(self, numbers: Sequence[int], place: int) -> dict[str, Any]:
-        """Return part and id of the sample at an index over all parts."""
-        for number in numbers:
-            files = SpoolFiles(folder=self.work.spool, number=number)
-            rows = np.load(files.rows, mmap_mode="r", allow_pickle=False)
-            if place < len(rows):
-                row = np.array(rows[place], dtype=ROW)
-                with files.samples.open("rb") as stream:
-                    record, _, _ = read_spooled(stream, int(row["offset"]), int(row["length"]))
-                return {"part": self.parts[number].name, "id": record["id"]}
-            place -= len(rows)
-        raise IndexError(place)
-
     def _write_shards(self, plan: Plan) -> list[Shard]:
         """Run the third pass and return the entries of all shards."""
-        job = ShardJob(
-            out=self.options.out,
-            spool=self.work.spool,
-            packed=self.work.packed,
-            plan=plan,
-            name=self.options.dataset_name,
-            source=self.options.source or self.raw.source,
-            license=self.options.license or self.raw.license,
-        )
-        shards, missing = shards_left(job)
+        job = ShardJob(options=self.options, plan=plan)
+        shards = [job.finished(number) for number in range(len(plan.bytes))]
+        missing = [number for number, shard in enumerate(shards) if shard is None]
         check_space(self.options.out, sum(plan.bytes[number] for number in missing))
+        tasks = [(number,) for number in missing]
+        written = run_jobs(job, tasks, workers=self.options.workers, lock=self.work.workers_lock)
+        finished: list[Shard] = []
         with tqdm(total=plan.cuts[-1], unit="sample", desc="write") as bar:
-            bar.update(sum(shard.num_samples for shard in shards.values()))
-            tasks = [(number,) for number in missing]
-            written = run_jobs(job, tasks, workers=self.options.workers, lock=self.work.workers_lock)
-            for number, shard in zip(missing, written, strict=True):
-                shards[number] = shard
-                bar.update(shard.num_samples)
-        return [shards[number] for number in range(plan.num_shards)]
+            for shard in shards:
+                finished.append(shard or next(written))
+                bar.update(finished[-1].num_samples)
+        return finished
 
     def _finish(
         self, shards: list[Shard], total: PartReport, images: dict[str, int], repeated: dict[str, Any]
@@ -330,13 +288,12 @@ class Engine:
             "repeated_ids": repeated,
             "benchmark_overlap": overlap | {"first": total.overlap_first},
         }
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        write_whole(options.out / REPORT_NAME, printable(text).encode())
+        write_atomically(options.out / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         manifest = Manifest(
             folder=options.out,
-            name=options.dataset_name,
-            source=options.source or self.raw.source,
-            license=options.license or self.raw.license,
+            name=options.name,
+            source=options.source,
+            license=options.license,
             num_samples=total.written,
             shards=tuple(shards),
             sources=dict(total.sources),

@@ -3,8 +3,9 @@
 import argparse
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError
 
@@ -13,62 +14,60 @@ from ...shards.writer import MAX_SHARD_BYTES
 DEFAULT_WORKERS = min(os.cpu_count() or 1, 8)
 
 
+def _option(value: Any, help: str, **settings: Any) -> Any:
+    """Return a field that `add_options` makes an option of a command, with settings of `add_argument`."""
+    return field(default=value, metadata={"help": help, **settings})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
-    """Settings that determine the shards, besides the data.
+    """Settings that determine the shards, besides the data. `name` becomes that of the folder `out` if it is empty.
 
-    Attributes:
-        out: Folder for the shards.
-        name: Name of the dataset, the stem of shards and keys; None for the name of the folder.
-        license: Terms of the dataset; None for those of the data.
-        source: ``source`` of samples that name none; None for that of the data.
-        seed: Seed of the global shuffle.
-        samples_per_shard: Samples after which a new shard begins.
-        shard_bytes: Most bytes of a shard, unless a single sample is larger.
-        workers: Processes; the result does not depend on them.
-        limit: Read the first rows only, this many; None for all.
-        strict: The first invalid row or repeated id is an error.
-        overwrite: Replace a finished dataset in `out`.
-        overlap_with: Benchmarks, as datasets or folders of images, whose images are looked for.
-        drop_overlap: Skip samples with such an image.
+    Raises:
+        ConfigError: An invalid setting.
     """
 
     out: Path
-    name: str | None = None
-    license: str | None = None
-    source: str | None = None
-    seed: int = 0
-    samples_per_shard: int = 512
-    shard_bytes: int = MAX_SHARD_BYTES
-    workers: int = 1
-    limit: int | None = None
-    strict: bool = False
-    overwrite: bool = False
-    overlap_with: tuple[Path, ...] = ()
-    drop_overlap: bool = False
+    name: str = _option("", "name of the dataset (default: the name of the output folder)")
+    license: str = _option("", "terms of the dataset (default: that of the data)")
+    source: str = _option("", "source of rows that name none (default: that of the data)")
+    seed: int = _option(0, "seed of the global shuffle (default: %(default)s)", type=int)
+    samples_per_shard: int = _option(512, "samples after which a new shard begins (default: %(default)s)", type=int)
+    shard_bytes: int = _option(
+        MAX_SHARD_BYTES, "most bytes of a shard, unless a single sample is larger (default: %(default)s)", type=int
+    )
+    workers: int = _option(
+        1, "processes; the shards do not depend on it (default: %(default)s)", type=int, default=DEFAULT_WORKERS
+    )
+    limit: int | None = _option(None, "read at most this many rows, the first ones", type=int)
+    strict: bool = _option(False, "stop at the first invalid row or repeated id", action="store_true")
+    overwrite: bool = _option(False, "replace a finished dataset", action="store_true")
+    overlap_with: tuple[Path, ...] = _option(
+        (),
+        "report images that occur in these benchmarks too: datasets, or folders of images",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+    )
+    drop_overlap: bool = _option(False, "skip samples with such images", action="store_true")
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for invalid settings."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.dataset_name):
+        name = self.name or self.out.resolve().name
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(
-                f"name of the dataset: expected letters, digits, '_' and '-', found {self.dataset_name!r}; set it with "
-                "--name"
+                f"name of the dataset: expected letters, digits, '_' and '-', found {name!r}; set it with --name"
             )
-        numbers = {name: getattr(self, name) for name in ("samples_per_shard", "shard_bytes", "workers", "limit")}
+        object.__setattr__(self, "name", name)
+        numbers = {key: getattr(self, key) for key in ("samples_per_shard", "shard_bytes", "workers", "limit")}
         require_at_least(1, **numbers)
         if self.drop_overlap and not self.overlap_with:
             raise ConfigError("--drop-overlap needs --overlap-with: the benchmarks whose images are dropped")
 
-    @property
-    def dataset_name(self) -> str:
-        """Name of the dataset."""
-        return self.name or self.out.resolve().name
-
     @classmethod
     def from_args(cls, namespace: argparse.Namespace) -> "PackOptions":
         """Return the settings that `add_options` parsed; other attributes of the namespace are ignored."""
-        given = {field.name: getattr(namespace, field.name) for field in fields(cls)}
-        return cls(**given | {"out": Path(given["out"]), "overlap_with": tuple(given["overlap_with"])})
+        given = {option.name: getattr(namespace, option.name) for option in fields(cls)}
+        return cls(**given | {"overlap_with": tuple(given["overlap_with"])})
 
 
 def require_at_least(least: int, **numbers: int | None) -> None:
@@ -81,27 +80,7 @@ def require_at_least(least: int, **numbers: int | None) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the settings to a command, with the folder `out` as a positional argument."""
     parser.add_argument("out", type=Path, help="folder for the shards")
-    parser.add_argument("--name", help="name of the dataset (default: the name of the output folder)")
-    parser.add_argument("--license", help="terms of the dataset (default: that of the data)")
-    parser.add_argument("--source", help="source of rows that name none (default: that of the data)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the global shuffle (default: %(default)s)")
-    parser.add_argument("--samples-per-shard", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--shard-bytes", type=int, default=MAX_SHARD_BYTES, help="default: %(default)s")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=DEFAULT_WORKERS,
-        help="processes; the shards do not depend on it (default: %(default)s)",
-    )
-    parser.add_argument("--limit", type=int, help="read at most this many rows, the first ones")
-    parser.add_argument("--strict", action="store_true", help="stop at the first invalid row or repeated id")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
-    parser.add_argument(
-        "--overlap-with",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="report images that occur in these benchmarks too: datasets, or folders of images",
-    )
-    parser.add_argument("--drop-overlap", action="store_true", help="skip samples with such images")
+    for option in fields(PackOptions):
+        if option.metadata:
+            flag = f"--{option.name.replace('_', '-')}"
+            parser.add_argument(flag, **{"default": option.default, **option.metadata})

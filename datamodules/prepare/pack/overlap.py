@@ -5,7 +5,6 @@ whether each is above their median (Zauner, "Implementation and Benchmarking of 
 Forms of one kind have the same signs, so images whose signs are near are compared at 64 x 64 pixels as well.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from ...shards.manifest import MANIFEST_NAME, file_digest, load_manifest
 from ...shards.reader import read_shard
 from ...storage.file_kinds import IMAGE_ENDINGS
 from ..sources.images import image_paths
-from .work_folder import files_digest, write_array, write_whole
+from .work_folder import files_digest, write_array
 
 MAX_DISTANCE = 6
 """Signs that may differ. Of 60 receipts, copies at a quarter of the size or of quality 40 differ in 4 at the most."""
@@ -31,12 +30,11 @@ MIN_CORRELATION = 0.95
 _SIDE = 32
 _LOW = 8
 _FINE = 64
-_HASHES, _GREYS, _NAMES = "known.hashes.npy", "known.greys.npy", "known.json"
+_FILES = ("known.hashes.npy", "known.greys.npy", "known.names.npy")
 _FLAT = 2.0
 """Deviation of the grey values below which an image shows nothing: all empty pages are alike."""
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
-_angles = (2 * np.arange(_SIDE)[None, :] + 1) * np.arange(_LOW)[:, None] * np.pi / (2 * _SIDE)
-_COSINES = np.cos(_angles)
+_COSINES = np.cos((2 * np.arange(_SIDE)[None, :] + 1) * np.arange(_LOW)[:, None] * np.pi / (2 * _SIDE))
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -45,8 +43,7 @@ def perceptual_hash(image: Image.Image) -> int | None:
     if grey.std() < _FLAT:
         return None
     low = (_COSINES @ grey @ _COSINES.T).ravel()
-    bits = low > np.median(low)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
 def grey_values(image: Image.Image) -> np.ndarray:
@@ -88,15 +85,13 @@ class BenchmarkImages:
         own = _normalised(grey_values(image)[None])
         correlation = (_normalised(greys[near]) * own).sum(axis=(1, 2))
         best = int(correlation.argmax())
-        return names[near[best]] if correlation[best] >= MIN_CORRELATION else None
+        return str(names[near[best]]) if correlation[best] >= MIN_CORRELATION else None
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _load(folder: Path) -> tuple[np.ndarray, ...]:
     """Return the signs (n), grey values (n, 64, 64) and names (n)."""
-    hashes = np.load(folder / _HASHES, allow_pickle=False)
-    greys = np.load(folder / _GREYS, mmap_mode="r", allow_pickle=False)
-    return hashes, greys, json.loads((folder / _NAMES).read_bytes())
+    return tuple(np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES)
 
 
 def _normalised(greys: np.ndarray) -> np.ndarray:
@@ -129,11 +124,9 @@ def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages
     Raises:
         DataError: A folder holds no image, or one that does not decode.
     """
-    if (out / _NAMES).exists():
+    if (out / _FILES[-1]).exists():
         return BenchmarkImages(folder=out)
-    hashes: list[int] = []
-    greys: list[np.ndarray] = []
-    names: list[str] = []
+    found: list[tuple[int, np.ndarray, str]] = []
     for folder in folders:
         number = 0
         for name, data in tqdm(_images(folder), unit="image", desc=f"images of {folder.name}"):
@@ -141,14 +134,13 @@ def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages
             image = load_image(data, name=name)
             signs = perceptual_hash(image)
             if signs is not None:
-                hashes.append(signs)
-                greys.append(grey_values(image))
-                names.append(name)
+                found.append((signs, grey_values(image), name))
         if not number:
             raise DataError(f"--overlap-with: {folder} holds no dataset and no images")
-    write_array(out / _HASHES, np.array(hashes, dtype="<u8"))
-    write_array(out / _GREYS, np.array(greys, dtype=np.uint8).reshape(-1, _FINE, _FINE))
-    write_whole(out / _NAMES, json.dumps(names).encode())
+    hashes, greys, names = zip(*found, strict=True) if found else ((), (), ())
+    write_array(out / _FILES[0], np.array(hashes, dtype="<u8"))
+    write_array(out / _FILES[1], np.array(greys, dtype=np.uint8).reshape(-1, _FINE, _FINE))
+    write_array(out / _FILES[2], np.array(names, dtype=np.str_))
     _load.cache_clear()
     return BenchmarkImages(folder=out)
 

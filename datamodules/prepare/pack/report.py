@@ -20,7 +20,6 @@ class PartReport:
 
     Attributes:
         part: Name of the part.
-        cap: Limit of rows to read.
         read: Rows that were read.
         written: Samples.
         images: Images of the samples.
@@ -32,7 +31,6 @@ class PartReport:
     """
 
     part: str = ""
-    cap: int | None = None
     read: int = 0
     written: int = 0
     images: int = 0
@@ -50,27 +48,24 @@ class PartReport:
 
     def add_skipped(self, error: SampleError, row: int) -> None:
         """Count a row that is skipped."""
-        message = str(error)
-        self.skipped.add(error.reason, message)
-        if len(self.problems) < MAX_REPORTED:
-            self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": message})
+        self.skipped.add(error.reason, str(error))
+        self.problems.append({"part": self.part, "row": row, "reason": error.reason, "message": str(error)})
+        del self.problems[MAX_REPORTED:]
 
     def add_overlap(self, row: int, like: str) -> None:
         """Count a sample with an image of a benchmark."""
         self.overlap += 1
-        if len(self.overlap_first) < MAX_REPORTED:
-            self.overlap_first.append({"part": self.part, "row": row, "like": like})
+        self.overlap_first.append({"part": self.part, "row": row, "like": like})
+        del self.overlap_first[MAX_REPORTED:]
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> str:
         """Return what `from_json` reads."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        skipped = {one.name: getattr(self.skipped, one.name) for one in fields(self.skipped)}
-        return json.dumps(plain | {"skipped": skipped}).encode()
+        return json.dumps(self, default=lambda held: {one.name: getattr(held, one.name) for one in fields(held)})
 
     @classmethod
-    def from_json(cls, data: bytes) -> "PartReport":
+    def from_json(cls, text: str | bytes) -> "PartReport":
         """Read what `to_json` wrote."""
-        given = json.loads(data)
+        given = json.loads(text)
         skipped = given["skipped"] | {"counts": Counter(given["skipped"]["counts"])}
         return cls(**given | {"sources": Counter(given["sources"]), "skipped": SkippedSamples(**skipped)})
 
@@ -79,9 +74,8 @@ def merge_reports(reports: Iterable[PartReport]) -> PartReport:
     """Add up the reports of parts, in their order."""
     total = PartReport()
     for report in reports:
-        for name in ("read", "written", "images", "sources", "overlap"):
+        for name in ("read", "written", "images", "sources", "overlap", "problems", "overlap_first"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.skipped.merge(report.skipped)
-        total.problems += report.problems[: MAX_REPORTED - len(total.problems)]
-        total.overlap_first += report.overlap_first[: MAX_REPORTED - len(total.overlap_first)]
+        del total.problems[MAX_REPORTED:], total.overlap_first[MAX_REPORTED:]
     return total

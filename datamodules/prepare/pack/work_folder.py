@@ -1,31 +1,32 @@
-"""The working folder of an unfinished `pack`: identity of the run, finished parts and shards."""
+"""The working folder of an unfinished `pack`: identity of the run, locks, finished parts and shards."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
-import io
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from alignvlm_pl import __version__
-from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, write_atomically
 
 from ..sources.source import Part, RawData
-from .locks import acquire, wait_for_workers
 from .options import PackOptions
 
 logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"
-_FORMAT = 1
-_IDENTITY = "identity.json"
-# Options that determine the bytes of the dataset.
-_DECIDING = ("seed", "samples_per_shard", "shard_bytes", "limit", "strict", "drop_overlap")
+_FORMAT = 2
+_NOT_DECIDING = ("out", "workers", "overwrite")
+_PATIENCE_S = 30.0
 
 
 class WorkFolder:
@@ -35,53 +36,61 @@ class WorkFolder:
         path: The folder.
         spool: Folder of the samples of finished parts.
         packed: Folder of the records of finished shards.
+        workers_lock: File that every process of a run keeps locked.
     """
 
     def __init__(self, out: Path) -> None:
         self.path = out / WORK_FOLDER
         self.spool = self.path / "spool"
         self.packed = self.path / "packed"
+        self.workers_lock = self.path / "workers.lock"
+        self._identity = self.path / "identity.json"
         self._lock: BinaryIO | None = None
 
-    @property
-    def workers_lock(self) -> Path:
-        """File that every process of a run keeps locked."""
-        return self.path / "workers.lock"
+    def part_file(self, part: int, ending: str) -> Path:
+        """Return a file of a part: ``bin``, its samples; ``rows.npy`` and ``images.npy``; ``json``, its report.
+
+        CONTRACT: the report is written last, so a part is finished if it exists.
+        """
+        return self.spool / f"{part:06d}.{ending}"
+
+    def load_parts(self, parts: Iterable[int], ending: str) -> np.ndarray:
+        """Return the arrays of parts, joined in their order."""
+        return np.concatenate([np.load(self.part_file(part, ending), allow_pickle=False) for part in parts])
 
     def belongs_to(self, identity: Mapping[str, Any]) -> bool:
         """Return whether the folder holds work with this identity."""
         try:
-            found = json.loads((self.path / _IDENTITY).read_text("utf-8"))
+            return bool(json.loads(self._identity.read_text("utf-8")) == identity)
         except (OSError, ValueError):
             return False
-        return bool(found == json.loads(json.dumps(identity)))
 
     def lock(self) -> None:
-        """Keep other runs out of the folder.
+        """Keep other runs out of the folder, and wait for the processes of a killed run.
 
         Raises:
             DataError: Another run uses it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = acquire(self.path / "run.lock")
-        wait_for_workers(self.workers_lock)
-
-    def clear(self) -> None:
-        """Remove work on another dataset."""
-        if self.spool.exists():
-            logger.warning("%s holds work on another dataset (other data or settings); it is removed", self.path)
-        (self.path / _IDENTITY).unlink(missing_ok=True)
-        shutil.rmtree(self.spool, ignore_errors=True)
-        shutil.rmtree(self.packed, ignore_errors=True)
-        for path in self.path.iterdir():
-            if path.suffix in (".npy", ".json", PARTIAL):
-                path.unlink()
+        self._lock = lock_file(self.path / "run.lock")
+        lock_file(self.workers_lock, patience_s=_PATIENCE_S).close()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Create the subfolders and write the identity."""
         self.spool.mkdir(exist_ok=True)
         self.packed.mkdir(exist_ok=True)
-        write_whole(self.path / _IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
+        write_atomically(self._identity, json.dumps(identity, indent=1) + "\n")
+
+    def clear(self) -> None:
+        """Remove work on another dataset."""
+        if self.spool.exists():
+            logger.warning("%s holds work on another dataset (other data or settings); it is removed", self.path)
+        self._identity.unlink(missing_ok=True)
+        shutil.rmtree(self.spool, ignore_errors=True)
+        shutil.rmtree(self.packed, ignore_errors=True)
+        for path in self.path.iterdir():
+            if path.suffix in (".npy", ".json", PARTIAL):
+                path.unlink()
 
     def close(self) -> None:
         """Unlock the folder and keep it for the next run."""
@@ -96,10 +105,38 @@ class WorkFolder:
 
     def size(self) -> int:
         """Bytes of the samples that lie in it."""
-        return sum(path.stat().st_size for path in self.spool.glob("*")) if self.spool.exists() else 0
+        return sum(path.stat().st_size for path in self.spool.glob("*"))
 
 
-def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[object]) -> dict[str, Any]:
+def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> BinaryIO:
+    """Lock a file, created if missing, until the returned one is closed; nothing is locked where there are no locks.
+
+    Args:
+        path: The file.
+        shared: Let others hold shared locks on it.
+        patience_s: How long to wait for others, in seconds.
+
+    Raises:
+        DataError: Another process has locked it.
+    """
+    stream = path.open("ab")
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                if time.monotonic() <= end:
+                    time.sleep(0.05)
+                    continue
+                stream.close()
+                raise DataError(
+                    f"another run is packing into {path.parent.parent}; wait for it or end it first"
+                ) from error
+        return stream
+
+
+def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[str]) -> dict[str, Any]:
     """Describe a run by all that its result depends on: data, settings, inputs with sizes and times, version.
 
     Args:
@@ -117,11 +154,8 @@ def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known
         "data": f"{type(raw).__module__}.{raw!r}",
         "parts": listing.hexdigest(),
         "inputs": files_digest(input_files(raw, parts)),
-        "name": options.dataset_name,
-        "source": options.source or raw.source,
-        "license": options.license or raw.license,
-        **{name: getattr(options, name) for name in _DECIDING},
-        "overlap_with": [str(item) for item in known],
+        **{name: value for name, value in asdict(options).items() if name not in _NOT_DECIDING},
+        "overlap_with": list(known),
     }
 
 
@@ -140,35 +174,23 @@ def input_files(raw: RawData, parts: Sequence[Part]) -> list[Path]:
     return sorted({*_files(raw), *(file for part in parts for file in _files(part.payload))})
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file, complete or not at all."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(data)
-
-
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array so that it is on the disk as a whole or not there."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_whole(path, buffer.getbuffer())
+    """Write an array, complete or not at all."""
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 def _files(value: object) -> Iterator[Path]:
     """Find the files that the fields of an object name."""
     if isinstance(value, (str, Path)):
         if 0 < len(str(value)) < 4096 and "\0" not in str(value):
-            try:
-                named = Path(value).is_file()
-            except OSError:  # a text that is too long for a name
-                named = False
-            if named:
-                yield Path(value).absolute()
+            with contextlib.suppress(OSError):  # a text that is too long for a name
+                if Path(value).is_file():
+                    yield Path(value).absolute()
     elif is_dataclass(value):
-        for field in fields(value):
-            yield from _files(getattr(value, field.name))
+        yield from _files([getattr(value, field.name) for field in fields(value)])
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _files(inner)
+        yield from _files(list(value.values()))
     elif isinstance(value, (Sequence, Set)) and not isinstance(value, bytes):
         for inner in value:
             yield from _files(inner)
