@@ -72,19 +72,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Render synthetic receipts, forms, tables, charts and lines of text into WebDataset shards.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder; each dataset gets a folder in it")
-    parser.add_argument("--train", type=int, default=4000, help="training documents with questions (default: 4000)")
-    parser.add_argument("--lines", type=int, default=4000, help="training pages of plain lines (default: 4000)")
-    parser.add_argument("--heldout", type=int, default=100, help="documents in each held-out dataset (default: 100)")
-    parser.add_argument("--questions", type=int, default=4, help="most questions per training document (default: 4)")
-    parser.add_argument(
-        "--transcriptions", type=float, default=0.1, help="share of training documents to be transcribed (default: 0.1)"
-    )
-    parser.add_argument(
-        "--kinds", type=_weights, default=DOCUMENT_KINDS, help="weights of training documents: form=1,receipt=1,table=1"
-    )
-    parser.add_argument("--faults", type=float, default=0.67, help="share of pages with noise, blur, … (default: 0.67)")
-    parser.add_argument("--width", type=int, default=256, help="width of a page in px (default: 256)")
-    parser.add_argument("--height", type=int, default=128, help="height of a page in px, 32 per row (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other documents (default: 0)")
-    parser.add_argument("--processes", type=int, default=2, help="processes that render (default: 2)")
+    weights = "weights of training documents: form=1,receipt=1,table=1"
+    parser.add_argument("--kinds", type=_weights, default=DOCUMENT_KINDS, help=weights)
+    numbers: dict[str, tuple[float, str]] = {
+        "--train": (4000, "training documents with questions"),
+        "--lines": (4000, "training pages of plain lines"),
+        "--heldout": (100, "documents in each held-out dataset"),
+        "--questions": (4, "most questions per training document"),
+        "--transcriptions": (0.1, "share of training documents to be transcribed"),
+        "--faults": (0.67, "share of pages with noise, blur, …"),
+        "--width": (256, "width of a page in px"),
+        "--height": (128, "height of a page in px, 32 per row"),
+        "--seed": (0, "another seed gives other documents"),
+        "--processes": (2, "processes that render"),
+    }
+    for option, (default, what) in numbers.items():
+        parser.add_argument(option, type=type(default), default=default, help=f"{what} (default: {default})")
     return parser

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -23,16 +23,8 @@ _PAD = 6
 _WIDE_GAP_PX = 3.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rendered:
-    """A finished page.
-
-    Attributes:
-        image: Grey-level image.
-        encoded: The same pixels as a file.
-        extension: ``png`` or ``jpg``.
-        boxes: Box of each segment of the sheet, in px of the image.
-    """
+class Rendered(NamedTuple):
+    """A grey-level page, the same as a ``png`` or ``jpg`` file, and the box of each segment of its sheet in px."""
 
     image: Image.Image
     encoded: bytes
@@ -51,7 +43,7 @@ def render_sheet(sheet: Sheet) -> Rendered:
         page, boxes = _skew(page, boxes, rng.gauss(0, 0.5), style.paper)
     if rng.random() < sheet.fault_share:
         page = _degrade(page, style, rng)
-    return _encode(page, boxes, rng)
+    return Rendered(*_encode(page, rng), boxes)
 
 
 def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
@@ -64,7 +56,7 @@ def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
 def _draw_text(page: Image.Image, segment: Segment, style: Style, jitter_px: float) -> Box:
     """Draw one segment `jitter_px` off the middle of its row and return the box of its ink."""
     mask, pad = _text_mask(segment, style)
-    jitter = 0.0 if segment.keep_centre else jitter_px
+    jitter = 0.0 if segment.knockout else jitter_px
     # Capitals reach 0.7 of the size above the baseline; without tails they may be centred exactly.
     drop = 0.36 if style.case == "upper" else 0.30
     baseline = (segment.row + 0.5) * ROW_HEIGHT_PX + drop * style.size_px + jitter
@@ -144,25 +136,20 @@ def _break_strokes(pixels: np.ndarray, style: Style, rng: Random, noise: np.rand
     return np.where(holes, pixels + (style.paper - pixels) * strength, pixels)
 
 
-def _encode(page: Image.Image, boxes: list[Box], rng: Random) -> Rendered:
+def _encode(page: Image.Image, rng: Random) -> tuple[Image.Image, bytes, str]:
     """Store as PNG, or as JPEG with its artefacts; the image returned is the one a reader gets."""
     stream = io.BytesIO()
     if rng.random() < 0.3:
         page.save(stream, "JPEG", quality=rng.randint(35, 90))
-        encoded = stream.getvalue()
-        page = Image.open(io.BytesIO(encoded))
+        page = Image.open(io.BytesIO(stream.getvalue()))
         page.load()
-        return Rendered(image=page, encoded=encoded, extension="jpg", boxes=boxes)
+        return page, stream.getvalue(), "jpg"
     page.save(stream, "PNG", compress_level=1)
-    return Rendered(image=page, encoded=stream.getvalue(), extension="png", boxes=boxes)
+    return page, stream.getvalue(), "png"
 
 
 LAYOUTS: dict[str, Callable[[Sheet], None]] = {
-    "lines": layouts.lines,
-    "form": layouts.form,
-    "receipt": layouts.receipt,
-    "table": layouts.table,
-    "chart": layouts.chart,
+    layout.__name__: layout for layout in (layouts.lines, layouts.form, layouts.receipt, layouts.table, layouts.chart)
 }
 KINDS = tuple(LAYOUTS)
 SOURCE = "synthetic"
@@ -194,7 +181,7 @@ class Document:
         """Return the JSON of a sample in the sample schema (datamodules/shards/sample.py).
 
         Args:
-            turns: Part of the turns; all of them where None.
+            turns: Some of the turns, or None: all.
             references: List the accepted answer of the last turn, as evaluation datasets do.
         """
         turns = self.turns if turns is None else turns
@@ -237,7 +224,16 @@ def generate_document(
     Raises:
         ConfigError: An unknown split, kind or font set, a size that does not fit the grid, or a missing package.
     """
-    _check(split, kind, width, height, num_questions)
+    check_split(split)
+    if kind is not None and kind not in LAYOUTS:
+        raise ConfigError(f"kind of a synthetic document: unknown {kind!r}; {nearest(kind, LAYOUTS)}")
+    if width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < MIN_HEIGHT_PX or height % ROW_HEIGHT_PX:
+        raise ConfigError(
+            f"size of a synthetic document: expected a width of at least {MIN_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
+            f"and a height of at least {MIN_HEIGHT_PX} in steps of {ROW_HEIGHT_PX} px, found {width}x{height}"
+        )
+    if num_questions < 1:
+        raise ConfigError(f"questions per synthetic document: expected 1 or more, found {num_questions}")
     rng = Random(f"{seed}/{split}/{kind}/{fonts}/{width}x{height}")
     kind = kind or rng.choice(KINDS[1:])
     sheet = Sheet(
@@ -255,19 +251,6 @@ def generate_document(
     return Document(
         kind=kind, image=page.image, encoded=page.encoded, extension=page.extension, turns=turns, lines=lines
     )
-
-
-def _check(split: str, kind: str | None, width: int, height: int, num_questions: int) -> None:
-    check_split(split)
-    if kind is not None and kind not in LAYOUTS:
-        raise ConfigError(f"kind of a synthetic document: unknown {kind!r}; {nearest(kind, LAYOUTS)}")
-    if width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < MIN_HEIGHT_PX or height % ROW_HEIGHT_PX:
-        raise ConfigError(
-            f"size of a synthetic document: expected a width of at least {MIN_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
-            f"and a height of at least {MIN_HEIGHT_PX} in steps of {ROW_HEIGHT_PX} px, found {width}x{height}"
-        )
-    if num_questions < 1:
-        raise ConfigError(f"questions per synthetic document: expected 1 or more, found {num_questions}")
 
 
 def _lines(sheet: Sheet, boxes: list[Box]) -> list[dict[str, Any]]:

@@ -1,54 +1,25 @@
 """Layouts: plain lines, forms, receipts, tables (many with rows of real datasets) and bar charts."""
 
 from collections.abc import Callable
-from functools import cache
-from random import Random
 from typing import Any
 
-from . import questions
+from . import makers, questions
 from .lexicon import alphanumerics, belongs, read_table
-from .makers import (
-    FIELD_MAKERS,
-    TEXT_MAKERS,
-    Maker,
-    Words,
-    amount,
-    any_of,
-    code,
-    company,
-    date,
-    decimal,
-    digits,
-    draw,
-    email,
-    number,
-    percent,
-    person,
-    phone,
-    phrase,
-    place,
-    price,
-    time,
-    word,
-)
-from .resources import package_folder
-from .sheet import Segment, Shape, Sheet
+from .sheet import Shape, Sheet
 from .style import ROW_HEIGHT_PX
 
-_KEY_PHRASES: dict[str, Maker] = {
-    "Date": date, "Due date": date, "Invoice date": date, "Born": date, "Issued": date, "Valid until": date,
-    "Invoice No": code, "Order": code, "Reference": code, "Customer No": code, "Account": code, "Tax ID": code,
-    "Total": amount, "Amount due": amount, "Subtotal": amount, "Balance": amount, "Fee": amount, "Deposit": amount,
-    "Name": person, "Cashier": person, "Customer": person, "Contact": person, "Signed": person, "Manager": person,
-    "Phone": phone, "Tel": phone, "Fax": phone, "E-mail": email, "Website": email, "City": place, "Office": place,
-    "Time": time, "Quantity": number, "Pages": number, "Members": number, "Company": company, "Supplier": company,
-    "Department": phrase, "Product": phrase, "Status": phrase, "Subject": phrase, "Brand": phrase, "Color": phrase,
-}  # fmt: skip
-_SUM_KEYS = (
-    "Total", "TOTAL", "Amount", "Sum", "Total due", "Net total", "Grand total", "Balance", "Cash", "To pay",
-)  # fmt: skip
+_SUM_KEYS = "Total,TOTAL,Amount,Sum,Total due,Net total,Grand total,Balance,Cash,To pay".split(",")
 _SIGNS = ("", "", "", "$", "RM")
 _REAL_KEY_SHARE = 0.3
+_REAL_TABLES = (
+    "cars.json", "barley.json", "stocks.csv", "airports.csv", "seattle-weather.csv", "iris.json", "wheat.json",
+    "driving.json", "ohlc.json", "burtin.json", "iowa-electricity.csv", "us-employment.csv", "crimea.json",
+)  # fmt: skip
+_REAL_TABLE_SHARE = 0.45
+_GAP_PX = 16
+_MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
+_SUPERLATIVE_SHARES = {"train": (0.8, 0.5), "heldout": (0.5, 0.25)}
+"""Charts that ask for the longest and the shortest bar: comparing takes more practice than reading does."""
 
 
 def lines(sheet: Sheet) -> None:
@@ -57,10 +28,10 @@ def lines(sheet: Sheet) -> None:
     count = max(sheet.num_rows - sheet.rng.choices((0, 1, 2, 3), (4, 3, 2, 3))[0], 1)
     for row in sorted(sheet.rng.sample(range(sheet.num_rows), count)):
         if sheet.rng.random() < 0.3:
-            right = sheet.put(sheet.make(price, 90), row, align="right")
+            right = sheet.put(sheet.make(makers.price, 90), row, align="right")
             sheet.put(_text(sheet, right.left - sheet.left - 14), row)
         else:
-            text = _text(sheet, sheet.right - sheet.left)
+            text = _text(sheet, sheet.space)
             sheet.put(text, row, align=sheet.rng.choice(("left", "left", "centre", "right")))
     if sheet.rng.random() < 0.2:
         sheet.rule(ROW_HEIGHT_PX * sheet.rng.randint(1, sheet.num_rows - 1))
@@ -68,13 +39,13 @@ def lines(sheet: Sheet) -> None:
 
 def _text(sheet: Sheet, max_px: float) -> str:
     """Join random pieces until the width is well used."""
-    pieces = [sheet.make(any_of(TEXT_MAKERS, sheet.rng), max_px)]
+    pieces = [sheet.make(makers.any_of(makers.TEXT_MAKERS, sheet.rng), max_px)]
     aim = sheet.rng.uniform(0.0, 1.0) * max_px
     for _ in range(6):
         left_px = max_px - sheet.width_of(" ".join([*pieces, "x"]))
         if max_px - left_px > aim or left_px < 60:
             break
-        longer = [*pieces, sheet.make(any_of(TEXT_MAKERS, sheet.rng), left_px)]
+        longer = [*pieces, sheet.make(makers.any_of(makers.TEXT_MAKERS, sheet.rng), left_px)]
         if sheet.width_of(" ".join(longer)) > max_px:
             break
         pieces = longer
@@ -85,52 +56,55 @@ def form(sheet: Sheet) -> None:
     """Pairs of key and value: on one line, in two columns, or the value below its key."""
     rows = list(range(sheet.num_rows))
     if len(rows) > 3 and sheet.rng.random() < 0.25:
-        title = sheet.make(sheet.rng.choice((phrase, company)), sheet.right - sheet.left, bold=True)
-        sheet.put(title, rows.pop(0), align=sheet.rng.choice(("left", "centre")), bold=True)
-        questions.ask(sheet, questions.TITLE, answer=title)
+        _title(sheet, rows.pop(0), sheet.rng.choice((makers.phrase, makers.company)))
     shape = sheet.rng.choices((_inline, _columns, _stacked), (50, 35, 15))[0]
     pairs = shape(sheet, rows)
     for key, value in pairs:
-        questions.ask(sheet, questions.FIELD, key, answer=value)
+        sheet.ask(questions.FIELD, key, answer=value)
     for key, value in pairs:
         if sheet.rng.random() < 0.15:
-            questions.ask(sheet, questions.KEY, value, answer=key)
+            sheet.ask(questions.KEY, value, answer=key)
 
 
-def _key_and_maker(sheet: Sheet, max_px: float, *, bold: bool = False) -> tuple[str, Maker]:
+def _title(sheet: Sheet, row: int, maker: makers.Maker) -> None:
+    title = sheet.make(maker, sheet.space, bold=True)
+    sheet.put(title, row, align=sheet.rng.choice(("left", "centre")), bold=True)
+    sheet.ask(questions.TITLE, answer=title)
+
+
+def _key_and_maker(sheet: Sheet, max_px: float, *, bold: bool = False) -> tuple[str, makers.Maker]:
     """Choose a key, from the usual ones or from the lexicon, and the kind of its value."""
-    rng, chosen = sheet.rng, any_of(FIELD_MAKERS, sheet.rng)
+    rng, chosen = sheet.rng, makers.any_of(makers.FIELD_MAKERS, sheet.rng)
     if rng.random() < _REAL_KEY_SHARE:
-        usual = rng.choice(list(_KEY_PHRASES))
+        usual = rng.choice(list(makers.KEY_MAKERS))
         if belongs(usual, sheet.split):
             key = sheet.fit(lambda: sheet.cased(usual), max_px, bold=bold)
-            return key, _KEY_PHRASES[usual] if key.lower() == usual.lower() else chosen
-    return sheet.make(phrase, max_px, bold=bold), chosen
+            return key, makers.KEY_MAKERS[usual] if key.lower() == usual.lower() else chosen
+    return sheet.make(makers.phrase, max_px, bold=bold), chosen
 
 
 def _inline(sheet: Sheet, rows: list[int]) -> list[tuple[str, str]]:
     """`Key: value` as one text per row."""
     rng = sheet.rng
     mark = rng.choices((": ", " : ", ":", " - ", " = ", "; ", " > "), (50, 15, 10, 8, 7, 5, 5))[0]
-    space, pairs = sheet.right - sheet.left, []
+    pairs = []
     for row in rows:
-        key, maker = _key_and_maker(sheet, space * rng.uniform(0.3, 0.52))
-        value = sheet.fit(_fitting(sheet, maker, key + mark, space), space)
+        key, maker = _key_and_maker(sheet, sheet.space * rng.uniform(0.3, 0.52))
+        value = sheet.fit(_fitting(sheet, maker, key + mark), sheet.space)
         sheet.put(key + mark + value, row)
         pairs.append((key, value))
     return pairs
 
 
-def _fitting(sheet: Sheet, maker: Maker, lead: str, space: float) -> Callable[[], str]:
+def _fitting(sheet: Sheet, maker: makers.Maker, lead: str) -> Callable[[], str]:
     """Return a function that makes values which fit behind `lead`."""
 
     def make() -> str:
         for _ in range(12):
             text = sheet.value(maker)
-            if sheet.width_of(lead + text) <= space:
+            if sheet.width_of(lead + text) <= sheet.space:
                 return text
-        letters = max(4, int((space - sheet.width_of(lead)) / sheet.width_of("m")))
-        return sheet.cased(sheet.words.lexicon.word(sheet.rng, max_letters=letters))
+        return sheet.short_word(max(4, int((sheet.space - sheet.width_of(lead)) / sheet.width_of("m"))))
 
     return make
 
@@ -138,8 +112,7 @@ def _fitting(sheet: Sheet, maker: Maker, lead: str, space: float) -> Callable[[]
 def _columns(sheet: Sheet, rows: list[int]) -> list[tuple[str, str]]:
     """Keys in a column on the left, values in a column, or flush right."""
     rng = sheet.rng
-    space = sheet.right - sheet.left
-    split_px = sheet.left + space * rng.uniform(0.36, 0.5)
+    split_px = sheet.left + sheet.space * rng.uniform(0.36, 0.5)
     colon, bold, align = rng.choice((":", "", "", " :")), rng.random() < 0.3, rng.choice(("left", "right"))
     ruled, pairs = rng.random() < 0.3, []
     for row in rows:
@@ -157,8 +130,8 @@ def _stacked(sheet: Sheet, rows: list[int]) -> list[tuple[str, str]]:
     """Each value on the row below its key; a row that is left over takes an inline pair."""
     bold, indent, pairs = sheet.rng.random() < 0.5, sheet.rng.uniform(0, 24), []
     for key_row, value_row in zip(rows[0::2], rows[1::2], strict=False):
-        key, maker = _key_and_maker(sheet, sheet.right - sheet.left, bold=bold)
-        value = sheet.make(maker, sheet.right - sheet.left - indent)
+        key, maker = _key_and_maker(sheet, sheet.space, bold=bold)
+        value = sheet.make(maker, sheet.space - indent)
         sheet.put(key, key_row, bold=bold)
         placed = sheet.put(value, value_row, left=sheet.left + indent)
         if sheet.rng.random() < 0.3:
@@ -171,12 +144,13 @@ def receipt(sheet: Sheet) -> None:
     """Company, sometimes a line about the sale, items with prices, and a sum at the bottom."""
     rng = sheet.rng
     rows = list(range(sheet.num_rows))
-    name = sheet.make(company, sheet.right - sheet.left, bold=True)
+    name = sheet.make(makers.company, sheet.space, bold=True)
     sheet.put(name, rows.pop(0), align=rng.choice(("centre", "centre", "left")), bold=rng.random() < 0.5)
-    questions.ask(sheet, questions.COMPANY, answer=name)
+    sheet.ask(questions.COMPANY, answer=name)
     if len(rows) > 2 and rng.random() < (0.3 if len(rows) == 3 else 0.7):
         row = rows.pop(0)
-        detail = sheet.make(rng.choice((date, phone, code, date)), sheet.right - sheet.left)
+        kind = rng.choice((makers.date, makers.phone, makers.code, makers.date))
+        detail = sheet.make(kind, sheet.space)
         sheet.put(detail, row, align=rng.choice(("centre", "left", "right")))
     for row, value in zip(rows, _prices(sheet, len(rows) - 1, rng.choice(_SIGNS)), strict=True):
         _receipt_row(sheet, row, value, last=row == rows[-1])
@@ -204,46 +178,31 @@ def _receipt_row(sheet: Sheet, row: int, value: str, *, last: bool) -> None:
     """An item, or the sum, with its amount flush right."""
     rng = sheet.rng
     bold = last and rng.random() < 0.5
-    amount_: Segment = sheet.put(value, row, align="right", bold=bold)
+    amount = sheet.put(value, row, align="right", bold=bold)
     left = sheet.left
     if last and rng.random() < 0.4:
         sheet.rule(row * ROW_HEIGHT_PX + 1, px=rng.choice((1, 2)))
     if not last and rng.random() < 0.15:
         left = sheet.put(str(rng.randint(1, 9)), row).left + 30
-    space = amount_.left - left - 14
+    space = amount.left - left - 14
     if last and rng.random() < 0.5:
-        usual = [key for key in _SUM_KEYS if belongs(key, sheet.split)] or [draw(rng, sheet.split, phrase)]
+        usual = [key for key in _SUM_KEYS if belongs(key, sheet.split)] or [
+            makers.draw(rng, sheet.split, makers.phrase)
+        ]
         label = sheet.fit(lambda: sheet.cased(rng.choice(usual)), space, bold=bold)
     else:
-        label = sheet.make(phrase, space, bold=bold)
+        label = sheet.make(makers.phrase, space, bold=bold)
     colon = ":" if rng.random() < 0.4 and sheet.width_of(label + ":", bold=bold) <= space else ""
     sheet.put(label + colon, row, left=left, bold=bold)
-    questions.ask(sheet, questions.FIELD if last else questions.PRICE, label, answer=value)
+    sheet.ask(questions.FIELD if last else questions.PRICE, label, answer=value)
     if not last and rng.random() < 0.3:
-        questions.ask(sheet, questions.ITEM, value, answer=label)
-
-
-_REAL_TABLES = (
-    "cars.json", "barley.json", "stocks.csv", "airports.csv", "seattle-weather.csv", "iris.json", "wheat.json",
-    "driving.json", "ohlc.json", "burtin.json", "iowa-electricity.csv", "us-employment.csv", "crimea.json",
-)  # fmt: skip
-_REAL_TABLE_SHARE = 0.45
-_COLUMN_MAKERS: tuple[Maker, ...] = (number, price, decimal, percent, word, amount, number, word)
-_GAP_PX = 16
-_SUPERLATIVE_SHARES = {"train": (0.8, 0.5), "heldout": (0.5, 0.25)}
-"""Charts that ask for the longest and the shortest bar: comparing takes more practice than reading does."""
-_MIN_COLUMN_PX = 100  # narrower, and few words and numbers of 24 px letters would fit
-
-
-@cache
-def _records(name: str) -> list[dict[str, Any]]:
-    return read_table(package_folder("vega_datasets") / "_data" / name)
+        sheet.ask(questions.ITEM, value, answer=label)
 
 
 def table(sheet: Sheet) -> None:
     """A header and rows of two or three columns; the first column names the row."""
     rng = sheet.rng
-    most = int((sheet.right - sheet.left + _GAP_PX) // (_MIN_COLUMN_PX + _GAP_PX))
+    most = int((sheet.space + _GAP_PX) // (_MIN_COLUMN_PX + _GAP_PX))
     num_columns = 3 if most > 2 and rng.random() < 0.45 else 2
     edges = _column_edges(sheet, num_columns)
     widths = [right - left for left, right in edges]
@@ -253,14 +212,18 @@ def table(sheet: Sheet) -> None:
     for row, texts in enumerate(cells):
         for text, (left, right), align in zip(texts, edges, aligns, strict=True):
             head = row == 0
-            sheet.put(text, row, left=left, right=right, align=align, knockout=knockout and head, bold=bold and head,
-                      keep_centre=knockout and head)  # fmt: skip
-    _ask_cells(sheet, cells)
+            sheet.put(text, row, left=left, right=right, align=align, knockout=knockout and head, bold=bold and head)
+    header, *body = cells
+    for texts in body:
+        for name, text in zip(header[1:], texts[1:], strict=True):
+            sheet.ask(questions.CELL, name, texts[0], answer=text)
+            if rng.random() < 0.3:
+                sheet.ask(questions.ROW, header[0], name, text, answer=texts[0])
 
 
 def _column_edges(sheet: Sheet, num_columns: int) -> list[tuple[float, float]]:
     """Cut the width into columns of varied but never tiny widths."""
-    space = sheet.right - sheet.left - _GAP_PX * (num_columns - 1)
+    space = sheet.space - _GAP_PX * (num_columns - 1)
     shares = [sheet.rng.uniform(0.85, 1.15) for _ in range(num_columns)]
     edges, left = [], sheet.left
     for share in shares:
@@ -272,19 +235,18 @@ def _column_edges(sheet: Sheet, num_columns: int) -> list[tuple[float, float]]:
 
 def _made_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
     """Cells from the lexicon and the value makers: words in the first column, one kind in each other."""
-    makers = [word, *(sheet.rng.choice(_COLUMN_MAKERS) for _ in widths[1:])]
-    header = [sheet.make(word, width, bold=True) for width in widths]
+    kinds = [makers.word, *(sheet.rng.choice(makers.COLUMN_MAKERS) for _ in widths[1:])]
+    header = [sheet.make(makers.word, width, bold=True) for width in widths]
     return [header] + [
-        [sheet.make(maker, width) for maker, width in zip(makers, widths, strict=True)]
-        for _ in range(sheet.num_rows - 1)
+        [sheet.make(kind, width) for kind, width in zip(kinds, widths, strict=True)] for _ in range(sheet.num_rows - 1)
     ]
 
 
 def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
     """Header and rows of a real dataset; a cell that is too wide, repeated or of the other split is replaced."""
-    records = _records(sheet.rng.choice(_REAL_TABLES))
+    records = read_table(sheet.rng.choice(_REAL_TABLES))
     columns = sheet.rng.sample(list(records[0]), min(len(widths), len(records[0])))
-    columns.sort(key=lambda name: _looks_numeric(str(records[0][name])))
+    columns.sort(key=lambda name: makers.is_numeric(str(records[0][name])))
     rows = sheet.rng.sample(records, sheet.num_rows - 1)
     texts = [[name.replace("_", " ").split(" ")[0] for name in columns]]
     texts += [[_format_cell(row.get(name)) for name in columns] for row in rows]
@@ -303,37 +265,19 @@ def _format_cell(value: Any) -> str:
     return " ".join(str(value if value is not None else "").split()[:2])
 
 
-def _looks_numeric(text: str) -> bool:
-    return text[:1].isdigit() or text[:1] == "-"
-
-
 def _real_cell(sheet: Sheet, text: str, width: float, *, bold: bool) -> str:
     """Return a cell as it is, or a stand-in of its kind if it is not allowed or does not fit."""
     good = text.isascii() and len(alphanumerics(text)) >= 2 and belongs(text, sheet.split)
-    stand_in = _like(text) if _looks_numeric(text) else word
 
     def make() -> str:
         nonlocal good
         if good:
             good = False
             return sheet.cased(text)
-        made = draw(sheet.rng, sheet.split, stand_in)
+        made = makers.draw(sheet.rng, sheet.split, makers.like(text))
         return sheet.cased(made) if made.isalpha() else made
 
     return sheet.fit(make, width, bold=bold)
-
-
-def _like(text: str) -> Maker:
-    """Return a maker of numbers with as many digits and the same marks as `text`, or of any number."""
-    count = sum(character.isdigit() for character in text)
-    if count < 2 or sum(character.isalpha() for character in text) > 1:
-        return number
-    blanks = "".join("{}" if character.isdigit() else character for character in text)
-
-    def alike(rng: Random, words: Words) -> str:
-        return blanks.format(*digits(rng, count))
-
-    return alike
 
 
 def _table_shapes(sheet: Sheet, edges: list[tuple[float, float]]) -> bool:
@@ -354,29 +298,19 @@ def _table_shapes(sheet: Sheet, edges: list[tuple[float, float]]) -> bool:
     return look == "dark"
 
 
-def _ask_cells(sheet: Sheet, cells: list[list[str]]) -> None:
-    """Ask for cells by header and row, and for rows by a cell."""
-    header = cells[0]
-    for row in cells[1:]:
-        for name, text in zip(header[1:], row[1:], strict=True):
-            questions.ask(sheet, questions.CELL, name, row[0], answer=text)
-            if sheet.rng.random() < 0.3:
-                questions.ask(sheet, questions.ROW, header[0], name, text, answer=row[0])
-
-
 def chart(sheet: Sheet) -> None:
     """Bars with a label and a printed value each, lying or standing."""
     values = _upright(sheet) if sheet.rng.random() < 0.45 else _lying(sheet)
     for label, text, _ in values:
-        questions.ask(sheet, questions.BAR, label, answer=text)
+        sheet.ask(questions.BAR, label, answer=text)
         if sheet.rng.random() < 0.3:
-            questions.ask(sheet, questions.BAR_OF, text, answer=label)
+            sheet.ask(questions.BAR_OF, text, answer=label)
     ordered = sorted(values, key=lambda entry: entry[2])
     largest_share, smallest_share = _SUPERLATIVE_SHARES[sheet.split]
     if sheet.rng.random() < largest_share:
-        questions.ask(sheet, questions.LARGEST, answer=ordered[-1][0])
+        sheet.ask(questions.LARGEST, answer=ordered[-1][0])
     if sheet.rng.random() < smallest_share:
-        questions.ask(sheet, questions.SMALLEST, answer=ordered[0][0])
+        sheet.ask(questions.SMALLEST, answer=ordered[0][0])
 
 
 def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> list[tuple[str, str, float]]:
@@ -395,22 +329,19 @@ def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> l
         # Bars must differ visibly, or "which is the longest" could not be answered by looking.
         if fits and belongs(text, sheet.split) and all(abs(size - other[2]) > 0.04 * 10**power for other in found):
             found.append(("", text, size))
-    return [(sheet.make(word, label_px), text, size / 10**power) for _, text, size in found]
+    return [(sheet.make(makers.word, label_px), text, size / 10**power) for _, text, size in found]
 
 
 def _lying(sheet: Sheet) -> list[tuple[str, str, float]]:
     """One bar per row: label, bar, value at its end."""
     rng, rows = sheet.rng, list(range(sheet.num_rows))
     if len(rows) > 3 and rng.random() < 0.3:
-        title = sheet.make(phrase, sheet.right - sheet.left, bold=True)
-        sheet.put(title, rows.pop(0), align=rng.choice(("left", "centre")), bold=True)
-        questions.ask(sheet, questions.TITLE, answer=title)
-    space = sheet.right - sheet.left
-    start, value_px = sheet.left + space * 0.42, space * 0.3
+        _title(sheet, rows.pop(0), makers.phrase)
+    start, value_px = sheet.left + sheet.space * 0.42, sheet.space * 0.3
     values = _bar_values(sheet, len(rows), start - sheet.left - 6, value_px)
     half, tone, filled = rng.uniform(5, 11), rng.uniform(0.25, 1.0), rng.random() < 0.8
     for row, (label, text, share) in zip(rows, values, strict=True):
-        middle, end = (row + 0.5) * ROW_HEIGHT_PX, start + (space * 0.58 - value_px - 8) * share
+        middle, end = (row + 0.5) * ROW_HEIGHT_PX, start + (sheet.space * 0.58 - value_px - 8) * share
         sheet.shapes.append(Shape(box=(start, middle - half, end, middle + half), tone=tone, filled=filled))
         sheet.put(label, row, left=sheet.left, right=start - 6, align=rng.choice(("left", "right")))
         sheet.put(text, row, left=end + 6, right=sheet.right)
@@ -421,7 +352,7 @@ def _upright(sheet: Sheet) -> list[tuple[str, str, float]]:
     """Standing bars between a row of values at the top and a row of labels at the bottom."""
     rng = sheet.rng
     count = 2 if sheet.width < 240 else rng.choice((2, 3))
-    step = (sheet.right - sheet.left) / count
+    step = sheet.space / count
     values = _bar_values(sheet, count, step - 10, step - 10)
     floor, room = (sheet.num_rows - 1) * ROW_HEIGHT_PX, (sheet.num_rows - 2) * ROW_HEIGHT_PX - 2
     tone, thick = rng.uniform(0.25, 1.0), step * rng.uniform(0.25, 0.45)

@@ -1,21 +1,18 @@
 """Words for documents, and the one rule that keeps training and held-out documents apart.
 
-A word belongs to the held-out part if the checksum of its lower-case letters says so: no list to keep, no
-seed, and the same result for every source of words. Values (amounts, dates, codes, …) follow the same rule
-as whole strings, so a held-out page shows no word and no value that any training page can show.
-
-Every text of a layout must pass `belongs`, which tests/unit/test_synthetic_splits.py checks.
+A word is held out if the checksum of its lower-case letters says so: no list to keep, no seed, and the same result for
+every source of words. Values (amounts, dates, codes, …) follow the same rule as whole strings, so a held-out page shows
+no word and no value that any training page can show. Every text of a layout must pass `belongs`.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
-from pathlib import Path
 from random import Random
 from typing import Any
 from zlib import crc32
@@ -27,23 +24,23 @@ from .resources import package_files, package_folder
 SPLITS = ("train", "heldout")
 HELDOUT_PARTS = 8
 """One word or value in this many is held out."""
-
 SHARED_RUNS = frozenset({"com", "net", "org", "www"})
 """Letters that both splits need inside e-mail addresses and links."""
-
 MAX_WORD_LETTERS = 12
 
-# Source kinds: which attributes of which Faker modules feed which part of the lexicon.
+_ORIGINS = {"common": 60, "names": 16, "places": 14, "foreign": 10}
+"""Parts of the lexicon, and how often a word is of each: English words; first and last names of several countries;
+cities, streets, countries, airports; words of other languages in plain Latin letters."""
 _FAKER_SOURCES = {
     "common": ("lorem.en_US", "job.en_US", "company.en_US", "color.en_US", "automotive.en_US"),
     "names": tuple(f"person.{code}" for code in "en_US en_GB de_DE fr_FR es_ES it_IT nl_NL en_IN id_ID".split()),
     "places": tuple(f"address.{code}" for code in "en_US en_GB de_DE fr_FR nl_NL pl_PL en_IN id_ID".split()),
     "foreign": tuple(f"lorem.{code}" for code in "fr_FR it_IT nl_NL pl_PL de_DE es_ES".split()),
 }
-_VEGA_COMMON = (
-    "cars.json", "barley.json", "burtin.json", "us-employment.csv", "iris.json", "seattle-weather.csv",
-)  # fmt: skip
-_VEGA_PLACES = ("airports.csv", "la-riots.csv")
+_VEGA_SOURCES = {
+    "common": "cars.json barley.json burtin.json us-employment.csv iris.json seattle-weather.csv".split(),
+    "places": ("airports.csv", "la-riots.csv"),
+}
 _LETTERS = re.compile(r"[A-Za-z]+")
 _RUNS = re.compile(r"[a-z]{3,}")
 
@@ -54,8 +51,7 @@ def alphanumerics(token: str) -> str:
 
 
 @cache
-def is_heldout(print_: str) -> bool:
-    """Say whether the alphanumerics of a token falls into the held-out part."""
+def _is_heldout(print_: str) -> bool:
     return crc32(print_.encode()) % HELDOUT_PARTS == 0
 
 
@@ -65,15 +61,9 @@ def belongs(text: str, split: str) -> bool:
     Every token (between blanks) of two or more letters and digits, and every run of three or more letters
     within a token, must be on the side of `split`. Single characters are free.
     """
-    heldout = split == "heldout"
-    for token in text.split():
-        whole = alphanumerics(token)
-        if len(whole) >= 2 and is_heldout(whole) != heldout:
-            return False
-        for run in _RUNS.findall(token.lower()):
-            if run not in SHARED_RUNS and is_heldout(run) != heldout:
-                return False
-    return True
+    tokens = [print_ for token in text.split() if len(print_ := alphanumerics(token)) >= 2]
+    runs = [run for run in _RUNS.findall(text.lower()) if run not in SHARED_RUNS]
+    return all(_is_heldout(print_) == (split == "heldout") for print_ in (*tokens, *runs))
 
 
 def check_split(split: str) -> None:
@@ -84,36 +74,29 @@ def check_split(split: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lexicon:
-    """Lower-case words of one split, by origin.
+    """Lower-case words of one split, by origin: ``common``, ``names``, ``places``, ``foreign``."""
 
-    Attributes:
-        common: English words.
-        names: First and last names of several countries.
-        places: Cities, streets, countries, airports.
-        foreign: Words of other languages in plain Latin letters.
-    """
-
-    common: tuple[str, ...]
-    names: tuple[str, ...]
-    places: tuple[str, ...]
-    foreign: tuple[str, ...]
+    split: str
+    words: Mapping[str, tuple[str, ...]]
 
     def word(self, rng: Random, *, origin: str | None = None, max_letters: int = MAX_WORD_LETTERS) -> str:
-        """Draw one lower-case word.
-
-        Args:
-            rng: Source of randomness.
-            origin: ``common``, ``names``, ``places``, ``foreign``; any of them where None.
-            max_letters: Longest word allowed, at least 4.
-        """
-        if origin is None:
-            origin = rng.choices(("common", "names", "places", "foreign"), (60, 16, 14, 10))[0]
-        words: tuple[str, ...] = getattr(self, origin)
+        """Draw one lower-case word, of any origin where None, of at most `max_letters`, which is at least 4."""
+        words = self.words[origin or rng.choices(list(_ORIGINS), list(_ORIGINS.values()))[0]]
         while True:
             word = words[int(rng.random() * len(words))]
             # Words of two letters are kept for variety, but say little and make poor labels.
             if len(word) <= max_letters and (len(word) > 2 or rng.random() < 0.15):
                 return word
+
+    def pick(self, rng: Random, options: Sequence[str]) -> str:
+        """Choose one of the options that the split may show; a word where none may."""
+        allowed = _allowed(tuple(options), self.split)
+        return rng.choice(allowed) if allowed else self.word(rng, max_letters=6).title()
+
+
+@cache
+def _allowed(options: tuple[str, ...], split: str) -> tuple[str, ...]:
+    return tuple(option for option in options if belongs(option, split))
 
 
 @cache
@@ -124,8 +107,7 @@ def load_lexicon(split: str) -> Lexicon:
         ConfigError: An unknown split, or a package that is not installed.
     """
     check_split(split)
-    parts = {origin: tuple(word for word in words if belongs(word, split)) for origin, words in _all_words().items()}
-    return Lexicon(**parts)
+    return Lexicon(split=split, words={origin: _allowed(words, split) for origin, words in _all_words().items()})
 
 
 def lexicon_digest() -> str:
@@ -137,18 +119,15 @@ def lexicon_digest() -> str:
 @cache
 def _all_words() -> dict[str, tuple[str, ...]]:
     package_folder("faker")
-    texts: dict[str, set[str]] = {
+    texts = {
         origin: {text for module in modules for text in _faker_texts(module)}
         for origin, modules in _FAKER_SOURCES.items()
     }
-    lists = {
-        path.stem: path.read_text(encoding="utf-8").split() for path in package_files("wonderwords", "assets/*.txt")
-    }
+    lists = {path.stem: path.read_text("utf-8").split() for path in package_files("wonderwords", "assets/*.txt")}
     profane = {word.lower() for word in lists.pop("profanitylist")}
     texts["common"].update(word for words in lists.values() for word in words)
-    data = package_folder("vega_datasets") / "_data"
-    texts["common"].update(text for name in _VEGA_COMMON for text in _table_texts(data / name))
-    texts["places"].update(text for name in _VEGA_PLACES for text in _table_texts(data / name))
+    for origin, names in _VEGA_SOURCES.items():
+        texts[origin].update(text for name in names for text in _table_texts(name))
     return {origin: _words(found, exclude=profane) for origin, found in texts.items()}
 
 
@@ -169,20 +148,20 @@ def _faker_texts(module: str) -> Iterable[str]:
             yield from (str(part) for part in entry) if isinstance(entry, tuple | list) else (str(entry),)
 
 
-def _table_texts(path: Path) -> Iterable[str]:
-    """Yield headers and cells of one data file."""
-    for row in read_table(path):
+def _table_texts(name: str) -> Iterable[str]:
+    for row in read_table(name):
         yield from row
         yield from (cell for cell in row.values() if isinstance(cell, str))
 
 
 @cache
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(name: str) -> list[dict[str, Any]]:
     """Read a CSV or JSON table of vega_datasets as records.
 
     Raises:
         ConfigError: The file is missing from the installed package.
     """
+    path = package_folder("vega_datasets") / "_data" / name
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

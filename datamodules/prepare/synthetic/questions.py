@@ -1,9 +1,5 @@
 """Phrasings of questions. The label is quoted as printed most of the time, as users copy what they see."""
 
-from random import Random
-
-from .sheet import Question, Sheet
-
 FIELD = (
     "What is the {0}?", "What is the value of {0}?", "What does {0} say?", "Find {0}.", "{0}?", "Read the {0}.",
     "Which value stands next to {0}?", "What is written for {0}?", "Give the {0}.",
@@ -32,23 +28,3 @@ BAR_OF = ("Which bar has the value {0}?", "What shows {0}?", "Which label has {0
 LARGEST = ("Which bar is the longest?", "What has the largest value?", "Which is the highest?")
 SMALLEST = ("Which bar is the shortest?", "What has the smallest value?", "Which is the lowest?")
 TRANSCRIBE = ("Read all text.", "Transcribe the page.", "What text is on the page?", "Write down all lines.")
-
-_OTHER_CASE_SHARE = 0.05
-
-
-def ask(sheet: Sheet, templates: tuple[str, ...], *labels: str, answer: str) -> None:
-    """Add a question to a sheet.
-
-    Args:
-        sheet: The page.
-        templates: Phrasings with places ``{0}``, ``{1}``, … for the labels.
-        labels: What the question quotes from the page; rarely in another letter case.
-        answer: Text on the page that answers it, verbatim.
-    """
-    rng = sheet.rng
-    quoted = [_other_case(label, rng) if rng.random() < _OTHER_CASE_SHARE else label for label in labels]
-    sheet.questions.append(Question(text=rng.choice(templates).format(*quoted), answer=answer))
-
-
-def _other_case(label: str, rng: Random) -> str:
-    return rng.choice((label.lower(), label.upper(), label.title()))

@@ -1,8 +1,4 @@
-"""Files inside installed packages, found without importing the packages (and so without what they import).
-
-Words, real tables and typefaces come from small packages of PyPI; nothing is downloaded and nothing is
-copied into this repository.
-"""
+"""Words, real tables and typefaces inside installed packages, found without importing what the packages import."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -19,14 +15,13 @@ def package_folder(package: str) -> Path:
         ConfigError: The package is not installed; names the pip command.
     """
     spec = find_spec(package)
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    if not locations:
+    if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
         raise ConfigError(
             f"the document generator needs the package {distribution}, which is not installed; "
             f"run: pip install {distribution} (or: pip install 'alignvlm_pl[synthetic]')"
         )
-    return Path(locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
 def package_files(package: str, pattern: str) -> list[Path]:

@@ -1,18 +1,19 @@
-"""The content of a page before it is drawn: texts, shapes and questions with their places.
+"""The content of a page before it is drawn: texts on rows of 32 px, shapes, and questions that they answer.
 
-A layout places pieces of text on rows of 32 px, adds shapes (rules, boxes, bars), and notes questions whose
-answers it has just placed. Content is drawn until it fits, so no text is ever cut.
+Content is drawn until it fits, so no text is ever cut.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from .lexicon import alphanumerics
-from .makers import Maker, Words, draw, words_of
-from .style import ROW_HEIGHT_PX, Style, apply_case
+from .lexicon import Lexicon, alphanumerics, load_lexicon
+from .makers import Maker, draw
+from .style import ROW_HEIGHT_PX, Style
 
 _TRIES = 40
+_TRIES_OF_WORDS = 400
+_OTHER_CASE_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +26,7 @@ class Segment:
         left: Left edge in px.
         width: Width in px.
         bold: Set in the heavier cut.
-        knockout: Set in the colour of the paper, on a dark shape.
-        keep_centre: Stand exactly in the middle of the row, where shapes leave no room.
+        knockout: Set in the colour of the paper on a dark shape, and so exactly in the middle of the row.
     """
 
     text: str
@@ -35,7 +35,6 @@ class Segment:
     width: float
     bold: bool = False
     knockout: bool = False
-    keep_centre: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,19 +56,7 @@ class Question:
 
 @dataclass(kw_only=True, slots=True)
 class Sheet:
-    """Texts, shapes and questions of one document.
-
-    Attributes:
-        rng: Source of randomness of the document.
-        split: ``train`` or ``heldout``.
-        style: Look of the document.
-        width: Width in px.
-        num_rows: Rows of 32 px.
-        fault_share: Probability (0-1) that the page gets faults of paper, printer and scanner.
-        segments: Text placed so far.
-        shapes: Shapes placed so far; drawn before text.
-        questions: Questions that the content answers.
-    """
+    """Texts, shapes and questions of one document; `width` in px, `num_rows` of 32 px, shapes are drawn before text."""
 
     rng: Random
     split: str
@@ -83,9 +70,9 @@ class Sheet:
     _used: set[str] = field(default_factory=set)
 
     @property
-    def words(self) -> Words:
+    def words(self) -> Lexicon:
         """Words of the split."""
-        return words_of(self.split)
+        return load_lexicon(self.split)
 
     @property
     def left(self) -> float:
@@ -97,26 +84,40 @@ class Sheet:
         """Right edge of the text area in px."""
         return float(self.width - self.style.margin_px)
 
+    @property
+    def space(self) -> float:
+        """Width of the text area in px."""
+        return self.right - self.left
+
     def width_of(self, text: str, *, bold: bool = False) -> float:
         """Return the width in px of a text in the style of this document."""
         return self.style.text_width(text, bold=bold)
 
     def cased(self, text: str) -> str:
-        """Set a text in the letter case of this document."""
-        return apply_case(text, self.style.case, self.rng)
+        """Set words in lower or title case in the letter case of this document; ``mixed`` chooses one for each text."""
+        case = self.style.case
+        if case == "mixed":
+            case = self.rng.choice(("upper", "title", "lower", "sentence"))
+        if case == "title":
+            return " ".join(token[:1].upper() + token[1:] for token in text.split(" "))
+        return {"upper": text.upper(), "lower": text.lower(), "sentence": text[:1].upper() + text[1:]}[case]
 
     def make(self, maker: Maker, max_px: float, *, bold: bool = False) -> str:
         """Make a text that fits into `max_px` and differs from all others made for this page."""
         return self.fit(lambda: self.value(maker), max_px, bold=bold)
 
     def fit(self, make: Callable[[], str], max_px: float, *, bold: bool = False) -> str:
-        """Call `make` until its text fits and is new on this page; shorten words if it never does."""
-        for _ in range(_TRIES):
-            text = make()
+        """Call `make` until its text fits and is new on this page; if it never does, use ever shorter words."""
+        for attempt in range(-_TRIES, _TRIES_OF_WORDS):
+            text = make() if attempt < 0 else self.short_word(max(4, 7 - (attempt + 1) // 20))
             if alphanumerics(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
                 self._used.add(alphanumerics(text))
                 return text
-        return self._short_word(max_px, bold=bold)
+        raise AssertionError(f"no word of the {self.split} split fits into {max_px:.0f} px")
+
+    def short_word(self, max_letters: int) -> str:
+        """Make a word of at most that many letters, at least 4."""
+        return self.cased(self.words.word(self.rng, max_letters=max_letters))
 
     def value(self, maker: Maker) -> str:
         """Make one text, without regard to its width: words take the case of the document, values may keep theirs."""
@@ -124,16 +125,6 @@ class Sheet:
         if self.style.case in ("upper", "lower") or (text.replace(" ", "").isalpha() and text.islower()):
             return self.cased(text)
         return text
-
-    def _short_word(self, max_px: float, *, bold: bool) -> str:
-        letters = 7
-        for attempt in range(400):
-            letters = max(4, letters - (attempt % 20 == 19))
-            text = self.cased(self.words.lexicon.word(self.rng, max_letters=letters))
-            if alphanumerics(text) not in self._used and self.width_of(text, bold=bold) <= max_px:
-                self._used.add(alphanumerics(text))
-                return text
-        raise AssertionError(f"no word of the {self.split} split fits into {max_px:.0f} px")
 
     def put(
         self,
@@ -145,16 +136,13 @@ class Sheet:
         align: str = "left",
         bold: bool = False,
         knockout: bool = False,
-        keep_centre: bool = False,
     ) -> Segment:
         """Place a text between `left` and `right` (the margins by default), aligned left, right or centre."""
         left = self.left if left is None else left
         right = self.right if right is None else right
         width = self.width_of(text, bold=bold)
         slack = {"left": 0.0, "right": right - left - width, "centre": (right - left - width) / 2}[align]
-        segment = Segment(
-            text=text, row=row, left=left + slack, width=width, bold=bold, knockout=knockout, keep_centre=keep_centre
-        )
+        segment = Segment(text=text, row=row, left=left + slack, width=width, bold=bold, knockout=knockout)
         self.segments.append(segment)
         return segment
 
@@ -168,3 +156,17 @@ class Sheet:
         """Shade a whole row."""
         top = row * ROW_HEIGHT_PX
         self.shapes.append(Shape(box=(0, top + 1, self.width, top + ROW_HEIGHT_PX - 2), tone=tone))
+
+    def ask(self, templates: tuple[str, ...], *labels: str, answer: str) -> None:
+        """Add a question.
+
+        Args:
+            templates: Phrasings with places ``{0}``, ``{1}``, … for the labels.
+            labels: What the question quotes from the page; rarely in another letter case.
+            answer: Text on the page that answers it, verbatim.
+        """
+        quoted = []
+        for label in labels:
+            other = self.rng.random() < _OTHER_CASE_SHARE
+            quoted.append(self.rng.choice((label.lower(), label.upper(), label.title())) if other else label)
+        self.questions.append(Question(text=self.rng.choice(templates).format(*quoted), answer=answer))

@@ -1,10 +1,8 @@
-"""The look of one document: typeface, size, faults, and how wide its text is set.
-
-Caladea and Hanken Grotesk are only in the held-out font sets.
+"""The look of one document: typeface, size, and how wide its text is set.
 
 CONTRACT: the encoder of the default model sees tokens of 32 px height and 8 px width, and the read warm start writes
 each character of a row into a column of its own (alignvlm_pl/models/page_readout.py); equal neighbours are separated
-best by a column between them. So text is never set narrower than `min_text_width`, and rows are `ROW_HEIGHT_PX` high.
+best by a column between them. So no text is narrower than `Style.text_width`, and rows are `ROW_HEIGHT_PX` high.
 """
 
 from dataclasses import dataclass
@@ -39,18 +37,22 @@ _FAMILIES = {
 }
 # Hair lines vanish at 20 px; a variable font opens at its thinnest instance.
 _SKIPPED = ("Thin", "ExtraLight", "Variable")
+_SQUEEZE = (0.68, 1.15)
+# Pitch of ordinary text in px: least, most, most frequent. Receipts are set about half as wide as high.
+_PITCH_PX = (9.4, 14.0, 10.8)
+_SAMPLE = "Quick brown fox 0123.45 jumps over lazy dogs"
+_CASES = {"upper": 42, "title": 26, "lower": 12, "sentence": 8, "mixed": 12}
+ROW_HEIGHT_PX = 32
+"""Height of one row of visual tokens."""
+COLUMN_WIDTH_PX = 8
+"""Width of one visual token."""
+MIN_PITCH_PX = 9.0
+"""Least average width of a character."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Face:
-    """One font file.
-
-    Attributes:
-        path: The file.
-        bold_path: A heavier cut of the same family for headings; the file itself where there is none.
-        family: Name of the family.
-        weight: Relative frequency of the face in documents.
-    """
+    """One font file, a heavier cut of its family for headings or itself, and how often it is in documents."""
 
     path: Path
     bold_path: Path
@@ -76,23 +78,9 @@ def load_faces(font_set: str) -> tuple[Face, ...]:
 
 
 @lru_cache(maxsize=1024)
-def open_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
+def _open_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     """Open a font at a size in px; kept, because opening costs more than drawing a line."""
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-ROW_HEIGHT_PX = 32
-"""Height of one row of visual tokens."""
-COLUMN_WIDTH_PX = 8
-"""Width of one visual token."""
-MIN_PITCH_PX = 9.0
-"""Least average width of a character."""
-
-_SQUEEZE = (0.68, 1.15)
-# Pitch of ordinary text in px: least, most, most frequent. Receipts are set about half as wide as high.
-_PITCH_PX = (9.4, 14.0, 10.8)
-_SAMPLE = "Quick brown fox 0123.45 jumps over lazy dogs"
-_CASES = {"upper": 42, "title": 26, "lower": 12, "sentence": 8, "mixed": 12}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,27 +109,17 @@ class Style:
 
     def font(self, *, bold: bool = False) -> ImageFont.FreeTypeFont:
         """Return the opened font."""
-        return open_font(self.face.bold_path if bold else self.face.path, self.size_px)
+        return _open_font(self.face.bold_path if bold else self.face.path, self.size_px)
 
     def text_width(self, text: str, *, bold: bool = False) -> float:
         """Return the width in px that `text` takes: its natural width, or what columns need if that is more."""
         natural = self.font(bold=bold).getlength(text) * self.squeeze + self.spacing_px * (len(text) - 1)
-        return max(natural, min_text_width(text))
-
-
-def min_text_width(text: str) -> float:
-    """Return the least width in px at which a row of tokens can spell `text`."""
-    doubled = sum(first == second for first, second in pairwise(text))
-    return max(MIN_PITCH_PX * len(text), COLUMN_WIDTH_PX * (len(text) + doubled + 1))
+        doubled = sum(first == second for first, second in pairwise(text))
+        return max(natural, MIN_PITCH_PX * len(text), COLUMN_WIDTH_PX * (len(text) + doubled + 1))
 
 
 def draw_style(rng: Random, *, fonts: str) -> Style:
-    """Choose the look of a document.
-
-    Args:
-        rng: Source of randomness.
-        fonts: Font set, ``train`` or ``heldout``.
-    """
+    """Choose the look of a document, with a typeface of the ``train`` or ``heldout`` fonts."""
     faces = load_faces(fonts)
     face = rng.choices(faces, [face.weight for face in faces])[0]
     case = rng.choices(list(_CASES), list(_CASES.values()))[0]
@@ -150,39 +128,16 @@ def draw_style(rng: Random, *, fonts: str) -> Style:
         ink, paper = rng.randint(205, 255), rng.randint(0, 70)
     # Capitals have no tails, so upper-case text may stand higher in its row.
     size_px = rng.randint(20, 28 if case == "upper" else 25)
+    # The scale that brings ordinary text near a pitch, within what still looks like type.
+    sample = _SAMPLE.upper() if case == "upper" else _SAMPLE
+    natural_px = _open_font(face.path, size_px).getlength(sample) / len(sample)
     return Style(
         face=face,
         size_px=size_px,
-        squeeze=_squeeze(face, size_px, case, rng.triangular(*_PITCH_PX)),
+        squeeze=min(_SQUEEZE[1], max(_SQUEEZE[0], rng.triangular(*_PITCH_PX) / natural_px)),
         spacing_px=rng.choice((0.0, 0.0, rng.uniform(0, 1.5))),
         case=case,
         ink=ink,
         paper=paper,
         margin_px=rng.randint(3, 12),
     )
-
-
-def _squeeze(face: Face, size_px: int, case: str, pitch_px: float) -> float:
-    """Return the horizontal scale that brings ordinary text near a pitch, within what still looks like type."""
-    sample = _SAMPLE.upper() if case == "upper" else _SAMPLE
-    natural_px = open_font(face.path, size_px).getlength(sample) / len(sample)
-    return min(_SQUEEZE[1], max(_SQUEEZE[0], pitch_px / natural_px))
-
-
-def apply_case(text: str, case: str, rng: Random) -> str:
-    """Set words in a letter case; ``mixed`` chooses one for this text.
-
-    Args:
-        text: Words in lower or title case.
-        case: See `Style.case`.
-        rng: Source of randomness, used by ``mixed`` only.
-    """
-    if case == "mixed":
-        case = rng.choice(("upper", "title", "lower", "sentence"))
-    if case == "upper":
-        return text.upper()
-    if case == "lower":
-        return text.lower()
-    if case == "sentence":
-        return text[:1].upper() + text[1:]
-    return " ".join(token[:1].upper() + token[1:] for token in text.split(" "))

@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -33,28 +33,22 @@ _PROGRESS_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetPlan:
-    """Everything that determines the content of a dataset.
+    """Everything that determines the content of a dataset; most as for `generate_document`.
 
     Attributes:
-        name: Name of the dataset, the stem of its shards and keys.
-        split: ``train`` or ``heldout``.
+        name: Stem of its shards and keys.
         num_documents: Pages to render.
         seed: Datasets of other names or seeds share no document.
         kinds: Weight of each kind of document.
-        fonts: ``train`` or ``heldout`` typefaces.
-        width: Width of the pages in px, a multiple of 8.
-        height: Height of the pages in px, a multiple of 32.
         questions_per_document: Most turns per page.
         one_question_per_sample: Write each turn as a sample of its own with ``references``, for evaluation.
-        transcription_share: Share (0-1) of pages with a turn that asks for all text; ``lines`` always have it.
-        fault_share: Probability (0-1) that a page has faults of paper, printer and scanner.
     """
 
     name: str
     split: str
     num_documents: int
     seed: int = 0
-    kinds: Mapping[str, float] = field(default_factory=lambda: dict(DOCUMENT_KINDS))
+    kinds: dict[str, float]
     fonts: str = "train"
     width: int = 256
     height: int = 128
@@ -65,7 +59,7 @@ class DatasetPlan:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that the manifest stores to identify the dataset."""
-        return {**asdict(self), "kinds": dict(self.kinds), "generator": GENERATOR_VERSION, "words": lexicon_digest()}
+        return {**asdict(self), "generator": GENERATOR_VERSION, "words": lexicon_digest()}
 
 
 def write_split(
@@ -73,7 +67,7 @@ def write_split(
     *,
     split: str,
     num_documents: int,
-    kinds: Mapping[str, float] | Iterable[str] | None = None,
+    kinds: Mapping[str, float] | Iterable[str] = DOCUMENT_KINDS,
     name: str | None = None,
     processes: int = 2,
     **settings: Any,
@@ -84,13 +78,10 @@ def write_split(
         out: Folder of the dataset.
         split: ``train`` or ``heldout``.
         num_documents: Pages to render, at least 1.
-        kinds: Kinds of documents, with weights or evenly; forms, receipts, tables and charts where None.
+        kinds: Kinds of documents, with weights or evenly.
         name: Name of the dataset; the name of the folder where None.
         processes: Processes that render; the bytes do not depend on it.
         settings: Further fields of `DatasetPlan`.
-
-    Returns:
-        The manifest of the dataset.
 
     Raises:
         ConfigError: An invalid argument, or the folder holds something else.
@@ -111,14 +102,16 @@ def write_split(
         writer.extra["arguments"] = arguments
         documents = _documents(plan, processes)
         for document in tqdm(documents, total=num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
-            for record in _records(document, plan):
+            if plan.one_question_per_sample:
+                records = [document.record([turn], references=True) for turn in document.turns]
+            else:
+                records = [document.record()]
+            for record in records:
                 writer.add(record, [document.encoded], [document.extension])
     return load_manifest(out)
 
 
-def _weights(kinds: Mapping[str, float] | Iterable[str] | None) -> dict[str, float]:
-    if kinds is None:
-        return dict(DOCUMENT_KINDS)
+def _weights(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
     weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
     for kind, weight in weights.items():
         if kind not in KINDS:
@@ -144,13 +137,12 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
             )
         return False
     found = load_manifest(out).extra.get("arguments", {})
-    differing = [key for key in arguments if found.get(key) != arguments[key]]
-    if differing:
-        key = differing[0]
-        raise ConfigError(
-            f"{out} holds another dataset: {key} is {found.get(key)!r} there but {arguments[key]!r} was given; "
-            "remove the folder or choose another one"
-        )
+    for key, value in arguments.items():
+        if found.get(key) != value:
+            raise ConfigError(
+                f"{out} holds another dataset: {key} is {found.get(key)!r} there but {value!r} was given; "
+                "remove the folder or choose another one"
+            )
     return True
 
 
@@ -169,22 +161,6 @@ def _document(plan: DatasetPlan, index: int) -> Document:
     """Render document `index` of a plan; its seed depends on the plan's name and seed only."""
     seed = int.from_bytes(sha256(f"{plan.name}/{plan.seed}/{index}".encode()).digest()[:8], "big")
     kind = Random(seed).choices(list(plan.kinds), list(plan.kinds.values()))[0]
-    return generate_document(
-        seed,
-        split=plan.split,
-        kind=kind,
-        fonts=plan.fonts,
-        width=plan.width,
-        height=plan.height,
-        num_questions=plan.questions_per_document,
-        transcription_share=plan.transcription_share,
-        fault_share=plan.fault_share,
-    )
-
-
-def _records(document: Document, plan: DatasetPlan) -> Iterator[dict[str, Any]]:
-    if plan.one_question_per_sample:
-        for turn in document.turns:
-            yield document.record([turn], references=True)
-    else:
-        yield document.record()
+    shared = ("split", "fonts", "width", "height", "transcription_share", "fault_share")
+    settings = {name: getattr(plan, name) for name in shared}
+    return generate_document(seed, kind=kind, num_questions=plan.questions_per_document, **settings)
