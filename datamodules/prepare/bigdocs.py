@@ -20,9 +20,10 @@ from ..storage.stored_files import StoredFile, canonical_split
 from .input_files import DEFAULT_SPLIT, add_parquet_options, parquet_files
 from .pack.engine import pack, print_yield
 from .pack.options import add_options
-from .rendered_tables import tabfact, wtq
-from .rendered_tables.table_questions import LoadTable, TableNames
+from .rendered_tables.tabfact import FactTables
+from .rendered_tables.table_questions import TableNames, TableRelease
 from .rendered_tables.tables import render_table, to_png
+from .rendered_tables.wtq import WikiTables
 from .sources.images import EncodedImage, ImageFolder, embedded_image
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
@@ -39,11 +40,11 @@ class RenderedTables:
 
     Attributes:
         names: Tables of the release.
-        load: Gives a table by its name.
+        release: The release.
     """
 
     names: TableNames = field(repr=False)
-    load: LoadTable
+    release: TableRelease
     _rendered: dict[str, list[EncodedImage]] = field(default_factory=dict, repr=False, compare=False)
 
     def pages(self, name: str, *, where: str) -> list[EncodedImage]:
@@ -57,7 +58,7 @@ class RenderedTables:
             raise SampleError(f"{where}: img_id {name!r:.120} names no table of the release", "unknown_table")
         if table not in self._rendered:
             try:
-                pages: list[EncodedImage] = [(to_png(page), "png") for page in render_table(self.load(table))]
+                pages: list[EncodedImage] = [(to_png(page), "png") for page in render_table(self.release.load(table))]
             except SampleError as error:
                 raise SampleError(f"{where}: {error}", error.reason) from error
             if len(self._rendered) >= _KEPT:
@@ -208,8 +209,8 @@ def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedI
         raise ConfigError("--tables is for TabFact and WikiTQ, and --image-root does not go with it")
     if not tables.is_dir():
         raise ConfigError(f"--tables: there is no folder {tables}")
-    module = wtq if config == "WikiTQ" else tabfact
-    names = TableNames.from_names(module.table_names(tables))
+    release = WikiTables(folder=tables) if config == "WikiTQ" else FactTables(folder=tables)
+    names = TableNames.from_names(release.names())
     if not names.whole:
         raise ConfigError(f"--tables: {tables} holds no tables of {config}; expected the folder of its release")
-    return RenderedTables(names=names, load=module.all_tables(tables))
+    return RenderedTables(names=names, release=release)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare.rendered_tables.tabfact import FactTable, read_statements
+from datamodules.prepare.rendered_tables.tabfact import FactTables
 from datamodules.prepare.rendered_tables.table_questions import TableQuestion, read_bigdocs_rows
-from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions
+from datamodules.prepare.rendered_tables.wtq import WikiTables
 from datamodules.shards.sample import SampleError
 from datamodules.shards.skipped_rows import SkippedRows, read_skipped_rows
 
@@ -53,7 +53,7 @@ ODD_QUESTIONS = [
 def test_odd_questions(tmp_path):
     lines(tmp_path / "questions.jsonl", GOOD, *(row for row, _ in ODD_QUESTIONS), {**GOOD, "id": "nu-1"})
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(ODD_QUESTIONS, start=2)]
-    assert texts(list(read_questions(tmp_path, "test"))) == ["nu-0", *expected, "nu-1"]
+    assert texts(list(WikiTables(folder=tmp_path).questions("test"))) == ["nu-0", *expected, "nu-1"]
 
 
 def test_odd_lines_of_the_release(tmp_path):
@@ -70,13 +70,13 @@ def test_odd_lines_of_the_release(tmp_path):
     path.write_bytes(b"\n".join([*rows, b"d\tq\xe9\tc\tx", b"e\tq\tc\tx|y"]))
     tagged = tmp_path / "tagged" / "data" / "pristine-unseen-tables.tagged"
     tagged.write_text("id\ttargetCanon\na\t\ne\t1.0|2.0\n")
-    first, *odd, last = read_questions(tmp_path, "test")
+    first, *odd, last = WikiTables(folder=tmp_path).questions("test")
     assert [error.reason for error in odd] == ["repeated_id", "bad_row", "no_answer", "bad_row"]
     assert "tables.tsv, line 3: id 'a' is that of an earlier question" in str(odd[0])
     assert (first.meta, last.meta) == ({}, {"canonical": ["1.0", "2.0"]})
     tagged.write_text("name\ttargetCanon\na\tx\n")
     with pytest.raises(DataError, match="does not read as a tagged file"):
-        list(read_questions(tmp_path, "test"))
+        list(WikiTables(folder=tmp_path).questions("test"))
 
 
 ODD_STATEMENTS = [
@@ -94,10 +94,10 @@ ODD_STATEMENTS = [
 
 def test_odd_statements(tmp_path):
     lines(tmp_path / "statements.jsonl", FACT, *(row for row, _ in ODD_STATEMENTS), FACT)
-    captions: dict[str, str] = {}
+    release = FactTables(folder=tmp_path)
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(ODD_STATEMENTS, start=2)]
-    assert texts(list(read_statements(tmp_path, "test", captions))) == ["1.csv/0", *expected, "1.csv/1"]
-    assert captions == {"1.csv": ""}
+    assert texts(list(release.questions("test"))) == ["1.csv/0", *expected, "1.csv/1"]
+    assert release.captions == {"1.csv": ""}
 
 
 def test_odd_entries_of_the_release(tmp_path):
@@ -111,14 +111,14 @@ def test_odd_entries_of_the_release(tmp_path):
         "f": [["s"], [0], "c"],
     }
     path.write_text(json.dumps(entries)[:-1] + ', "a": [["t"], [1], "c"]}')  # a table twice
-    found = list(read_statements(tmp_path, "test", {}))
+    found = list(FactTables(folder=tmp_path).questions("test"))
     assert [one.name for one in found if isinstance(one, TableQuestion)] == ["a/0", "f/0"]
     reasons = [one.reason for one in found if isinstance(one, SampleError)]
     assert reasons == ["bad_row"] * 4 + ["repeated_table"]
     for content in ("5", "[1", '{"a"}', "[" * 100_000):
         path.write_text(content)
         with pytest.raises(DataError, match="does not read as statements"):
-            list(read_statements(tmp_path, "test", {}))
+            list(FactTables(folder=tmp_path).questions("test"))
 
 
 def test_odd_bigdocs_rows(tmp_path):
@@ -136,11 +136,11 @@ def test_odd_bigdocs_rows(tmp_path):
     assert texts(read_bigdocs_rows(path, ["1.csv"])) == ["1/0", *expected, "1/1"]
 
 
-@pytest.mark.parametrize("load", [WikiTable, FactTable])
+@pytest.mark.parametrize("release", [WikiTables, FactTables])
 @pytest.mark.parametrize("name", ["none", "nul\0", "long" * 200])
-def test_names_of_tables_that_no_file_can_have(tmp_path, load, name):
+def test_names_of_tables_that_no_file_can_have(tmp_path, release, name):
     with pytest.raises(SampleError, match="does not read"):
-        load(folder=tmp_path)(name)
+        release(folder=tmp_path).load(name)
 
 
 def test_all_that_is_skipped_is_in_a_file(tmp_path):

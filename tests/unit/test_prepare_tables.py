@@ -21,7 +21,7 @@ from datamodules.prepare.rendered_tables.tables import (
     render_table,
     to_png,
 )
-from datamodules.prepare.rendered_tables.wtq import WikiTable, read_questions, unescape
+from datamodules.prepare.rendered_tables.wtq import WikiTables, unescape
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample import SampleError
@@ -201,7 +201,7 @@ def release(folder: Path) -> Path:
 
 
 def test_questions_of_the_release(tmp_path):
-    found = list(read_questions(release(tmp_path / "wtq"), "test"))
+    found = list(WikiTables(folder=release(tmp_path / "wtq")).questions("test"))
     assert found[0] == TableQuestion(
         name="nu-0",
         table="203-csv/1",
@@ -211,7 +211,7 @@ def test_questions_of_the_release(tmp_path):
     )
     assert isinstance(found[1], SampleError)
     assert found[2].meta == {"canonical": ["1000.0"]}
-    table = WikiTable(folder=tmp_path / "wtq")("203-csv/1")
+    table = WikiTables(folder=tmp_path / "wtq").load("203-csv/1")
     assert table.rows == [["Name", "Count"], ['Ada "A"', "1,000"], ["Bob", ""]]
 
 
@@ -278,7 +278,7 @@ def test_prepare_tabfact(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "wtq").is_dir(), reason="no real tables: set ALIGNVLM_REAL")
 def test_the_longest_and_widest_real_tables_lose_nothing():
-    tables = [WikiTable(folder=REAL / "wtq", html=html)(name) for name in _extremes() for html in (True, False)]
+    tables = [WikiTables(folder=REAL / "wtq", html=html).load(name) for name in _extremes() for html in (True, False)]
     assert all(len(render_table(table)) >= 1 for table in tables)
     assert max(len(table.rows) for table in tables) > 100
 

@@ -1,15 +1,18 @@
 """Questions about rendered tables -> shards; shared by `prepare wtq` and `prepare tabfact`."""
 
 import argparse
+import csv
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ...shards.manifest import Manifest, load_manifest
 from ...shards.sample import SampleError
@@ -42,8 +45,59 @@ class TableQuestion:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-LoadTable = Callable[[str], Table]
-"""Loads a table by its name; raises SampleError where it is missing or cannot be read. It is pickled into workers."""
+@dataclass(frozen=True, kw_only=True)
+class TableRelease(ABC):
+    """Tables and questions about them, as published. It is pickled into workers.
+
+    Attributes:
+        folder: Folder of the release.
+        name: Name of the shards, and of the benchmark that the questions of the test split are.
+        license: Terms of the tables.
+    """
+
+    folder: Path
+    name: ClassVar[str]
+    license: ClassVar[str]
+
+    @abstractmethod
+    def names(self) -> Iterator[str]:
+        """Return the names of all tables, and prepare to load any of them."""
+
+    @abstractmethod
+    def questions(self, split: str) -> Iterator[TableQuestion | SampleError]:
+        """Read the questions of a split, and the errors of invalid rows.
+
+        Raises:
+            DataError: The file of the split is missing, or of another format.
+        """
+
+    @abstractmethod
+    def path(self, name: str) -> Path:
+        """Return the file of a table."""
+
+    @abstractmethod
+    def read(self, name: str) -> Table:
+        """Read the file of a table."""
+
+    def load(self, name: str) -> Table:
+        """Read a table.
+
+        Raises:
+            SampleError: It is missing or cannot be read.
+        """
+        try:
+            return self.read(name)
+        except (OSError, ValueError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            where = describe_source(self.path(name))
+            raise SampleError(f"table {where} does not read: {reason}", "unreadable_table") from error
+
+
+def require_texts(row: Mapping[str, Any], *keys: str, where: str) -> None:
+    """Raise SampleError where a field of a row is not text, or blank."""
+    for key in keys:
+        if not is_text(row.get(key)):
+            raise SampleError(f"{where}: expected text as {key}, found {row.get(key)!r:.60}", "bad_row")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,28 +114,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset")
 
 
-def write_tables(
-    questions: Iterable[TableQuestion | SampleError],
-    load: LoadTable,
-    options: argparse.Namespace,
-    *,
-    name: str,
-    license: str,
-) -> Manifest:
-    """Render the tables and write their questions as shards; invalid ones are counted by reason.
+def write_tables(release: TableRelease, options: argparse.Namespace) -> Manifest:
+    """Render tables and write their questions as shards; invalid ones are counted by reason.
 
     Args:
-        questions: In the order of the source; errors of invalid lines among them.
-        load: Loads a table by its name.
+        release: The tables.
         options: Of `add_options`.
-        name: Name of the shards, and of the benchmark that the questions of the test split are.
-        license: Terms of the tables.
 
     Raises:
         ConfigError: An option is below 1.
-        DataError: Nothing could be written.
+        DataError: Questions cannot be read, or nothing could be written.
     """
     require_at_least(1, limit=options.limit, workers=options.workers)
+    questions: Iterable[TableQuestion | SampleError]
+    if options.bigdocs:
+        questions = read_bigdocs_rows(options.bigdocs, release.names())
+    else:
+        questions = release.questions(options.split)
+    name = release.name
     skipped = SkippedRows()
     by_table: dict[str, list[TableQuestion]] = {}
     for question in questions:
@@ -90,8 +140,10 @@ def write_tables(
         else:
             by_table.setdefault(question.table, []).append(question)
     names = list(by_table)[: options.limit]
-    with ShardWriter(options.out, name=name, source=name, license=license, overwrite=options.overwrite) as writer:
-        for table, pages in zip(names, _render_all(names, load, options.workers), strict=True):
+    with ShardWriter(
+        options.out, name=name, source=name, license=release.license, overwrite=options.overwrite
+    ) as writer:
+        for table, pages in zip(names, _render_all(names, release, options.workers), strict=True):
             if isinstance(pages, SampleError):
                 skipped.skip(pages, len(by_table[table]))
                 continue
@@ -193,20 +245,20 @@ def _records(questions: Sequence[TableQuestion], num_pages: int, *, conversation
         }
 
 
-def _render_all(names: Sequence[str], load: LoadTable, workers: int) -> Iterator[list[bytes] | SampleError]:
+def _render_all(names: Sequence[str], release: TableRelease, workers: int) -> Iterator[list[bytes] | SampleError]:
     """Render tables in order, in this process or a few ahead in workers."""
     if workers <= 1:
-        yield from (_render_one(name, load) for name in names)
+        yield from (_render_one(name, release) for name in names)
         return
     with ProcessPoolExecutor(workers) as pool:
         step = workers * _AHEAD  # pool.map over all names would render all tables ahead of the writer
         for start in range(0, len(names), step):
             part = names[start : start + step]
-            yield from pool.map(_render_one, part, [load] * len(part))
+            yield from pool.map(_render_one, part, [release] * len(part))
 
 
-def _render_one(name: str, load: LoadTable) -> list[bytes] | SampleError:
+def _render_one(name: str, release: TableRelease) -> list[bytes] | SampleError:
     try:
-        return [to_png(page) for page in render_table(load(name))]
+        return [to_png(page) for page in render_table(release.load(name))]
     except SampleError as error:
         return error

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html.parser import HTMLParser
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops, ImageFile
 
@@ -70,8 +72,7 @@ class Table:
         return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RenderedCell:
+class RenderedCell(NamedTuple):
     """A cell on a page: its visible text, and the rows and columns it spans."""
 
     text: str
@@ -79,18 +80,15 @@ class RenderedCell:
     columns: int = 1
 
     @classmethod
-    def read(cls, label: str) -> "RenderedCell":
-        """Read the bookmark of a cell."""
-        rows, columns, text = label.split("|", 2)
-        spans = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in (rows, columns)]
-        return cls(text=text, rows=max(spans[0], 1), columns=max(spans[1], 1))
+    def from_bookmark(cls, label: str) -> "RenderedCell":
+        """Read the bookmark of a cell (see `_STYLE`)."""
+        *spans, text = label.split("|", 2)
+        numbers = [int(span) if re.fullmatch(r"\s*[0-9]{1,5}\s*", span) else 1 for span in spans]
+        return cls(text, *(max(number, 1) for number in numbers))
 
 
 def render_table(table: Table) -> list[Image.Image]:
-    """Render a table to page images.
-
-    Returns:
-        Pages of at most `PAGE_HEIGHT_PX`, cropped to their content.
+    """Render a table to page images of at most `PAGE_HEIGHT_PX`, cropped to their content.
 
     Raises:
         SampleError: It is empty, too large to lay out, or text of its cells is not on the pages.
@@ -143,55 +141,55 @@ class _Extent(HTMLParser):
         self._cells = self._depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Count an element and its spans."""
+        problems = [self.problem]
         self._depth += tag not in _NOT_NESTED
         if self._depth > _MAX_DEPTH:
-            self.problem = self.problem or f"nested more than {_MAX_DEPTH} elements deep"
+            problems.append(f"nested more than {_MAX_DEPTH} elements deep")
         for name in _SPANNED.get(tag, ()):
             found = re.match(r"\s*\+?0*([0-9]+)", dict(attrs).get(name) or "")
-            digits = found[1][:20] if found else "1"
-            span = int(digits)
+            span = int(found[1][:20]) if found else 1
             if span > _MAX_SPANS[name]:
-                self.problem = self.problem or f"a {name} of {digits}, expected at most {_MAX_SPANS[name]}"
+                problems.append(f"a {name} of {span}, expected at most {_MAX_SPANS[name]}")
             self._cells += span * (name != "rowspan")
         if self._cells > _MAX_CELLS:
-            self.problem = self.problem or f"more than {_MAX_CELLS} cells"
+            problems.append(f"more than {_MAX_CELLS} cells")
+        self.problem = next(filter(None, problems), "")
 
     def handle_endtag(self, tag: str) -> None:
-        """Count the end of an element."""
         self._depth = max(self._depth - (tag not in _NOT_NESTED), 0)
 
 
-def missing_cells(table: Table, rendered: Sequence[RenderedCell], text: str) -> list[str]:
+def missing_cells(table: Table, rendered: Sequence[RenderedCell], layer: str) -> list[str]:
     """Return the cells of a table that are not on its pages; white space, case and invisible marks do not count.
 
     Each cell of the table needs its own rendered cell, so one lost of two equal cells is noticed, and a `12` beside a
-    `123`. A rendered cell that spans rows or columns stands for as many. In published markup it may hold
-    more than the cell, such as notes.
+    `123`. A rendered cell that spans rows or columns stands for as many, inside the table. In published markup it may
+    hold more than the cell, such as notes.
 
     Args:
         table: The table.
         rendered: The cells that the renderer has put on pages.
-        text: The text layer of the pages; where the rendered cells hold more characters than it, all are missing.
+        layer: The text layer of the pages; where the rendered cells hold more characters than it, all are missing.
     """
-    held = Counter(_plain(cell.text) for cell in rendered for _ in range(_copies(cell, table)))
-    needed = Counter(plain for row in table.rows for cell in row if (plain := _plain(cell)))
+    height, width = len(table.rows), max(map(len, table.rows), default=1)
+    held: Counter[str] = Counter()
+    for cell in rendered:
+        held[_plain(cell.text)] += min(cell.rows, height) * min(cell.columns, width)
+    needed = Counter(plain for row in table.rows for text in row if (plain := _plain(text)))
     lost = sorted((needed - held).elements(), key=len, reverse=True)
     if table.markup:
         lost = _without_notes(lost, held - needed)
         lost = _without_joined(lost, table.rows[0], held)
-    cells = {_plain(cell): cell for row in table.rows for cell in row}
+    cells = {_plain(text): text for row in table.rows for text in row}
     characters = sum((_characters(_plain(cell.text)) for cell in rendered), Counter[str]())
-    unseen = characters - _characters(_plain(text))
+    unseen = characters - _characters(_plain(layer))
     return [cells[plain] for plain in lost] or ["".join(unseen)] * bool(unseen)
 
 
 def _without_notes(lost: Sequence[str], spare: Counter[str]) -> list[str]:
-    """Remove the cells whose text is part of a rendered cell, beside notes or names of images.
+    """Remove the cells whose text is part of a spare rendered cell, beside notes or names of images.
 
-    Args:
-        lost: Cells, the longest first, because few rendered ones can hold them.
-        spare: Drawn cells that are equal to none of the table.
+    The longest come first, because few rendered cells can hold them.
     """
     for holds in (str.__contains__, _holds):  # contiguous text first
         left = []
@@ -220,11 +218,6 @@ def _without_joined(lost: Sequence[str], header: Sequence[str], held: Counter[st
         if "\n" in cell and all(any(_plain(line) in text for text in held) for line in cell.split("\n"))
     }
     return [cell for cell in lost if cell not in joined]
-
-
-def _copies(cell: RenderedCell, table: Table) -> int:
-    """Return how many cells of the table a rendered one covers; spans may exceed the table."""
-    return min(cell.rows, len(table.rows)) * min(cell.columns, max(map(len, table.rows), default=1))
 
 
 def _characters(plain: str) -> Counter[str]:
@@ -270,8 +263,8 @@ def _layout(table: Table, width: int) -> tuple[bytes, list[RenderedCell]]:
 
     page = f'<!doctype html><html><head><meta charset="utf-8"><style>{style}</style></head><body>{table.to_html()}'
     document = weasyprint.HTML(string=page, url_fetcher=OnlyFonts()).render()
-    # Each cell that gets a box is a bookmark (see _STYLE), those of a repeated header row once.
-    rendered = [RenderedCell.read(label) for label, *_ in document.make_bookmark_tree()]
+    # Each cell that gets a box is a bookmark, those of a repeated header row once.
+    rendered = [RenderedCell.from_bookmark(label) for label, *_ in document.make_bookmark_tree()]
     return document.write_pdf(), rendered
 
 
@@ -332,9 +325,6 @@ def _pdfium() -> Any:
 @lru_cache(maxsize=1)
 def _font_files() -> tuple[str, str]:
     """Return URLs of the typeface and its bold, the same on every machine; other fonts fill in missing letters."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
     found = find_spec("matplotlib")
     if found is None or found.origin is None:
         return "file:///none", "file:///none"
