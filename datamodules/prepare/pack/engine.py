@@ -12,11 +12,13 @@ import os
 import signal
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -45,7 +47,7 @@ REPORT_NAME = "report.json"
 _OVERHEAD = 3 * 512
 """Bytes that a shard adds to a sample, about: headers, padding."""
 _PARTS_OF_A_WORKER = 4
-"""Parts a process is given at once where a limit of rows may end the reading with any of them."""
+"""Parts a process is given at once where a limit of rows may end the reading with any of them, as rows are unknown."""
 _job: Callable[..., Any] | None = None
 """The job of this worker process, set when it starts."""
 
@@ -62,7 +64,7 @@ def run_jobs(
         lock: File that each process keeps locked while it lives.
 
     Raises:
-        DataError: A process was killed, or what the first failing task raised.
+        DataError: A process was killed; else what the first failing task raises.
     """
     workers = min(workers, len(tasks))
     if workers < 2:
@@ -102,10 +104,6 @@ def _end_with_parent(locked: BinaryIO) -> None:
     os._exit(1)
 
 
-class NothingUsable(DataError):
-    """No row of the data is a valid sample."""
-
-
 class Engine:
     """One run of `pack`."""
 
@@ -114,11 +112,14 @@ class Engine:
         self.options = replace(options, source=options.source or raw.source, license=options.license or raw.license)
         self.work = WorkFolder(options.out)
         self.parts: Sequence[Part] = ()
+        self.rows: int | None = None  # of all parts, where each knows its own
 
     def run(self) -> Manifest:
         """Run what is not done yet and return the manifest of the dataset; raises as `pack`."""
         options, out = self.options, self.options.out
         self.parts = self.raw.parts()
+        rows = [part.rows for part in self.parts]
+        self.rows = None if None in rows else sum(filter(None, rows))
         identity = identity_of(self.raw, self.parts, options, list(map(folder_identity, options.overlap_with)))
         resumable = self.work.belongs_to(identity)
         if (out / MANIFEST_NAME).exists():
@@ -136,9 +137,8 @@ class Engine:
         try:
             self._begin(identity)
             manifest = self._pack()
-        except (SampleError, NothingUsable):
-            # The data must change, so this work cannot be reused.
-            self.work.remove()
+        except SampleError:
+            self.work.remove()  # the data must change, so this work cannot be reused
             raise
         finally:
             self.work.close()
@@ -164,18 +164,15 @@ class Engine:
         reports = self._spool()
         total = merge_reports(reports)
         if not total.written:
+            self.work.remove()
             first = total.problems[0]["message"] if total.problems else "there is no row"
-            raise NothingUsable(
+            raise DataError(
                 f"{self.raw.name}: none of {total.read} records is usable ({total.skipped}); the first: {first}"
             )
         rows = self.work.load_parts(range(len(reports)), "rows.npy")
         repeated = self._repeated_ids(rows)
-        plan = make_plan(
-            rows,
-            self.work.path / "plan.npy",
-            samples_per_shard=options.samples_per_shard,
-            shard_bytes=options.shard_bytes,
-        )
+        limits = {"samples_per_shard": options.samples_per_shard, "shard_bytes": options.shard_bytes}
+        plan = make_plan(rows, self.work.path / "plan.npy", **limits)
         del rows
         checksums = self.work.load_parts(range(len(reports)), "images.npy")
         samples_of_image = np.unique(checksums, return_counts=True)[1]
@@ -191,22 +188,20 @@ class Engine:
         limit, overlap_with = self.options.limit, self.options.overlap_with
         known = read_benchmark_images(overlap_with, self.work.path) if overlap_with else None
         job = SpoolJob(raw=self.raw, options=self.options, known=known)
-        rows = self._rows()
-        total, unit = (len(self.parts), "part") if rows is None else (min(rows, limit or rows), "row")
+        total, unit = (len(self.parts), "part") if self.rows is None else (min(self.rows, limit or self.rows), "row")
         with tqdm(total=total, unit=unit, desc="read") as bar:
             return self._spool_parts(job, bar)
-
-    def _rows(self) -> int | None:
-        """Return the number of rows of all parts, or None if a part does not know its own."""
-        rows = [part.rows for part in self.parts]
-        return None if None in rows else sum(number or 0 for number in rows)
 
     def _spool_parts(self, job: SpoolJob, bar: Any) -> list[PartReport]:
         """Spool the parts in order until the limit of rows is reached; with a limit, in waves of parts."""
         options, remaining = self.options, self.options.limit
-        wave = max(1, len(self.parts) if remaining is None else self._wave(remaining))
+        wave = len(self.parts)
+        if remaining is not None and self.rows is None:
+            wave = _PARTS_OF_A_WORKER * options.workers
+        elif remaining is not None:
+            wave = bisect_left(list(accumulate(part.rows or 0 for part in self.parts)), remaining) + 1
         reports: list[PartReport] = []
-        for start in range(0, len(self.parts), wave):
+        for start in range(0, len(self.parts), max(wave, 1)):
             numbers = range(start, min(start + wave, len(self.parts)))
             files = {number: self.work.part_file(number, "json") for number in numbers}
             done = {n: PartReport.from_json(file.read_bytes()) for n, file in files.items() if file.exists()}
@@ -225,23 +220,8 @@ class Engine:
                         return reports
         return reports
 
-    def _wave(self, limit: int) -> int:
-        """Return how many parts to start at once: enough for `limit` rows, if the parts know their rows."""
-        rows = 0
-        for number, part in enumerate(self.parts, start=1):
-            if part.rows is None:
-                return _PARTS_OF_A_WORKER * self.options.workers
-            rows += part.rows
-            if rows >= limit:
-                return number
-        return len(self.parts)
-
     def _repeated_ids(self, rows: np.ndarray) -> dict[str, Any]:
-        """Count samples whose id an earlier sample has, and list the first.
-
-        Raises:
-            SampleError: There is one, with `strict`.
-        """
+        """Count samples whose id an earlier sample has, and list the first; with `strict` it is an error."""
         repeated = repeated_positions(rows["id"])
         first = []
         for row in rows[repeated[:MAX_REPORTED]]:
@@ -312,17 +292,12 @@ class Engine:
         return load_manifest(options.out)
 
     def _check_disk(self, resumable: bool) -> None:
-        """Compare the bytes to write with the free space before anything is written.
-
-        Raises:
-            DataError: Too little space is free.
-        """
-        needed = self.raw.input_bytes() + _OVERHEAD * (self._rows() or 0)
+        """Raise DataError where the bytes to write exceed the free space, before anything is written."""
+        needed = self.raw.input_bytes() + _OVERHEAD * (self.rows or 0)
         spooled = self.raw.spool_bytes() if isinstance(self.raw, PartlySpooled) else needed
         if self.options.limit is not None:
-            rows = self._rows()
             # If the number of rows is unknown, the check waits for the plan.
-            share = min(1.0, self.options.limit / rows) if rows else 0.0
+            share = min(1.0, self.options.limit / self.rows) if self.rows else 0.0
             needed, spooled = int(needed * share), int(spooled * share)
         written = self.work.size() if resumable else 0
         folder = next(path for path in (self.options.out, *self.options.out.absolute().parents) if path.is_dir())
@@ -347,14 +322,11 @@ def _clear(out: Path, name: str) -> None:
 
 
 def pack(raw: RawData, options: PackOptions | argparse.Namespace) -> Manifest:
-    """Write raw data as globally shuffled shards.
+    """Write raw data as globally shuffled shards and return the manifest of the new dataset.
 
     Args:
         raw: The data.
         options: The settings, or the namespace of a parser with `add_options`.
-
-    Returns:
-        The manifest of the new dataset.
 
     Raises:
         ConfigError: Settings are wrong or do not fit the data.

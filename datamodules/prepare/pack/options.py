@@ -21,11 +21,7 @@ def _option(value: Any, help: str, **settings: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
-    """Settings that determine the shards, besides the data. `name` becomes that of the folder `out` if it is empty.
-
-    Raises:
-        ConfigError: An invalid setting.
-    """
+    """Settings that determine the shards, besides the data; raises ConfigError for invalid ones."""
 
     out: Path
     name: str = _option("", "name of the dataset (default: the name of the output folder)")

@@ -53,11 +53,7 @@ def grey_values(image: Image.Image) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkImages:
-    """The images of benchmarks, in memory-mapped files that processes share.
-
-    Attributes:
-        folder: Folder that `read_benchmark_images` has written.
-    """
+    """The images of benchmarks, in memory-mapped files of a folder that processes share."""
 
     folder: Path
 
@@ -102,11 +98,7 @@ def _normalised(greys: np.ndarray) -> np.ndarray:
 
 
 def folder_identity(folder: Path) -> str:
-    """Return a text that changes if the images of a benchmark change.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """Return a text that changes if the images of a benchmark change; raises DataError where there is no folder."""
     if not folder.is_dir():
         raise DataError(f"--overlap-with: there is no folder {folder}")
     if (folder / MANIFEST_NAME).is_file():
@@ -115,11 +107,7 @@ def folder_identity(folder: Path) -> str:
 
 
 def read_benchmark_images(folders: Sequence[Path], out: Path) -> BenchmarkImages:
-    """Read all images of benchmarks (datasets or folders of images), or return the finished result in `out`.
-
-    Args:
-        folders: The benchmarks.
-        out: Folder for the files of the result.
+    """Read all images of benchmarks (datasets or folders of images) into files in `out`, unless they are there.
 
     Raises:
         DataError: A folder holds no image, or one that does not decode.

@@ -18,19 +18,12 @@ _END_MARK = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The order of all samples, cut into shards.
+    """The order of all samples, cut into shards."""
 
-    Attributes:
-        path: File of the array of `PLACE`, in the order of the shards.
-        cuts: Positions at which shards begin, and the number of samples at the end.
-        bytes: Approximate bytes of each shard.
-        identity: Checksum of order, places and cuts.
-    """
-
-    path: Path
-    cuts: tuple[int, ...]
-    bytes: tuple[int, ...]
-    identity: str
+    path: Path  # file of the array of `PLACE`, in the order of the shards
+    cuts: tuple[int, ...]  # positions at which shards begin, and the number of samples at the end
+    bytes: tuple[int, ...]  # approximate bytes of each shard
+    identity: str  # checksum of order, places and cuts
 
 
 def make_plan(rows: np.ndarray, out: Path, *, samples_per_shard: int, shard_bytes: int) -> Plan:

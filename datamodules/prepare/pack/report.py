@@ -16,29 +16,17 @@ MAX_REPORTED = 100
 
 @dataclass(kw_only=True, slots=True)
 class PartReport:
-    """Counts for the rows of one part, or of all parts after `merge_reports`.
-
-    Attributes:
-        part: Name of the part.
-        read: Rows that were read.
-        written: Samples.
-        images: Images of the samples.
-        sources: Samples by ``source``.
-        skipped: Rows that were skipped.
-        problems: The first rows that were skipped: ``part``, ``row``, ``reason``, ``message``.
-        overlap: Samples with an image that a benchmark holds.
-        overlap_first: The first of them: ``part``, ``row``, ``like``.
-    """
+    """Counts for the rows of one part, or of all parts after `merge_reports`."""
 
     part: str = ""
-    read: int = 0
-    written: int = 0
+    read: int = 0  # rows
+    written: int = 0  # samples
     images: int = 0
-    sources: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)  # samples by ``source``
     skipped: SkippedSamples = field(default_factory=SkippedSamples)
-    problems: list[dict[str, Any]] = field(default_factory=list)
-    overlap: int = 0
-    overlap_first: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[dict[str, Any]] = field(default_factory=list)  # the first skipped: part, row, reason, message
+    overlap: int = 0  # samples with an image that a benchmark holds
+    overlap_first: list[dict[str, Any]] = field(default_factory=list)  # the first of them: part, row, like
 
     def add_sample(self, source: str, images: int) -> None:
         """Count a sample that is kept."""

@@ -23,12 +23,7 @@ from .work_folder import WORK_FOLDER, WorkFolder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """Callable that writes one shard; it is pickled into worker processes.
-
-    Attributes:
-        options: The settings, with source and license.
-        plan: The order.
-    """
+    """Writes single shards; an object, as it is sent to other processes."""
 
     options: PackOptions
     plan: Plan
@@ -46,11 +41,7 @@ class ShardJob:
         return shard if whole and found["plan"] == self.plan.identity and index == shard.index_sha256 else None
 
     def __call__(self, number: int) -> Shard:
-        """Write a shard and its record.
-
-        Raises:
-            DataError: The disk is full, or an image or spool file has changed.
-        """
+        """Write a shard and its record; raises DataError if the disk is full, or an image or spool file has changed."""
         start, end = self.plan.cuts[number], self.plan.cuts[number + 1]
         places = np.load(self.plan.path, mmap_mode="r", allow_pickle=False)[start:end]
         path, record = self._files(number)

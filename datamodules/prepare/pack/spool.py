@@ -37,13 +37,7 @@ _LARGEST = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpoolJob:
-    """Spool single parts; an object, because it is sent to other processes.
-
-    Attributes:
-        raw: The data.
-        options: The settings, with source and license.
-        known: Images of benchmarks to compare with; None for none.
-    """
+    """Spools single parts, comparing with the images of benchmarks; an object, as it is sent to other processes."""
 
     raw: RawData
     options: PackOptions
@@ -53,8 +47,7 @@ class SpoolJob:
         """Spool one part, the `number`-th, of which at most `cap` rows are read.
 
         Raises:
-            SampleError: An invalid row, with `strict`.
-            DataError: The part cannot be read, or the disk is full.
+            DataError: The part cannot be read, the disk is full, or with `strict` a row is invalid (SampleError).
         """
         work = WorkFolder(self.options.out)
         report = PartReport(part=part.name)
@@ -129,12 +122,7 @@ def _write(out: BinaryIO, item: SourceSample, data: Sequence[bytes], sample: Sha
 
 
 def read_spooled(path: Path, offset: int, length: int) -> tuple[dict[str, Any], list[bytes], list[dict[str, Any]]]:
-    """Read a sample back.
-
-    Args:
-        path: The spool file.
-        offset: Where its record begins.
-        length: Bytes of its record.
+    """Read a sample back from its record in a spool file.
 
     Returns:
         Its JSON, the bytes of its images, and a description of each: ``file``, ``path``, ``w``, ``h`` and ``sha256``.

@@ -1,7 +1,6 @@
 """The working folder of an unfinished `pack`: identity of the run, locks, finished parts and shards."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,20 +29,13 @@ _PATIENCE_S = 30.0
 
 
 class WorkFolder:
-    """`.prepare` in the output folder; removed when the dataset is finished.
-
-    Attributes:
-        path: The folder.
-        spool: Folder of the samples of finished parts.
-        packed: Folder of the records of finished shards.
-        workers_lock: File that every process of a run keeps locked.
-    """
+    """`.prepare` in the output folder; removed when the dataset is finished."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / WORK_FOLDER
-        self.spool = self.path / "spool"
-        self.packed = self.path / "packed"
-        self.workers_lock = self.path / "workers.lock"
+        self.spool = self.path / "spool"  # samples of finished parts
+        self.packed = self.path / "packed"  # records of finished shards
+        self.workers_lock = self.path / "workers.lock"  # every process of a run keeps it locked
         self._identity = self.path / "identity.json"
         self._lock: BinaryIO | None = None
 
@@ -66,11 +58,7 @@ class WorkFolder:
             return False
 
     def lock(self) -> None:
-        """Keep other runs out of the folder, and wait for the processes of a killed run.
-
-        Raises:
-            DataError: Another run uses it.
-        """
+        """Wait for the processes of a killed run, and raise DataError where another run uses the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = lock_file(self.path / "run.lock")
         lock_file(self.workers_lock, patience_s=_PATIENCE_S).close()
@@ -111,39 +99,31 @@ class WorkFolder:
 def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> BinaryIO:
     """Lock a file, created if missing, until the returned one is closed; nothing is locked where there are no locks.
 
-    Args:
-        path: The file.
-        shared: Let others hold shared locks on it.
-        patience_s: How long to wait for others, in seconds.
-
     Raises:
-        DataError: Another process has locked it.
+        DataError: Another process has locked it, and not just shared as this one, for `patience_s` seconds.
     """
     stream = path.open("ab")
     end = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                if time.monotonic() <= end:
-                    time.sleep(0.05)
-                    continue
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > end:
                 stream.close()
                 raise DataError(
                     f"another run is packing into {path.parent.parent}; wait for it or end it first"
-                ) from error
+                ) from None
+            time.sleep(0.05)
+            continue
+        except OSError:
+            pass  # there are no locks here
         return stream
 
 
 def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[str]) -> dict[str, Any]:
     """Describe a run by all that its result depends on: data, settings, inputs with sizes and times, version.
 
-    Args:
-        raw: The data.
-        parts: Its parts.
-        options: The settings.
-        known: Descriptions of the images of benchmarks (`folder_identity`).
+    The images of benchmarks are described by `known` (`folder_identity`).
     """
     listing = hashlib.sha256()
     for part in parts:

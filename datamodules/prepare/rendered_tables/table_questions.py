@@ -28,35 +28,21 @@ _AHEAD = 4  # tables per worker, rendered ahead of the writer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableQuestion:
-    """A question about a table.
-
-    Attributes:
-        name: Its name in the dataset.
-        table: Name of the table.
-        text: The question or statement.
-        references: All items of the reference.
-        meta: Fields that its benchmark needs for scoring.
-    """
+    """A question about a table, or a statement to be judged."""
 
     name: str
-    table: str
+    table: str  # name of the table
     text: str
-    references: tuple[str, ...]
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...]  # all items of the reference
+    meta: Mapping[str, Any] = field(default_factory=dict)  # what its benchmark needs for scoring
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRelease(ABC):
-    """Tables and questions about them, as published. It is pickled into workers.
-
-    Attributes:
-        folder: Folder of the release.
-        name: Name of the shards, and of the benchmark that the questions of the test split are.
-        license: Terms of the tables.
-    """
+    """Tables and questions about them, as published in a folder. It is pickled into workers."""
 
     folder: Path
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the shards, and of the benchmark that the questions of the test split are
     license: ClassVar[str]
 
     @abstractmethod
@@ -65,11 +51,7 @@ class TableRelease(ABC):
 
     @abstractmethod
     def questions(self, split: str) -> Iterator[TableQuestion | SampleError]:
-        """Read the questions of a split, and the errors of invalid rows.
-
-        Raises:
-            DataError: The file of the split is missing, or of another format.
-        """
+        """Read the questions of a split, and the errors of invalid rows; raises DataError for its file as a whole."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
@@ -80,11 +62,7 @@ class TableRelease(ABC):
         """Read the file of a table."""
 
     def load(self, name: str) -> Table:
-        """Read a table.
-
-        Raises:
-            SampleError: It is missing or cannot be read.
-        """
+        """Read a table; raises SampleError where it is missing or cannot be read."""
         try:
             return self.read(name)
         except (OSError, ValueError, csv.Error) as error:
@@ -115,11 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_tables(release: TableRelease, options: argparse.Namespace) -> Manifest:
-    """Render tables and write their questions as shards; invalid ones are counted by reason.
-
-    Args:
-        release: The tables.
-        options: Of `add_options`.
+    """Render tables and write their questions as shards, with options of `add_options`; invalid ones are counted.
 
     Raises:
         ConfigError: An option is below 1.
@@ -163,11 +137,7 @@ def write_tables(release: TableRelease, options: argparse.Namespace) -> Manifest
 def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | SampleError]:
     """Read rows of BigDocs-7.5M's table configs, which come without images, as questions.
 
-    A row's ``img_id`` names its table: the table's full name, or its last part if that is unique; endings such as
-    ``.csv`` are ignored.
-
-    Raises:
-        DataError: There is no such file.
+    A row's ``img_id`` names its table (`TableNames`). Raises DataError where there is no such file.
     """
     if not path.is_file():
         raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
@@ -198,11 +168,8 @@ def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableNames:
-    """Names of a release's tables, found by what BigDocs' `img_id` holds.
-
-    Attributes:
-        whole: Name without endings -> name.
-        last: Last part of it -> name, if the part is unique.
+    """Names of a release's tables, found by what BigDocs' `img_id` holds: a name without endings (`whole`), or its last
+    part, where that is unique (`last`).
     """
 
     whole: Mapping[str, str]

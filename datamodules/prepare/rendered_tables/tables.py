@@ -47,14 +47,7 @@ th, td {{ bookmark-level: 1 !important; bookmark-label: attr(rowspan) "|" attr(c
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """One table.
-
-    Attributes:
-        name: Its name in the dataset, for example ``203-csv/393``.
-        rows: Cells of each row, the header first.
-        caption: Title above it; may be empty.
-        markup: HTML of the table as published; empty: it is made of the rows.
-    """
+    """One table: its name in the dataset, cells of each row (the header first), title, and published HTML, if any."""
 
     name: str
     rows: Sequence[Sequence[str]]

@@ -17,20 +17,15 @@ HELDOUT_KINDS = {"forms": "form", "receipts": "receipt", "tables": "table", "cha
 def main(argv: Sequence[str] | None = None) -> int:
     """Write all datasets into one folder; datasets that are already there with the same arguments are kept.
 
-    Args:
-        argv: Arguments after ``prepare synthetic``.
-
-    Returns:
-        Exit status, 0.
-
     Raises:
         ConfigError: An invalid argument, a missing package, or a folder that holds something else.
     """
     args = _parser().parse_args(argv)
     require_at_least(0, train=args.train, lines=args.lines, heldout=args.heldout)
-    if not _sets(args):
+    datasets = _datasets(args)
+    if not datasets:
         raise ConfigError("--train, --lines and --heldout are 0: nothing to render")
-    for folder, settings in _sets(args):
+    for folder, settings in datasets.items():
         manifest = write_split(
             args.out / folder,
             seed=args.seed,
@@ -44,20 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _sets(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Name each dataset with its settings; datasets of size 0 are skipped."""
+def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the settings of each dataset; datasets of size 0 are skipped."""
     asked = {"questions_per_document": args.questions, "transcription_share": args.transcriptions}
     evaluation = {"split": "heldout", "num_documents": args.heldout, "one_question_per_sample": True}
-    sets: list[tuple[str, dict[str, Any]]] = [
-        ("lines", {"split": "train", "num_documents": args.lines, "kinds": ["lines"]}),
-        ("documents", {"split": "train", "num_documents": args.train, "kinds": args.kinds, **asked}),
-    ]
+    # One question per page, so that the questions are independent of each other.
+    evaluation["questions_per_document"] = 1
+    datasets = {
+        "lines": {"split": "train", "num_documents": args.lines, "kinds": ["lines"]},
+        "documents": {"split": "train", "num_documents": args.train, "kinds": args.kinds, **asked},
+    }
     for name, kind in HELDOUT_KINDS.items():
-        # One question per page, so that the questions are independent of each other.
-        settings = {"kinds": [kind], "questions_per_document": 1, "transcription_share": 0.0}
-        sets.append((f"heldout-{name}", {**evaluation, **settings}))
-    sets.append(("heldout-lines", {**evaluation, "kinds": ["lines"], "fonts": "heldout", "questions_per_document": 1}))
-    return [(name, settings) for name, settings in sets if settings["num_documents"] > 0]
+        datasets[f"heldout-{name}"] = {**evaluation, "kinds": [kind], "transcription_share": 0.0}
+    datasets["heldout-lines"] = {**evaluation, "kinds": ["lines"], "fonts": "heldout"}
+    return {name: settings for name, settings in datasets.items() if settings["num_documents"] > 0}
 
 
 def _weights(text: str) -> dict[str, float]:

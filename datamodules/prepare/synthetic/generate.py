@@ -159,15 +159,8 @@ MIN_HEIGHT_PX = 96
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A rendered document.
-
-    Attributes:
-        kind: ``lines``, ``form``, ``receipt``, ``table`` or ``chart``.
-        image: Grey-level page, in px.
-        encoded: The page as a file.
-        extension: Format of the file, ``png`` or ``jpg``.
-        turns: Questions with answers, in the order of the conversation.
-        lines: Text of each row of the page, top to bottom, ``{"text", "box": [x0, y0, x1, y1]}`` in px.
+    """A document of one of the `KINDS`: a grey-level page, the same as a ``png`` or ``jpg`` file, the turns of the
+    conversation, and the text of each row, top to bottom, as ``{"text", "box": [x0, y0, x1, y1]}`` in px.
     """
 
     kind: str
@@ -178,11 +171,9 @@ class Document:
     lines: list[dict[str, Any]]
 
     def record(self, turns: list[Question] | None = None, *, references: bool = False) -> dict[str, Any]:
-        """Return the JSON of a sample in the sample schema (datamodules/shards/sample.py).
+        """Return the JSON of a sample (datamodules/shards/sample.py) with all or some turns.
 
-        Args:
-            turns: Some of the turns, or None: all.
-            references: List the accepted answer of the last turn, as evaluation datasets do.
+        With `references` it lists the accepted answer of the last turn, as evaluation datasets do.
         """
         turns = self.turns if turns is None else turns
         record: dict[str, Any] = {

@@ -101,11 +101,7 @@ def _allowed(options: tuple[str, ...], split: str) -> tuple[str, ...]:
 
 @cache
 def load_lexicon(split: str) -> Lexicon:
-    """Read the words of one split from Faker, wonderwords and vega_datasets.
-
-    Raises:
-        ConfigError: An unknown split, or a package that is not installed.
-    """
+    """Read words from Faker, wonderwords and vega_datasets; raises ConfigError where one is not installed."""
     check_split(split)
     return Lexicon(split=split, words={origin: _allowed(words, split) for origin, words in _all_words().items()})
 
@@ -156,11 +152,7 @@ def _table_texts(name: str) -> Iterable[str]:
 
 @cache
 def read_table(name: str) -> list[dict[str, Any]]:
-    """Read a CSV or JSON table of vega_datasets as records.
-
-    Raises:
-        ConfigError: The file is missing from the installed package.
-    """
+    """Read a CSV or JSON table of vega_datasets as records; raises ConfigError where the file is missing."""
     path = package_folder("vega_datasets") / "_data" / name
     try:
         text = path.read_text(encoding="utf-8")

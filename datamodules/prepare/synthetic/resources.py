@@ -9,11 +9,7 @@ from alignvlm_pl.errors import ConfigError
 
 @cache
 def package_folder(package: str) -> Path:
-    """Return the folder of an installed package.
-
-    Raises:
-        ConfigError: The package is not installed; names the pip command.
-    """
+    """Return the folder of an installed package; raises ConfigError with the pip command where it is missing."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
@@ -25,11 +21,7 @@ def package_folder(package: str) -> Path:
 
 
 def package_files(package: str, pattern: str) -> list[Path]:
-    """Return the files of a package that match a glob pattern, sorted by name.
-
-    Raises:
-        ConfigError: The package is missing, or holds no such file.
-    """
+    """Return the files of a package that match a glob pattern, by name; raises ConfigError where there is none."""
     folder = package_folder(package)
     files = sorted(folder.glob(pattern))
     if not files:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from .lexicon import Lexicon, alphanumerics, load_lexicon
+from .lexicon import alphanumerics, load_lexicon
 from .makers import Maker, draw
 from .style import ROW_HEIGHT_PX, Style
 
@@ -18,15 +18,9 @@ _OTHER_CASE_SHARE = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A piece of text on one row.
+    """A piece of text, verbatim, on one row (0 at the top); `left` edge and `width` in px.
 
-    Attributes:
-        text: What is printed, verbatim.
-        row: Row of the page, 0 at the top.
-        left: Left edge in px.
-        width: Width in px.
-        bold: Set in the heavier cut.
-        knockout: Set in the colour of the paper on a dark shape, and so exactly in the middle of the row.
+    With `knockout` it is set in the colour of the paper on a dark shape, and so exactly in the middle of the row.
     """
 
     text: str
@@ -56,7 +50,10 @@ class Question:
 
 @dataclass(kw_only=True, slots=True)
 class Sheet:
-    """Texts, shapes and questions of one document; `width` in px, `num_rows` of 32 px, shapes are drawn before text."""
+    """Texts, shapes and questions of one document; `width` in px, `num_rows` of 32 px, shapes are drawn before text.
+
+    `left`, `right` and `space` are edges and width of the text area in px.
+    """
 
     rng: Random
     split: str
@@ -70,23 +67,15 @@ class Sheet:
     _used: set[str] = field(default_factory=set)
 
     @property
-    def words(self) -> Lexicon:
-        """Words of the split."""
-        return load_lexicon(self.split)
-
-    @property
     def left(self) -> float:
-        """Left edge of the text area in px."""
         return float(self.style.margin_px)
 
     @property
     def right(self) -> float:
-        """Right edge of the text area in px."""
         return float(self.width - self.style.margin_px)
 
     @property
     def space(self) -> float:
-        """Width of the text area in px."""
         return self.right - self.left
 
     def width_of(self, text: str, *, bold: bool = False) -> float:
@@ -117,7 +106,7 @@ class Sheet:
 
     def short_word(self, max_letters: int) -> str:
         """Make a word of at most that many letters, at least 4."""
-        return self.cased(self.words.word(self.rng, max_letters=max_letters))
+        return self.cased(load_lexicon(self.split).word(self.rng, max_letters=max_letters))
 
     def value(self, maker: Maker) -> str:
         """Make one text, without regard to its width: words take the case of the document, values may keep theirs."""
@@ -158,13 +147,7 @@ class Sheet:
         self.shapes.append(Shape(box=(0, top + 1, self.width, top + ROW_HEIGHT_PX - 2), tone=tone))
 
     def ask(self, templates: tuple[str, ...], *labels: str, answer: str) -> None:
-        """Add a question.
-
-        Args:
-            templates: Phrasings with places ``{0}``, ``{1}``, … for the labels.
-            labels: What the question quotes from the page; rarely in another letter case.
-            answer: Text on the page that answers it, verbatim.
-        """
+        """Add a question: a phrasing that quotes labels of the page, and the text on it that answers, verbatim."""
         quoted = []
         for label in labels:
             other = self.rng.random() < _OTHER_CASE_SHARE

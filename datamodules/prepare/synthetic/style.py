@@ -62,11 +62,7 @@ class Face:
 
 @cache
 def load_faces(font_set: str) -> tuple[Face, ...]:
-    """Return the faces of a font set, ``train`` or ``heldout``.
-
-    Raises:
-        ConfigError: Unknown set, or a font package that is not installed.
-    """
+    """Return the faces of ``train`` or ``heldout``; raises ConfigError for others, and where a package is missing."""
     if font_set not in _FAMILIES:
         raise ConfigError(f"fonts of a synthetic dataset: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}")
     faces: list[Face] = []
@@ -85,27 +81,16 @@ def _open_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Style:
-    """Choices that hold for one document.
-
-    Attributes:
-        face: Typeface.
-        size_px: Font size.
-        squeeze: Horizontal scale of the glyphs; below 1 imitates the condensed fonts of receipts.
-        spacing_px: Extra space between characters.
-        case: ``upper``, ``title``, ``lower``, ``sentence`` or ``mixed`` (by part of the page).
-        ink: Grey level of text, 0 black.
-        paper: Grey level of the page.
-        margin_px: Least distance of text from the left and right edges.
-    """
+    """Choices that hold for one document; `ink` and `paper` are grey levels of text and page, 0 is black."""
 
     face: Face
     size_px: int
-    squeeze: float
-    spacing_px: float
-    case: str
+    squeeze: float  # horizontal scale of the glyphs; below 1 imitates the condensed fonts of receipts
+    spacing_px: float  # extra space between characters
+    case: str  # one of `_CASES`; ``mixed`` changes by part of the page
     ink: int
     paper: int
-    margin_px: int
+    margin_px: int  # least distance of text from the left and right edges
 
     def font(self, *, bold: bool = False) -> ImageFont.FreeTypeFont:
         """Return the opened font."""

@@ -33,29 +33,34 @@ _PROGRESS_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetPlan:
-    """Everything that determines the content of a dataset; most as for `generate_document`.
+    """Everything that determines the content of a dataset; most fields as for `generate_document`."""
 
-    Attributes:
-        name: Stem of its shards and keys.
-        num_documents: Pages to render.
-        seed: Datasets of other names or seeds share no document.
-        kinds: Weight of each kind of document.
-        questions_per_document: Most turns per page.
-        one_question_per_sample: Write each turn as a sample of its own with ``references``, for evaluation.
-    """
-
-    name: str
+    name: str  # stem of its shards and keys
     split: str
     num_documents: int
-    seed: int = 0
-    kinds: dict[str, float]
+    seed: int = 0  # datasets of other names or seeds share no document
+    kinds: dict[str, float]  # weight of each kind of document
     fonts: str = "train"
     width: int = 256
     height: int = 128
     questions_per_document: int = 4
-    one_question_per_sample: bool = False
+    one_question_per_sample: bool = False  # each turn is a sample of its own with ``references``, for evaluation
     transcription_share: float = 0.1
     fault_share: float = 0.67
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if self.num_documents < 1:
+            raise ConfigError(f"num_documents must be 1 or more, found {self.num_documents}")
+        for kind, weight in self.kinds.items():
+            if kind not in KINDS:
+                raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, KINDS)}")
+            if weight < 0:
+                raise ConfigError(
+                    f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}"
+                )
+        if not sum(self.kinds.values()) > 0:
+            raise ConfigError("kinds of a synthetic dataset: at least one needs a weight above 0")
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that the manifest stores to identify the dataset."""
@@ -65,8 +70,6 @@ class DatasetPlan:
 def write_split(
     out: Path | str,
     *,
-    split: str,
-    num_documents: int,
     kinds: Mapping[str, float] | Iterable[str] = DOCUMENT_KINDS,
     name: str | None = None,
     processes: int = 2,
@@ -76,24 +79,20 @@ def write_split(
 
     Args:
         out: Folder of the dataset.
-        split: ``train`` or ``heldout``.
-        num_documents: Pages to render, at least 1.
         kinds: Kinds of documents, with weights or evenly.
         name: Name of the dataset; the name of the folder where None.
         processes: Processes that render; the bytes do not depend on it.
-        settings: Further fields of `DatasetPlan`.
+        settings: Further fields of `DatasetPlan`, at least `split` and `num_documents`.
 
     Raises:
         ConfigError: An invalid argument, or the folder holds something else.
         DataError: The disk is full, or the dataset that is there is damaged.
     """
     out = Path(out)
-    plan = DatasetPlan(
-        name=name or out.name, split=split, num_documents=num_documents, kinds=_weights(kinds), **settings
-    )
-    check_split(split)
-    if num_documents < 1 or processes < 1:
-        raise ConfigError(f"num_documents and processes must be 1 or more, found {num_documents} and {processes}")
+    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
+    plan = DatasetPlan(name=name or out.name, kinds=weights, **settings)
+    if processes < 1:
+        raise ConfigError(f"processes must be 1 or more, found {processes}")
     arguments = plan.arguments()
     if _already_there(out, arguments):
         logger.info("%s: already there", out)
@@ -101,7 +100,7 @@ def write_split(
     with ShardWriter(out, name=plan.name, source=SOURCE, license=LICENSE) as writer:
         writer.extra["arguments"] = arguments
         documents = _documents(plan, processes)
-        for document in tqdm(documents, total=num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
+        for document in tqdm(documents, total=plan.num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
             if plan.one_question_per_sample:
                 records = [document.record([turn], references=True) for turn in document.turns]
             else:
@@ -109,18 +108,6 @@ def write_split(
             for record in records:
                 writer.add(record, [document.encoded], [document.extension])
     return load_manifest(out)
-
-
-def _weights(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
-    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
-    for kind, weight in weights.items():
-        if kind not in KINDS:
-            raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, KINDS)}")
-        if weight < 0:
-            raise ConfigError(f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}")
-    if not sum(weights.values()) > 0:
-        raise ConfigError("kinds of a synthetic dataset: at least one needs a weight above 0")
-    return weights
 
 
 def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
