@@ -130,7 +130,7 @@ class Case:
 def _step(leaves: list[Tensor], upstream: Tensor, backend: str) -> None:
     hidden, head, gain, bias, table = leaves
     with torch.autocast(hidden.device.type, hidden.dtype, enabled=head.dtype != hidden.dtype):
-        embeds = align(hidden, head, gain, bias, table, backend=backend)
+        embeds = align(hidden, head, gain, bias, table, backend=backend).embeds
     embeds.backward(upstream)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import AUTO, align_read, check_align_backend, full_weight
+from ..ops import AUTO, align, check_align_backend, full_weight
 from .kept_rows import check_kept, read_kept
 from .options import require_at_least, require_positive
 
@@ -148,7 +148,7 @@ class AlignConnector(nn.Module):
         self, features: Tensor, table: Tensor | None, columns: Tensor | Sequence[int] | None
     ) -> tuple[Tensor | None, Tensor | None]:
         norm, shape = self.norm2, features.shape[:-1]
-        embeds, log_probs = align_read(
+        embeds, log_probs = align(
             self.norm1(self.w1(features)).flatten(0, -2),
             self.w2.weight,
             norm.weight,

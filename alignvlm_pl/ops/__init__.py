@@ -4,7 +4,7 @@ Plain torch: no model, no transformers, no Lightning.
 """
 
 from .chunked import vocabulary_mass
-from .operator import AUTO, BACKENDS, align, align_read, check_align_backend, choose_backend, full_weight
+from .operator import AUTO, BACKENDS, align, check_align_backend, choose_backend, full_weight
 from .reference import AlignOutput
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "BACKENDS",
     "AlignOutput",
     "align",
-    "align_read",
     "check_align_backend",
     "choose_backend",
     "full_weight",

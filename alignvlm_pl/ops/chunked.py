@@ -3,12 +3,10 @@
 Forward: scores and values. Backward: scores again, the gradient of the weights, then those of hidden, W2 and table.
 Only the inputs are saved for backward. A chunk has whole rows of scores, because the norm's backward needs two means
 over the vocabulary first; chunks of the vocabulary would take nine products, and the closed form Cov(W2) · h is
-inaccurate where the mean of a row of scores is much larger than its deviation. Two arrays (chunk, V) are allocated and
-reused. Weights in another dtype than the products (float32 under autocast) are cast once a call, which takes
-2 · V · D elements; their gradients are summed in their own dtype.
+inaccurate where a row's mean is much larger than its deviation. Weights in another dtype than the products (float32
+under autocast) are cast once a call, in 2 · V · D elements; their gradients are summed in their own dtype.
 
-The operator is registered with `torch.library`: the compiler does not trace into it, so a compiled model has no graph
-break, and the chunk loop and its reused buffers stay as written.
+The operator is registered with `torch.library`, so a compiled model has no graph break and the loop stays as written.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import norm_softmax
-from .norm_softmax import NormGradients, VocabularyNorm, accumulation_dtype
+from .norm_softmax import NormGradients, VocabularyNorm, accumulation_dtype, slices
 from .reference import AlignOutput
 
 BUDGET_BYTES = 376 << 20
@@ -35,7 +33,7 @@ _SLICE_BYTES = 32 << 20
 
 
 def default_budget(device: torch.device) -> int:
-    """Return the bytes of the two arrays (chunk, V) on a device, whatever of its memory is free."""
+    """Return the bytes of the two arrays (chunk, V) together on a device, whatever of its memory is free."""
     if device.type != "cuda":
         return BUDGET_BYTES
     return gpu_budget(torch.cuda.get_device_properties(device).total_memory)
@@ -48,7 +46,7 @@ def gpu_budget(memory: int) -> int:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Arguments of the operator in the order of its schema, as in `align_chunked`; (N, D) hidden and (V, D) weights."""
+    """Arguments of the operator in the order of its schema, and its weights in the dtype of the products."""
 
     hidden: Tensor
     head_weight: Tensor
@@ -62,24 +60,20 @@ class _Inputs:
 
     @cached_property
     def head(self) -> Tensor:
-        """W2 in the dtype of the products."""
         return self.head_weight.to(self.hidden.dtype)
 
     @cached_property
     def values(self) -> Tensor:
-        """E_text in the dtype of the products."""
         assert self.table is not None, "only called with a table"
         return self.table.to(self.hidden.dtype)
 
     @cached_property
     def norm(self) -> VocabularyNorm:
-        """Parameters of the vocabulary norm in the accumulation dtype."""
         dtype = accumulation_dtype(self.hidden.dtype)
         return VocabularyNorm(self.gain.to(dtype), self.bias.to(dtype), self.eps)
 
     @cached_property
     def norm_softmax(self) -> ModuleType:
-        """Module with `norm_softmax_` and `norm_softmax_backward_`."""
         if self.kernels == "torch":
             return norm_softmax
         from . import norm_softmax_triton
@@ -96,12 +90,9 @@ class _Inputs:
         return max(1, min(count, -(-count // (chunks * unit)) * unit))
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of the tokens, one per chunk."""
-        for start in range(0, len(self.hidden), self.chunk_tokens):
-            yield slice(start, min(start + self.chunk_tokens, len(self.hidden)))
+        return slices(len(self.hidden), self.chunk_tokens)
 
     def new_buffer(self) -> Tensor:
-        """Allocate an array (chunk, V)."""
         return self.hidden.new_empty((self.chunk_tokens, len(self.gain)))
 
 
@@ -116,11 +107,6 @@ def vocabulary_mass(hidden: Tensor, head_weight: Tensor, gain: Tensor, bias: Ten
         norm_softmax.norm_softmax_(weights, inputs.norm, None)
         mass += weights.sum(dim=0, dtype=inputs.norm.gain.dtype)
     return mass
-
-
-def _zeros_or_empty(inputs: _Inputs, weight: Tensor) -> Tensor:
-    """Allocate a gradient; the first chunk fills it, so it is zeroed only where there is no chunk."""
-    return torch.empty_like(weight) if len(inputs.hidden) else torch.zeros_like(weight)
 
 
 @cache
@@ -146,9 +132,7 @@ def _add_outer(left: Tensor, right: Tensor, *, out: Tensor, first: bool) -> None
     if _adds_into(out.device, left.dtype, out.dtype):
         torch.addmm(out, left.t(), right, out_dtype=out.dtype, beta=beta, out=out)
         return
-    step = max(1, _SLICE_BYTES // max(1, out.shape[1] * out.element_size()))
-    for start in range(0, len(out), step):
-        part = slice(start, start + step)
+    for part in slices(len(out), _SLICE_BYTES // max(1, out.shape[1] * out.element_size())):
         product = left[:, part].t() @ right
         if first:
             out[part] = product
@@ -174,11 +158,7 @@ def align_chunked(
     budget: int | None = None,
     kernels: str = "torch",
 ) -> AlignOutput:
-    """Align over chunks of tokens, exact; arguments and output as in `ops.align_read`.
-
-    `budget` is the size of the two arrays (chunk, V) together in bytes, or None for `default_budget`; `kernels`
-    (`torch` or `triton`) names the implementation of norm and softmax.
-    """
+    """Align over chunks of tokens, exact; as `ops.align`, with norm and softmax of `kernels`, `torch` or `triton`."""
     dtype = hidden.dtype if table is None else table.dtype
     kind = hidden.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
@@ -190,10 +170,7 @@ def align_chunked(
 
 @torch.library.custom_op("alignvlm::align", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def _align(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return the embeddings (N, D) in the products' dtype and log P_vocab (N, C).
-
-    What was not requested is an empty tensor, because an operator cannot return None.
-    """
+    """Return embeddings (N, D) and log P_vocab (N, C); empty where not requested: an operator cannot return None."""
     inputs = _Inputs(*arguments)
     with torch.autocast(inputs.hidden.device.type, enabled=False):
         return _forward(inputs)
@@ -201,9 +178,7 @@ def _align(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _forward(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     hidden, table, columns, norm = inputs.hidden, inputs.table, inputs.columns, inputs.norm
-    embeds = hidden.new_empty(0 if table is None else (len(hidden), table.shape[1]))
-    log_probs = norm.gain.new_empty(0 if columns is None else (len(hidden), len(columns)))
-    buffer = inputs.new_buffer()
+    (embeds, log_probs), buffer = _new_outputs(inputs), inputs.new_buffer()
     for part in inputs.chunks():
         scores = buffer[: part.stop - part.start]
         torch.mm(hidden[part], inputs.head.t(), out=scores)
@@ -217,7 +192,11 @@ def _forward(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 @_align.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    hidden, table, columns = arguments[0], arguments[4], arguments[5]
+    return _new_outputs(_Inputs(*arguments))
+
+
+def _new_outputs(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    hidden, table, columns = inputs.hidden, inputs.table, inputs.columns
     embeds = hidden.new_empty(0 if table is None else (hidden.shape[0], table.shape[1]))
     read = 0 if columns is None else (hidden.shape[0], columns.shape[0])
     return embeds, hidden.new_empty(read, dtype=accumulation_dtype(hidden.dtype))
@@ -250,11 +229,12 @@ def _backward(
     needs_scores = needs_hidden or needs_head or needs_norm
     table, norm = inputs.table, inputs.norm
     embeds = grad_embeds is not None and table is not None
-    grad_hidden = torch.zeros_like(inputs.hidden) if needs_hidden else None
-    grad_head = _zeros_or_empty(inputs, inputs.head_weight) if needs_head else None
+    new = torch.empty_like if len(inputs.hidden) else torch.zeros_like  # the first chunk fills what it adds to
+    grad_hidden = torch.empty_like(inputs.hidden) if needs_hidden else None
+    grad_head = new(inputs.head_weight) if needs_head else None
     grad_table = None
     if needs_table and table is not None:
-        grad_table = _zeros_or_empty(inputs, table) if embeds else torch.zeros_like(table)
+        grad_table = new(table) if embeds else torch.zeros_like(table)
     total = NormGradients(torch.zeros_like(norm.gain), torch.zeros_like(norm.bias))
     buffer, weight_buffer = inputs.new_buffer(), inputs.new_buffer() if embeds and needs_scores else None
     for part in inputs.chunks():
@@ -285,12 +265,9 @@ def _backward(
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     hidden, head_weight, gain, bias, table = arguments[:5]
     needs_hidden, needs_head, needs_norm, needs_table = arguments[-1]
-    needed = zip(
-        (hidden, head_weight, gain, bias, table),
-        (needs_hidden, needs_head, needs_norm, needs_norm, needs_table),
-        strict=True,
-    )
-    return tuple(torch.empty_like(one) if need and one is not None else hidden.new_empty(0) for one, need in needed)
+    needs = (needs_hidden, needs_head, needs_norm, needs_norm, needs_table and table is not None)
+    needed = zip((hidden, head_weight, gain, bias, table), needs, strict=True)
+    return tuple(torch.empty_like(one) if need else hidden.new_empty(0) for one, need in needed)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -300,17 +277,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients(ctx: Any, grad_embeds: Tensor | None, grad_log_probs: Tensor | None) -> tuple[Any, ...]:
-    needed = ctx.needs_input_grad
-    hidden, head_weight, gain, bias, table, columns = ctx.saved_tensors
+    needed, saved = ctx.needs_input_grad, ctx.saved_tensors
+    table, columns = saved[4:]
     grad_embeds = None if table is None else grad_embeds
     grad_log_probs = None if columns is None else grad_log_probs
     if grad_embeds is None and grad_log_probs is None:
         return (None,) * 9
     needs = [needed[0], needed[1], needed[2] or needed[3], needed[4]]
-    inputs = (hidden, head_weight, gain, bias, table, columns, *ctx.settings)
-    gradients = _align_backward(*inputs, grad_embeds, grad_log_probs, needs)
-    masked = [gradient if need else None for gradient, need in zip(gradients, needed[:5], strict=True)]
-    return (*masked, None, None, None, None)
+    gradients = _align_backward(*saved, *ctx.settings, grad_embeds, grad_log_probs, needs)
+    return (*(gradient if need else None for gradient, need in zip(gradients, needed[:5], strict=True)), *[None] * 4)
 
 
 _align.register_autograd(_gradients, setup_context=_save)

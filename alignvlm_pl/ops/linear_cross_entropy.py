@@ -8,8 +8,7 @@ gathered. Any other module, such as a head with an adapter, is called for each c
 """
 
 import importlib.util
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, nearest
+from .norm_softmax import slices
+from .triton_probe import runs_triton
 
 BACKENDS = ("auto", "chunked", "liger", "plain")
 CHUNK_LOGITS = 2**25
@@ -32,12 +33,7 @@ _Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def check_loss_backend(name: str, *, device: str | None = None) -> None:
-    """Raise unless `name` is in `BACKENDS`, its package is installed and it runs on a type of device, if one is given.
-
-    Raises:
-        ConfigError: The name is unknown (the message lists the known ones), its package is missing, or it does not run
-            on this type of device.
-    """
+    """Raise a `ConfigError` if a name is not in `BACKENDS`, lacks its package or does not run on a type of device."""
     if name not in BACKENDS:
         raise ConfigError(f"loss_backend={name!r} is unknown: {nearest(name, BACKENDS)}")
     if name == "liger" and not _has_liger():
@@ -45,18 +41,13 @@ def check_loss_backend(name: str, *, device: str | None = None) -> None:
             f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "
             "or set loss_backend: auto, which does not need it"
         )
-    if name == "liger" and device is not None and not _runs_triton(device):
+    if name == "liger" and device is not None and not runs_triton(device):
         raise ConfigError(f"loss_backend 'liger' needs a CUDA device, the model is on {device}; use loss_backend: auto")
 
 
 @torch.compiler.disable
 def head_losses(
-    hidden: Tensor,
-    targets: Tensor,
-    head: nn.Module,
-    *,
-    backend: str = "auto",
-    chunk_tokens: int | None = None,
+    hidden: Tensor, targets: Tensor, head: nn.Module, *, backend: str = "auto", chunk_tokens: int | None = None
 ) -> Tensor:
     """Compute the cross entropy of each position, with gradients for `hidden` and the head's trainable parameters.
 
@@ -78,7 +69,8 @@ def head_losses(
         ConfigError: The back-end is unknown or does not support this head, device or precision.
     """
     check_loss_backend(backend)
-    linear = _find_linear(head)
+    # FSDP2's subclass keeps nn.Linear's forward; other subclasses may compute something else.
+    linear = head if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward else None
     if chunk_tokens is None:
         # Other heads need not have `out_features`; 2^17 is the size of large vocabularies.
         logits = CHUNK_LOGITS_CUDA if hidden.is_cuda else CHUNK_LOGITS
@@ -125,12 +117,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        chunk_tokens: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
     ) -> Tensor:
         dtype = compute_dtype(hidden)
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -138,7 +125,7 @@ class _Chunked(torch.autograd.Function):
         losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
         with _no_autocast(hidden):
             w, b = _cast(weight, dtype), _cast(bias, dtype)
-            for part in _slices(len(hidden), chunk_tokens):
+            for part in slices(len(hidden), chunk_tokens):
                 logits = F.linear(hidden[part].to(dtype), w, b)
                 losses[part] = F.cross_entropy(_at_least_float32(logits), targets[part], reduction="none")
         return losses
@@ -156,7 +143,7 @@ class _Chunked(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=total) if needs_bias else None
         with _no_autocast(hidden):
             w, b = _cast(weight, dtype), _cast(bias, dtype)
-            for part in _slices(len(hidden), ctx.chunk_tokens):
+            for part in slices(len(hidden), ctx.chunk_tokens):
                 states = hidden[part].to(dtype)
                 # d loss / d logits = softmax(logits) - onehot(target)
                 grad_logits = _at_least_float32(F.linear(states, w, b)).softmax(dim=-1)
@@ -192,14 +179,9 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     return losses
 
 
-def _runs_triton(device: str) -> bool:
-    """Whether a type of device runs Triton's kernels; its interpreter does so on the CPU, for tests."""
-    return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
     """Return why Liger's kernel does not apply, or None."""
-    if not _runs_triton(hidden.device.type):
+    if not runs_triton(hidden.device.type):
         return f"needs a CUDA device, the model is on {hidden.device.type}"
     if linear is None:
         return "supports only an LM head that is an nn.Linear"
@@ -215,12 +197,6 @@ def _has_liger() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("liger_kernel", "triton"))
 
 
-def _find_linear(head: nn.Module) -> nn.Linear | None:
-    """Return the head if its forward is that of `nn.Linear`, else None."""
-    # FSDP2's subclass keeps nn.Linear's forward; other subclasses may compute something else.
-    return head if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward else None
-
-
 def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
     """Return `loss(hidden, weight, bias)`, computed inside a call of the head, so that hooks (FSDP's) run around it."""
     assert linear is not None
@@ -233,10 +209,6 @@ def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tenso
         if before is not None:
             linear.forward = before  # type: ignore[method-assign]
     return losses
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -94,16 +94,18 @@ def norm_softmax_backward_(
         total.bias += bias
 
 
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of at least one and at most `size` of `count` rows."""
+    for start in range(0, count, max(1, size)):
+        yield slice(start, min(start + max(1, size), count))
+
+
 def _standardise(raw: Tensor, norm: VocabularyNorm) -> tuple[Tensor, Tensor, Tensor]:
     """Return gain · z + bias (n, V), and the mean and the reciprocal standard deviation of every row."""
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(
-        raw, norm.gain.shape, norm.gain, norm.bias, norm.eps
-    )
-    return outputs
+    found: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(raw, norm.gain.shape, norm.gain, norm.bias, norm.eps)
+    return found
 
 
 def _blocks(scores: Tensor) -> Iterator[slice]:
     size = _CPU_BLOCK_BYTES if scores.device.type == "cpu" else _BLOCK_BYTES
-    step = max(1, size // (4 * scores.shape[1]))
-    for start in range(0, len(scores), step):
-        yield slice(start, start + step)
+    return slices(len(scores), size // (4 * scores.shape[1]))

@@ -1,4 +1,4 @@
-"""`align` and `align_read`: one operator, several back-ends.
+"""`align`: one operator, several back-ends.
 
 | back-end | for | memory |
 | --- | --- | --- |
@@ -9,7 +9,6 @@
 `auto` chooses eager for few scores, triton on CUDA where its kernels compile and run, else chunked.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -19,21 +18,18 @@ from torch import Tensor
 from ..errors import ConfigError, nearest
 from .chunked import align_chunked
 from .reference import AlignOutput, align_reference
-from .triton_probe import triton_runs, why_not_triton
+from .triton_probe import runs_triton, triton_runs, why_not_triton
 
 AUTO = "auto"
 _SMALL_BYTES = 64 << 20
 """Size of the float32 scores (N, V) below which `auto` keeps them: recomputing would cost more than it saves."""
 
-
-Backend = Callable[..., AlignOutput]
-"""Takes the arguments of `align_read` but for `backend`; `columns` may be None. `eager` takes no `budget`."""
-
-BACKENDS: dict[str, Backend] = {
+BACKENDS: dict[str, Callable[..., AlignOutput]] = {
     "eager": align_reference,
     "chunked": align_chunked,
     "triton": partial(align_chunked, kernels="triton"),
 }
+"""Each takes the arguments of `align` but for `backend`; `eager` takes no `budget`."""
 
 
 def align(
@@ -41,13 +37,14 @@ def align(
     head_weight: Tensor,
     gain: Tensor,
     bias: Tensor,
-    table: Tensor,
+    table: Tensor | None,
     *,
+    columns: Tensor | None = None,
     eps: float = 1e-5,
     backend: str = AUTO,
     budget: int | None = None,
-) -> Tensor:
-    """softmax(LayerNorm(W2 · h) · gain + bias) · E_text (paper, equations 1 and 2).
+) -> AlignOutput:
+    """softmax(LayerNorm(W2 · h) · gain + bias) · E_text (paper, equations 1 and 2), and log P_vocab of some columns.
 
     Row-sharded weights (DTensor) are gathered, because the norm needs all rows of the vocabulary; their gradients are
     scattered again.
@@ -57,45 +54,18 @@ def align(
         head_weight: (V, D) W2.
         gain: (V,) gain of the vocabulary norm.
         bias: (V,) bias of the vocabulary norm.
-        table: (V, D) E_text, the text embeddings.
+        table: (V, D) E_text, the text embeddings; None: only log-probabilities are computed.
+        columns: (C,) rows of the vocabulary whose log-probabilities to return, or None; others are never stored.
         eps: Epsilon of the vocabulary norm.
         backend: `auto`, or a key of `BACKENDS`.
         budget: Bytes of the two arrays (chunk, V) that `chunked` and `triton` use; None: `default_budget`.
 
     Returns:
-        (N, D) embeddings in the table's dtype, or autocast's.
+        `embeds` (N, D) in the table's dtype, or autocast's; `log_probs` (N, C) in at least float32. None without a
+        table, or without columns.
 
     Raises:
         ConfigError: If the back-end is unknown or cannot run here, or the shapes do not match.
-    """
-    both = align_read(hidden, head_weight, gain, bias, table, columns=None, eps=eps, backend=backend, budget=budget)
-    embeds = both.embeds
-    assert embeds is not None, "a table was given"
-    return embeds
-
-
-def align_read(
-    hidden: Tensor,
-    head_weight: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    table: Tensor | None,
-    *,
-    columns: Tensor | None,
-    eps: float = 1e-5,
-    backend: str = AUTO,
-    budget: int | None = None,
-) -> AlignOutput:
-    """As `align`, and also return log P_vocab of some columns; the other columns are never stored.
-
-    Without a `table` only log-probabilities are computed. `columns` (C,) are the rows of the vocabulary whose
-    log-probabilities to return, or None.
-
-    Returns:
-        `embeds` (N, D), None without a table; `log_probs` (N, C) in at least float32, None without columns.
-
-    Raises:
-        ConfigError: As `align`.
     """
     _check_shapes(hidden, head_weight, gain, table)
     name = choose_backend(backend, device=hidden.device, scores=hidden.shape[0] * head_weight.shape[0])
@@ -105,23 +75,14 @@ def align_read(
 
 
 def check_align_backend(name: str) -> str:
-    """Return `name` if it is `auto` or a key of `BACKENDS`.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
+    """Return `name`; raise a `ConfigError` if it is neither `auto` nor a key of `BACKENDS`."""
     if name != AUTO and name not in BACKENDS:
         raise ConfigError(f"connector backend {name!r} is unknown: {nearest(str(name), (AUTO, *BACKENDS))}")
     return name
 
 
 def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
-    """Resolve a configured back-end to a key of `BACKENDS`.
-
-    Args:
-        name: The configured name.
-        device: Device of the tensors.
-        scores: Number of scores, N · V.
+    """Resolve a configured back-end to a key of `BACKENDS`, for tensors on `device` and N · V `scores`.
 
     Raises:
         ConfigError: If there is no such back-end, or it cannot run on this device.
@@ -132,8 +93,7 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
             return "eager"
         return "triton" if device.type == "cuda" and triton_runs(device.type, device.index) else "chunked"
     if name == "triton":
-        # Under TRITON_INTERPRET kernels run (slowly) on the CPU.
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        if not runs_triton(device.type):
             raise ConfigError(
                 f"connector backend 'triton' needs a CUDA device, the tensors are on {str(device)!r}; set backend: "
                 "chunked (any device) or auto"

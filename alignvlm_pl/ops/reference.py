@@ -24,7 +24,7 @@ def align_reference(
     eps: float,
     columns: Tensor | None = None,
 ) -> AlignOutput:
-    """Equations 1 and 2 of the paper, written out; keeps several (N, V) arrays. Arguments as in `ops.align_read`."""
+    """Equations 1 and 2 of the paper, written out; keeps several (N, V) arrays. Arguments as in `ops.align`."""
     scores = F.layer_norm(F.linear(hidden, head_weight), gain.shape, gain, bias, eps)
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     log_probs = None if columns is None else scores[:, columns] - scores.logsumexp(dim=-1, keepdim=True)

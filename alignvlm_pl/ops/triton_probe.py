@@ -21,6 +21,11 @@ _ROWS, _COLUMNS = 16, 64
 _TOLERANCE = 1e-3
 
 
+def runs_triton(kind: str) -> bool:
+    """Return whether Triton's kernels are for devices of this kind; its interpreter runs them on a CPU, for tests."""
+    return kind == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @torch.compiler.assume_constant_result
 def triton_runs(kind: str, index: int | None) -> bool:
     """Return whether the kernels run on the device `kind:index`; if not, warn once on each node and say why."""

@@ -6,7 +6,7 @@ Errors are relative to the largest value of the oracle's tensor; measured worst 
 import pytest
 import torch
 
-from alignvlm_pl.ops import align_read
+from alignvlm_pl.ops import align
 from alignvlm_pl.ops.chunked import align_chunked
 from alignvlm_pl.ops.reference import align_reference
 
@@ -190,7 +190,7 @@ def test_log_probabilities_without_a_table_have_the_same_gradients(backend):
     columns, grads = torch.tensor([1, 30]), []
     for table in (operands[4], None):
         leaves = [tensor.clone().requires_grad_() for tensor in operands[:4]]
-        align_read(*leaves, table, columns=columns, backend=backend).log_probs.square().sum().backward()
+        align(*leaves, table, columns=columns, backend=backend).log_probs.square().sum().backward()
         grads.append([leaf.grad for leaf in leaves])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

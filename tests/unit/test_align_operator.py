@@ -21,7 +21,6 @@ from alignvlm_pl.ops import (
     BACKENDS,
     AlignOutput,
     align,
-    align_read,
     choose_backend,
     chunked,
     norm_softmax,
@@ -76,6 +75,10 @@ def test_choice(monkeypatch, name, device, scores, chosen):
     for probe, found in (("triton_runs", True), ("why_not_triton", None)):  # as if its kernels had run here
         monkeypatch.setattr(f"alignvlm_pl.ops.operator.{probe}", lambda kind, index, found=found: found)
     assert choose_backend(name, device=device, scores=scores) == chosen
+
+
+def embeds(*leaves, **options):
+    return align(*leaves, **options).embeds
 
 
 @pytest.fixture
@@ -234,7 +237,7 @@ def test_autocast(own, monkeypatch):
     """Products in bfloat16, gradients in the weights' dtype; a product is added to its gradient in slices."""
     monkeypatch.setattr("alignvlm_pl.ops.chunked._SLICE_BYTES", 16 * 4 * 30)  # four slices
     tensors = operands(dtype=own)
-    exact = gradients(partial(align, backend="eager"), [tensor.double() for tensor in tensors])
+    exact = gradients(partial(embeds, backend="eager"), [tensor.double() for tensor in tensors])
 
     def call(*leaves):
         with torch.autocast("cpu", torch.bfloat16):
@@ -325,9 +328,9 @@ def test_the_connector_hands_on_its_budget(monkeypatch):
 def test_weights_of_another_dtype_without_autocast():
     tensors = operands()
     tensors[4] = tensors[4].bfloat16()
-    found = align(*tensors, backend="chunked")
+    found = embeds(*tensors, backend="chunked")
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, align(*tensors, backend="eager"), rtol=0, atol=0.05)
+    torch.testing.assert_close(found, embeds(*tensors, backend="eager"), rtol=0, atol=0.05)
 
 
 @pytest.mark.slow
@@ -337,7 +340,7 @@ def test_compiled_without_a_graph_break(backend):
     columns = torch.tensor([1, 5])
 
     def call(*leaves):
-        mixture = align_read(*leaves, columns=columns, backend=backend)
+        mixture = align(*leaves, columns=columns, backend=backend)
         return torch.cat([mixture.embeds * 2, mixture.log_probs], dim=1)
 
     torch.compiler.reset()
@@ -347,7 +350,7 @@ def test_compiled_without_a_graph_break(backend):
 
 def test_activation_checkpointing():
     tensors = operands()
-    call = partial(align, backend="chunked")
+    call = partial(embeds, backend="chunked")
     expected = gradients(call, tensors)
     for reentrant in (False, True):
         found = gradients(lambda *leaves, r=reentrant: checkpoint(call, *leaves, use_reentrant=r), tensors)
@@ -441,7 +444,7 @@ def test_memory_does_not_grow_with_the_tokens(tmp_path):
 
 TRITON = """
 import torch
-from alignvlm_pl.ops import align_read, norm_softmax_triton
+from alignvlm_pl.ops import align, norm_softmax_triton
 norm_softmax_triton._ROWS_PER_GROUP = 4  # six rows are two groups, the second one not full
 torch.manual_seed(0)
 worst = {}
@@ -458,8 +461,8 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found = []
         for backend, own in (("eager", torch.float64), ("triton", dtype)):
             leaves = [tensor.to(own).requires_grad_() for tensor in tensors]
-            both = align_read(*leaves, columns=columns, backend=backend)
-            alone = align_read(*leaves[:4], None, columns=columns, backend=backend)
+            both = align(*leaves, columns=columns, backend=backend)
+            alone = align(*leaves[:4], None, columns=columns, backend=backend)
             outputs = both.embeds, both.log_probs, alone.log_probs
             loss = sum((o * u.to(o.dtype)).sum() for o, u in zip(outputs, upstream))
             found.append([*outputs, *torch.autograd.grad(loss, leaves)])
@@ -507,7 +510,7 @@ def test_triton_kernels_in_its_interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_back_ends_on_a_gpu(backend, dtype):
     tensors = [tensor.cuda().to(dtype) for tensor in operands(tokens=300, width=256, rows=5003)]
-    exact = gradients(partial(align, backend="eager"), [tensor.double() for tensor in tensors])
-    found = gradients(partial(align, backend=backend), tensors)
+    exact = gradients(partial(embeds, backend="eager"), [tensor.double() for tensor in tensors])
+    found = gradients(partial(embeds, backend=backend), tensors)
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     assert_all_close([tensor.double() for tensor in found], exact, tolerance)
