@@ -22,28 +22,30 @@ def run(argv: list[str]) -> int:
     """Write a file of token ids to keep, which `connector: {type: align, vocab_keep: FILE}` takes."""
     options = _parser().parse_args(argv[1:])
     _check(options)
-    from ..models.kept_rows import choose_rows, write_kept
-    from ..models.pruning import require_align, sum_vocabulary
+    from ..models.kept_rows import choose_rows
+    from ..models.pruning import mean_vocabulary, require_align
+    from ..utils.atomic_files import write_atomically
 
     model, processor = _model(options)
     connector = require_align(model)
-    shares = sum_vocabulary(model, _images(options, processor))
-    means = shares.mean()
+    means, tokens = mean_vocabulary(model, _images(options, processor))
     places, mass = choose_rows(means, mass=options.mass, count=options.count, multiple=options.multiple)
     ids = connector.row_ids()
     kept = [ids[place] for place in places]
-    facts = {
+    content = {
+        "vocab_size": connector.vocab_size,
         "mass": mass,
-        "visual_tokens": shares.tokens,
+        "visual_tokens": tokens,
         "model": str(options.model),
         "weights": options.weights and str(options.weights),
         "data": [str(folder) for folder in options.data],
+        "kept": kept,
     }
-    write_kept(options.out, kept, vocab_size=connector.vocab_size, facts=facts)
+    write_atomically(options.out, json.dumps(content) + "\n")
     largest = sorted(range(len(means)), key=lambda place: -means[place])[:_SHOWN]
     largest_rows = ", ".join(f"{processor.tokenizer.decode([ids[place]])!r} {means[place]:.4f}" for place in largest)
     sys.stdout.write(
-        f"{len(kept):,} of {len(ids):,} rows carry {100 * mass:.2f} % of P_vocab over {shares.tokens:,} visual tokens\n"
+        f"{len(kept):,} of {len(ids):,} rows carry {100 * mass:.2f} % of P_vocab over {tokens:,} visual tokens\n"
         f"largest: {largest_rows}\n"
         f"{options.out}: set connector.vocab_keep to this path\n"
     )
@@ -52,7 +54,7 @@ def run(argv: list[str]) -> int:
             "kept": len(kept),
             "rows": len(ids),
             "mass": mass,
-            "visual_tokens": shares.tokens,
+            "visual_tokens": tokens,
             "largest": means[largest[0]],
         }
         sys.stdout.write(json.dumps(result) + "\n")

@@ -11,7 +11,7 @@ gradients.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,7 @@ class AlignConnector(nn.Module):
             raise ConfigError(
                 f"connector: vocab_rows={vocab_rows} and vocab_keep both choose the rows to keep; set one of them"
             )
-        require_positive(gain_init=gain_init, eps=eps)
-        if budget_gib is not None:
-            require_positive(budget_gib=budget_gib)
+        require_positive(gain_init=gain_init, eps=eps, **({} if budget_gib is None else {"budget_gib": budget_gib}))
         rows = vocab_size if vocab_rows is None else vocab_rows
         require_at_least(1, vocab_rows=rows)
         if rows > vocab_size:
@@ -86,17 +84,15 @@ class AlignConnector(nn.Module):
         if vocab_keep is not None:
             ids = read_kept(vocab_keep, vocab_size) if isinstance(vocab_keep, str) else vocab_keep
             self.kept = check_kept(ids, vocab_size, where="connector vocab_keep")
-            rows = len(self.kept)
         self.gain_init, self.backend = gain_init, check_align_backend(backend)
         self.budget = None if budget_gib is None else max(1, int(budget_gib * 2**30))
-        self.vocab_size, self.rows = vocab_size, rows
+        self.vocab_size, self.rows = vocab_size, len(self.kept or range(rows))
         self.w1 = nn.Linear(vision_dim, text_dim, bias=bias)
         self.norm1 = nn.LayerNorm(text_dim, eps=eps)
-        self.w2 = nn.Linear(text_dim, rows, bias=False)
-        self.norm2 = nn.LayerNorm(rows, eps=eps)
+        self.w2 = nn.Linear(text_dim, self.rows, bias=False)
+        self.norm2 = nn.LayerNorm(self.rows, eps=eps)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Return `tokens`: ALIGN keeps the number of tokens."""
         return tokens
 
     @torch.no_grad()
@@ -134,21 +130,17 @@ class AlignConnector(nn.Module):
         Returns:
             `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, C) in float32, or None.
         """
-        embeds, log_probs = self._read(features, self.select(table), columns)
-        assert embeds is not None, "a table was given"
-        return ConnectorOutput(embeds, log_probs)
+        output: ConnectorOutput = self._read(features, self.select(table), columns)
+        return output
 
     def log_probs(self, features: Tensor, columns: Tensor | Sequence[int]) -> Tensor:
         """Return log P_vocab (tiles, tokens, C) of the token ids `columns` (C,), without averaging embeddings."""
-        _, log_probs = self._read(features, None, columns)
-        assert log_probs is not None, "columns were requested"
-        return log_probs
+        found: Tensor = self._read(features, None, columns).log_probs
+        return found
 
-    def _read(
-        self, features: Tensor, table: Tensor | None, columns: Tensor | Sequence[int] | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        norm, shape = self.norm2, features.shape[:-1]
-        embeds, log_probs = align(
+    def _read(self, features: Tensor, table: Tensor | None, columns: Tensor | Sequence[int] | None) -> Any:
+        norm = self.norm2
+        found: Any = align(
             self.norm1(self.w1(features)).flatten(0, -2),
             self.w2.weight,
             norm.weight,
@@ -159,10 +151,8 @@ class AlignConnector(nn.Module):
             backend=self.backend,
             budget=self.budget,
         )
-        return (
-            None if embeds is None else embeds.unflatten(0, shape),
-            None if log_probs is None else log_probs.unflatten(0, shape),
-        )
+        outputs: Any = (one if one is None else one.unflatten(0, features.shape[:-1]) for one in found)
+        return ConnectorOutput(*outputs)
 
     def row_ids(self) -> tuple[int, ...]:
         """Return the token ids of the kept rows, ascending."""
@@ -186,22 +176,13 @@ class AlignConnector(nn.Module):
         return full_weight(table).index_select(0, kept)
 
     def _row_indices(self, columns: Tensor | Sequence[int], device: torch.device) -> Tensor:
-        """Return the indices of token ids (C,) among the kept rows, on a device.
-
-        Raises:
-            ConfigError: If a token id is not kept.
-        """
-        ids = columns.tolist() if isinstance(columns, Tensor) else columns  # a tensor's device is waited for
-        if self.kept is None:
-            if max(ids) >= self.rows:
-                raise ConfigError(f"token id {max(ids)} is requested but vocab_rows={self.rows} leaves it out")
-            rows = list(ids)
-        else:
-            row_of = {token: row for row, token in enumerate(self.kept)}
-            if absent := [token for token in ids if token not in row_of]:
-                raise ConfigError(
-                    f"token id {absent[0]} is requested but vocab_keep ({self.rows} of {self.vocab_size} rows) "
-                    "leaves it out; add it to the list"
-                )
-            rows = [row_of[token] for token in ids]
-        return torch.tensor(rows).to(device, non_blocking=True)
+        """Return the indices of token ids (C,) among the kept rows, on a device; raise a `ConfigError` for others."""
+        ids = columns.tolist() if isinstance(columns, Tensor) else list(columns)  # a tensor's device is waited for
+        row_of = range(self.rows) if self.kept is None else {token: row for row, token in enumerate(self.kept)}
+        if absent := [token for token in ids if token not in row_of]:
+            option = "vocab_rows" if self.kept is None else "vocab_keep"
+            raise ConfigError(
+                f"token id {absent[0]} is requested but {option} ({self.rows} of {self.vocab_size} rows) "
+                "leaves it out; add it"
+            )
+        return torch.tensor([row_of[token] for token in ids]).to(device, non_blocking=True)

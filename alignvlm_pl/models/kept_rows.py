@@ -1,4 +1,4 @@
-"""The vocabulary rows that a pruned ALIGN keeps: check, read, choose and write lists of token ids."""
+"""The vocabulary rows that a pruned ALIGN keeps: check, read and choose lists of token ids."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..utils.atomic_files import write_atomically
 
 
 def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int, ...]:
-    """Return the token ids to keep, checked and in ascending order.
-
-    Args:
-        ids: Token ids to keep.
-        vocab_size: Rows of the LLM's vocabulary.
-        where: Setting or file, for messages.
+    """Return the token ids to keep of a vocabulary, in ascending order; `where` is the setting or file, for messages.
 
     Raises:
         ConfigError: If the list is empty, or an id is not an integer, out of range, or duplicate.
@@ -26,8 +20,7 @@ def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int,
         raise ConfigError(f"{where}: expected token ids (whole numbers), found {invalid[0]!r}")
     if not ids:
         raise ConfigError(f"{where} is empty: expected 1 to {vocab_size} token ids; null keeps all rows")
-    outside = [item for item in ids if not 0 <= item < vocab_size]
-    if outside:
+    if outside := [item for item in ids if not 0 <= item < vocab_size]:
         raise ConfigError(
             f"{where}: {len(outside)} of {len(ids)} ids are out of range, first {outside[0]}; the LLM's vocabulary has "
             f"{vocab_size} rows (0 to {vocab_size - 1})"
@@ -41,7 +34,7 @@ def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int,
 
 
 def read_kept(path: str | Path, vocab_size: int) -> tuple[int, ...]:
-    """Read token ids from a file: a JSON list, or an object with `kept` as written by `write_kept`.
+    """Read token ids from a file: a JSON list, or an object with `kept` as `prune` writes it.
 
     Raises:
         ConfigError: If the file cannot be read, is for another vocabulary, or its ids are invalid.
@@ -81,23 +74,17 @@ def choose_rows(
     Args:
         shares: Mean P_vocab of every row.
         mass: Keep the fewest rows whose shares sum to at least this share of the total; above 0, at most 1.
-        count: Keep at least this many rows instead.
+        count: Keep at least this many rows instead; one of the two is given.
         multiple: The number of rows is a multiple of this.
 
     Returns:
         The ids in ascending order, and their share of the total mass.
 
     Raises:
-        ConfigError: If not exactly one of `mass` and `count` is given, or it is out of range.
+        ConfigError: If the count is larger than the number of rows.
     """
-    if (mass is None) == (count is None):
-        raise ConfigError("prune: give either --mass or --count")
-    if mass is not None and not 0 < mass <= 1:
-        raise ConfigError(f"prune --mass {mass}: expected a share above 0, at most 1, for example 0.99")
-    if count is not None and not 1 <= count <= len(shares):
+    if count is not None and count > len(shares):
         raise ConfigError(f"prune --count {count}: expected 1 to {len(shares)}, the rows of the model")
-    if multiple < 1:
-        raise ConfigError(f"prune --multiple {multiple}: expected at least 1")
     total = sum(shares)
     order = sorted(range(len(shares)), key=lambda row: (-shares[row], row))
     carried = 0.0
@@ -109,8 +96,3 @@ def choose_rows(
         chosen.append(row)
         carried += shares[row]
     return sorted(chosen), carried / total
-
-
-def write_kept(path: Path, kept: Sequence[int], *, vocab_size: int, facts: Mapping[str, Any]) -> None:
-    """Write ids, with `facts` about how they were chosen, atomically as JSON."""
-    write_atomically(path, json.dumps({"vocab_size": vocab_size, **facts, "kept": list(kept)}) + "\n")
