@@ -1,8 +1,8 @@
 """Page readout: text from P_vocab, with the CTC loss of the `read` objective and greedy decoding.
 
-P_vocab is a distribution over the LLM's tokens, so a row of visual tokens can be read like the output of a
-text-line recogniser. A CTC loss (Graves et al. 2006) on each row trains the connector to map every visual token to the
-character in its patch, without running the LLM; blank is the newline token, classes are single-character tokens.
+A row of visual tokens can be read like the output of a text-line recogniser. A CTC loss (Graves et al. 2006) on each
+row trains the connector to map every visual token to the character in its patch, without running the LLM; blank is the
+newline token, classes are single-character tokens.
 Repeats are not merged, as in the Recurrent Neural Aligner (Sak et al. 2017): a character takes exactly one column, so
 "11" is two columns.
 """
@@ -34,12 +34,7 @@ _IMPOSSIBLE = -1e30
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """The columns of P_vocab that are read out.
-
-    Args:
-        columns: Token ids: the blank (newline), then one per character.
-        characters: Characters in the order of `columns[1:]`.
-    """
+    """The columns of P_vocab that are read out: token ids of the blank (newline) and of each of the characters."""
 
     columns: tuple[int, ...]
     characters: str
@@ -71,53 +66,33 @@ class Alphabet:
 
 
 class PageReadout:
-    """Read out the first image of each document, row by row.
-
-    Args:
-        processor: Processor of the model.
-    """
+    """Read out the first image of each document, row by row."""
 
     def __init__(self, processor: AlignVLMProcessor) -> None:
         self.processor = processor
 
     @cached_property
     def alphabet(self) -> Alphabet:
-        """Columns of P_vocab that are read out, from the processor's tokenizer."""
         return Alphabet.from_tokenizer(self.processor.tokenizer)
 
     def log_probs(self, net: AlignVLMForConditionalGeneration, batch: Batch) -> Tensor:
         """Compute log P_vocab (tiles, tokens, C) of a batch, without running the LLM."""
-        device = net.device
         boxes = batch.get("tile_boxes")
-        return net.read(
-            batch["pixel_values"].to(device),
-            self.alphabet.columns,
-            tile_boxes=None if boxes is None else boxes.to(device),
-        )
+        boxes = None if boxes is None else boxes.to(net.device)
+        return net.read(batch["pixel_values"].to(net.device), self.alphabet.columns, tile_boxes=boxes)
 
     def loss(self, config: Any, log_probs: Tensor, batch: Batch) -> TokenLoss:
-        """Compute the CTC loss over characters; a document without an image contributes 0.
-
-        `config` is the model's, `log_probs` (tiles, tokens, C) as returned by the method of this name.
-        """
+        """Compute the CTC loss of log P_vocab (tiles, tokens, C) over characters; 0 for a document without an image."""
         zero = log_probs[:0].sum().float()  # part of the graph, so that a batch without images has gradients
-        sums, characters = zip(
-            *(
-                (zero, zero.detach())
-                if page is None
-                else ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]])
-                for page in self.pages(config, log_probs, batch)
-            ),
-            strict=True,
-        )
-        each, counts = torch.stack(sums), torch.stack(characters)
+        losses = [
+            ctc_loss(page[0], [self.alphabet.encode(text) for text in page[1]]) if page else (zero, zero.detach())
+            for page in self.pages(config, log_probs, batch)
+        ]
+        each, counts = (torch.stack(values) for values in zip(*losses, strict=True))
         return TokenLoss(each.sum(), counts.sum(), each.detach(), counts)
 
     def count_characters(self, config: Any, batch: StepSummary | Batch) -> int:
-        """Count the characters that `loss` sums over, without the device.
-
-        `config` is the model's.
-        """
+        """Count the characters that `loss` sums over, without the device."""
         rows = self._token_grid(config)[0]
         count = 0
         for tiles, lines, sizes in zip(batch["tiles"], batch["lines"], batch["sizes"], strict=True):
@@ -128,11 +103,9 @@ class PageReadout:
 
     def texts(self, config: Any, log_probs: Tensor, batch: Batch) -> list[tuple[str, str]]:
         """Return (prediction, reference) of each document's first image; one line per non-empty row."""
-        pages = [
-            (read_rows(page[0], self.alphabet), page[1]) if page else ([], [])
-            for page in self.pages(config, log_probs, batch)
-        ]
-        return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pages]
+        pages = (page or (log_probs[:0, 0], []) for page in self.pages(config, log_probs, batch))
+        pairs = ((read_rows(rows, self.alphabet), texts) for rows, texts in pages)
+        return [("\n".join(filter(None, found)), "\n".join(filter(None, texts))) for found, texts in pairs]
 
     def _token_grid(self, config: Any) -> tuple[int, int]:
         grid = token_grid(config.vision_config, self.processor.geometry)
@@ -155,29 +128,19 @@ class PageReadout:
 def to_rows(values: Tensor, grid: tuple[int, int], token_grid: tuple[int, int]) -> Tensor:
     """Arrange the tokens of an image's tiles as rows of the page.
 
-    Args:
-        values: (rows · cols tiles, h · w tokens, C), tiles and tokens row-major, without the thumbnail.
-        grid: Rows and columns of tiles.
-        token_grid: Rows h and columns w of tokens in a tile.
-
-    Returns:
-        (rows · h, cols · w, C).
+    `values` (rows · cols tiles, h · w tokens, C), row-major and without the thumbnail, become (rows · h, cols · w, C)
+    for a `grid` of (rows, cols) tiles and a `token_grid` (h, w) in each.
     """
     (rows, cols), (height, width) = grid, token_grid
-    laid = values.reshape(rows, cols, height, width, -1).permute(0, 2, 1, 3, 4)
-    return laid.reshape(rows * height, cols * width, -1)
+    return values.reshape(rows, cols, height, width, -1).transpose(1, 2).reshape(rows * height, cols * width, -1)
 
 
 def row_texts(
     lines: Sequence[dict[str, Any]], size: tuple[int, int], tiling: Tiling, token_rows: int
 ) -> tuple[tuple[int, int], list[str]]:
-    """Assign the text lines of an image to rows of tokens.
+    """Assign the text lines of an image of `size` (width, height) to rows of tokens, of which a tile has `token_rows`.
 
-    Args:
-        lines: `{"text", "box": [x0, y0, x1, y1]}` in pixels of the image.
-        size: Width and height of the image in pixels.
-        tiling: The tiling settings.
-        token_rows: Rows of tokens in one tile.
+    `lines` are `{"text", "box": [x0, y0, x1, y1]}`, in pixels of the image.
 
     Returns:
         The grid (rows, cols) and rows · token_rows texts. A line belongs to the row of its vertical centre; lines of

@@ -44,12 +44,8 @@ class TokenSpread(NamedTuple):
         """Return name -> mean; metrics without data are left out."""
         found = {}
         if reads_text and self.tokens:
-            entropy = self.entropy / self.tokens
-            found = {
-                "entropy": entropy,
-                "effective_vocabulary": math.exp(entropy),
-                "max_weight": self.max_weight / self.tokens,
-            }
+            found = {"entropy": self.entropy / self.tokens, "max_weight": self.max_weight / self.tokens}
+            found["effective_vocabulary"] = math.exp(found["entropy"])
         return {**found, **({"token_cosine": self.cosine / self.paired} if self.paired else {})}
 
 
@@ -57,13 +53,8 @@ class TokenSpread(NamedTuple):
 def visual_features(net: Any, pixel_values: Tensor, tile_boxes: Tensor | None = None, *, limit: int) -> Tensor:
     """Return vision features (tiles, tokens, d) of evenly spaced tiles with at least `limit` tokens together.
 
-    A batch without tiles runs one tile of zeros and returns none: sharded ranks must all run the tower.
-
-    Args:
-        net: An `AlignVLMForConditionalGeneration`.
-        pixel_values: (tiles, 3, H, W).
-        tile_boxes: (tiles, 4), required for uint8 tiles; see `pixels.as_tiles`.
-        limit: Number of visual tokens.
+    `net` is the model, `pixel_values` are (tiles, 3, H, W) and `tile_boxes` (tiles, 4), see `pixels.as_tiles`. A batch
+    without tiles runs one tile of zeros and returns none: sharded ranks must all run the tower.
     """
     count = math.ceil(limit / net.config.tokens_per_tile)
     boxes = None if tile_boxes is None else _evenly_spaced(tile_boxes, count)
@@ -97,19 +88,17 @@ def token_spread(connector: Any, features: Tensor, table: Tensor, *, limit: int)
         connector(at_least_one_tile(features), table)
         return TokenSpread(0, 0, 0, 0, 0)
     entropy = largest = 0.0
-    if connector.reads_text:
-        # ALIGN treats tokens independently, so only the chosen ones run.
+    if connector.reads_text:  # ALIGN treats tokens independently, so only the chosen ones run
         chunks = _evenly_spaced(features.flatten(0, 1), limit).split(CHUNK_TOKENS)
         for part in chunks:
             log_weights = vocabulary_scores(connector, part[None], limit=CHUNK_TOKENS).log_softmax(dim=-1)
-            entropy += float(_entropy(log_weights).sum())
+            entropy += _entropy(log_weights)
             largest += float(log_weights.amax(dim=-1).exp().sum())
         outputs = torch.cat([connector(part[None], table).embeds[0] for part in chunks])
     else:
         outputs = _evenly_spaced(connector(features, table).embeds.flatten(0, 1), limit)
-    count = len(outputs)
-    paired = count if count > 1 else 0
-    return TokenSpread(count, entropy, largest, paired, paired * mean_cosine(outputs) if paired else 0.0)
+    paired = len(outputs) if len(outputs) > 1 else 0
+    return TokenSpread(len(outputs), entropy, largest, paired, paired * mean_cosine(outputs) if paired else 0.0)
 
 
 def mean_cosine(outputs: Tensor) -> float:
@@ -122,15 +111,10 @@ def mean_cosine(outputs: Tensor) -> float:
 
 @torch.no_grad()
 def gain_factor(scores: Tensor, bias: Tensor, *, target: float) -> tuple[float, float]:
-    """Find the factor on the vocabulary norm's gain for which P_vocab has a given mean entropy, by bisection.
+    """Find the factor on the vocabulary norm's gain for which P_vocab has a given mean entropy in nats, by bisection.
 
-    Args:
-        scores: (n, rows) scores with the current gain.
-        bias: (rows,) bias of the vocabulary norm.
-        target: Mean entropy in nats.
-
-    Returns:
-        The factor, and the mean entropy it gives: within `TOLERANCE` of the target.
+    `scores` (n, rows) are those of the current gain, `bias` (rows,) is the norm's. Returned are the factor, and the
+    mean entropy that it gives: within `TOLERANCE` of the target.
 
     Raises:
         ConfigError: If no factor within `FACTORS` reaches the target; the message has the reachable range.
@@ -159,16 +143,15 @@ def gain_factor(scores: Tensor, bias: Tensor, *, target: float) -> tuple[float, 
 def mean_entropy(scores: Tensor, change: Callable[[Tensor], Tensor] = lambda part: part) -> float:
     """Return the mean entropy in nats of softmax(change(scores)), scores (n, rows)."""
     parts = (change(part).log_softmax(dim=-1) for part in scores.split(CHUNK_TOKENS))
-    return sum(float(_entropy(part).sum()) for part in parts) / len(scores)
+    return sum(_entropy(part) for part in parts) / len(scores)
 
 
-def _entropy(log_weights: Tensor) -> Tensor:
+def _entropy(log_weights: Tensor) -> float:
     # entr(0) is 0; log_weights of -inf would be 0 · inf.
-    return torch.special.entr(log_weights.exp()).sum(dim=-1)
+    return float(torch.special.entr(log_weights.exp()).sum(dim=-1).sum())
 
 
 def _evenly_spaced(items: Tensor, count: int) -> Tensor:
     """Return at most `count` items, evenly spaced."""
-    if len(items) <= count:
-        return items
-    return items[torch.linspace(0, len(items) - 1, count, device=items.device).round().long()]
+    places = torch.linspace(0, len(items) - 1, count, device=items.device).round().long()
+    return items if len(items) <= count else items[places]
