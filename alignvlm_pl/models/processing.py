@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from numbers import Integral
 from typing import Any
@@ -58,7 +60,6 @@ class EncodedConversation:
 
     @property
     def num_tiles(self) -> int:
-        """Number of tiles."""
         return len(self.pixels)
 
 
@@ -113,23 +114,19 @@ class AlignVLMProcessor(ProcessorMixin):
         tiling = kwargs.pop("tiling", None)
         processor: AlignVLMProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if tiling is not None:
-            changed = Tiling.from_dict(tiling).to_dict()
-            processor.tiling = Tiling.from_dict(
-                {**processor.tiling, **{name: changed[name] for name in tiling}}
-            ).to_dict()
+            merged = {**processor.tiling, **tiling} if isinstance(tiling, Mapping) else tiling
+            processor.tiling = Tiling.from_dict(merged).to_dict()
         if kwargs.get("padding_side") is not None:
             processor.tokenizer.padding_side = kwargs["padding_side"]
         return processor
 
     @property
     def pad_token_id(self) -> int:
-        """Id used for padding; masked by the attention mask."""
         pad = self.tokenizer.pad_token_id
         return int(self.end_of_turn_id if pad is None else pad)
 
     @property
     def geometry(self) -> Tiling:
-        """The tiling as a `Tiling`."""
         return Tiling.from_dict(self.tiling)
 
     def identity(self) -> dict[str, Any]:
@@ -137,10 +134,9 @@ class AlignVLMProcessor(ProcessorMixin):
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for state in ("padding", "truncation"):  # set by the last call of the tokenizer
             tokenizer.pop(state, None)
-        digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
+        texts = {"tokenizer": json.dumps(tokenizer, sort_keys=True), "chat_template": self.chat_template}
         return {
-            "tokenizer": digest[:16],
-            "chat_template": hashlib.sha256(self.chat_template.encode()).hexdigest()[:16],
+            **{name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
             "tiling": dict(self.tiling),
             "tokens_per_tile": self.tokens_per_tile,
             "spell_answers": self.spell_answers,
@@ -183,13 +179,7 @@ class AlignVLMProcessor(ProcessorMixin):
         *,
         max_text_length: int | None = None,
     ) -> int:
-        """Return the number of visual and text tokens that `encode` gives a conversation, without opening its images.
-
-        `sizes` are (width, height) in pixels of each image.
-
-        Raises:
-            DataError: If the numbers of images and placeholders differ.
-        """
+        """As `encode`, but return the number of tokens, of images of these `sizes` (width, height) in pixels."""
         fragments = render_chat(self.tokenizer, messages, template=self.chat_template)
         return len(self._ids(fragments, sizes, max_text_length=max_text_length)[0])
 
@@ -235,34 +225,26 @@ class AlignVLMProcessor(ProcessorMixin):
         self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False, length: int | None = None
     ) -> dict[str, torch.Tensor]:
         length = length or max(len(ids) for ids, _ in rows)
-        ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-        for row, (own_ids, own_labels) in enumerate(rows):
-            size = len(own_ids)
-            span = slice(length - size, length) if pad_left else slice(0, size)
-            ids[row, span] = own_ids
-            labels[row, span] = own_labels
-            mask[row, span] = 1
-        found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+        empty = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        batch = {name: torch.full((len(rows), length), value) for name, value in empty.items()}
+        for row, (ids, labels) in enumerate(rows):
+            span = slice(length - len(ids), length) if pad_left else slice(len(ids))
+            batch["input_ids"][row, span] = torch.from_numpy(ids)
+            batch["labels"][row, span] = torch.from_numpy(labels)
+            batch["attention_mask"][row, span] = 1
+        return batch
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Encode rendered prompts: text with one `<image>` per image.
+        """Encode rendered prompts: a string or a list of them, with one `<image>` per image.
 
         For conversations use `apply_chat_template`, in which content cannot contain control tokens.
 
-        Args:
-            images: An image, a list of images (in the order of the `<image>` of all texts), or a list of lists. The
-                forms of an image are those of `imaging.load_image`.
-            text: A string or a list of strings.
-            videos: Not supported.
-            audio: Not supported.
-            **kwargs: Options of `processor_options`: `padding` (True), `padding_side` ("left", as generation needs),
-                `truncation`, `max_length`, `pad_to_multiple_of`, `return_tensors` ("pt"; "np"; None for lists),
-                `images_kwargs` with fields of the tiling; flat or in transformers' groups.
+        `images` are an image, a list of images (in the order of the `<image>` of all texts), or a list of lists, in the
+        forms of `imaging.load_image`. Options are those of `processor_options`, flat or in transformers' groups:
+        `padding` (True), `padding_side` ("left", as generation needs), `truncation`, `max_length`,
+        `pad_to_multiple_of`, `return_tensors` ("pt"; "np"; None for lists), `images_kwargs` with fields of the tiling.
 
         Raises:
             ConfigError: An option is unknown or not supported.
@@ -301,40 +283,31 @@ class AlignVLMProcessor(ProcessorMixin):
     ) -> Any:
         """Render conversations; with `tokenize`, encode them with their images.
 
-        Args:
-            conversation: A list of messages, or a list of such lists, with `role` and `content`. Image parts have their
-                image under one of `image`, `url`, `path` and `base64`, in any form of `imaging.load_image`; OpenAI's
-                `image_url` parts are taken. Other fields are refused, see `messages.plain_messages`.
-            chat_template: Template for this call; default: the processor's.
-            tools: Not supported.
-            documents: Not supported.
-            add_generation_prompt: Append the opening of an assistant turn.
-            continue_final_message: Leave the last message open, for the model to continue; "content" is the same.
-            return_assistant_tokens_mask: Add `assistant_masks` (B, L), 1 at tokens that training supervises.
-            tokenize: Return a batch instead of text.
-            return_dict: Return all inputs of the model, not `input_ids` alone.
-            load_audio_from_video: Not supported.
-            processor_kwargs: Options as of `__call__`.
-            **kwargs: The same, or variables that the template reads.
+        A conversation is a list of messages with `role` and `content`, or a list of such lists. Image parts have their
+        image under one of `image`, `url`, `path` and `base64`, in any form of `imaging.load_image`; OpenAI's
+        `image_url` parts are taken. Other fields are refused, see `messages.plain_messages`.
+
+        Arguments are those of transformers: `continue_final_message` leaves the last message open ("content" is the
+        same), `return_assistant_tokens_mask` adds `assistant_masks` (B, L), 1 at tokens that training supervises, and
+        without `return_dict` only `input_ids` are returned. Options of `__call__` come by themselves or in
+        `processor_kwargs`, beside variables that the template reads.
 
         Raises:
             ConfigError: An option is unknown, not supported, or in conflict with another.
             DataError: A conversation is malformed, or an image cannot be read.
         """
-        for name, value in (
-            ("tools", tools),
-            ("documents", documents),
-            ("load_audio_from_video", load_audio_from_video),
-        ):
+        refused = {"tools": tools, "documents": documents, "load_audio_from_video": load_audio_from_video}
+        for name, value in refused.items():
             if value:
                 raise ConfigError(f"apply_chat_template: {name} is not supported; put it into a message as text")
-        for name, value in (
-            ("add_generation_prompt", add_generation_prompt),
-            ("continue_final_message", continue_final_message == "content" or continue_final_message),
-            ("return_assistant_tokens_mask", return_assistant_tokens_mask),
-            ("tokenize", tokenize),
-            ("return_dict", return_dict),
-        ):
+        switches = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message == "content" or continue_final_message,
+            "return_assistant_tokens_mask": return_assistant_tokens_mask,
+            "tokenize": tokenize,
+            "return_dict": return_dict,
+        }
+        for name, value in switches.items():
             if not isinstance(value, (bool, type(None))):
                 raise ConfigError(f"apply_chat_template: {name}={value!r:.40}, expected true or false")
         if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
@@ -343,9 +316,7 @@ class AlignVLMProcessor(ProcessorMixin):
                 "return_assistant_tokens_mask; choose one"
             )
         if return_assistant_tokens_mask and not (tokenize and return_dict):
-            raise ConfigError(
-                "apply_chat_template: return_assistant_tokens_mask needs tokenize=True and return_dict=True"
-            )
+            raise ConfigError("apply_chat_template: return_assistant_tokens_mask needs tokenize=True, return_dict=True")
         extra = require_mapping("processor_kwargs", processor_kwargs)
         if twice := kwargs.keys() & extra.keys():
             raise ConfigError(f"apply_chat_template: {min(twice)} is given twice, by itself and in processor_kwargs")
@@ -360,16 +331,8 @@ class AlignVLMProcessor(ProcessorMixin):
         options = self._options({**kwargs, **extra})
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = [plain_messages(one) for one in (conversation if batched else [conversation])]
-        rendered = [
-            render_chat(
-                self.tokenizer,
-                messages,
-                template=template,
-                add_generation_prompt=add_generation_prompt,
-                variables=variables,
-            )
-            for messages in conversations
-        ]
+        render = partial(render_chat, self.tokenizer, template=template, variables=variables)
+        rendered = [render(messages, add_generation_prompt=add_generation_prompt) for messages in conversations]
         if continue_final_message:
             rendered = [leave_open(fragments) for fragments in rendered]
         if not tokenize:
@@ -388,43 +351,27 @@ class AlignVLMProcessor(ProcessorMixin):
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Decode generated ids (B, L) to texts; the other arguments are those of the tokenizer's `batch_decode`."""
-        texts = self.batch_decode(
-            generated_outputs,
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
+        """Decode generated ids (B, L) to texts, see `decode`."""
+        texts = self.batch_decode(generated_outputs, skip_special_tokens, clean_up_tokenization_spaces)
         return [text.strip() for text in texts]
 
     def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
         """Decode ids (L,) to a text, or (B, L) to a list of texts, as the tokenizer does.
 
         Raises:
             DataError: An id is negative, as the label of a position that is not supervised, or no whole number.
         """
-        return self.tokenizer.decode(
-            _plain_ids(token_ids),
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
+        options = {"clean_up_tokenization_spaces": clean_up_tokenization_spaces}
+        return self.tokenizer.decode(_plain_ids(token_ids), skip_special_tokens, **options)
 
     def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
         """Decode ids (B, L) to texts, see `decode`."""
-        return self.tokenizer.batch_decode(
-            _plain_ids(sequences),
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
+        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+        return [texts] if isinstance(texts, str) else texts
 
     @property
     def image_processor(self) -> TileProcessor:
@@ -433,16 +380,11 @@ class AlignVLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of a batch that are inputs of the model."""
         return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
 
     def _options(self, given: Mapping[str, Any]) -> BatchOptions:
-        return parse_options(
-            given,
-            tiling=self.geometry,
-            padding_side=self.tokenizer.padding_side,
-            longest=int(self.tokenizer.model_max_length),
-        )
+        side, longest = self.tokenizer.padding_side, int(self.tokenizer.model_max_length)
+        return parse_options(given, tiling=self.geometry, padding_side=side, longest=longest)
 
     def _encode_fragments(
         self,
@@ -503,9 +445,8 @@ class AlignVLMProcessor(ProcessorMixin):
                 f"processor: padding=False and rows of {min(lengths)} to {max(lengths)} tokens, which make no tensor; "
                 "set padding=True, or return_tensors=None for lists"
             )
-        batch: dict[str, Any] = {
-            **self.collate(encoded, pad_left=options.padding_side == "left", length=options.padded_length(max(lengths)))
-        }
+        pad_left, length = options.padding_side == "left", options.padded_length(max(lengths))
+        batch: dict[str, Any] = {**self.collate(encoded, pad_left=pad_left, length=length)}
         labels = batch.pop("labels")
         if masks:
             batch["assistant_masks"] = (labels != IGNORE_INDEX).long()
@@ -515,10 +456,9 @@ class AlignVLMProcessor(ProcessorMixin):
         if not options.return_attention_mask:
             del batch["attention_mask"]
         if lists:
+            shown = real if options.padding == "do_not_pad" else torch.ones_like(real)
             for name in {"input_ids", "attention_mask", "assistant_masks"} & batch.keys():
-                rows = zip(batch[name], real, strict=True)
-                unpadded = options.padding == "do_not_pad"
-                batch[name] = [(row[kept] if unpadded else row).tolist() for row, kept in rows]
+                batch[name] = [row[kept].tolist() for row, kept in zip(batch[name], shown, strict=True)]
             batch["num_tiles"], batch["pixel_values"] = batch["num_tiles"].tolist(), list(batch["pixel_values"].numpy())
         elif options.return_tensors == "np":
             batch = {name: value.numpy() for name, value in batch.items()}
@@ -540,11 +480,8 @@ def _plain_ids(ids: Any) -> Any:
 
 def _rendered_fragments(text: str) -> list[ChatFragment]:
     """Return the fragments of a rendered prompt, in which `<image>` stands for an image."""
-    fragments: list[ChatFragment] = []
-    for index, part in enumerate(text.split(IMAGE_TOKEN)):
-        fragments += [ChatFragment("image")] if index else []
-        fragments += [ChatFragment("template", part)] if part else []
-    return fragments
+    parts = re.split(f"({re.escape(IMAGE_TOKEN)})", text)
+    return [ChatFragment("image") if part == IMAGE_TOKEN else ChatFragment("template", part) for part in parts if part]
 
 
 def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
@@ -555,7 +492,6 @@ def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.
 
 
 def _join_tiles(encoded: Sequence[EncodedConversation]) -> dict[str, torch.Tensor]:
-    """Return `pixel_values` and `tile_boxes` of a batch."""
     return {
         "pixel_values": torch.from_numpy(concatenate_filled([item.pixels for item in encoded])),
         "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),

@@ -11,22 +11,10 @@ _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs", "videos_kwargs", "au
 _TEXT = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "return_attention_mask")
 _TILING = ("max_tiles", "max_side", "rule", "thumbnail", "covering_threshold")
 """Fields of `Tiling` that one call may change: the size of a tile is the model's."""
-_ALWAYS: dict[str, Any] = {
-    "add_special_tokens": False,  # the template writes them
-    "return_token_type_ids": False,
-    "return_mm_token_type_ids": False,
-    "return_text_replacement_offsets": False,
-    "return_overflowing_tokens": False,
-    "return_special_tokens_mask": False,
-    "return_offsets_mapping": False,
-    "return_length": False,
-    "is_split_into_words": False,
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_pad": True,
-}
+_NEVER_DONE = """add_special_tokens return_token_type_ids return_mm_token_type_ids return_text_replacement_offsets
+return_overflowing_tokens return_special_tokens_mask return_offsets_mapping return_length is_split_into_words"""
+_ALWAYS_DONE = "do_convert_rgb do_resize do_rescale do_normalize do_pad"
+_ALWAYS = {**dict.fromkeys(_NEVER_DONE.split(), False), **dict.fromkeys(_ALWAYS_DONE.split(), True)}
 _NO_EFFECT = ("verbose", "sanitize_control_tokens")  # content never writes a control token
 
 _PADDING = {True: "longest", False: "do_not_pad"}
@@ -49,17 +37,10 @@ _LOADING = frozenset((_HUB + " " + _TOKENIZER).split())
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BatchOptions:
-    """How a batch is cut, padded and returned.
+    """How a batch is cut, padded and returned, in transformers' names.
 
-    Args:
-        tiling: Tiling of this call.
-        padding: `longest`, `max_length` or `do_not_pad`.
-        padding_side: `left` or `right`.
-        max_length: Length to pad to, and to cut text to if `truncation`; visual tokens count and are never cut.
-        truncation: Whether text beyond `max_length` is cut.
-        pad_to_multiple_of: The padded length is a multiple of it.
-        return_tensors: `pt`, `np`, or None for lists.
-        return_attention_mask: Whether the batch has `attention_mask`.
+    `padding` is `longest`, `max_length` or `do_not_pad`; `return_tensors` is `pt`, `np`, or None for lists. To
+    `max_length` rows are padded, and text is cut if `truncation`; visual tokens count and are never cut.
     """
 
     tiling: Tiling
@@ -80,12 +61,8 @@ class BatchOptions:
 def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str, longest: int) -> BatchOptions:
     """Return the options of a call of the processor.
 
-    Args:
-        given: Keyword arguments, flat or in transformers' groups (`text_kwargs`, `images_kwargs`, …). None is the
-            default, but for `return_tensors`.
-        tiling: The processor's tiling.
-        padding_side: Default.
-        longest: `max_length` if none is given, of the tokenizer.
+    They are `given` flat or in transformers' groups (`text_kwargs`, `images_kwargs`, …); None is the default, but for
+    `return_tensors`. The others are the defaults: the processor's, and as `max_length` the `longest` of the tokenizer.
 
     Raises:
         ConfigError: An option is unknown, given twice, or has a value that is not supported.
@@ -109,9 +86,8 @@ def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str
         value = found.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"processor: {name}={str(value)[:40]!r}, expected a whole number of at least 1")
-    for name in ("max_length", "pad_to_multiple_of"):
-        if (padding == "max_length" or name != "max_length") and found.get(name, 1) > _LONGEST:
-            raise ConfigError(f"processor: rows padded to {name}={found[name]}, expected at most {_LONGEST} tokens")
+        if value > _LONGEST and (padding == "max_length" or name != "max_length"):
+            raise ConfigError(f"processor: rows padded to {name}={value}, expected at most {_LONGEST} tokens")
     if not isinstance(found.get("return_attention_mask", True), bool):
         raise ConfigError(f"processor: return_attention_mask={str(found['return_attention_mask'])[:40]!r} is no bool")
     if padding == "max_length" and "max_length" not in found:
