@@ -15,36 +15,20 @@ from ..errors import ConfigError
 _NOT_SUPPORTED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
 """Settings that cut prompts or models apart without regard to images."""
 
-_INDEX_LOGITS = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "sequence_bias",
-    "suppress_tokens",
-)
+_INDEX_LOGITS = """bad_words_ids begin_suppress_tokens forced_bos_token_id forced_eos_token_id sequence_bias
+suppress_tokens""".split()
 
 
 def merged_settings(default: Any, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a call: its options over the configuration that it is given over the model's.
-
-    Raises:
-        ConfigError: What is given is no configuration.
-    """
+    """Return the settings of a call: its options over the configuration given, which must be one, over the model's."""
     if isinstance(given, (Mapping, str)):
         raise ConfigError(f"generate: generation_config is a {type(given).__name__}, expected a GenerationConfig")
-    found: dict[str, Any] = {}
-    for config in (default, given):
-        found |= {} if config is None else {name: value for name, value in vars(config).items() if value is not None}
-    return {**found, **options}
+    merged = {**vars(default), **{name: value for name, value in vars(given or default).items() if value is not None}}
+    return {**merged, **options}
 
 
 def check_settings(settings: Mapping[str, Any], *, image_token_id: int, vocabulary: int) -> None:
-    """Check the settings of a call.
-
-    Raises:
-        ConfigError: One is not supported, or has an id that is never generated.
-    """
+    """Raise a `ConfigError` if a setting of a call is not supported, or has an id that is never generated."""
     for name in _NOT_SUPPORTED:
         if settings.get(name):
             raise ConfigError(f"generate: {name} is not supported by this model; leave it out")

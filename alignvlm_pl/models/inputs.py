@@ -16,7 +16,7 @@ _NO_TENSOR = (np.ndarray, list, tuple, str, int, float)
 """What an attention mask is not: decoders also take masks by kind of layer, and block masks."""
 
 
-def check_inputs(config: AlignVLMConfig, given: Mapping[str, Any], *, past_key_values: Any = None) -> None:
+def check_inputs(config: AlignVLMConfig, *, past_key_values: Any = None, **given: Any) -> None:
     """Check the inputs of `forward` and `generate`, by name; None: not given.
 
     An attention mask (B, L) covers the tokens in the cache `past_key_values`, too.
@@ -41,7 +41,7 @@ def check_inputs(config: AlignVLMConfig, given: Mapping[str, Any], *, past_key_v
             raise DataError("pixel_values are given with inputs_embeds, which hold the visual tokens; leave one out")
     if given.get("segment_ids") is not None and (past_key_values is not None or given.get("position_ids") is not None):
         raise DataError("packed rows (segment_ids) take neither a cache nor position_ids")
-    rows, tokens = int(first.shape[0]), int(first.shape[1])
+    rows, tokens = map(int, first.shape[:2])
     if not rows or not tokens:
         name = "inputs_embeds" if ids is None else "input_ids"
         raise DataError(f"{name} have shape {tuple(first.shape)}, expected (rows, tokens) of at least one token")
@@ -67,11 +67,7 @@ def require_tensors(given: Mapping[str, Any]) -> None:
 
 
 def check_tiles(config: AlignVLMConfig, pixel_values: Tensor | None) -> None:
-    """Check the shape of tiles, if there are any.
-
-    Raises:
-        DataError: It is another than the configuration's tiling cuts.
-    """
+    """Raise a `DataError` if tiles have another shape than the configuration's tiling cuts."""
     tiling = Tiling.from_dict(config.tiling)
     tile = (3, tiling.tile_height, tiling.tile_width)
     _require("pixel_values", pixel_values, f"(tiles, {', '.join(map(str, tile))})", (None, *tile))

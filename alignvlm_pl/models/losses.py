@@ -27,20 +27,18 @@ class TokenLoss(NamedTuple):
     document_supervised: Tensor
 
 
-def check_labels(labels: Tensor, size: tuple[int, int], *, vocabulary: int | None) -> Tensor:
-    """Return labels as int64.
+def check_labels(labels: Tensor, size: torch.Size, *, vocabulary: int | None) -> Tensor:
+    """Return labels (B, L) as int64, for an input of this `size`.
 
-    Args:
-        labels: (B, L) integers.
-        size: (B, L) of the input.
-        vocabulary: V, to look at the ids, for which a GPU is waited for; None: not looked at.
+    With the size V of a `vocabulary` the ids are looked at, for which a GPU is waited for.
 
     Raises:
         DataError: They have another shape or type, or an id that is neither below V nor `IGNORE_INDEX`.
     """
-    if tuple(labels.shape) != size:
+    if labels.shape != size:
         raise DataError(
-            f"labels have shape {tuple(labels.shape)}, expected {size}, as the input; they are shifted inside the model"
+            f"labels have shape {tuple(labels.shape)}, expected {tuple(size)}, as the input; they are shifted inside "
+            "the model"
         )
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise DataError(f"labels are of {labels.dtype}, expected ids of torch.int64")
@@ -79,8 +77,8 @@ def supervised_cross_entropy(
         positions: (n,) indices of the labels to look at, see `preprocessing.batch.supervised_positions`; those of them
             that are `IGNORE_INDEX` have no loss. None: found in `labels`, for which a GPU is waited for.
         num_documents: Documents of the batch; None: counted in `segment_ids`, for which a GPU is waited for.
-        backend: See `linear_cross_entropy.head_losses`.
-        chunk_tokens: See `linear_cross_entropy.head_losses`.
+        backend: See `linear_cross_entropy.head_losses`, also for `chunk_tokens`.
+        chunk_tokens: Positions per chunk.
 
     Raises:
         ConfigError: The back-end is unknown, or does not support this head, device or precision.
@@ -89,13 +87,8 @@ def supervised_cross_entropy(
         positions = supervised_positions(labels)
     targets = labels.flatten().index_select(0, positions)
     ignored = targets == IGNORE_INDEX
-    losses = head_losses(
-        hidden.flatten(0, 1).index_select(0, positions - 1),
-        targets.masked_fill(ignored, 0),
-        head,
-        backend=backend,
-        chunk_tokens=chunk_tokens,
-    ).masked_fill(ignored, 0)
+    states, known = hidden.flatten(0, 1).index_select(0, positions - 1), targets.masked_fill(ignored, 0)
+    losses = head_losses(states, known, head, backend=backend, chunk_tokens=chunk_tokens).masked_fill(ignored, 0)
     supervised = (~ignored).to(losses.dtype)
     numbers, documents = _document_numbers(labels, segment_ids, num_documents)
     document = numbers.flatten().index_select(0, positions)

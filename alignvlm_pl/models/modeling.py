@@ -20,20 +20,15 @@ from .configuration import AlignVLMConfig, require_dtype
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle
 from .inputs import check_inputs, check_tiles, require_tensors
-from .losses import TokenLoss, check_labels, supervised_cross_entropy
+from .losses import check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
 from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
 
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _BY_TILE = ("pixel_values", "tile_boxes")
 """Inputs with one entry per tile; all others have one per sample."""
 _CHECKED = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
 """Inputs of a prompt, checked where generation begins."""
-_OF_GENERATE = ("tokenizer", "assistant_tokenizer")
-"""Arguments of `generate` that transformers passes on as inputs of the model."""
-_OF_DECODER = ("past_key_values", "hidden_states", "attentions")
-"""Outputs of the LLM's decoder that are passed on."""
 
 
 @dataclass
@@ -83,7 +78,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: AlignVLMConfig) -> None:
         super().__init__(config)
         text = config.text_config
-        for name in _LOGIT_TRANSFORMS:
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(text, name, None) not in (None, 1, 1.0):
                 raise ConfigError(f"LLMs that transform their logits are not supported: text_config.{name} is set")
         self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature)
@@ -95,11 +90,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers.
-
-        Raises:
-            ConfigError: The dtype is not one of floating point, or a field of the configuration is invalid.
-        """
+        """As in transformers; raise a `ConfigError` if dtype or a field of the configuration is invalid."""
         require_dtype(kwargs)
         return super().from_pretrained(*args, **kwargs)
 
@@ -111,7 +102,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Set the embedding table (V, D); one of another size is refused, see `resize_token_embeddings`."""
+        """Set the embedding table (V, D); raise a `ConfigError` for one of another size."""
         self._require_same_size("set_input_embeddings", value, self.get_input_embeddings())
         self.language_model.set_input_embeddings(value)
 
@@ -119,7 +110,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Set the LM head, of weight (V, D); one of another size is refused, see `resize_token_embeddings`."""
+        """Set the LM head, of weight (V, D); raise a `ConfigError` for one of another size."""
         self._require_same_size("set_output_embeddings", value, self.get_output_embeddings())
         self.language_model.set_output_embeddings(value)
 
@@ -134,11 +125,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        """Return the embedding table (V, D); another V is refused.
-
-        Raises:
-            ConfigError: Another size is asked for.
-        """
+        """Return the embedding table (V, D); raise a `ConfigError` if another V is asked for."""
         rows = self.config.text_config.vocab_size
         if new_num_tokens not in (None, rows) or (pad_to_multiple_of or 1) > 1:
             raise ConfigError(
@@ -166,13 +153,10 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_image_features(
         self, pixel_values: Tensor, tile_boxes: Tensor | None = None, *, return_dict: bool = True
     ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
-        """Return the features of tiles: as `last_hidden_state` the connector's input (tiles, tokens, d), as
-        `pooler_output` the embeddings (tiles, tokens_per_tile, D) that stand at the visual positions.
+        """Return the features of tiles (tiles, 3, H, W), of which uint8 ones need `tile_boxes`, see `forward`.
 
-        Args:
-            pixel_values: (tiles, 3, H, W): floating point in [-1, 1], or uint8.
-            tile_boxes: (tiles, 4), see `forward`.
-            return_dict: Return an output of transformers, not a tuple of the two.
+        `last_hidden_state` is the connector's input (tiles, tokens, d), `pooler_output` are the embeddings
+        (tiles, tokens_per_tile, D) that stand at the visual positions; without `return_dict` a tuple of the two.
 
         Raises:
             DataError: An input has another type or shape.
@@ -304,39 +288,28 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
         check_inputs(
             self.config,
-            {
-                "input_ids": input_ids,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "pixel_values": pixel_values,
-                "num_tiles": num_tiles,
-                "tile_boxes": tile_boxes,
-                "labels": labels,
-                "segment_ids": segment_ids,
-                "visual_mask": visual_mask,
-            },
             past_key_values=past_key_values,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            num_tiles=num_tiles,
+            tile_boxes=tile_boxes,
+            labels=labels,
+            segment_ids=segment_ids,
+            visual_mask=visual_mask,
         )
         readout = None
         if inputs_embeds is None:
             assert input_ids is not None  # one of the two is given, as checked
-            inputs_embeds, readout = self.embed(
-                input_ids,
-                pixel_values,
-                num_tiles,
-                readout_columns,
-                tile_boxes=tile_boxes,
-                positions=visual_positions,
-                visual_mask=visual_mask,
-            )
+            visual = {"tile_boxes": tile_boxes, "positions": visual_positions, "visual_mask": visual_mask}
+            inputs_embeds, readout = self.embed(input_ids, pixel_values, num_tiles, readout_columns, **visual)
         if labels is not None:
-            labels = check_labels(
-                labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX),
-                (inputs_embeds.shape[0], inputs_embeds.shape[1]),
-                # A collator that knows the positions made the labels itself.
-                vocabulary=self.config.text_config.vocab_size if supervised_positions is None else None,
-            )
+            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
+            # A collator that knows the positions made the labels itself.
+            vocabulary = self.config.text_config.vocab_size if supervised_positions is None else None
+            labels = check_labels(labels, inputs_embeds.shape[:2], vocabulary=vocabulary)
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
             kwargs |= packed_arguments(
@@ -344,7 +317,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
-        passed = {name: getattr(outputs, name, None) for name in _OF_DECODER} | {"readout_log_probs": readout}
+        passed = {name: getattr(outputs, name, None) for name in ("past_key_values", "hidden_states", "attentions")}
+        passed["readout_log_probs"] = readout
         if labels is not None:
             loss = supervised_cross_entropy(
                 hidden,
@@ -355,7 +329,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_documents=num_documents,
                 backend=self.loss_backend,
             )
-            return _output_with(loss, num_items_in_batch, passed)
+            divisor = loss.supervised.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            return AlignVLMOutput(
+                loss=loss.total / divisor,
+                **passed,
+                loss_sum=loss.total,
+                num_supervised=loss.supervised,
+                document_loss_sums=loss.document_sums,
+                document_supervised=loss.document_supervised,
+            )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
 
@@ -377,7 +359,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
         if prompt is None or kwargs.get("visual_mask") is not None:
             return super().generate(prompt, *args, **kwargs)
-        check_inputs(self.config, {"input_ids": prompt} | {name: kwargs.get(name) for name in _CHECKED})
+        check_inputs(self.config, input_ids=prompt, **{name: kwargs.get(name) for name in _CHECKED})
         mask = prompt == self.config.image_token_id
         if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
             kwargs["attention_mask"] = generation.real_tokens(prompt, settings)
@@ -396,7 +378,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: A prompt continues a cache, and the tiles are neither those of all images nor of the new ones.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        for name in _OF_GENERATE:
+        for name in ("tokenizer", "assistant_tokenizer"):  # of `generate`, which transformers passes on
             inputs.pop(name, None)
         mask = kwargs.get("visual_mask")
         if inputs.get("input_ids") is None or mask is None:
@@ -426,26 +408,26 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return {**images, "num_tiles": new}
         rows = zip(old.tolist(), (old + new).tolist(), strict=True)
         kept = torch.cat([torch.arange(total) >= before for before, total in rows])
-        by_tile = {
-            name: None if images[name] is None else images[name][kept.to(images[name].device)] for name in _BY_TILE
+        by_tile = {name: images[name] for name in _BY_TILE if images[name] is not None}
+        return {
+            **images,
+            **{name: values[kept.to(values.device)] for name, values in by_tile.items()},
+            "num_tiles": new,
         }
-        return {**by_tile, "num_tiles": new}
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group, for beam search and several return sequences."""
         tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
         kwargs.pop("visual_positions", None)  # of the batch as it was
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        for name, values in tiles.items():
-            if values is None:
-                continue
-            if expand_size > 1:
-                if num_tiles is None:
-                    raise DataError("generation with several sequences a sample needs num_tiles (tiles of each sample)")
-                groups = values.split(num_tiles.tolist())
-                values = torch.cat([group for group in groups for _ in range(expand_size)])
-            inputs[name] = values
-        return input_ids, inputs
+        tiles = {name: values for name, values in tiles.items() if values is not None}
+        if tiles and expand_size > 1:
+            if num_tiles is None:
+                raise DataError("generation with several sequences a sample needs num_tiles (tiles of each sample)")
+            index = torch.arange(int(num_tiles.sum())).split(num_tiles.tolist())
+            repeated = torch.cat([part for part in index for _ in range(expand_size)])
+            tiles = {name: values[repeated.to(values.device)] for name, values in tiles.items()}
+        return input_ids, inputs | tiles
 
 
 @lru_cache(maxsize=64)
@@ -455,24 +437,8 @@ def _decoder_arguments(decoder: type[PreTrainedModel]) -> frozenset[str]:
     return frozenset(own) | frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
 
 
-def _output_with(loss: TokenLoss, divisor: Tensor | int | None, passed: dict[str, Any]) -> AlignVLMOutput:
-    """Return the output of a pass with labels, its loss divided by `divisor`, or by the supervised positions."""
-    return AlignVLMOutput(
-        loss=loss.total / (loss.supervised.clamp(min=1) if divisor is None else divisor),
-        **passed,
-        loss_sum=loss.total,
-        num_supervised=loss.supervised,
-        document_loss_sums=loss.document_sums,
-        document_supervised=loss.document_supervised,
-    )
-
-
 def connector_from_config(config: AlignVLMConfig) -> nn.Module:
-    """Build the connector of a configuration.
-
-    Raises:
-        ConfigError: If its options are invalid, or do not match the vision model or the LLM.
-    """
+    """Build the connector of a configuration; raise a `ConfigError` if an option is invalid."""
     vision, text = config.vision_config, config.text_config
     has_grid = getattr(vision, "patch_size", None) is not None
     return build_connector(

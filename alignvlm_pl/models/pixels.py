@@ -82,11 +82,7 @@ def at_least_one_tile(tiles: Tensor) -> Tensor:
 
 
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
-    """Return tiles for the vision encoder: floating-point tiles unchanged, uint8 tiles normalised.
-
-    Args:
-        pixel_values: (tiles, 3, H, W).
-        tile_boxes: (tiles, 4), see `normalise_tensor`; unused for floating-point tiles.
+    """Return tiles (tiles, 3, H, W) for the vision encoder: uint8 ones normalised, floating-point ones unchanged.
 
     Raises:
         DataError: If uint8 tiles have no boxes, or the tiles have another dtype.
