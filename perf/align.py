@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before torch loads: threads that spin at barriers would slow whatever else the machine does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -130,7 +131,7 @@ class Case:
 def _step(leaves: list[Tensor], upstream: Tensor, backend: str) -> None:
     hidden, head, gain, bias, table = leaves
     with torch.autocast(hidden.device.type, hidden.dtype, enabled=head.dtype != hidden.dtype):
-        embeds = align(hidden, head, gain, bias, table, backend=backend).embeds
+        embeds: Any = align(hidden, head, gain, bias, table, backend=backend).embeds
     embeds.backward(upstream)
 
 

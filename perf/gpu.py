@@ -179,7 +179,7 @@ def _difference(bench: Bench, width: int, rows: int, tokens: int, backend: str, 
     found = []
     for name, own in (("eager", torch.float64), (backend, dtype)):
         leaves = [tensor.to(own).requires_grad_() for tensor in tensors]
-        out = align(*leaves, backend=name).embeds
+        out: Any = align(*leaves, backend=name).embeds
         found.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(own))])
         del leaves, out
     exact, rounded = found
