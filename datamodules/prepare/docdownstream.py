@@ -12,186 +12,72 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.preprocessing.images.source import describe_source
 
-from ..shards.columns import LINES
-from ..shards.sample import SampleError, check_record
-from ..storage.file_kinds import existing_file, path_text
+from ..shards.sample import SampleError
+from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces, stream_files
 from .input_files import choose_list, fetched_list
 from .pack.engine import pack, print_yield
 from .pack.options import DEFAULT_WORKERS, PackOptions, add_options
-from .sources.dialogues import check_answered, read_conversation
-from .sources.images import EncodedImage, ImageFolder, image_names
-from .sources.json_files import parse_object, parsed_lines, raw_lines, require_lines
+from .sources.images import EncodedImage
+from .sources.json_files import require_lines
+from .sources.record_files import RecordFile, parsed
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
 _PART_LINES = 2048
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentLine:
-    """A valid line, without its images.
-
-    Attributes:
-        record: JSON in the sample schema.
-        pages: Paths of its images, in the order of their index.
-    """
-
-    record: dict[str, Any]
-    pages: list[str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentLines:
-    """The lines of a file.
-
-    Attributes:
-        path: The file.
-        origin: What errors call it; empty: by its path.
-        sources: Values of ``dataset_name`` to keep; empty: all.
-    """
-
-    path: Path
-    origin: str = ""
-    sources: tuple[str, ...] = ()
-
-    def raw(self, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
-        """Yield number, first byte and text of the lines that are not blank, from one byte to another."""
-        if not self.path.is_file():
-            raise DataError(f"no such jsonl file: {self.path}")
-        return raw_lines(self.path, start, end, first)
-
-    def parse(self, text: bytes, number: int) -> DocumentLine | None:
-        """Convert a line; None if its ``dataset_name`` is not in `sources`.
-
-        Raises:
-            SampleError: It is invalid.
-        """
-        where = self.where(number)
-        given = parse_object(text, where=where)
-        if self.sources and given.get("dataset_name") not in self.sources:
-            return None
-        pages = image_names(given, where=where)
-        record = read_conversation(given, num_images=len(pages), where=where)
-        check_record(record, num_images=len(pages), where=where)
-        check_answered(record, where=where)
-        record.setdefault("id", f"{path_text(self.path.stem)}/{number}")
-        return DocumentLine(record=record, pages=pages)
-
-    def check(self) -> None:
-        """Check that the lines are conversations, and that all `sources` occur.
-
-        Raises:
-            ConfigError: One does not occur; lists those that do.
-            DataError: The lines are of another schema.
-        """
-        texts = (text for _, _, text in self.raw())
-        require_lines(self.path)
-        LINES.check_records(parsed_lines(texts), "messages", where=self.origin or str(self.path))
-        if not self.sources:
-            return
-        records = parsed_lines(text for _, _, text in self.raw())
-        names = {str(record.get("dataset_name")) for record in records if isinstance(record, Mapping)}
-        for name in self.sources:
-            if name not in names:
-                raise ConfigError(
-                    f"--sources: {self.origin or self.path} has no lines of {name!r}; {nearest(name, names)}"
-                )
-
-    def pages(self) -> Counter[str]:
-        """Return the number of lines per page."""
-        found: Counter[str] = Counter()
-        for number, _, text in self.raw():
-            try:
-                line = self.parse(text, number)
-            except SampleError:
-                continue
-            found.update(line.pages if line else [])
-        return found
-
-    def where(self, number: int) -> str:
-        """Name a line in errors."""
-        return f"{self.origin or self.path}, line {number}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocDownstream:
-    """Lines with the terms of their dataset.
-
-    Attributes:
-        lines: The lines.
-        name: Name of the dataset.
-        source: Value of ``source`` for lines without ``dataset_name``.
-        license: Terms of the dataset.
-    """
-
-    lines: DocumentLines
-    name: str = "docdownstream"
-    source: str = "docdownstream"
-    license: str = "Apache-2.0"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocDownstreamFolder(DocDownstream):
+@dataclass(frozen=True, kw_only=True)
+class DocDownstreamFolder(RecordFile):
     """Lines whose pages lie in a folder.
 
     Attributes:
-        images: Folder that the lines' paths are relative to.
+        sources: Values of ``dataset_name`` to keep; empty: all.
     """
 
-    images: ImageFolder
+    name: str = "docdownstream"
+    source: str = "docdownstream"
+    license: str = "Apache-2.0"
+    sources: tuple[str, ...] = ()
 
-    def parts(self) -> list[Part]:
-        """Return a part for each few thousand lines.
+    def check(self) -> None:
+        """Check the schema of the lines, and that all `sources` occur.
 
         Raises:
-            ConfigError: A dataset of `sources` does not occur.
-            DataError: No such file, or its lines are of another schema.
+            ConfigError: One does not occur; lists those that do.
+            DataError: There is no such file, or its lines are of another schema.
         """
-        self.lines.check()
-        found = [(number, at, at + len(text)) for number, at, text in self.lines.raw()]
-        pieces = [found[at : at + _PART_LINES] for at in range(0, len(found), _PART_LINES)]
-        name = self.lines.path.name
-        return [
-            Part(name=f"{name}#{piece[0][0]}", payload=(*piece[0][:2], piece[-1][2]), rows=len(piece))
-            for piece in pieces
-        ]
+        require_lines(self.path)
+        super().check()
+        if not self.sources:
+            return
+        records = parsed(text for _, _, text in self.raw())
+        names = {str(record.get("dataset_name")) for record in records if isinstance(record, Mapping)}
+        for name in self.sources:
+            if name not in names:
+                raise ConfigError(f"--sources: {self.label} has no lines of {name!r}; {nearest(name, names)}")
 
-    def input_bytes(self) -> int:
-        """Return the size of all pages, each as often as lines ask about it: shards hold it that often."""
-        paths = ((existing_file(self.images.root, page), count) for page, count in self.lines.pages().items())
-        return sum(path.stat().st_size * count for path, count in paths if path)
+    def is_full(self, records: int, size: int) -> bool:
+        return records >= _PART_LINES
 
-    def spool_bytes(self) -> int:
-        """Return the size of the lines: pages are read again from their files."""
-        return self.lines.path.stat().st_size
+    def is_wanted(self, given: dict[str, Any]) -> bool:
+        return not self.sources or given.get("dataset_name") in self.sources
 
-    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the lines of a part; datasets that are not in `sources` are skipped."""
-        first, start, end = part.payload
-        for number, _, text in self.lines.raw(start, end, first):
-            where = self.lines.where(number)
-            try:
-                line = self.lines.parse(text, number)
-                if line is not None:
-                    images = [self.images.read(page, where=where) for page in line.pages]
-                    yield SourceSample(record=line.record, images=images)
-            except SampleError as error:
-                yield error
+    def convert(self, given: dict[str, Any], number: int, *, num_images: int, marked: bool) -> dict[str, Any]:
+        record = super().convert(given, number, num_images=num_images, marked=marked)
+        record.setdefault("id", f"{path_text(self.path.stem)}/{number}")
+        return record
 
 
-_IN_MEMORY_BYTES = 256 << 20
-"""Waiting pages beyond this lie in a temporary file."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocDownstreamArchive(DocDownstream):
+@dataclass(frozen=True, kw_only=True)
+class DocDownstreamArchive(DocDownstreamFolder):
     """Lines whose pages lie in a tar in pieces.
 
     Attributes:
@@ -205,19 +91,21 @@ class DocDownstreamArchive(DocDownstream):
 
         Raises:
             ConfigError: A piece of the archive is missing, or a dataset of `sources` does not occur.
-            DataError: No such file, or its lines are of another schema.
         """
         if not self.pieces:
             raise ConfigError("name the pieces of the archive with --archive")
         ordered_pieces(self.pieces)
-        self.lines.check()
-        return [Part(name=self.lines.path.name, payload=(), rows=sum(1 for _ in self.lines.raw()))]
+        self.check()
+        return [Part(name=self.path.name, payload=(), rows=sum(1 for _ in self.raw()))]
 
     def input_bytes(self) -> int:
         """Estimate the bytes of all pages, counted once per line, from the size of the archive."""
-        pages = self.lines.pages()
-        size = sum(piece.size for piece in self.pieces)
-        return size * pages.total() // max(len(pages), 1)
+        lines = (or_error(self.parse, text, number) for number, _, text in self.raw())
+        pages = Counter(page for line in lines if isinstance(line, tuple) for page in line[1])
+        return sum(piece.size for piece in self.pieces) * pages.total() // max(len(pages), 1)
+
+    def spool_bytes(self) -> int:
+        return self.input_bytes()
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield invalid lines, then samples in the order in which they complete, then lines with missing pages.
@@ -225,56 +113,46 @@ class DocDownstreamArchive(DocDownstream):
         Raises:
             DataError: The archive is damaged.
         """
-        del part  # there is only one
-        pending = _PendingLines()
-        for number, at, text in self.lines.raw():
-            try:
-                line = self.lines.parse(text, number)
-            except SampleError as error:
-                yield error
-                continue
-            if line is not None and line.pages:
-                pending.add(number, at, map(_page, line.pages))
-            elif line is not None:
-                yield SourceSample(record=line.record, images=[])
-        with _PageCache() as cache:
-            yield from self._from_archive(pending, cache)
-        for number, missing in pending.incomplete():
-            where = self.lines.where(number)
-            yield SampleError(f"{where}: image {describe_source(missing)} is not in the archive", "missing_image")
+        with tempfile.TemporaryDirectory(prefix="pages-") as folder:
+            pending = _PendingLines(folder=Path(folder))
+            for number, at, text in self.raw():
+                line = or_error(self.parse, text, number)
+                if isinstance(line, SampleError):
+                    yield line
+                elif line is not None and line[1]:
+                    pending.add(number, at, map(_page, line[1]))
+                elif line is not None:
+                    yield SourceSample(record=line[0], images=[])
+            yield from self._from_archive(pending)
+            for number, missing in pending.incomplete():
+                where = self.where(number)
+                yield SampleError(f"{where}: image {describe_source(missing)} is not in the archive", "missing_image")
 
-    def _from_archive(self, pending: "_PendingLines", cache: "_PageCache") -> Iterator[SourceSample | SampleError]:
-        files = stream_files(ordered_pieces(self.pieces), lambda name: pending.needs(_page(name)))
+    def _from_archive(self, pending: "_PendingLines") -> Iterator[SourceSample | SampleError]:
+        files = stream_files(ordered_pieces(self.pieces), lambda name: bool(pending.waiting_for(_page(name))))
         for name, image in _decode_ahead(files):
             page = _page(name)
-            numbers = pending.pop_lines(page)
+            numbers = pending.waiting_for(page)
             if isinstance(image, SampleError):
                 for number in numbers:
-                    pending.drop(number, cache)
-                    yield SampleError(f"{self.lines.where(number)}: {image}", image.reason)
+                    pending.drop(number)
+                    yield SampleError(f"{self.where(number)}: {image}", image.reason)
                 continue
-            complete = [number for number in numbers if pending[number].missing == 1]
+            complete = [number for number in numbers if not pending.missing(number) - {page}]
             if len(complete) < len(numbers):
-                cache.add(page, image, users=len(numbers) - len(complete))
-            for number in numbers:
-                if number in complete:
-                    yield self._sample(number, {page: image}, pending, cache)
-                else:
-                    pending[number].missing -= 1
-                    pending[number].cached.append(page)
+                pending.keep(page, image)
+            for number in complete:
+                yield self._sample(number, {page: image}, pending)
 
-    def _sample(
-        self, number: int, images: dict[str, EncodedImage], pending: "_PendingLines", cache: "_PageCache"
-    ) -> SourceSample:
-        """Make the sample of a line from its last page and the cached ones."""
-        with self.lines.path.open("rb") as stream:
-            stream.seek(pending[number].offset)
-            line = self.lines.parse(stream.readline(), number)
+    def _sample(self, number: int, images: dict[str, EncodedImage], pending: "_PendingLines") -> SourceSample:
+        """Make the sample of a line from its last page and those that are kept."""
+        at = pending.lines[number].offset
+        line = next(self.parse(text, number) for _, _, text in self.raw(at, at + 1, number))
         assert line is not None  # it was valid when it was added
-        pages = [_page(page) for page in line.pages]
-        found = images | {page: cache.get(page) for page in pages if page not in images}
-        pending.drop(number, cache)
-        return SourceSample(record=line.record, images=[found[page] for page in pages])
+        pages = [_page(page) for page in line[1]]
+        found = images | {page: pending.get(page) for page in pages if page not in images}
+        pending.drop(number)
+        return SourceSample(record=line[0], images=[found[page] for page in pages])
 
 
 def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tuple[bytes, str] | SampleError]]:
@@ -294,96 +172,62 @@ def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tup
         yield from ((name, future.result()) for name, future in ahead)
 
 
-@dataclass(kw_only=True, slots=True)
-class _Line:
-    """A line that waits for pages: its byte in the file, the number of missing pages, and the pages in the cache."""
-
+class _Line(NamedTuple):
     offset: int
-    missing: int
-    cached: list[str] = field(default_factory=list)
+    pages: tuple[str, ...]
 
 
-class _PendingLines(dict[int, _Line]):
-    """Lines that wait for pages, by number."""
+@dataclass(kw_only=True, slots=True)
+class _PendingLines:
+    """Lines that wait for pages, and in files the pages that have passed and are still needed.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._by_page: dict[str, list[int]] = {}
+    Attributes:
+        folder: Folder of the files.
+        lines: Number of a line -> its first byte, and its pages.
+    """
+
+    folder: Path
+    lines: dict[int, _Line] = field(default_factory=dict)
+    _numbers: dict[str, list[int]] = field(default_factory=dict)
+    _kept: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    _names: Iterator[int] = field(default_factory=count)
 
     def add(self, number: int, offset: int, pages: Iterable[str]) -> None:
-        """Add a line that begins at byte `offset` of its file and waits for pages."""
-        names = tuple(dict.fromkeys(pages))
-        self[number] = _Line(offset=offset, missing=len(names))
-        for page in names:
-            self._by_page.setdefault(page, []).append(number)
+        """Add a line."""
+        self.lines[number] = _Line(offset, tuple(dict.fromkeys(pages)))
+        for page in self.lines[number].pages:
+            self._numbers.setdefault(page, []).append(number)
 
-    def needs(self, page: str) -> bool:
-        """Whether a line still waits for a page."""
-        return any(number in self for number in self._by_page.get(page, ()))
+    def waiting_for(self, page: str) -> list[int]:
+        """Return the lines that wait for a page; of pages of one name the first one counts."""
+        return [] if page in self._kept else list(self._numbers.get(page, ()))
 
-    def pop_lines(self, page: str) -> list[int]:
-        """Return the lines that wait for a page; a later page of the same name is ignored."""
-        return [number for number in self._by_page.pop(page, ()) if number in self]
+    def missing(self, number: int) -> set[str]:
+        """Return the pages that have not passed."""
+        return set(self.lines[number].pages) - self._kept.keys()
 
-    def drop(self, number: int, cache: "_PageCache") -> None:
-        """Remove a line and release its pages."""
-        for page in self.pop(number).cached:
-            cache.free(page)
-
-    def incomplete(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines that are left, each with a page that is not in the archive."""
-        first: dict[int, str] = {}
-        for page, numbers in self._by_page.items():
-            for number in numbers:
-                first.setdefault(number, page)
-        yield from ((number, first[number]) for number in sorted(self))
-
-
-class _PageCache:
-    """Pages of incomplete lines: in memory up to a limit, beyond it as files of a temporary folder."""
-
-    def __init__(self, limit: int = _IN_MEMORY_BYTES) -> None:
-        self.in_memory = 0
-        self._limit = limit
-        self._pages: dict[str, tuple[bytes | Path, str]] = {}
-        self._users: dict[str, int] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="pages-")  # closed by __exit__
-        self._files = 0
-
-    def __enter__(self) -> "_PageCache":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-    def add(self, page: str, image: tuple[bytes, str], *, users: int) -> None:
-        """Keep a page until `users` lines have freed it."""
-        data, ending = image
-        kept: bytes | Path = data
-        if self.in_memory + len(data) > self._limit:
-            kept = Path(self._folder.name) / str(self._files)
-            kept.write_bytes(data)
-            self._files += 1
-        else:
-            self.in_memory += len(data)
-        self._pages[page], self._users[page] = (kept, ending), users
+    def keep(self, page: str, image: tuple[bytes, str]) -> None:
+        """Keep a page until its last line is dropped."""
+        path = self.folder / str(next(self._names))
+        path.write_bytes(image[0])
+        self._kept[page] = path, image[1]
 
     def get(self, page: str) -> EncodedImage:
         """Return a page that is kept."""
-        kept, ending = self._pages[page]
-        return (kept if isinstance(kept, bytes) else kept.read_bytes()), ending
+        path, ending = self._kept[page]
+        return path.read_bytes(), ending
 
-    def free(self, page: str) -> None:
-        """Release a page for one line; the last line removes it."""
-        self._users[page] -= 1
-        if self._users[page]:
-            return
-        kept, _ = self._pages.pop(page)
-        del self._users[page]
-        if isinstance(kept, bytes):
-            self.in_memory -= len(kept)
-        else:
-            kept.unlink()
+    def drop(self, number: int) -> None:
+        """Remove a line, and pages that no other one waits for."""
+        for page in self.lines.pop(number).pages:
+            self._numbers[page].remove(number)
+            if not self._numbers[page] and page in self._kept:
+                self._kept.pop(page)[0].unlink()
+
+    def incomplete(self) -> Iterator[tuple[int, str]]:
+        """Yield the lines that are left, each with a page that is not in the archive."""
+        for number, line in sorted(self.lines.items()):
+            yield number, next(page for page in line.pages if page not in self._kept)
 
 
 def _page(name: str) -> str:
@@ -426,20 +270,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _open_source(options: argparse.Namespace) -> RawData:
     chosen, pieces = _files(options)
-    source = options.source or "docdownstream"
     if not pieces and not chosen.local and not options.image_root:
         raise ConfigError(
             f"{chosen.path} does not lie on this disk, and neither --archive nor --image-root says where its pages are"
         )
-    lines = DocumentLines(
-        path=fetched_list(chosen, PackOptions.from_args(options)),
-        origin="" if chosen.local else chosen.path,
-        sources=tuple(options.sources),
-    )
+    given: dict[str, Any] = {
+        "path": fetched_list(chosen, PackOptions.from_args(options)),
+        "origin": "" if chosen.local else chosen.path,
+        "sources": tuple(options.sources),
+        "source": options.source or "docdownstream",
+    }
     if pieces:
-        return DocDownstreamArchive(lines=lines, pieces=tuple(pieces), source=source)
-    root = options.image_root or Path(chosen.path).parent
-    return DocDownstreamFolder(lines=lines, images=ImageFolder(root=root), source=source)
+        return DocDownstreamArchive(**given, pieces=tuple(pieces))
+    return DocDownstreamFolder(**given, image_root=options.image_root or Path(chosen.path).parent)
 
 
 def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:

@@ -9,13 +9,12 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from alignvlm_pl.errors import ConfigError, DataError
@@ -31,75 +30,27 @@ from .input_files import add_parquet_options, choose_list, fetched_list, parquet
 from .pack.engine import pack, print_yield
 from .pack.options import PackOptions, add_options
 from .sources.dialogues import read_conversation
-from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names, total_bytes
-from .sources.json_files import ListSlice, check_object, element_ranges, is_list, slice_list, value_or_error
+from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names
+from .sources.json_files import RawRecord, is_list, parse_object, raw_elements
 from .sources.parquet_rows import ParquetRows
+from .sources.record_files import RecordFile
 from .sources.source import Part, RawData, SourceSample, checked_image, or_error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LLaVARecords:
-    """The records of a JSON list.
+@dataclass(frozen=True, kw_only=True)
+class LLaVAList(RecordFile):
+    """The records of a JSON list, with images in a folder."""
 
-    Attributes:
-        path: The list.
-        origin: Name of the list in errors; empty: its path.
-        name: Name of the dataset.
-        source: Value of ``source`` for records without ``data_source``.
-        license: Terms of the dataset.
-    """
-
-    path: Path
-    origin: str = ""
     name: str = "llava"
     source: str = "llava"
-    license: str = "unknown"
+    schema = LISTS
 
-    @property
-    def label(self) -> str:
-        """Name of the list in errors."""
-        return self.origin or str(self.path)
+    def raw(self, *place: int) -> Iterator[RawRecord]:
+        return raw_elements(self.path, *place)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LLaVAList(LLaVARecords):
-    """Records with images in a folder.
-
-    Attributes:
-        images: Folder that the records' paths are relative to.
-    """
-
-    images: ImageFolder
-
-    def parts(self) -> list[Part]:
-        """Return a part for each few thousand records.
-
-        Raises:
-            DataError: The file is no JSON list, or its records are of another schema.
-        """
-        pieces = slice_list(self.path)
-        for piece in pieces[:1]:
-            LISTS.check_records(piece.load(self.path), "conversations", where=self.label)
-        return [Part(name=f"{self.path.name}#{piece.first}", payload=piece, rows=piece.records) for piece in pieces]
-
-    def input_bytes(self) -> int:
-        """Return the size of the list and of all images of the folder."""
-        return self.path.stat().st_size + total_bytes(self.images.root)
-
-    def spool_bytes(self) -> int:
-        """Return the size of the list: images are read again from their files."""
-        return self.path.stat().st_size
-
-    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the records of a part."""
-        piece = ListSlice(*part.payload)
-        for number, record in enumerate(piece.load(self.path), start=piece.first):
-            yield or_error(self._sample, record, number, f"{self.label}, record {number}")
-
-    def _sample(self, record: Any, number: int, where: str) -> SourceSample:
-        readers = [partial(self.images.read, path, where=where) for path in check_paths(record, where=where)]
-        name = record.get("id", number)
-        return llava_sample(record, readers, default=self.source, name=name, where=where)
+    def convert(self, given: dict[str, Any], number: int, *, num_images: int, marked: bool) -> dict[str, Any]:
+        name = given.get("id", number)
+        return llava_record(given, num_images, default=self.source, name=name, where=self.where(number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,31 +76,27 @@ class LLaVARows(ParquetRows):
             for name in ("image", "images")
         }
         readers = [partial(_cell, cell, self.images, where) for cell in given_images(there, where=where)]
-        return llava_sample(row, readers, default=self.source, name=row[columns["id"]], where=where)
+        record = llava_record(row, len(readers), default=self.source, name=row[columns["id"]], where=where)
+        return SourceSample(record=record, images=[read() for read in readers])
 
 
-def check_paths(record: Any, *, where: str) -> list[str]:
-    """Return the paths of a record's images.
+def llava_record(given: Mapping[str, Any], num_images: int, *, default: str, name: Any, where: str) -> dict[str, Any]:
+    """Convert a record to the sample schema.
 
-    Raises:
-        SampleError: `check_object` or `image_names` raises.
-    """
-    return image_names(check_object(record, where=where), where=where)
-
-
-def llava_sample(
-    record: Mapping[str, Any], readers: Sequence[Callable[[], EncodedImage]], *, default: str, name: Any, where: str
-) -> SourceSample:
-    """Convert a record; its images are read once its turns are known to be valid.
+    Args:
+        given: The record.
+        num_images: Number of its images.
+        default: ``source`` of a record without ``data_source``.
+        name: What its id ends with.
+        where: Its name in errors.
 
     Raises:
-        SampleError: It or one of its images is invalid.
+        SampleError: It is invalid.
     """
-    given = record if "messages" in record else {"conversations": None, **record}
-    turns = read_conversation(given, num_images=len(readers), where=where)["messages"]
-    source = str(record.get("data_source") or default)
-    normal = {"id": f"{source}/{name}", "source": source, "task": "instruction", "messages": turns}
-    return SourceSample(record=normal, images=[read() for read in readers])
+    given = given if "messages" in given else {"conversations": None, **given}
+    turns = read_conversation(given, num_images=num_images, where=where)["messages"]
+    source = str(given.get("data_source") or default)
+    return {"id": f"{source}/{name}", "source": source, "task": "instruction", "messages": turns}
 
 
 def _cell(cell: Any, folder: ImageFolder | None, where: str) -> EncodedImage:
@@ -272,11 +219,10 @@ def _exactly(stream: StoredStream, size: int) -> bytes:
 
 
 _PART_RECORDS = 2048
-_CHECKED_RECORDS = 100
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LLaVAZip(LLaVARecords):
+@dataclass(frozen=True, kw_only=True)
+class LLaVAZip(LLaVAList):
     """Records in the order in which a zip holds their first images.
 
     Attributes:
@@ -296,15 +242,9 @@ class LLaVAZip(LLaVARecords):
         Raises:
             DataError: The list is no JSON list, of another schema, or names no image of the zip; or that is no zip.
         """
-        ranges = list(element_ranges(self.path))
+        self.check()
         found = _ZipIndex(stem=Path(self.zip.name).stem, folder=self.folder, places=read_directory(self.zip))
-        with self.path.open("rb") as stream:
-            first = (_load(stream, start, end) for start, end in ranges[:_CHECKED_RECORDS])
-            LISTS.check_records(first, "conversations", where=self.label)
-            rows = [
-                (number, start, end, found.places_of(_load(stream, start, end)))
-                for number, (start, end) in enumerate(ranges)
-            ]
+        rows = [(number, at, at + len(text), found.places_of(text)) for number, at, text in self.raw()]
         if found.missing and not found.found:
             raise DataError(
                 f"{self.zip.path} holds none of the images of {self.label}: expected such as "
@@ -312,16 +252,18 @@ class LLaVAZip(LLaVARecords):
             )
         # The images of a part are contiguous in the zip, which it reads forward.
         rows.sort(key=lambda row: (row[3][0][0] if row[3] and row[3][0] else -1, row[0]))
-        rest, parts = iter(rows), list[Part]()
-        while piece := list(islice(rest, _PART_RECORDS)):
-            # One text: parts hold plain values.
-            name = f"{self.path.name}#{len(parts)}"
-            parts.append(Part(name=name, payload=(json.dumps(piece),), rows=len(piece)))
-        return parts
+        pieces = [rows[at : at + _PART_RECORDS] for at in range(0, len(rows), _PART_RECORDS)]
+        # One text: parts hold plain values.
+        return [
+            Part(name=f"{self.path.name}#{number}", payload=(json.dumps(piece),), rows=len(piece))
+            for number, piece in enumerate(pieces)
+        ]
 
     def input_bytes(self) -> int:
-        """Return the size of list and zip."""
         return self.path.stat().st_size + self.zip.size
+
+    def spool_bytes(self) -> int:
+        return self.input_bytes()
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield the records of a part.
@@ -331,25 +273,19 @@ class LLaVAZip(LLaVARecords):
         """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
             for number, start, end, places in json.loads(part.payload[0]):
-                record = _load(records, start, end)
-                yield or_error(self._sample, record, number, places, images, f"{self.label}, record {number}")
+                records.seek(start)
+                yield or_error(self._sample, records.read(end - start), number, places, images)
 
-    def _sample(
-        self, record: Any, number: int, places: list[list[int] | None], images: StoredStream, where: str
-    ) -> SourceSample:
-        readers = [
-            partial(self._image, path, place, images, where)
-            for path, place in zip(check_paths(record, where=where), places, strict=True)
-        ]
-        name = record.get("id", number)
-        return llava_sample(record, readers, default=self.source, name=name, where=where)
-
-    def _image(self, path: str, place: list[int] | None, images: StoredStream, where: str) -> EncodedImage:
-        self.folder.relative(path, where=where)
-        label = f"{where}: image {describe_source(path)}"
-        if place is None:
-            raise SampleError(f"{label} is not in {self.zip.path}", "missing_image")
-        return checked_image(read_member(images, ZipPlace(*place), where=label), label)
+    def _sample(self, text: bytes, number: int, places: list[list[int] | None], images: StoredStream) -> SourceSample:
+        record, paths = self.parse(text, number) or ({}, [])
+        found: list[EncodedImage] = []
+        for path, place in zip(paths, places, strict=True):
+            self.folder.relative(path, where=self.where(number))
+            label = f"{self.where(number)}: image {describe_source(path)}"
+            if place is None:
+                raise SampleError(f"{label} is not in {self.zip.path}", "missing_image")
+            found.append(checked_image(read_member(images, ZipPlace(*place), where=label), label))
+        return SourceSample(record=record, images=found)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -362,10 +298,10 @@ class _ZipIndex:
     found: int = 0
     missing: str = ""
 
-    def places_of(self, record: Any) -> list[ZipPlace | None]:
+    def places_of(self, record: bytes) -> list[ZipPlace | None]:
         """Return the places of a record's images in the zip; None for a missing one."""
         try:
-            paths = check_paths(record, where="")
+            paths = image_names(parse_object(record, where=""), where="")
         except SampleError:  # counted when it is read
             return []
         return [self._place(path) for path in paths]
@@ -383,15 +319,6 @@ class _ZipIndex:
         else:
             self.found += 1
         return place
-
-
-def _load(stream: IO[bytes], start: int, end: int) -> Any:
-    """Return the record between two bytes (`value_or_error`)."""
-    stream.seek(start)
-    try:
-        return value_or_error(stream.read(end - start))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{stream.name}: the record at byte {start} is not JSON ({error})") from error
 
 
 _LIST = "blip_laion_cc_sbu_558k.json"
@@ -467,8 +394,7 @@ def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | No
     origin, source = "" if file.local else file.path, options.source or "llava"
     if zipped:
         return LLaVAZip(path=path, zip=zipped, origin=origin, source=source)
-    images = ImageFolder(root=Path(root) if root else path.parent)
-    return LLaVAList(path=path, images=images, origin=origin, source=source)
+    return LLaVAList(path=path, image_root=Path(root) if root else path.parent, origin=origin, source=source)
 
 
 def _is_zip(root: str | None) -> bool:

@@ -13,13 +13,12 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.scoring.files import read_predictions
 from alignvlm_pl.scoring.tsv import TabTable
 from datamodules.prepare.cc12m import CaptionTars
-from datamodules.prepare.docdownstream import DocDownstreamFolder, DocumentLines
+from datamodules.prepare.docdownstream import DocDownstreamFolder
 from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.index import index_shards
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.llava import LLaVAList, LLaVAZip
 from datamodules.prepare.rendered_tables import wtq
-from datamodules.prepare.sources.images import ImageFolder
 from datamodules.shards.sample import SampleError
 from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
 from datamodules.shards.verify import Verification
@@ -47,12 +46,11 @@ def open_sources(folder: Path) -> dict[str, object]:
     lines, listed = write(folder / "a.jsonl", "\n".join(rows)), write(folder / "a.json", f"[{', '.join(rows)}]")
     with zipfile.ZipFile(folder / "images.zip", "w") as zipped:
         zipped.writestr("a.png", b"x")
-    images = ImageFolder(root=folder)
     return {
         "jsonl": JsonlData(path=lines, image_root=folder, source="a"),
         "jsonl list": JsonlData(path=listed, image_root=folder, source="a"),
-        "docdownstream": DocDownstreamFolder(lines=DocumentLines(path=lines), images=images),
-        "llava": LLaVAList(path=listed, images=images),
+        "docdownstream": DocDownstreamFolder(path=lines, image_root=folder),
+        "llava": LLaVAList(path=listed, image_root=folder),
         "llava zip": LLaVAZip(path=listed, zip=find_file(str(folder / "images.zip"))),
     }
 

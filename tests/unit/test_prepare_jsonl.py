@@ -176,7 +176,7 @@ def test_a_file_without_any_usable_record_is_an_error(root):
         prepare(root, "out")
     assert not (root / "out" / "manifest.json").exists()
     (root / "train.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no such jsonl file: .*train\.jsonl"):
+    with pytest.raises(DataError, match=r"no such file: .*train\.jsonl"):
         prepare(root, "out")
 
 

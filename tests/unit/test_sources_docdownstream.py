@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare import docdownstream, main
-from datamodules.prepare.docdownstream import DocDownstreamArchive, DocDownstreamFolder, DocumentLines
-from datamodules.prepare.sources.images import ImageFolder
+from datamodules.prepare import main
+from datamodules.prepare.docdownstream import DocDownstreamArchive, DocDownstreamFolder
 from datamodules.prepare.sources.source import SourceSample, image_bytes
 from datamodules.shards.sample import SampleError, message_text
 from datamodules.storage.stored_files import StoredFile, local_file
@@ -76,10 +76,10 @@ REASONS = {
 }
 
 
-def write_lines(root: Path, lines: Sequence[Any]) -> DocumentLines:
+def write_lines(root: Path, lines: Sequence[Any]) -> Path:
     path = root / "train.jsonl"
     path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
-    return DocumentLines(path=path)
+    return path
 
 
 def pages() -> dict[str, bytes]:
@@ -107,12 +107,12 @@ def archive(tmp_path) -> list[StoredFile]:
 
 
 @pytest.fixture
-def images(tmp_path) -> ImageFolder:
+def images(tmp_path) -> Path:
     for name, data in pages().items():
         path = tmp_path / "pages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return ImageFolder(root=tmp_path / "pages")
+    return tmp_path / "pages"
 
 
 def read(raw: Any) -> tuple[dict[str, SourceSample], Counter[str]]:
@@ -135,7 +135,7 @@ EXPECTED = {"a": [0], "b": [0, 2], "c": [1], "d": [0], "e": [3, 1, 2], "f": [2, 
 
 
 def test_pages_of_a_folder(tmp_path, images):
-    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [*LINES, *BAD]), images=images))
+    samples, bad = read(DocDownstreamFolder(path=write_lines(tmp_path, [*LINES, *BAD]), image_root=images))
     assert {name: contents(sample) for name, sample in samples.items()} == {
         name: [image_file(number) for number in numbers] for name, numbers in EXPECTED.items()
     }
@@ -157,7 +157,7 @@ def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
     first = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "one"}]}
     answer = {"role": "assistant", "content": "$1"}
     given["messages"] = [first, answer, {"role": "user", "content": "<|image|>two"}, answer]
-    samples, bad = read(DocDownstreamFolder(lines=write_lines(tmp_path, [given]), images=images))
+    samples, bad = read(DocDownstreamFolder(path=write_lines(tmp_path, [given]), image_root=images))
     assert not bad
     sample = samples["one"]
     assert contents(sample) == [image_file(0), image_file(1)]
@@ -167,8 +167,8 @@ def test_pages_may_be_called_images_and_turns_may_be_in_parts(tmp_path, images):
 
 def test_pages_of_the_archive_in_pieces_give_the_same_samples(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
-    from_folder, _ = read(DocDownstreamFolder(lines=lines, images=images))
-    raw = DocDownstreamArchive(lines=lines, pieces=tuple(reversed(archive)))
+    from_folder, _ = read(DocDownstreamFolder(path=lines, image_root=images))
+    raw = DocDownstreamArchive(path=lines, pieces=tuple(reversed(archive)))
     samples, bad = read(raw)
     assert bad == REASONS
     assert {name: (sample.record, contents(sample)) for name, sample in samples.items()} == {
@@ -181,59 +181,50 @@ def test_pages_of_the_archive_in_pieces_give_the_same_samples(tmp_path, images, 
 
 
 def test_samples_come_when_their_last_page_has_passed_and_pages_go(tmp_path, archive, monkeypatch):
-    """With no room in memory, pages lie in files; none is left when the lines are answered."""
+    """Pages that lines still need lie in files; none is left when the lines are answered."""
     seen: list[tuple[str, int]] = []
-    holders = []
-
-    class Watched(docdownstream._PageCache):
-        def __init__(self) -> None:
-            super().__init__(limit=0)
-            holders.append(self)
-
-    monkeypatch.setattr(docdownstream, "_PageCache", Watched)
-    raw = DocDownstreamArchive(lines=write_lines(tmp_path, LINES), pieces=tuple(archive))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    raw = DocDownstreamArchive(path=write_lines(tmp_path, LINES), pieces=tuple(archive))
     for item in raw.read(raw.parts()[0]):
         assert isinstance(item, SourceSample)
-        files = len(list(Path(holders[0]._folder.name).iterdir())) if holders else 0
-        seen.append((message_text(item.record["messages"][0]), files))
+        seen.append((message_text(item.record["messages"][0]), len(list(tmp_path.glob("pages-*/*")))))
     # Page 0 waits for page 2 (b), pages 1 and 2 for page 3 (e); f names page 2 twice.
     assert seen == [("no page", 0), ("a", 1), ("d", 1), ("c", 2), ("b", 2), ("f", 2), ("e", 0)]
-    assert not Path(holders[0]._folder.name).exists()
-    assert holders[0].in_memory == 0
+    assert not list(tmp_path.glob("pages-*"))
 
 
 def test_only_some_datasets(tmp_path, images, archive):
     lines = write_lines(tmp_path, [*LINES, *BAD])
-    chart = DocumentLines(path=lines.path, sources=("ChartQA",))
+    chart = {"path": lines, "sources": ("ChartQA",)}
     for raw in (
-        DocDownstreamFolder(lines=chart, images=images),
-        DocDownstreamArchive(lines=chart, pieces=tuple(archive)),
+        DocDownstreamFolder(**chart, image_root=images),
+        DocDownstreamArchive(**chart, pieces=tuple(archive)),
     ):
         samples, bad = read(raw)
         assert set(samples) == {"c", "no page"}
         assert bad == {"bad_json": 2}
-    wrong = DocumentLines(path=lines.path, sources=("ChartQ",))
     with pytest.raises(ConfigError, match=r"has no lines of 'ChartQ'; did you mean 'ChartQA'"):
-        DocDownstreamFolder(lines=wrong, images=images).parts()
+        DocDownstreamFolder(path=lines, sources=("ChartQ",), image_root=images).parts()
 
 
 def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, archive):
     lines = write_lines(tmp_path, LINES[:4])
-    folder = DocDownstreamFolder(lines=lines, images=images)
-    assert folder.input_bytes() == 3 * len(image_file(0)) + len(image_file(1)) + len(image_file(2))
-    assert folder.spool_bytes() == lines.path.stat().st_size
+    folder = DocDownstreamFolder(path=lines, image_root=images)
+    assert folder.spool_bytes() == lines.stat().st_size
+    pages = 3 * len(image_file(0)) + len(image_file(1)) + len(image_file(2))
+    assert folder.input_bytes() == folder.spool_bytes() + pages
     whole = sum(piece.size for piece in archive)
-    assert DocDownstreamArchive(lines=lines, pieces=tuple(archive)).input_bytes() == whole * 5 // 3
+    assert DocDownstreamArchive(path=lines, pieces=tuple(archive)).input_bytes() == whole * 5 // 3
 
 
 def test_unsafe_paths_are_refused(tmp_path, images):
     rows = [line("../train.jsonl"), line("/etc/passwd")]
-    assert read(DocDownstreamFolder(lines=write_lines(tmp_path, rows), images=images))[1] == {"unsafe_path": 2}
+    assert read(DocDownstreamFolder(path=write_lines(tmp_path, rows), image_root=images))[1] == {"unsafe_path": 2}
 
 
 def test_parts_cut_a_long_file(tmp_path, images):
     lines = write_lines(tmp_path, [line(page(0), question=str(number)) for number in range(4100)])
-    raw = DocDownstreamFolder(lines=lines, images=images)
+    raw = DocDownstreamFolder(path=lines, image_root=images)
     assert [part.rows for part in raw.parts()] == [2048, 2048, 4]
     samples, bad = read(raw)
     assert (list(samples), bad) == ([str(number) for number in range(4100)], {})
@@ -266,19 +257,19 @@ def test_long_names(tmp_path):
 
 
 def test_a_missing_piece_is_named(tmp_path, archive):
-    raw = DocDownstreamArchive(lines=write_lines(tmp_path, LINES), pieces=(archive[0], archive[2]))
+    raw = DocDownstreamArchive(path=write_lines(tmp_path, LINES), pieces=(archive[0], archive[2]))
     with pytest.raises(ConfigError, match=r"numbered from 0 without a gap, found \[0, 2\]"):
         raw.parts()
     with pytest.raises(ConfigError, match="found"):
-        DocDownstreamArchive(lines=raw.lines, pieces=(archive[1],)).parts()
-    cut = DocDownstreamArchive(lines=raw.lines, pieces=tuple(archive[:2]))
+        DocDownstreamArchive(path=raw.path, pieces=(archive[1],)).parts()
+    cut = DocDownstreamArchive(path=raw.path, pieces=tuple(archive[:2]))
     with pytest.raises(DataError, match=r"partial-imgs\.01, near byte \d+: the archive is damaged or a piece"):
         list(cut.read(cut.parts()[0]))
     with pytest.raises(DataError, match=r"there is no .*partial-imgs\.03"):
         main(
             [
                 "docdownstream",
-                str(raw.lines.path),
+                str(raw.path),
                 str(tmp_path / "out"),
                 "--archive",
                 str(tmp_path / "partial-imgs.03"),

@@ -18,8 +18,8 @@ from datamodules.prepare.cc12m import CaptionTars
 from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.llava import LLaVAList
 from datamodules.prepare.sources import json_files
-from datamodules.prepare.sources.images import ImageFolder, safe_path
-from datamodules.prepare.sources.json_files import slice_list
+from datamodules.prepare.sources.images import safe_path
+from datamodules.prepare.sources.json_files import raw_elements
 from datamodules.shards.sample import SampleError
 from datamodules.storage import fetching
 from datamodules.storage.stored_files import StoredFile, list_files
@@ -259,7 +259,7 @@ def llava_list(root: Path, rows: list[Any], **options: Any) -> LLaVAList:
     for number in range(len(rows)):
         (root / f"images/00453/{number}.png").write_bytes(image_file(number + 2))
     (root / "list.json").write_text(json.dumps(rows, ensure_ascii=False, **options), encoding="utf-8")
-    return LLaVAList(path=root / "list.json", images=ImageFolder(root=root / "images"))
+    return LLaVAList(path=root / "list.json", image_root=root / "images")
 
 
 def test_a_list_of_conversations(tmp_path):
@@ -306,10 +306,11 @@ def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch,
     path = tmp_path / "a.json"
     for number in range(len(rows) + 1):
         path.write_text(json.dumps(rows[:number], ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
-        slices = slice_list(path, records=3)
-        assert [len(piece.load(path)) for piece in slices] == [piece.records for piece in slices]
-        assert [row for piece in slices for row in piece.load(path)] == rows[:number]
-        assert [piece.first for piece in slices] == list(range(0, number, 3))
+        found = list(raw_elements(path))
+        assert [(place, json.loads(text)) for place, _, text in found] == list(enumerate(rows[:number]))
+        for first, begin, _ in found[1:]:
+            end = found[-1][1] + len(found[-1][2])
+            assert list(raw_elements(path, begin, end, first)) == found[first:]
 
 
 @pytest.mark.parametrize(
@@ -333,4 +334,4 @@ def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch,
 def test_what_is_no_list_names_the_byte(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=message):
-        slice_list(tmp_path / "a.json")
+        list(raw_elements(tmp_path / "a.json"))

@@ -1,24 +1,25 @@
 """Lines of a text file, and elements of one JSON list in a large file, without holding the file in memory."""
 
-import contextlib
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeGuard
+from typing import IO, Any, TypeGuard
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, RepeatedKeyError, parse_json, require_line_feeds, require_utf8
+from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_line_feeds, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
 
+RawRecord = tuple[int, int, bytes]
+"""Number, first byte and text of a line, or of an element of a list."""
 
-def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, first byte and text of the lines that are not blank, without a byte order mark.
+
+def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[RawRecord]:
+    """Yield the lines that are not blank, without a byte order mark.
 
     Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
 
@@ -43,6 +44,35 @@ def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1
             if text.strip():
                 yield number, at, text.removeprefix(BOM_UTF8)
             at += len(text)
+
+
+def raw_elements(path: Path, start: int = 0, end: int | None = None, first: int = 0) -> Iterator[RawRecord]:
+    """Yield the elements of the JSON list in a file; of those from byte `start` to `end`, the first has number `first`.
+
+    Raises:
+        DataError: It is no JSON list to its end, or not UTF-8; names the byte.
+    """
+    with path.open("rb") as stream:
+        if end is None:
+            yield from _elements(_Window(stream, path, begin=_text_begin(stream, path)), first)
+            return
+        stream.seek(start)
+        piece = BytesIO(b"[" + stream.read(end - start) + b"]")
+    yield from _elements(_Window(piece, path, begin=start - 1), first)
+
+
+def _elements(text: "_Window", first: int) -> Iterator[RawRecord]:
+    """Yield the elements of a list."""
+    text.begin_list()
+    mark = text.peek()
+    if mark == "]":
+        text.expect("]", "")
+    while mark != "]":
+        text.peek()
+        yield first, text.offset, text.read_element()
+        first += 1
+        mark = text.expect(",]", "expected a comma or the end of the list")
+    text.end()
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -77,24 +107,10 @@ def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
     try:
         record = parse_json(text)
     except (ValueError, RecursionError) as error:
-        record = error
-    return check_object(record, where=where)
-
-
-def check_object(record: Any, *, where: str) -> dict[str, Any]:
-    """Return a parsed record; raise SampleError where it is no object, or the error of its JSON (``bad_json``)."""
-    if isinstance(record, Exception):
-        raise SampleError(f"{where}: not JSON ({record})", "bad_json") from record
+        raise SampleError(f"{where}: not JSON ({error})", "bad_json") from error
     if not isinstance(record, dict):
         raise SampleError(f"{where}: expected an object, found {record!r:.60}", "bad_json")
     return record
-
-
-def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
-    """Yield the values of lines of JSON; lines that are not JSON are skipped."""
-    for text in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(text)
 
 
 def is_text(value: object) -> TypeGuard[str]:
@@ -105,7 +121,6 @@ def is_text(value: object) -> TypeGuard[str]:
         return False
 
 
-SLICE_RECORDS = 4096
 _HEAD = 4096
 _BLOCK_BYTES = 4 << 20
 _LARGEST_ELEMENT = 64 << 20
@@ -114,96 +129,14 @@ _AFTER = (",", "]", " ", "\t", "\r", "\n")
 _SPACE = re.compile(r"[ \t\r\n]+")
 
 
-class ListSlice(NamedTuple):
-    """A few elements of a list.
-
-    Attributes:
-        first: Number of the first one, from 0.
-        records: How many.
-        start: Byte at which the first one begins.
-        end: Byte after the last one.
-    """
-
-    first: int
-    records: int
-    start: int
-    end: int
-
-    def load(self, path: Path) -> list[Any]:
-        """Parse the elements; one in which a key is given twice is returned as its error (`check_object`).
-
-        Raises:
-            DataError: The file has changed since it was cut, or is not UTF-8.
-        """
-        with path.open("rb") as stream:
-            stream.seek(self.start)
-            text = b"[" + stream.read(self.end - self.start) + b"]"
-        try:
-            found: list[Any] = parse_json(text)
-        except RepeatedKeyError:
-            return [value_or_error(text[begin:end]) for begin, end in _ranges(BytesIO(text), path)]
-        except ValueError as error:
-            raise DataError(
-                f"{path}: records {self.first} to {self.first + self.records - 1} are not JSON ({error})"
-            ) from error
-        return found
-
-
-def value_or_error(text: bytes) -> Any:
-    """Parse a value; one in which a key is given twice is returned as its error (`check_object`)."""
-    try:
-        return parse_json(text)
-    except RepeatedKeyError as error:
-        return error
-
-
-def slice_list(path: Path, *, records: int = SLICE_RECORDS) -> list[ListSlice]:
-    """Cut the list in a file.
-
-    Raises:
-        DataError: There is no such file, or it is no JSON list to its end; names the byte.
-    """
-    slices: list[ListSlice] = []
-    ranges = element_ranges(path)
-    while piece := list(islice(ranges, records)):
-        first = slices[-1].first + records if slices else 0
-        slices.append(ListSlice(first=first, records=len(piece), start=piece[0][0], end=piece[-1][1]))
-    return slices
-
-
-def element_ranges(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the byte at which each element of a list begins, and the one after its end.
-
-    Raises:
-        DataError: There is no such file, or it is no JSON list to its end; names the byte.
-    """
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    with path.open("rb") as stream:
-        yield from _ranges(stream, path)
-
-
-def _ranges(stream: IO[bytes], path: Path) -> Iterator[tuple[int, int]]:
-    text = _Window(stream, path, begin=_text_begin(stream, path))
-    text.begin_list()
-    mark = text.peek()
-    if mark == "]":
-        text.expect("]", "")
-    while mark != "]":
-        text.peek()
-        begin = text.offset
-        text.skip_element()
-        yield begin, text.offset
-        mark = text.expect(",]", "expected a comma or the end of the list")
-    text.end()
-
-
 def is_list(path: Path) -> bool:
     """Return whether a file begins as a JSON list, whatever its name ends with.
 
     Raises:
-        DataError: It is UTF-16 or UTF-32.
+        DataError: There is no such file, or it is UTF-16 or UTF-32.
     """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:
         _text_begin(stream, path)
         return stream.read(_HEAD).lstrip()[:1] == b"["
@@ -247,11 +180,7 @@ class _Window:
                 return self._held[self._at : self._at + 1]
 
     def begin_list(self) -> None:
-        """Consume the bracket that begins the list.
-
-        Raises:
-            DataError: Something else is there.
-        """
+        """Consume the bracket that begins the list, or raise DataError."""
         if self.peek() == "{":
             name = self._path.name
             raise DataError(
@@ -261,11 +190,7 @@ class _Window:
         self.expect("[", "it holds no JSON list")
 
     def end(self) -> None:
-        """Check that nothing follows the list.
-
-        Raises:
-            DataError: Something does.
-        """
+        """Raise DataError where something follows the list."""
         if self.peek():
             rest = self._held[self._at : self._at + 20]
             raise DataError(
@@ -274,11 +199,7 @@ class _Window:
             )
 
     def expect(self, marks: str, problem: str) -> str:
-        """Consume one of the characters `marks` and return it.
-
-        Raises:
-            DataError: Another character follows.
-        """
+        """Consume one of the characters `marks` and return it, or raise DataError."""
         mark = self.peek()
         if not mark or mark not in marks:
             found = repr(mark) if mark else "the end of the file"
@@ -286,12 +207,8 @@ class _Window:
         self._at += 1
         return mark
 
-    def skip_element(self) -> None:
-        """Skip the element that begins here.
-
-        Raises:
-            DataError: It is not JSON.
-        """
+    def read_element(self) -> bytes:
+        """Return the text of the element that begins here, or raise DataError where it is not JSON or not UTF-8."""
         while True:
             try:
                 _, end = self._decode(self._held, self._at)
@@ -302,11 +219,16 @@ class _Window:
                         f"{self._path}: the element at byte {self.offset} is not JSON ({error}); fetch the file again"
                     ) from error
                 continue
-            length = end - self._at
+            text = self._held[self._at : end].encode("latin-1")
             # A number may continue beyond the window: `-1`, then `.5`.
             if self._held[end - 1] in _CLOSING or self._held[end : end + 1] in _AFTER or not self._more():
-                self._at += length
-                return
+                break
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._path}: the record at byte {self.offset} is not JSON ({error})") from error
+        self._at += len(text)
+        return text
 
     def _more(self) -> bool:
         """Read the next block and drop consumed text; False at the end of the file."""
