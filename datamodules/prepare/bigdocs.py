@@ -24,7 +24,7 @@ from .rendered_tables.tabfact import FactTables
 from .rendered_tables.table_questions import TableNames, TableRelease
 from .rendered_tables.tables import render_table, to_png
 from .rendered_tables.wtq import WikiTables
-from .sources.images import EncodedImage, ImageFolder, embedded_image
+from .sources.images import EncodedImage, FolderIndex, ImageFolder, embedded_image
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
 
@@ -66,10 +66,9 @@ class RenderedTables:
             self._rendered[table] = pages
         return self._rendered[table]
 
-    def estimate(self) -> tuple[int, int]:
-        """Estimate the bytes of all pages, and of those copied into the spool: all."""
-        size = len(self.names.whole) * _TABLE_BYTES
-        return size, size
+    def total_bytes(self) -> int:
+        """Estimate the size of all pages."""
+        return len(self.names.whole) * _TABLE_BYTES
 
 
 WITH_IMAGES = ("ArxivOCR", "ArxivTableCap", "cord-v2")
@@ -101,12 +100,10 @@ class BigDocs(ParquetRows):
     optional = (_NAME, *_PROVENANCE, *_TASKS)
 
     def input_bytes(self) -> int:
-        """Estimate the size of the files and of the named images."""
-        return super().input_bytes() + (self.images.estimate()[0] if self.images else 0)
+        return super().input_bytes() + (self.images.total_bytes() if self.images else 0)
 
     def spool_bytes(self) -> int:
-        """Estimate the bytes copied into the spool."""
-        return super().input_bytes() + (self.images.estimate()[1] if self.images else 0)
+        return super().input_bytes() if isinstance(self.images, ImageFolder) else self.input_bytes()
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
         """Raise if rows only name their images and no source of images is given."""
@@ -204,7 +201,7 @@ def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedI
     if config in WITH_IMAGES and (image_root or tables):
         raise ConfigError(f"{config} holds its images: remove --image-root and --tables")
     if tables is None:
-        return ImageFolder.indexed(image_root) if image_root else None
+        return ImageFolder(root=image_root, index=FolderIndex(image_root)) if image_root else None
     if config not in FROM_TABLES or image_root:
         raise ConfigError("--tables is for TabFact and WikiTQ, and --image-root does not go with it")
     if not tables.is_dir():

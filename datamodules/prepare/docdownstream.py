@@ -6,6 +6,7 @@ of the hub only the file of lines is stored while the command runs.
 
 import argparse
 import posixpath
+import sys
 import tempfile
 import warnings
 from collections import Counter, deque
@@ -231,8 +232,8 @@ class _PendingLines:
 
 
 def _page(name: str) -> str:
-    """Return the path of a page as lines and archive both write it."""
-    return posixpath.normpath(name).removeprefix("/")
+    """Return the path of a page as lines and archive both write it, one text for all lines that name it."""
+    return sys.intern(posixpath.normpath(name).removeprefix("/"))
 
 
 _LIST = "train.jsonl"

@@ -30,7 +30,7 @@ from .pack.engine import pack, print_yield
 from .pack.options import add_options
 from .pack.work_folder import files_digest
 from .sources.dialogues import check_answered
-from .sources.images import ImageFolder, image_paths, total_bytes
+from .sources.images import ImageFolder, image_paths
 from .sources.source import Part, SourceSample, or_error
 
 _PART_IMAGES = 256
@@ -77,7 +77,7 @@ class SidecarFolder:
 
     def input_bytes(self) -> int:
         """Return the size of all images."""
-        return total_bytes(self.root)
+        return ImageFolder(root=self.root).total_bytes()
 
     def spool_bytes(self) -> int:
         """Estimate the size of the texts: images are read again from their files."""

@@ -1,11 +1,11 @@
 """LLaVA's conversations -> turns in the sample schema."""
 
-import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from ...shards.sample import Message, SampleError, message_text
-from ...shards.sample_formats import convert_docdownstream, image_marks, require_images_only, split_marks
+from ...shards.sample_formats import convert_docdownstream
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -14,67 +14,56 @@ def read_conversation(record: Mapping[str, Any], *, num_images: int, where: str,
     """Convert a record of a list, as LLaVA, LLaMA-Factory, ms-swift or DocDownstream write it, to the sample schema.
 
     Args:
-        record: It has ``messages`` (`convert_docdownstream`) or ``conversations`` (`llava_turns`).
+        record: It has ``messages`` (`convert_docdownstream`), or ``conversations`` with turns of ``{from, value}``, in
+            which each ``<image>`` of the human becomes an image part where it stands.
         num_images: Number of its images.
         where: Name of the record in errors.
         marked: As of `convert_docdownstream`.
 
     Raises:
-        SampleError: As of these functions.
+        SampleError: No turns, an unknown speaker, no text (``bad_conversation``), ``<image>`` is not there once for
+            each image (``placeholder_count``), nothing is answered (``empty_answer``), or as `convert_docdownstream`.
     """
     if "messages" in record or "conversations" not in record:
         return convert_docdownstream(record, num_images=num_images, where=where, marked=marked)
-    require_images_only(record, where=where)
-    turns = llava_turns(record["conversations"], num_images=num_images, where=where)
-    return convert_docdownstream({**record, "messages": turns}, num_images=num_images, where=where)
-
-
-def llava_turns(conversations: Any, *, num_images: int, where: str) -> list[Message]:
-    """Convert turns of ``{from, value}``; each ``<image>`` of the human's turns becomes an image part where it stands.
-
-    Args:
-        conversations: The turns.
-        num_images: Number of images of the row.
-        where: Name of the row in errors.
-
-    Raises:
-        SampleError: No turns, an unknown speaker, no text (``bad_conversation``), ``<image>`` is not there once for
-            each image (``placeholder_count``), or nothing is answered (``empty_answer``).
-    """
-    if not isinstance(conversations, list) or not conversations:
-        raise SampleError(f"{where}: expected a list of turns, found {conversations!r:.120}", "bad_conversation")
-    for number, turn in enumerate(conversations):
-        speaker = turn.get("from") if isinstance(turn, Mapping) else None
-        text = turn.get("value") if isinstance(turn, Mapping) else None
-        if speaker not in _ROLES or not isinstance(text, str):
+    given = record["conversations"]
+    if not isinstance(given, list) or not given:
+        raise SampleError(f"{where}: expected a list of turns, found {given!r:.120}", "bad_conversation")
+    turns: list[Message] = []
+    for number, turn in enumerate(given):
+        speaker, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
+        if speaker not in tuple(_ROLES) or not isinstance(text, str):
             raise SampleError(
                 f"{where}: turn {number} needs 'from' ({', '.join(_ROLES)}) and 'value' (a text), found {turn!r:.120}",
                 "bad_conversation",
             )
-    asked = [turn["value"] for turn in conversations if turn["from"] == "human"]
-    mark = image_marks(asked, num_images, where=where)
-    # The line break that parts a placeholder from its text goes with it.
-    mark = re.compile(rf"\n?(?:{mark.pattern})\n?") if asked else mark
-    turns: list[Message] = []
-    images = 0
-    for turn in conversations:
-        human = turn["from"] == "human"
-        content = split_marks(turn["value"], mark, images) if human else [{"type": "text", "text": turn["value"]}]
-        images += sum(part["type"] == "image" for part in content)
-        turns.append({"role": _ROLES[turn["from"]], "content": content})
-    answers = [turn["content"][0]["text"] for turn in turns if turn["role"] == "assistant"]
-    if not answers or not any(text.strip() for text in answers):
+        # Elsewhere `<image>` is a word of the text.
+        content = text if speaker == "human" else [{"type": "text", "text": text}]
+        turns.append({"role": _ROLES[speaker], "content": content})
+    normal = convert_docdownstream({**record, "messages": turns}, num_images=num_images, where=where)
+    turns = normal["messages"]
+    if not any(message_text(turn).strip() for turn in turns if turn["role"] == "assistant"):
         raise SampleError(f"{where}: no turn of gpt with text", "empty_answer")
-    return turns
+    for turn in turns:
+        if turn["role"] == "user":
+            turn["content"] = _without_breaks(turn["content"])
+    return normal
+
+
+def _without_breaks(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Remove the line break between an image and the text before or after it."""
+    for part, following in pairwise(content):
+        if following["type"] == "image" and part["type"] == "text":
+            part["text"] = part["text"].removesuffix("\n")
+        elif part["type"] == "image" and following["type"] == "text":
+            following["text"] = following["text"].removeprefix("\n")
+    return [part for part in content if part.get("text") != ""]
 
 
 def check_answered(record: Mapping[str, Any], *, where: str) -> None:
-    """Check that a record in the sample schema has a non-empty answer or reference.
+    """Raise SampleError (``empty_answer``) where all answers and references of a record are empty.
 
     Records without a turn of the assistant pass: they are questions alone, as of a benchmark's test split.
-
-    Raises:
-        SampleError: All its answers are empty (``empty_answer``).
     """
     answers = [message_text(turn) for turn in record["messages"] if turn["role"] == "assistant"]
     if answers and not any(text.strip() for text in (*answers, *record.get("references", ()))):

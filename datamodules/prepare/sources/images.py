@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -18,13 +18,12 @@ from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind
 from ...shards.sample import SampleError
 from ...shards.sample_formats import as_list, image_parts
 from ...storage.file_kinds import IMAGE_ENDINGS, existing_file, is_companion
-from .source import checked_image, checked_image_file
+from .source import checked_image
 
 logger = logging.getLogger(__name__)
 EncodedImage = tuple[bytes | Path, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
-_PREFIX = "image: "
 _PATHS = ("path", "url", "image", "image_url")
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _PAGE_ENDINGS = ("svg", "pdf")
@@ -32,11 +31,10 @@ _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
 def safe_path(name: str, *, where: str) -> PurePosixPath:
-    """Return a relative path after a check that it stays below the folder it is joined to.
+    """Return a relative path that stays below the folder it is joined to.
 
     Raises:
-        SampleError: It is absolute, goes upwards, or cannot be a path (``unsafe_path``), or is an address
-            (``missing_image``).
+        SampleError: It does not, or cannot be a path (``unsafe_path``), or is an address (``missing_image``).
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute():
@@ -82,11 +80,7 @@ def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
 
 
 def given_images(record: Mapping[str, Any], *, where: str) -> list[Any]:
-    """Return what ``image`` or ``images`` of a record holds, as a list.
-
-    Raises:
-        SampleError: Both are there and differ (``bad_row``).
-    """
+    """Return what ``image`` or ``images`` of a record holds, or raise SampleError where both differ (``bad_row``)."""
     image, images = ([] if (held := record.get(name)) == "" else as_list(held) for name in ("image", "images"))
     if image and images and image != images:
         raise SampleError(f"{where}: 'image' and 'images' differ: {image!r:.80}, {images!r:.80}; keep one", "bad_row")
@@ -113,15 +107,6 @@ class ImageFolder:
     root: Path
     index: "FolderIndex | None" = field(default=None, repr=False, compare=False)
 
-    @classmethod
-    def indexed(cls, root: Path) -> "ImageFolder":
-        """Return a folder with an index by name.
-
-        Raises:
-            DataError: There is no such folder.
-        """
-        return cls(root=root, index=index_folder(root))
-
     def read(self, name: str, *, where: str) -> EncodedImage:
         """Read the image at a path relative to the folder, or at an absolute one below it.
 
@@ -133,14 +118,10 @@ class ImageFolder:
             return _checked(existing_file(self.root, below) or self.root / below)
         except SampleError as error:
             advice = "; name its folder with --image-root" if error.reason == "missing_image" else ""
-            raise SampleError(f"{where}: {str(error).removeprefix(_PREFIX)}{advice}", error.reason) from error
+            raise SampleError(f"{where}: {error}{advice}", error.reason) from error
 
     def relative(self, name: str, *, where: str) -> PurePosixPath:
-        """Return the path of an image relative to the folder.
-
-        Raises:
-            SampleError: It is not below the folder, or cannot be a path (``unsafe_path``).
-        """
+        """Return the path of an image relative to the folder, or raise SampleError where it is not below it."""
         given = PurePosixPath(name.removeprefix("file://"))
         if not given.is_absolute():
             return safe_path(name, where=where)
@@ -153,11 +134,7 @@ class ImageFolder:
         )
 
     def find(self, name: str, *, where: str) -> EncodedImage:
-        """Read the image of a name: its path, or its file's name with or without ending, anywhere below the folder.
-
-        Raises:
-            SampleError: As `read`.
-        """
+        """Read the image of a path, or of a file's name with or without ending, anywhere below the folder."""
         path = self.relative(name, where=where)
         if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
@@ -174,37 +151,51 @@ class ImageFolder:
         """Return the single page of a row of BigDocs (`find`)."""
         return [self.find(name, where=where)]
 
-    def estimate(self) -> tuple[int, int]:
-        """Return the bytes of all images, and of those copied into the spool: none."""
-        return total_bytes(self.root), 0
+    def total_bytes(self) -> int:
+        """Return the size of all images."""
+        found = (self.root / path for path in image_paths(self.root))
+        return sum(path.stat().st_size for path in found if path.is_file())
 
 
 @lru_cache(maxsize=32)
 def _checked(path: Path) -> EncodedImage:
-    """Check a file; cached, because consecutive rows often share a page."""
-    return checked_image_file(path, where=_PREFIX.rstrip(": "))
+    """Return the path of an image that decodes to its end, or its bytes if shards need another format.
+
+    Consecutive rows often share a page.
+    """
+    name = f"image {describe_source(path)}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SampleError(f"{name}: {error.strerror}", "missing_image") from error
+    checked, ending = checked_image(data, name)
+    return (path if checked is data else checked), ending
 
 
 class FolderIndex:
-    """Images of a folder by name.
+    """Images of a folder by name; the first path in sorted order where several files have the name.
 
     Not a dataclass: `pack` searches the fields of dataclasses for input files, and these are millions of names.
 
     Attributes:
-        names: File name -> path relative to the folder; the first path in sorted order where several have the name.
+        names: File name -> path relative to the folder.
         stems: File name without its ending -> path.
-        duplicates: Number of files with the name of an earlier one.
+
+    Raises:
+        DataError: There is no such folder.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, root: Path) -> None:
         self.names: dict[str, str] = {}
         self.stems: dict[str, str] = {}
-        self.duplicates = 0
-        for path in paths:
+        duplicates = 0
+        for path in image_paths(root):
             name = normalize("NFC", path.rpartition("/")[2])
-            self.duplicates += name in self.names
+            duplicates += name in self.names
             self.names.setdefault(name, path)
             self.stems.setdefault(name.rpartition(".")[0], path)
+        if duplicates:
+            logger.warning("%s: %d images have the name of an earlier one and are not used", root, duplicates)
 
     def find(self, name: str) -> str | None:
         """Return the path of the image of a name, with or without ending."""
@@ -212,21 +203,7 @@ class FolderIndex:
         return self.names.get(name) or self.stems.get(name)
 
 
-def index_folder(root: Path) -> FolderIndex:
-    """Index the images below a folder.
-
-    Raises:
-        DataError: There is no such folder.
-    """
-    index = FolderIndex(image_paths(root))
-    if index.duplicates:
-        logger.warning("%s: %d images have the name of an earlier one and are not used", root, index.duplicates)
-    return index
-
-
-@lru_cache(maxsize=1)
-def _index_once(root: Path) -> FolderIndex:
-    return index_folder(root)
+_index_once = lru_cache(maxsize=1)(FolderIndex)
 
 
 def image_paths(root: Path) -> Iterator[str]:
@@ -261,12 +238,6 @@ def is_image_file(path: Path) -> bool:
             return is_image_head(stream.read(16))
     except OSError:
         return False
-
-
-def total_bytes(root: Path) -> int:
-    """Return the size of all images below a folder."""
-    found = (root / path for path in image_paths(root))
-    return sum(path.stat().st_size for path in found if path.is_file())
 
 
 def embedded_image(value: Any, *, where: str, folder: ImageFolder | None = None) -> EncodedImage:

@@ -43,11 +43,7 @@ def or_error(convert: Callable[..., Converted], *given: Any, **options: Any) -> 
 
 
 def image_bytes(image: bytes | Path, *, where: str) -> bytes:
-    """Return the bytes of an image of a `SourceSample`.
-
-    Raises:
-        SampleError: Its file cannot be read.
-    """
+    """Return the bytes of an image of a `SourceSample`, or raise SampleError where its file cannot be read."""
     if isinstance(image, bytes):
         return image
     try:
@@ -56,24 +52,13 @@ def image_bytes(image: bytes | Path, *, where: str) -> bytes:
         raise SampleError(f"{where}: image {describe_source(image)}: {error.strerror}", "missing_image") from error
 
 
-def checked_image_file(path: Path, *, where: str) -> tuple[bytes | Path, str]:
-    """Check that an image file decodes to its end; return its path, or its bytes if shards need another format.
-
-    Raises:
-        SampleError: The file cannot be read, or does not decode.
-    """
-    data = image_bytes(path, where=where)
-    checked, ending = checked_image(data, f"{where}: image {describe_source(path)}")
-    return (path if checked is data else checked), ending
-
-
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
     """Check that an image decodes to its end; return it with its file ending, formats other than JPEG and WebP as PNG.
 
-    Its content alone decides. Metadata beyond `MAX_KEPT_BYTES` are removed; of several TIFF pages the first is used.
+    Metadata beyond `MAX_KEPT_BYTES` are removed; of several TIFF pages the first is used.
 
     Raises:
-        SampleError: It does not decode.
+        SampleError: It does not decode (``undecodable_image``).
     """
     try:
         essential = essential_bytes(data)
@@ -113,15 +98,10 @@ class Part:
 
 
 class RawData(Protocol):
-    """Raw data of one source. Objects are pickled into the processes that read the parts.
+    """Raw data of one source: `name` for reports, `license`, and the `source` of samples that name none.
 
-    Implementations are dataclasses whose fields hold all settings and input files: an interrupted run is resumed if
-    their `repr` and the sizes and times of those files are unchanged.
-
-    Attributes:
-        name: Name of the data in reports.
-        source: The ``source`` of samples whose record names none.
-        license: Terms of the data.
+    Implementations are dataclasses whose fields hold all settings and input files, and are pickled into the processes
+    that read the parts. A run is resumed if their `repr` and the sizes and times of those files are unchanged.
     """
 
     @property
@@ -143,10 +123,9 @@ class RawData(Protocol):
         ...
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield one item for each row of a part, in order: a sample, or the error of an invalid row.
+        """Yield a sample, or the error of an invalid row with file and row, for each row of a part in order.
 
-        Images must have been decoded to their end (`checked_image`, `checked_image_file`), and messages must name
-        file and row. The ``id`` of the record, where it has one, should be unique.
+        Images must have been decoded to their end (`checked_image`), and ids should be unique.
 
         Raises:
             DataError: The part cannot be read; packing stops.
