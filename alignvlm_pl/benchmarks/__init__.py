@@ -1,4 +1,4 @@
-"""Benchmarks, one file each, and their registry by name. Nothing here needs torch.
+"""Benchmarks and their registry by name. Nothing here needs torch.
 
 Every `Benchmark` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md).
 """
@@ -36,10 +36,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Return the benchmark that a user names.
-
-    Args:
-        name: A key of `BENCHMARKS`, or the import path of a `Benchmark`, such as `mypackage.benchmarks.INVOICES`.
+    """Return the benchmark of a name, or of the import path of a `Benchmark`, such as `mypackage.benchmarks.INVOICES`.
 
     Raises:
         ConfigError: There is none of this name, or the path names something else.

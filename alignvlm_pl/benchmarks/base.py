@@ -1,4 +1,4 @@
-"""The `Benchmark` type. Each other file of this folder defines one benchmark, or one family."""
+"""The `Benchmark` type, and what the benchmarks of the other files are made of."""
 
 import hashlib
 import re
@@ -27,9 +27,7 @@ class SourceFile:
     """A published file from which `prepare benchmark` makes shards.
 
     Attributes:
-        file: Name of the file.
-        url: Where it is published.
-        format: Format, which chooses the reader in datamodules/prepare/benchmark.py.
+        format: It chooses the reader in datamodules/prepare/benchmark.py.
         size: Number of questions, counted by the benchmark's `count`; None: the benchmark's size.
         contents: Description of the contents if they are not `size` rows.
         md5: Checksums given by the publisher; empty if unknown.
@@ -45,11 +43,9 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """Prompt of a question: `prefix`, the question with its images, the options, `suffix`.
+    """Prompt of a question: `prefix`, the question with its images, its options, `suffix`.
 
     Attributes:
-        prefix: Text before the question.
-        suffix: Text after the question and its options.
         options: Whether the lettered options of ``meta["choices"]`` follow the question.
         place_images: Whether images are inserted at ``<image n>`` in the question or an option.
         reference_sha256: First digits of the sha256 of the reference implementation's prompt, if that is a longer text
@@ -105,12 +101,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
-    """A metric of a benchmark, with the rules under which it is reported; the first is the default.
-
-    Attributes:
-        metric: Name in `alignvlm_pl.metrics.METRICS`.
-        rules: Rules to report; empty: all rules of the metric.
-    """
+    """A metric by its name, and the rules under which it is reported, the default first; empty: all that it has."""
 
     metric: str
     rules: tuple[str, ...] = ()
@@ -123,10 +114,6 @@ class Scoring:
         """
         metric = get_metric(self.metric)
         return metric, tuple(metric.check_rule(rule) for rule in self.rules) or metric.rules
-
-
-def _one(sample: EvalSample) -> int:
-    return 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +155,7 @@ class Benchmark:
     groups: str = ""
     list_answers: bool = True
     only: Mapping[str, str] = field(default_factory=dict)
-    count: Callable[[EvalSample], int] = _one
+    count: Callable[[EvalSample], int] = lambda sample: 1
     paper: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 
@@ -210,12 +197,9 @@ def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Be
 
 
 def with_prompt_files(benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str) -> Benchmark | None:
-    """Return the benchmark with prompts replaced by prompt files.
+    """Return a benchmark, None for an unregistered dataset, with the prompts of parts replaced by prompt files.
 
-    Args:
-        benchmark: The benchmark; None for an unregistered dataset.
-        files: Part (empty: all questions) -> file.
-        name: Name of the dataset in errors.
+    `files` has part (empty: all questions) -> file; `name` is the dataset's in errors.
 
     Raises:
         ConfigError: There is no such part, or the dataset is not a registered benchmark.
