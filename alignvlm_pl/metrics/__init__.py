@@ -1,9 +1,9 @@
-"""Metrics, one file each, and their registry by name.
+"""Metrics and their registry by name. Nothing here needs torch.
 
 Every `Metric` that a file of this folder defines is registered: to add one, add a file (docs/extend/benchmark.md). A
 file holds a pure function `(prediction, references, *, rule)` of the generated text and all accepted texts, and the
 `Metric` made of it, which scores a dataset under every rule. A rule is named after the reference implementation that it
-reproduces to the last digit. Nothing here needs torch.
+reproduces to the last digit; functions raise ConfigError where there is no such rule.
 """
 
 from alignvlm_pl.utils.registry import instances_in, load_instance
@@ -17,10 +17,7 @@ METRICS = instances_in(__name__, __path__, Metric)
 
 
 def get_metric(name: str) -> Metric:
-    """Return the metric of this name, as used in configs and TensorBoard tags.
-
-    Args:
-        name: A key of `METRICS`, or the import path of a `Metric`, such as `mypackage.metrics.TYPOS`.
+    """Return the metric of a name, or of the import path of a `Metric`, such as `mypackage.metrics.TYPOS`.
 
     Raises:
         ConfigError: The name is unknown, the message lists the known ones; or the path names no metric.

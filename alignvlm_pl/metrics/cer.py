@@ -13,11 +13,6 @@ def character_error_rate(prediction: str, reference: str, *, ignore_case: bool =
     A dataset is scored as summed edits over summed lengths; a mean of rates would overweight short lines. The rate may
     exceed 1.
 
-    Args:
-        prediction: The transcribed text.
-        reference: The reference text.
-        ignore_case: Compare lower-cased texts.
-
     Returns:
         Levenshtein distance and length of the reference, in code points.
     """

@@ -50,11 +50,6 @@ def count_fields(predicted: Annotation, gold: Annotation, *, ignore_case: bool =
     Two values match if they are equal or one is a variant of the other. For precision each prediction is matched to the
     first free gold value, for recall each gold value to the first free prediction; with variants the counts may differ.
 
-    Args:
-        predicted: Predicted values.
-        gold: Annotated values.
-        ignore_case: Compare values in upper case; field names are compared exactly.
-
     Returns:
         Per field ``correct/<field>`` of ``predicted/<field>``, and ``found/<field>`` of ``gold/<field>``.
     """
@@ -94,14 +89,10 @@ def annotate(
 ) -> list[dict[str, Any]]:
     """Build the annotation of one document from its predictions.
 
-    Args:
-        predictions: (question, prediction) pairs; the field is the first one named in the question.
-        fields: Fields of the benchmark, in its order.
-        rule: Under `docowl` line breaks and outer white space are removed, and the prediction None is dropped; any
-            other prediction counts, even an empty one.
+    Of the (question, prediction) pairs the field is the first of `fields` that the question names. Under `docowl` line
+    breaks and outer white space are removed, and the prediction None is dropped; any other counts, even an empty one.
 
     Raises:
-        ConfigError: There is no such rule.
         DataError: A question names no field.
     """
     check_rule("document_f1", rule, RULES)
@@ -136,7 +127,6 @@ def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:
 
 
 def _is_annotation(gold: Any) -> bool:
-    """Return whether all compared values are texts."""
     values = [value for entry in gold for value in entry["values"]]
     texts = [entry["key"] for entry in gold] + [value["value"] for value in values]
     variants = [text for value in values for text in value.get("value_variants") or ()]

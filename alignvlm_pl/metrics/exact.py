@@ -1,22 +1,63 @@
-"""Exact match up to white space; there is no reference implementation."""
+"""Equality of short texts: exact match, GQA and TabFact.
 
+References: of `exact_match` there is none. GQA: `vlmevalkit` = VLMEvalKit e8e78f05, `vlmeval/dataset/utils/vqa_eval.py`
+with method `accuracy` (`-2025-02`: 282a0afc, the same); `lmms-eval` 75571cfe. TabFact: `docowl` = DocOwl1.5
+(mPLUG-DocOwl f91a7685), `docowl_benchmark_evaluate.py` with its ExactAccuracy; `due` = the DUE path of the same
+repository, which DocOwl does not use for TabFact.
+"""
+
+import string
 from collections.abc import Sequence
 
 from .base import Metric, check_rule, mean_metric
-from .text import collapse
+from .text import collapse, without_final_period, without_newlines
 
-RULES = ("exact",)
+_RULES = {
+    "exact_match": ("exact",),
+    "gqa": ("vlmevalkit", "vlmevalkit-2025-02", "lmms-eval"),
+    "tabfact": ("docowl", "due"),
+}
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_VERDICTS = {"true": "1", "false": "0"}
 
 
 def exact_match(prediction: str, references: Sequence[str], *, rule: str = "exact") -> float:
-    """Return 1 if the prediction equals a reference once white space is stripped and collapsed, else 0; case counts.
-
-    Raises:
-        ConfigError: There is no such rule.
-    """
-    check_rule("exact_match", rule, RULES)
+    """Return 1 if the prediction equals a reference once white space is stripped and collapsed, else 0; case counts."""
+    check_rule("exact_match", rule, _RULES["exact_match"])
     text = collapse(prediction)
     return float(any(text == collapse(reference) for reference in references))
 
 
-EXACT_MATCH: Metric = mean_metric("exact_match", exact_match, RULES)
+def gqa(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit") -> float:
+    """Return 1 if the prediction equals a reference, ignoring case, else 0.
+
+    White space is stripped on both sides; punctuation and articles count. Under `lmms-eval` white space counts and
+    ASCII punctuation does not.
+    """
+    check_rule("gqa", rule, _RULES["gqa"])
+    found, *accepted = (
+        text.lower().translate(_NO_PUNCTUATION) if rule == "lmms-eval" else text.strip().lower()
+        for text in (prediction, *references)
+    )
+    return float(found in accepted)
+
+
+def tabfact(prediction: str, references: Sequence[str], *, rule: str = "docowl") -> float:
+    """Return 1 if the prediction equals a reference, `True` or `False` (`1` or `0` in DUE's files), else 0.
+
+    Line breaks and outer white space are removed on both sides, a final period from the reference only: neither `True.`
+    nor `true` matches `True`. Under `due` the two words match in any case; its scorer raises for any other prediction,
+    which scores 0 here.
+    """
+    check_rule("tabfact", rule, _RULES["tabfact"])
+    text = without_newlines(prediction)
+    golds = [without_final_period(without_newlines(reference)) for reference in references]
+    if rule == "due":
+        verdict = _VERDICTS.get(text.lower())
+        return float(any(verdict == _VERDICTS.get(gold.lower(), gold) for gold in golds))
+    return float(text in golds)
+
+
+EXACT_MATCH: Metric = mean_metric("exact_match", exact_match, _RULES["exact_match"])
+GQA: Metric = mean_metric("gqa", gqa, _RULES["gqa"])
+TABFACT: Metric = mean_metric("tabfact", tabfact, _RULES["tabfact"])

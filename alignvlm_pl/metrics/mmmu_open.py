@@ -31,9 +31,6 @@ def mmmu_open(prediction: str, references: Sequence[str], *, rule: str = "vlmeva
     By default the question is turned into a choice between the accepted text and anything else (`open_options`), so
     that the text counts anywhere in a short prediction, even inside a longer number. `official` searches phrases after
     cue words. Without references the score is 0.
-
-    Raises:
-        ConfigError: There is no such rule.
     """
     check_rule("mmmu_open", rule, RULES)
     if not references:

@@ -20,10 +20,7 @@ Judge = Callable[[str, float], str]
 
 
 def judge_row(question: str, reference: str, prediction: str) -> str:
-    """Return the judge's input row: question | reference | prediction.
-
-    ``<AND>`` and ``<OR>`` in the reference are surrounded by spaces.
-    """
+    """Return the judge's input row; ``<AND>`` and ``<OR>`` in the reference are surrounded by spaces."""
     reference = reference.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return f"{question} | {reference} | {prediction} | "
 
@@ -47,7 +44,7 @@ def read_score(reply: str) -> float | None:
         score = float(reply)
     except ValueError:
         return None
-    return None if score < 0 or score > 1 else score
+    return None if score < 0 or score > 1 else score  # nan is one
 
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:

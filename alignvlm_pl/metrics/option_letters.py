@@ -32,9 +32,6 @@ def chosen_letter(prediction: str, choices: Choices, *, rule: str = "vlmevalkit"
     """Return the letter of the option that the prediction chooses; `Z` if it chooses none.
 
     `official` draws a random letter in that case; here it is `Z` too.
-
-    Raises:
-        ConfigError: There is no such rule.
     """
     return _READERS[check_rule("multiple_choice", rule, RULES)](prediction, choices) or NONE
 

@@ -18,9 +18,6 @@ def yes_no(prediction: str, *, rule: str = "vlmevalkit") -> str:
     """Return `Yes`, `No` or `Unknown` for a prediction.
 
     The word yes without the word no is `Yes`, and vice versa; under `lmms-eval` there must be no other word.
-
-    Raises:
-        ConfigError: There is no such rule.
     """
     check_rule("pope", rule, RULES)
     reply = prediction.lower()

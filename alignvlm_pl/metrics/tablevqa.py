@@ -35,15 +35,9 @@ def tablevqa(
     vwtq and vwtq_syn compare denotations (`wtq`), vtabfact the words true and false, fintabnetqa numbers with units. A
     leading `Answer: ` is removed from the prediction, except under `official`.
 
-    Args:
-        prediction: The generated text.
-        references: Accepted texts as in the data: items joined by `|`; for vtabfact `1` or `0`.
-        part: One of `PARTS`.
-        exact: For fintabnetqa: whether 5 does not match 5 million.
-        rule: Reference implementation to reproduce.
+    References are items joined by `|`, as in the data; of vtabfact `1` or `0`. With `exact`, 5 is not 5 million.
 
     Raises:
-        ConfigError: There is no such rule.
         DataError: There is no such part.
     """
     check_rule("tablevqa", rule, RULES)

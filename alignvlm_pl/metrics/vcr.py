@@ -22,14 +22,9 @@ _ROLE = "Assistant: "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blank:
-    """Scores of one covered text.
+    """Scores of one covered text against `best`, an n-gram of the prediction, empty where there is none, from 0 to 1.
 
-    Attributes:
-        exact_match: 1 if the tokens equal those of the covered text, else 0.
-        jaccard: Jaccard index of the token sets (0-1).
-        f1: F1 of the token sets (0-1).
-        best: The n-gram of the prediction that was compared, tokens joined by spaces; empty: none.
-        similarity: Its `difflib.SequenceMatcher` ratio to the covered text (0-1).
+    Equality of the tokens, Jaccard index and F1 of their sets, and `difflib.SequenceMatcher`'s ratio of the texts.
     """
 
     exact_match: float = 0.0
@@ -45,9 +40,6 @@ def vcr(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit")
     Each is compared with the most similar n-gram of the prediction, n being its number of tokens, among those that
     share a token with it. Of the prediction, what follows its last `Assistant: ` is scored; a refusal scores 0 for all
     texts. All rules agree.
-
-    Raises:
-        ConfigError: There is no such rule.
     """
     check_rule("vcr", rule, RULES)
     reply = prediction.rsplit(_ROLE, maxsplit=1)[-1]

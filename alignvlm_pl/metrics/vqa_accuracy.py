@@ -27,9 +27,6 @@ def vqa_accuracy(prediction: str, references: Sequence[str], *, rule: str = "vlm
     With ten references 0, 1, 2, 3 and 4 agreements give 0, 0.3, 0.6, 0.9 and 1. A single reference always gives 0.
     `official` raises unless there are ten; here any number is averaged. References are those of all annotators, with
     repetitions.
-
-    Raises:
-        ConfigError: There is no such rule.
     """
     agreed = agreements(prediction, references, rule=rule)
     agreeing = sum(agreed)
@@ -38,11 +35,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str], *, rule: str = "vlm
 
 
 def agreements(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit") -> list[bool]:
-    """Return, for each reference, whether it equals the prediction after normalisation of both.
-
-    Raises:
-        ConfigError: There is no such rule.
-    """
+    """Return, for each reference, whether it equals the prediction after normalisation of both."""
     clean = _CLEAN[check_rule("vqa_accuracy", rule, RULES)]
     text = clean(prediction)
     return [clean(reference) == text for reference in references]

@@ -42,9 +42,7 @@ _CONTRACTIONS = {less: word for word in _CONTRACTED for less in _one_apostrophe_
 def clean_words(text: str, *, periods_after_digits: bool = True) -> str:
     """Normalise punctuation, case, number words, articles and contractions.
 
-    Args:
-        text: A prediction or a reference.
-        periods_after_digits: Whether `5.` keeps its period, as in VLMEvalKit since May 2025.
+    With `periods_after_digits`, `5.` keeps its period, as in VLMEvalKit since May 2025.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     text = without_punctuation(text, periods_after_digits=periods_after_digits)
