@@ -14,7 +14,7 @@ from PIL import Image
 from alignvlm_pl.evaluation.contact_sheet import captioned
 from alignvlm_pl.scoring.problems import problem_lists
 from alignvlm_pl.scoring.records import Record, file_name, page_path, scored_records
-from alignvlm_pl.scoring.report import RunInfo, markdown_text, write_reports
+from alignvlm_pl.scoring.report import markdown_text, write_reports
 from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
 from alignvlm_pl.training.module import AlignVLMModule
@@ -56,13 +56,13 @@ class RunOutputs:
         write_results(self._folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
         problems = {name: scored.problems for name, scored in found.items()}
         write_results(self._folder / "problems.json", problem_lists(problems))
-        weights = self._trainer.ckpt_path or self._module.weights
-        run = RunInfo(
-            run=str(self._folder),
-            weights=str(weights) if weights else "of the fit" if self._module.stage else "untrained",
-            step=self._module.evaluated_step,
-            date=f"{datetime.now():%Y-%m-%d %H:%M}",
-        )
+        weights, step = self._trainer.ckpt_path or self._module.weights, self._module.evaluated_step
+        run = {
+            "run": str(self._folder),
+            "weights": str(weights) if weights else "of the fit" if self._module.stage else "untrained",
+            "step": "" if step is None else f"{step:,}",
+            "date": f"{datetime.now():%Y-%m-%d %H:%M}",
+        }
         write_reports(self._folder, found, images=self._images, run=run)
 
     def show(self, name: str, scored: Scored, *, tag: str) -> None:

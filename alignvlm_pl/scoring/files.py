@@ -35,14 +35,10 @@ _HEADER_ROWS = 20
 
 @dataclass(kw_only=True, slots=True)
 class PredictionFile:
-    """Content of a prediction file.
+    """Content of a prediction file: a sample for each valid row, in its order, and what else a reader must know.
 
-    Attributes:
-        samples: One prediction for each valid row, in the order of the file.
-        places: Key -> its place in the file, such as ``line 3``.
-        unread: Records of the samples that could not be read when they were evaluated.
-        problems: Invalid rows by reason, with the first of them named.
-        notes: What else a reader of the scores must know.
+    `places` has the place of each key, such as ``line 3``; `unread` the records of samples that could not be read when
+    they were evaluated; `problems` the invalid rows by reason.
     """
 
     samples: list[EvalSample] = field(default_factory=list)
@@ -52,7 +48,6 @@ class PredictionFile:
     notes: list[str] = field(default_factory=list)
 
     def add(self, sample: EvalSample, place: str) -> None:
-        """Add a prediction."""
         self.samples.append(sample)
         earlier = self.places.get(sample.key)
         self.places[sample.key] = f"{earlier}, {place}" if earlier else place
@@ -63,28 +58,26 @@ class PredictionFile:
 
 
 def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
-    """Read a prediction file.
-
-    Args:
-        path: The project's ``.jsonl``, or ``.xlsx``, ``.json`` or ``.tsv`` as VLMEvalKit writes its results.
-        benchmark: The benchmark that was predicted.
+    """Read the project's ``.jsonl``, or ``.xlsx``, ``.json`` or ``.tsv`` as VLMEvalKit writes its results.
 
     Raises:
         DataError: The file is missing, of another kind, or holds no prediction.
     """
     if not path.is_file():
         raise DataError(f"there is no prediction file {path}")
-    readers = {".jsonl": _read_jsonl, ".xlsx": _read_table, ".json": _read_table, ".tsv": _read_table}
-    ending = path.suffix.lower()
+    known, ending = (".jsonl", ".xlsx", ".json", ".tsv"), path.suffix.lower()
     head = read_head(path)
     if ending != ".xlsx" or compression(head) != "zip":  # which a spreadsheet is
         require_unpacked(head, where=str(path))
-    if ending not in readers:
+    if ending not in known:
         raise DataError(
-            f"{path}: expected a {', '.join(readers)} file of predictions, found {path.suffix or 'no ending'}"
+            f"{path}: expected a {', '.join(known)} file of predictions, found {path.suffix or 'no ending'}"
         )
     found, invalid = PredictionFile(), SkippedSamples(keep=None)
-    readers[ending](path, benchmark, found, invalid)
+    if ending == ".jsonl":
+        _read_jsonl(path, found, invalid)
+    else:
+        _read_table(path, benchmark, found, invalid)
     counts = Counter(sample.key for sample in found.samples)
     for key in (key for key, count in counts.items() if count > 1):
         invalid.add("keys repeated, none of their rows counts", found.named(key))
@@ -96,14 +89,9 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
 
 
 def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFile:
-    """Take question, references and meta from the dataset.
+    """Return the predictions in the order of the dataset, `gold`, with its question, references and meta.
 
-    Args:
-        found: The predictions.
-        gold: The samples of the dataset, their predictions empty.
-
-    Returns:
-        Predictions in the order of the dataset; unknown and missing keys are among the problems.
+    Unknown and missing keys are among the problems.
     """
     by_key = {sample.key: sample for sample in found.samples}
     # Tables made elsewhere have the row's index, not the keys of the dataset.
@@ -124,7 +112,7 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
     return replace(found, samples=samples, problems=[*found.problems, *problems_by_reason(unmatched.messages)])
 
 
-def _read_jsonl(path: Path, benchmark: Benchmark, found: PredictionFile, invalid: SkippedSamples) -> None:
+def _read_jsonl(path: Path, found: PredictionFile, invalid: SkippedSamples) -> None:
     require_line_feeds(path)
     wide = wide_encoding(read_head(path))
     with path.open("rb") as stream:
@@ -163,12 +151,9 @@ def _read_table(path: Path, benchmark: Benchmark, found: PredictionFile, invalid
         if benchmark.belongs(meta) and (problem := answer_problem(cells, benchmark)):
             invalid.add("rows whose answer is no option", f"{place} ({problem})")
             continue
+        prediction = row["prediction"] or ""
         sample = EvalSample(
-            key=index,
-            prediction=row["prediction"] or "",
-            references=tuple(references),
-            question=question,
-            meta=meta,
+            key=index, prediction=prediction, references=tuple(references), question=question, meta=meta
         )
         found.add(sample, place)
     if columns and "prediction" not in columns:
@@ -187,14 +172,7 @@ def _reload(found: PredictionFile) -> None:
 
 
 def _table_rows(path: Path, invalid: SkippedSamples, notes: list[str]) -> Iterator[tuple[str, Row]]:
-    """Yield place and cells of the rows of an xlsx, tsv or json table; the header is row 1, empty cells are None.
-
-    What a reader of the scores must know of them is added to `notes`.
-
-    Raises:
-        ConfigError: The file needs a package that is not installed.
-        DataError: It cannot be read as a table.
-    """
+    """Yield place and cells of the rows of an xlsx, tsv or json table; the header is row 1, empty cells are None."""
     try:
         if path.suffix.lower() == ".tsv":
             yield from _tsv_rows(path, invalid)
@@ -248,11 +226,7 @@ def _xlsx_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, Row]]:
 
 
 def _below_header(rows: Iterator[tuple[object, ...]]) -> tuple[int, list[str], Iterator[tuple[object, ...]]]:
-    """Find the header of a sheet among its first rows: that with a cell `prediction`, else the first.
-
-    Returns:
-        Number of the row after the header, the header, and the rows after it.
-    """
+    """Return number of the row after the header, the header (with a cell `prediction`, else the first), the rest."""
     head = list(islice(rows, _HEADER_ROWS))
     at = next((number for number, row in enumerate(head) if "prediction" in row), 0)
     header = ["" if cell is None else str(cell) for cell in head[at]] if head else []

@@ -16,11 +16,7 @@ def needs_judge(benchmark: Benchmark) -> bool:
 
 
 def load_judge(name: str) -> Judge:
-    """Import a judge.
-
-    Args:
-        name: ``module:function``. The function takes the row to grade, question | reference | prediction, and a
-            temperature, and returns the judge's reply, which must parse as a number from 0 to 1.
+    """Import a judge by ``module:function``, see `Judge`; its reply must parse as a number from 0 to 1.
 
     Raises:
         ConfigError: There is no such module or function.

@@ -8,11 +8,7 @@ MAX_NAMED = 5
 
 
 class Problem(str):
-    """A line of a report.
-
-    Attributes:
-        items: Text of everything that the line counts; empty where it counts nothing.
-    """
+    """A line of a report, and in `items` the text of everything that it counts."""
 
     items: tuple[str, ...]
 
@@ -24,11 +20,7 @@ class Problem(str):
 
 
 def problems_by_reason(messages: Mapping[str, Iterable[str]]) -> list[Problem]:
-    """Return a line for each reason: count, reason, the first messages.
-
-    Args:
-        messages: Reason -> what is wrong with each sample or row, as in `SkippedSamples`; equal ones count once.
-    """
+    """Return a line for each reason, from its messages as in `SkippedSamples`; equal ones count once."""
     unique = {reason: list(dict.fromkeys(found)) for reason, found in messages.items()}
     return [
         Problem(
@@ -40,11 +32,7 @@ def problems_by_reason(messages: Mapping[str, Iterable[str]]) -> list[Problem]:
 
 
 def problem_lists(problems: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, object]]]:
-    """Return the content of `problems.json`: for each dataset its problems, each with all that it counts.
-
-    Args:
-        problems: Name of the dataset -> its problems.
-    """
+    """Return the content of `problems.json`: for each dataset its problems, each with all that it counts."""
     return {
         name: [{"problem": str(line), "items": list(getattr(line, "items", ()))} for line in lines]
         for name, lines in problems.items()

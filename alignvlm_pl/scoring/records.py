@@ -32,7 +32,7 @@ _KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 def file_name(name: str) -> str:
     """Return the name of a file or folder for a key or the name of a dataset, which may have slashes or be very long.
 
-    `urllib.parse.unquote` gives the name back, where it was not too long.
+    `urllib.parse.unquote` gives it back, where it was not too long.
     """
     quoted = quote(name, safe="", errors="surrogatepass")
     if quoted in ("", ".", ".."):  # these are folders
@@ -97,12 +97,9 @@ def to_records(samples: Iterable[EvalSample]) -> list[Record]:
 
 
 def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None) -> list[Record]:
-    """Make the records of a batch's predictions.
+    """Make the records of the predictions of a batch of a benchmark's loader, one text a sample.
 
-    Args:
-        batch: A batch of a benchmark's loader.
-        predictions: One text a sample.
-        read: For the task `read`, which asks no question: the texts on the pages, which are the references.
+    For the task `read`, which asks no question, `read` has the texts on the pages, which are the references.
 
     Raises:
         ValueError: There is not one prediction for each sample.

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -22,40 +22,19 @@ PAPER_RULE = "vlmevalkit-2025-02"
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~&"} | {"\n": " ", "\r": " "})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunInfo:
-    """What a report is about; an empty field is left out.
-
-    Attributes:
-        run: Run folder, or the file of predictions.
-        weights: Checkpoint or folder of the weights.
-        step: Optimizer step of the weights within their stage; None: not known.
-        date: Date and time.
-    """
-
-    run: str = ""
-    weights: str = ""
-    step: int | None = None
-    date: str = ""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return name and value of the fields that are known."""
-        step = "" if self.step is None else f"{self.step:,}"
-        named = (("run", self.run), ("weights", self.weights), ("step", step), ("date", self.date))
-        return [(name, value) for name, value in named if value]
-
-
-def write_reports(folder: Path, found: Mapping[str, Scored], *, images: Path, run: RunInfo | None = None) -> None:
+def write_reports(
+    folder: Path, found: Mapping[str, Scored], *, images: Path, run: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
 
     Args:
         folder: Where they go.
         found: Name of the dataset -> its scores.
         images: Folder of ``<dataset>/<key>.png``; examples without an image there are shown without.
-        run: What was scored.
+        run: What was scored, such as run folder, weights, step and date; an empty value is left out.
     """
     content = {
-        "run": (run or RunInfo()).rows(),
+        "run": [(name, value) for name, value in run.items() if value],
         "incomplete": any(scored.problems for scored in found.values()),
         "overview": _overview(found),
         "benchmarks": [_section(name, scored, images, folder) for name, scored in _in_order(found)],
@@ -88,7 +67,9 @@ def _overview(found: Mapping[str, Scored]) -> dict[str, Any]:
         "titles": [scored.benchmark.title for scored in columns],
         "metrics": [_direction(scored) for scored in columns],
         "ours": _our_rows(columns),
-        "paper": [(model, [_share(scored.benchmark.paper.get(model)) for scored in columns]) for model in models],
+        "paper": [
+            (model, [scored.benchmark.paper.get(model, math.nan) / 100 for scored in columns]) for model in models
+        ],
     }
 
 
@@ -121,47 +102,28 @@ def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
     return sorted(found.items(), key=lambda item: order.get(item[1].benchmark.name, len(order)))
 
 
-def _share(score: float | None) -> float | None:
-    return None if score is None else score / 100
-
-
 def _section(dataset: str, scored: Scored, images: Path, folder: Path) -> dict[str, Any]:
-    benchmark = scored.benchmark
     name, value = scored.headline
     disagreements = scored.disagreements()
 
     def row(index: int) -> dict[str, Any]:
-        return _row(scored, index, page_path(images, dataset, scored.samples[index].key), folder)
+        sample = scored.samples[index]
+        page = page_path(images, dataset, sample.key)
+        image = page.relative_to(folder).as_posix() if page.is_file() else ""
+        return {"sample": sample, "scores": scored.scores[index], "image": image}
 
     rows = map(row, scored.worst_first())
     return {
         "name": dataset,
-        "title": benchmark.title,
-        "split": benchmark.split,
-        "notes": benchmark.notes,
-        "postprocessing": benchmark.postprocessing,
-        "licence": benchmark.licence,
-        "num": scored.num,
-        "problems": scored.problems,
+        "benchmark": scored.benchmark,
+        "scored": scored,
         "headline": (name, value, scored.intervals.get(name)),
         "direction": _direction(scored)[-1],
         "scores": [(score, value, scored.intervals.get(score)) for score, value in scored.metrics.items()],
-        "prompts": benchmark.prompts_are_reference(),
+        "prompts": scored.benchmark.prompts_are_reference(),
         "num_disagreements": len(disagreements),
         "disagreements": [row(index) for index in disagreements[:MAX_LISTED]],
         "examples": [shown for shown in rows if shown["image"]],
-    }
-
-
-def _row(scored: Scored, index: int, page: Path, folder: Path) -> dict[str, Any]:
-    sample = scored.samples[index]
-    return {
-        "key": sample.key,
-        "question": sample.question,
-        "prediction": sample.prediction,
-        "references": sample.references,
-        "scores": scored.scores[index],
-        "image": page.relative_to(folder).as_posix() if page.is_file() else "",
     }
 
 

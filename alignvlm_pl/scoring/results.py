@@ -1,43 +1,34 @@
 """The content of `results.json`."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .run import Scored
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Losses:
-    """Losses of datasets.
+class Losses(NamedTuple):
+    """Name of a dataset -> loss per supervised token in nats, and -> why it is that of a part of the dataset."""
 
-    Attributes:
-        values: Name of the dataset -> loss per supervised token in nats.
-        problems: Name -> why the loss is that of a part of the dataset.
-    """
+    values: Mapping[str, float]
+    problems: Mapping[str, list[str]]
 
-    values: Mapping[str, float] = field(default_factory=dict)
-    problems: Mapping[str, list[str]] = field(default_factory=dict)
+
+_NONE = Losses({}, {})
 
 
 def results(
     found: Mapping[str, Scored],
     *,
-    loss: Losses | None = None,
+    loss: Losses = _NONE,
     readout_sets: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Collect the scores of all datasets.
-
-    Args:
-        found: Name of the dataset -> its scores.
-        loss: Losses of the `val` datasets.
-        readout_sets: Datasets that are read from P_vocab; they do not count in the overall scores.
+    """Collect the scores of all datasets, and the losses of the `val` datasets.
 
     Returns:
-        `overall` (means over the questions of custom datasets), `benchmarks` (`num` and scores as fractions of 1),
-        `loss`, `intervals`, `incomplete` (problems) and `reference_prompts`.
+        `overall` (means over the questions of custom datasets, but for the `readout_sets`, which are read from
+        P_vocab), `benchmarks` (`num` and scores as fractions of 1), `loss`, `intervals`, `incomplete` (problems) and
+        `reference_prompts`.
     """
-    loss = loss or Losses()
     scores = {name: {"num": scored.num, **scored.metrics} for name, scored in found.items()}
     custom = [name for name, scored in found.items() if not scored.benchmark.size and name not in readout_sets]
     prompts = {name: scored.benchmark.prompts_are_reference() for name, scored in found.items()}
@@ -55,10 +46,9 @@ def results(
 
 
 def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the means over the questions of several datasets, of the metrics that all of them have.
+    """Return the means of the metrics that all datasets have over all their questions, from `num` and scores of each.
 
-    Args:
-        results: Name -> `num` and scores; a dataset of which nothing is scored does not count.
+    A dataset of which nothing is scored does not count.
     """
     scored = [scores for scores in results.values() if scores["num"] and len(scores) > 1]
     if not scored:

@@ -24,7 +24,6 @@ class Scored:
     """Scores of one benchmark.
 
     Attributes:
-        benchmark: The benchmark.
         samples: Its predictions, in the order given.
         scores: Score of each prediction under every rule: ``metric`` or ``metric@rule``. Predictions that are scored
             together, the fields of a document, share the score of the document.
@@ -67,7 +66,14 @@ class Scored:
 
     def disagreements(self) -> list[int]:
         """Return the indices of the predictions that rules of one metric score differently."""
-        return [index for index, values in enumerate(self.scores) if _differ(values)]
+        found = []
+        for index, values in enumerate(self.scores):
+            by_metric: dict[str, set[float]] = {}
+            for label, score in values.items():
+                by_metric.setdefault(label.split("@")[0], set()).add(score)
+            if any(len(different) > 1 for different in by_metric.values()):
+                found.append(index)
+        return found
 
 
 def score_samples(
@@ -123,6 +129,7 @@ def score_samples(
                 if name == rules[0] and resamples:
                     found = _bootstrap(metric, rows, resamples)
                     intervals |= {score + ending: ends for score, ends in found.items()}
+    size = expected or benchmark.size
     num = sum(benchmark.count(sample) for sample, found in zip(kept, scores, strict=True) if found)
     found_scores = iter(scores)
     return Scored(
@@ -136,7 +143,7 @@ def score_samples(
             *problems,
             *problems_by_reason({_UNKNOWN: (sample.key for sample in belonging if not sample.has_reference)}),
             *problems_by_reason({"predictions cannot be scored": failures.values()}),
-            *(_size_problem(benchmark, num, expected) if whole else ()),
+            *([f"{num:,} of {size:,} questions"] if whole and size and num != size else []),
         ],
     )
 
@@ -150,7 +157,6 @@ def unscored(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequ
 def _load(
     benchmark: Benchmark, rule: str | None, samples: Sequence[EvalSample]
 ) -> list[tuple[Metric, tuple[str, ...]]]:
-    """Return the metrics with the requested rules, of which some prediction has what the rule needs."""
     loaded = [scoring.load() for scoring in benchmark.scorings]
     known = {name for metric, _ in loaded for name in metric.rules}
     if rule is not None and rule not in known:
@@ -160,18 +166,17 @@ def _load(
         if metric.needs_judge and not any(sample.meta.get("judged") is not None for sample in samples):
             metric.statistics(samples[:1], metric.rules[0])  # raises, and names what is missing
         wanted = [name for name in metric.rules if name == rule] if rule else list(reported)
-        usable = tuple(name for name in wanted if _has_needs(metric, name, samples))
+        usable = tuple(
+            name
+            for name in wanted
+            if name not in metric.needs or any(sample.meta.get(metric.needs[name]) for sample in samples)
+        )
         if wanted and not usable:
             raise ConfigError(
                 f"rule {rule!r} of {metric.name} needs meta[{metric.needs[wanted[0]]!r}], which no prediction has"
             )
         chosen += [(metric, usable)] if usable else []
     return chosen
-
-
-def _has_needs(metric: Metric, rule: str, samples: Sequence[EvalSample]) -> bool:
-    need = metric.needs.get(rule)
-    return need is None or any(sample.meta.get(need) for sample in samples)
 
 
 def _statistics(
@@ -223,15 +228,3 @@ def _bootstrap(metric: Metric, rows: Sequence[Statistics], resamples: int) -> di
                 drawn.setdefault(score, []).append(value)
     ends = {score: np.percentile(values, [2.5, 97.5]) for score, values in drawn.items()}
     return {score: (float(low), float(high)) for score, (low, high) in ends.items()}
-
-
-def _differ(scores: dict[str, float]) -> bool:
-    by_metric: dict[str, set[float]] = {}
-    for label, score in scores.items():
-        by_metric.setdefault(label.split("@")[0], set()).add(score)
-    return any(len(values) > 1 for values in by_metric.values())
-
-
-def _size_problem(benchmark: Benchmark, num: int, expected: int | None) -> list[str]:
-    size = expected or benchmark.size
-    return [f"{num:,} of {size:,} questions"] if size and num != size else []

@@ -16,13 +16,9 @@ _OPEN = "a quotation mark that is not closed runs into the next rows"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRow:
-    """One row of a table.
+    """One row of a table: its number as a spreadsheet shows it (the header is row 1), and the byte where it begins.
 
-    Attributes:
-        number: Its number as a spreadsheet shows it; the header is row 1.
-        offset: Byte where it begins.
-        cells: Column -> text; empty if the row is invalid.
-        problem: Why the row is invalid; empty if it is valid.
+    `cells` are column -> text; of an invalid row they are empty, and `problem` says why.
     """
 
     number: int
@@ -33,9 +29,6 @@ class TableRow:
 
 class TabTable:
     """A tab-separated file in UTF-8 with a header; one row is in memory at a time.
-
-    Args:
-        path: The file.
 
     Raises:
         OSError: It cannot be opened.
@@ -55,18 +48,14 @@ class TabTable:
         require_unique_columns(self.header, where=str(path))
 
     def rows(self, start: int = 0) -> Iterator[TableRow]:
-        """Yield the rows after the header; empty lines are skipped.
-
-        Args:
-            start: Byte where a row begins, to begin there; its number is then unknown, 0.
-        """
+        """Yield the rows after the header, or from the byte `start`, without numbers; empty lines are skipped."""
         with self.path.open("rb") as stream:
             stream.seek(start)
             lines = _Lines(stream)
             reader, number = csv.reader(lines, delimiter="\t"), -1 if start else 0
             while True:
                 number, offset = number + 1, lines.offset
-                lines.begin_row()
+                lines.taken = []
                 try:
                     cells = next(reader)
                 except StopIteration:
@@ -141,10 +130,6 @@ class _Lines:
         if len(line) > room >= 0:
             raise csv.Error(f"{_OPEN}, for more than {MAX_CONTINUED:,} bytes")
         return text
-
-    def begin_row(self) -> None:
-        """Forget the lines of the last row."""
-        self.taken = []
 
     def go_to(self, offset: int) -> None:
         """Continue with the line that begins at a byte."""

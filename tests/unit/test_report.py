@@ -7,7 +7,7 @@ from PIL import Image
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.scoring.records import page_path
-from alignvlm_pl.scoring.report import TABLE_1, RunInfo, percent, write_reports
+from alignvlm_pl.scoring.report import TABLE_1, percent, write_reports
 from alignvlm_pl.scoring.run import score_samples
 
 EVIL = "<img src=x onerror=alert(1)>|`*_[link](javascript:x)\n# heading"
@@ -71,7 +71,7 @@ def test_a_score_of_one_rule_is_labelled(tmp_path):
 def test_a_report_names_run_metrics_and_directions_and_marks_only_what_is_incomplete(tmp_path):
     cer = score_samples(plain_benchmark("lines", metrics=("cer",)), scored_docvqa().samples)
     whole = score_samples(get_benchmark("docvqa"), scored_docvqa().samples, expected=3)
-    run = RunInfo(run="runs/a_b", weights="runs/a/hf", step=1200, date="2026-01-02 03:04")
+    run = {"run": "runs/a_b", "weights": "runs/a/hf", "step": "1,200", "date": "2026-01-02 03:04"}
     write_reports(tmp_path, {"docvqa": whole, "lines": cer}, images=tmp_path, run=run)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "<th></th><th>anls ↑</th><th>cer ↓</th>" in page
