@@ -136,10 +136,10 @@ def test_bigdocs_with_images_in_a_folder(tmp_path, config):
 
 
 def renderer_is_there() -> bool:
-    from datamodules.prepare.rendered_tables.tables import _pdfium, _weasyprint
+    from datamodules.prepare.rendered_tables.tables import renderers
 
     try:
-        _weasyprint(), _pdfium()
+        renderers()
     except ConfigError:
         return False
     return True

@@ -31,10 +31,10 @@ REAL = Path(os.environ.get("ALIGNVLM_REAL", Path(__file__).parents[3] / "shared"
 
 def renderer_is_there() -> bool:
     from alignvlm_pl.errors import ConfigError
-    from datamodules.prepare.rendered_tables.tables import _pdfium, _weasyprint
+    from datamodules.prepare.rendered_tables.tables import renderers
 
     try:
-        _weasyprint(), _pdfium()
+        renderers()
     except ConfigError:
         return False
     return True

@@ -124,7 +124,7 @@ def test_no_text_is_made_twice_for_a_page() -> None:
 
 def test_a_record_keeps_the_normal_form() -> None:
     document = generate_document(1, split="heldout", kind="form")
-    record = document.record(document.turns[:1], references=True)
+    record = document.record(document.turns[0])
     check_record(record, num_images=1, where="test")
     assert record["references"] == [document.turns[0].answer]
     assert [part["type"] for part in record["messages"][0]["content"]] == ["image", "text"]

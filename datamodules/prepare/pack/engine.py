@@ -57,11 +57,8 @@ def run_jobs(
 ) -> Generator[Result, None, None]:
     """Yield `job(*task)` for each task, in the order of the tasks.
 
-    Args:
-        job: Pickled once into each process.
-        tasks: Arguments, small.
-        workers: Processes; with 1, or for a single task, the jobs run in this process.
-        lock: File that each process keeps locked while it lives.
+    The job is pickled once into each process, which keeps the file `lock` locked while it lives. With one worker, or
+    for a single task, there are no processes.
 
     Raises:
         DataError: A process was killed; else what the first failing task raises.
@@ -299,7 +296,7 @@ class Engine:
             # If the number of rows is unknown, the check waits for the plan.
             share = min(1.0, self.options.limit / self.rows) if self.rows else 0.0
             needed, spooled = int(needed * share), int(spooled * share)
-        written = self.work.size() if resumable else 0
+        written = sum(path.stat().st_size for path in self.work.spool.glob("*")) if resumable else 0
         folder = next(path for path in (self.options.out, *self.options.out.absolute().parents) if path.is_dir())
         check_space(folder, max(needed + spooled - written, 0))
 

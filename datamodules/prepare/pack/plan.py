@@ -27,13 +27,9 @@ class Plan:
 
 
 def make_plan(rows: np.ndarray, out: Path, *, samples_per_shard: int, shard_bytes: int) -> Plan:
-    """Shuffle samples and cut them into shards.
+    """Shuffle samples, an array of `spool.ROW`, and cut them into shards; the order is written to the file `out`.
 
-    Args:
-        rows: Array of `spool.ROW`, not empty.
-        out: File for the order.
-        samples_per_shard: Samples after which a new shard begins.
-        shard_bytes: Bytes that no shard exceeds, unless by a single sample.
+    A shard has at most so many samples and bytes, or is a single sample.
     """
     # Stable: samples of equal hash keep the order of the parts and rows.
     permutation = np.argsort(rows["order"], kind="stable")

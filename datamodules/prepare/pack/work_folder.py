@@ -91,10 +91,6 @@ class WorkFolder:
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def size(self) -> int:
-        """Bytes of the samples that lie in it."""
-        return sum(path.stat().st_size for path in self.spool.glob("*"))
-
 
 def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> BinaryIO:
     """Lock a file, created if missing, until the returned one is closed; nothing is locked where there are no locks.

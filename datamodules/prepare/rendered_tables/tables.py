@@ -225,10 +225,10 @@ def _plain(text: str) -> str:
 
 def _pdf(table: Table) -> tuple[Any, list[RenderedCell]]:
     """Lay out a table on pages that are wide enough; return the document and its rendered cells."""
-    pdfium = _pdfium()
+    weasyprint, pdfium = renderers()
     width = PAGE_WIDTH_PX
     for _ in range(_WIDENINGS):
-        data, rendered = _layout(table, width)
+        data, rendered = _layout(weasyprint, table, width)
         document = pdfium.PdfDocument(data)
         right = max(_right_edges(document), default=0) / _POINTS_PER_PX
         if right <= width - MARGIN_PX + _BORDER_PX:
@@ -241,12 +241,11 @@ def _pdf(table: Table) -> tuple[Any, list[RenderedCell]]:
     )
 
 
-def _layout(table: Table, width: int) -> tuple[bytes, list[RenderedCell]]:
-    weasyprint = _weasyprint()
+def _layout(weasyprint: Any, table: Table, width: int) -> tuple[bytes, list[RenderedCell]]:
     font, bold = _font_files()
     style = _STYLE.format(font=font, bold=bold, width=width, height=PAGE_HEIGHT_PX, margin=MARGIN_PX)
 
-    class OnlyFonts(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]  # the package has no types
+    class OnlyFonts(weasyprint.urls.URLFetcher):
         """Fetches the fonts only, none of the images and style sheets that a published table refers to."""
 
         def fetch(self, url: str, headers: Any = None) -> Any:
@@ -286,16 +285,20 @@ def to_png(page: Image.Image) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _weasyprint() -> Any:
-    # Its import makes Pillow accept truncated images in the whole process, which would hide damaged pages.
+def renderers() -> tuple[Any, Any]:
+    """Import weasyprint and pypdfium2; raises ConfigError where one, or a library it needs, is missing."""
+    # weasyprint's import makes Pillow accept truncated images in the whole process, which would hide damaged pages.
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with warnings.catch_warnings():
             # It warns that HarfBuzz-Subset will be required.
             warnings.simplefilter("ignore", DeprecationWarning)
+            import pypdfium2
             import weasyprint
     except ImportError as error:
-        raise ConfigError("rendering tables needs weasyprint: pip install 'alignvlm_pl[tables]'") from error
+        raise ConfigError(
+            f"rendering tables needs weasyprint and pypdfium2 ({error}): pip install 'alignvlm_pl[tables]'"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"rendering tables needs the library pango ({str(error).splitlines()[0]}); on Debian or Ubuntu: "
@@ -304,15 +307,7 @@ def _weasyprint() -> Any:
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
     logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
-    return weasyprint
-
-
-def _pdfium() -> Any:
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise ConfigError("rendering tables needs pypdfium2: pip install 'alignvlm_pl[tables]'") from error
-    return pypdfium2
+    return weasyprint, pypdfium2
 
 
 @lru_cache(maxsize=1)

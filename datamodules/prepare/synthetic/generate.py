@@ -170,21 +170,16 @@ class Document:
     turns: list[Question]
     lines: list[dict[str, Any]]
 
-    def record(self, turns: list[Question] | None = None, *, references: bool = False) -> dict[str, Any]:
-        """Return the JSON of a sample (datamodules/shards/sample.py) with all or some turns.
-
-        With `references` it lists the accepted answer of the last turn, as evaluation datasets do.
-        """
-        turns = self.turns if turns is None else turns
-        record: dict[str, Any] = {
+    def record(self, turn: Question | None = None) -> dict[str, Any]:
+        """Return the JSON of a sample (datamodules/shards/sample.py) of all turns, or of one with its reference."""
+        turns = [turn] if turn else self.turns
+        record = {
             "source": SOURCE,
             "task": f"{SOURCE}-{self.kind}",
             "messages": conversation([(turn.text, turn.answer) for turn in turns], num_images=1),
             "lines": self.lines,
         }
-        if references:
-            record["references"] = [turns[-1].answer]
-        return record
+        return record | ({"references": [turn.answer]} if turn else {})
 
 
 def generate_document(

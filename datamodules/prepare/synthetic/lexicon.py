@@ -123,7 +123,8 @@ def _all_words() -> dict[str, tuple[str, ...]]:
     profane = {word.lower() for word in lists.pop("profanitylist")}
     texts["common"].update(word for words in lists.values() for word in words)
     for origin, names in _VEGA_SOURCES.items():
-        texts[origin].update(text for name in names for text in _table_texts(name))
+        for row in (row for name in names for row in read_table(name)):
+            texts[origin].update(row, (cell for cell in row.values() if isinstance(cell, str)))
     return {origin: _words(found, exclude=profane) for origin, found in texts.items()}
 
 
@@ -142,12 +143,6 @@ def _faker_texts(module: str) -> Iterable[str]:
             continue
         for entry in table:
             yield from (str(part) for part in entry) if isinstance(entry, tuple | list) else (str(entry),)
-
-
-def _table_texts(name: str) -> Iterable[str]:
-    for row in read_table(name):
-        yield from row
-        yield from (cell for cell in row.values() if isinstance(cell, str))
 
 
 @cache

@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -62,9 +61,13 @@ class DatasetPlan:
         if not sum(self.kinds.values()) > 0:
             raise ConfigError("kinds of a synthetic dataset: at least one needs a weight above 0")
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the manifest stores to identify the dataset."""
-        return {**asdict(self), "generator": GENERATOR_VERSION, "words": lexicon_digest()}
+    def render(self, index: int) -> Document:
+        """Render document `index`; its seed depends on name and seed only."""
+        seed = int.from_bytes(sha256(f"{self.name}/{self.seed}/{index}".encode()).digest()[:8], "big")
+        kind = Random(seed).choices(list(self.kinds), list(self.kinds.values()))[0]
+        shared = ("split", "fonts", "width", "height", "transcription_share", "fault_share")
+        settings = {name: getattr(self, name) for name in shared}
+        return generate_document(seed, kind=kind, num_questions=self.questions_per_document, **settings)
 
 
 def write_split(
@@ -93,7 +96,7 @@ def write_split(
     plan = DatasetPlan(name=name or out.name, kinds=weights, **settings)
     if processes < 1:
         raise ConfigError(f"processes must be 1 or more, found {processes}")
-    arguments = plan.arguments()
+    arguments = {**asdict(plan), "generator": GENERATOR_VERSION, "words": lexicon_digest()}
     if _already_there(out, arguments):
         logger.info("%s: already there", out)
         return load_manifest(out)
@@ -101,12 +104,8 @@ def write_split(
         writer.extra["arguments"] = arguments
         documents = _documents(plan, processes)
         for document in tqdm(documents, total=plan.num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
-            if plan.one_question_per_sample:
-                records = [document.record([turn], references=True) for turn in document.turns]
-            else:
-                records = [document.record()]
-            for record in records:
-                writer.add(record, [document.encoded], [document.extension])
+            for turn in document.turns if plan.one_question_per_sample else [None]:
+                writer.add(document.record(turn), [document.encoded], [document.extension])
     return load_manifest(out)
 
 
@@ -135,19 +134,9 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
 
 def _documents(plan: DatasetPlan, processes: int) -> Iterator[Document]:
     """Render the documents of a plan in order."""
-    render = partial(_document, plan)
     if processes == 1 or plan.num_documents < 2 * _CHUNK:
-        yield from map(render, range(plan.num_documents))
+        yield from map(plan.render, range(plan.num_documents))
         return
     # Workers start fresh: a forked copy of a process with threads (torch, a progress bar) may hang.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(render, range(plan.num_documents), _CHUNK)
-
-
-def _document(plan: DatasetPlan, index: int) -> Document:
-    """Render document `index` of a plan; its seed depends on the plan's name and seed only."""
-    seed = int.from_bytes(sha256(f"{plan.name}/{plan.seed}/{index}".encode()).digest()[:8], "big")
-    kind = Random(seed).choices(list(plan.kinds), list(plan.kinds.values()))[0]
-    shared = ("split", "fonts", "width", "height", "transcription_share", "fault_share")
-    settings = {name: getattr(plan, name) for name in shared}
-    return generate_document(seed, kind=kind, num_questions=plan.questions_per_document, **settings)
+        yield from pool.imap(plan.render, range(plan.num_documents), _CHUNK)
