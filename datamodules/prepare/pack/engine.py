@@ -36,7 +36,7 @@ from ...shards.writer import check_space, is_part_of, space_error
 from ..sources.source import Part, PartlySpooled, RawData
 from .options import PackOptions
 from .overlap import folder_identity, read_benchmark_images
-from .plan import Plan, make_plan, repeated_positions
+from .plan import PlannedShard, make_plan, repeated_positions
 from .report import MAX_REPORTED, PartReport, merge_reports
 from .shards import ShardJob
 from .spool import SpoolJob, read_spooled
@@ -168,8 +168,7 @@ class Engine:
             )
         rows = self.work.load_parts(range(len(reports)), "rows.npy")
         repeated = self._repeated_ids(rows)
-        limits = {"samples_per_shard": options.samples_per_shard, "shard_bytes": options.shard_bytes}
-        plan = make_plan(rows, self.work.path / "plan.npy", **limits)
+        plan = make_plan(rows, samples_per_shard=options.samples_per_shard, shard_bytes=options.shard_bytes)
         del rows
         checksums = self.work.load_parts(range(len(reports)), "images.npy")
         samples_of_image = np.unique(checksums, return_counts=True)[1]
@@ -231,16 +230,16 @@ class Engine:
             )
         return {"samples": len(repeated), "first": first}
 
-    def _write_shards(self, plan: Plan) -> list[Shard]:
+    def _write_shards(self, plan: Sequence[PlannedShard]) -> list[Shard]:
         """Run the third pass and return the entries of all shards."""
-        job = ShardJob(options=self.options, plan=plan)
-        shards = [job.finished(number) for number in range(len(plan.bytes))]
-        missing = [number for number, shard in enumerate(shards) if shard is None]
-        check_space(self.options.out, sum(plan.bytes[number] for number in missing))
-        tasks = [(number,) for number in missing]
+        job = ShardJob(options=self.options)
+        shards = [job.finished(planned) for planned in plan]
+        missing = [planned for planned, shard in zip(plan, shards, strict=True) if shard is None]
+        check_space(self.options.out, sum(planned.bytes for planned in missing))
+        tasks = [(planned,) for planned in missing]
         written = run_jobs(job, tasks, workers=self.options.workers, lock=self.work.workers_lock)
         finished: list[Shard] = []
-        with tqdm(total=plan.cuts[-1], unit="sample", desc="write") as bar:
+        with tqdm(total=sum(len(planned.places) for planned in plan), unit="sample", desc="write") as bar:
             for shard in shards:
                 finished.append(shard or next(written))
                 bar.update(finished[-1].num_samples)

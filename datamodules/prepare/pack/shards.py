@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import write_atomically
 
@@ -16,7 +14,7 @@ from ...shards.manifest import Shard
 from ...shards.shard_file import OpenShard, ShardSample, shard_sample
 from ...shards.writer import space_error
 from .options import PackOptions
-from .plan import Plan
+from .plan import PlannedShard
 from .spool import read_spooled
 from .work_folder import WORK_FOLDER, WorkFolder
 
@@ -26,11 +24,10 @@ class ShardJob:
     """Writes single shards; an object, as it is sent to other processes."""
 
     options: PackOptions
-    plan: Plan
 
-    def finished(self, number: int) -> Shard | None:
-        """Return the entry of a shard that this plan has already written, or None."""
-        path, record = self._files(number)
+    def finished(self, planned: PlannedShard) -> Shard | None:
+        """Return the entry of a shard that has already been written as it is planned, or None."""
+        path, record = self._files(planned.number)
         try:
             found = json.loads(record.read_text("utf-8"))
             shard = Shard(**found["shard"])
@@ -38,17 +35,15 @@ class ShardJob:
             index = hashlib.sha256(index_path(path).read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return shard if whole and found["plan"] == self.plan.identity and index == shard.index_sha256 else None
+        return shard if whole and found["plan"] == planned.identity and index == shard.index_sha256 else None
 
-    def __call__(self, number: int) -> Shard:
+    def __call__(self, planned: PlannedShard) -> Shard:
         """Write a shard and its record; raises DataError if the disk is full, or an image or spool file has changed."""
-        start, end = self.plan.cuts[number], self.plan.cuts[number + 1]
-        places = np.load(self.plan.path, mmap_mode="r", allow_pickle=False)[start:end]
-        path, record = self._files(number)
+        path, record = self._files(planned.number)
         record.unlink(missing_ok=True)
         try:
-            shard = self._write(path, start, places)
-            write_atomically(record, json.dumps({"plan": self.plan.identity, "shard": asdict(shard)}))
+            shard = self._write(path, planned)
+            write_atomically(record, json.dumps({"plan": planned.identity, "shard": asdict(shard)}))
         except OSError as error:
             raise space_error(self.options.out, error) from error
         return shard
@@ -58,10 +53,10 @@ class ShardJob:
         out = self.options.out
         return out / f"{self.options.name}-{number:05d}.tar", WorkFolder(out).packed / f"{number:06d}.json"
 
-    def _write(self, path: Path, start: int, places: np.ndarray) -> Shard:
+    def _write(self, path: Path, planned: PlannedShard) -> Shard:
         out = OpenShard(path)
         try:
-            for position, place in enumerate(places, start=start):
+            for position, place in enumerate(planned.places, start=planned.start):
                 out.add(self._sample(f"{self.options.name}-{position:08d}", place))
             return out.finish()
         except BaseException:
