@@ -7,6 +7,7 @@ names of parts and rows only, so neither the number of processes nor interruptio
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -190,14 +191,13 @@ class Engine:
 
     def _spool_parts(self, job: SpoolJob, bar: Any) -> list[PartReport]:
         """Spool the parts in order until the limit of rows is reached; with a limit, in waves of parts."""
-        options, remaining = self.options, self.options.limit
-        wave = len(self.parts)
-        if remaining is not None and self.rows is None:
+        options = self.options
+        remaining = math.inf if options.limit is None else options.limit
+        wave = bisect_left(list(accumulate(part.rows or 0 for part in self.parts)), remaining) + 1
+        if self.rows is None and options.limit is not None:
             wave = _PARTS_OF_A_WORKER * options.workers
-        elif remaining is not None:
-            wave = bisect_left(list(accumulate(part.rows or 0 for part in self.parts)), remaining) + 1
         reports: list[PartReport] = []
-        for start in range(0, len(self.parts), max(wave, 1)):
+        for start in range(0, len(self.parts), wave):
             numbers = range(start, min(start + wave, len(self.parts)))
             files = {number: self.work.part_file(number, "json") for number in numbers}
             done = {n: PartReport.from_json(file.read_bytes()) for n, file in files.items() if file.exists()}
@@ -206,13 +206,13 @@ class Engine:
             with closing(run_jobs(job, tasks, workers=options.workers, lock=self.work.workers_lock)) as fresh:
                 for number in numbers:
                     report = done.get(number) or next(fresh)
-                    if remaining is not None and report.read > remaining:
+                    if report.read > remaining:
                         files[number].unlink()
-                        report = job(number, self.parts[number], remaining)
+                        report = job(number, self.parts[number], int(remaining))
                     reports.append(report)
                     bar.update(report.read if bar.unit == "row" else 1)
-                    remaining = None if remaining is None else remaining - report.read
-                    if remaining == 0:
+                    remaining -= report.read
+                    if not remaining:
                         return reports
         return reports
 
