@@ -21,9 +21,10 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.preprocessing.images.source import describe_source
 
 from ..shards.sample import SampleError
+from ..shards.tar_walk import stream_files
 from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, find_file, list_folder
-from ..storage.stored_stream import ordered_pieces, stream_files
+from ..storage.stored_stream import ordered_pieces
 from .input_files import choose_list, fetched_list
 from .pack.engine import pack, print_yield
 from .pack.options import DEFAULT_WORKERS, PackOptions, add_options

@@ -175,7 +175,7 @@ def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
         DataError: It cannot be read from its store.
     """
     if place.flags & _ENCRYPTED:
-        raise SampleError(f"{where} is encrypted in {stream.file.path}", "undecodable_image")
+        raise SampleError(f"{where} is encrypted in {stream.place[0].path}", "undecodable_image")
     if max(place.size, place.packed) > MAX_MEMBER_BYTES:
         raise SampleError(
             f"{where} would unpack to {place.size} bytes, expected at most {MAX_MEMBER_BYTES}", "undecodable_image"
@@ -186,7 +186,7 @@ def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise SampleError(
-            f"{where} is damaged in {stream.file.path} ({type(error).__name__}: {error})", "undecodable_image"
+            f"{where} is damaged in {stream.place[0].path} ({type(error).__name__}: {error})", "undecodable_image"
         ) from error
 
 

@@ -20,8 +20,8 @@ from datamodules.prepare import main
 from datamodules.prepare.docdownstream import DocDownstreamArchive, DocDownstreamFolder
 from datamodules.prepare.sources.source import SourceSample, image_bytes
 from datamodules.shards.sample import SampleError, message_text
+from datamodules.shards.tar_walk import stream_files
 from datamodules.storage.stored_files import StoredFile, local_file
-from datamodules.storage.stored_stream import stream_files
 
 
 def page(number: int) -> str:
@@ -285,11 +285,11 @@ def test_damage_that_tarfile_takes_for_the_end_is_found(tmp_path, archive):
     end = len(whole.rstrip(b"\0"))
     end += -end % 512
     cases = {
-        "a header is broken at byte": whole[:at] + b"\xff" * 100 + whole[at + 100 :],
+        r"at byte \d+, member .*: broken header after this member": whole[:at] + b"\xff" * 100 + whole[at + 100 :],
         "a header of zeros in the middle": whole[:at] + bytes(512) + whole[at + 512 :],
-        "ends without its end mark": whole[:at],
-        "its end mark is cut": whole[: end + 512],
-        "it ends inside": whole[: at + 520],
+        "the file ends after this member without an end-of-archive mark": whole[:at],
+        "the end-of-archive mark after this member is cut": whole[: end + 512],
+        "the file ends inside this member, which has": whole[: at + 520],
     }
     for message, data in cases.items():
         path.write_bytes(data)

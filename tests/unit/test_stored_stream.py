@@ -48,7 +48,7 @@ def test_it_resumes_at_the_byte_where_the_connection_was_lost(file, monkeypatch)
     monkeypatch.setattr(StoredFile, "open", lambda self, forward: Flaky(DATA))
     monkeypatch.setattr(Flaky, "failures", 6)
     monkeypatch.setattr(Flaky, "reads", 0)
-    with io.BufferedReader(StoredStream(file, AT_ONCE), 7000) as stream:
+    with io.BufferedReader(StoredStream(file, policy=AT_ONCE), 7000) as stream:
         assert stream.read() == DATA
         stream.seek(-10, io.SEEK_END)
         assert (stream.read(4), stream.tell()) == (DATA[-10:-6], len(DATA) - 6)
@@ -59,7 +59,7 @@ def test_a_store_that_fails_for_good_names_file_and_byte(file, monkeypatch):
     def lost(self: StoredFile, forward: bool) -> Any:
         raise DataError(f"{self.path} cannot be opened: ConnectionError")
 
-    stream = StoredStream(file, AT_ONCE)
+    stream = StoredStream(file, policy=AT_ONCE)
     assert stream.read(10) == DATA[:10]
     stream._drop()
     monkeypatch.setattr(StoredFile, "open", lost)
@@ -72,7 +72,7 @@ def test_a_store_that_fails_for_good_names_file_and_byte(file, monkeypatch):
 
 
 def test_a_file_that_is_shorter_than_it_was_listed(file):
-    stream = StoredStream(replace(file, size=len(DATA) + 1), AT_ONCE)
+    stream = StoredStream(replace(file, size=len(DATA) + 1), policy=AT_ONCE)
     with pytest.raises(DataError, match=r"a\.bin ends at byte 100000, expected 100001 bytes as listed"):
         stream.readall()
 
