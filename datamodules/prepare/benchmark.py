@@ -24,11 +24,12 @@ from alignvlm_pl.preprocessing.images.source import decode_base64
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
 from alignvlm_pl.utils.text_files import parse_json, read_head, require_unpacked
 
-from ..shards.manifest import Manifest, file_digest, load_manifest
+from ..shards.manifest import Manifest, load_manifest
 from ..shards.sample import SampleError, last_question, references
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
 from ..shards.writer import ShardWriter
+from ..storage.fetching import file_digest
 from ..storage.file_kinds import path_text
 from .sources.images import EncodedImage, ImageFolder, image_names
 from .sources.json_files import numbered_lines, parse_object, require_lines

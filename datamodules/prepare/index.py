@@ -19,7 +19,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from ..shards.index import IndexRow, index_path, index_row, write_index
-from ..shards.manifest import MANIFEST_NAME, Manifest, Shard, file_digest, read_manifest, verify_shard, write_manifest
+from ..shards.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest, verify_shard, write_manifest
 from ..shards.sample import SampleError, check_record
 from ..shards.sample_formats import (
     FORMATS,
@@ -32,6 +32,7 @@ from ..shards.sample_formats import (
 )
 from ..shards.shard_file import upright_size
 from ..shards.tar_walk import Damage, SeenKeys, read_sample, require_members, sample_groups, tar_paths, walk
+from ..storage.fetching import file_digest
 from ..storage.file_kinds import compressed_name, path_text
 from .pack.options import DEFAULT_WORKERS, require_at_least
 

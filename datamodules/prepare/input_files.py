@@ -7,7 +7,7 @@ from pathlib import Path
 from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.manifest import MANIFEST_NAME
-from ..storage.fetching import fetch
+from ..storage.fetching import Expected, fetch
 from ..storage.file_kinds import compressed_name
 from ..storage.stored_files import StoredFile, choose_files, list_files
 from ..storage.transfer import SCHEMES
@@ -78,4 +78,4 @@ def fetched_list(file: StoredFile, options: PackOptions) -> Path:
     work = options.out / WORK_FOLDER
     if (options.out / MANIFEST_NAME).exists() and not (options.overwrite or work.exists()):
         raise DataError(f"{options.out} already holds a finished dataset; choose another folder or allow overwriting")
-    return fetch(file.url, cache=work / "fetched", expected_bytes=file.size or None)
+    return fetch(file.url, cache=work / "fetched", expected=Expected(bytes=file.size or None))

@@ -17,6 +17,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path, printable
 from alignvlm_pl.utils.text_files import parse_json
 
+from ..storage.fetching import Expected, file_digest
 from ..storage.location import Storage, check_file_name, format_location
 from ..storage.transfer import MissingFileError
 
@@ -88,9 +89,7 @@ class Manifest:
         Raises:
             DataError: It cannot be fetched, or is not as the manifest describes it. A local file is not checked.
         """
-        return self.storage.local_path(
-            self.folder, shard.path, expected_bytes=shard.bytes, expected_sha256=shard.sha256
-        )
+        return self.storage.local_path(self.folder, shard.path, Expected(bytes=shard.bytes, sha256=shard.sha256))
 
     def open_shard(self, shard: Shard) -> BinaryIO:
         """Open one shard for reading, fetching it where the dataset is remote.
@@ -110,14 +109,10 @@ class Manifest:
             DataError: It cannot be fetched, or its checksum differs. A local file is not checked.
         """
         # Without a checksum of the index, that of the shard tells whether a cached index is up to date.
+        tag = f"{shard.bytes}/{shard.sha256}"
         name = str(PurePosixPath(shard.path).with_suffix(INDEX_SUFFIX))
-        return self.storage.local_path(
-            self.folder,
-            name,
-            expected_sha256=shard.index_sha256,
-            max_bytes=MAX_INDEX_BYTES,
-            tag=f"{shard.bytes}/{shard.sha256}",
-        )
+        expected = Expected(sha256=shard.index_sha256, tag=tag, limit=MAX_INDEX_BYTES)
+        return self.storage.local_path(self.folder, name, expected)
 
     def where(self, name: str = "") -> str:
         """Return how errors name the dataset or a file of it, without passwords."""
@@ -192,15 +187,6 @@ def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> No
         raise DataError(
             f"shard {path} is damaged: expected sha256 {shard.sha256[:16]}…, found {digest[:16]}…; copy it again"
         )
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return a checksum of a file by one of `hashlib`'s algorithms, in hexadecimal digits."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_manifest(manifest: Manifest) -> Path:

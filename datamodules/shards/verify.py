@@ -11,9 +11,10 @@ from pathlib import Path
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
+from ..storage.fetching import file_digest
 from ..storage.transfer import MissingFileError
 from .index import IndexRow, MissingIndexError, index_path, index_row, load_index
-from .manifest import Manifest, Shard, file_digest, read_manifest
+from .manifest import Manifest, Shard, read_manifest
 from .sample import SampleError, check_record
 from .sample_formats import FORMATS, Adapter, read_normal
 from .shard_file import upright_size

@@ -15,9 +15,10 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -59,26 +60,27 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Expected:
-    bytes: int | None
-    sha256: str
-    tag: str
-    limit: int
+class Expected:
+    """What is known about a file before it is fetched.
 
-    @property
-    def largest(self) -> int:
-        """Bytes after which a download is aborted."""
-        return self.limit if self.bytes is None else self.bytes
+    Attributes:
+        bytes: Its size; None if unknown.
+        sha256: Its checksum; empty if unknown.
+        tag: Its version; a copy with another tag is fetched again.
+        limit: Largest accepted size in bytes if the size is unknown.
+    """
+
+    bytes: int | None = None
+    sha256: str = ""
+    tag: str = ""
+    limit: int = MAX_BYTES
 
 
 def fetch(
     url: str,
     *,
     cache: Path,
-    expected_bytes: int | None = None,
-    expected_sha256: str = "",
-    max_bytes: int = MAX_BYTES,
-    tag: str = "",
+    expected: Expected | None = None,
     name: str | None = None,
     policy: Policy | None = None,
 ) -> Path:
@@ -90,10 +92,7 @@ def fetch(
     Args:
         url: An address that `Storage.locate` has passed.
         cache: Folder of the copies; created if missing.
-        expected_bytes: Size of the file; None if unknown.
-        expected_sha256: Its checksum; empty if unknown.
-        max_bytes: Largest accepted size if the size is unknown.
-        tag: Version of the file; a copy with another tag is fetched again.
+        expected: What is known about the file.
         name: Its base name in the cache; None: the last part of the URL.
         policy: Retries and waiting times.
 
@@ -101,36 +100,42 @@ def fetch(
         MissingFileError: There is no such file.
         DataError: It cannot be fetched, is not the expected one, or the cache cannot hold it.
     """
+    from filelock import FileLock
+
+    expected = expected or Expected()
     target = cache_path(url, cache=cache, name=name)
-    expected = _Expected(bytes=expected_bytes, sha256=expected_sha256, tag=tag, limit=max_bytes)
     if _is_cached(target, expected):
         return target
-    with _locked(target.parent, url):
-        if not _is_cached(target, expected):
-            _clear(target)
-            _check_space(target.parent, url, expected)
-            _attempt(url, target, expected, policy or Policy())
+    with _storing(target.parent, url):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / LOCK):  # a dead process holds no lock
+            if not _is_cached(target, expected):
+                _clear(target)
+                _check_space(target.parent, url, expected)
+                _download(url, target, expected, policy or Policy())
     return target
 
 
-def fetch_small(url: str, *, cache: Path, max_bytes: int, policy: Policy | None = None) -> bytes:
-    """Return the content of a small file, fresh from its source each time; nothing stays in the cache.
+def fetch_small(url: str, *, max_bytes: int, policy: Policy | None = None) -> bytes:
+    """Return the content of a small file, fresh from its source each time; nothing stays on the disk.
 
     Raises:
         MissingFileError: There is no such file.
         DataError: It cannot be fetched, or is larger than `max_bytes`.
     """
-    folder = cache_path(url, cache=cache).parent
-    expected = _Expected(bytes=None, sha256="", tag="", limit=max_bytes)
-    with _storing(folder, url):
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-    content = _partial_path(folder)
-    try:
-        _attempt(url, content, expected, policy or Policy(), keep_record=False)
+    with TemporaryDirectory() as folder, _storing(Path(folder), url):
+        content = Path(folder) / "content"
+        _download(url, content, Expected(limit=max_bytes), policy or Policy())
         return content.read_bytes()
-    finally:
-        content.unlink(missing_ok=True)
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Return a checksum of a file by one of `hashlib`'s algorithms, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cache_path(url: str, *, cache: Path, name: str | None = None) -> Path:
@@ -142,7 +147,7 @@ def cache_path(url: str, *, cache: Path, name: str | None = None) -> Path:
     return Path(cache) / key / (safe or "file")
 
 
-def _is_cached(target: Path, expected: _Expected) -> bool:
+def _is_cached(target: Path, expected: Expected) -> bool:
     try:
         record = json.loads((target.parent / RECORD).read_text(encoding="utf-8"))
         size = target.stat().st_size
@@ -157,67 +162,48 @@ def _is_cached(target: Path, expected: _Expected) -> bool:
     )
 
 
-@contextmanager
-def _locked(folder: Path, url: str) -> Iterator[None]:
-    """Lock the folder of a URL against other processes of this machine; a dead process holds no lock."""
-    from filelock import FileLock
-
-    with _storing(folder, url):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _clear(target: Path) -> None:
     """Remove an outdated copy and partial files of killed processes; the caller holds the lock."""
     # The copy first: a record without its file is no copy, a file beside another's record would be one.
     target.unlink(missing_ok=True)
     (target.parent / RECORD).unlink(missing_ok=True)
-    # No other process of this machine writes here now, so its partial files are leftovers.
-    _sweep(target.parent, of_host=_host())
-
-
-def _sweep(folder: Path, *, of_host: str | None = None) -> None:
-    """Remove partial files older than a day, and all of host `of_host`."""
-    for left in folder.glob(f".*{PARTIAL}"):
-        try:
-            ours = of_host is not None and left.name.startswith(f".{of_host}-")
+    for left in target.parent.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            # No other process of this machine writes here now; another machine may, whose locks are not seen here.
+            ours = left.name.startswith(f".{_host()}-")
             if ours or time.time() - left.stat().st_mtime > STALE_PARTIAL_S:
                 left.unlink()
-        except OSError:
-            continue
 
 
-def _attempt(url: str, target: Path, expected: _Expected, policy: Policy, *, keep_record: bool = True) -> None:
+def _download(url: str, target: Path, expected: Expected, policy: Policy) -> None:
+    """Write a file and its record, in as many attempts as the policy allows."""
     reason = ""
     for attempt in range(policy.retries + 1):
         if attempt:
             policy.wait(redact(url), reason, attempt)
         partial = _partial_path(target.parent)
+        described = partial.with_suffix(f".json{PARTIAL}")
         try:
-            with _storing(target.parent, url):
-                transfer(url, partial, limit=expected.largest, timeout_s=policy.timeout_s)
-                record = _checked(partial, url, expected)
-                if keep_record:
-                    _write_record(target.parent, record)
-                replace_path(partial, target)
+            limit = expected.limit if expected.bytes is None else expected.bytes
+            transfer(url, partial, limit=limit, timeout_s=policy.timeout_s)
+            record = _checked(partial, url, expected)
+            described.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            replace_path(described, target.parent / RECORD)
+            replace_path(partial, target)
             return
         except TransferError as error:
             reason = str(error)
         finally:
             partial.unlink(missing_ok=True)
+            described.unlink(missing_ok=True)
     raise DataError(
         f"{redact(url)} could not be fetched in {policy.retries + 1} attempts, the last: {reason}; "
         "check that the server responds, then start again"
     )
 
 
-def _checked(partial: Path, url: str, expected: _Expected) -> dict[str, Any]:
-    """Check size and sha256 of a download and flush it to the disk; returns the record of the copy.
+def _checked(partial: Path, url: str, expected: Expected) -> dict[str, Any]:
+    """Check size and sha256 of a download; returns the record of the copy.
 
     Raises:
         TransferError: It is too short: the connection may have been cut.
@@ -226,12 +212,8 @@ def _checked(partial: Path, url: str, expected: _Expected) -> dict[str, Any]:
     size = partial.stat().st_size
     if expected.bytes is not None and size < expected.bytes:
         raise TransferError(f"expected {expected.bytes} bytes, received {size}")
-    digest = hashlib.sha256()
-    with partial.open("rb+") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
-    if expected.sha256 and found != expected.sha256:
+    found = file_digest(partial)
+    if expected.sha256 not in ("", found):
         raise DataError(
             f"{redact(url)} is damaged or another file: expected sha256 {expected.sha256[:16]}…, found {found[:16]}…; "
             "the dataset has changed at its source: fetch its manifest again, or tell its publisher"
@@ -239,16 +221,7 @@ def _checked(partial: Path, url: str, expected: _Expected) -> dict[str, Any]:
     return {"url": redact(url), "bytes": size, "sha256": found, "tag": expected.tag}
 
 
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    partial = _partial_path(folder)
-    try:
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        replace_path(partial, folder / RECORD)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _check_space(folder: Path, url: str, expected: _Expected) -> None:
+def _check_space(folder: Path, url: str, expected: Expected) -> None:
     free = shutil.disk_usage(folder).free
     if expected.bytes is not None and expected.bytes > free:
         raise DataError(

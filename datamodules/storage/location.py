@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.pretrained.cache import cache_dir
 
-from .fetching import MAX_BYTES, Policy, fetch, fetch_small
+from .fetching import Expected, Policy, fetch, fetch_small
 from .transfer import SCHEMES, MissingFileError, redact, require_package
 
 # At least two letters, unlike a drive of Windows; a Path has lost one of the two slashes of a URL.
@@ -56,19 +56,8 @@ class Storage:
             )
         return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
 
-    def local_path(
-        self,
-        folder: Path | str,
-        name: str,
-        *,
-        expected_bytes: int | None = None,
-        expected_sha256: str = "",
-        max_bytes: int = MAX_BYTES,
-        tag: str = "",
-    ) -> Path:
-        """Return the local path of a file of a dataset, after a download if the dataset is remote.
-
-        For a local dataset the file is not checked.
+    def local_path(self, folder: Path | str, name: str, expected: Expected) -> Path:
+        """Return the local path of a file of a dataset, after a download if it is remote; a local one is not checked.
 
         Raises:
             MissingFileError: A remote dataset has no such file.
@@ -79,10 +68,7 @@ class Storage:
         return fetch(
             file_url(folder, name),
             cache=self.cache or default_cache(),
-            expected_bytes=expected_bytes,
-            expected_sha256=expected_sha256,
-            max_bytes=max_bytes,
-            tag=tag,
+            expected=expected,
             name=PurePosixPath(name).name,
             policy=self.policy,
         )
@@ -95,8 +81,7 @@ class Storage:
             DataError: It cannot be read, or is larger than `max_bytes`.
         """
         if not isinstance(folder, Path):
-            url = file_url(folder, name)
-            return fetch_small(url, cache=self.cache or default_cache(), max_bytes=max_bytes, policy=self.policy)
+            return fetch_small(file_url(folder, name), max_bytes=max_bytes, policy=self.policy)
         path = folder / name
         try:
             with path.open("rb") as stream:

@@ -17,7 +17,7 @@ import pytest
 
 from alignvlm_pl.errors import DataError
 from datamodules.storage import fetching
-from datamodules.storage.fetching import Policy, cache_path, fetch, fetch_small
+from datamodules.storage.fetching import Expected, Policy, cache_path, fetch, fetch_small
 from datamodules.storage.transfer import MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,8 +112,8 @@ def files(cache: Path) -> list[str]:
 def program(cache: Path, url: str, *, timeout_s: float = 60) -> list[str]:
     """A process of its own that fetches."""
     code = (
-        "import sys; from pathlib import Path; from datamodules.storage.fetching import Policy, fetch\n"
-        f"path = fetch({url!r}, cache=Path({str(cache)!r}), expected_bytes={len(BODY)}, expected_sha256={SHA!r},"
+        "import sys; from pathlib import Path; from datamodules.storage.fetching import Expected, Policy, fetch\n"
+        f"path = fetch({url!r}, cache=Path({str(cache)!r}), expected=Expected(bytes={len(BODY)}, sha256={SHA!r}),"
         f" policy=Policy(retries=0, timeout_s={timeout_s}))\nprint(path)"
     )
     return [sys.executable, "-c", code]
@@ -122,10 +122,10 @@ def program(cache: Path, url: str, *, timeout_s: float = 60) -> list[str]:
 def test_a_file_is_fetched_once_and_then_found(server, tmp_path):
     server.responses["/set/a.tar"] = [reply()]
     url = server.url("/set/a.tar")
-    path = fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA)
+    path = fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA))
     assert path == tmp_path / hashlib.sha256(url.encode()).hexdigest() / "a.tar"
     assert path.read_bytes() == BODY
-    assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA) == path
+    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA)) == path
     assert server.requested == ["/set/a.tar"]
     assert files(tmp_path) == ["a.tar"]
 
@@ -168,7 +168,7 @@ def test_a_server_that_is_not_there(server, tmp_path):
 @pytest.mark.parametrize("cut", [reply(body=BODY[:1000], length=len(BODY)), unsized(BODY[:1000])])
 def test_a_short_body_is_retried_and_never_kept(server, tmp_path, cut):
     server.responses["/a.tar"] = [cut, reply()]
-    wanted = {"cache": tmp_path, "expected_bytes": len(BODY), "policy": QUICK}
+    wanted = {"cache": tmp_path, "expected": Expected(bytes=len(BODY)), "policy": QUICK}
     assert fetch(server.url("/a.tar"), **wanted).read_bytes() == BODY
     server.responses["/b.tar"] = [cut]
     with pytest.raises(DataError, match="in 4 attempts, the last: "):
@@ -179,7 +179,7 @@ def test_a_short_body_is_retried_and_never_kept(server, tmp_path, cut):
 def test_changed_bytes_are_refused_at_once(server, tmp_path):
     server.responses["/a.tar"] = [reply(body=b"x" + BODY[1:])]
     with pytest.raises(DataError, match=rf"another file: expected sha256 {SHA[:16]}…, found"):
-        fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA, policy=QUICK)
+        fetch(server.url("/a.tar"), cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA), policy=QUICK)
     assert len(server.requested) == 1
     assert files(tmp_path) == []
 
@@ -193,9 +193,9 @@ def test_more_than_the_expected_bytes_are_not_even_read(server, tmp_path):
 
     server.responses["/a.tar"] = [endless]
     with pytest.raises(DataError, match="has more than the expected 1000 bytes"):
-        fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=1000, policy=QUICK)
+        fetch(server.url("/a.tar"), cache=tmp_path, expected=Expected(bytes=1000), policy=QUICK)
     with pytest.raises(DataError, match="has more than the expected 2000 bytes"):
-        fetch_small(server.url("/a.tar"), cache=tmp_path, max_bytes=2000, policy=QUICK)
+        fetch_small(server.url("/a.tar"), max_bytes=2000, policy=QUICK)
     assert files(tmp_path) == []
 
 
@@ -227,10 +227,10 @@ def test_a_server_that_drips_is_left(server, tmp_path):
 def test_a_copy_of_another_version_is_fetched_again(server, tmp_path):
     server.responses["/a.tar"] = [reply(body=b"old" + BODY[3:]), reply()]
     url = server.url("/a.tar")
-    old = fetch(url, cache=tmp_path, expected_bytes=len(BODY))
+    old = fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY)))
     assert old.read_bytes()[:3] == b"old"
-    assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), expected_sha256=SHA).read_bytes() == BODY
-    fetch(url, cache=tmp_path, tag="a later set")
+    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA)).read_bytes() == BODY
+    fetch(url, cache=tmp_path, expected=Expected(tag="a later set"))
     assert len(server.requested) == 3
 
 
@@ -295,7 +295,7 @@ def test_a_killed_download_leaves_no_file_that_passes_for_complete(server, tmp_p
     assert len(files(tmp_path)) == 1
     assert files(tmp_path)[0].endswith(".partial")
     # Its lock does not outlive it, and what it left is removed.
-    assert fetch(url, cache=tmp_path, expected_bytes=len(BODY), policy=QUICK).read_bytes() == BODY
+    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY)), policy=QUICK).read_bytes() == BODY
     assert files(tmp_path) == ["a.tar"]
 
 
@@ -305,7 +305,7 @@ def test_a_file_without_its_record_is_not_trusted(server, tmp_path):
     path = cache_path(url, cache=tmp_path)
     path.parent.mkdir()
     path.write_bytes(b"?" * len(BODY))
-    assert fetch(url, cache=tmp_path, expected_bytes=len(BODY)).read_bytes() == BODY
+    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY))).read_bytes() == BODY
     record = json.loads((path.parent / ".source.json").read_text())
     assert record == {"url": url, "bytes": len(BODY), "sha256": SHA, "tag": ""}
 
@@ -330,7 +330,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch)
 
 def test_a_shard_larger_than_the_disk_is_not_begun(server, tmp_path):
     with pytest.raises(DataError, match=r"has 1152921504606846976 bytes but .* free: the disk is full"):
-        fetch(server.url("/a.tar"), cache=tmp_path, expected_bytes=1 << 60)
+        fetch(server.url("/a.tar"), cache=tmp_path, expected=Expected(bytes=1 << 60))
     assert server.requested == []
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.shards.decode import Decoder
 from datamodules.shards.info import collect
-from datamodules.shards.manifest import Manifest, Shard, file_digest, load_manifest, write_manifest
+from datamodules.shards.manifest import Manifest, Shard, load_manifest, write_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.references import read_answers
 from datamodules.shards.sample import SampleError
@@ -27,6 +27,7 @@ from datamodules.shards.sample_formats import (
     read_json,
     read_normal,
 )
+from datamodules.storage.fetching import file_digest
 
 SOURCES = sorted((Path(__file__).resolve().parents[2] / "datamodules").rglob("*.py"))
 # Modules that run code from data, or hand data to something that does.

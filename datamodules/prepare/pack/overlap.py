@@ -17,8 +17,9 @@ from tqdm import tqdm
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
-from ...shards.manifest import MANIFEST_NAME, file_digest, load_manifest
+from ...shards.manifest import MANIFEST_NAME, load_manifest
 from ...shards.reader import read_shard
+from ...storage.fetching import file_digest
 from ...storage.file_kinds import IMAGE_ENDINGS
 from ..sources.images import image_paths
 from .work_folder import files_digest, write_array
