@@ -21,17 +21,12 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
 
 
-def default_cache() -> Path:
-    """Return `$ALIGNVLM_CACHE/shards`, or `~/.cache/alignvlm_pl/shards` where it is unset."""
-    return cache_dir() / "shards"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
     """How remote datasets are fetched. Plain values, so that it can be pickled into worker processes.
 
     Attributes:
-        cache: Folder of the local copies; None: `default_cache`.
+        cache: Folder of the local copies; None: `shards` in `cache_dir()`, which is `$ALIGNVLM_CACHE`.
         policy: Retries and waiting times.
     """
 
@@ -39,11 +34,7 @@ class Storage:
     policy: Policy = field(default_factory=Policy)
 
     def locate(self, folder: Path | str) -> Path | str:
-        """Return the location of a dataset: a path or a checked URL.
-
-        Raises:
-            ConfigError: An unknown scheme, a malformed URL, or a missing package.
-        """
+        """Return a path or a checked URL; ConfigError: an unknown scheme, a malformed URL, a missing package."""
         text = str(folder)
         match = _SCHEME.fullmatch(text)
         if match is None or (match[1].lower() not in SCHEMES and Path(text).exists()):
@@ -67,7 +58,7 @@ class Storage:
             return folder / name
         return fetch(
             file_url(folder, name),
-            cache=self.cache or default_cache(),
+            cache=self.cache or cache_dir() / "shards",
             expected=expected,
             name=PurePosixPath(name).name,
             policy=self.policy,
@@ -98,28 +89,19 @@ class Storage:
 def file_url(folder: str, name: str) -> str:
     """Return the URL of a file of a remote dataset."""
     parts = urlsplit(folder)
-    web = parts.scheme in ("http", "https")
-    path = f"{parts.path.rstrip('/')}/{quote(name) if web else name}"
-    return urlunsplit(parts._replace(path=path))
+    quoted = quote(name) if parts.scheme in ("http", "https") else name
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quoted}"))
 
 
 def check_file_name(name: object, *, where: str) -> str:
-    """Return a file name of a manifest, after a check that it names a file of the manifest's own dataset.
-
-    Raises:
-        DataError: An absolute path, one that leaves the folder, a URL, or unsafe characters.
-    """
-    if isinstance(name, str) and _is_below_folder(name):
+    """Return a file name of a manifest; DataError: a path that leaves its folder, a URL, or unsafe characters."""
+    parts = {part.strip(" ") for part in name.split("/")} if isinstance(name, str) else {""}
+    if isinstance(name, str) and len(name) <= 1024 and _FILE_NAME.fullmatch(name) and not parts & {"", ".", ".."}:
         return name
     raise DataError(
         f"{where}: expected the name of a file in the folder of the dataset, found {name!r:.200}; "
         "do not use this dataset: write it again, or tell its publisher"
     )
-
-
-def _is_below_folder(name: str) -> bool:
-    parts = [part.strip(" ") for part in name.split("/")]
-    return len(name) <= 1024 and bool(_FILE_NAME.fullmatch(name)) and not {"", ".", ".."} & set(parts)
 
 
 def format_location(folder: Path | str) -> str:
@@ -129,12 +111,12 @@ def format_location(folder: Path | str) -> str:
 
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
-    wanted = "a host" if parts.scheme in ("http", "https") else "a bucket"
+    wanted = {"http": "a host", "https": "a host", "hf": "hf://datasets/ORGANISATION/NAME/FOLDER"}
     good = bool(parts.netloc) and not _CONTROL.search(url) and not parts.fragment
     if parts.scheme == "hf":
-        wanted = "hf://datasets/ORGANISATION/NAME/FOLDER"
-        good = good and parts.netloc == "datasets" and len(parts.path.strip("/").split("/")) >= 2
+        good = good and parts.netloc == "datasets" and "/" in parts.path.strip("/")
     if not good:
-        raise ConfigError(f"{redact(url)!r}: expected {wanted} and no blank or #, found another form; check the URL")
+        form = wanted.get(parts.scheme, "a bucket")
+        raise ConfigError(f"{redact(url)!r}: expected {form} and no blank or #, found another form; check the URL")
     require_package(parts.scheme)
     return url.rstrip("/") if not parts.query else url

@@ -4,7 +4,7 @@ Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parq
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -57,20 +57,11 @@ class StoredFile:
     @property
     def split(self) -> str | None:
         """Return ``train``, ``val`` or ``test``, from its name or else its folder; None if neither says."""
-        path = PurePosixPath(self.path)
-        if match := _SPLIT_NAME.match(path.name):
-            return _SPLITS[match[1]]
-        return _SPLITS.get(path.parent.name)
+        match = _SPLIT_NAME.match(self.name)
+        return _SPLITS[match[1]] if match else _SPLITS.get(PurePosixPath(self.path).parent.name)
 
     def open(self, *, forward: bool = False) -> IO[bytes]:
-        """Open it for reading.
-
-        Args:
-            forward: Whether it will be read in order, so that the next bytes are fetched ahead.
-
-        Raises:
-            DataError: It cannot be opened.
-        """
+        """Open it; DataError where that fails. `forward`: it is read in order, so the next bytes are fetched ahead."""
         try:
             if self.local:
                 return Path(self.path).open("rb")
@@ -82,22 +73,14 @@ class StoredFile:
 
 
 def local_file(path: Path) -> StoredFile:
-    """Return a file of this disk.
-
-    Raises:
-        DataError: There is no such file.
-    """
+    """Return a file of this disk; raise DataError where there is none."""
     if not path.is_file():
         raise DataError(f"there is no {path}")
     return StoredFile(url=f"file://{path.absolute()}", path=str(path), size=path.stat().st_size)
 
 
 def find_file(place: str) -> StoredFile:
-    """Return the file at a path or a URL.
-
-    Raises:
-        DataError: There is no such file, or the store does not respond.
-    """
+    """Return the file at a path or a URL; raise DataError where there is none, or the store does not respond."""
     if "://" not in place:
         return local_file(Path(place))
     found = list_folder(place)
@@ -107,7 +90,7 @@ def find_file(place: str) -> StoredFile:
 
 
 def list_files(location: str, ending: str) -> list[StoredFile]:
-    """List the files with an ending at a path (file, folder, pattern), a URL, or in a dataset of the hub.
+    """List the files with an ending at a path (file, folder, pattern), a URL, or in a dataset of the hub, sorted.
 
     Companions such as ``._a.tar`` are no files of a dataset.
 
@@ -115,13 +98,10 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
         location: For example ``data/bigdocs``, ``data/*.parquet``, ``memory://set`` or ``ServiceNow/BigDocs-7.5M``.
         ending: For example ``.parquet``; letter case does not matter.
 
-    Returns:
-        The files, sorted by path.
-
     Raises:
         DataError: There are none, or the store does not respond.
     """
-    everything = _list(location, _find_all)
+    everything = _list(location, deep=True)
     named = [file for file in everything if file.path.lower().endswith(ending)]
     # A hidden folder that holds them all is the user's choice.
     shared = _shared_parts([file.folders for file in everything])
@@ -137,10 +117,9 @@ def list_files(location: str, ending: str) -> list[StoredFile]:
 def list_folder(location: str) -> list[StoredFile]:
     """List the files directly in a folder, at a URL or in a dataset of the hub; for a file, only itself.
 
-    Raises:
-        DataError: There is no such place, or the store does not respond.
+    Errors as in `list_files`, but an empty folder is none.
     """
-    return _list(location, _find_direct)
+    return _list(location, deep=False)
 
 
 def choose_files(files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str) -> list[StoredFile]:
@@ -158,30 +137,25 @@ def choose_files(files: Sequence[StoredFile], *, config: str | None, split: str 
     """
     folders = sorted({str(PurePosixPath(file.path).parent) for file in files})
     configs = _configs(files)
-    if config is not None and len(configs) > 1:
+    if config is None and len(configs) > 1:
+        raise ConfigError(f"{where} holds several configs, name one with --config: {', '.join(configs)}")
+    if len(configs) > 1:
         files = [file for file in files if config in PurePosixPath(file.path).parts]
         if not files:
             raise DataError(f"{where}: no files of config {config!r}; found: {', '.join(configs)}")
-    elif len(configs) > 1:
-        raise ConfigError(f"{where} holds several configs, name one with --config: {', '.join(configs)}")
     wanted = _SPLITS.get(split or "", split)
-    if split is not None and any(file.split for file in files):
-        kept = [file for file in files if file.split == wanted]
-        if not kept:
-            splits = sorted({file.split or "unnamed" for file in files})
-            raise DataError(
-                f"{where}: no files of split {split!r} in {', '.join(folders)[:200]}; found: {', '.join(splits)}"
-            )
+    if split is None or not any(file.split for file in files):
+        return list(files)
+    if kept := [file for file in files if file.split == wanted]:
         return kept
-    return list(files)
+    splits = sorted({file.split or "unnamed" for file in files})
+    raise DataError(f"{where}: no files of split {split!r} in {', '.join(folders)[:200]}; found: {', '.join(splits)}")
 
 
 def short_names(files: Sequence[StoredFile]) -> list[str]:
     """Return names of files, with their folder where several files have one name."""
     names = [file.name for file in files]
-    if len(set(names)) == len(names):
-        return names
-    return [file.path for file in files]
+    return names if len(set(names)) == len(names) else [file.path for file in files]
 
 
 def canonical_split(name: str) -> str:
@@ -210,38 +184,28 @@ def _url(location: str) -> tuple[str, bool]:
     return f"file://{Path(location).absolute()}", False
 
 
-def _list(location: str, find: Callable[[Any, str], dict[str, Any]]) -> list[StoredFile]:
-    """Return the file at a location, or what `find` finds there, sorted by path."""
+def _list(location: str, *, deep: bool) -> list[StoredFile]:
+    """Return the file at a location, or the files in the folder or below it or of the pattern, sorted by path."""
     url, hub = _url(location)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-        found = {root: filesystem.info(root)} if filesystem.isfile(root) else find(filesystem, root)
-        there = bool(found) or filesystem.exists(root)
+        there = filesystem.exists(root)
+        if there and filesystem.isfile(root):
+            found = {root: filesystem.info(root)}
+        elif there and not deep:
+            found = {info["name"]: info for info in filesystem.ls(root, detail=True)}
+        else:
+            found = (filesystem.find if there else filesystem.glob)(root, detail=True) if deep else {}
     except Exception as error:  # as in StoredFile.open
         raise DataError(_unlisted_message(location, url, hub, error)) from error
-    if not there:
+    if not there and not found:
         raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
     return [
         StoredFile(url=full, path=full.removeprefix("file://"), size=int(info["size"] or 0))
         for path, info in sorted(found.items())
+        if info["type"] == "file"
         for full in [filesystem.unstrip_protocol(path)]
     ]
-
-
-def _find_direct(filesystem: Any, root: str) -> dict[str, Any]:
-    """Return path -> fsspec's info, for the files directly in a folder."""
-    if not filesystem.exists(root):
-        return {}
-    return {info["name"]: info for info in filesystem.ls(root, detail=True) if info["type"] == "file"}
-
-
-def _find_all(filesystem: Any, root: str) -> dict[str, Any]:
-    """Return path -> fsspec's info, for all files below a path, or of a pattern."""
-    if any(mark in root for mark in "*?[") and not filesystem.exists(root):
-        found = filesystem.glob(root, detail=True)
-        return {path: info for path, info in found.items() if info["type"] == "file"}
-    everything: dict[str, Any] = filesystem.find(root, detail=True)
-    return everything
 
 
 def _unlisted_message(location: str, url: str, hub: bool, error: Exception) -> str:

@@ -45,7 +45,8 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         ConfigError: The package for the scheme is not installed.
         OSError: The file cannot be written.
     """
-    scheme = url.partition(":")[0]
+    scheme, _, address = url.partition("://")
+    web = scheme in ("http", "https")
     require_package(scheme)
     import fsspec
     from fsspec.callbacks import Callback
@@ -70,19 +71,18 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
                 )
 
     options: dict[str, Any] = {}
-    if scheme in ("http", "https"):
+    if web:
         from aiohttp import ClientTimeout
 
         # aiohttp's default of five minutes in all would refuse large shards; proxies as the environment says.
         timeout = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-    source = url if scheme in ("http", "https") else url.partition("://")[2]
     # Before the download, so that a write error is distinguished from a read error.
     path.touch(exist_ok=True)
     try:
         # A new instance each time: no connection outlives the call, so workers may be forked at any time.
         files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-        files.get_file(source, str(path), callback=Meter())
+        files.get_file(url if web else address, str(path), callback=Meter())
     except (DataError, TransferError):
         raise
     except Exception as error:  # five libraries with different exceptions
@@ -99,15 +99,12 @@ def redact(url: str) -> str:
 
 def require_package(scheme: str) -> None:
     """Raise ConfigError with the pip command where the package for a scheme is not installed."""
-    package = _OPTIONAL_PACKAGES.get(scheme)
-    if package is None:
-        return
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"{scheme}:// needs the package {package} ({error}); install it: pip install {package}"
-        ) from error
+    if package := _OPTIONAL_PACKAGES.get(scheme):
+        try:
+            import_module(package)
+        except ImportError as error:
+            message = f"{scheme}:// needs the package {package} ({error}); install it: pip install {package}"
+            raise ConfigError(message) from error
 
 
 def _classify_error(error: Exception, url: str) -> Exception:
@@ -121,19 +118,16 @@ def _classify_error(error: Exception, url: str) -> Exception:
     refused = isinstance(error, PermissionError) or (status is not None and 400 <= status < 500)
     if refused and status not in _RETRIED_STATUS:
         return DataError(f"{redact(url)}: the server refuses it ({reason}); check the address and your access to it")
-    if status is not None or isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError):
-        return TransferError(reason)
-    if type(error).__module__.partition(".")[0] in _CLIENTS:
+    of_client = type(error).__module__.partition(".")[0] in _CLIENTS
+    if status is not None or of_client or isinstance(error, OSError | EOFError | asyncio.TimeoutError):
         return TransferError(reason)
     return DataError(f"{redact(url)} cannot be fetched ({reason}); check the address and its settings")
 
 
 def _status(error: Exception) -> int | None:
     """Return the HTTP status that an exception of aiohttp, gcsfs or huggingface_hub carries."""
-    holders = ((error, "status"), (error, "code"), (getattr(error, "response", None), "status_code"))
-    for holder, name in holders:
-        # In this order: aiohttp warns when `code` is read.
-        value = getattr(holder, name, None)
-        if value is not None and str(value).isdigit():
-            return int(value)
+    # In this order: aiohttp warns when `code` is read.
+    for holder, name in ((error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")):
+        if str(value := getattr(holder, name, None)).isdigit():
+            return int(str(value))
     return None
