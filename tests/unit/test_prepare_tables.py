@@ -16,7 +16,7 @@ from datamodules.prepare.rendered_tables.tables import (
     PAGE_WIDTH_PX,
     RenderedCell,
     Table,
-    excess,
+    check_size,
     missing_cells,
     render_table,
     to_png,
@@ -72,8 +72,9 @@ def test_a_table_that_would_not_end_is_skipped(markup, problem):
 
 def test_many_cells_and_open_tags_are_no_excess():
     markup = "<table>" + "<tr><td>a<td>b<p>c<br>" * 5000 + "<tr><td colspan=1000 rowspan=65534><b>x</b></table>"
-    assert excess(Table(name="t", rows=[["a"] * 10] * 5000, markup=markup)) == ""
-    assert excess(Table(name="t", rows=[["a"] * 10] * 5001)) == "50010 cells, expected at most 50000"
+    check_size(Table(name="t", rows=[["a"] * 10] * 5000, markup=markup))
+    with pytest.raises(SampleError, match="too large to lay out: 50010 cells, expected at most 50000"):
+        check_size(Table(name="t", rows=[["a"] * 10] * 5001))
 
 
 def test_a_name_that_two_tables_end_with_is_not_guessed():

@@ -89,8 +89,7 @@ def render_table(table: Table) -> list[Image.Image]:
     """
     if not table.rows or not any(cell.strip() for row in table.rows for cell in row):
         raise SampleError(f"table {table.name} is empty", "empty_table")
-    if problem := excess(table):
-        raise SampleError(f"table {table.name} is too large to lay out: {problem}", "too_large")
+    check_size(table)
     try:
         layout, rendered = _pdf(table)
     except RecursionError as error:
@@ -116,37 +115,33 @@ _NOT_NESTED = {*("td", "th", "tr", "tbody", "thead", "tfoot", "caption", "col", 
 _NOT_NESTED |= {"br", "hr", "img", "input", "link", "meta", "wbr", "area", "base", "embed", "source", "track"}
 
 
-def excess(table: Table) -> str:
-    """Return which limit of cells, spans or depth a table exceeds; empty if none."""
-    if (cells := sum(map(len, table.rows))) > _MAX_CELLS:
-        return f"{cells} cells, expected at most {_MAX_CELLS}"
-    extent = _Extent()
-    extent.feed(table.markup)
-    return extent.problem
+def check_size(table: Table) -> None:
+    """Raise SampleError where a table exceeds a limit of cells, spans or depth."""
+    try:
+        if (cells := sum(map(len, table.rows))) > _MAX_CELLS:
+            raise ValueError(f"{cells} cells, expected at most {_MAX_CELLS}")
+        _Extent().feed(table.markup)
+    except ValueError as error:
+        raise SampleError(f"table {table.name} is too large to lay out: {error}", "too_large") from error
 
 
 class _Extent(HTMLParser):
-    """Counts the cells, spans and open elements of markup."""
+    """Counts the cells, spans and open elements of markup; raises ValueError beyond the limits."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.problem = ""
-        self._cells = self._depth = 0
+    _cells = _depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        problems = [self.problem]
         self._depth += tag not in _NOT_NESTED
         if self._depth > _MAX_DEPTH:
-            problems.append(f"nested more than {_MAX_DEPTH} elements deep")
+            raise ValueError(f"nested more than {_MAX_DEPTH} elements deep")
         for name in _SPANNED.get(tag, ()):
             found = re.match(r"\s*\+?0*([0-9]+)", dict(attrs).get(name) or "")
             span = int(found[1][:20]) if found else 1
             if span > _MAX_SPANS[name]:
-                problems.append(f"a {name} of {span}, expected at most {_MAX_SPANS[name]}")
+                raise ValueError(f"a {name} of {span}, expected at most {_MAX_SPANS[name]}")
             self._cells += span * (name != "rowspan")
         if self._cells > _MAX_CELLS:
-            problems.append(f"more than {_MAX_CELLS} cells")
-        self.problem = next(filter(None, problems), "")
+            raise ValueError(f"more than {_MAX_CELLS} cells")
 
     def handle_endtag(self, tag: str) -> None:
         self._depth = max(self._depth - (tag not in _NOT_NESTED), 0)

@@ -11,8 +11,6 @@ from alignvlm_pl.errors import ConfigError
 from ..pack.options import require_at_least
 from .write import DOCUMENT_KINDS, write_split
 
-HELDOUT_KINDS = {"forms": "form", "receipts": "receipt", "tables": "table", "charts": "chart"}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write all datasets into one folder; datasets that are already there with the same arguments are kept.
@@ -49,8 +47,8 @@ def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "lines": {"split": "train", "num_documents": args.lines, "kinds": ["lines"]},
         "documents": {"split": "train", "num_documents": args.train, "kinds": args.kinds, **asked},
     }
-    for name, kind in HELDOUT_KINDS.items():
-        datasets[f"heldout-{name}"] = {**evaluation, "kinds": [kind], "transcription_share": 0.0}
+    for kind in DOCUMENT_KINDS:
+        datasets[f"heldout-{kind}s"] = {**evaluation, "kinds": [kind], "transcription_share": 0.0}
     datasets["heldout-lines"] = {**evaluation, "kinds": ["lines"], "fonts": "heldout"}
     return {name: settings for name, settings in datasets.items() if settings["num_documents"] > 0}
 
