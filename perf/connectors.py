@@ -36,7 +36,6 @@ import yaml
 from torch import Tensor
 
 from alignvlm_pl.models.build import Backbone, ModelSpec, build_config
-from alignvlm_pl.models.connectors import count_parameters
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.utils.installation import configs_dir
 
@@ -155,7 +154,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
             seconds[key] += [took] if index else []
     return {
         "tokens_per_tile": config.tokens_per_tile,
-        "parameters": count_parameters(model.connector),
+        "parameters": sum(parameter.numel() for parameter in model.connector.parameters()),
         "answer": seconds["answer"],
         "connect": seconds["connect"],
         "memory_gib": peak_memory(device),

@@ -45,8 +45,17 @@ class Backbone:
     tokenizer: str | None = None
 
     def folder(self) -> str | None:
-        """Return the folder or hub id of the weights, or None; embedded weights are converted into the cache once."""
-        return resolve(self.pretrained)
+        """Return the folder or hub id of the weights, or None; embedded weights are converted into the cache once.
+
+        Raises:
+            ConfigError: If there are no embedded weights of that name.
+        """
+        if self.pretrained is None or not self.pretrained.startswith(EMBEDDED):
+            return self.pretrained
+        key = self.pretrained.removeprefix(EMBEDDED)
+        if key not in EMBEDDED_WEIGHTS:
+            raise ConfigError(f"pretrained={self.pretrained!r}: {nearest(key, EMBEDDED_WEIGHTS)}")
+        return str(EMBEDDED_WEIGHTS[key]())
 
     def load_config(self) -> PretrainedConfig:
         """Return the Hugging Face configuration.
@@ -96,11 +105,7 @@ class ModelSpec:
 
     @classmethod
     def from_fields(cls, spec: Any) -> "ModelSpec":
-        """Return a specification as it is, or of the mapping of its fields.
-
-        Raises:
-            ConfigError: It is neither, a field is unknown, or one is missing.
-        """
+        """Return a specification as it is, or of the mapping of its fields; raise a `ConfigError` if it is neither."""
         if isinstance(spec, cls):
             return spec
         if not isinstance(spec, Mapping):
@@ -119,60 +124,11 @@ def _from_fields(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     return kind(**values)
 
 
-def resolve(name: str | None) -> str | None:
-    """Return the folder or hub id of a `pretrained` setting; None stays None.
-
-    Raises:
-        ConfigError: If there are no embedded weights of that name.
-    """
-    if name is None or not name.startswith(EMBEDDED):
-        return name
-    key = name.removeprefix(EMBEDDED)
-    if key not in EMBEDDED_WEIGHTS:
-        raise ConfigError(f"pretrained={name!r}: {nearest(key, EMBEDDED_WEIGHTS)}")
-    return str(EMBEDDED_WEIGHTS[key]())
-
-
 def _from_pretrained(loader: Any, source: str, *, what: str) -> Any:
     try:
         return loader.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no {what} in {source!r}: {str(error)[:200]}") from error
-
-
-def tokens_per_tile(spec: ModelSpec) -> int:
-    """Return the visual tokens of one tile, found by running the vision tower on the meta device.
-
-    Raises:
-        ConfigError: If the tower does not accept tiles of this size, or the connector not the tower's features.
-    """
-    config = _config_without_counts(spec)
-    vision, tiling = config.vision_config, Tiling.from_dict(spec.tiling)
-    with torch.device("meta"):
-        connector: Any = connector_from_config(config)
-        tower = build_vision_tower(vision, config.vision_feature)
-        pixels = torch.zeros(1, 3, tiling.tile_height, tiling.tile_width)
-        try:
-            features = connector_features(tower, pixels, config)
-        except (ValueError, RuntimeError) as error:
-            if isinstance(error, AlignVLMError):
-                raise
-            raise ConfigError(
-                f"{vision.model_type} does not accept tiles of tiling.tile_height={tiling.tile_height}, "
-                f"tile_width={tiling.tile_width} (image_size {getattr(vision, 'image_size', None)}): {error}"
-            ) from error
-    return int(connector.tokens_per_tile(features.shape[1]))
-
-
-def _config_without_counts(spec: ModelSpec) -> AlignVLMConfig:
-    text = spec.llm.load_config()
-    return AlignVLMConfig(
-        vision_config=spec.vision.load_config(),
-        text_config=text,
-        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
-        tiling=Tiling.from_dict(spec.tiling).to_dict(),
-        vision_feature=spec.vision_feature,
-    )
 
 
 def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
@@ -187,17 +143,45 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
         raise ConfigError("llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer")
     return AlignVLMProcessor(
         _from_pretrained(AutoTokenizer, source, what="tokenizer"),
-        tiling=Tiling.from_dict(spec.tiling).to_dict(),
-        tokens_per_tile=tokens_per_tile(spec),
+        tiling=spec.tiling,
+        tokens_per_tile=build_config(spec, image_token_id=0).tokens_per_tile,
         chat_template=spec.chat_template,
         spell_answers=spec.spell_answers,
     )
 
 
 def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
-    """Return the configuration of a specification; a file of rows to keep is replaced by its ids."""
-    config = _config_without_counts(spec)
-    config.tokens_per_tile, config.image_token_id = tokens_per_tile(spec), image_token_id
+    """Return the configuration of a specification; a file of rows to keep is replaced by its ids.
+
+    The number of visual tokens of a tile is found by running the vision tower on the meta device.
+
+    Raises:
+        ConfigError: If the tower does not accept tiles of this size, or the connector not the tower's features.
+    """
+    text = spec.llm.load_config()
+    config = AlignVLMConfig(
+        vision_config=spec.vision.load_config(),
+        text_config=text,
+        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
+        tiling=spec.tiling,
+        image_token_id=image_token_id,
+        vision_feature=spec.vision_feature,
+    )
+    vision, tiling = config.vision_config, Tiling.from_dict(config.tiling)
+    with torch.device("meta"):
+        connector: Any = connector_from_config(config)
+        tower = build_vision_tower(vision, config.vision_feature)
+        try:
+            pixels = torch.zeros(1, 3, tiling.tile_height, tiling.tile_width)
+            features = connector_features(tower, pixels, config)
+        except AlignVLMError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{vision.model_type} does not accept tiles of tiling.tile_height={tiling.tile_height}, "
+                f"tile_width={tiling.tile_width} (image_size {getattr(vision, 'image_size', None)}): {error}"
+            ) from error
+    config.tokens_per_tile = int(connector.tokens_per_tile(features.shape[1]))
     return config
 
 
@@ -246,11 +230,8 @@ def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) ->
     require_complete(missing, what="AlignVLM", source=folder)
     state, old, new = source.state_dict(), source.connector, model.connector
     if _same_but_for_rows(old, new):
-        copied = transfer_rows(old, new, source.get_output_embeddings().weight)
-        _log.info(
-            "ALIGN keeps %d rows, %d of them from %s (%d rows there), the others from the LM head",
-            new.rows, copied, folder, old.rows,
-        )  # fmt: skip
+        counts = new.rows, transfer_rows(old, new, source.get_output_embeddings().weight), folder, old.rows
+        _log.info("ALIGN keeps %d rows, %d of them from %s (%d rows there), the others from the LM head", *counts)
         state |= {f"connector.{name}": value for name, value in new.state_dict().items()}
     copy_weights(model, state, what="AlignVLM", source=folder)
 

@@ -12,21 +12,8 @@ from ..errors import ConfigError, nearest
 from ..preprocessing.tiling import Tiling
 from .processor_options import require_loading_options
 
-_FIELDS_OF_TRANSFORMERS = (
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "id2label",
-    "label2id",
-    "name_or_path",
-    "num_labels",
-    "quantization_config",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+_FIELDS_OF_TRANSFORMERS = """attn_implementation auto_map experts_implementation id2label label2id name_or_path
+num_labels quantization_config tie_word_embeddings torch_dtype bos_token_id eos_token_id pad_token_id""".split()
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 FEATURES = ("last_normed", "last", "penultimate")
 
@@ -61,9 +48,8 @@ class AlignVLMConfig(PretrainedConfig):
         vision_feature: str = "last_normed",
         **kwargs: Any,
     ) -> None:
-        if (
-            "transformers_version" not in kwargs
-        ):  # which a saved configuration has, perhaps with fields of a later release
+        # A saved configuration has it, perhaps with fields of a later release.
+        if "transformers_version" not in kwargs:
             known = {*PretrainedConfig().to_dict(), *_FIELDS_OF_TRANSFORMERS}
             for name in kwargs.keys() - known:
                 raise ConfigError(f"AlignVLMConfig: unknown field {name[:60]!r}; {nearest(name, self._fields())}")
@@ -88,9 +74,7 @@ class AlignVLMConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but for keyword arguments: fields are checked, and what nobody uses is refused.
-
-        Unused ones are returned with `return_unused_kwargs`.
+        """As in transformers; a keyword argument that nobody uses is refused, but for `return_unused_kwargs`.
 
         Raises:
             ConfigError: An option is unknown, or a field has an invalid value.
@@ -100,22 +84,19 @@ class AlignVLMConfig(PretrainedConfig):
             raise ConfigError(f"config.json holds a {type(config_dict).__name__}, expected an object of fields")
         # transformers sets fields after the configuration is made.
         config_dict = {**config_dict, **{name: kwargs.pop(name) for name in cls._fields() if name in kwargs}}
-        if kwargs.pop("return_unused_kwargs", False):
-            return super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        returned = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        if returned:
+            return config, unused
         require_loading_options(unused, cls._fields(), what="configuration")
         return config
 
 
 def config_from_fields(fields: dict[str, Any], *, default: str | None = None) -> PretrainedConfig:
-    """Build a Hugging Face configuration from its fields.
-
-    Args:
-        fields: `model_type` and any other settings.
-        default: Model type if `fields` has none.
+    """Build a Hugging Face configuration from its fields; `default` is the `model_type` if they have none.
 
     Raises:
-        ConfigError: If the model type is missing or unknown.
+        ConfigError: If the model type is missing or unknown, or a field is invalid.
     """
     settings = dict(fields)
     model_type = settings.pop("model_type", default)

@@ -16,7 +16,6 @@ from alignvlm_pl.models.build import (
     build_model,
     build_processor,
     load_weights,
-    resolve,
 )
 from alignvlm_pl.models.loading import choose_attention, load_pretrained
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
@@ -162,13 +161,13 @@ def test_load_weights_of_another_model(saved, tmp_path):
         load_weights(model, tmp_path)
 
 
-def test_resolve(monkeypatch, tmp_path):
+def test_the_folder_of_a_backbone(monkeypatch, tmp_path):
     monkeypatch.setitem(build_file.EMBEDDED_WEIGHTS, "smollm2", lambda: tmp_path)
-    assert resolve("embedded:smollm2") == str(tmp_path)
-    assert resolve("google/siglip") == "google/siglip"
-    assert resolve(None) is None
+    assert Backbone(pretrained="embedded:smollm2").folder() == str(tmp_path)
+    assert Backbone(pretrained="google/siglip").folder() == "google/siglip"
+    assert Backbone(pretrained=None).folder() is None
     with pytest.raises(ConfigError, match="did you mean 'smollm2'"):
-        resolve("embedded:smolm2")
+        Backbone(pretrained="embedded:smolm2").folder()
 
 
 def test_a_backbone_must_say_what_it_is(saved):

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alignvlm_pl.cli.params import tables
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.models.build import build_model, build_processor, tokens_per_tile
+from alignvlm_pl.models.build import build_config, build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -164,7 +164,7 @@ def test_the_grid_is_the_tiles(tmp_path):
     for name in TOKENS:
         connector = load(CONFIGS / "model" / "connector" / f"{name}.yaml")
         found = ModelSpec(vision=vision, llm=spec.llm, connector=connector, tiling=tiling)
-        counts[name] = tokens_per_tile(found)
+        counts[name] = build_config(found, image_token_id=0).tokens_per_tile
     kept = dict.fromkeys(("align", "mlp", "mlp-paper", "ovis"), 96)
     assert counts == {**kept, "perceiver": 64, "h-reducer": 24, "c-abstractor": 36}
 

@@ -40,16 +40,12 @@ def _defined() -> dict[str, type[nn.Module]]:
 CONNECTORS: dict[str, type[nn.Module]] = _defined()
 PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: factor of the pixel shuffle of its input."""
-SHUFFLES = (1, 2, 3)
 _GRID = "grid"
 _NO_IDENTITY = ("backend", "budget_gib", "gain_init", "init_std", "vocab_keep", "vocab_rows")
 
 
 def connector_class(name: Any) -> type[nn.Module]:
-    """Return the connector of a type.
-
-    Args:
-        name: A key of `CONNECTORS`, or the import path of a class, such as `mypackage.connectors.Average`.
+    """Return the connector of a key of `CONNECTORS`, or of an import path such as `mypackage.connectors.Average`.
 
     Raises:
         ConfigError: The type is unknown, the message lists the known ones; or the path names no class of a module.
@@ -65,13 +61,9 @@ def connector_class(name: Any) -> type[nn.Module]:
 
 
 def shuffle_factor(options: dict[str, Any]) -> int:
-    """Return the factor of the pixel shuffle before the connector; 1: none.
-
-    Raises:
-        ConfigError: If it is not in `SHUFFLES`.
-    """
+    """Return the factor of the pixel shuffle before the connector, 1 for none; raise a `ConfigError` for others."""
     factor = options.get(PIXEL_SHUFFLE, 1)
-    if factor not in SHUFFLES or isinstance(factor, bool):
+    if factor not in (1, 2, 3) or isinstance(factor, bool):
         raise ConfigError(f"connector {PIXEL_SHUFFLE}={factor!r}: expected 1 (none), 2 or 3")
     return int(factor)
 
@@ -126,11 +118,6 @@ def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def count_parameters(connector: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in connector.parameters())
-
-
 __all__ = [
     "CONNECTORS",
     "Connector",
@@ -138,7 +125,6 @@ __all__ = [
     "build_connector",
     "connector_class",
     "connector_identity",
-    "count_parameters",
     "shuffle_factor",
     "shuffled_grid",
 ]
