@@ -11,6 +11,7 @@ Blocks that halve the height have no residual sum. Squeeze-excite pools over the
 of its tile.
 """
 
+import math
 from dataclasses import field
 from typing import Any, ClassVar
 
@@ -67,7 +68,6 @@ class PPOCRVisionConfig(PreTrainedConfig):
     hidden_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Derive `hidden_size`."""
         self.blocks = [list(block) for block in self.blocks]
         group_rows, group_columns = self.cell_group
         self.cell_group = (group_rows, group_columns)
@@ -83,17 +83,11 @@ class PPOCRVisionConfig(PreTrainedConfig):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of one patch in pixels."""
-        row_stride = STEM_STRIDE
-        for _, stride, _ in self.blocks:
-            row_stride *= int(stride)
-        return row_stride * self.cell_group[0], STEM_STRIDE * self.cell_group[1]
+        row_stride = math.prod(int(stride) for _, stride, _ in self.blocks)
+        return STEM_STRIDE * row_stride * self.cell_group[0], STEM_STRIDE * self.cell_group[1]
 
     def tokens_for(self, height: int, width: int) -> int:
-        """Return the number of patches of a tile of `height` x `width` pixels.
-
-        Raises:
-            ConfigError: A side is not a positive multiple of the patch's.
-        """
+        """Return the number of patches of a tile in pixels; raise a `ConfigError` if its sides do not divide so."""
         patch_height, patch_width = self.patch_size
         if height < 1 or width < 1 or height % patch_height or width % patch_width:
             raise ConfigError(
@@ -118,9 +112,10 @@ class Stem(nn.Module):
         """Map (N, 3, H, W) to (N, 2 * channels, H/4, W/4)."""
         # 2x2 windows at stride 1 with one row and column of zeros below and on the right (SAME_UPPER in the published
         # graph). The zeros do not change the maximum: after ReLU no value is negative.
-        entry = _pad_lower_right(functional.relu(self.entry(pixels)))
+        pad = (0, 1, 0, 1)
+        entry = functional.pad(functional.relu(self.entry(pixels)), pad)
         pooled = functional.max_pool2d(entry, 2, stride=1)
-        branch = _pad_lower_right(functional.relu(self.branch_in(entry)))
+        branch = functional.pad(functional.relu(self.branch_in(entry)), pad)
         branch = functional.relu(self.branch_out(branch))
         merged = functional.relu(self.merge(torch.cat((pooled, branch), dim=1)))
         return functional.relu(self.exit(merged))
@@ -173,12 +168,11 @@ class PPOCRVisionModel(PreTrainedModel):
     def __init__(self, config: PPOCRVisionConfig) -> None:
         super().__init__(config)
         self.stem = Stem(config.num_channels, channels=config.stem_channels)
-        blocks = []
+        self.blocks = nn.ModuleList()
         channels = 2 * config.stem_channels
-        for out_channels, row_stride, squeeze_excite in config.blocks:
-            blocks.append(Block(channels, out_channels, row_stride=row_stride, squeeze_excite=bool(squeeze_excite)))
+        for out_channels, stride, squeeze_excite in config.blocks:
+            self.blocks.append(Block(channels, out_channels, row_stride=stride, squeeze_excite=bool(squeeze_excite)))
             channels = out_channels
-        self.blocks = nn.ModuleList(blocks)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -198,11 +192,7 @@ class PPOCRVisionModel(PreTrainedModel):
         return features
 
     def forward(self, pixel_values: Tensor, return_dict: bool | None = None) -> BaseModelOutput:
-        """Encode tiles.
-
-        Args:
-            pixel_values: RGB tiles (N, 3, H, W) in [-1, 1].
-            return_dict: Accepted for compatibility with Hugging Face; the output is always a `BaseModelOutput`.
+        """Encode RGB tiles (N, 3, H, W) in [-1, 1]; the output is a `BaseModelOutput`, whatever `return_dict` says.
 
         Returns:
             `last_hidden_state` (N, H/32 * W/8, hidden_size); within a patch, cells are row-major with all channels of a
@@ -223,21 +213,9 @@ class PPOCRVisionModel(PreTrainedModel):
     def _group_cells(self, features: Tensor) -> Tensor:
         """Concatenate groups of cells: (N, C, h, w) to (N, h*w / group, C * group)."""
         group_rows, group_columns = self.config.cell_group
-        num_tiles, channels, rows, columns = features.shape
-        cells = features.permute(0, 2, 3, 1).reshape(
-            num_tiles, rows // group_rows, group_rows, columns // group_columns, group_columns, channels
-        )
-        return cells.transpose(2, 3).reshape(num_tiles, -1, self.config.hidden_size)
+        cells = features.permute(0, 2, 3, 1).unflatten(2, (-1, group_columns)).unflatten(1, (-1, group_rows))
+        return cells.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-def _pad_lower_right(features: Tensor) -> Tensor:
-    return functional.pad(features, (0, 1, 0, 1))
-
-
-def register() -> None:
-    """Register config and model with `AutoConfig` and `AutoModel`."""
-    AutoConfig.register(MODEL_TYPE, PPOCRVisionConfig, exist_ok=True)
-    AutoModel.register(PPOCRVisionConfig, PPOCRVisionModel, exist_ok=True)
-
-
-register()
+AutoConfig.register(MODEL_TYPE, PPOCRVisionConfig, exist_ok=True)
+AutoModel.register(PPOCRVisionConfig, PPOCRVisionModel, exist_ok=True)

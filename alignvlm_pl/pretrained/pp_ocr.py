@@ -27,14 +27,8 @@ PP_OCR = WeightSource(
     converted_bytes=10_700_000,
 )
 
-_STEM = {
-    "entry": "conv2d_68",
-    "branch_in": "conv2d_69",
-    "branch_out": "conv2d_70",
-    "merge": "conv2d_71",
-    "exit": "conv2d_72",
-}
-# Per block: depthwise, (squeeze-excite reduce, expand) or None, expand, project.
+_STEM = {"entry": 68, "branch_in": 69, "branch_out": 70, "merge": 71, "exit": 72}
+# Numbers of the convolutions; per block: depthwise, (squeeze-excite reduce, expand) or None, expand, project.
 _BLOCKS: tuple[tuple[int, tuple[int, int] | None, int, int], ...] = (
     (74, (7, 8), 75, 76),
     (78, None, 79, 80),
@@ -53,9 +47,7 @@ _BLOCKS: tuple[tuple[int, tuple[int, int] | None, int, int], ...] = (
 
 
 def ensure_pp_ocr_trunk() -> Path:
-    """Return a Hugging Face folder with the trunk; converted on the first call.
-
-    Load it with `AutoModel.from_pretrained` after importing `alignvlm_pl.models.pp_ocr`.
+    """Return a Hugging Face folder with the trunk, a model of `alignvlm_pl.models.pp_ocr`; converted on the first call.
 
     Raises:
         ConfigError: The package is missing or another version, there is not enough space, or `onnx` is not installed.
@@ -65,18 +57,16 @@ def ensure_pp_ocr_trunk() -> Path:
 
 def initialiser_names() -> dict[str, str]:
     """Return the name in the ONNX graph of each parameter of the torch trunk."""
-    convolutions = {f"stem.{part}": name for part, name in _STEM.items()}
+    convolutions = {f"stem.{part}": number for part, number in _STEM.items()}
     for index, (depthwise, squeeze_excite, expand, project) in enumerate(_BLOCKS):
-        block = f"blocks.{index}"
-        convolutions[f"{block}.depthwise"] = f"conv2d_{depthwise}"
+        parts = {"depthwise": depthwise}
         if squeeze_excite is not None:
-            convolutions[f"{block}.squeeze_excite.reduce"] = f"conv2d_{squeeze_excite[0]}"
-            convolutions[f"{block}.squeeze_excite.expand"] = f"conv2d_{squeeze_excite[1]}"
-        convolutions[f"{block}.expand"] = f"conv2d_{expand}"
-        convolutions[f"{block}.project"] = f"conv2d_{project}"
+            parts |= {"squeeze_excite.reduce": squeeze_excite[0], "squeeze_excite.expand": squeeze_excite[1]}
+        parts |= {"expand": expand, "project": project}
+        convolutions |= {f"blocks.{index}.{part}": number for part, number in parts.items()}
     names = {}
-    for position, (module, name) in enumerate(convolutions.items()):
-        names[f"{module}.weight"] = f"{name}.w_0"
+    for position, (module, number) in enumerate(convolutions.items()):
+        names[f"{module}.weight"] = f"conv2d_{number}.w_0"
         # The exporter numbered the biases in the order of the graph, which is the order here.
         names[f"{module}.bias"] = f"p2o.pd_op.reshape.{position}.0"
     return names

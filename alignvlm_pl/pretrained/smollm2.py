@@ -61,10 +61,8 @@ def _convert(source_file: Path, folder: Path) -> None:
     reader = GGUFReader(source_file)
     config = _model_config(reader)
     config.save_pretrained(folder)
-    weights = _dequantised_weights(
-        reader, num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads
-    )
-    write_safetensors(weights, folder / "model.safetensors")
+    heads = {"num_heads": config.num_attention_heads, "num_kv_heads": config.num_key_value_heads}
+    write_safetensors(_dequantised_weights(reader, **heads), folder / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(str(source_file.parent), gguf_file=source_file.name)
     tokenizer.save_pretrained(folder)
     bos, eos = config.bos_token_id, config.eos_token_id
@@ -106,10 +104,9 @@ def _dequantised_weights(reader: Any, *, num_heads: int, num_kv_heads: int) -> "
     for tensor in reader.tensors:
         name = _hugging_face_name(tensor.name)
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if name.endswith("q_proj.weight"):
-            weight = _unpermute(weight, num_heads=num_heads)
-        elif name.endswith("k_proj.weight"):
-            weight = _unpermute(weight, num_heads=num_kv_heads)
+        for projection, heads in (("q_proj.weight", num_heads), ("k_proj.weight", num_kv_heads)):
+            if name.endswith(projection):
+                weight = _unpermute(weight, num_heads=heads)
         weights[name] = np.ascontiguousarray(weight)
     return weights
 

