@@ -12,20 +12,14 @@ from ..errors import CheckpointError, ConfigError
 
 
 def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreTrainedModel, set[str]]:
-    """Load a model in float32, on the CPU.
-
-    Args:
-        loader: An Auto class or a model class.
-        source: Folder or hub id.
-        what: Name of the model in errors, e.g. `LLM`.
+    """Load a model of an Auto class or model class in float32, on the CPU; `what` is its name in errors.
 
     Returns:
-        The model, and the names of its tensors that are missing in the weights (Hugging Face initialises them
-        randomly).
+        The model, and the names of its tensors that the weights lack (Hugging Face initialises them randomly).
 
     Raises:
-        CheckpointError: If there is no model at `source`, it is damaged or of another type, or a tensor does not have
-            the shape given by its `config.json`.
+        CheckpointError: If there is no model at `source`, a folder or hub id, it is damaged or of another type, or a
+            tensor does not have the shape given by its `config.json`.
     """
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{what} weights: there is no folder {str(source)!r}; give a folder or a hub id")

@@ -1,5 +1,6 @@
 """The LLM's input sequence: visual tokens at their placeholders, and documents packed into one row."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +19,9 @@ _ALIGNMENT = 16
 
 
 def splice(
-    embeds: Tensor,
-    mask: Tensor,
-    visual: Tensor,
-    num_tiles: Tensor | None = None,
-    *,
-    positions: Tensor | None = None,
+    embeds: Tensor, mask: Tensor, visual: Tensor, num_tiles: Tensor | None = None, *, positions: Tensor | None = None
 ) -> Tensor:
-    """Replace the embeddings at placeholder positions by visual tokens (paper, equation 3).
+    """Replace the embeddings at placeholder positions by visual tokens (paper, equation 3), in their dtype.
 
     Args:
         embeds: (B, L, D) token embeddings.
@@ -34,9 +30,6 @@ def splice(
         num_tiles: (B,) tiles of each sample, or None to check the totals only.
         positions: (tiles · tokens,) indices of the placeholders, see `preprocessing.batch.visual_positions`; None:
             found in `mask`, for which a GPU is waited for.
-
-    Returns:
-        (B, L, D) in the dtype of `embeds`.
 
     Raises:
         DataError: If the numbers of placeholders and visual tokens differ, naming both (and the sample).
@@ -55,12 +48,9 @@ def splice(
 
 
 def document_positions(segment_ids: Tensor) -> Tensor:
-    """Return positions (R, L) that restart at 0 with every document.
+    """Return positions (R, L) that restart at 0 with every document of `segment_ids` (R, L), see `forward`.
 
     The padding at the end of a row counts as a separate document, because a softmax over no position is NaN.
-
-    Args:
-        segment_ids: (R, L) number of the document within its row, starting at 1; 0 for padding.
     """
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     starts = torch.zeros_like(index)
@@ -78,13 +68,9 @@ def packed_arguments(
 ) -> dict[str, Any]:
     """Return the decoder arguments under which attention is causal within each document and zero across documents.
 
-    Args:
-        decoder: The LLM without its head.
-        inputs_embeds: (R, L, D).
-        segment_ids: See `document_positions`.
-        bounds: (documents + 1,), see `preprocessing.batch.document_bounds`; read for flash attention only. None: found
-            in `segment_ids`, for which a GPU is waited for.
-        longest: Tokens of the longest document of `bounds`.
+    `decoder` is the LLM without its head, for `inputs_embeds` (R, L, D) and `segment_ids` (R, L). Flash attention
+    reads `bounds` (documents + 1,), see `preprocessing.batch.document_bounds`, and the tokens of the `longest`
+    document; where they are None they are found in `segment_ids`, for which a GPU is waited for.
 
     Returns:
         `position_ids`, `use_cache`, and the mask in the form of the decoder's attention: additive for sdpa and eager, a
@@ -114,11 +100,9 @@ def packed_arguments(
         and_mask_function=same_document,
     )
     if attention == "sdpa":
-        dtype = compute_dtype(inputs_embeds)
-        if isinstance(mask, dict):  # of models with several kinds of layers
-            mask = {kind: additive_mask(seen, dtype) for kind, seen in mask.items()}
-        else:
-            mask = additive_mask(mask, dtype)
+        additive = partial(additive_mask, dtype=compute_dtype(inputs_embeds))
+        by_kind = isinstance(mask, dict)  # of models with several kinds of layers
+        mask = {kind: additive(seen) for kind, seen in mask.items()} if by_kind else additive(mask)
     return {**arguments, "attention_mask": mask}
 
 
@@ -134,11 +118,7 @@ def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def require_packable(decoder: PreTrainedModel) -> str:
-    """Return the name of the decoder's attention, if it can keep the documents of a packed row apart.
-
-    Raises:
-        ConfigError: The attention or a kind of layer is not known to do so; the message lists those that are.
-    """
+    """Return the name of the decoder's attention; raise a `ConfigError` if it cannot keep packed documents apart."""
     config = decoder.config
     # transformers has a public setter (set_attn_implementation) and no public getter.
     attention: str = config._attn_implementation

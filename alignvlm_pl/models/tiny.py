@@ -20,11 +20,7 @@ VOCAB_SIZE = NUM_BYTES + len(CONTROL_TOKENS)
 
 
 def tiny_tokenizer(*, chat_template: str | None = CHATML_TEMPLATE) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose tokens are the 256 bytes and the control tokens of ChatML.
-
-    Args:
-        chat_template: Chat template; None for a tokenizer without one.
-    """
+    """Build a tokenizer whose tokens are the 256 bytes and the control tokens of ChatML."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -84,16 +80,10 @@ def tiny_spec(
     vision: dict[str, Any] | None = None,
     llm: dict[str, Any] | None = None,
 ) -> ModelSpec:
-    """Return the specification of a random tiny AlignVLM, and write its tokenizer.
+    """Return the specification of a random tiny AlignVLM, and write its tokenizer into `folder`.
 
-    Args:
-        folder: Folder for the tokenizer.
-        connector: As in `ModelSpec`; ALIGN by default.
-        tied: Whether the LLM's head is tied to its embedding table.
-        vision_feature: As in `AlignVLMConfig`.
-        tiling: Overrides of 56 x 56 px tiles and at most 4 tiles.
-        vision: Overrides of `tiny_vision`.
-        llm: Overrides of `tiny_llm`.
+    `tiling` overrides tiles of 56 x 56 px, at most 4 of them; `vision` and `llm` override `tiny_vision` and `tiny_llm`.
+    The others are those of `ModelSpec`, with ALIGN by default.
     """
     tiny_tokenizer().save_pretrained(folder)
     return ModelSpec(

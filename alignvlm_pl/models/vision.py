@@ -5,6 +5,7 @@ pooling head always, the final norm for `last`, and the last layer as well for `
 """
 
 import copy
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,11 +22,7 @@ _NORM_OF_POOLED = ("clip_vision_model",)
 
 
 def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -> PreTrainedModel:
-    """Build the vision model of `config` without the modules that `feature` does not use.
-
-    Args:
-        config: Configuration of the full vision model.
-        feature: One of `alignvlm_pl.models.configuration.FEATURES`.
+    """Build the vision model of `config` without the modules that `feature`, one of `FEATURES`, does not use.
 
     Raises:
         ConfigError: If the model has no final norm or no layer to remove.
@@ -42,15 +39,23 @@ def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -
             )
         config.num_hidden_layers -= 1
     model: PreTrainedModel = AutoModel.from_config(config)
-    for module in _levels(model):
+    # Some versions of transformers nest SigLIP and CLIP one level deeper.
+    levels = [module for module in (model, getattr(model, "vision_model", None)) if isinstance(module, nn.Module)]
+    for module in levels:
         for name in _HEADS:
             if isinstance(getattr(module, name, None), nn.Module):
                 setattr(module, name, None)
         if hasattr(module, "use_head"):  # SigLIP in versions whose config does not have the switch
             module.use_head = False  # type: ignore[assignment]
-    if feature != "last_normed" or config.model_type in _NORM_OF_POOLED:
-        _drop_final_norm(model)
-    return model
+    if feature == "last_normed" and config.model_type not in _NORM_OF_POOLED:
+        return model
+    for module, name in product(levels, _FINAL_NORMS):
+        if isinstance(getattr(module, name, None), nn.Module):
+            setattr(module, name, nn.Identity())
+            return model
+    raise ConfigError(
+        f"{type(model).__name__} has no final norm among {', '.join(_FINAL_NORMS)}; use vision_feature: last_normed"
+    )
 
 
 def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
@@ -70,8 +75,7 @@ def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
 
 def encode_tiles(tower: nn.Module, pixel_values: Tensor) -> Tensor:
     """Return features (tiles, tokens, d) of pixel values (tiles, 3, H, W) in [-1, 1], in the tower's dtype."""
-    pixel_values = pixel_values.to(next(tower.parameters()).dtype)
-    features: Tensor = tower(pixel_values=pixel_values).last_hidden_state
+    features: Tensor = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
     return features
 
 
@@ -85,20 +89,3 @@ def patch_grid(config: PretrainedConfig, height: int, width: int) -> tuple[int, 
     patch = config.patch_size
     patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
     return height // patch_height, width // patch_width
-
-
-def _levels(model: nn.Module) -> list[nn.Module]:
-    """Return the model and its inner model: some versions of transformers nest SigLIP and CLIP one level deeper."""
-    body = getattr(model, "vision_model", None)
-    return [model, body] if isinstance(body, nn.Module) else [model]
-
-
-def _drop_final_norm(model: PreTrainedModel) -> None:
-    for module in _levels(model):
-        for name in _FINAL_NORMS:
-            if isinstance(getattr(module, name, None), nn.Module):
-                setattr(module, name, nn.Identity())
-                return
-    raise ConfigError(
-        f"{type(model).__name__} has no final norm among {', '.join(_FINAL_NORMS)}; use vision_feature: last_normed"
-    )

@@ -65,8 +65,8 @@ def _compare(device: torch.device) -> float:
     from . import norm_softmax_triton
 
     made = torch.Generator().manual_seed(0)
-    scores, upstream = (torch.randn(_ROWS, _COLUMNS, generator=made).to(device) for _ in range(2))
-    gain, bias = (torch.randn(_COLUMNS, generator=made).to(device) for _ in range(2))
+    scores, upstream = torch.randn(2, _ROWS, _COLUMNS, generator=made).to(device)
+    gain, bias = torch.randn(2, _COLUMNS, generator=made).to(device)
     norm = VocabularyNorm(gain, bias, 1e-5)
     results = []
     for kernels in (norm_softmax, norm_softmax_triton):

@@ -17,11 +17,7 @@ class Connector(nn.Module):
     reads_text = False
 
     def initialize(self, head_weight: Tensor) -> None:
-        """Initialise weights that need more than transformers' default initialisation, which has run before.
-
-        Args:
-            head_weight: (V, D) weight of the LM head.
-        """
+        """Initialise weights from the LM head (V, D), after transformers' default initialisation."""
 
     def tokens_per_tile(self, tokens: int) -> int:
         """Return the number of output tokens for a tile of `tokens` vision tokens.
