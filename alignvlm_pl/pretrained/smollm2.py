@@ -56,44 +56,18 @@ def _convert(source_file: Path, folder: Path) -> None:
         from gguf import GGUFReader
     except ImportError as error:
         raise ConfigError("converting SmolLM2 needs the package gguf: pip install gguf") from error
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    reader = GGUFReader(source_file)
-    config = _model_config(reader)
+    place = {"pretrained_model_name_or_path": str(source_file.parent), "gguf_file": source_file.name}
+    config = AutoConfig.from_pretrained(**place, architectures=["LlamaForCausalLM"], dtype="float32")
+    for name in ("_model_name_or_path", "unk_token_id"):  # transformers adds them to the fields of a Llama
+        vars(config).pop(name, None)
     config.save_pretrained(folder)
     heads = {"num_heads": config.num_attention_heads, "num_kv_heads": config.num_key_value_heads}
-    write_safetensors(_dequantised_weights(reader, **heads), folder / "model.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(str(source_file.parent), gguf_file=source_file.name)
-    tokenizer.save_pretrained(folder)
+    write_safetensors(_dequantised_weights(GGUFReader(source_file), **heads), folder / "model.safetensors")
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
     bos, eos = config.bos_token_id, config.eos_token_id
     GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(folder)
-
-
-def _model_config(reader: Any) -> Any:
-    """Build the `LlamaConfig` from the GGUF metadata."""
-    from transformers import LlamaConfig
-
-    def value(key: str) -> Any:
-        return reader.fields[key].contents()
-
-    config = LlamaConfig(
-        vocab_size=len(value("tokenizer.ggml.tokens")),
-        hidden_size=value("llama.embedding_length"),
-        intermediate_size=value("llama.feed_forward_length"),
-        num_hidden_layers=value("llama.block_count"),
-        num_attention_heads=value("llama.attention.head_count"),
-        num_key_value_heads=value("llama.attention.head_count_kv"),
-        max_position_embeddings=value("llama.context_length"),
-        rms_norm_eps=value("llama.attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
-        bos_token_id=value("tokenizer.ggml.bos_token_id"),
-        eos_token_id=value("tokenizer.ggml.eos_token_id"),
-        pad_token_id=value("tokenizer.ggml.eos_token_id"),
-        tie_word_embeddings=True,  # the file has no output.weight
-        dtype="float32",
-    )
-    config.architectures = ["LlamaForCausalLM"]
-    return config
 
 
 def _dequantised_weights(reader: Any, *, num_heads: int, num_kv_heads: int) -> "dict[str, np.ndarray]":
