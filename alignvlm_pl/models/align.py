@@ -97,10 +97,7 @@ class AlignConnector(nn.Module):
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Initialise W2 from the LM head, and the vocabulary norm's gain and bias.
-
-        Args:
-            head_weight: (V, D) weight of the LLM's output head.
+        """Initialise W2 from the LM head (V, D), and gain and bias of the vocabulary norm.
 
         Raises:
             ConfigError: If the head has another shape.
@@ -120,15 +117,10 @@ class AlignConnector(nn.Module):
     def forward(
         self, features: Tensor, table: Tensor, *, columns: Tensor | Sequence[int] | None = None
     ) -> ConnectorOutput:
-        """Average the rows of `table` with the weights of equation 1.
-
-        Args:
-            features: (tiles, tokens, d) vision features.
-            table: (V, D) text embeddings of the LLM.
-            columns: (C,) token ids whose log-probabilities to return as well, or None.
+        """Average the rows of `table` (V, D) with the weights of equation 1 for vision features (tiles, tokens, d).
 
         Returns:
-            `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, C) in float32, or None.
+            `embeds` (tiles, tokens, D); `log_probs` (tiles, tokens, C) in float32 of the token ids `columns`, or None.
         """
         output: ConnectorOutput = self._read(features, self.select(table), columns)
         return output

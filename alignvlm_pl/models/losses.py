@@ -90,19 +90,14 @@ def supervised_cross_entropy(
     states, known = hidden.flatten(0, 1).index_select(0, positions - 1), targets.masked_fill(ignored, 0)
     losses = head_losses(states, known, head, backend=backend, chunk_tokens=chunk_tokens).masked_fill(ignored, 0)
     supervised = (~ignored).to(losses.dtype)
-    numbers, documents = _document_numbers(labels, segment_ids, num_documents)
-    document = numbers.flatten().index_select(0, positions)
+    if segment_ids is None:
+        document, documents = positions // labels.shape[1], len(labels)
+    else:
+        per_row = segment_ids.amax(dim=1)
+        numbers = segment_ids + (per_row.cumsum(0) - per_row - 1)[:, None]  # of documents in the batch
+        document = numbers.flatten().index_select(0, positions)
+        documents = int(per_row.sum()) if num_documents is None else num_documents
     sums, counts = losses.new_zeros(2, documents)
     sums.index_add_(0, document, losses.detach())
     counts.index_add_(0, document, supervised)
     return TokenLoss(losses.sum(), supervised.sum().to(torch.float32), sums, counts)
-
-
-def _document_numbers(labels: Tensor, segment_ids: Tensor | None, documents: int | None) -> tuple[Tensor, int]:
-    """Return each position's document index in the batch (arbitrary for padding), and the number of documents."""
-    if segment_ids is None:
-        rows = torch.arange(len(labels), device=labels.device)
-        return rows[:, None].expand_as(labels), len(labels)
-    per_row = segment_ids.amax(dim=1)
-    before = per_row.cumsum(0) - per_row
-    return before[:, None] + segment_ids - 1, int(per_row.sum()) if documents is None else documents

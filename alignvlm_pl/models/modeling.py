@@ -408,26 +408,24 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return {**images, "num_tiles": new}
         rows = zip(old.tolist(), (old + new).tolist(), strict=True)
         kept = torch.cat([torch.arange(total) >= before for before, total in rows])
-        by_tile = {name: images[name] for name in _BY_TILE if images[name] is not None}
-        return {
-            **images,
-            **{name: values[kept.to(values.device)] for name, values in by_tile.items()},
-            "num_tiles": new,
-        }
+        return {**_chosen_tiles(images, kept), "num_tiles": new}
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Repeat each sample's tiles as a group, for beam search and several return sequences."""
-        tiles, num_tiles = {name: kwargs.pop(name, None) for name in _BY_TILE}, kwargs.get("num_tiles")
+        tiles, num_tiles = {name: kwargs.pop(name) for name in _BY_TILE if name in kwargs}, kwargs.get("num_tiles")
         kwargs.pop("visual_positions", None)  # of the batch as it was
         input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        tiles = {name: values for name, values in tiles.items() if values is not None}
-        if tiles and expand_size > 1:
+        if tiles.get("pixel_values") is not None and expand_size > 1:
             if num_tiles is None:
                 raise DataError("generation with several sequences a sample needs num_tiles (tiles of each sample)")
             index = torch.arange(int(num_tiles.sum())).split(num_tiles.tolist())
-            repeated = torch.cat([part for part in index for _ in range(expand_size)])
-            tiles = {name: values[repeated.to(values.device)] for name, values in tiles.items()}
+            tiles = _chosen_tiles(tiles, torch.cat([part for part in index for _ in range(expand_size)]))
         return input_ids, inputs | tiles
+
+
+def _chosen_tiles(images: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    found = {name: images[name] for name in _BY_TILE if images.get(name) is not None}
+    return {name: values[index.to(values.device)] for name, values in found.items()}
 
 
 @lru_cache(maxsize=64)

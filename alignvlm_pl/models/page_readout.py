@@ -146,20 +146,23 @@ def row_texts(
         The grid (rows, cols) and rows · token_rows texts. A line belongs to the row of its vertical centre; lines of
         one row are joined from left to right.
     """
-    grid = choose_grid(size[0], size[1], tiling)
+    grid = choose_grid(*size, tiling)
+    starts = [box for box in plan_tiles(*size, tiling) if not box.is_thumbnail][:: grid.cols]
     rows: list[list[tuple[float, str]]] = [[] for _ in range(grid.rows * token_rows)]
     for line in lines:
         x0, y0, _, y1 = line["box"]
-        rows[_token_row((y0 + y1) / 2, size, tiling, token_rows)].append((x0, line["text"]))
+        y = (y0 + y1) / 2
+        tile_row = max(index for index, box in enumerate(starts) if box.top <= max(y, 0.0))
+        inside = starts[tile_row].to_tile((0, y, 0, y))[1]
+        row = min(max(int(inside * token_rows / tiling.tile_height), 0), token_rows - 1)
+        rows[tile_row * token_rows + row].append((x0, line["text"]))
     return (grid.rows, grid.cols), [" ".join(text for _, text in sorted(row)) for row in rows]
 
 
 def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Compute the CTC loss of rows of visual tokens, without merging repeats.
+    """Compute the CTC loss of log-probabilities (R, T, C), without merging repeats; class 0 is the blank.
 
-    Args:
-        rows: (R, T, C) log-probabilities; class 0 is the blank.
-        targets: R lists of class indices, possibly empty.
+    `targets` are R lists of class indices, possibly empty.
 
     Returns:
         The sum over rows in float32 (float64 for float64 rows), and the number of characters, an empty row counting as
@@ -184,13 +187,3 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
 def read_rows(rows: Tensor, alphabet: Alphabet) -> list[str]:
     """Decode rows of log-probabilities (R, T, C) greedily."""
     return [alphabet.decode(row) for row in rows.argmax(dim=-1).tolist()]
-
-
-def _token_row(y: float, size: tuple[int, int], tiling: Tiling, token_rows: int) -> int:
-    """Return the token row of the page, counted over all tile rows, that contains pixel row `y` of the image."""
-    cols = choose_grid(size[0], size[1], tiling).cols
-    starts = [box for box in plan_tiles(size[0], size[1], tiling) if not box.is_thumbnail][::cols]
-    tile_row = max(index for index, box in enumerate(starts) if box.top <= max(y, 0.0))
-    inside = starts[tile_row].to_tile((0, y, 0, y))[1]
-    row = int(inside * token_rows / tiling.tile_height)
-    return tile_row * token_rows + min(max(row, 0), token_rows - 1)

@@ -17,15 +17,10 @@ from ..preprocessing.tiling import Tiling
 
 
 def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalise tiles on their device, with mean and standard deviation 0.5.
+    """Normalise uint8 tiles (tiles, 3, H, W) on their device to [-1, 1], and to 0 outside of the boxes.
 
-    Args:
-        pixels: (tiles, 3, H, W) uint8.
-        boxes: (tiles, 4) integers: left, top, right, bottom of the image within each tile, right and bottom exclusive.
-        dtype: Dtype of the result; computed in float32.
-
-    Returns:
-        (tiles, 3, H, W) in [-1, 1], 0 outside of the boxes.
+    `boxes` (tiles, 4) are left, top, right, bottom of the image within each tile, right and bottom exclusive. The
+    result is computed in float32, whatever its dtype.
 
     Raises:
         DataError: There is not one box per tile.

@@ -55,16 +55,9 @@ def require_align(model: AlignVLMForConditionalGeneration) -> AlignConnector:
 def transfer_rows(source: AlignConnector, target: AlignConnector, head_weight: Tensor) -> int:
     """Copy a connector into one that keeps other rows.
 
-    W1 and its norm are copied, and so are W2, gain and bias of the rows that both keep. Rows that the source lacks are
-    initialised from the LM head, as in a new connector. Both connectors must hold full, unsharded weights.
-
-    Args:
-        source: The trained connector.
-        target: A connector of the same widths and vocabulary; overwritten.
-        head_weight: (V, D) weight of the LLM's head.
-
-    Returns:
-        Number of rows copied from the source.
+    W1 and its norm are copied, and so are W2, gain and bias of the rows that both keep; their number is returned. Rows
+    that the source lacks are initialised from the LM head (V, D), as in a new connector. Both connectors have the same
+    widths and vocabulary, and hold full, unsharded weights.
     """
     target.initialize(head_weight)
     target.w1.load_state_dict(source.w1.state_dict())

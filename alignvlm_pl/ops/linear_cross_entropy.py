@@ -76,7 +76,9 @@ def head_losses(
         logits = CHUNK_LOGITS_CUDA if hidden.is_cuda else CHUNK_LOGITS
         chunk_tokens = max(1, logits // int(getattr(linear or head, "out_features", 2**17)))
     if backend == "auto":
-        backend = _choose(hidden, head, linear, fits=len(hidden) <= chunk_tokens)
+        in_one_call = len(hidden) <= chunk_tokens or (linear is None and isinstance(head, FSDPModule))
+        fused = hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear)
+        backend = "liger" if fused else "plain" if in_one_call else "chunked"
     if backend == "plain":
         return _plain(hidden, targets, head)
     if backend == "liger":
@@ -87,13 +89,6 @@ def head_losses(
     if linear is None:
         return _call_per_chunk(hidden, targets, head, chunk_tokens)
     return _inside_head(linear, hidden, lambda h, w, b: _Chunked.apply(h, w, b, targets, chunk_tokens))
-
-
-def _choose(hidden: Tensor, head: nn.Module, linear: nn.Linear | None, *, fits: bool) -> str:
-    if hidden.is_cuda and _has_liger() and not _liger_obstacle(hidden, linear):
-        return "liger"
-    in_one_call = linear is None and isinstance(head, FSDPModule)
-    return "plain" if fits or in_one_call else "chunked"
 
 
 def _plain(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:

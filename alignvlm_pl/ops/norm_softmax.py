@@ -64,13 +64,9 @@ def norm_softmax_backward_(
         dy = p · (dp − Σ p · dp)   (plus g at the read columns and − p · Σ g, for the gradient g of log p)
         dscores = r · (dz − mean(dz) − z · mean(dz · z)),   dz = gain · dy
 
-    Args:
-        scores: (n, V) W2 · h; overwritten with dscores.
-        grad_weights: (n, V) dp; overwritten with p. None if only log-probabilities have a gradient.
-        norm: The vocabulary norm.
-        total: The gradients of gain and bias are added to it.
-        columns: (C,) rows of the vocabulary that were read out, or None.
-        grad_log_probs: (n, C) gradient of their log-probabilities, or None.
+    `scores` (n, V) are overwritten with dscores, `grad_weights` (n, V) dp with p (None if only log-probabilities have a
+    gradient); the gradients of gain and bias are added to `total`. Of the rows of the vocabulary `columns` (C,) that
+    were read out, `grad_log_probs` (n, C) is the gradient.
     """
     wide = norm.gain.dtype
     for part in _blocks(scores):

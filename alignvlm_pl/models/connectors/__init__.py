@@ -71,14 +71,9 @@ def shuffle_factor(options: dict[str, Any]) -> int:
 def build_connector(
     options: dict[str, Any], *, vision_dim: int, text_dim: int, vocab_size: int, grid: TokenGrid | None = None
 ) -> nn.Module:
-    """Build the connector named by `options["type"]`.
+    """Build the connector of `options`: `type`, `pixel_shuffle` and the options of that type; widths as above.
 
-    Args:
-        options: `type`, `pixel_shuffle` and the options of that type. Not changed.
-        vision_dim: Width d of the vision features.
-        text_dim: Width D of the LLM.
-        vocab_size: Rows V of the LLM's head and embedding table.
-        grid: Rows and columns of the vision tokens of a tile; None if they form no grid.
+    `grid` has the rows and columns of the vision tokens of a tile, and is None if they form none.
 
     Raises:
         ConfigError: If the type or an option is unknown (the message lists the known ones), or it needs a grid and

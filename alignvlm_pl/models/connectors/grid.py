@@ -26,18 +26,10 @@ def shuffled_grid(grid: TokenGrid, factor: int) -> TokenGrid:
 
 
 def pixel_shuffle(features: Tensor, grid: TokenGrid, factor: int) -> Tensor:
-    """Concatenate blocks of `factor` x `factor` tokens along the width (space to depth).
+    """Concatenate blocks of `factor` x `factor` tokens along the width (space to depth), in row-major order.
 
-    The grid is padded with zeros on the right and below, as in Ovis, so that no token is lost: 27 columns become 28 for
-    a factor of 2.
-
-    Args:
-        features: (tiles, rows · columns, d).
-        grid: Rows and columns.
-        factor: Tokens per side of a block.
-
-    Returns:
-        (tiles, ceil(rows / factor) · ceil(columns / factor), factor² · d); the tokens of a block in row-major order.
+    (tiles, rows · columns, d) become (tiles, ceil(rows / factor) · ceil(columns / factor), factor² · d): the grid is
+    padded with zeros on the right and below, as in Ovis, so that no token is lost.
 
     Raises:
         ConfigError: If the tokens do not fill the grid.

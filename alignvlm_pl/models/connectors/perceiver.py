@@ -1,7 +1,7 @@
 """Perceiver Resampler in the form of Flamingo (arXiv 2204.14198, section 3.1.1; shapes as in OpenFlamingo).
 
-The paper names a Perceiver Resampler without sizes; the defaults are Flamingo's. Flamingo's LLM reads the latents by
-cross-attention; here they are input tokens, so a projection to the LLM's width follows.
+The paper names it without sizes; the defaults are Flamingo's, whose LLM reads the latents by cross-attention. Here they
+are input tokens, so a projection to the LLM's width follows.
 """
 
 import torch
@@ -54,7 +54,6 @@ class PerceiverConnector(Connector):
         self.projection = nn.Sequential(*modules)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Return the number of latents."""
         return len(self.latents)
 
     def project(self, features: Tensor) -> Tensor:
