@@ -71,11 +71,8 @@ class Work:
     def by_part(self, *, tiles: float, tokens: float, pairs: float, supervised: float) -> dict[str, float]:
         """Return the FLOPs of batches, by part.
 
-        Args:
-            tiles: Number of tiles, without the tile of zeros of batches that have none.
-            tokens: Number of text and visual tokens, without padding.
-            pairs: Sum over documents of the squared number of tokens.
-            supervised: Number of supervised positions.
+        `tiles` counts no tile of zeros of a batch without images, `tokens` no padding, `pairs` the pairs of tokens of
+        each document (`count_pairs`), `supervised` the supervised positions.
         """
         return {
             "vision": tiles * self.vision,
@@ -105,20 +102,15 @@ def meta_model(config: AlignVLMConfig, stage: Stage) -> AlignVLMForConditionalGe
 
 
 def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "answer") -> Work:
-    """Count the FLOPs of training.
+    """Count the FLOPs of training a model on the meta device; objective `read` does not run the LLM.
 
-    Args:
-        model: A model on the meta device; its attention and the connector's back-end are set to `eager`, which
-            recomputes nothing.
-        objective: Objective of the stage; `read` does not run the LLM.
+    Its attention and the connector's back-end are set to `eager`, which recomputes nothing.
     """
     for part in (model.vision_tower, model.language_model):
         part.set_attn_implementation("eager")
     if hasattr(model.connector, "backend"):
         model.connector.backend = "eager"
-    tiling = Tiling.from_dict(model.config.tiling)
-    pixels = torch.empty(1, 3, tiling.tile_height, tiling.tile_width, device="meta")
-    vision, features = _count(lambda: connector_features(model.vision_tower, pixels, model.config))
+    vision, features = _count(lambda: encode(model, 1))
     table: Any = model.get_input_embeddings().weight
     if objective == "read":
         column = torch.tensor([model.connector.row_ids()[0]])
@@ -127,8 +119,8 @@ def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "ans
     connector, embeds = _count(lambda: model.connector(_leaf(features), table).embeds)
     trained = embeds.requires_grad or table.requires_grad
     few, many = _LENGTHS
-    short, hidden = _count(lambda: _decode(model, few, trained))
-    long, _ = _count(lambda: _decode(model, many, trained))
+    short, hidden = _count(lambda: decode(model, 1, few, trained))
+    long, _ = _count(lambda: decode(model, 1, many, trained))
     attention = (long - short * many / few) / (many * many - few * many)
     position = torch.empty(1, hidden.shape[-1], device="meta", requires_grad=hidden.requires_grad)
     head, _ = _count(lambda: model.get_output_embeddings()(position))
@@ -142,9 +134,7 @@ def count_pairs(lengths: Sequence[int]) -> int:
 
 def peak_flops(device: torch.device) -> float | None:
     """Return the peak FLOPs per second of a device; None for a CPU and devices not in `PEAK_TFLOPS`."""
-    if device.type != "cuda":
-        return None
-    return named_peak(torch.cuda.get_device_name(device))
+    return named_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def named_peak(name: str) -> float | None:
@@ -167,12 +157,19 @@ def _leaf(result: Tensor) -> Tensor:
     return result.detach().requires_grad_(result.requires_grad)
 
 
-def _decode(model: AlignVLMForConditionalGeneration, length: int, trained: bool) -> Tensor:
-    """Run the LLM without its head on one document of `length` tokens: (1, length, D)."""
+def encode(model: AlignVLMForConditionalGeneration, tiles: int) -> Tensor:
+    """Run the vision tower on the meta device; return the features that the connector reads."""
+    tiling = Tiling.from_dict(model.config.tiling)
+    pixels = torch.empty(tiles, 3, tiling.tile_height, tiling.tile_width, device="meta")
+    return connector_features(model.vision_tower, pixels, model.config)
+
+
+def decode(model: AlignVLMForConditionalGeneration, rows: int, length: int, trained: bool) -> Tensor:
+    """Run the LLM without its head on the meta device, on rows of `length` tokens: (rows, length, D)."""
     table: Any = model.get_input_embeddings().weight
-    embeds = torch.empty(1, length, table.shape[1], device="meta", requires_grad=trained)
+    embeds = torch.empty(rows, length, table.shape[1], dtype=table.dtype, device="meta", requires_grad=trained)
     # A 4D mask, because transformers' own mask reads values, which meta tensors do not have.
-    mask = torch.empty(1, 1, length, length, device="meta")
+    mask = torch.empty(rows, 1, length, length, device="meta")
     decoder = model.language_model.get_decoder()
     hidden: Tensor = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..models.configuration import AlignVLMConfig
 from ..models.counted_attention import COUNTED
-from ..models.modeling import AlignVLMForConditionalGeneration, connector_features
+from ..models.modeling import AlignVLMForConditionalGeneration
 from ..ops.chunked import gpu_budget
 from ..ops.linear_cross_entropy import CHUNK_LOGITS_CUDA
 from ..preprocessing.tiling import Tiling
@@ -31,7 +31,7 @@ from ..strategies.fsdp import ShardedStrategy
 from ..strategies.sharding import layers
 from ..utils.text_table import text_table
 from .acceleration import CHECKPOINTED
-from .flops import meta_model
+from .flops import decode, encode, meta_model
 from .stage import PARTS, Stage
 
 CARD = round(79.1 * 2**30)
@@ -91,10 +91,9 @@ class Spread:
         mixed = str(strategy.precision_plugin.precision) == "bf16-mixed"
         if not isinstance(strategy, ShardedStrategy):
             return cls(buckets=isinstance(strategy, DDPStrategy), mixed=mixed)
-        within = getattr(strategy, "shard_within_node", False)
         return cls(
-            shards=strategy.num_processes if within else strategy.world_size,
-            whole_gradients=not getattr(strategy, "sync_every_micro_batch", True),
+            shards=strategy.num_processes if strategy.shard_within_node else strategy.world_size,
+            whole_gradients=not strategy.sync_every_micro_batch,
             gathered=tuple(part for part in CHECKPOINTED if not getattr(strategy, f"reshard_{part}")),
             mixed=mixed,
         )
@@ -126,12 +125,10 @@ class StepMemory:
     """Memory of a training step.
 
     Attributes:
-        batch: Of this micro batch.
         fixed: Part -> `state`, `gathered` and `workspace` in bytes.
         kept: Part -> what autograd keeps of it.
     """
 
-    batch: MicroBatch
     fixed: Mapping[str, Mapping[str, int]]
     kept: Mapping[str, Kept]
 
@@ -184,13 +181,9 @@ class StepMemory:
 def largest_micro_batch(
     config: AlignVLMConfig, *, batch_size: int, max_text_length: int, token_budget: int | None = None
 ) -> MicroBatch:
-    """Return the largest micro batch of samples of one image each.
+    """Return the largest micro batch of samples of one image each, whose tiles the model's tiling bounds.
 
-    Args:
-        config: Of the model, whose tiling bounds the tiles of an image.
-        batch_size: Samples of a micro batch, or packed rows.
-        max_text_length: Text tokens of a sample.
-        token_budget: Tokens of a packed row; None: each sample has a row.
+    `batch_size` counts samples, or rows of `token_budget` tokens if they are packed; `max_text_length` is in tokens.
     """
     tiling, per_tile = Tiling.from_dict(config.tiling), config.tokens_per_tile
     tiles = tiling.max_tiles + int(tiling.max_tiles > 1 and tiling.thumbnail != "none")
@@ -211,21 +204,13 @@ def step_memory(
     *,
     card: int = CARD,
 ) -> StepMemory:
-    """Count the memory of a training step on one device.
-
-    Args:
-        model: A model of `flops.meta_model`; its attention is changed.
-        stage: The stage.
-        batch: The micro batch.
-        spread: How the model lies on the devices.
-        card: Bytes of the device, of which ALIGN takes a share.
-    """
+    """Count the memory of a step on one device of `card` bytes; `model`, of `flops.meta_model`, is changed in place."""
     spread = spread or Spread()
     fixed = {part: _fixed(model, stage, part, spread, card) for part in PARTS}
     kept = kept_by_part(model, batch, objective=stage.objective, spread=spread)
     for part, one in kept.items():  # gradients of what a layer computes, and a layer that runs again in backward
         fixed[part]["workspace"] += one.largest
-    return StepMemory(batch=batch, fixed={**fixed, "context": {"workspace": CONTEXT}}, kept=kept)
+    return StepMemory(fixed={**fixed, "context": {"workspace": CONTEXT}}, kept=kept)
 
 
 def choose_checkpointing(trainer: pl.Trainer, config: AlignVLMConfig, stage: Stage) -> tuple[str, ...]:
@@ -263,7 +248,7 @@ def uncounted(error: Exception) -> str:
 
 
 def card_bytes(device: torch.device) -> int | None:
-    """Return the memory of a GPU in bytes; None for another device."""
+    """Bytes of a GPU; None for another device."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
@@ -274,14 +259,9 @@ def kept_by_part(
     objective: str = "answer",
     spread: Spread | None = None,
 ) -> dict[str, Kept]:
-    """Count what autograd keeps for a micro batch, without activation checkpointing.
+    """Count what autograd keeps for a micro batch of a stage with this objective, without activation checkpointing.
 
-    Args:
-        model: A model on the meta device; its attention is changed, and, where parameters are gathered in bfloat16,
-            their dtype.
-        batch: The micro batch.
-        objective: Objective of the stage; `read` does not run the LLM.
-        spread: How the model lies on the devices.
+    The model is on the meta device; its attention is changed, and its dtype where parameters are gathered in bfloat16.
     """
     spread = spread or Spread()
     if spread.mixed and spread.shards > 1:
@@ -289,16 +269,13 @@ def kept_by_part(
             parameter.data = parameter.data.to(torch.bfloat16)
     for part in (model.vision_tower, model.language_model):
         part.set_attn_implementation(COUNTED)
-    tiling, found = Tiling.from_dict(model.config.tiling), dict.fromkeys(PARTS, Kept())
+    found = dict.fromkeys(PARTS, Kept())
     table: Any = model.get_input_embeddings().weight
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         if spread.mixed:
             stack.enter_context(_Autocast())
-        pixels = torch.empty(batch.tiles, 3, tiling.tile_height, tiling.tile_width)
-        found["vision"], features = _count(
-            lambda: connector_features(model.vision_tower, pixels, model.config), model.vision_tower, model
-        )
+        found["vision"], features = _count(lambda: encode(model, batch.tiles), model.vision_tower, model)
         if objective == "read":
             columns = model.connector.row_ids()[:1]  # plain numbers: those of a meta tensor cannot be read
             found["connector"], _ = _count(lambda: model.connector.log_probs(features, columns), model.connector, model)
@@ -307,14 +284,8 @@ def kept_by_part(
             lambda: model.connector(features, table).embeds, model.connector, model, has_layers=False
         )
         trained = embeds.requires_grad or table.requires_grad
-        sequence = torch.empty(batch.rows, batch.tokens, table.shape[1], dtype=table.dtype, requires_grad=trained)
-        # A 4D mask, because transformers' own mask reads values, which meta tensors do not have.
-        mask = torch.empty(batch.rows, 1, batch.tokens, batch.tokens)
-        decoder = model.language_model.get_decoder()
         found["llm"], hidden = _count(
-            lambda: decoder(inputs_embeds=sequence, attention_mask=mask, use_cache=False).last_hidden_state,
-            decoder,
-            model,
+            lambda: decode(model, batch.rows, batch.tokens, trained), model.language_model.get_decoder(), model
         )
     if hidden.requires_grad:  # the loss keeps the hidden states of supervised tokens
         loss = batch.supervised * hidden.shape[-1] * hidden.element_size()
@@ -402,18 +373,13 @@ def _count(
 
     with ExitStack() as stack:
         for number, layer in enumerate(layers(part) if has_layers else []):
-            handles = (
-                layer.register_forward_pre_hook(begin(number), with_kwargs=True),
-                layer.register_forward_hook(end),
-            )
-            for handle in handles:
-                stack.callback(handle.remove)
+            stack.callback(layer.register_forward_pre_hook(begin(number), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(end).remove)
         stack.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
         result = run()
-    rest = bytes_of.pop(None)
-    inner = sum(bytes_of.values())
-    largest = max(bytes_of.values(), default=0)
-    return Kept(inner=inner, inputs=sum(inputs) if inner else 0, largest=largest, rest=rest), result
+    rest, sizes = bytes_of.pop(None), bytes_of.values()
+    largest = max(sizes, default=0)
+    return Kept(inner=sum(sizes), inputs=sum(inputs) if largest else 0, largest=largest, rest=rest), result
 
 
 def _gib(size: float) -> str:

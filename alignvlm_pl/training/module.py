@@ -114,7 +114,6 @@ class AlignVLMModule(pl.LightningModule):
         self.loss_backend = loss_backend
         self.model: AlignVLMForConditionalGeneration | None = None  # built in configure_model
         self.stage: Stage | None = None
-        self._processor: AlignVLMProcessor | None = None
         self._normaliser = torch.ones(())  # of the optimizer step that is under way
         self._step_sums: dict[str, Tensor] = {}
         self._gradient_norm = torch.zeros(())  # of the newest optimizer step, before clipping
@@ -124,12 +123,10 @@ class AlignVLMModule(pl.LightningModule):
         self.calibration: dict[str, float] | None = None  # of callbacks.GainCalibration, for checkpoints
         self.loaded_steps = 0  # optimizer steps that the loaded weights have had in their stage
 
-    @property
+    @cached_property
     def processor(self) -> AlignVLMProcessor:
         """Processor of the model, which DataModules use, too."""
-        if self._processor is None:
-            self._processor = build_processor(self.spec)
-        return self._processor
+        return build_processor(self.spec)
 
     @cached_property
     def readout(self) -> PageReadout:
@@ -185,9 +182,7 @@ class AlignVLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Build the model once, load the stage's start, freeze what it does not train, and shard it if it is to be.
 
-        Raises:
-            ConfigError: The strategy is not supported.
-            CheckpointError: Weights are missing, damaged, or of another model.
+        Raises a ConfigError for an unsupported strategy, a CheckpointError for weights that are not the model's.
         """
         if self.model is not None:
             return
@@ -195,13 +190,13 @@ class AlignVLMModule(pl.LightningModule):
         if folder is not None and folder == self.weights:
             check_given(folder, self.contract)
         self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
-        trainer = self._attached_trainer()
-        strategy = None if trainer is None else trainer.strategy
-        if strategy is not None:
+        strategy = None
+        if (trainer := self._attached_trainer()) is not None:
+            strategy = trainer.strategy
             refuse_unknown(strategy)
-        if trainer is not None and self.stage is not None and self._chooses_checkpointing:
-            config = build_config(self.spec, image_token_id=self.processor.image_token_id)
-            self.checkpointed = choose_checkpointing(trainer, config, self.stage)
+            if self.stage is not None and self._chooses_checkpointing:
+                config = build_config(self.spec, image_token_id=self.processor.image_token_id)
+                self.checkpointed = choose_checkpointing(trainer, config, self.stage)
         if isinstance(strategy, ShardedStrategy):
             if self.stage is not None and self.stage.adapters:
                 raise ConfigError(
@@ -227,19 +222,10 @@ class AlignVLMModule(pl.LightningModule):
         compile_parts(model, self.compiled)
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot train, before any weights are loaded.
-
-        Raises:
-            ConfigError: There is no stage, or the precision cannot train.
-        """
+        """Raise a ConfigError where there is no stage, or the precision cannot train, before any weights are loaded."""
         check_precision(str(self.trainer.precision), fit=stage == "fit")
         if stage == "fit":
-            if self.stage is None:
-                raise ConfigError(
-                    "fit needs a stage, which says what is trained: call "
-                    "module.begin_stage(Stage(name=…, lr_connector=…))"
-                )
-            check_objective(self.stage, self.spec.connector)
+            check_objective(self.current_stage, self.spec.connector)
 
     def to(self, *args: Any, **kwargs: Any) -> "AlignVLMModule":
         """As torch, but floating-point buffers keep their precision, as transformers has it.
@@ -255,12 +241,7 @@ class AlignVLMModule(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Choose the LLM's attention and the allocator's habits, and start the stage's clock.
-
-        Raises:
-            ConfigError: If there is no such attention, or its package is missing.
-            CheckpointError: A loaded weight is not finite.
-        """
+        """Choose the LLM's attention and the allocator's habits, check the weights, and start the stage's clock."""
         if self.attention is not None:
             choose_attention(self.net.language_model, self.attention)
         if self.device.type == "cpu":
@@ -281,22 +262,18 @@ class AlignVLMModule(pl.LightningModule):
 
     @property
     def current_stage(self) -> Stage:
-        """The stage that is trained.
-
-        Raises:
-            ConfigError: There is none.
-        """
+        """The stage that is trained; raises a ConfigError where there is none."""
         if self.stage is None:
-            raise ConfigError("this module has no stage: call module.begin_stage(Stage(name=…, lr_connector=…))")
+            raise ConfigError(
+                "fit needs a stage, which says what is trained: call module.begin_stage(Stage(name=…, lr_connector=…))"
+            )
         return self.stage
 
     def on_train_start(self) -> None:
-        """Put frozen towers in eval mode: a run that resumes inside an epoch has no `on_train_epoch_start`."""
+        """Put frozen towers in eval mode; a run that resumes inside an epoch has no `on_train_epoch_start`."""
         set_modes(self.net, self.current_stage)
 
-    def on_train_epoch_start(self) -> None:
-        """Keep frozen towers in eval mode, whoever changed it since the last epoch."""
-        set_modes(self.net, self.current_stage)
+    on_train_epoch_start = on_train_start
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of a micro batch: its sum over supervised tokens, divided by those of the optimizer step.
@@ -357,13 +334,8 @@ class AlignVLMModule(pl.LightningModule):
         totals, counts = sum_over_ranks(sums, self.trainer.world_size).unbind(1)
         # Lightning would number the steps from 0 in the logger, where everything else counts from 1.
         step = {"step": torch.tensor(self.trainer.global_step + 1.0)}
-        self.log_dict(
-            {
-                **dict(zip(tags, totals / counts.clamp(min=1), strict=True)),
-                **{f"train/gradient_norm/{part}": norm for part, norm in norms.items()},
-                **step,
-            }
-        )
+        losses = dict(zip(tags, totals / counts.clamp(min=1), strict=True))
+        self.log_dict({**losses, **{f"train/gradient_norm/{part}": norm for part, norm in norms.items()}, **step})
 
     @property
     def _logs_this_step(self) -> bool:
@@ -392,19 +364,14 @@ class AlignVLMModule(pl.LightningModule):
             self.log("train/gradient_norm", self._gradient_norm)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """End the run at a loss or gradient that is not finite; on a GPU one step later.
-
-        Raises:
-            TrainingError: There is one; with step, samples and parts.
-        """
+        """Raise a TrainingError at a loss or gradient that is not finite; on a GPU one step later."""
         self._finite.check(newest=False)
 
     def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
         """Loss of a training batch under the stage's objective, and what is logged: tag -> sum and number of tokens."""
-        read = self.current_stage.objective == "read"
-        return self._read_loss(batch) if read else self._answer_loss(batch)
-
-    def _answer_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
+        if self.current_stage.objective == "read":
+            loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
+            return loss, {"train/readout_loss": (loss.total, loss.supervised)}
         weight = self.current_stage.readout_weight
         columns = self.readout.alphabet.columns if weight else None
         inputs = loss_inputs(batch)
@@ -416,20 +383,10 @@ class AlignVLMModule(pl.LightningModule):
             sums["train/readout_loss"] = (readout.total, readout.supervised)
             # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
             loss_sum = loss_sum + weight * readout.total
-        loss = TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised)
-        return loss, sums
-
-    def _read_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
-        loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
-        return loss, {"train/readout_loss": (loss.total, loss.supervised)}
+        return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised), sums
 
     def on_validation_start(self) -> None:
-        """Check the newest step of `fit`, or the loaded weights, before they are evaluated.
-
-        Raises:
-            TrainingError: The step's loss or gradient is not finite.
-            CheckpointError: A weight is not finite.
-        """
+        """Check that the newest step of `fit`, or else the loaded weights, are finite before they are evaluated."""
         self._finite.check(newest=True)
         if self.trainer.state.fn != "fit":
             self._require_finite_weights()
@@ -438,23 +395,14 @@ class AlignVLMModule(pl.LightningModule):
         """Check the last step, which nothing may have saved; raises TrainingError."""
         self._finite.check(newest=True)
 
-    def on_test_start(self) -> None:
-        """As `on_validation_start`."""
-        self._require_finite_weights()
-
-    def on_predict_start(self) -> None:
-        """As `on_validation_start`."""
-        self._require_finite_weights()
-
     def _require_finite_weights(self) -> None:
         """Check all weights as they were loaded; raise a CheckpointError that names where they come from."""
-        folder = (
-            None if self.stage is None or self.stage.init_from is None else f"stage.init_from={self.stage.init_from}"
-        )
-        weights = None if self.weights is None else f"model.weights={self.weights}"
-        checkpoint = self.trainer.ckpt_path and f"ckpt_path={self.trainer.ckpt_path}"
-        source = checkpoint or folder or weights or "pretrained parts of model.spec"
-        require_finite(self.net.named_parameters(), source=source)
+        init_from = self.stage and self.stage.init_from
+        places = {"ckpt_path": self.trainer.ckpt_path, "stage.init_from": init_from, "model.weights": self.weights}
+        source = next((f"{setting}={path}" for setting, path in places.items() if path), None)
+        require_finite(self.net.named_parameters(), source=source or "pretrained parts of model.spec")
+
+    on_test_start = on_predict_start = _require_finite_weights
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
@@ -470,10 +418,7 @@ class AlignVLMModule(pl.LightningModule):
             return self._validation_loss(batch, batch.get("dataset", str(dataloader_idx)))
         if task == "read":
             texts = self.read(batch)
-            outputs = {
-                "predictions": [prediction for prediction, _ in texts],
-                "references": [reference for _, reference in texts],
-            }
+            outputs = {"predictions": [found for found, _ in texts], "references": [true for _, true in texts]}
         else:
             outputs = {"predictions": self.generate(batch, max_new_tokens=batch["max_new_tokens"])}
         return {name: [] for name in outputs} if batch["filler"] else outputs
@@ -501,7 +446,6 @@ class AlignVLMModule(pl.LightningModule):
         return {"loss_sum": loss_sum, "num_supervised": num_supervised}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """As `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
@@ -514,7 +458,6 @@ class AlignVLMModule(pl.LightningModule):
         self.log("step", float(self.evaluated_step), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        """As `on_validation_epoch_end`."""
         self.on_validation_epoch_end()
 
     @property
@@ -558,12 +501,7 @@ class AlignVLMModule(pl.LightningModule):
         return self._earlier_seconds + time.monotonic() - self._started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the stage and the time spent in it.
-
-        Raises:
-            TrainingError: The loss or gradient of the newest step is not finite.
-            CheckpointError: A trained weight is not finite.
-        """
+        """Remember the stage and the time spent in it; errors as of `require_finite_step`."""
         self.require_finite_step()
         checkpoint[SPEC] = asdict(self.spec)
         checkpoint["stage"] = {
@@ -592,8 +530,8 @@ class AlignVLMModule(pl.LightningModule):
             ConfigError: The stage has other learning rates, which the checkpoint's optimizer would bring back, or ends
                 before the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
         """
-        name = checkpoint.get("stage", {}).get("name")
-        if self.stage is not None and name != self.stage.name:
+        trainer, record = self._attached_trainer(), checkpoint.get("stage", {})
+        if self.stage is not None and (name := record.get("name")) != self.stage.name:
             raise CheckpointError(
                 f"ckpt_path is of stage {name!r}, this is stage {self.stage.name!r}; a stage starts from the folder of "
                 "another with stage.init_from"
@@ -611,7 +549,6 @@ class AlignVLMModule(pl.LightningModule):
             else:
                 check_stage(contents["stage"], self.stage)
         if "state_dict" in checkpoint:
-            trainer = self._attached_trainer()
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
             source = f"ckpt_path={trainer.ckpt_path}" if trainer else "the checkpoint"
@@ -620,16 +557,13 @@ class AlignVLMModule(pl.LightningModule):
                 whole = ((name, v) for name, v in checkpoint.get(weights, {}).items() if isinstance(v, Tensor))
                 require_finite(whole, source=source)
         self.loaded_steps = int(checkpoint.get("global_step", 0))
-        if self.stage is not None:
-            self._check_resume(checkpoint.get("stage", {}).get("precision"))
-        self._earlier_seconds = float(checkpoint.get("stage", {}).get("seconds", 0.0))
-        self.calibration = checkpoint.get("stage", {}).get("calibration")
+        if self.stage is not None and trainer is not None:
+            self._check_resume(trainer, record.get("precision"))
+        self._earlier_seconds = float(record.get("seconds", 0.0))
+        self.calibration = record.get("calibration")
 
-    def _check_resume(self, precision: str | None) -> None:
+    def _check_resume(self, trainer: pl.Trainer, precision: str | None) -> None:
         """Refuse a stage that ends before the checkpoint's step; log another precision than the checkpoint's."""
-        trainer = self._attached_trainer()
-        if trainer is None:
-            return
         if 0 <= trainer.max_steps < self.loaded_steps:
             raise ConfigError(
                 f"the checkpoint has {self.loaded_steps} steps, the stage ends after {trainer.max_steps}: nothing is "
@@ -661,13 +595,10 @@ def check_objective(stage: Stage, connector: Mapping[str, Any]) -> None:
 
 
 def check_precision(precision: str, *, fit: bool) -> None:
-    """Refuse a precision that cannot train, or evaluate.
+    """Raise a ConfigError for a precision that cannot train, or evaluate.
 
     fp16 with a loss scale: norms are clipped and logged with the scale in them. In weights of 16 bits the updates of a
     small learning rate are rounded away, which does not matter in evaluation.
-
-    Raises:
-        ConfigError: With the precision, and those that can be used.
     """
     if precision not in (_TRAINING_PRECISIONS if fit else _TRAINING_PRECISIONS + _WEIGHT_PRECISIONS):
         evaluating = "" if fit else ", bf16-true or 16-true"

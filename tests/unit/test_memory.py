@@ -148,7 +148,7 @@ def test_as_few_parts_as_fit_are_chosen():
         "llm": Kept(inner=40, inputs=2, largest=2, rest=3),
     }
     fixed = {part: {"state": 10} for part in (*kept, "context")}
-    step = StepMemory(batch=MicroBatch(rows=1, tokens=1, tiles=1, supervised=1), fixed=fixed, kept=kept)
+    step = StepMemory(fixed=fixed, kept=kept)
     totals = [step.total(parts) for parts in CHOICES]
     assert totals == [99, 91, 63, 55]
     assert [step.choose(card=round(total / memory.USABLE) + 1) for total in totals] == list(CHOICES)
