@@ -148,10 +148,8 @@ def visual_positions(placeholders: Tensor, num_tiles: Tensor | None, *, tokens_p
 def document_bounds(segment_ids: Tensor) -> Tensor:
     """Return where the documents of packed rows begin, and the end of the last: (documents + 1,) int32.
 
-    They are indices into the flattened batch. The padding at the end of a row is a document of its own.
-
-    Args:
-        segment_ids: (B, L) number of the document within its row, from 1; 0 for padding.
+    They are indices into the flattened batch. `segment_ids` (B, L) numbers the documents within their row from 1; the
+    padding at its end, 0, is a document of its own.
     """
     starts = torch.ones_like(segment_ids, dtype=torch.bool)
     starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -162,8 +160,8 @@ def document_bounds(segment_ids: Tensor) -> Tensor:
 def summary(batch: Batch) -> StepSummary:
     """Return the fields of a micro batch that determine its number of supervised tokens and characters.
 
-    The loss of an optimizer step is a mean over the supervised tokens of all its micro batches on all ranks, so their
-    number must be known before the first backward pass: the first micro batch has a summary of all, `step`.
+    The loss of an optimizer step is a mean over the supervised tokens of all its micro batches on all ranks, whose
+    number must be known before the first backward pass.
     """
     return {
         "num_supervised": batch["num_supervised"],
@@ -174,14 +172,9 @@ def summary(batch: Batch) -> StepSummary:
 
 
 def with_steps(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Group the micro batches of a custom DataLoader into optimizer steps.
+    """Group the micro batches of a custom DataLoader, as `Collator` makes them, into optimizer steps of `size` each.
 
-    Args:
-        batches: Micro batches, as `Collator` makes them.
-        size: Micro batches of a step, `trainer.accumulate_grad_batches`.
-
-    Yields:
-        The micro batches with `step`: in the first one of a step the summaries of all of it, in the others None.
+    Yields them with `step`: in the first of a step the summaries of all of it, in the others None.
     """
     rest = iter(batches)
     while step := list(islice(rest, size)):

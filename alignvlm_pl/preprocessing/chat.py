@@ -1,9 +1,8 @@
 """Conversations to token ids and labels.
 
-The chat template is rendered once, with a private-use sentinel in place of each fragment of content, and the result is
-split at the sentinels. Template text and content are then separate: content is tokenized without special tokens, so it
-cannot forge a turn or an image, and the supervised tokens are known exactly: the answer's content and the end-of-turn
-token that follows it in the template. Nothing is found by searching strings.
+The chat template is rendered with a private-use sentinel in place of each fragment of content, and split at the
+sentinels. Content is tokenized without special tokens, so it cannot forge a turn or an image. The supervised tokens are
+those of the answer's content, and the end-of-turn token that follows it in the template.
 """
 
 import logging
@@ -45,8 +44,6 @@ _NO_CLOCK = "{% set strftime_now = " + _CLOCK + " %}{{ '' }}"
 """Hides transformers' clock: `strftime_now is defined` is false after it. The empty output keeps a line break."""
 _ADDRESS = re.compile(r"0x[0-9a-f]{3,}", re.IGNORECASE)
 """What Python writes for an object without a text of its own: it differs from process to process."""
-_OBJECTS = ("joiner", "cycler")
-"""Functions of Jinja that return such objects."""
 _CURE = f"set chat_template to one of {sorted(TEMPLATES)}, or to the template with a fixed text in its place"
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")
@@ -72,8 +69,7 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
     (`strftime_now`). One that has a date of its own for that case, as Llama 3.2's, writes this date from now on.
 
     Raises:
-        ConfigError: If `name` is None and the tokenizer has no template, `name` is neither a key nor a template, or the
-            template is not valid Jinja, cannot do without the clock, or draws random text.
+        ConfigError: There is no such template, or it is not valid Jinja, reads the clock, or draws random text.
     """
     if name is not None and (not isinstance(name, str) or (name not in TEMPLATES and "{" not in name)):
         raise ConfigError(
@@ -106,21 +102,13 @@ class _Generation(Extension):
 
 
 def template_variables(template: str) -> frozenset[str]:
-    """Return the names of the variables that a caller can give a Jinja template: those that it reads from outside.
-
-    Raises:
-        ConfigError: The template has an error of syntax.
-    """
+    """Return the names of the variables that a Jinja template reads from outside; ConfigError: it is not valid."""
     return _parsed(template)[0]
 
 
 @lru_cache(maxsize=64)
 def _parsed(template: str) -> tuple[frozenset[str], str | None]:
-    """Return the variables of a template, and by which filter or function it draws random text (None: by none).
-
-    Raises:
-        ConfigError: The template has an error of syntax.
-    """
+    """Return the variables of a template, and by which filter or function it draws random text (None: by none)."""
     environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
     del environment.globals["lipsum"]  # else it is no variable from outside
     try:
@@ -128,58 +116,49 @@ def _parsed(template: str) -> tuple[frozenset[str], str | None]:
         names = meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise ConfigError(f"the chat template is not valid Jinja: {error}; correct chat_template") from error
-    random = next(filter(None, map(_random_part, tree.find_all(nodes.Expr))), None) or _address_in_filter(tree)
     variables = frozenset(names) - {"messages", "raise_exception", "strftime_now", "lipsum", _CLOCK}
-    return variables, random or ("lipsum" if "lipsum" in names else None)
+    return variables, _random_part(tree) or ("lipsum" if "lipsum" in names else None)
 
 
-def _address_in_filter(tree: nodes.Template) -> str | None:
-    """Return by which filter an object is taken apart whose text is its memory address; None: by none."""
-
-    def is_object(node: nodes.Node | None) -> bool:
-        return isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name in _OBJECTS
-
-    assigned = [one.target for one in tree.find_all(nodes.Assign) if is_object(one.node)]
-    names = {target.name for target in assigned if isinstance(target, nodes.Name)}
-    for one in tree.find_all(nodes.Filter):
-        if is_object(one.node) or (isinstance(one.node, nodes.Name) and one.node.name in names):
-            return f"the filter {one.name} of a joiner or cycler, whose text is a memory address"
+def _random_part(tree: nodes.Template) -> str | None:
+    """Return which filter or difference of keys (a set, without an order) makes the text random; None: none does."""
+    made = ((one.target, one.node) for one in tree.find_all(nodes.Assign))
+    objects = {target.name for target, node in made if isinstance(target, nodes.Name) and _is_object(node)}
+    for part in tree.find_all((nodes.Filter, nodes.Sub)):
+        match part:
+            case nodes.Filter(name="random"):
+                return "the filter random"
+            case nodes.Filter(node=source) if _is_object(source) or getattr(source, "name", None) in objects:
+                return f"the filter {part.name} of a joiner or cycler, whose text is a memory address"
+            case nodes.Filter(name="map", args=[nodes.Const(value="random"), *_]):
+                return "the filter map('random')"
+            case nodes.Filter(name="map", args=[nodes.Const(), *_]) | nodes.Filter(name="map", args=[], dyn_args=None):
+                pass  # with another filter's name, or attribute=…
+            case nodes.Filter(name="map"):
+                return "the filter map with another filter's name computed; write the name out"
+            case nodes.Sub() if any(_is_keys(side) for side in (part.left, part.right)):
+                return "a difference of keys, which has no order"
     return None
 
 
-def _random_part(node: nodes.Expr) -> str | None:
-    """Return how an expression draws random text; None: it does not.
+def _is_object(node: Any) -> bool:
+    """Return whether an expression is one of Jinja's objects without a text of their own."""
+    return isinstance(node, nodes.Call) and getattr(node.node, "name", None) in ("joiner", "cycler")
 
-    It is the filter `random`, `map` with it or with a name that is not written out, or a difference of keys: a set,
-    whose order differs from process to process.
-    """
-    if isinstance(node, nodes.Sub):
-        called = [one.node for one in (node.left, node.right) if isinstance(one, nodes.Call)]
-        keys = any(isinstance(one, nodes.Getattr) and one.attr in ("keys", "items") for one in called)
-        return "a difference of keys, which has no order" if keys else None
-    if not isinstance(node, nodes.Filter):
-        return None
-    if node.name == "random":
-        return "the filter random"
-    if node.name != "map" or not (node.args or node.dyn_args):  # with attribute=…
-        return None
-    name = node.args[0] if node.args else None
-    if not isinstance(name, nodes.Const):
-        return "the filter map with another filter's name computed; write the name out"
-    return "the filter map('random')" if name.value == "random" else None
+
+def _is_keys(node: Any) -> bool:
+    return isinstance(node, nodes.Call) and getattr(node.node, "attr", None) in ("keys", "items")
 
 
 def _own_template(tokenizer: Any) -> str:
     """Return the tokenizer's template; of several by name, the one called `default`."""
-    template = tokenizer.chat_template
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    if template:
-        return str(template)
-    raise ConfigError(
-        f"the tokenizer {tokenizer.name_or_path!r} has no chat template (of several, none called default) and none is "
-        f"configured; set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
-    )
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template (of several, none called default) and none "
+            f"is configured; set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
+        ) from error
 
 
 def render_chat(
@@ -252,8 +231,7 @@ def tokenize_chat(
         Ids and labels of equal length; a label is the token's id or `IGNORE_INDEX`.
 
     Raises:
-        ConfigError: If the template does not end an assistant turn with a special token, or spelled answers do not
-            decode to their text.
+        ConfigError: The template ends an answer without a special token, or a spelled one decodes to another text.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -278,11 +256,7 @@ def tokenize_chat(
 
 
 def end_of_turn_id(tokenizer: Any, template: str) -> int:
-    """Return the id of the token that ends an assistant turn under `template`.
-
-    Raises:
-        ConfigError: If the turn does not end with a special token.
-    """
+    """Return the id of the token that ends an assistant turn under `template`; ConfigError: it is no special one."""
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     last = render_chat(tokenizer, messages, template=template)[-1]
     return _require_end_of_turn(tokenizer, [] if last.ends_answer else _ids(tokenizer, last.text, special=True))
@@ -309,26 +283,14 @@ def _skeleton(
     add_generation_prompt: bool,
     variables: Any,
 ) -> str:
-    """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached.
-
-    Raises:
-        ConfigError: The text has the memory address of an object.
-        DataError: It has half a surrogate pair.
-    """
+    """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()
     skeleton = [
         {"role": role, "content": "".join(f"\ue000{next(number)}\ue001" for _ in range(fragments))}
         for role, fragments in turns
     ]
-    rendered = str(
-        tokenizer.apply_chat_template(
-            skeleton,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **(variables or {}),
-        )
-    )
+    options = {**(variables or {}), "chat_template": template, "add_generation_prompt": add_generation_prompt}
+    rendered = str(tokenizer.apply_chat_template(skeleton, tokenize=False, **options))
     require_unicode(rendered, "the chat template, or a variable of it,")
     if (found := _ADDRESS.search(rendered)) and found[0] not in f"{template}{variables}":
         raise ConfigError(
@@ -354,12 +316,12 @@ def _contents(message: dict[str, Any], number: int) -> list[ChatFragment]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "image"):
             raise DataError(f"content part of type {str(kind or part)[:40]!r}; {nearest(str(kind), ('text', 'image'))}")
-        text = (part.get("text") or "") if part["type"] == "text" else ""
+        text = (part.get("text") or "") if kind == "text" else ""
         if not isinstance(text, str):
             raise DataError(f"text of a content part is of type {type(text).__name__}, expected a string")
         require_unicode(text, f"messages[{number}]")
         last = index == len(parts) - 1
-        fragments.append(ChatFragment(part["type"], text, answer and part["type"] == "text", answer and last))
+        fragments.append(ChatFragment(kind, text, answer and kind == "text", answer and last))
     return fragments
 
 

@@ -6,6 +6,7 @@ name.
 
 import io
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,6 @@ MAX_SIDE = 65_535
 
 # An explicit list: Pillow also knows formats that run other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX")
-_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _ORIENTATION_TAG = 0x0112
 _TIFF_SIZE = (0x0100, 0x0101)
 _ORIENTATIONS = {
@@ -91,10 +91,8 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB: transparency on white, 16 bits scaled to 8, CMYK and palettes converted.
 
-    32-bit integers and floats have no defined range: their minimum becomes black, their maximum white.
-
-    Raises:
-        DataError: A value is NaN or infinite.
+    32-bit integers and floats have no defined range: their minimum becomes black, their maximum white. NaN or infinite
+    values raise a DataError.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -103,9 +101,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if image.mode == "La":  # premultiplied grey has no direct way to RGBA
             image = image.convert("LA")
-        colours = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(page, colours).convert("RGB")
+        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -149,7 +146,7 @@ def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:
         padding.fill(0)
 
 
-def _fitted_tiles(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
+def _fitted_tiles(image: Image.Image, plan: Sequence[TileBox]) -> list[Image.Image]:
     crops = []
     for box in plan:
         # Cropped before resizing: resize(box=...) would filter across the tile's border.
@@ -161,7 +158,7 @@ def _fitted_tiles(image: Image.Image, plan: list[TileBox]) -> list[Image.Image]:
     return crops
 
 
-def _stretched_tiles(image: Image.Image, plan: list[TileBox], grid: Grid, tiling: Tiling) -> list[Image.Image]:
+def _stretched_tiles(image: Image.Image, plan: Sequence[TileBox], grid: Grid, tiling: Tiling) -> list[Image.Image]:
     # Resized as a whole and then cut, as in InternVL: the filter does cross the borders.
     rows, cols = grid
     width, height = tiling.tile_width, tiling.tile_height
@@ -180,13 +177,9 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def read_header(content: bytes, *, name: str) -> tuple[str, tuple[int, int]]:
-    """Read the header of an image.
+    """Return the format of an image as Pillow calls it, and its (width, height) in pixels as it is seen.
 
-    Returns:
-        Its format as Pillow calls it, and its (width, height) in pixels as it is seen.
-
-    Raises:
-        DataError: It is not an image of a known format.
+    Raises a DataError for what is not an image of a known format.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -195,12 +188,6 @@ def read_header(content: bytes, *, name: str) -> tuple[str, tuple[int, int]]:
             if tags := getattr(image, "tag_v2", None):  # of a TIFF, whose size newer Pillow swaps when it opens it
                 width, height = (int(tags[tag]) for tag in _TIFF_SIZE)
             return str(image.format), (height, width) if _orientation(image) >= 5 else (width, height)
-
-
-def is_image_head(head: bytes) -> bool:
-    """Return whether the first 16 bytes of a file are those of an image, be it of an unknown format (HEIC)."""
-    marked = head[8:12] == b"WEBP" or (head[4:8] == b"ftyp" and head[8:11] in (b"avi", b"hei", b"mif"))
-    return head.startswith(_MAGIC) or marked or (head[:2] == b"BM" and head[6:10] == bytes(4))
 
 
 def has_more_pages(content: bytes, *, name: str) -> bool:

@@ -1,15 +1,12 @@
-"""Tiling geometry: the grid of tiles for an image, and the source of each tile.
+"""Tiling geometry, without pixels or torch: the grid of tiles for an image, and the source of each tile.
 
-Pure functions of (width, height, settings), without pixels or torch. Two published rules: `ovis` chooses the fewest
-tiles that keep enough of the image's pixels, `internvl` the grid nearest to the image's aspect ratio. Sizes are in
-pixels; boxes are (left, top, right, bottom); grids are (rows, cols).
-
-The number of visual tokens of an image is computed in `count_visual_tokens` only, and tiles are cut by `plan_tiles`
-only, so that placeholders and tiles always match.
+Two published rules: `ovis` chooses the fewest tiles that keep enough of the image's pixels, `internvl` the grid nearest
+to the image's aspect ratio. Sizes are in pixels; boxes are (left, top, right, bottom); grids are (rows, cols). All that
+work with an image of no pixels raise a DataError.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral
@@ -80,11 +77,7 @@ class Tiling:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Tiling":
-        """Create from the output of `to_dict`; missing keys take their defaults.
-
-        Raises:
-            ConfigError: A key is unknown or a value out of range.
-        """
+        """Create from the output of `to_dict`; missing keys take their defaults, an unknown one is a ConfigError."""
         if not isinstance(settings, Mapping):
             raise ConfigError(f"tiling is {settings!r:.40}, expected a mapping of its settings")
         known = [field.name for field in dataclasses.fields(cls)]
@@ -131,33 +124,16 @@ class TileBox:
 
 @lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
-    """Choose the grid for an image of this size in pixels.
-
-    Raises:
-        DataError: The image has no pixels.
-    """
+    """Choose the grid for an image of this size in pixels."""
     if width < 1 or height < 1:
         raise DataError(f"an image must be at least 1x1 pixels, found width {width} and height {height}")
     return (_covering_grid if tiling.rule == "ovis" else _nearest_grid)(width, height, tiling)
 
 
-def plan_tiles(width: int, height: int, tiling: Tiling) -> list[TileBox]:
-    """Return the tiles of an image in the order of the model's input: row by row, with the thumbnail.
-
-    Raises:
-        DataError: The image has no pixels.
-    """
-    return list(_plan(width, height, tiling))
-
-
 @lru_cache(maxsize=4096)
-def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
-    grid = choose_grid(width, height, tiling)
-    if tiling.rule == "ovis":
-        boxes: Sequence[Box] = _partition(width, height, grid)
-    else:
-        boxes = _even_partition(width, height, grid)
-    tiles = [_tile(box, tiling) for box in boxes]
+def plan_tiles(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
+    """Return the tiles of an image in the order of the model's input: row by row, with the thumbnail."""
+    tiles = [_tile(box, tiling) for box in _partition(width, height, choose_grid(width, height, tiling), tiling.rule)]
     thumbnail = dataclasses.replace(_tile((0, 0, width, height), tiling), is_thumbnail=True)
     if len(tiles) == 1 or tiling.thumbnail == "none":
         return tuple(tiles)
@@ -165,23 +141,13 @@ def _plan(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
 
 
 def count_tiles(width: int, height: int, tiling: Tiling) -> int:
-    """Return the number of tiles of an image, including the thumbnail.
-
-    Raises:
-        DataError: The image has no pixels.
-    """
+    """Return the number of tiles of an image, including the thumbnail."""
     rows, cols = choose_grid(width, height, tiling)
     return rows * cols + int(rows * cols > 1 and tiling.thumbnail != "none")
 
 
 def count_visual_tokens(width: int, height: int, tiling: Tiling, tokens_per_tile: int) -> int:
-    """Return the number of visual tokens of an image in the LLM's sequence.
-
-    `tokens_per_tile` is the number of one tile, e.g. 729 for SigLIP so400m-patch14-384.
-
-    Raises:
-        DataError: The image has no pixels.
-    """
+    """Return the number of visual tokens of an image in the LLM's sequence, `tokens_per_tile` of each tile."""
     return count_tiles(width, height, tiling) * tokens_per_tile
 
 
@@ -216,12 +182,12 @@ def _covering_ratio(width: int, height: int, grid: Grid, tiling: Tiling) -> floa
     # Not sum(), which rounds differently since Python 3.12: for a square image the grids (2, 3) and (3, 2) differ in
     # the last bit only, and the choice must not depend on the Python version.
     area = 0.0
-    for box in _partition(width, height, grid):
+    for box in _partition(width, height, grid, "ovis"):
         area += _covering_area(box, tiling)
     return area / (width * height)
 
 
-def _covering_area(box: tuple[int, int, int, int], tiling: Tiling) -> float:
+def _covering_area(box: Box, tiling: Tiling) -> float:
     """Return the area of a tile's source in pixels, after shrinking to fit the tile if it is larger."""
     width, height = box[2] - box[0], box[3] - box[1]
     if width <= tiling.tile_width and height <= tiling.tile_height:
@@ -241,9 +207,8 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """
     aspect = width / height
     best, best_difference = Grid(1, 1), float("inf")
-    for grid in sorted(
-        _candidates(tiling.max_tiles, tiling.max_side), key=lambda grid: (grid.rows * grid.cols, grid.cols)
-    ):
+    candidates = _candidates(tiling.max_tiles, tiling.max_side)
+    for grid in sorted(candidates, key=lambda grid: (grid.rows * grid.cols, grid.cols)):
         difference = abs(aspect - (grid.cols * tiling.tile_width) / (grid.rows * tiling.tile_height))
         canvas_area = tiling.tile_width * tiling.tile_height * grid.rows * grid.cols
         # Of grids with equal aspect ratio the larger is chosen if the image has more than half of its pixels.
@@ -252,18 +217,15 @@ def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     return best
 
 
-def _partition(width: int, height: int, grid: Grid) -> list[tuple[int, int, int, int]]:
-    """Divide into boxes of whole pixels, row by row; the last row and column get the remainder."""
-    row_height, col_width = height // grid.rows, width // grid.cols
-    xs = [*(col * col_width for col in range(grid.cols)), width]
-    ys = [*(row * row_height for row in range(grid.rows)), height]
-    return [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
+def _partition(width: int, height: int, grid: Grid, rule: str) -> list[Box]:
+    """Divide into boxes, row by row: `ovis` at whole pixels, the last row and column with the rest; else evenly."""
 
+    def edges(length: int, parts: int) -> list[float]:
+        if rule == "ovis":
+            return [*(part * (length // parts) for part in range(parts)), length]
+        return [length * part / parts for part in range(parts + 1)]
 
-def _even_partition(width: int, height: int, grid: Grid) -> list[Box]:
-    """Divide into equal boxes, row by row, with fractional edges."""
-    xs = [width * col / grid.cols for col in range(grid.cols + 1)]
-    ys = [height * row / grid.rows for row in range(grid.rows + 1)]
+    xs, ys = edges(width, grid.cols), edges(height, grid.rows)
     return [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
 
 

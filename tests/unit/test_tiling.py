@@ -134,19 +134,10 @@ def test_counts_agree_with_the_tiles_that_are_cut():
 
 
 def test_ovis_keeps_the_ratio_and_internvl_fills_the_tile():
-    ovis = plan_tiles(900, 300, Tiling(max_tiles=1))
-    assert ovis == [
-        TileBox(
-            left=0,
-            top=0,
-            right=900,
-            bottom=300,
-            resized_width=384,
-            resized_height=128,
-            offset_x=0,
-            offset_y=128,
-        )
-    ]
+    (ovis,) = plan_tiles(900, 300, Tiling(max_tiles=1))
+    assert ovis == TileBox(
+        left=0, top=0, right=900, bottom=300, resized_width=384, resized_height=128, offset_x=0, offset_y=128
+    )
     (internvl,) = plan_tiles(900, 300, Tiling(rule="internvl", max_tiles=1))
     assert (internvl.resized_width, internvl.resized_height) == (384, 384)
     assert (internvl.offset_x, internvl.offset_y) == (0, 0)

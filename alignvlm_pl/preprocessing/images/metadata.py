@@ -18,8 +18,15 @@ _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JP2_BOXES = (b"jP  ", b"ftyp", b"jp2h", b"jp2c")
 _PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _JPEG_ORIENTATION = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
+_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 Piece = bytes | tuple[int, int]
 """Bytes, or the first byte of a range of the file and the byte after its last."""
+
+
+def is_image_head(head: bytes) -> bool:
+    """Return whether the first 16 bytes of a file are those of an image, be it of an unknown format (HEIC)."""
+    marked = head[8:12] == b"WEBP" or (head[4:8] == b"ftyp" and head[8:11] in (b"avi", b"hei", b"mif"))
+    return head.startswith(_MAGIC) or marked or (head[:2] == b"BM" and head[6:10] == bytes(4))
 
 
 def essential_bytes(source: bytes | IO[bytes]) -> bytes:

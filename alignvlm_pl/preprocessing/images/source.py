@@ -1,7 +1,6 @@
-"""The forms in which an image is given: what is not yet a file's bytes, a PIL image or an array becomes one of these.
+"""The forms in which an image is given to `imaging.load_image`: all become a file's bytes or a PIL image.
 
-`imaging.load_image` is the one entry; whatever the form, an image then takes the same way to pixels. Pillow and numpy
-only: tensors are recognised by their methods.
+Pillow and numpy only: tensors are recognised by their methods.
 """
 
 import base64
@@ -9,6 +8,7 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import ConfigError, DataError
-from .metadata import essential_bytes
+from .metadata import essential_bytes, is_image_head
 
 FETCH_SECONDS = 30
 MAX_FETCH_SECONDS = 86_400
@@ -51,10 +51,8 @@ def describe_source(source: Any) -> str:
 def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> bytes | Image.Image:
     """Return the bytes of an image file, or a PIL image of any mode, for an image in any form.
 
-    Args:
-        source: One of `KINDS`; also an object with `read`, or a mapping with one of `_KEYS`.
-        name: Name in error messages.
-        timeout: Seconds to wait for an http(s) server.
+    `source` is one of `KINDS`, an object with `read`, or a mapping with one of `_KEYS`; `name` stands in errors,
+    `timeout` is in seconds.
 
     Raises:
         DataError: The form is none of these, or what it names cannot be read.
@@ -94,11 +92,7 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """Decode base64: with or without padding, line breaks and percents, of the usual or the URL-safe alphabet.
-
-    Raises:
-        DataError: It is not base64.
-    """
+    """Decode base64: with or without padding, line breaks and percents, of the usual or the URL-safe alphabet."""
     packed = "".join(unquote(text).split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
@@ -177,13 +171,10 @@ def _from_text(text: str, name: str, timeout: float | None) -> bytes:
     try:
         return _read(text, name)
     except DataError:
-        try:
-            content = decode_base64(text, name)
-        except DataError:
-            content = b""
-        if not _is_image(content):
-            raise
-        return content
+        with suppress(DataError):
+            if is_image_head((content := decode_base64(text, name))[:16]):
+                return content
+        raise
 
 
 def _local_path(url: str, name: str) -> str:
@@ -216,12 +207,6 @@ def _from_stream(stream: Any, name: str) -> bytes:
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise DataError(f"{name}: read() gave {type(content).__name__}, expected bytes; open the file in binary mode")
     return bytes(content)
-
-
-def _is_image(content: bytes) -> bool:
-    """Return whether bytes begin as an image file."""
-    starts = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"\0\0\0\x0cjP")
-    return content.startswith(starts) or content[4:8] == b"ftyp"  # the last: AVIF
 
 
 def _read(path: str | bytes, name: str) -> bytes:

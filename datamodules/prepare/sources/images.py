@@ -11,8 +11,8 @@ from typing import Any
 from unicodedata import normalize
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.preprocessing.images.metadata import is_image_head
 from alignvlm_pl.preprocessing.images.source import describe_source
-from alignvlm_pl.preprocessing.imaging import is_image_head
 from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind
 
 from ...shards.sample import SampleError
