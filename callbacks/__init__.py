@@ -4,28 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmark_evaluation import BenchmarkEvaluation
-    from .connector_health import ConnectorHealth
-    from .data_health import DataHealth
-    from .gain_calibration import GainCalibration
-    from .ledger import Ledger
-    from .progress import TrainingProgress
-    from .stage_transition import StageTransition
-    from .throughput import Throughput
+    from .benchmark_evaluation import BenchmarkEvaluation as BenchmarkEvaluation
+    from .connector_health import ConnectorHealth as ConnectorHealth
+    from .data_health import DataHealth as DataHealth
+    from .gain_calibration import GainCalibration as GainCalibration
+    from .ledger import Ledger as Ledger
+    from .progress import TrainingProgress as TrainingProgress
+    from .stage_transition import StageTransition as StageTransition
+    from .throughput import Throughput as Throughput
 
 # CONTRACT: alignvlm_pl/utils/installation.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
-__all__ = [
-    "BenchmarkEvaluation",
-    "ConnectorHealth",
-    "DataHealth",
-    "GainCalibration",
-    "Ledger",
-    "StageTransition",
-    "Throughput",
-    "TrainingProgress",
-]
-
 _HOME = {
     "BenchmarkEvaluation": ".benchmark_evaluation",
     "ConnectorHealth": ".connector_health",
@@ -36,6 +25,7 @@ _HOME = {
     "Throughput": ".throughput",
     "TrainingProgress": ".progress",
 }
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

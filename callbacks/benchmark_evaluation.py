@@ -113,13 +113,12 @@ class BenchmarkEvaluation(pl.Callback):
         """
         assert isinstance(pl_module, AlignVLMModule)
         self._names, self._journals = [], {}
-        if _serves_benchmarks(trainer):
-            self.check_readout_sets(_data(trainer).benchmarks)
+        if not _serves_benchmarks(trainer):
+            return
+        self.check_readout_sets(_data(trainer).benchmarks)
         if stage == "fit":
             self._set_interval(trainer)
             return  # `on_fit_start` knows the stage's objective
-        if not _serves_benchmarks(trainer):
-            return
         self._names = self._chosen(trainer, pl_module)
         self._require_work(trainer)
         if stage == "predict" or is_trial(trainer):
@@ -175,20 +174,18 @@ class BenchmarkEvaluation(pl.Callback):
         """Return the settings of a Trainer that validates every `every_n_steps`; none where that is null."""
         if not self.every_n_steps:
             return {}
-        batches = self.every_n_steps * accumulate_grad_batches
-        return {"val_check_interval": batches, "check_val_every_n_epoch": None}
+        return {"val_check_interval": self.every_n_steps * accumulate_grad_batches, "check_val_every_n_epoch": None}
 
     def _set_interval(self, trainer: pl.Trainer) -> None:
         """Set when `fit` validates; raise ConfigError where the trainer has another interval."""
         wanted = self.validation_interval(trainer.accumulate_grad_batches)
-        if is_trial(trainer) or not _serves_benchmarks(trainer):
+        if is_trial(trainer):
             return
         if not wanted:
             untouched = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
             if self.at_stage_end and untouched and not _data(trainer).val:
-                trainer.val_check_interval, trainer.check_val_every_n_epoch = sys.maxsize, None
-            return
-        if trainer.val_check_interval not in (1.0, wanted["val_check_interval"]):
+                wanted = {"val_check_interval": sys.maxsize, "check_val_every_n_epoch": None}
+        elif trainer.val_check_interval not in (1.0, wanted["val_check_interval"]):
             raise ConfigError(
                 f"trainer.val_check_interval={trainer.val_check_interval} and benchmark.every_n_steps="
                 f"{self.every_n_steps} both set when fit validates; leave one of them out"
@@ -252,19 +249,14 @@ class BenchmarkEvaluation(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Collect the predictions of a batch, and the samples that could not be read."""
         if "dataset" in batch:
             self._keep(batch, outputs)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `predictions/<dataset>.jsonl` below the run folder, with the samples of all ranks.
-
-        All ranks must call it: records are gathered on rank 0, which writes.
-        """
+        """Write `predictions/<dataset>.jsonl` below the run folder, with the samples of all ranks."""
         for name, records in gather_records(self._records, self._names).items():
             if trainer.is_global_zero and not is_trial(trainer):
-                folder = Path(trainer.default_root_dir)
-                write_predictions(predictions_path(folder, name, step=None), records)
+                write_predictions(predictions_path(Path(trainer.default_root_dir), name, step=None), records)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the journals, which the next evaluation resumes from."""
@@ -281,8 +273,9 @@ class BenchmarkEvaluation(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, module: AlignVLMModule) -> None:
         """Score the predictions of all ranks; log the scores on all ranks, write them on the first."""
         limit = self.subset if trainer.state.fn == "fit" else None
-        gathered = gather_records(self._records, self._names)
-        loss = self._losses(trainer)
+        gathered, loss, data = gather_records(self._records, self._names), self._losses(trainer), _data(trainer)
+        whole = {name: data.benchmark_size(name, limit=limit) == data.benchmark_size(name) for name in self._names}
+        tags = {name: f"{'bench' if whole[name] else 'bench_subset'}/{name}" for name in self._names}
         metrics: dict[str, dict[str, float]] = {}
         if trainer.is_global_zero:
             found = {name: self._score(trainer, name, gathered[name], limit) for name in self._names}
@@ -293,12 +286,12 @@ class BenchmarkEvaluation(pl.Callback):
             if limit is None and not is_trial(trainer):
                 outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
             for name, scored in found.items():
-                outputs.show(name, scored, tag=self._tag(trainer, name))
+                outputs.show(name, scored, tag=tags[name])
             metrics = {name: {"num": scored.num, **scored.metrics} for name, scored in found.items()}
         self.results = trainer.strategy.broadcast(metrics)
         for name, values in self.results.items():
-            tag = self._tag(trainer, name)
-            module.log_dict({f"{tag}/{metric}": float(value) for metric, value in values.items()}, sync_dist=True)
+            scores = {f"{tags[name]}/{metric}": float(value) for metric, value in values.items()}
+            module.log_dict(scores, sync_dist=True)
         for journal in self._journals.values():
             journal.close()
         trainer.strategy.barrier("results written")
@@ -306,21 +299,13 @@ class BenchmarkEvaluation(pl.Callback):
             journal.remove()
         trainer.strategy.barrier("journals removed")
 
-    def _tag(self, trainer: pl.Trainer, name: str) -> str:
-        """Return the prefix of the tags of a dataset: scores of a subset have another one."""
-        limit = self.subset if trainer.state.fn == "fit" else None
-        data = _data(trainer)
-        whole = data.benchmark_size(name, limit=limit) == data.benchmark_size(name)
-        return f"{'bench' if whole else 'bench_subset'}/{name}"
-
     def _losses(self, trainer: pl.Trainer) -> Losses:
         """Return the losses of the `val` datasets, which the module has logged; all ranks must call it."""
         logged, unread = trainer.callback_metrics, gather(self._unread_losses)
         names = [name for name in _data(trainer).val if f"val/{name}/loss" in logged]
         counts = {name: sum(rank.get(name, 0) for rank in unread) for name in names}
-        problems = {
-            name: [f"{count} samples could not be read: the log names them"] for name, count in counts.items() if count
-        }
+        unreadable = "{} samples could not be read: the log names them"
+        problems = {name: [unreadable.format(count)] for name, count in counts.items() if count}
         return Losses(values={name: float(logged[f"val/{name}/loss"]) for name in names}, problems=problems)
 
     def _serve(self, trainer: pl.Trainer, **options: Any) -> None:
@@ -344,20 +329,19 @@ class BenchmarkEvaluation(pl.Callback):
 
     def _score(self, trainer: pl.Trainer, name: str, records: list[Record], limit: int | None) -> Scored:
         """Score the gathered records; raise DataError where some are missing and the trainer limits no batches."""
-        size = _data(trainer).benchmark_size(name, limit=limit)
-        benchmark, dataset = self._benchmark(trainer, name), _data(trainer).benchmark_dataset(name)
+        size, dataset = _data(trainer).benchmark_size(name, limit=limit), _data(trainer).benchmark_dataset(name)
+        benchmark = self._benchmark(trainer, name)
         problems = [*dataset.problems, *unread(records)]
         if len(records) != size:
-            setting = _limit(trainer)
-            if not setting:
+            if not (setting := _limit(trainer)):
                 raise DataError(f"benchmark {name!r}: {len(records)} predictions for {size} samples")
             problems.append(f"{len(records):,} of {size:,} samples: {setting}")
         samples = to_samples(records)
         if needs_judge(benchmark):
             samples = grade(samples, self.judge) if self.judge else samples
             if missing := ungraded(samples):
-                lacking = f"{missing} predictions have no grade: set benchmark.judge"
-                return unscored(benchmark, samples, [*problems, lacking])
+                problems.append(f"{missing} predictions have no grade: set benchmark.judge")
+                return unscored(benchmark, samples, problems)
         if limit is not None:  # part of the dataset on purpose
             return score_samples(benchmark, samples, resamples=0, problems=problems, whole=False)
         return score_samples(benchmark, samples, expected=dataset.expected, problems=problems)

@@ -15,6 +15,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 
 from .connector_health import undisturbed
 from .data_health import sum_counts
+from .step import on_one_rank
 
 log = logging.getLogger(__name__)
 TOKENS = 512
@@ -40,11 +41,7 @@ class GainCalibration(Callback):
         self.check(pl_module.net)
 
     def check(self, net: AlignVLMForConditionalGeneration) -> None:
-        """Refuse a target that no gain can reach; `net` may be on the meta device.
-
-        Raises:
-            ConfigError: The connector has no P_vocab, its vocabulary is too small for the target.
-        """
+        """Raise a ConfigError for a target that no gain can reach; `net` may be on the meta device."""
         if not net.connector.reads_text:
             raise ConfigError(
                 f"stage.calibrate: connector {net.config.connector['type']!r} has no P_vocab with an entropy to set; "
@@ -60,11 +57,7 @@ class GainCalibration(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the gain, once.
-
-        Raises:
-            ConfigError: The target cannot be reached on this batch; on all ranks.
-        """
+        """Set the gain, once; raise a ConfigError on all ranks if the target cannot be reached on this batch."""
         assert isinstance(pl_module, AlignVLMModule)
         if pl_module.calibration is not None or trainer.ckpt_path is not None:
             return
@@ -75,12 +68,7 @@ class GainCalibration(Callback):
             ranks = [int(rank) for rank, tiles in having.items() if tiles]
             if not ranks:
                 return  # text alone on all ranks; the next batch may have images
-            found: dict[str, float] | str = ""
-            if trainer.global_rank == min(ranks):
-                found = self._search(connector, features)
-            found = trainer.strategy.broadcast(found, src=min(ranks))
-            if isinstance(found, str):
-                raise ConfigError(found)
+            found = on_one_rank(trainer, lambda: self._search(connector, features), min(ranks))
         # Behind the block a sharded model has its own rows again, not a copy of all.
         connector.norm2.weight.data.mul_(found["gain_factor"])
         found["gain"] = round(float(full_tensor(connector.norm2.weight.detach()).mean()), 6)
@@ -91,13 +79,9 @@ class GainCalibration(Callback):
                 *(found[name] for name in ("gain_factor", "gain", "entropy_before", "entropy", "tokens")),
             )
 
-    def _search(self, connector: Any, features: Any) -> dict[str, float] | str:
-        """Return the result, or the error, which must be raised on all ranks."""
+    def _search(self, connector: Any, features: Any) -> dict[str, float]:
         scores = vocabulary_scores(connector, features, limit=TOKENS)
-        try:
-            factor, entropy = gain_factor(scores, connector.norm2.bias, target=self.target)
-        except ConfigError as error:
-            return str(error)
+        factor, entropy = gain_factor(scores, connector.norm2.bias, target=self.target)
         return {
             "target_entropy": self.target,
             "tokens": len(scores),

@@ -7,6 +7,8 @@ removed: whenever a run dies or the disk is full, `last.ckpt` is a complete chec
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from alignvlm_pl.utils import stop_signals
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, remove
 
 from .preemption import Preemption
+from .step import on_one_rank
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path below the run folder."""
@@ -89,27 +92,26 @@ class LastCheckpoint(Checkpoint):
             CheckpointError: There is too little; on all ranks.
         """
         self._saved_at = time.monotonic()
-        problem = self._prepare(trainer, pl_module) if trainer.is_global_zero else None
-        if (problem := trainer.strategy.broadcast(problem)) is not None:
-            raise CheckpointError(problem)
+        on_one_rank(trainer, lambda: self._prepare(trainer, pl_module))
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = _folder(trainer)
-        try:
+        with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._prune(trainer)
-            return _too_little_space(folder, self._bytes_needed(folder, pl_module))
-        except OSError as error:
-            return _unwritable(folder, error)
+            needed, free = self._bytes_needed(folder, pl_module), shutil.disk_usage(folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"{folder} has {free / 1e9:.2f} GB free, the checkpoints and the end of this stage take "
+                f"{needed / 1e9:.2f} GB: free some space, lower checkpoint_keep_last, or set another run_dir"
+            )
 
     def _bytes_needed(self, folder: Path, module: pl.LightningModule) -> int:
         """Bytes of the newest checkpoints, one written beside them and the export, without those on the disk."""
         averaged = bool(getattr(getattr(module, "stage", None), "ema_decay", None))
-        steps = [int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name))]
-        there = sum(1 for step in steps if not self._is_kept(step))
-        count = max(self.keep_last + 1 - there, 1)
+        there = sum(not self._is_kept(step) for step in _steps(folder))
         size = checkpoint_bytes(module, averaged=averaged)
-        return count * size + _bytes(module, trained=True) + _bytes(module, trained=False)
+        return max(self.keep_last + 1 - there, 1) * size + sum(_bytes(module))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save every n optimizer steps, when it is time, after the last step, and where the run is preempted."""
@@ -132,29 +134,23 @@ class LastCheckpoint(Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Save the checkpoint of this step, once; all ranks must call it, between two optimizer steps.
 
-        Raises:
-            CheckpointError: The folder could not be written; on all ranks.
+        A folder that cannot be written is a CheckpointError on all ranks.
         """
         step = trainer.global_step
         if step == self._saved_step:
             return
         path = _folder(trainer) / _NAME.format(step)
         trainer.save_checkpoint(path)
-        problem = self._link(trainer, path) if trainer.is_global_zero else None
-        if (problem := trainer.strategy.broadcast(problem)) is not None:
-            raise CheckpointError(problem)
+        on_one_rank(trainer, lambda: self._link(trainer, path))
         self.path, self._saved_step, self._saved_at = path, step, time.monotonic()
         stop_signals.progress = step, step
 
-    def _link(self, trainer: pl.Trainer, path: Path) -> str | None:
-        """Move the link `last.ckpt` to a checkpoint, atomically, and remove older ones; returns the error."""
-        try:
+    def _link(self, trainer: pl.Trainer, path: Path) -> None:
+        """Move the link `last.ckpt` to a checkpoint, atomically, and remove older ones."""
+        with _writing(path.parent):
             with atomic_path(Path(trainer.default_root_dir) / CHECKPOINT) as new:
                 new.symlink_to(path.name)
             self._prune(trainer)
-        except OSError as error:
-            return _unwritable(path.parent, error)
-        return None
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint of a step is one of `keep_every_n_steps`."""
@@ -164,7 +160,7 @@ class LastCheckpoint(Checkpoint):
         """Remove older checkpoints, and incomplete files of a killed run."""
         folder = _folder(trainer)
         linked = _WRITTEN.fullmatch((Path(trainer.default_root_dir) / CHECKPOINT).resolve().name)
-        steps = sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
+        steps = _steps(folder)
         # One that is newer than `last.ckpt` was written by a run that died before it moved the link.
         newest = [step for step in steps if linked is None or step <= int(linked[1])][-self.keep_last :]
         for step in steps:
@@ -176,29 +172,30 @@ class LastCheckpoint(Checkpoint):
 
 def checkpoint_bytes(module: pl.LightningModule, *, averaged: bool = False) -> int:
     """Bytes of a checkpoint: all weights, twice if there is an average of them, and AdamW's two moments."""
-    trained = _bytes(module, trained=True)
-    return 2 * trained + (2 if averaged else 1) * (trained + _bytes(module, trained=False))
+    trained, frozen = _bytes(module)
+    return 2 * trained + (2 if averaged else 1) * (trained + frozen)
 
 
-def _bytes(module: pl.LightningModule, *, trained: bool) -> int:
-    """Bytes of the parameters that train, or of the others; they may be sharded."""
-    parameters = [p for p in module.parameters() if p.requires_grad == trained]
-    return sum(p.numel() * p.element_size() for p in parameters)
+def _bytes(module: pl.LightningModule) -> tuple[int, int]:
+    """Bytes of the parameters that train, and of the others; they may be sharded."""
+    sizes = [(p.requires_grad, p.numel() * p.element_size()) for p in module.parameters()]
+    return sum(size for trains, size in sizes if trains), sum(size for trains, size in sizes if not trains)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints are in a folder, ascending."""
+    return sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
 
 
 def _folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir).resolve() / CHECKPOINT.parent
 
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder} cannot be written: {error.strerror}; free some space, or set another run_dir"
-
-
-def _too_little_space(folder: Path, needed: int) -> str | None:
-    free = shutil.disk_usage(folder).free
-    if free >= needed:
-        return None
-    return (
-        f"{folder} has {free / 1e9:.2f} GB free, the checkpoints and the end of this stage take {needed / 1e9:.2f} GB: "
-        "free some space, lower checkpoint_keep_last, or set another run_dir"
-    )
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise a CheckpointError in place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{folder} cannot be written: {error.strerror}; free some space, or set another run_dir"
+        raise CheckpointError(text) from error

@@ -17,7 +17,7 @@ from alignvlm_pl.training.stage import Stage, steps_of_epochs
 from alignvlm_pl.utils.atomic_files import write_atomically
 from alignvlm_pl.utils.collectives import any_rank
 
-from .step import is_trial
+from .step import is_trial, on_one_rank
 
 log = logging.getLogger(__name__)
 EARLY_END = "ended_early.json"
@@ -41,21 +41,12 @@ class StageTransition(pl.Callback):
         self._step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Verify the parent, hand the stage to the module before the model is built, and count the stage in steps.
-
-        Raises:
-            CheckpointError: The parent is another stage, of another model, or damaged; on all ranks.
-        """
+        """Verify the parent, hand the stage to the module before the model is built, and count the stage in steps."""
         assert isinstance(pl_module, AlignVLMModule)
         if stage != "fit":
             return
-        if self.stage.init_from is not None:
-            verified = trainer.strategy.broadcast(
-                self._verify(pl_module, self.stage.init_from) if trainer.is_global_zero else None
-            )
-            if isinstance(verified, str):
-                raise CheckpointError(verified)
-            self.parent = verified
+        if (folder := self.stage.init_from) is not None:
+            self.parent = on_one_rank(trainer, lambda: self._verify(pl_module, folder))
         pl_module.begin_stage(self.stage)
         self._count_steps(trainer)
 
@@ -73,14 +64,12 @@ class StageTransition(pl.Callback):
         )
         trainer.fit_loop.max_epochs = -1
 
-    def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str] | str:
-        """Return stage and hash of the parent, or the error, which must be raised on all ranks."""
+    def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str]:
+        """Return stage and hash of the parent; raise a CheckpointError if it is not the stage's, or damaged."""
         try:
             record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
-        except CheckpointError as error:
-            return str(error)
         except OSError as error:
-            return f"stage.init_from={folder} cannot be read: {error}"
+            raise CheckpointError(f"stage.init_from={folder} cannot be read: {error}") from error
         return {"stage": record["stage"], "weights_sha256": record["weights_sha256"]}
 
     def on_save_checkpoint(
@@ -101,11 +90,7 @@ class StageTransition(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Check that data and parent are those of the stage, and end a stage again that ended early.
-
-        Raises:
-            CheckpointError: They are not.
-        """
+        """Check that data and parent are those of the stage, and end a stage again that ended early."""
         name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]  # set by Lightning
         check_data(checkpoint, name)
         if name in checkpoint:
@@ -114,7 +99,7 @@ class StageTransition(pl.Callback):
         if contents is not None:
             check_parent(contents["parent"], self.parent)
             self._samples_seen = contents["samples_seen"]
-        ended = _early_end(trainer)
+        ended = on_one_rank(trainer, lambda: _recorded_end(trainer))
         if ended is not None and ended == checkpoint["global_step"]:
             trainer.should_stop = True
             if trainer.is_global_zero:
@@ -123,19 +108,19 @@ class StageTransition(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and log the table of parts."""
         assert isinstance(pl_module, AlignVLMModule)
+        if not trainer.is_global_zero:
+            return
         table = part_table(pl_module.net, self.stage)
-        if trainer.is_global_zero:
-            log.info("\n%s\n", table)
-        for logger in trainer.loggers if trainer.is_global_zero else ():
+        log.info("\n%s\n", table)
+        for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("stage", f"```\n{table}\n```")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the checkpoint and step that a run resumes from."""
         self._step = trainer.global_step
-        if trainer.ckpt_path is not None and trainer.is_global_zero:
+        if (path := trainer.ckpt_path) is not None and trainer.is_global_zero:
             last = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-            path = trainer.ckpt_path
             log.info("stage %s: resumed from %s, after step %d%s", self.stage.name, path, self._step, last)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -174,10 +159,7 @@ def _note(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / EARLY_END
 
 
-def _early_end(trainer: pl.Trainer) -> int | None:
-    """Return the recorded step, read on rank 0; None where there is none."""
-    found = None
-    if trainer.is_global_zero and _note(trainer).is_file():
-        found = int(json.loads(_note(trainer).read_text())["step"])
-    step: int | None = trainer.strategy.broadcast(found)
-    return step
+def _recorded_end(trainer: pl.Trainer) -> int | None:
+    """Return the step at which the stage has ended early; None where it has not."""
+    note = _note(trainer)
+    return int(json.loads(note.read_text())["step"]) if note.is_file() else None

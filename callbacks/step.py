@@ -1,8 +1,13 @@
 """State of a trainer: whether a micro batch ends an optimizer step or one that is logged, and trial runs."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
+
+from alignvlm_pl.errors import AlignVLMError
+
+T = TypeVar("T")
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -21,3 +26,17 @@ def ends_logged_step(trainer: pl.Trainer, batch_idx: int) -> bool:
 def is_trial(trainer: pl.Trainer) -> bool:
     """Whether this is a trial run (`fast_dev_run`), which writes no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
+
+
+def on_one_rank(trainer: pl.Trainer, action: Callable[[], T], rank: int = 0) -> T:
+    """Run an action on one rank; return its result, or raise its `AlignVLMError`, on all of them."""
+    found: Any = None
+    if trainer.global_rank == rank:
+        try:
+            found = action()
+        except AlignVLMError as error:
+            found = error
+    found = trainer.strategy.broadcast(found, src=rank)
+    if isinstance(found, AlignVLMError):
+        raise found
+    return cast(T, found)
