@@ -32,8 +32,7 @@ _KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "ad
 def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
     """Return what weights are trained with and must be used with, in plain types.
 
-    Hashes of tokenizer and chat template, tiling, visual tokens of a tile, spelling of answers, the vision feature that
-    the connector reads, and type and options of the connector.
+    It is the identity of the processor, the vision feature that the connector reads, and the connector's options.
     """
     own = {"vision_feature": spec.vision_feature, "connector": connector_identity(spec.connector)}
     plain: dict[str, Any] = json.loads(json.dumps({**processor.identity(), **own}))
@@ -50,8 +49,8 @@ def build_metadata(
 ) -> dict[str, Any]:
     """Return the description of a checkpoint, in plain types, with the versions of the libraries.
 
-    `parent` has `stage` and `weights_sha256` of the folder that the stage started from; `samples_seen` counts the
-    samples of this stage by source, over all ranks.
+    `parent` has `stage` and `weights_sha256` of the folder that the stage started from; `samples_seen` counts this
+    stage's samples by source, over all ranks.
     """
     return {
         "version": _VERSION,
@@ -65,11 +64,7 @@ def build_metadata(
 
 
 def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
-    """Compare the contract of weights with that of the configured model.
-
-    Raises:
-        CheckpointError: They differ; with `source`, a setting or folder, and both values of each difference.
-    """
+    """Raise a CheckpointError for weights of another contract, with `source`, a setting or folder, and both values."""
     if differences := list(_differences(found, expected)):
         listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
         raise CheckpointError(f"{source} was trained with {listing}. Use the model file that it was trained with")
@@ -83,34 +78,23 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
         ConfigError: The samples of a step differ, or settings that the checkpoint's optimizer would bring back; with
             both values of each.
     """
-    now = asdict(stage)
-    lora = (_with_defaults(parse_adapters(found.get("lora"))), _with_defaults(stage.adapters))
-    for name, old, new in (("lora", *lora), ("ema_decay", found.get("ema_decay"), stage.ema_decay)):
-        if old != new:
-            raise CheckpointError(
-                f"ckpt_path was trained with stage.{name}={old}, this stage has {new}; resume with the settings it "
-                "was started with"
+    before = {"global_batch_size": stage.global_batch_size, **found, "lora": _plain(parse_adapters(found.get("lora")))}
+    now = {**asdict(stage), "lora": _plain(stage.adapters)}
+    for keys, kind, why in (
+        (("lora", "ema_decay"), CheckpointError, ": its weights are kept in that form"),
+        (("global_batch_size",), ConfigError, ": its steps count other samples"),
+        (_KEPT_BY_OPTIMIZER, ConfigError, ": its optimizer would bring the old value back"),
+    ):
+        if changed := [key for key in keys if before.get(key) != now[key]]:
+            listing = ", ".join(f"stage.{key}={before.get(key)}, now {now[key]}" for key in changed)
+            raise kind(
+                f"the checkpoint was trained with {listing}{why}. Restore the setting, or start the stage again in "
+                "another run_dir"
             )
-    before = found.get("global_batch_size", stage.global_batch_size)
-    if before != stage.global_batch_size:
-        raise ConfigError(
-            f"the checkpoint was trained with stage.global_batch_size={before}, now {stage.global_batch_size}: its "
-            "steps count other samples. Restore the setting, or start the stage again in another run_dir"
-        )
-    if changed := [key for key in _KEPT_BY_OPTIMIZER if found.get(key) != now[key]]:
-        listing = ", ".join(f"stage.{key}={found.get(key)}, now {now[key]}" for key in changed)
-        raise ConfigError(
-            f"the checkpoint was trained with {listing}: its optimizer would bring the old value back. Restore the "
-            "setting, or start the stage again in another run_dir"
-        )
 
 
 def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
-    """Compare the start of a checkpoint's stage with `stage.init_from`, both as `build_metadata` has them.
-
-    Raises:
-        CheckpointError: They differ; with stage and hash of both.
-    """
+    """Raise a CheckpointError if a checkpoint's stage started from another folder than `stage.init_from`."""
     if found != parent:
         raise CheckpointError(
             f"the checkpoint's stage started from {_parent(found)}, stage.init_from holds {_parent(parent)}: give the "
@@ -119,11 +103,7 @@ def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | No
 
 
 def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
-    """Check that a checkpoint of Lightning's has the position of the DataModule whose class has this name.
-
-    Raises:
-        CheckpointError: It has that of another class; with both names.
-    """
+    """Raise a CheckpointError if a checkpoint has the position of a DataModule of another class than `name`."""
     states = [key for key, value in checkpoint.items() if isinstance(value, dict) and "epoch_samples" in value]
     if states and name not in states:
         raise CheckpointError(
@@ -132,7 +112,7 @@ def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _with_defaults(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
+def _plain(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:
     return {part: asdict(lora) for part, lora in adapters.items()} or None
 
 

@@ -160,7 +160,7 @@ def test_a_resumed_stage_must_keep_its_average(world, tmp_path, capsys, first, s
     again = [*steps, f"--stage.ema_decay={second}", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"]
     assert world.run("fit", *again, "--run_dir", tmp_path / "again") == 1
     as_python = {"null": "None"}
-    expected = f"ckpt_path was trained with stage.ema_decay={as_python.get(first, first)}, this stage has "
+    expected = f"the checkpoint was trained with stage.ema_decay={as_python.get(first, first)}, now "
     assert expected + as_python.get(second, second) in capsys.readouterr().err
 
 

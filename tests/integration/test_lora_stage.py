@@ -123,8 +123,8 @@ def test_a_checkpoint_of_another_adapter_is_refused(world, recipe_run, tmp_path,
     options = ["--stage", file, "--ckpt_path", recipe_run / "2-adapter/checkpoints/last.ckpt"]
     assert world.run("fit", *options, "--run_dir", tmp_path / "run") == 1
     error = capsys.readouterr().err
-    assert "ckpt_path was trained with stage.lora={'llm': {'r': 4, 'alpha': 8," in error
-    assert "this stage has {'llm': {'r': 4, 'alpha': 9," in error
+    assert "the checkpoint was trained with stage.lora={'llm': {'r': 4, 'alpha': 8," in error
+    assert "now {'llm': {'r': 4, 'alpha': 9," in error
 
 
 def test_an_adapter_under_a_sharding_strategy_is_refused(world, tmp_path, capsys):
