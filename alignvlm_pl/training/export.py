@@ -122,21 +122,16 @@ def export(
 ) -> dict[str, Any]:
     """Write model, processor and record as one folder that is either whole or absent; an earlier one is replaced.
 
-    Args:
-        model: A Hugging Face model. Adapters are merged, and written once more, alone, to `adapter/<part>`.
-        processor: Its processor.
-        folder: The folder.
-        record: Facts about the stage; `weights_sha256` is added.
-        max_shard_size: Most bytes of a file of weights. Several files come with an index.
+    Adapters are merged, and written once more, alone, to `adapter/<part>`; `weights_sha256` is added to the record.
+    Weights beyond `max_shard_size`, such as 5GB, go into several files with an index.
 
     Raises:
-        CheckpointError: The disk is full, the folder cannot be written, or merged weights are not finite; nothing that
-            was there is lost.
+        CheckpointError: The folder cannot be written, or merged weights are not finite; nothing that was there is lost.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
-            merged = merge_state(model, model.state_dict()) if has_adapters(model) else None
+            merged = merge_state(model) if has_adapters(model) else None
             if merged is not None and (name := first_invalid(merged.items())):  # factors are finite, their product not
                 raise diverged(f"{folder} is not written: merged adapters", name)
             model.save_pretrained(partial, state_dict=merged, max_shard_size=max_shard_size)
@@ -159,11 +154,7 @@ def check_size(name: str, value: str) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of an export.
-
-    Raises:
-        CheckpointError: If the folder is not one, or its weights are not the recorded ones.
-    """
+    """Return the record of an export; raise a CheckpointError if it is none, or its weights are not the recorded."""
     path, record = Path(folder), _read(Path(folder))
     if (found := weights_sha256(path)) != record["weights_sha256"]:
         raise CheckpointError(
@@ -186,20 +177,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no {RECORD}: expected the hf/ folder of a finished stage")
     try:
         record: dict[str, Any] = json.loads((path / RECORD).read_text())
-        missing = [key for key in _RECORDED if key not in record]
     except ValueError as error:
         raise CheckpointError(f"{path / RECORD} is damaged ({error}); run the stage that wrote it again") from error
-    if missing or not isinstance(record, dict):
+    if missing := [key for key in _RECORDED if not isinstance(record, dict) or key not in record]:
         raise CheckpointError(f"{path / RECORD} lacks {', '.join(missing)}; run the stage that wrote it again")
     return record
 
 
 def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
-    """Compare names and shapes of tensors in a checkpoint, `found`, with those of the model.
-
-    Raises:
-        CheckpointError: They differ; with `source`, the number of differences and the first one.
-    """
+    """Raise a CheckpointError, with `source`, if names or shapes in a checkpoint, `found`, are not the model's."""
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} is not in the model" for name in found if name not in expected]
     differences += [
@@ -217,9 +203,7 @@ def compare_states(found: Mapping[str, Any], expected: Mapping[str, Any], *, sou
 def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of the folder that a stage starts from, `stage.init_from`.
 
-    Raises:
-        CheckpointError: It is not of the stage `parent` (None: any), or of another contract (`checkpoint_metadata`),
-            with both values; or the weights are damaged.
+    Raises a CheckpointError if it is not of the stage `parent` (None: any), of another contract, or damaged.
     """
     record = read_record(folder)
     if parent is not None and record["stage"] != parent:
@@ -229,12 +213,9 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
 
 
 def check_given(folder: str | Path, contract: Mapping[str, Any]) -> None:
-    """Check the folder of `model.weights`, if a stage has written it, against the model's contract.
+    """Raise a CheckpointError if a stage has written `model.weights` with another tokenizer, connector or feature.
 
     Another tiling or template may be intended, such as training on larger pages, and is logged.
-
-    Raises:
-        CheckpointError: They were trained with another tokenizer, connector or vision feature; with both values.
     """
     if not (Path(folder) / RECORD).is_file():
         return

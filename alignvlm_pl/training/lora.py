@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,10 @@ _BASE, _FACTORS = ".base_layer.", (".lora_A.", ".lora_B.")
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
-    """Inject an adapter into each given part, in place, and freeze the part's own weights.
+    """Inject an adapter into each given part, in place, and freeze the part's own weights; errors as `check_adapters`.
 
     Outputs do not change at first. Embedding table and LM head get none: ALIGN averages the table's rows, and the two
     may be tied. Called after weights are loaded and before a strategy wraps the model.
-
-    Raises:
-        ConfigError: As `check_adapters`.
     """
     check_adapters(model, adapters)
     for part, lora in adapters.items():
@@ -35,10 +32,9 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
 
 
 def check_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
-    """Check that adapters can be attached to a model, which may be on the meta device.
+    """Raise a ConfigError if a package or CUDA is missing, or a name in `target_modules` matches no linear layer.
 
-    Raises:
-        ConfigError: A package or CUDA is missing, or a name in `target_modules` matches no linear layer.
+    The model may be on the meta device.
     """
     for part, lora in adapters.items():
         _require("peft", f"stage.lora.{part}")
@@ -52,28 +48,21 @@ def num_parameters(module: nn.Module) -> int:
     return sum(p.numel() * (2 if _is_4bit(p) else 1) for p in module.parameters())
 
 
-def merge_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state_dict of the merged model: W + alpha / r · B A in place of W, A and B.
+@torch.no_grad()
+def merge_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state_dict of a model with adapters, merged: W + alpha / r · B A in place of W, A and B.
 
-    Args:
-        model: The model with its adapters.
-        state: Its state_dict with full tensors; not changed.
-
-    Returns:
-        Names and shapes of the model as it was before `attach_adapters`, in its precision (float32 for 4-bit layers).
+    Names, shapes and precision (float32 for 4-bit layers) are those of the model before `attach_adapters`.
     """
-    merged = {
-        name.replace(_BASE, "."): value
-        for name, value in state.items()
-        if not any(factor in name for factor in _FACTORS)
-    }
-    for name, layer in _linear_4bit(model):
-        merged[f"{name}.weight".replace(_BASE, ".")] = _dequantize(layer)
-    for name, layer in _adapted(model):
-        a, b = (state[f"{name}{factor}{ADAPTER}.weight"] for factor in _FACTORS)
-        weight = merged[f"{name}.weight"]
-        update = layer.scaling[ADAPTER] * (b.to(weight.device) @ a.to(weight.device))
-        merged[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+    state = {name: value for name, value in model.state_dict().items() if not any(part in name for part in _FACTORS)}
+    merged = {name.replace(_BASE, "."): value for name, value in state.items()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and _is_4bit(layer.weight):
+            merged[f"{name}.weight".replace(_BASE, ".")] = _dequantize(layer)
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A"):
+            weight, update = merged[f"{name}.weight"], cast(Any, layer).get_delta_weight(ADAPTER)
+            merged[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
     return merged
 
 
@@ -84,23 +73,19 @@ def has_adapters(model: nn.Module) -> bool:
 
 def save_adapters(model: nn.Module, folder: Path) -> None:
     """Write each part's adapter to `folder/<part>`, in the layout that peft's `PeftModel.from_pretrained` reads."""
+    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    state = model.state_dict()
     for part, attribute in PARTS.items():
-        config = getattr(getattr(model, attribute), "peft_config", {}).get(ADAPTER)
-        if config is None:
+        module: Any = getattr(model, attribute)
+        if not hasattr(module, "peft_config"):
             continue
-        prefix, target = f"{attribute}.", folder / part
+        target = folder / part
         target.mkdir(parents=True)
-        # peft's names: relative to its wrapper of the part, without the adapter's name.
-        factors = {
-            f"base_model.model.{name.removeprefix(prefix).replace(f'.{ADAPTER}.', '.')}": value.contiguous()
-            for name, value in state.items()
-            if name.startswith(prefix) and any(factor in name for factor in _FACTORS)
-        }
-        save_file(factors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(target)
+        factors = get_peft_model_state_dict(module, adapter_name=ADAPTER, save_embedding_layers=False)
+        named = {f"base_model.model.{name}": value.contiguous() for name, value in factors.items()}
+        save_file(named, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        module.peft_config[ADAPTER].save_pretrained(target)
 
 
 def quantize_linear(module: nn.Module) -> None:
@@ -175,20 +160,8 @@ def _linear(module: Any) -> Iterator[tuple[str, nn.Linear]]:
             yield name, layer
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, layer in model.named_modules():
-        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
-            yield name, layer
-
-
 def _is_4bit(weight: Any) -> bool:
     return getattr(weight, "quant_state", None) is not None
-
-
-def _linear_4bit(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and _is_4bit(layer.weight):
-            yield name, layer
 
 
 def _dequantize(layer: Any) -> Tensor:

@@ -65,14 +65,14 @@ def test_the_merged_state_gives_the_adapted_models_logits_in_a_plain_model(model
     expected = logits(model)
     assert (expected - before).abs().max() > 0.1
     plain = fresh(tmp_path / "again")
-    plain.load_state_dict(merge_state(model, model.state_dict()), strict=True)
+    plain.load_state_dict(merge_state(model), strict=True)
     # float32, one product in place of three. Measured: 3e-7 of logits up to 0.5.
     torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5)
 
 
 def test_the_merged_weights_are_those_that_peft_merges(model):
     adapted(model)
-    merged = merge_state(model, model.state_dict())
+    merged = merge_state(model)
     layers = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "merge")]
     assert len(layers) == 2 * 7 + 2 * 2
     for name, layer in layers:
@@ -176,7 +176,7 @@ def test_a_four_bit_base_is_near_the_base_trains_an_adapter_and_merges(tmp_path,
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert not any("base_layer.weight" in name for name in state)
     model.load_state_dict(state, strict=True)
-    merged = merge_state(model, state)
+    merged = merge_state(model)
     plain.load_state_dict(merged, strict=True)
     expected = model.to("cpu")(**inputs(model)).logits
     # The 4-bit layers compute in bfloat16. Measured: 6e-3 of logits up to 0.5.
