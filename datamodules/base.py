@@ -150,34 +150,36 @@ class WebDataModule(pl.LightningDataModule):
         """
         if self.num_workers:
             start_server()  # it imports while manifests and weights are read
-        folders = [*self.val.values(), *(source.folder for source in self.benchmarks.values())]
-        given = [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
-        training = given if stage in (None, "fit") else []
-        for folder in [*training, *folders]:
-            self._manifest(folder)
-        for name in {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks):
-            self.benchmark_dataset(name)
+        training = self._training_folders() if stage in (None, "fit") else []
+        for read in self._reads(training):
+            read()
         if training:
-            self._check_sources(training)
             self.steps_per_epoch()
 
     def missing(self) -> list[str]:
         """Return what keeps `fit` from reading the datasets, one message for each; reads the manifests alone."""
-        sources = [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
-        folders = [*sources, *self.val.values(), *(source.folder for source in self.benchmarks.values())]
-        names = {prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks)
-        reads: list[Callable[[], object]] = [partial(self._manifest, folder) for folder in folders]
-        reads += [partial(self.benchmark_dataset, name) for name in sorted(names)]
-        reads.append(partial(self._check_sources, sources))
-        found: dict[str, None] = {}
-        if not sources:
-            found["data.init_args.train holds no dataset; give the folders to train on"] = None
-        for read in reads:
+        training, found = self._training_folders(), []
+        if not training:
+            found.append("data.init_args.train holds no dataset; give the folders to train on")
+        for read in self._reads(training):
             try:
                 read()
             except AlignVLMError as error:
-                found[str(error)] = None
-        return list(found)
+                found.append(str(error))
+        return list(dict.fromkeys(found))
+
+    def _training_folders(self) -> list[str | Path]:
+        return [*self.train, *(folder for source in self.mixture.values() for folder in source.sets)]
+
+    def _reads(self, training: Sequence[str | Path]) -> list[Callable[[], object]]:
+        """Return what reads and verifies one manifest, benchmark or setting each; it raises where that is invalid."""
+        folders = [*training, *self.val.values(), *(source.folder for source in self.benchmarks.values())]
+        names = sorted({prompt.split("/")[0] for prompt in self.prompts} | set(self.benchmarks))
+        return [
+            *(partial(self._manifest, folder) for folder in folders),
+            *(partial(self.benchmark_dataset, name) for name in names),
+            partial(self._check_sources, training),
+        ]
 
     def validation_samples(self) -> dict[str, int]:
         """Return the number of samples of each dataset of `val`, by its name; reads the manifests alone."""
@@ -266,7 +268,11 @@ class WebDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[ShardLoader]:
         """Loss batches of each dataset of `val`, then prediction batches of each benchmark that is served."""
-        losses = [self._loss_loader(name, folder) for name, folder in self.val.items()]
+        losses = []
+        for name, folder in self.val.items():
+            manifest = self._manifest(folder)
+            positions, task = range(manifest.num_samples), EvaluationTask(dataset=name)
+            losses.append(self._evaluation_loader(manifest, positions, task, self._collator()))
         return [*losses, *self.predict_dataloader()]
 
     def test_dataloader(self) -> list[ShardLoader]:
@@ -326,11 +332,6 @@ class WebDataModule(pl.LightningDataModule):
     def wait_seconds(self) -> float:
         """Seconds that training on this rank has waited for batches so far."""
         return 0.0 if self.training is None else self.training.loader.wait_seconds
-
-    def _loss_loader(self, name: str, folder: str | Path) -> ShardLoader:
-        manifest = self._manifest(folder)
-        positions = range(manifest.num_samples)
-        return self._evaluation_loader(manifest, positions, EvaluationTask(dataset=name), self._collator())
 
     def _evaluation_loader(
         self, manifest: Manifest, positions: Sequence[int], task: EvaluationTask, collator: Collator

@@ -8,6 +8,7 @@ Training keeps one set of workers and one endless iterator for life: an epoch is
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from multiprocessing.process import BaseProcess
@@ -226,10 +227,7 @@ class ShardLoader:
 
     def _start(self) -> None:
         self.close()
-        if self._loader.num_workers == 0:
-            self._iterator = iter(self._loader)
-            return
-        with collect_workers(self.workers):
+        with collect_workers(self.workers) if self._loader.num_workers else nullcontext():
             self._iterator = iter(self._loader)
 
     def _batches(self) -> Iterator[Batch]:
@@ -268,7 +266,7 @@ class ShardLoader:
             try:
                 item = next(self._iterator, None)
             except RuntimeError as error:
-                raise _no_batch(self._watchdog.ended) or _dead_workers(self.workers) or error from error
+                raise _why_no_batch(self._watchdog.ended, self.workers) or error from error
         self.wait_seconds += time.monotonic() - started
         return item
 
@@ -281,18 +279,13 @@ class ShardLoader:
         self._watchdog.stop()
 
 
-def _no_batch(seconds: float | None) -> DataError | None:
-    """Return the error of workers that the watchdog has killed; None if it has not."""
-    if seconds is None:
-        return None
-    return DataError(
-        f"the data workers gave no batch for {seconds:.0f} s and were killed; their stacks, printed above, show where "
-        "they waited. Where the data is that slow, raise data.init_args.stall_seconds (0: wait for ever)"
-    )
-
-
-def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:
-    """Return the error of workers that died; None if all are alive."""
+def _why_no_batch(killed_after: float | None, workers: Sequence[BaseProcess]) -> DataError | None:
+    """Return the error of workers that the watchdog has killed after some seconds, or that died; None for others."""
+    if killed_after is not None:
+        return DataError(
+            f"the data workers gave no batch for {killed_after:.0f} s and were killed; their stacks, printed above, "
+            "show where they waited. Where the data is that slow, raise data.init_args.stall_seconds (0: wait for ever)"
+        )
     dead = [f"pid {worker.pid}, exit code {worker.exitcode}" for worker in workers if not worker.is_alive()]
     if not dead:
         return None

@@ -9,9 +9,9 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, count, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alignvlm_pl.errors import ConfigError, DataError
 
@@ -147,11 +147,8 @@ class DatasetOrder:
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._group = lru_cache(maxsize=16)(self._make_group)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"sizes": self.sizes, "seed": self.seed, "buffer": self.buffer}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["sizes"], seed=state["seed"], buffer=state["buffer"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:  # without the caches
+        return partial(DatasetOrder, seed=self.seed, buffer=self.buffer), (self.sizes,)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -223,11 +220,8 @@ class Mixture:
         self._bounds[-1] = _SCALE
         self._block = lru_cache(maxsize=16)(self._make_block)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"weights": self.weights, "seed": self.seed}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["weights"], seed=state["seed"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:  # without the cache
+        return partial(Mixture, seed=self.seed), (self.weights,)
 
     def locate(self, position: int) -> tuple[int, int]:
         """Map a stream position to (source, position within the source)."""
