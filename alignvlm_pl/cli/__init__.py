@@ -42,10 +42,7 @@ _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, err
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: Arguments after the program's name; None takes the process's.
+    """Run one command, of the process's arguments where `argv`, those after the program's name, is None.
 
     Returns:
         Exit status: 0, or 1 after an error about the user's input, or 2 after a wrong command line; 130 after Ctrl-C;
@@ -76,10 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _use_utf8() -> None:
-    """Start this process again with UTF-8 for files and their names, where the locale has another encoding.
-
-    Libraries read configs, recipes and their paths in that of the locale. Processes that this one starts inherit it.
-    """
+    """Start this process again with UTF-8, where the locale, in which libraries read files, has another encoding."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -91,13 +85,10 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(f"error: a command is missing; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if arguments[0] == "--version":
-        print(import_module("alignvlm_pl").__version__)
-        return 0
     command = arguments[0]
+    if command in ("-h", "--help", "--version"):
+        print(import_module("alignvlm_pl").__version__ if command == "--version" else _help())
+        return 0
     if command not in COMMANDS:
         print(f"error: there is no command {command!r}; {nearest(command, COMMANDS)}", file=sys.stderr)
         return 2

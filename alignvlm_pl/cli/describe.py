@@ -18,11 +18,7 @@ def run(argv: list[str]) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The description of a checkpoint or folder.
-
-    Raises:
-        CheckpointError: There is none at `path`, or it does not describe itself.
-    """
+    """Return the description of a checkpoint or folder; a CheckpointError if it does not describe itself."""
     from ..strategies.sharded_checkpoint import is_folder, read_rest
     from ..training.checkpoint_metadata import CONTENTS
     from ..training.export import read_record

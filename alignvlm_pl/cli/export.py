@@ -3,31 +3,16 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
 from .recipe import load_yaml
-
-if TYPE_CHECKING:
-    from ..training.module import AlignVLMModule
 
 CONFIG = "config.yaml"
 log = logging.getLogger(__name__)
 
 
 def run(argv: list[str]) -> int:
-    """Write the folder that `fit` writes as `hf/` at the end of a stage.
-
-    Args:
-        argv: `export`, a run folder or checkpoint, the folder to write, and options; `--help` lists them.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ConfigError: The folder exists, the run has no config.yaml, or an option is invalid.
-        CheckpointError: The checkpoint is missing, damaged or of another model.
-    """
+    """Write the folder that `fit` writes as `hf/` at the end of a stage."""
     parser = argparse.ArgumentParser(
         prog="alignvlm export",
         description="Write a checkpoint as a Hugging Face folder: weights (with stage.ema_decay their average, "
@@ -47,9 +32,14 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"{options.out} exists: name a folder that does not, or remove it")
 
     from ..training.export import check_size, export_checkpoint
+    from ..training.module import AlignVLMModule
+    from .lightning_cli import build_parts
 
     check_size("--max-shard-size", options.max_shard_size)
-    module = _module(config)
+    values = load_yaml(config)
+    if "model" not in values:
+        raise ConfigError(f"{config} has no `model`: expected the config.yaml of a run of fit")
+    module = build_parts(values, source=config.name, model=AlignVLMModule).model
     record = export_checkpoint(
         checkpoint,
         options.out,
@@ -63,7 +53,6 @@ def run(argv: list[str]) -> int:
 
 
 def _find(source: Path, config: Path | None) -> tuple[Path, Path]:
-    """Return checkpoint and configuration."""
     if not source.exists():
         raise CheckpointError(f"{source}: there is no such run folder or checkpoint")
     if source.is_dir() and ((source / CONFIG).is_file() or (source / "checkpoints").is_dir()):
@@ -76,15 +65,3 @@ def _find(source: Path, config: Path | None) -> tuple[Path, Path]:
     if not config.is_file():
         raise ConfigError(f"{config}: there is no such file; name the config.yaml of the run with --config")
     return checkpoint, config
-
-
-def _module(path: Path) -> "AlignVLMModule":
-    """The module that a saved configuration describes; its model is not built."""
-    from ..training.module import AlignVLMModule
-    from .lightning_cli import build_parts
-
-    config = load_yaml(path)
-    if "model" not in config:
-        raise ConfigError(f"{path} has no `model`: expected the config.yaml of a run of fit")
-    module: AlignVLMModule = build_parts(config, source=path.name, model=AlignVLMModule).model
-    return module

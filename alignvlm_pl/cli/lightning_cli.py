@@ -109,25 +109,15 @@ class AlignParser(LightningArgumentParser):
         """Parsers of the subcommands, for the parser of the whole command line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing the usage.
-
-        Raises:
-            ConfigError: Always.
-        """
-        given = [
-            word.removeprefix("--").partition("=")[0] for word in getattr(self, "args", None) or () if word[:2] == "--"
-        ]
-        self._refuse_unknown([key.removesuffix("+") for key in given])
+        """Raise a ConfigError instead of printing the usage."""
+        words = [word for word in getattr(self, "args", None) or () if word.startswith("--")]
+        self._refuse_unknown(word[2:].partition("=")[0].removesuffix("+") for word in words)
         if not self.exit_on_error:  # the parser of a class's options: the outer one names the setting
             super().error(message, ex)
         raise ConfigError(old_names.answer_file(shorten(str(message), _CLASSES))) from ex
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
-        """Check a configuration against the known keys and their types.
-
-        Raises:
-            ConfigError: A key is unknown.
-        """
+        """Check the types of a configuration; an unknown key is a ConfigError."""
         try:
             super().validate(namespace, *args, **kwargs)
         except KeyError:
@@ -156,12 +146,9 @@ class AlignParser(LightningArgumentParser):
 
 
 def build_parts(values: dict[str, Any], *, source: str, **kinds: type) -> Any:
-    """Build the objects of some keys of a configuration, `source`, with the checks of the full command line.
+    """Build the objects of some keys of a configuration, `source`, with the checks and errors of the full command line.
 
     Classes that are no dataclass are given by `class_path` and `init_args`, or by their settings alone.
-
-    Raises:
-        ConfigError: A setting is unknown or invalid.
     """
     parser = AlignParser(prog=source)
     for key, kind in kinds.items():
@@ -185,11 +172,7 @@ class AlignCLI(LightningCLI):
 
     @classmethod
     def run_command(cls, args: list[str]) -> "AlignCLI":
-        """Parse and run one subcommand.
-
-        Raises:
-            ConfigError: The configuration is invalid, or a callback of Lightning's cannot do what it says.
-        """
+        """Parse and run one subcommand; what is invalid in its configuration is a ConfigError."""
         command = args[0]
         old_names.check_files(args)
         with ExitStack() as stack:
@@ -262,13 +245,7 @@ class AlignCLI(LightningCLI):
         self.ckpt_path, settings.ckpt_path = settings.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot work before anything is loaded.
-
-        Raises:
-            ConfigError: A value was set where it follows from another, there is no stage, or SLURM has started other
-                nodes or tasks.
-            CheckpointError: The run folder cannot be written or holds a finished stage, or a checkpoint is damaged.
-        """
+        """Refuse what cannot work, before anything is loaded: settings, the run folder, a checkpoint to resume from."""
         config = self.config[self.subcommand]
         config.ckpt_path = self.ckpt_path
         if config.connector is not None:
@@ -330,11 +307,7 @@ class AlignCLI(LightningCLI):
             )
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; errors of this project's classes keep their own message.
-
-        Raises:
-            AlignVLMError: What the class said.
-        """
+        """Build model, data and trainer; errors of this project's classes keep their own message."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
@@ -348,28 +321,21 @@ class AlignCLI(LightningCLI):
             raise
 
     def after_instantiate_classes(self) -> None:
-        """Resume from the last checkpoint of an unfinished stage.
-
-        Raises:
-            CheckpointError: It is damaged, or gone although there was one.
-        """
-        config = self.config_init[self.subcommand]
+        """Resume from the last checkpoint of an unfinished stage."""
+        config = self._settings
         last = Path(config.run_dir) / CHECKPOINT
-        if self.subcommand == "fit" and config.ckpt_path is None and last.is_symlink() and not last.exists():
+        if self.subcommand != "fit" or config.ckpt_path is not None or not os.path.lexists(last):
+            return
+        if not last.exists():
             raise CheckpointError(
                 f"{last} points to {os.readlink(last)}, which is gone: give another state by --ckpt_path, or remove "
                 "the link and the stage starts again from its beginning"
             )
-        if self.subcommand == "fit" and config.ckpt_path is None and last.exists():
-            _check_checkpoint(last)
-            config.ckpt_path = str(last)
+        _check_checkpoint(last)
+        config.ckpt_path = str(last)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer; the saved configuration does not repeat what follows from other settings.
-
-        Raises:
-            ConfigError: Lightning refuses a setting, or a value of the stage does not go with another.
-        """
+        """Build the trainer; the saved configuration does not repeat what follows from other settings."""
         given, root = self._settings["trainer"], self._settings["run_dir"]
         settings: dict[str, Any] = {
             "default_root_dir": root,
@@ -384,7 +350,9 @@ class AlignCLI(LightningCLI):
         chosen = list(callbacks.values())
         if self.subcommand == "fit":
             stage = self._stage()
-            _log_given(given)
+            for key, (untouched, source) in _DERIVED.items():
+                if given[key] != untouched:
+                    log.info("trainer.%s=%s is used in place of %s", key, given[key], source)
             settings |= _stage_settings(stage, given, batch_size=getattr(self.datamodule, "batch_size", 1))
             if given["val_check_interval"] is None:
                 settings |= callbacks["benchmark"].validation_interval(settings["accumulate_grad_batches"])
@@ -407,33 +375,23 @@ class AlignCLI(LightningCLI):
         return trainer
 
     def _fit_callbacks(self, stage: Stage, chosen: list[Callback], *, saves: bool) -> list[Callback]:
-        self.preemption = Preemption(self._settings["preemption_every_n_steps"])
+        settings = self._settings
+        self.preemption = Preemption(settings["preemption_every_n_steps"])
         self.last = LastCheckpoint(
             self.preemption,
-            self._settings["checkpoint_every_n_steps"],
-            keep_last=self._settings["checkpoint_keep_last"],
-            keep_every_n_steps=self._settings["checkpoint_keep_every_n_steps"],
-            every_minutes=self._settings["checkpoint_every_minutes"],
+            settings["checkpoint_every_n_steps"],
+            keep_last=settings["checkpoint_keep_last"],
+            keep_every_n_steps=settings["checkpoint_keep_every_n_steps"],
+            every_minutes=settings["checkpoint_every_minutes"],
         )
-        return [
-            *([Ledger()] if saves else []),
-            *([GainCalibration(**stage.calibrate)] if stage.calibrate else []),
-            *([AveragedWeights(stage.ema_decay)] if stage.ema_decay else []),
-            *chosen,
-            DataHealth(),
-            StageTransition(stage),
-            RandomState(),
-            FiniteLosses(),
-            self.preemption,
-            *([self.last] if saves else []),
-        ]
+        first: list[Callback] = [Ledger()] if saves else []
+        first += [GainCalibration(**stage.calibrate)] if stage.calibrate else []
+        first += [AveragedWeights(stage.ema_decay)] if stage.ema_decay else []
+        always = [DataHealth(), StageTransition(stage), RandomState(), FiniteLosses(), self.preemption]
+        return [*first, *chosen, *always, *([self.last] if saves else [])]
 
     def after_fit(self) -> None:
-        """Export the last checkpoint, once training has ended; a run killed here exports when it is started again.
-
-        Raises:
-            CheckpointError: The export could not be written; on all ranks.
-        """
+        """Export the last checkpoint, once training has ended; a run killed here exports when it is started again."""
         trainer = self.trainer
         if self.last.path is None:
             if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
@@ -470,15 +428,15 @@ class AlignCLI(LightningCLI):
         return self.config_init[self.subcommand]
 
     def _stage(self) -> Stage:
-        values = self._settings["stage"]
-        return Stage(**{field.name: values[field.name] for field in fields(Stage)})
+        return _stage_of(self._settings)
+
+
+def _stage_of(config: Any) -> Stage:
+    return Stage(**{field.name: config["stage"][field.name] for field in fields(Stage)})
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether a check of Lightning's has failed: its own code has raised the error, none that it calls.
-
-    A fault of a device or of the network is none: its class is a subclass of RuntimeError, or its text says CUDA.
-    """
+    """Whether Lightning's own code has raised the error: none that it calls, no fault of a device or of the network."""
     if type(error) not in (MisconfigurationException, RuntimeError, ValueError) or str(error).startswith("CUDA"):
         return False
     module = ""
@@ -494,11 +452,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_names(trainer: Any) -> None:
-    """Refuse an invalid class where a name may stand: the parser takes the text of one for a name.
-
-    Raises:
-        ConfigError: With what the class says, or the nearest name of a strategy.
-    """
+    """Refuse an invalid class where a name may stand: the parser takes the text of one for a name."""
     for key, kind in _OR_NAME.items():
         text = trainer[key]
         if isinstance(text, str) and text.lstrip().startswith("{"):
@@ -520,8 +474,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _follows(config: Any) -> str:
     """Return YAML comments with the settings of the trainer that follow from others."""
-    stage = Stage(**{field.name: config.stage[field.name] for field in fields(Stage)})
-    settings = _stage_settings(stage, config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
+    settings = _stage_settings(_stage_of(config), config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
     lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
     return "\n".join(["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""])
 
@@ -537,12 +490,6 @@ def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -
         num_devices = count_devices(trainer) * trainer["num_nodes"]
         found["accumulate_grad_batches"] = accumulation(stage.global_batch_size, batch_size, num_devices)
     return found
-
-
-def _log_given(trainer: dict[str, Any]) -> None:
-    for key, (untouched, source) in _DERIVED.items():
-        if trainer[key] != untouched:
-            log.info("trainer.%s=%s is used in place of %s", key, trainer[key], source)
 
 
 def count_devices(trainer: Any) -> int:

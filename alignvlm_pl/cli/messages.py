@@ -58,7 +58,8 @@ def _shorten(message: str, *, whole: bool) -> str:
     lines = message.splitlines()
     if (at := next((number for number, line in enumerate(lines) if _CLASS in line), None)) is not None:
         # A value that names a class: what that class says stands below it, the rest are other types that were tried.
-        inner = takewhile(lambda line: _indent(line) > _indent(lines[at]), lines[at + 1 :])
+        indent = len(lines[at]) - len(lines[at].lstrip())
+        inner = takewhile(lambda line: line[: indent + 1].isspace(), lines[at + 1 :])
         key = "".join(lines[: min(at, 1)])
         parts = _shorten(key, whole=False), lines[at].strip(" -"), shorten(dedent("\n".join(inner)))
         return " ".join(filter(None, parts))
@@ -85,55 +86,39 @@ def _shorten(message: str, *, whole: bool) -> str:
     return " Expected ".join([first, " or ".join(others)]) if others else text
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
 def unknown_key(key: str, keys: Collection[str]) -> str:
     """Describe an unknown key: by what has become of it, else by the nearest known one, in its group if it has one."""
-    if instead := OPTIONS.get(key.rsplit(".", 1)[-1]):
+    if instead := OPTIONS.get(_last(key)):
         return f"{key} was removed: {instead}"
-    keys = [name for name in keys if name.rsplit(".", 1)[-1] != "help"]
-    group, leaf = "", key
-    while "." in leaf:
-        head, rest = leaf.split(".", 1)
-        nested = f"{group}.{head}" if group else head
-        if not any(known.startswith(nested + ".") for known in keys):
-            break
-        group, leaf = nested, rest
-    known = [k.removeprefix(group + ".") for k in keys if not group or k.startswith(group + ".")]
-    longer = sorted(name for name in known if name.startswith(f"{leaf}_"))
+    keys = sorted(name for name in keys if _last(name) != "help")
+    group = key.rpartition(".")[0]
+    while group and not any(name.startswith(f"{group}.") for name in keys):
+        group = group.rpartition(".")[0]
+    prefix = f"{group}." if group else ""
+    leaf, known = key.removeprefix(prefix), [name.removeprefix(prefix) for name in keys if name.startswith(prefix)]
+    longer = [name for name in known if name.startswith(f"{leaf}_")]
     if group and longer:
-        return f"unknown key {key!r}; there are {', '.join(f'{group}.{name}' for name in longer)}"
-    near = _nearest_path(leaf, known) or _nearest_path(leaf, keys, full=True)
-    if near is not None:
-        prefix = f"{group}." if group and near in known else ""
+        return f"unknown key {key!r}; there are {', '.join(prefix + name for name in longer)}"
+    if near := _closest(leaf, known) or _nearest_last(leaf, known):
         return f"unknown key {key!r}; did you mean {prefix + near!r}?"
+    # Elsewhere only what is all but equal: another group's key is seldom the one that was meant.
+    if near := _nearest_last(leaf, keys, cutoff=0.9):
+        return f"unknown key {key!r}; did you mean {near!r}?"
     heads = sorted({name.split(".", 1)[0] for name in known})
     if len(heads) <= _LISTED:
-        return f"unknown key {key!r}; there are {', '.join(f'{group}.{head}' if group else head for head in heads)}"
-    near = _closest(leaf, known, cutoff=0.0)
-    return f"unknown key {key!r}; the nearest known one is {f'{group}.{near}' if group else near!r}"
+        return f"unknown key {key!r}; there are {', '.join(prefix + head for head in heads)}"
+    return f"unknown key {key!r}; the nearest known one is {prefix + (_closest(leaf, known, cutoff=0.0) or '')!r}"
 
 
-def _nearest_path(path: str, known: Iterable[str], *, full: bool = False) -> str | None:
-    """The most similar of dotted names: by the whole, else by the first part, else by the last one."""
-    names = sorted(known)
-    leaf = path.rsplit(".", 1)[-1]
-    if not full:
-        if near := _closest(path, names):
-            return near
-        head, _, rest = path.partition(".")
-        parent = _closest(head, {name.split(".", 1)[0] for name in names})
-        if parent and rest:
-            below = [name for name in names if name.startswith(parent + ".")]
-            return _closest(f"{parent}.{rest}", below) or parent
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
-    # Elsewhere only what is all but equal: another group's key is seldom the one that was meant.
-    near_leaf = _closest(leaf, by_leaf, cutoff=0.9 if full else 0.6)
-    return by_leaf[near_leaf] if near_leaf else None
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _nearest_last(path: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The dotted name whose last part is most similar."""
+    names = {_last(name): name for name in known}
+    return names.get(_closest(_last(path), names, cutoff=cutoff) or "")
 
 
 def _closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)

@@ -80,12 +80,9 @@ def answer_file(message: str) -> str:
 
 
 def check_files(arguments: Sequence[str]) -> None:
-    """Refuse YAML files among the arguments that are not there, are empty or have a key twice.
+    """Raise a ConfigError for a YAML file among the arguments that is not there, is empty or has a key twice.
 
     The parser reads files without their names, and takes the name of one that is not there for a value.
-
-    Raises:
-        ConfigError: With the file and the ones that there are, or with key and lines.
     """
     for before, argument in pairwise(["", *arguments]):
         name, _, value = argument.rpartition("=")
@@ -114,11 +111,7 @@ def _absent(option: str, path: Path) -> str:
 
 
 def load(stream: str) -> Any:
-    """Read YAML as jsonargparse does, and rename what is in it.
-
-    Raises:
-        ConfigError: A key is there twice, or a name is gone.
-    """
+    """Read YAML as jsonargparse does, and rename what is in it; a key given twice is a ConfigError."""
     refuse_repeated_keys(stream)
     return renamed(get_loader("yaml")(stream))
 
@@ -131,27 +124,18 @@ def renamed(value: Any) -> Any:
     """
     if isinstance(value, list):
         return [renamed(item) for item in value]
-    if isinstance(value, str) and value in REMOVED:  # `--trainer.callbacks+=CLASS`
-        raise ConfigError(f"{value} was removed; {REMOVED[value]}")
+    if isinstance(value, str):  # also `--trainer.callbacks+=CLASS`
+        return _new_path(value)
     if not isinstance(value, dict):
         return value
     for name, instead in OPTIONS.items():
         if value.get(name):
             raise ConfigError(f"{name} was removed: {instead}")
-    return {
-        key: new_path(item) if key == "class_path" and isinstance(item, str) else renamed(item)
-        for key, item in value.items()
-        if key not in OPTIONS
-    }
+    return {key: renamed(item) for key, item in value.items() if key not in OPTIONS}
 
 
-def new_path(class_path: str) -> str:
-    """Where a class is today.
-
-    Raises:
-        ConfigError: It is gone.
-    """
-    module, _, name = class_path.rpartition(".")
-    if class_path in REMOVED:
-        raise ConfigError(f"{class_path} was removed; {REMOVED[class_path]}")
-    return f"{MODULES[module]}.{name}" if module in MODULES else class_path
+def _new_path(text: str) -> str:
+    if text in REMOVED:
+        raise ConfigError(f"{text} was removed; {REMOVED[text]}")
+    module, _, name = text.rpartition(".")
+    return f"{MODULES[module]}.{name}" if module in MODULES else text

@@ -24,35 +24,26 @@ def run(argv: list[str]) -> int:
         "--connector", type=Path, help="a file of configs/model/connector in place of the model's connector"
     )
     options = parser.parse_args(argv[1:])
-    for name, path in (("--config", options.config), ("--connector", options.connector)):
-        if path is not None and not path.is_file():
-            raise ConfigError(f"{name} {path}: there is no such file")
     sys.stdout.write("\n\n".join(tables(options.config, connector=options.connector)) + "\n")
     return 0
 
 
 def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
-    """Return the table of every stage of a recipe, built on the meta device.
-
-    `connector` is the file of a connector in place of the recipe's, or else the model's.
-
-    Raises:
-        ConfigError: The recipe has no stages, or names no file of a model.
-    """
+    """Return the table of every stage of a recipe, with the connector of a file in place of the recipe's or model's."""
     from ..models.build import build_config
     from ..training.flops import meta_model
     from ..training.part_table import part_table
     from ..training.stage import Stage
     from .lightning_cli import build_parts
 
-    stages = read_stages(recipe)
+    stages = read_stages(recipe, option="--config ")
     if not stages:
         raise ConfigError(f"{recipe} lists no stages; see configs/recipe/ for examples")
     spec = read_spec(_file_of(recipe, "model", "configs/model"))
     if connector is None and load_yaml(recipe).get("connector") is not None:
         connector = _file_of(recipe, "connector", "configs/model/connector")
     if connector is not None:
-        spec = replace(spec, connector=load_yaml(connector))
+        spec = replace(spec, connector=load_yaml(connector, option="--connector "))
     # Any id will do: the placeholder's is only compared with input ids.
     config = build_config(spec, image_token_id=0)
     found = []
@@ -61,9 +52,8 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
         stage = build_parts({"stage": entry.stage_settings()}, source=source, stage=Stage).stage
         model = meta_model(config, stage)
         tokens = f"one tile is {config.tokens_per_tile} visual tokens"
-        table = f"{part_table(model, stage)}\n{tokens}"
         memory = _memory(model, stage, {axis: _settings(recipe, entry, axis) for axis in ("model", "data", "trainer")})
-        found.append("\n".join(filter(None, [table, memory])))
+        found.append("\n".join(filter(None, [part_table(model, stage), tokens, memory])))
     return found
 
 
@@ -142,11 +132,7 @@ def _file_of(recipe: Path, axis: str, folder: str) -> Path:
 
 
 def read_spec(path: Path) -> "ModelSpec":
-    """Read the model of a file in `configs/model/`, without its weights.
-
-    Raises:
-        ConfigError: There is no such file, or it describes no model.
-    """
+    """Read the model of a file in `configs/model/`, without its weights."""
     from ..models.build import ModelSpec
     from .lightning_cli import build_parts
 

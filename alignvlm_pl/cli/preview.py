@@ -17,7 +17,7 @@ _IMAGE_PX = 900
 
 
 def main(argv: list[str]) -> int:
-    """Run `shards preview`."""
+    """Write the page."""
     from datamodules.shards.sample_formats import FORMATS
 
     parser = argparse.ArgumentParser(prog="shards preview", description=__doc__)

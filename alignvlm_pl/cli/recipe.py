@@ -66,9 +66,6 @@ def plan_runs(options: list[str]) -> list[Run]:
 
     A stage is configured by the options before the recipe, the recipe, its entry there, and the options behind the
     recipe; later ones win.
-
-    Raises:
-        ConfigError: If a recipe's list of stages has another form.
     """
     arguments = _arguments(options)
     recipes = [
@@ -96,11 +93,7 @@ def plan_runs(options: list[str]) -> list[Run]:
 
 
 def read_stages(recipe: Path, *, option: str = "") -> list[StageEntry]:
-    """Return the stages of a recipe; none if it lists none.
-
-    Raises:
-        ConfigError: There is no such file, which the `option` names, or the list has another form.
-    """
+    """Return the stages of a recipe, none if it lists none; a list of another form is a ConfigError."""
     stages = load_yaml(recipe, option=option).get("stages")
     if stages is None:  # as a saved configuration has it
         return []
@@ -118,10 +111,10 @@ def _folder_names(stages: list[StageEntry]) -> list[str]:
 
 
 def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
-    """Return the content of a YAML file.
+    """Return the content of a YAML file, which the `option` names.
 
     Raises:
-        ConfigError: There is no such file, which the `option` names, or it holds no mapping, or a key twice.
+        ConfigError: There is no such file, or it holds no mapping, or a key twice.
     """
     if not path.is_file():
         raise ConfigError(f"{option}{path}: there is no such file")

@@ -26,10 +26,7 @@ _NOT_0 = ("max_epochs", "max_steps")
 
 def check_trainer(trainer: Any, *, fit: bool) -> None:
     """Refuse callbacks of Lightning's that change what the stage decides, strategies that training does not follow, and
-    intervals and limits with which Lightning divides by zero, trains nothing or uphill.
-
-    Raises:
-        ConfigError: Naming the setting, its value and what to use instead.
+    intervals and limits with which Lightning divides by zero, trains nothing or uphill, by a ConfigError.
     """
     for callback in trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]:
         module, _, name = str(getattr(callback, "class_path", "")).rpartition(".")

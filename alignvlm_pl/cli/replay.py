@@ -21,19 +21,7 @@ _COLUMNS = "rank micro key source tiles tokens supervised recorded recomputed pr
 
 
 def run(argv: list[str]) -> int:
-    """Print the samples of a step, with their recorded losses and those that are computed again.
-
-    Args:
-        argv: `replay` and its options; `--help` lists them.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ConfigError: The step is below 1, or the run has no config.yaml of a `fit`.
-        CheckpointError: There are no such weights.
-        DataError: The sample log has no such step, or data or settings are no longer those of the training.
-    """
+    """Print the samples of a step, with their recorded losses and those that are computed again."""
     parser = argparse.ArgumentParser(prog="alignvlm replay", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder, which has its config.yaml")
     parser.add_argument("--step", type=int, required=True, help="optimizer step, counted from 1")
@@ -59,7 +47,6 @@ def run(argv: list[str]) -> int:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Read the saved configuration of a run of `fit`."""
     path = folder / "config.yaml"
     if not path.is_file():
         inside = sorted(found.parent.name for found in folder.glob("*/config.yaml"))

@@ -50,10 +50,9 @@ def is_first_rank(environment: Mapping[str, str]) -> bool:
 
 
 def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices: int) -> None:
-    """Compare what SLURM has started with `trainer.num_nodes` and `trainer.devices`, each of which needs a task.
+    """Raise a ConfigError where SLURM has not started a task for each of `num_nodes` x `devices` by srun.
 
-    Raises:
-        ConfigError: They differ, or the tasks were not started by srun; ranks would wait for others for ever.
+    Ranks would wait for others for ever.
     """
     if not in_slurm(environment):
         return

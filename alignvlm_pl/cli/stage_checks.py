@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from callbacks.gain_calibration import GainCalibration
 from datamodules.base import WebDataModule
 
 from ..errors import AlignVLMError, ConfigError, nearest
+from ..models.build import build_config
 from ..models.loading import choose_attention
+from ..models.modeling import AlignVLMForConditionalGeneration
 from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import refuse_unknown
 from ..training.checkpoint_metadata import check_contract
@@ -32,10 +35,7 @@ from .recipe import Run
 def check_stages(runs: Sequence[Run]) -> None:
     """Check the stages that are still to run: configuration, datasets, benchmarks, accumulation, strategy, free disk.
 
-    Each rank does so; neither weights nor samples are read.
-
-    Raises:
-        ConfigError: Something is missing or invalid; one message with all of it.
+    Each rank does so, without weights and samples; what is missing or invalid is in one ConfigError.
     """
     problems: list[str] = []
     exports = 0
@@ -81,7 +81,6 @@ class _Check(AlignCLI):
 
 
 def _check_stage(options: list[str]) -> tuple[list[str], _Built | None]:
-    """Return the problems of a stage, and what was built of it."""
     try:
         _Check.run_command(["fit", *options])
     except AlignVLMError as error:
@@ -105,7 +104,6 @@ def _check_stage(options: list[str]) -> tuple[list[str], _Built | None]:
 
 
 def _problems(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """Return the messages of the checks that fail."""
     found = []
     for check in checks:
         try:
@@ -116,10 +114,11 @@ def _problems(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 
 def _check_model(built: _Built) -> tuple[list[str], int]:
-    """Return the problems of a stage's model, built without weights, and the bytes of its export in float32."""
+    """Return the problems of a stage's model, and the bytes of its export in float32."""
     module, stage = built.cli.model, built.stage
     try:
-        model = _on_meta(built.spec)
+        with torch.device("meta"):
+            model = AlignVLMForConditionalGeneration(build_config(built.spec, image_token_id=0))
     except AlignVLMError as error:
         return [str(error)], 0
     checks: list[Callable[[], object]] = [lambda: module.processor, lambda: check_adapters(model, stage.adapters)]
@@ -181,18 +180,6 @@ def _limited(name: str, limit: float, batches: int) -> int:
             "integer"
         )
     return int(limit * batches)
-
-
-def _on_meta(spec: Any) -> Any:
-    """Build a model without weights."""
-    import torch
-
-    from ..models.build import build_config
-    from ..models.modeling import AlignVLMForConditionalGeneration
-
-    config = build_config(spec, image_token_id=0)
-    with torch.device("meta"):
-        return AlignVLMForConditionalGeneration(config)
 
 
 @contextmanager

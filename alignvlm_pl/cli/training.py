@@ -12,11 +12,7 @@ from .recipe import Run, plan_runs
 
 
 def run(argv: list[str]) -> int:
-    """Run a subcommand of LightningCLI; a recipe with `stages` becomes one fit after the other.
-
-    Returns:
-        Exit status: 0, or that of a fit which was asked to stop and has saved.
-    """
+    """Run a subcommand of LightningCLI, or one fit for each stage; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin at barriers make a CPU run several times slower as soon as another process wants a core.
     # Set here, before torch loads its OpenMP runtime, which reads it once.
@@ -58,8 +54,7 @@ def _fit(options: list[str]) -> int:
             # stage are freed before the next one builds its own.
             another_follows = run is not planned[-1]
             copy_context().run(_fit_stage, run.options, another_follows=another_follows)
-            if another_follows:
-                gc.collect()
+            gc.collect()
     except Preempted as preempted:
         return preempted.code
     return 0

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from alignvlm_pl.cli import main
-from alignvlm_pl.cli.old_names import FILES, MODULES, OPTIONS, load, new_path
+from alignvlm_pl.cli.old_names import FILES, MODULES, OPTIONS, load
 from alignvlm_pl.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -96,7 +96,7 @@ def test_the_new_modules_exist_and_the_old_ones_do_not():
 def test_other_values_stay_as_they_are():
     text = Path(__file__).parents[2].joinpath("configs/recipe/demo.yaml").read_text()
     assert load(text) == yaml.safe_load(text)
-    assert new_path("mine.ZeroStrategy") == "mine.ZeroStrategy"
+    assert load("{class_path: mine.ZeroStrategy}") == {"class_path": "mine.ZeroStrategy"}
     with pytest.raises(ConfigError, match="was removed"):
         load("[{class_path: alignvlm_pl.zero.ZeroStrategy}]")
 
