@@ -15,7 +15,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.training.part_table import part_table
 from alignvlm_pl.training.stage import Stage, steps_of_epochs
 from alignvlm_pl.utils.atomic_files import write_atomically
-from alignvlm_pl.utils.collectives import any_rank
+from alignvlm_pl.utils.collectives import any_ranks
 
 from .step import is_trial, on_one_rank
 
@@ -131,7 +131,7 @@ class StageTransition(pl.Callback):
             return
         self._step = trainer.global_step
         over, device = pl_module.stage_seconds > 60 * limit, trainer.strategy.root_device
-        if any_rank(over, world_size=trainer.world_size, device=device):
+        if any_ranks([over], world_size=trainer.world_size, device=device)[0]:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..models.build import ModelSpec
     from ..training.memory import Spread
     from ..training.stage import Stage
-    from .recipe import StageEntry
 
 
 def run(argv: list[str]) -> int:
@@ -40,8 +39,10 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     if not stages:
         raise ConfigError(f"{recipe} lists no stages; see configs/recipe/ for examples")
     spec = read_spec(_file_of(recipe, "model", "configs/model"))
-    if connector is None and load_yaml(recipe).get("connector") is not None:
+    named = {axis for axis, value in load_yaml(recipe).items() if value is not None}
+    if connector is None and "connector" in named:
         connector = _file_of(recipe, "connector", "configs/model/connector")
+    files = {axis: _file_of(recipe, axis, f"configs/{axis}") for axis in ("model", "data", "trainer") if axis in named}
     if connector is not None:
         spec = replace(spec, connector=load_yaml(connector, option="--connector "))
     # Any id will do: the placeholder's is only compared with input ids.
@@ -49,28 +50,13 @@ def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
     found = []
     for entry in stages:
         source = entry.files["stage"].name
-        stage = build_parts({"stage": entry.stage_settings()}, source=source, stage=Stage).stage
+        stage = build_parts({"stage": entry.settings("stage")}, source=source, stage=Stage).stage
         model = meta_model(config, stage)
         tokens = f"one tile is {config.tokens_per_tile} visual tokens"
-        memory = _memory(model, stage, {axis: _settings(recipe, entry, axis) for axis in ("model", "data", "trainer")})
+        settings = {axis: entry.settings(axis, files.get(axis)) for axis in ("model", "data", "trainer")}
+        memory = _memory(model, stage, settings)
         found.append("\n".join(filter(None, [part_table(model, stage), tokens, memory])))
     return found
-
-
-def _settings(recipe: Path, entry: "StageEntry", axis: str) -> dict[str, Any]:
-    """Content of the file of an axis in a stage, or else in its recipe, the stage's overrides applied."""
-    path = entry.files.get(axis)
-    if path is None and load_yaml(recipe).get(axis) is not None:
-        path = _file_of(recipe, axis, f"configs/{axis}")
-    settings = {} if path is None else load_yaml(path)
-    for key, value in entry.override.items():
-        head, *keys = key.split(".")
-        inner = settings
-        for name in keys[:-1] if head == axis else ():
-            inner = inner.setdefault(name, {})
-        if head == axis:
-            inner[keys[-1]] = value
-    return settings
 
 
 def _memory(model: Any, stage: "Stage", settings: dict[str, dict[str, Any]]) -> str:

@@ -55,10 +55,18 @@ class StageEntry:
         values = {key: v if isinstance(v, str) else json.dumps(v) for key, v in self.override.items()}
         return [*files, *(f"--{key}={value}" for key, value in values.items())]
 
-    def stage_settings(self) -> dict[str, Any]:
-        """Content of the stage's file, its overrides applied."""
-        own = {key.removeprefix("stage."): v for key, v in self.override.items() if key.startswith("stage.")}
-        return {**load_yaml(self.files["stage"]), **own}
+    def settings(self, axis: str, default: Path | None = None) -> dict[str, Any]:
+        """Content of the file of an axis, or else of another one, the overrides applied."""
+        path = self.files.get(axis, default)
+        settings = {} if path is None else load_yaml(path)
+        for key, value in self.override.items():
+            head, *names, last = key.split(".")
+            inner = settings
+            for name in names if head == axis else ():
+                inner = inner.setdefault(name, {})
+            if head == axis:
+                inner[last] = value
+        return settings
 
 
 def plan_runs(options: list[str]) -> list[Run]:

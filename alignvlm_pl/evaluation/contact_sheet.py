@@ -15,18 +15,16 @@ _RIGHT, _WRONG, _GREY = "#0a7a2f", "#b00020", "#666666"
 
 
 def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> None:
-    """Draw the first page images of each dataset with question, prediction (green: right, red: wrong) and reference.
+    """Draw the first pages of each dataset with question, prediction (green: right, red: wrong) and reference as a PNG.
 
-    Args:
-        predictions: Folder of `<dataset>.jsonl` and `images/<dataset>/<key>.png`.
-        target: PNG to write.
-        per_dataset: Examples of each dataset.
+    `predictions` is the folder of `<dataset>.jsonl` and `images/<dataset>/<key>.png`.
     """
-    examples = [
-        (unquote(path.stem), r, image)
-        for path in sorted(predictions.glob("*.jsonl"))
-        for r, image in _first(path, per_dataset)
-    ]
+    examples = []
+    for path in sorted(predictions.glob("*.jsonl")):
+        name = unquote(path.stem)
+        records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        found = ((name, record, page_path(predictions / "images", name, record["key"])) for record in records)
+        examples += [example for example in found if example[2].is_file()][:per_dataset]
     rows = max(-(-len(examples) // COLUMNS), 1)
     sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH, rows * CELL_HEIGHT), "white")
     for index, (name, record, image) in enumerate(examples):
@@ -34,13 +32,6 @@ def contact_sheet(predictions: Path, target: Path, *, per_dataset: int = 2) -> N
         sheet.paste(cell, (index % COLUMNS * CELL_WIDTH, index // COLUMNS * CELL_HEIGHT))
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)
-
-
-def _first(path: Path, count: int) -> list[tuple[dict[str, Any], Path]]:
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    images = path.parent / "images"
-    found = [(record, page_path(images, unquote(path.stem), record["key"])) for record in records]
-    return [pair for pair in found if pair[1].is_file()][:count]
 
 
 def captioned(page: Image.Image, question: str, prediction: str, reference: str, *, right: bool) -> Image.Image:

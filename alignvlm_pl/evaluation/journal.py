@@ -72,11 +72,7 @@ class Journal:
 
 
 def weights_identity(path: str | Path | None) -> Any:
-    """Identify weights by files, sizes and times of change.
-
-    Args:
-        path: A checkpoint, a folder of weights, a name on a hub, or None for none.
-    """
+    """Identify a checkpoint or folder of weights by files, sizes and times of change; others by name."""
     if path is None or not Path(path).exists():
         return None if path is None else str(path)
     given = Path(path).resolve()

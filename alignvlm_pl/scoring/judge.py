@@ -7,7 +7,7 @@ from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.metrics.base import EvalSample, has_text
 from alignvlm_pl.metrics.mmvet import Judge, judged_score
-from alignvlm_pl.utils.class_paths import import_path
+from alignvlm_pl.utils.registry import import_path
 
 
 def needs_judge(benchmark: Benchmark) -> bool:

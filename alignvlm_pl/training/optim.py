@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
 from ..strategies.sharding import is_sharded_tensor, shard_dim
-from ..utils.class_paths import import_path
+from ..utils.registry import import_path
 from .stage import PARTS, Stage
 
 _MATRIX = ("weight", "proj")

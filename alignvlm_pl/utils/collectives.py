@@ -9,11 +9,7 @@ from torch import Tensor
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, in the order of ranks; every rank must call it.
-
-    Args:
-        value: Anything that can be pickled.
-    """
+    """Return the values of all ranks, which can be pickled, in the order of ranks; every rank must call it."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
@@ -22,20 +18,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def sum_over_ranks(tensor: Tensor, world_size: int) -> Tensor:
-    """Return the sum of a tensor over all ranks, without waiting for the device; every rank must call it.
+    """Sum a tensor on the device of the process group over all ranks in place, without waiting for the device.
 
-    Args:
-        tensor: On the device of the process group; changed in place.
-        world_size: Ranks of the Trainer: with one there may be no process group.
+    Every rank must call it; with one rank of the Trainer there may be no process group.
     """
     if world_size > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def any_rank(flag: bool, *, world_size: int, device: torch.device) -> bool:
-    """Whether a flag is true on any rank; as `any_ranks`."""
-    return any_ranks([flag], world_size=world_size, device=device)[0]
 
 
 def any_ranks(flags: Sequence[bool], *, world_size: int, device: torch.device) -> list[bool]:

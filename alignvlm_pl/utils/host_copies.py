@@ -7,11 +7,7 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a small tensor on the host, begun behind what the device has to do now.
-
-    Args:
-        values: The tensor, on any device.
-    """
+    """A copy of a small tensor of any device on the host, begun behind what the device has to do now."""
 
     def __init__(self, values: Tensor) -> None:
         values = values.detach()

@@ -3,7 +3,6 @@
 from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from types import ModuleType
 
 from ..errors import ConfigError
 
@@ -13,11 +12,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def configs_dir() -> Path:
-    """Return the folder of the shipped configurations: inside the package of a wheel, beside that of a checkout.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
+    """Return the folder of the shipped configurations: inside the package of a wheel, beside that of a checkout."""
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     for folder in folders:
         if (folder / "base.yaml").is_file():
@@ -45,17 +40,14 @@ def check_top_level_packages() -> None:
                 name=name,
             ) from error
         if getattr(module, "__distribution__", None) != DISTRIBUTION:
+            file = getattr(module, "__file__", None)
+            place = file or ", ".join(getattr(module, "__path__", ["an unknown place"]))  # folders without __init__.py
             raise ImportError(
-                f"package '{name}' comes from {_location(module)}, not from {DISTRIBUTION} ({_owners(name)}); "
+                f"package '{name}' comes from {place}, not from {DISTRIBUTION} ({_owners(name)}); "
                 f"uninstall or move the other one, then reinstall {DISTRIBUTION}",
                 name=name,
-                path=getattr(module, "__file__", None),
+                path=file,
             )
-
-
-def _location(module: ModuleType) -> str:
-    """Return the file of a package, or its folders where it has no `__init__.py`."""
-    return getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ["an unknown place"]))
 
 
 def _owners(name: str) -> str:

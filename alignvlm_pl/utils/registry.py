@@ -1,4 +1,4 @@
-"""Registries of what the files of a package define."""
+"""Classes and objects by name: what the files of a package define, and what an import path names."""
 
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,9 +7,17 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, nearest
-from .class_paths import import_path
 
 T = TypeVar("T")
+
+
+def import_path(path: str, *, setting: str) -> Any:
+    """Import what a dotted path names, such as `torch.optim.SGD`; a ConfigError names the setting."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{setting}: {path!r} cannot be imported: {error}") from error
 
 
 def defined_in(package: str, path: Iterable[str]) -> Iterator[tuple[ModuleType, Any]]:
@@ -27,11 +35,7 @@ def instances_in(package: str, path: Iterable[str], kind: type[T]) -> dict[str, 
 
 
 def load_instance(name: str, known: Mapping[str, T], kind: type[T]) -> T:
-    """Return the value of a type that is registered under a name, or that an import path names.
-
-    Raises:
-        ConfigError: The name is unknown, the message lists the known ones; or the path names something else.
-    """
+    """Return the value of a type that is registered under a name, or that an import path names, or a ConfigError."""
     setting = kind.__name__.lower()
     if "." in name:
         found = import_path(name, setting=setting)

@@ -21,12 +21,8 @@ from ..errors import ConfigError
 def owned(path: Path, *, job: str | None = None, restarts: int = 0) -> Iterator[None]:
     """Own the folder of `path`, a JSON file, while the block runs; the first rank does so for all ranks.
 
-    A file that a dead process of this host has left is taken over, and so is that of an earlier start of the same job.
-
-    Args:
-        path: The file; removed at the end.
-        job: Id of the job of a scheduler, which never runs a job twice at once.
-        restarts: How often the scheduler has started the job again.
+    A file that a dead process of this host has left is taken over, and so is that of an earlier start of the same `job`
+    of a scheduler, which never runs one twice at once.
 
     Raises:
         ConfigError: Another run owns the folder, or one of another host may do so; nothing is written.

@@ -6,13 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True, slots=True)
 class SkippedSamples:
-    """Number of skipped samples, or rows of raw data, by reason, with the first messages of each reason.
-
-    Attributes:
-        keep: How many messages of a reason are kept; None: all.
-        counts: Reason -> number.
-        messages: Reason -> its first messages.
-    """
+    """Number of skipped samples, or rows of raw data, by reason, with the first `keep` messages of each; None: all."""
 
     keep: int | None = 5
     counts: Counter[str] = field(default_factory=Counter)

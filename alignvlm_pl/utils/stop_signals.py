@@ -21,9 +21,9 @@ EXIT_CODE = 85
 INTERRUPTED = 130
 """Exit status after Ctrl-C or a closed terminal, as of a shell: nobody starts the run again."""
 
-REQUESTS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
+REQUESTS = (signal.SIGUSR1, signal.SIGTERM)
 """Of a scheduler, which starts the run again."""
-INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+INTERRUPTS = (signal.SIGINT, signal.SIGHUP)
 """Of a person."""
 SIGNALS = (*REQUESTS, *INTERRUPTS)
 

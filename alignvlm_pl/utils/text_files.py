@@ -79,8 +79,7 @@ def compression(head: bytes) -> str:
 def content_kind(head: bytes) -> str:
     """Return what a file is by its first `HEAD_BYTES`, for example ``a PDF document``; empty where it is not known.
 
-    Its name does not count. Formats that are read under their own name are known, too, so that one that is called
-    otherwise can be told from a damaged file.
+    Formats that are read under their own name are known, too: one that is called otherwise is not a damaged file.
     """
     if kind := compression(head):
         return f"{kind}, to be unpacked first"
@@ -144,12 +143,7 @@ class RepeatedKeyError(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of elsewhere; unlike `json.loads`, which keeps the last value of a key, refuse a key given twice.
-
-    Raises:
-        ValueError: It is not JSON; RepeatedKeyError: an object in it has a key twice.
-        RecursionError: It is nested too deep.
-    """
+    """Parse JSON as `json.loads`, but raise RepeatedKeyError where a key is given twice, of which it keeps the last."""
     return json.loads(text, object_pairs_hook=_unique_keys)
 
 

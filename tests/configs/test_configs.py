@@ -108,7 +108,7 @@ def test_stage_file_is_a_stage(path: Path) -> None:
 def test_paper_stage_is_table_6(name: str) -> None:
     number, size = name.split("-")
     (recipe,) = (recipe for recipe, its_size in PAPER_RECIPES.items() if its_size == size)
-    stage = Stage(**read_stages(CONFIGS / "recipe" / f"{recipe}.yaml")[int(number) - 1].stage_settings())
+    stage = Stage(**read_stages(CONFIGS / "recipe" / f"{recipe}.yaml")[int(number) - 1].settings("stage"))
     batch, length, epochs, rate, parts = TABLE_6[name]
     assert (stage.global_batch_size, stage.max_text_length, stage.epochs) == (batch, length, epochs)
     assert stage.max_steps is None
@@ -209,7 +209,7 @@ def test_recipe_names_files_that_exist_and_stages_that_follow(path: Path) -> Non
     before = None
     for entry in read_stages(path):
         assert all(file.is_file() for file in entry.files.values())
-        stage = Stage(**entry.stage_settings())
+        stage = Stage(**entry.settings("stage"))
         # A recipe may begin with a stage that needs a parent; whoever runs it says where that one's folder is.
         assert stage.parent == before or before is None
         before = stage.name
@@ -221,7 +221,7 @@ def test_global_batch_divides_on_every_cluster(recipe: str, cluster: str) -> Non
     machine = _load(CONFIGS / "cluster" / f"{cluster}.yaml")
     for entry in read_stages(CONFIGS / "recipe" / f"{recipe}.yaml"):
         batch_size = _load(entry.files["data"])["init_args"]["batch_size"]
-        wanted = Stage(**entry.stage_settings()).global_batch_size
+        wanted = Stage(**entry.settings("stage")).global_batch_size
         num_devices = machine["devices"] * machine["num_nodes"]
         assert accumulation(wanted, batch_size, num_devices) * batch_size * num_devices == wanted
 
@@ -249,7 +249,7 @@ def test_every_stage_of_a_recipe_parses_as_a_command_line(
         assert stopped.value.code == 0
         shown = yaml.safe_load(capsys.readouterr().out)
         assert shown["stage"]["name"] == entry.files["stage"].stem
-        assert shown["stage"] == {**shown["stage"], **entry.stage_settings()}
+        assert shown["stage"] == {**shown["stage"], **entry.settings("stage")}
         assert (shown["checkpoint_every_n_steps"], shown["checkpoint_every_minutes"]) == (None, 30), "base.yaml"
         assert shown["trainer"]["enable_model_summary"] is False, "base.yaml survives the cluster's file"
         assert shown["trainer"]["precision"] == "bf16-mixed", "cluster"

@@ -57,7 +57,7 @@ def _load(path: Path) -> dict[str, Any]:
 def test_paper_stage_as_resolved(recipe: str, number: int) -> None:
     stages = read_stages(CONFIGS / "recipe" / f"{recipe}.yaml")
     (entry,) = (entry for entry in stages if entry.files["stage"].stem == str(number))
-    resolved = dataclasses.asdict(Stage(**entry.stage_settings()))
+    resolved = dataclasses.asdict(Stage(**entry.settings("stage")))
     expected = dataclasses.asdict(Stage(name=str(number), max_text_length=2048, lr_llm=1.0))
     expected |= {"lr_llm": None, "parent": PARENTS[number], **OURS, **PAPER[recipe, number]}
     assert resolved == expected
@@ -78,7 +78,7 @@ def test_vcr_is_a_sixth_of_its_stage() -> None:
     assert {name: source.weight for name, source in mixture.items()} == {"docdownstream": 5, "vcr": 1}
     assert all(not Path(folder).is_absolute() for source in mixture.values() for folder in source.sets)
     # Five epochs of DocDownstream's 570,000 samples, as in stage 3, and a VCR sample for every five.
-    stage = Stage(**read_stages(CONFIGS / "recipe/vcr-3b.yaml")[0].stage_settings())
+    stage = Stage(**read_stages(CONFIGS / "recipe/vcr-3b.yaml")[0].settings("stage"))
     assert (stage.max_steps or 0) * stage.global_batch_size * 5 / 6 == pytest.approx(5 * 570_000, rel=1e-3)
 
 
@@ -140,14 +140,14 @@ def test_every_stage_of_a_recipe_instantiates_on_the_tiny_model(
     monkeypatch.setattr("sys.argv", ["alignvlm"])
     given = ["--config", str(CONFIGS / "base.yaml"), "--config", str(recipe), *tiny]
     entries = read_stages(recipe)
-    first = Stage(**entries[0].stage_settings())
+    first = Stage(**entries[0].settings("stage"))
     if first.parent is not None:
         with pytest.raises(ConfigError, match=f"starts from the end of stage '{first.parent}'"):
             _instantiate(plan_runs(given)[0].options)
         given += ["--stage.init_from", "runs/elsewhere/hf"]
     for run, entry in zip(plan_runs(given), entries, strict=True):
         cli = _instantiate(run.options)
-        stage = Stage(**entry.stage_settings())
+        stage = Stage(**entry.settings("stage"))
         resolved = cli.trainer.callbacks
         transition = next(item for item in resolved if type(item).__name__ == "StageTransition")
         assert dataclasses.replace(transition.stage, init_from=None) == stage

@@ -88,7 +88,7 @@ def test_overrides_win_over_the_files_and_lose_to_later_options(tmp_path):
     assert sorted(run.options[start + 2 : start + 6]) == sorted(given)
     assert run.options[start + 6] == "--stage.max_steps=5"
     (entry,) = read_stages(path)
-    assert entry.stage_settings() == {"name": "one", "max_steps": 4, "lr_llm": None, "schedule": "linear"}
+    assert entry.settings("stage") == {"name": "one", "max_steps": 4, "lr_llm": None, "schedule": "linear"}
 
 
 def test_stage_files_named_by_numbers_name_the_folders(tmp_path):

@@ -21,8 +21,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ConfigError, nearest
-from ...utils.class_paths import import_path
-from ...utils.registry import defined_in
+from ...utils.registry import defined_in, import_path
 from ..align import AlignConnector, ConnectorOutput
 from .base import Connector
 from .grid import TokenGrid, shuffled_grid
