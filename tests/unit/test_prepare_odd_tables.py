@@ -133,7 +133,7 @@ def test_odd_bigdocs_rows(tmp_path):
     ]
     path = lines(tmp_path / "rows.jsonl", good, *(row for row, _ in rows), good)
     expected = [f"{reason} line {number}" for number, (_, reason) in enumerate(rows, start=2)]
-    assert texts(read_bigdocs_rows(path, ["1.csv"])) == ["1/0", *expected, "1/1"]
+    assert texts(list(read_bigdocs_rows(path, ["1.csv"]))) == ["1/0", *expected, "1/1"]
 
 
 @pytest.mark.parametrize("release", [WikiTables, FactTables])

@@ -100,7 +100,6 @@ def write_tables(release: TableRelease, options: argparse.Namespace) -> Manifest
         DataError: Questions cannot be read, or nothing could be written.
     """
     require_at_least(1, limit=options.limit, workers=options.workers)
-    questions: Iterable[TableQuestion | SampleError]
     if options.bigdocs:
         questions = read_bigdocs_rows(options.bigdocs, release.names())
     else:
@@ -134,36 +133,34 @@ def write_tables(release: TableRelease, options: argparse.Namespace) -> Manifest
     return manifest
 
 
-def read_bigdocs_rows(path: Path, names: Iterable[str]) -> list[TableQuestion | SampleError]:
-    """Read rows of BigDocs-7.5M's table configs, which come without images, as questions.
+def read_bigdocs_rows(path: Path, names: Iterable[str]) -> Iterator[TableQuestion | SampleError]:
+    """Yield rows of BigDocs-7.5M's table configs, which come without images, as questions.
 
     A row's ``img_id`` names its table (`TableNames`). Raises DataError where there is no such file.
     """
     if not path.is_file():
         raise DataError(f"there is no {path}; expected rows of BigDocs-7.5M as jsonl")
     tables = TableNames.from_names(names)
-    found: list[TableQuestion | SampleError] = []
     asked: Counter[str] = Counter()
     for where, row in json_lines(path):
         if isinstance(row, SampleError):
-            found.append(row)
+            yield row
             continue
         queries, answers = (as_list(row.get(key)) for key in ("query", "annotations"))
         if not is_text(row.get("img_id")) or not queries or not answers or not all(map(is_text, [*queries, *answers])):
             problem = f"{where}: expected texts as img_id, query and annotations, found {row!r:.200}"
-            found.append(SampleError(problem, "bad_row"))
+            yield SampleError(problem, "bad_row")
             continue
         given = plain_name(row["img_id"])
         table = tables.find(given)
         if table is None or len(queries) != len(answers):
             problem = "names no table of the release" if table is None else "has not as many answers as questions"
-            found.append(SampleError(f"{where}: img_id {row['img_id']!r} {problem}", "unknown_table"))
+            yield SampleError(f"{where}: img_id {row['img_id']!r} {problem}", "unknown_table")
             continue
         for query, answer in zip(queries, answers, strict=True):
             name = f"{given}/{asked[given]}"
-            found.append(TableQuestion(name=name, table=table, text=query, references=(answer,)))
+            yield TableQuestion(name=name, table=table, text=query, references=(answer,))
             asked[given] += 1
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
