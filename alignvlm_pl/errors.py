@@ -37,14 +37,9 @@ class TrainingError(AlignVLMError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an "unknown name" message: the most similar known name, and all known names.
+    """Return the end of an "unknown name" message: ``did you mean 'x'? known: a, b, x``.
 
-    Args:
-        name: The unknown name.
-        known: The known names.
-
-    Returns:
-        ``did you mean 'x'? known: a, b, x``; without the question if no name is similar.
+    The question is left out if no name is similar.
     """
     names = sorted(set(known))
     listing = f"known: {', '.join(names) or 'none'}"

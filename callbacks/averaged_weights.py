@@ -33,11 +33,7 @@ class AveragedWeights(pl.Callback):
         self._step = 0  # at which the average was updated
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters.
-
-        Raises:
-            ConfigError: The strategy is not one device or DDP.
-        """
+        """Refuse strategies that shard parameters."""
         require_whole_parameters(trainer, f"stage.ema_decay={self.decay}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,11 +72,7 @@ class AveragedWeights(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds.
-
-        Raises:
-            CheckpointError: The average is not finite.
-        """
+        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds."""
         if self._average is None:
             return
         require_finite(self._average.module.named_parameters(), source=f"step {trainer.global_step} is not saved")
@@ -92,11 +84,7 @@ class AveragedWeights(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load both states.
-
-        Raises:
-            CheckpointError: There is no average.
-        """
+        """Load both states; raise a CheckpointError if there is no average."""
         if "averaging_state" not in checkpoint:
             raise CheckpointError(
                 f"stage.ema_decay={self.decay}: the checkpoint holds no average of the weights; resume without "
@@ -126,11 +114,7 @@ class AveragedWeights(pl.Callback):
 
 
 def require_whole_parameters(trainer: pl.Trainer, setting: str) -> None:
-    """Refuse a setting under strategies that shard parameters.
-
-    Raises:
-        ConfigError: The strategy is not one device or DDP.
-    """
+    """Raise a ConfigError for a setting under a strategy that is neither one device nor DDP."""
     strategy = trainer.strategy
     whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
     if not whole or isinstance(strategy, DeepSpeedStrategy):

@@ -30,11 +30,8 @@ class ConnectorHealth(Callback):
     logs nothing; the measurement at the start then waits for the first that has some.
 
     Args:
-        every_n_steps: Interval in optimizer steps; null: at the start only.
-        tokens: Most visual tokens that a rank measures, evenly spaced over its batch.
-
-    Raises:
-        ConfigError: If a number is too small.
+        every_n_steps: Interval in optimizer steps, at least 1; null: at the start only.
+        tokens: Most visual tokens that a rank measures, evenly spaced over its batch; at least 2.
     """
 
     def __init__(self, every_n_steps: int | None = 100, tokens: int = 256) -> None:

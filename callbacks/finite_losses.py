@@ -33,11 +33,7 @@ class FiniteLosses(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Compute the loss after the last step of the stage.
-
-        Raises:
-            TrainingError: It is not finite; on all ranks, and nothing is saved.
-        """
+        """Compute the loss after the last step of the stage; a TrainingError on all ranks if it is not finite."""
         assert isinstance(pl_module, AlignVLMModule)
         done, self._step = trainer.global_step > self._step, trainer.global_step
         if not done or is_trial(trainer) or not (trainer.should_stop or trainer.global_step == trainer.max_steps):
@@ -66,11 +62,7 @@ class FiniteLosses(pl.Callback):
             self._sums[tag] = self._sums.get(tag, 0) + outputs["loss_sum"]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the loss of each dataset.
-
-        Raises:
-            TrainingError: One is not finite; on all ranks.
-        """
+        """Check the loss of each dataset; a TrainingError on all ranks if one is not finite."""
         self._require(self._sums, trainer)
 
     on_test_start, on_test_batch_end, on_test_epoch_end = (

@@ -23,13 +23,10 @@ TOKENS = 512
 
 
 class GainCalibration(Callback):
-    """Multiply the vocabulary norm's gain so that P_vocab has a mean entropy on the first batch that has images.
+    """Multiply the vocabulary norm's gain so that P_vocab has a mean entropy of `target_entropy` nats.
 
-    The batch is that of the first rank with an image; its factor is applied on all ranks. A resumed stage keeps its
-    gain. `module.calibration` has the result for the stage's record.
-
-    Args:
-        target_entropy: Mean entropy in nats.
+    The batch is the first with images, that of the first rank with an image; its factor is applied on all ranks. A
+    resumed stage keeps its gain. `module.calibration` has the result for the stage's record.
     """
 
     def __init__(self, target_entropy: float) -> None:

@@ -86,11 +86,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(str(trainer.ckpt_path))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove incomplete files of a killed run, and check the free space of the disk.
-
-        Raises:
-            CheckpointError: There is too little; on all ranks.
-        """
+        """Remove incomplete files of a killed run; raise a CheckpointError if the disk has too little space."""
         self._saved_at = time.monotonic()
         on_one_rank(trainer, lambda: self._prepare(trainer, pl_module))
 

@@ -65,14 +65,9 @@ def cut(path: Path, after: int) -> None:
 
 
 def read_step(folder: Path, step: int) -> list[Entry]:
-    """Return the micro batches of a step, by rank and micro batch.
+    """Return the micro batches of a step, counted from 1, by rank and micro batch.
 
-    Args:
-        folder: Folder of the sample log.
-        step: Counted from 1.
-
-    Raises:
-        DataError: There is no sample log, or no such step of all ranks in it.
+    Raises a DataError if the folder has no sample log, or no such step of all ranks.
     """
     paths = sorted(folder.glob("rank*.jsonl"))
     if not paths:

@@ -36,10 +36,7 @@ class Preemption(pl.Callback):
     right before training and replaced where training begins; in between the signals are blocked.
 
     Args:
-        every_n_steps: Optimizer steps between two checks.
-
-    Raises:
-        ConfigError: `every_n_steps` is less than 1.
+        every_n_steps: Optimizer steps between two checks, at least 1.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
@@ -113,20 +110,12 @@ class Preemption(pl.Callback):
         release()
 
     def leave_if_requested(self, trainer: pl.Trainer) -> None:
-        """End the run where nothing is to be saved; all ranks must call it.
-
-        Raises:
-            Preempted: Any rank has received a signal.
-        """
+        """Raise `Preempted` if any rank has received a signal, where nothing is to be saved; all ranks must call it."""
         if self.requested(trainer):
             self.leave(trainer)
 
     def leave(self, trainer: pl.Trainer) -> None:
-        """End this rank after a barrier.
-
-        Raises:
-            Preempted: Always.
-        """
+        """Raise `Preempted` after a barrier."""
         # Also a barrier: a scheduler that sees a rank end may kill the others.
         names = list(filter(None, gather(received())))
         if trainer.is_global_zero:

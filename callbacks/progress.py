@@ -38,11 +38,8 @@ class TrainingProgress(RichProgressBar):
     """Show the progress of training.
 
     Args:
-        every_n_steps: Interval in optimizer steps of the plain lines. The bar shows the metrics logged last
+        every_n_steps: Interval in optimizer steps of the plain lines, at least 1. The bar shows the metrics logged last
             (`trainer.log_every_n_steps`).
-
-    Raises:
-        ConfigError: `every_n_steps` is less than 1.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:

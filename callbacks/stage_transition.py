@@ -29,9 +29,6 @@ class StageTransition(pl.Callback):
 
     Each stage is a `fit` with a new trainer and strategy: DDP would silently not average parameters that are unfrozen
     after it has wrapped the model.
-
-    Args:
-        stage: The stage to run.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -142,11 +139,7 @@ class StageTransition(pl.Callback):
 
 
 def _convert_micro_batches(world_size: int, checkpoint: dict[str, Any], *, before: int) -> None:
-    """Convert the micro batches per rank in the loops of a checkpoint to another number of ranks.
-
-    Lightning begins an optimizer step by this count and has no setting for it, so the checkpoint is edited before the
-    loops load it.
-    """
+    """Convert the micro batches per rank in the loops of a checkpoint, which begin a step, to other ranks."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] if before else {}
     for counts in progress.get("current"), progress.get("total"):
         if counts and before != world_size:

@@ -34,11 +34,8 @@ class Throughput(pl.Callback):
     - `lr/<part>`: learning rate.
 
     Args:
-        peak_tflops: Peak of one device in TFLOPs per second, for `perf/mfu`; null: `PEAK_TFLOPS` of
+        peak_tflops: Peak of one device in TFLOPs per second, above 0, for `perf/mfu`; null: `PEAK_TFLOPS` of
             alignvlm_pl/training/flops.py. A CPU and devices not in the table have no peak and log no `perf/mfu`.
-
-    Raises:
-        ConfigError: The peak is not positive.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:

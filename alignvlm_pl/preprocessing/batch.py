@@ -122,13 +122,8 @@ def supervised_positions(labels: Tensor) -> Tensor:
 def visual_positions(placeholders: Tensor, num_tiles: Tensor | None, *, tokens_per_tile: int) -> Tensor:
     """Return the positions (visual tokens,) of image placeholders, as indices into the flattened batch, ascending.
 
-    Args:
-        placeholders: (B, L) bool, true at placeholders, in reading order of the tiles.
-        num_tiles: (B,) tiles of each row; None: the rows are not checked.
-        tokens_per_tile: Visual tokens of a tile.
-
-    Raises:
-        DataError: A row has not the placeholders of its tiles, naming it and both numbers.
+    `placeholders` (B, L) is true at placeholders, in reading order of the tiles; `num_tiles` (B,) has the tiles of each
+    row, or None, which checks nothing. A row without the placeholders of its tiles is a DataError with both numbers.
     """
     if num_tiles is not None:
         if len(num_tiles) != len(placeholders):
@@ -160,8 +155,7 @@ def document_bounds(segment_ids: Tensor) -> Tensor:
 def summary(batch: Batch) -> StepSummary:
     """Return the fields of a micro batch that determine its number of supervised tokens and characters.
 
-    The loss of an optimizer step is a mean over the supervised tokens of all its micro batches on all ranks, whose
-    number must be known before the first backward pass.
+    The loss is a mean over those of all micro batches of a step, which must be known before its first backward pass.
     """
     return {
         "num_supervised": batch["num_supervised"],

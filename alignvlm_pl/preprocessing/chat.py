@@ -180,8 +180,8 @@ def render_chat(
         variables: Further variables of the template.
 
     Raises:
-        ConfigError: If the template reads the clock, or writes a memory address.
-        DataError: If a message is malformed, or the template raises, drops or repeats content.
+        ConfigError: The template reads the clock, or writes a memory address.
+        DataError: A message is malformed, or the template raises, drops or repeats content.
     """
     if not messages:
         raise DataError("the conversation has no messages")

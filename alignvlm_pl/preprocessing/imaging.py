@@ -107,14 +107,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
-    """Cut an image of any mode into tiles, in the order of `plan_tiles`.
+    """Cut an image of any mode into tiles, in the order of `plan_tiles`; pixels are resampled bicubically.
 
-    Pixels are resampled bicubically, as in both reference implementations. They are normalised on the device, by
-    `models.pixels`: uint8 is a quarter of the bytes.
-
-    Returns:
-        Tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded; and boxes (tiles, 4) int16: left, top,
-        right, bottom of the image within each tile, right and bottom exclusive.
+    Returns tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded, to be normalised on the device by
+    `models.pixels`; and boxes (tiles, 4) int16: left, top, right, bottom (both exclusive) of the image in each tile.
 
     Raises:
         DataError: The image has no pixels, or NaN or infinite ones.

@@ -34,11 +34,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def message_images(messages: Sequence[dict[str, Any]]) -> list[Any]:
-    """Return what the image parts of a plain conversation carry, in reading order, for `load_image`.
-
-    Raises:
-        DataError: An image part carries no image.
-    """
+    """Return what the image parts of a plain conversation carry, in reading order; a DataError if one carries none."""
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     found = [_part_image(part) for part in parts if part["type"] == "image"]
     if any(image is None for image in found):

@@ -201,9 +201,8 @@ def _covering_area(box: Box, tiling: Tiling) -> float:
 def _nearest_grid(width: int, height: int, tiling: Tiling) -> Grid:
     """InternVL, `train/dataset.py`, `find_closest_aspect_ratio`, generalised to tiles that are not square.
 
-    InternVL sorts by area only, so grids of equal area have the order of a Python set; here they are ordered by
-    columns, independent of the Python version. Up to 24 tiles the results are equal
-    (tests/parity/test_tiling_reference.py).
+    InternVL leaves grids of equal area in the order of a Python set; here they are ordered by columns. Up to 24 tiles
+    the results are equal (tests/parity/test_tiling_reference.py).
     """
     aspect = width / height
     best, best_difference = Grid(1, 1), float("inf")
@@ -230,10 +229,7 @@ def _partition(width: int, height: int, grid: Grid, rule: str) -> list[Box]:
 
 
 def _tile(box: Box, tiling: Tiling) -> TileBox:
-    """Stretch a source to fill the tile (InternVL, `dynamic_preprocess`).
-
-    Under `ovis` it keeps its aspect ratio and is centred (Ovis 1.6, `preprocess_image`).
-    """
+    """Stretch a source to fill the tile (InternVL, `dynamic_preprocess`); under `ovis` keep its ratio."""
     width, height = box[2] - box[0], box[3] - box[1]
     new_width, new_height = tiling.tile_width, tiling.tile_height
     # Compared as integer products, so an equal ratio fills the tile. Ovis truncates; max(1, ...) is added because a

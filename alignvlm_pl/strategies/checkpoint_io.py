@@ -31,12 +31,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a file, or the folder of a sharded strategy with its tensors joined.
+        """Load a file, or the folder of a sharded strategy with its tensors joined; local files are mapped on the CPU.
 
-        Tensors of a local file are mapped, on the CPU: the processes of a machine share its pages.
-
-        Raises:
-            CheckpointError: It is damaged, or reading it could run code.
+        Raises a CheckpointError if it is damaged, or reading it could run code.
         """
         if Path(path).is_dir():
             return read_whole(Path(path))

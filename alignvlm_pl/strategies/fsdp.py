@@ -72,11 +72,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self._mesh
 
     def setup_environment(self) -> None:
-        """Connect the ranks.
-
-        Raises:
-            ConfigError: There is nothing to shard over within a node.
-        """
+        """Connect the ranks; raise a ConfigError where there is nothing to shard over within a node."""
         if self.shard_within_node and self.num_processes == 1 < self.num_nodes:
             raise ConfigError(
                 "trainer.strategy: shard_within_node needs several devices a node, trainer.devices is 1; set it to "
@@ -96,11 +92,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     def shard(self, model: nn.Module, load: Callable[[], None]) -> None:
-        """Shard a model whose freeze table has been applied; `load` then reads each rank's rows.
-
-        Raises:
-            ConfigError: The precision is one that sharded parameters are not kept or gathered in.
-        """
+        """Shard a model whose freeze table has been applied; `load` then reads each rank's rows."""
         precision = str(self.precision_plugin.precision)
         if precision not in ("32-true", "bf16-mixed"):
             raise ConfigError(
@@ -161,8 +153,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write a folder beside its place and rename it; all ranks must call.
 
-        Raises:
-            CheckpointError: A rank could not write; on all ranks. An earlier checkpoint is as it was.
+        A rank that cannot write is a CheckpointError on all ranks, and an earlier checkpoint is as it was.
         """
         path = Path(self.broadcast(str(filepath)))
         partial, rank, ranks = partial_path(path), self.global_rank, self.world_size
@@ -215,11 +206,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def refuse_unknown(strategy: Strategy) -> None:
-    """Refuse strategies whose gradients, checkpoints or exports would be invalid.
-
-    Raises:
-        ConfigError: The strategy shards in a way of its own.
-    """
+    """Raise a ConfigError for a strategy that shards in a way of its own."""
     known = isinstance(strategy, ShardedStrategy)
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)) and not known:
         raise unsupported(type(strategy).__name__)

@@ -75,12 +75,9 @@ def load_parts(
     spec: ModelSpec,
     folder: str | Path | None,
 ) -> None:
-    """Read the weights of a sharded model of `build_on_meta`, on each rank its own rows.
+    """Read the weights of a sharded model of `build_on_meta`, on each rank its own rows; errors as of `load_rows`.
 
     They are those of a saved AlignVLM, `folder`, or else of the pretrained parts of `spec`.
-
-    Raises:
-        CheckpointError: Files are missing or damaged, or their tensors are not the model's.
     """
     if folder is not None:
         require_model_type(folder, AlignVLMConfig.model_type)

@@ -80,11 +80,7 @@ def write_rank(folder: Path, own: dict[str, Any], rest: dict[str, Any], *, rank:
 
 
 def load_file(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
-    """Read a file of training state; tensors are mapped, and by default nothing but tensors and plain types is taken.
-
-    Raises:
-        CheckpointError: There is none, or it is damaged.
-    """
+    """Read a file of training state, its tensors mapped; a CheckpointError if there is none, or it is damaged."""
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
     except FileNotFoundError as error:
@@ -119,11 +115,7 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """Lightning's checkpoint with `Pieces` for what was sharded; files are mapped, not read.
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
+    """Lightning's checkpoint with `Pieces` for what was sharded; files are mapped, and none may be missing."""
     checkpoint = _load_part(folder / _REST)
     ranks = checkpoint.pop(_RANKS)
     parts = [_load_part(folder / _file_of(rank, ranks)) for rank in range(ranks)]

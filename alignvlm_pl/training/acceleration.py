@@ -19,11 +19,7 @@ _COMPILE_BACKEND = "inductor"
 
 
 def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts named by a setting.
-
-    Raises:
-        ConfigError: A part is not in `known`.
-    """
+    """Return the parts named by a setting; raise a ConfigError for one that is not in `known`."""
     for part in parts or ():
         if part not in known:
             raise ConfigError(f"model.{setting} names {part!r}: {nearest(part, known)}")

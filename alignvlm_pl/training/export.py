@@ -65,8 +65,7 @@ def export_checkpoint(
             otherwise. Its weights are replaced by those of the checkpoint.
         max_shard_size: See `export`.
 
-    Returns:
-        The record, `folder/stage.json`.
+    Returns the record, `folder/stage.json`.
 
     Raises:
         CheckpointError: The checkpoint is damaged, of another model, without a description or with a weight that is not

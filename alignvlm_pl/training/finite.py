@@ -54,13 +54,9 @@ class FiniteCheck:
         self._micros.clear()
 
     def check(self, *, newest: bool) -> None:
-        """Check the steps that were added; all ranks must call it at the same place.
+        """Raise a TrainingError on all ranks if a loss or gradient of the steps is not finite; all ranks must call it.
 
-        Args:
-            newest: Also the newest step, which waits for the device; before anything is saved or evaluated.
-
-        Raises:
-            TrainingError: A loss or gradient is not finite; with step, samples and parts, on all ranks.
+        With `newest` the newest step is checked, too, which waits for the device: before a save or an evaluation.
         """
         count = len(self._steps) - (0 if newest or not self._steps or self._steps[-1].norms.immediate else 1)
         for step in self._steps[:count]:
@@ -87,10 +83,9 @@ def first_invalid(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def require_finite(named: Iterable[tuple[str, Tensor]], *, source: str) -> None:
-    """Check weights; all ranks must call it, each with its own rows of sharded ones.
+    """Raise a CheckpointError, with `source`, on all ranks if a weight is not finite.
 
-    Raises:
-        CheckpointError: One is not finite; with `source` and its name, on all ranks.
+    All ranks must call it, each with its own rows of sharded weights.
     """
     if name := next(filter(None, gather(first_invalid(named))), None):
         raise diverged(source, name)

@@ -32,11 +32,7 @@ class Lora:
 
 
 def parse_adapters(settings: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Lora]:
-    """Parse a `stage.lora` setting: part -> adapter.
-
-    Raises:
-        ConfigError: A setting is unknown or out of range.
-    """
+    """Parse a `stage.lora` setting, part -> adapter; a ConfigError for one that is unknown or out of range."""
     return {part: _parse(part, values) for part, values in (settings or {}).items()}
 
 

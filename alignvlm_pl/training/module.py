@@ -512,12 +512,7 @@ class AlignVLMModule(pl.LightningModule):
         }
 
     def require_finite_step(self) -> None:
-        """Check the newest step; all ranks must call it.
-
-        Raises:
-            TrainingError: Its loss or gradient is not finite.
-            CheckpointError: A trained weight is not finite.
-        """
+        """Raise an error if the newest step, or a trained weight, is not finite; all ranks must call it."""
         self._finite.check(newest=True)
         trained = ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
         require_finite(trained, source=f"step {self.trainer.global_step} is not saved")
@@ -527,8 +522,7 @@ class AlignVLMModule(pl.LightningModule):
 
         Raises:
             CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has other learning rates, which the checkpoint's optimizer would bring back, or ends
-                before the checkpoint's step; or the model is sharded, and the checkpoint has adapters.
+            ConfigError: The stage has settings that the checkpoint does not go with, or ends before its step.
         """
         trainer, record = self._attached_trainer(), checkpoint.get("stage", {})
         if self.stage is not None and (name := record.get("name")) != self.stage.name:

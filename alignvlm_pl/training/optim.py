@@ -55,11 +55,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
 
 
 def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.Optimizer:
-    """Return the stage's optimizer over groups that `parameter_groups` has made.
-
-    Raises:
-        ConfigError: `stage.optimizer` names no optimizer, or one that does not take its `init_args`.
-    """
+    """Return the stage's optimizer over groups of `parameter_groups`; a ConfigError if `stage.optimizer` makes none."""
     if stage.optimizer is None:
         return torch.optim.AdamW(groups, betas=(0.9, stage.adam_beta2), fused=True)
     path = stage.optimizer["class_path"]
@@ -73,11 +69,7 @@ def build_optimizer(groups: list[dict[str, Any]], stage: Stage) -> torch.optim.O
 
 
 def check_optimizer(stage: Stage) -> None:
-    """Build the stage's optimizer over one number, and step it; raise as `build_optimizer`.
-
-    Raises:
-        ConfigError: Also, it needs a closure or sparse gradients.
-    """
+    """Raise a ConfigError if the stage's optimizer cannot be built, or needs a closure or sparse gradients."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     optimizer = build_optimizer([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0, "name": "check"}], stage)

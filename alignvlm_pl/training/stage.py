@@ -99,11 +99,7 @@ class Stage:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            ConfigError: Naming the field, its value, and what is allowed.
-        """
+        """Raise a ConfigError for values that cannot be meant."""
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"stage.objective={self.objective!r}: {nearest(self.objective, OBJECTIVES)}")
         if self.schedule not in SCHEDULES:
@@ -177,8 +173,7 @@ def _check_calibration(settings: dict[str, float]) -> None:
 def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:
     """Micro batches per optimizer step, of `batch_size` samples on each of `num_devices` over all nodes.
 
-    Raises:
-        ConfigError: They do not divide the global batch; the message names the nearest valid global batch sizes.
+    A ConfigError if they do not divide the global batch names the nearest valid global batch sizes.
     """
     per_step = batch_size * num_devices
     if global_batch_size % per_step:

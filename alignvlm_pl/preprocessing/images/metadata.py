@@ -30,11 +30,7 @@ def is_image_head(head: bytes) -> bool:
 
 
 def essential_bytes(source: bytes | IO[bytes]) -> bytes:
-    """Return an image file without needless metadata; a file of another or a broken form as it is.
-
-    Args:
-        source: The file's bytes, or the file, open for reading and seekable.
-    """
+    """Return an image file, given as bytes or open and seekable, without needless metadata; any other as it is."""
     stream = BytesIO(source) if isinstance(source, bytes) else source
     head = stream.read(16)
     found = next((pieces for magic, pieces in _READERS.items() if head.startswith(magic)), None)
@@ -73,10 +69,7 @@ def _rest(stream: IO[bytes], start: int) -> tuple[int, int]:
 
 
 def _png(stream: IO[bytes]) -> Iterator[Piece]:
-    """Yield the critical chunks and transparency of a PNG, and before its pixels those with an orientation.
-
-    Of an animation the default image is left, which is the first frame.
-    """
+    """Yield the critical chunks and transparency of a PNG (of an animation its first frame), an orientation first."""
     start, pixels, before, late = len(_PNG), list[Piece](), list[Piece](), list[Piece]()
     kind = b""
     while kind != b"IEND" and len(header := _read(stream, (start, start + 8))) == 8:

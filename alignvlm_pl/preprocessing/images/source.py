@@ -101,15 +101,11 @@ def decode_base64(text: str, name: str) -> bytes:
 
 
 def array_to_image(source: Any, name: str) -> Image.Image:
-    """Convert an array or tensor to a PIL image of mode L, RGB or RGBA.
+    """Convert an array or tensor to a PIL image of mode L, RGB or RGBA; `name` stands in errors.
 
-    Args:
-        source: (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; channels first if both fit, as in transformers.
-            Integers in [0, 255], uint16 in [0, 65535], booleans, or floating point in [0, 1] or whole in [0, 255].
-        name: Name in error messages.
-
-    Raises:
-        DataError: It has no values, or another shape or range.
+    The shape is (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; channels first if both fit, as in transformers.
+    Values are integers in [0, 255], uint16 in [0, 65535], booleans, or floating point in [0, 1] or whole in [0, 255];
+    others, and other shapes, are a DataError.
     """
     try:
         if hasattr(source, "detach"):
