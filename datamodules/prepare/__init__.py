@@ -1,11 +1,14 @@
 """`python cli.py prepare <kind> …`: convert data of other formats to shards, without importing torch.
 
-The module of a kind is imported when the kind is run.
+The module of a kind is imported when the kind is run. It has a `main`, or what `pack` needs: `add_arguments` and
+`open_source`, which returns the raw data.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError, nearest
 
@@ -31,13 +34,7 @@ _KINDS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one kind of preparation.
-
-    Args:
-        argv: Name of the kind and its own arguments; ``--help`` lists the kinds.
-
-    Returns:
-        Exit code.
+    """Run a kind, with its name and its own arguments, and return the exit code; ``--help`` lists the kinds.
 
     Raises:
         ConfigError: No kind, or an unknown one, with the nearest known one.
@@ -52,4 +49,20 @@ def main(argv: Sequence[str]) -> int:
     kind, *rest = argv
     if kind not in _KINDS:
         raise ConfigError(f"prepare: unknown kind '{kind}'; {nearest(kind, _KINDS)}")
-    return int(import_module(_KINDS[kind][0]).main(rest) or 0)
+    module = import_module(_KINDS[kind][0])
+    if hasattr(module, "main"):
+        module.main(rest)
+    else:
+        _pack(kind, module, rest)
+    return 0
+
+
+def _pack(kind: str, module: Any, argv: Sequence[str]) -> None:
+    from .pack.engine import pack, print_yield
+    from .pack.options import add_options
+
+    parser = argparse.ArgumentParser(prog=f"prepare {kind}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(parser)
+    add_options(parser)
+    options = parser.parse_args(argv)
+    print_yield(pack(module.open_source(options), options))

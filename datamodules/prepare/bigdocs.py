@@ -6,7 +6,7 @@ their folder with --image-root. TabFact and WikiTQ name tables, which are render
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,10 +16,8 @@ from alignvlm_pl.errors import ConfigError
 from ..shards.columns import BIGDOCS
 from ..shards.sample import SampleError
 from ..shards.sample_formats import conversation, pairs
-from ..storage.stored_files import StoredFile, canonical_split
-from .input_files import DEFAULT_SPLIT, add_parquet_options, parquet_files
-from .pack.engine import pack, print_yield
-from .pack.options import add_options
+from ..storage.stored_files import canonical_split
+from .input_files import add_parquet_options, parquet_files
 from .rendered_tables.tabfact import FactTables
 from .rendered_tables.table_questions import TableNames, TableRelease
 from .rendered_tables.tables import render_table, to_png
@@ -141,11 +139,9 @@ class BigDocs(ParquetRows):
         return [image for name in names for image in self.images.pages(str(name), where=where)]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare bigdocs", description=__doc__, allow_abbrev=False)
-    add_parquet_options(parser, hub_id="ServiceNow/BigDocs-7.5M")
-    parser.add_argument("--config", choices=CONFIGS, help="default: the one that the files' folder is called")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
+    add_parquet_options(parser, hub_id="ServiceNow/BigDocs-7.5M", configs=CONFIGS)
     parser.add_argument("--image-root", type=Path, help="folder of the images that rows name in img_id")
     parser.add_argument("--tables", type=Path, help="folder of TabFact's or WikiTableQuestions' release")
     parser.add_argument(
@@ -153,51 +149,37 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="allow validation and test rows of TabFact and WikiTQ, which are benchmarks",
     )
-    add_options(parser)
-    options = parser.parse_args(list(argv))
-    config = options.config or _named_config(options.input)
-    if config in FROM_TABLES and not options.allow_benchmark_splits:
-        _refuse(config, options.split or DEFAULT_SPLIT)
-    files = parquet_files(options, config=config)
-    _check_config(files, config)
-    raw = BigDocs(
-        files=files,
-        images=_images(config, options.image_root, options.tables),
-        source=options.source or f"bigdocs/{config}",
-    )
-    print_yield(pack(raw, options))
-    return 0
+
+
+def open_source(options: argparse.Namespace) -> BigDocs:
+    """Return the raw data.
+
+    Raises:
+        ConfigError: The config is not known or not that of the files, or another option does not fit it.
+    """
+    config = options.config = options.config or _named_config(options.input)
+    if not config:
+        raise ConfigError(f"{options.input} does not name its config: give it with --config ({', '.join(CONFIGS)})")
+    split = canonical_split(options.split or "")
+    if config in FROM_TABLES and split in ("val", "test") and not options.allow_benchmark_splits:
+        raise ConfigError(
+            f"--split {options.split}: the {split} split of {config} is a benchmark of the paper, training on it would "
+            "void the score; use --split train, or --allow-benchmark-splits"
+        )
+    files = parquet_files(options)
+    for file in files:
+        if (named := _named_config(file.path)) and config not in PurePosixPath(file.path).parts:
+            raise ConfigError(f"{file.path} is of config {named}, not {config}")
+    images = _images(config, options.image_root, options.tables)
+    return BigDocs(files=files, images=images, source=options.source or f"bigdocs/{config}")
 
 
 def _named_config(place: str) -> str:
-    named = [part for part in PurePosixPath(place).parts if part in CONFIGS]
-    if not named:
-        raise ConfigError(f"{place} does not name its config: give it with --config ({', '.join(CONFIGS)})")
-    return named[-1]
-
-
-def _check_config(files: Sequence[StoredFile], config: str) -> None:
-    """Raise if a file belongs to another config."""
-    for file in files:
-        named = [part for part in PurePosixPath(file.path).parts if part in CONFIGS]
-        if named and config not in named:
-            raise ConfigError(f"{file.path} is of config {named[-1]}, not {config}")
-
-
-def _refuse(config: str, split: str) -> None:
-    if (meant := canonical_split(split)) in ("val", "test"):
-        raise ConfigError(
-            f"--split {split}: the {meant} split of {config} is a benchmark of the paper, training on it would void "
-            "the score; use --split train, or --allow-benchmark-splits"
-        )
+    return next((part for part in reversed(PurePosixPath(place).parts) if part in CONFIGS), "")
 
 
 def _images(config: str, image_root: Path | None, tables: Path | None) -> NamedImages | None:
-    """Return the source of named images of a config.
-
-    Raises:
-        ConfigError: An option does not fit the config, or its folder is not there.
-    """
+    """Return the source of named images of a config; raise ConfigError where an option does not fit it."""
     if config in WITH_IMAGES and (image_root or tables):
         raise ConfigError(f"{config} holds its images: remove --image-root and --tables")
     if tables is None:

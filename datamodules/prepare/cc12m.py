@@ -5,7 +5,7 @@ Format: tars of `{key}.jpg`, `{key}.txt`, `{key}.json`, for example CC-12M of pi
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
@@ -20,8 +20,6 @@ from ..shards.tar_walk import Member, SeenKeys, read_sample, require_members, sa
 from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, list_files, short_names
 from ..storage.stored_stream import StoredStream
-from .pack.engine import pack, print_yield
-from .pack.options import add_options
 from .sources.source import Part, SourceSample, checked_image, or_error
 
 _KEPT = ("url", "sha256")
@@ -94,16 +92,15 @@ class CaptionTars:
         )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare cc12m", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     parser.add_argument(
         "input", help="tar, folder, pattern, URL that fsspec opens, or dataset of the hub such as pixparse/cc12m-wds"
     )
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="text of the user's turn (default: %(default)s)")
-    add_options(parser)
-    options = parser.parse_args(list(argv))
+
+
+def open_source(options: argparse.Namespace) -> CaptionTars:
+    """Return the raw data."""
     files = tuple(list_files(options.input, ".tar"))
-    raw = CaptionTars(files=files, prompt=options.prompt, source=options.source or "cc12m")
-    print_yield(pack(raw, options))
-    return 0
+    return CaptionTars(files=files, prompt=options.prompt, source=options.source or "cc12m")

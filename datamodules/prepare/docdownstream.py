@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -25,13 +25,12 @@ from ..shards.tar_walk import stream_files
 from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, find_file, list_folder
 from ..storage.stored_stream import ordered_pieces
-from .input_files import choose_list, fetched_list
-from .pack.engine import pack, print_yield
-from .pack.options import DEFAULT_WORKERS, PackOptions, add_options
+from .input_files import fetched_list, find_list, first_names
+from .pack.options import DEFAULT_WORKERS, PackOptions
 from .sources.images import EncodedImage
 from .sources.json_files import require_lines
 from .sources.record_files import RecordFile, parsed
-from .sources.source import Part, RawData, SourceSample, checked_image, or_error
+from .sources.source import Part, SourceSample, checked_image, or_error
 
 _PART_LINES = 2048
 
@@ -242,9 +241,8 @@ _PIECES = "partial-imgs."
 _LAYOUT = f"{_LIST} or val.jsonl beside {_PIECES}00, {_PIECES}01"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare docdownstream", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     parser.add_argument(
         "input",
         help="train.jsonl or val.jsonl, or what holds it beside the archive's pieces: a folder, an address, or a "
@@ -264,14 +262,19 @@ def main(argv: Sequence[str]) -> int:
         help=f"all pieces: {_PIECES}00 {_PIECES}01, or a folder or dataset that holds them",
     )
     parser.add_argument("--sources", nargs="+", default=[], help="keep lines of these datasets only, such as DocVQA")
-    add_options(parser)
-    options = parser.parse_args(list(argv))
-    print_yield(pack(_open_source(options), options))
-    return 0
 
 
-def _open_source(options: argparse.Namespace) -> RawData:
-    chosen, pieces = _files(options)
+def open_source(options: argparse.Namespace) -> DocDownstreamFolder:
+    """Return the raw data.
+
+    Raises:
+        ConfigError: An option does not fit the others, or where the pages are is missing.
+        DataError: There are no such lines or pieces, or they cannot be fetched.
+    """
+    chosen, beside = find_list(options, _LIST, expected=_LAYOUT)
+    pieces = [piece for place in options.archive or () for piece in _find_pieces(place)]
+    if not pieces and not options.image_root:
+        pieces = _pieces(beside)
     if not pieces and not chosen.local and not options.image_root:
         raise ConfigError(
             f"{chosen.path} does not lie on this disk, and neither --archive nor --image-root says where its pages are"
@@ -287,25 +290,16 @@ def _open_source(options: argparse.Namespace) -> RawData:
     return DocDownstreamFolder(**given, image_root=options.image_root or Path(chosen.path).parent)
 
 
-def _files(options: argparse.Namespace) -> tuple[StoredFile, list[StoredFile]]:
-    """Return the file of the lines, and the pieces of the archive where the pages come from one."""
-    given = [piece for place in options.archive or () for piece in _find_pieces(place)]
-    if Path(options.input).is_file() or options.input.endswith(".jsonl"):
-        if options.file:
-            raise ConfigError(f"--file chooses a file of a folder or dataset, but {options.input} is one file")
-        return find_file(options.input), given
-    beside = list_folder(options.input)
-    lines = choose_list(beside, options.file or _LIST, where=options.input, expected=_LAYOUT)
-    pieces = given or [file for file in beside if file.name.startswith(_PIECES)]
-    return lines, [] if options.image_root else pieces
-
-
 def _find_pieces(place: str) -> list[StoredFile]:
     """Return the piece at a place, or all pieces that a folder or dataset holds."""
     if Path(place).is_file() or place.rpartition("/")[2].startswith(_PIECES):
         return [find_file(place)]
-    found = list_folder(place)
-    if pieces := [file for file in found if file.name.startswith(_PIECES)]:
+    files = list_folder(place)
+    if pieces := _pieces(files):
         return pieces
-    names = ", ".join(file.name for file in found[:12]) or "no files"
-    raise DataError(f"--archive {place}: expected a piece, or {_PIECES}00 and so on in it, found {names}")
+    found = first_names(files)
+    raise DataError(f"--archive {place}: expected a piece, or {_PIECES}00 and so on in it, found {found}")
+
+
+def _pieces(files: Iterable[StoredFile]) -> list[StoredFile]:
+    return [file for file in files if file.name.startswith(_PIECES)]

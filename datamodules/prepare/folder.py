@@ -6,7 +6,7 @@ Beside `a.png` lies `a.txt` (caption or transcription, asked for by --prompt), o
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -26,8 +26,6 @@ from ..shards.sample_formats import (
     is_converted,
 )
 from ..storage.file_kinds import compressed_name, file_in_any_case, path_text
-from .pack.engine import pack, print_yield
-from .pack.options import add_options
 from .pack.work_folder import files_digest
 from .sources.dialogues import check_answered
 from .sources.images import ImageFolder, image_paths
@@ -173,16 +171,15 @@ def _answered_turns(asked: list[tuple[str, str]], where: str) -> list[dict[str, 
     return conversation(asked, num_images=1)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare folder", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     parser.add_argument("input", type=Path, help="folder of the images, searched recursively")
     parser.add_argument(
         "--prompt", default=CAPTION_PROMPT, help="text of the user's turn before a .txt (default: %(default)s)"
     )
-    add_options(parser)
-    options = parser.parse_args(list(argv))
+
+
+def open_source(options: argparse.Namespace) -> SidecarFolder:
+    """Return the raw data."""
     name = path_text(options.input.resolve().name)
-    raw = SidecarFolder(root=options.input, prompt=options.prompt, name=name, source=options.source or name)
-    print_yield(pack(raw, options))
-    return 0
+    return SidecarFolder(root=options.input, prompt=options.prompt, name=name, source=options.source or name)

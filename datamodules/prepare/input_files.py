@@ -9,23 +9,25 @@ from alignvlm_pl.errors import ConfigError, DataError
 from ..shards.manifest import MANIFEST_NAME
 from ..storage.fetching import Expected, fetch
 from ..storage.file_kinds import compressed_name
-from ..storage.stored_files import StoredFile, choose_files, list_files
+from ..storage.stored_files import StoredFile, choose_files, find_file, list_files, list_folder
 from ..storage.transfer import SCHEMES
 from .pack.options import PackOptions
 from .pack.work_folder import WORK_FOLDER
 
 DEFAULT_SPLIT = "train"
+_NAMES = 12
 
 
-def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str) -> None:
-    """Add the options `input` and `--split` of parquet files."""
+def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str, configs: Sequence[str] | None = None) -> None:
+    """Add the options of parquet files; a config is one of `configs`, None: of any name."""
     parser.add_argument(
         "input", help=f"parquet file, folder, pattern, URL that fsspec opens, or dataset of the hub such as {hub_id}"
     )
     parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
+    parser.add_argument("--config", choices=configs, help="folder of a dataset that has several")
 
 
-def parquet_files(options: argparse.Namespace, *, config: str | None) -> tuple[StoredFile, ...]:
+def parquet_files(options: argparse.Namespace) -> tuple[StoredFile, ...]:
     """Return the files that `add_parquet_options` parsed.
 
     Raises:
@@ -33,32 +35,34 @@ def parquet_files(options: argparse.Namespace, *, config: str | None) -> tuple[S
         DataError: There are no such files, or the store does not respond.
     """
     found = list_files(options.input, ".parquet")
-    return tuple(choose_files(found, config=config, split=options.split or DEFAULT_SPLIT, where=options.input))
+    return tuple(choose_files(found, config=options.config, split=options.split or DEFAULT_SPLIT, where=options.input))
 
 
-_NAMES = 12
-
-
-def choose_list(files: Sequence[StoredFile], name: str, *, where: str, expected: str) -> StoredFile:
-    """Return the list file of a dataset, by name.
-
-    Args:
-        files: The files in the dataset's folder.
-        name: Name of the list.
-        where: Name of the dataset in errors.
-        expected: Expected files, for errors.
+def find_list(options: argparse.Namespace, default: str, *, expected: str) -> tuple[StoredFile, list[StoredFile]]:
+    """Return the list that `input` and `--file` name, and all files in its folder or dataset where one is given.
 
     Raises:
-        DataError: It has no such list.
+        ConfigError: `--file` is given for one file.
+        DataError: There is no such list; lists the `expected` files and those that are there.
     """
+    place, name = options.input, options.file or default
+    if Path(place).is_file() or place.lower().endswith((".json", ".jsonl")):
+        if options.file:
+            raise ConfigError(f"--file chooses a file of a folder or dataset, but {place} is one file")
+        return find_file(place), []
+    files = list_folder(place)
     for file in files:
         if file.name == name:
-            return file
-    names = ", ".join(file.name for file in files[:_NAMES]) or "no files"
-    more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
+            return file, files
     packed = compressed_name((file.name for file in files if file.name.startswith(name)), name)
     advice = packed or "name the list with --file"
-    raise DataError(f"{where} holds no {name}; expected {expected}, found {names}{more}; {advice}")
+    raise DataError(f"{place} holds no {name}; expected {expected}, found {first_names(files)}; {advice}")
+
+
+def first_names(files: Sequence[StoredFile]) -> str:
+    """List the names of a few files."""
+    more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
+    return (", ".join(file.name for file in files[:_NAMES]) or "no files") + more
 
 
 def fetched_list(file: StoredFile, options: PackOptions) -> Path:

@@ -9,15 +9,13 @@ JSON list for the lines. Two runs give the same bytes.
 
 import argparse
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..shards.columns import LINES
 from ..shards.sample_formats import IMAGE_TOKEN, names_images
 from ..storage.file_kinds import path_text
-from .pack.engine import pack, print_yield
-from .pack.options import add_options, require_at_least
+from .pack.options import require_at_least
 from .sources.record_files import RecordFile, parsed
 
 # `<` may be escaped.
@@ -47,21 +45,20 @@ class JsonlData(RecordFile):
         return f"records {first}-{first + records}" if self.listed else f"bytes {begin}-{end}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line of `prepare jsonl`; prints what was written and what was skipped."""
-    parser = argparse.ArgumentParser(prog="prepare jsonl", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     parser.add_argument("jsonl", type=Path, help="file with one record per line")
     parser.add_argument(
         "--image-root", type=Path, help="folder the image paths are relative to (default: the file's folder)"
     )
     parser.add_argument("--start", type=int, default=0, help="skip the first records of the file")
-    add_options(parser)
-    options = parser.parse_args(list(argv))
-    raw = JsonlData(
+
+
+def open_source(options: argparse.Namespace) -> JsonlData:
+    """Return the raw data."""
+    return JsonlData(
         path=options.jsonl,
         image_root=options.image_root or options.jsonl.parent,
         source=options.source or options.name or options.out.resolve().name,
         start=options.start,
     )
-    print_yield(pack(raw, options))
-    return 0

@@ -9,7 +9,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +26,8 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import as_list
 from ..storage.stored_files import StoredFile, find_file, list_files, list_folder
 from ..storage.stored_stream import StoredStream
-from .input_files import add_parquet_options, choose_list, fetched_list, parquet_files
-from .pack.engine import pack, print_yield
-from .pack.options import PackOptions, add_options
+from .input_files import add_parquet_options, fetched_list, find_list, parquet_files
+from .pack.options import PackOptions
 from .sources.dialogues import read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images, image_names
 from .sources.json_files import RawRecord, is_list, parse_object, raw_elements
@@ -325,46 +324,32 @@ _LIST = "blip_laion_cc_sbu_558k.json"
 _ZIP = "images.zip"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare llava", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     hub_id = "lmms-lab/LLaVA-NeXT-Data or liuhaotian/LLaVA-Pretrain; or LLaVA-558K's .json file"
     add_parquet_options(parser, hub_id=hub_id)
-    parser.add_argument("--config", help="folder of the parquet files, where a dataset has several")
     parser.add_argument("--file", help=f"the list of a folder or dataset without parquet files (default: {_LIST})")
     parser.add_argument(
         "--image-root",
         help="folder of the images that are only named, or for a list a .zip, which may be an address (default: "
         f"{_ZIP} in the same folder or dataset, or else the list's folder)",
     )
-    add_options(parser)
-    options = parser.parse_args(list(argv))
-    print_yield(pack(_open_source(options), options))
-    return 0
 
 
-def _open_source(options: argparse.Namespace) -> RawData:
+def open_source(options: argparse.Namespace) -> RawData:
+    """Return the raw data.
+
+    Raises:
+        ConfigError: An option does not fit the others.
+        DataError: There are no such files, or they cannot be fetched.
+    """
     place, root = options.input, options.image_root
-    ending = place.rpartition(".")[2].lower()
-    if ending in ("json", "jsonl"):
-        if options.file:
-            raise ConfigError(f"--file chooses a file of a folder or dataset, but {place} is one file")
-        file = find_file(place)
-        if ending == "jsonl" and not (file.local and is_list(Path(file.path))):
-            raise ConfigError(
-                f"{place}: LLaVA's records are read from one JSON list (.json) or from parquet files; `prepare jsonl` "
-                "reads lines of them"
-            )
-        return _list(options, file, None)
-    if options.file or _is_list_set(place):
-        beside = list_folder(place)
-        expected = f"parquet files, or {_LIST} beside {_ZIP}"
-        file = choose_list(beside, options.file or _LIST, where=place, expected=expected)
-        return _list(options, file, next((file for file in beside if file.name == _ZIP), None))
+    if place.lower().endswith((".json", ".jsonl")) or options.file or _is_list_set(place):
+        return _list(options)
     if _is_zip(root):
         raise ConfigError(f"--image-root {root}: images of parquet rows are read from a folder; unpack it")
     return LLaVARows(
-        files=parquet_files(options, config=options.config),
+        files=parquet_files(options),
         images=ImageFolder(root=Path(root)) if root else None,
         source=options.source or "llava-next",
     )
@@ -380,13 +365,21 @@ def _is_list_set(place: str) -> bool:
     )
 
 
-def _list(options: argparse.Namespace, file: StoredFile, beside: StoredFile | None) -> RawData:
+def _list(options: argparse.Namespace) -> RawData:
     """Return the records of a list, with images of a folder or a zip, by default the zip beside it."""
+    file, beside = find_list(options, _LIST, expected=f"parquet files, or {_LIST} beside {_ZIP}")
+    if file.name.lower().endswith(".jsonl") and not options.file and not (file.local and is_list(Path(file.path))):
+        raise ConfigError(
+            f"{file.path}: LLaVA's records are read from one JSON list (.json) or from parquet files; `prepare jsonl` "
+            "reads lines of them"
+        )
     if options.config or options.split:
         raise ConfigError(f"--config and --split choose parquet files, but {file.path} is one list")
     root = options.image_root
-    zipped = find_file(root) if _is_zip(root) else None if root else beside
-    if not zipped and not root and not file.local:
+    zipped = next((file for file in beside if file.name == _ZIP), None)
+    if root:
+        zipped = find_file(root) if _is_zip(root) else None
+    elif not zipped and not file.local:
         raise ConfigError(
             f"{file.path} does not lie on this disk and no {_ZIP} is in its dataset; name its images with --image-root"
         )

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,6 @@ from ..shards.columns import VCR
 from ..shards.sample import SampleError
 from ..shards.sample_formats import conversation
 from .input_files import add_parquet_options, parquet_files
-from .pack.engine import pack, print_yield
-from .pack.options import add_options
 from .sources.images import embedded_image
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
@@ -60,16 +58,14 @@ class VCRRows(ParquetRows):
 _VARIANT = re.compile(r"VCR-wiki-(en|zh)-(easy|hard)", re.IGNORECASE)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="prepare vcr", description=__doc__, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the kind."""
     add_parquet_options(parser, hub_id="vcr-org/VCR-wiki-en-easy")
-    parser.add_argument("--config", help="folder of the dataset, where it has several")
     parser.add_argument("--prompt", default=PROMPT, help="text of the user's turn (default: %(default)s)")
-    add_options(parser)
-    options = parser.parse_args(list(argv))
+
+
+def open_source(options: argparse.Namespace) -> VCRRows:
+    """Return the raw data."""
     variant = _VARIANT.search(options.input)
     source = options.source or (variant[0].lower() if variant else "vcr-wiki")
-    raw = VCRRows(files=parquet_files(options, config=options.config), prompt=options.prompt, source=source)
-    print_yield(pack(raw, options))
-    return 0
+    return VCRRows(files=parquet_files(options), prompt=options.prompt, source=source)

@@ -15,15 +15,16 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import AlignVLMError
-from datamodules.prepare.cc12m import main as cc12m
-from datamodules.prepare.folder import main as folder
 from datamodules.prepare.index import index_shards
 from datamodules.prepare.pack.overlap import read_benchmark_images
 from datamodules.shards.manifest import Location, load_manifest
 from datamodules.shards.reader import ShardReader, read_shard
 from datamodules.shards.sample_formats import CaptionReader, read_docdownstream
 from datamodules.shards.verify import Verification
+from tests.unit.reading import command
 from tests.unit.tar_files import write_tar
+
+cc12m, folder = map(command, ("cc12m", "folder"))
 
 KEYS = [f"{number:09d}" for number in range(6)]
 

@@ -16,10 +16,12 @@ from alignvlm_pl.scoring.judge import grade
 from alignvlm_pl.scoring.results import results
 from alignvlm_pl.scoring.run import score_samples
 from datamodules import BenchmarkDataModule, DocDownstreamDataModule
-from datamodules.prepare.jsonl import main as jsonl
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
+from tests.unit.reading import command
+
+jsonl = command("jsonl")
 
 PLAIN = plain_benchmark("own", metrics=("anls", "exact_match"))
 

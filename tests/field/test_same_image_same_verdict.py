@@ -16,17 +16,15 @@ import pytest
 from PIL import Image
 
 from datamodules.prepare.benchmark import main as benchmark
-from datamodules.prepare.cc12m import main as cc12m
-from datamodules.prepare.docdownstream import main as docdownstream
-from datamodules.prepare.folder import main as folder
 from datamodules.prepare.index import index_shards
-from datamodules.prepare.jsonl import main as jsonl
-from datamodules.prepare.llava import main as llava
 from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.references import read_answers
 from datamodules.shards.sample import SampleError
 from datamodules.storage.stored_files import list_files
+from tests.unit.reading import command
+
+cc12m, docdownstream, folder, jsonl, llava = map(command, ("cc12m", "docdownstream", "folder", "jsonl", "llava"))
 
 
 def encoded(kind, shade=0, **options):

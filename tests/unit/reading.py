@@ -1,9 +1,11 @@
-"""Reading a source to its end."""
+"""Reading a source to its end, and commands of `prepare`."""
 
 import pickle
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from datamodules import prepare
 from datamodules.prepare.sources.source import SourceSample
 from datamodules.shards.sample import SampleError, check_record, message_text
 
@@ -30,3 +32,13 @@ def read(raw: Any, *, counted: bool = True) -> tuple[list[SourceSample], Counter
 
 def texts(sample: SourceSample) -> list[str]:
     return [message_text(turn) for turn in sample.record["messages"]]
+
+
+def command(kind: str) -> Callable[[Sequence[str]], int]:
+    """Return the command of a kind of `prepare`."""
+
+    def run(argv: Sequence[str]) -> int:
+        return prepare.main([kind, *argv])
+
+    run.__module__ = kind
+    return run
