@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -42,15 +42,7 @@ Indexed = tuple[Shard, Counter[str], SkippedSamples]
 
 
 def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
-    """Read a sample in the format that its members suggest: a conversation, a captioned image, or a BigDocs row.
-
-    Args:
-        raw: The sample.
-        source: ``source`` of captions.
-
-    Raises:
-        DataError: As the reader of that format.
-    """
+    """Read a conversation, a captioned image with a ``source``, or a BigDocs row, as its members suggest."""
     try:
         record = json.loads(raw.get("json", b"{}"))
     except (ValueError, RecursionError):
@@ -63,20 +55,24 @@ def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
 
 
 def _index_shard(path: Path, *, folder: Path, format: str, source: str) -> Indexed:
-    """Write the index of a shard."""
+    """Write the index of a shard beside the one that it may have."""
     adapter: Adapter = partial(read_any_format, source=source) if format == AUTO else FORMATS[format]
     if format == "captions":
         adapter = CaptionReader(prompt="", source=source)
-    path.with_suffix(".index.json").unlink(missing_ok=True)  # the format of before
     rows, end, invalid = read_samples(path, adapter=adapter, source=source)
     shard = Shard(
         path=path.relative_to(folder).as_posix(),
         num_samples=len(rows),
         bytes=path.stat().st_size,
         sha256=file_digest(path),
-        index_sha256=write_index(index_path(path), rows, end=end),
+        index_sha256=write_index(_new_index(path), rows, end=end),
     )
     return shard, Counter(row.source for row in rows), invalid
+
+
+def _new_index(path: Path) -> Path:
+    """Return where an index waits for those of the other shards."""
+    return path.with_suffix(".index.new")
 
 
 def index_shards(
@@ -88,7 +84,7 @@ def index_shards(
     format: str = AUTO,
     workers: int = 1,
 ) -> Manifest:
-    """Index every tar of a folder and write the folder's manifest.
+    """Index every tar of a folder, and write and return the folder's manifest; an error leaves the folder as it is.
 
     Args:
         folder: Folder with ``*.tar`` files. The fields of an existing manifest are kept.
@@ -97,9 +93,6 @@ def index_shards(
         license: Terms of the dataset; None for those of the manifest, or ``unknown``.
         format: What the tars hold: a key of ``sample_formats.FORMATS``, or ``auto`` to detect it per sample.
         workers: Processes that read shards.
-
-    Returns:
-        The manifest; its ``extra["unreadable"]`` counts invalid samples by reason.
 
     Raises:
         DataError: No tar in the folder, one that is cut, damaged or empty, one that is not as the manifest says, or
@@ -114,41 +107,45 @@ def index_shards(
         raise DataError(f"no *.tar file in {folder}; {packed or 'nothing to index'}")
     source = source or (old.source if old else "cc12m")
     read = partial(_index_shard, folder=folder, format=format, source=source)
-    entries = list(tqdm(_map(read, paths, workers), total=len(paths), unit="shard", desc="index"))
-    shards = tuple(shard for shard, _, _ in entries)
-    sources = sum((counted for _, counted, _ in entries), Counter[str]())
-    invalid = SkippedSamples(keep=1)
-    for _, _, skipped in entries:
-        invalid.merge(skipped)
-    if invalid.counts.total() == sum(sources.values()):
-        first = next(iter(invalid.messages.values()))[0]
-        raise DataError(
-            f"{folder}: none of {invalid.counts.total()} samples is valid as --format {format} ({invalid}); the first: "
-            f"{first}"
-        )
-    for before, after in zip(old.shards if old else (), shards, strict=False):
-        if before.num_samples != after.num_samples:
+    try:
+        with ProcessPoolExecutor(min(workers, len(paths))) as pool:
+            entries = pool.map(read, paths) if workers > 1 else map(read, paths)
+            shards, counted, skipped = zip(*tqdm(entries, total=len(paths), unit="shard", desc="index"), strict=True)
+        sources, invalid = sum(counted, Counter[str]()), SkippedSamples(keep=1)
+        for found in skipped:
+            invalid.merge(found)
+        if invalid.counts.total() == sources.total():
+            first = next(iter(invalid.messages.values()))[0]
             raise DataError(
-                f"shard {folder / before.path}: {MANIFEST_NAME} says {before.num_samples} samples, found "
-                f"{after.num_samples}; copy it again or rebuild the dataset"
+                f"{folder}: none of {sources.total()} samples is valid as --format {format} ({invalid}); the first: "
+                f"{first}"
             )
-    manifest = old or Manifest(
+        for before, after in zip(old.shards if old else (), shards, strict=False):
+            if before.num_samples != after.num_samples:
+                raise DataError(
+                    f"shard {folder / before.path}: {MANIFEST_NAME} says {before.num_samples} samples, found "
+                    f"{after.num_samples}; copy it again or rebuild the dataset"
+                )
+        for path in paths:
+            _new_index(path).replace(index_path(path))
+            path.with_suffix(".index.json").unlink(missing_ok=True)  # the format of before
+    finally:
+        for path in paths:
+            _new_index(path).unlink(missing_ok=True)
+    old = old or Manifest(
         folder=folder,
         name=path_text(folder.resolve().name),
         source=source,
         license="unknown",
-        num_samples=sum(shard.num_samples for shard in shards),
+        num_samples=sources.total(),
         shards=shards,
         sources=dict(sources),
     )
-    extra = {key: value for key, value in manifest.extra.items() if key != "unreadable"}
+    extra = {key: value for key, value in old.extra.items() if key != "unreadable"}
+    if invalid.counts:
+        extra["unreadable"] = dict(sorted(invalid.counts.items()))
     manifest = replace(
-        manifest,
-        name=name or manifest.name,
-        source=source,
-        license=license or manifest.license,
-        shards=shards,
-        extra=extra | ({"unreadable": dict(sorted(invalid.counts.items()))} if invalid.counts else {}),
+        old, name=name or old.name, source=source, license=license or old.license, shards=shards, extra=extra
     )
     write_manifest(manifest)
     return manifest
@@ -163,8 +160,7 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
         source: ``source`` of samples that name none.
 
     Returns:
-        A row for each sample, those of invalid ones without supervised text; the byte after the last sample; and the
-        invalid samples by reason.
+        A row for each sample, of invalid ones without text; the byte after the last one; the invalid ones by reason.
 
     Raises:
         DataError: The tar is cut, damaged, compressed or holds no sample, a sample or member is there twice, members of
@@ -174,8 +170,7 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
     invalid = SkippedSamples(keep=1)
     end = 0
     where = f"shard {path}"
-    walked = require_members(walk(path), lambda found: DataError(_unread(where, found)))
-    groups, seen = list(sample_groups(walked)), SeenKeys(path.name)
+    groups, seen = list(sample_groups(require_members(walk(path), partial(_unread, where)))), SeenKeys(path.name)
     for key, members in groups:
         if fault := seen.add(key, members):
             raise DataError(f"{where}: {fault.message}")
@@ -199,8 +194,13 @@ def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[Ind
     return rows, end, invalid
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line of `prepare index`."""
+def _unread(where: str, damage: Damage) -> DataError:
+    state = "cannot be read" if damage.kind == "compressed" else "is cut or damaged"
+    return DataError(f"{where} {state}: {damage.with_advice('copy it again')}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `prepare index`."""
     parser = argparse.ArgumentParser(prog="prepare index", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="folder with *.tar files")
     parser.add_argument("--name", help="name of the dataset (default: the manifest's, or the name of the folder)")
@@ -219,7 +219,6 @@ def main(argv: Sequence[str]) -> int:
     )
     for reason, count in manifest.extra.get("unreadable", {}).items():
         sys.stdout.write(f"unreadable: {count} ({reason})\n")
-    return 0
 
 
 def _checked(manifest: Manifest, folder: Path) -> list[Path]:
@@ -233,16 +232,3 @@ def _checked(manifest: Manifest, folder: Path) -> list[Path]:
     for shard in manifest.shards:
         verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     return [manifest.shard_path(shard) for shard in manifest.shards]
-
-
-def _unread(where: str, damage: Damage) -> str:
-    state = "cannot be read" if damage.kind == "compressed" else "is cut or damaged"
-    return f"{where} {state}: {damage.with_advice('copy it again')}"
-
-
-def _map(read: Callable[[Path], Indexed], paths: Sequence[Path], workers: int) -> Iterator[Indexed]:
-    if workers < 2 or len(paths) < 2:
-        yield from map(read, paths)
-        return
-    with ProcessPoolExecutor(min(workers, len(paths))) as pool:
-        yield from pool.map(read, paths)

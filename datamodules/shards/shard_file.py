@@ -87,8 +87,8 @@ def shard_sample(
     ]
     full = {**defaults, **record, "images": described}
     try:
-        text = json.dumps(full, ensure_ascii=False, sort_keys=True).encode()
-    except (TypeError, ValueError) as error:  # a value that JSON does not know, half of a surrogate pair
+        text = json.dumps(full, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:  # a value that JSON does not know, NaN, half of a surrogate pair
         raise SampleError(f"{where}: its record cannot be stored as JSON ({error})", "bad_json") from error
     members = [(f"{key}.json", text)]
     members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]

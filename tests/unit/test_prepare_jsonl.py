@@ -164,6 +164,12 @@ def test_strict_names_file_and_line_and_leaves_nothing(root, reason):
     assert list((root / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_know_is_counted(root, number):
+    write(root, line(0), line(1, meta={"score": [number]}))
+    assert prepare(root, "out").extra["skipped"] == {"bad_json": 1}
+
+
 def test_both_counts_are_named(root):
     write(root, BAD["placeholder_count"])
     with pytest.raises(DataError, match="1 image placeholders in the messages but 2 images"):

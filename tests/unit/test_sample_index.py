@@ -279,6 +279,17 @@ def test_indexing_a_dataset_that_is_not_as_its_manifest_says_stops(folder):
     assert read_manifest(folder).num_samples == 4
 
 
+def test_an_error_leaves_the_indexes_as_they_are(tmp_path):
+    for name in "01":
+        members = ("json", b"{}"), ("txt", b"text"), ("jpg", image_file((8, 8)))
+        shard(tmp_path / f"{name}.tar", *((f"{name}.{ending}", data) for ending, data in members))
+    index_shards(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(DataError, match="none of 2 samples is valid as --format docdownstream"):
+        index_shards(tmp_path, format="docdownstream")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_an_image_that_is_turned_by_its_exif_is_measured_upright(kind):
     exif = Image.Exif()
