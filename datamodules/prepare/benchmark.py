@@ -24,7 +24,7 @@ from alignvlm_pl.preprocessing.images.source import decode_base64
 from alignvlm_pl.scoring.tsv import TableRow, TabTable
 from alignvlm_pl.utils.text_files import parse_json, read_head, require_unpacked
 
-from ..shards.manifest import Manifest, load_manifest
+from ..shards.manifest import load_manifest
 from ..shards.sample import SampleError, last_question, references
 from ..shards.sample_formats import convert_docdownstream
 from ..shards.skipped_rows import SkippedRows, print_skipped_rows
@@ -32,7 +32,7 @@ from ..shards.writer import ShardWriter
 from ..storage.fetching import file_digest
 from ..storage.file_kinds import path_text
 from .sources.images import EncodedImage, ImageFolder, image_names
-from .sources.json_files import numbered_lines, parse_object, require_lines
+from .sources.json_files import json_lines, numbered_lines, parse_object, require_lines
 from .sources.source import SourceSample, checked_image, image_bytes, or_error
 
 POINTER_LENGTH = 64
@@ -41,24 +41,14 @@ POINTER_LENGTH = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLMEvalKitTable:
-    """The rows of a file.
-
-    Attributes:
-        path: The file.
-        benchmark: Determines how references are read, and which rows belong to it.
-        image_root: Folder of the files named in an ``image_path`` column.
-    """
+    """The rows of a benchmark in a file; a column ``image_path`` names files below `image_root`."""
 
     path: Path
     benchmark: Benchmark
     image_root: Path | None = None
 
     def __iter__(self) -> Iterator[SourceSample | SampleError]:
-        """Yield a sample, or the error of an invalid row, for each row of the benchmark, in file order.
-
-        Raises:
-            DataError: The file is no such table.
-        """
+        """Yield a sample or the error of an invalid row, in file order; raise DataError for another table."""
         table = _open(self.path, self.benchmark)
         offsets, seen, others = _image_offsets(table), set(), 0
         for row in table.rows():
@@ -101,14 +91,13 @@ class VLMEvalKitTable:
     def _images(
         self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
     ) -> list[EncodedImage]:
-        cells = _list_elements(row.get("image") or "")
-        if not cells and (paths := _list_elements(row.get("image_path") or "")):
+        if cells := _list_elements(row.get("image") or ""):
+            decoded = [data for cell in cells for data in _decode_images(cell, table, offsets, where)]
+            return [checked_image(data, f"{where}: image") for data in decoded]
+        if paths := _list_elements(row.get("image_path") or ""):
             folder = ImageFolder(root=self.image_root or self.path.parent)
             return [folder.read(path, where=where) for path in paths]
-        if not cells:
-            raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
-        decoded = [data for cell in cells for data in _decode_images(cell, table, offsets, where)]
-        return [checked_image(data, f"{where}: image") for data in decoded]
+        raise SampleError(f"{where}: neither image nor image_path is filled", "missing_image")
 
 
 def _open(path: Path, benchmark: Benchmark) -> TabTable:
@@ -179,13 +168,9 @@ _FIELDS = {"deepform": DEEPFORM_FIELDS, "klc": KLC_FIELDS}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocDownstreamTest:
-    """The questions of a test file.
+    """The questions of a benchmark in a file, ``<Dataset>_test.jsonl``, with images below `image_root`.
 
-    Attributes:
-        path: ``<Dataset>_test.jsonl``.
-        benchmark: Whose questions they are.
-        image_root: Folder that image paths are relative to.
-        meta: Folder of ``document.jsonl`` and ``metadata.jsonl``; None: the references of the question file.
+    References are those of the file, or of DUE's ``document.jsonl`` and ``metadata.jsonl`` in the folder `meta`.
     """
 
     path: Path
@@ -243,19 +228,17 @@ class DocDownstreamTest:
 
 
 class _Gold:
-    """DUE's annotations of a folder, and for each question its document and field.
-
-    Args:
-        folder: Folder of the two files.
-        origin: Where they are to be fetched from.
-    """
+    """DUE's annotations in a folder, and for each question its document and field; `origin` is where they are found."""
 
     def __init__(self, folder: Path, origin: str) -> None:
         self.folder = folder
-        self._annotations = {
-            entry["name"]: entry["annotations"] for entry in _lines(folder / "document.jsonl", origin, annotated=True)
-        }
-        self._metadata = _lines(folder / "metadata.jsonl", origin)
+        self._annotations: dict[str, list[dict[str, Any]]] = {}
+        for where, entry in _objects(folder / "document.jsonl", origin):
+            try:
+                self._annotations[entry["name"]] = _annotation(entry)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{where}: {error!r}") from error
+        self._metadata = [entry for _, entry in _objects(folder / "metadata.jsonl", origin)]
         self.names = [self._name(line) for line in self._metadata]
 
     def document(self, index: int, where: str) -> dict[str, Any]:
@@ -323,31 +306,22 @@ def _annotation(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _lines(path: Path, origin: str, *, annotated: bool = False) -> list[dict[str, Any]]:
+def _objects(path: Path, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise DataError(
             f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test, to be fetched from {origin}"
         )
-    found = []
-    for number, text in numbered_lines(path):
-        try:
-            entry = parse_json(text)
-            if not isinstance(entry, dict):
-                raise TypeError(f"expected an object, found {text:.60}")
-            if annotated:
-                entry["annotations"] = _annotation(entry)
-                entry["name"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: {error!r}") from error
-        found.append(entry)
-    return found
+    for where, entry in json_lines(path):
+        if isinstance(entry, SampleError):
+            raise entry
+        yield where, entry
 
 
 logger = logging.getLogger(__name__)
 _READERS = {".tsv": "vlmevalkit-tsv", ".jsonl": "docdownstream"}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Run `prepare benchmark`."""
     parser = argparse.ArgumentParser(prog="prepare benchmark", description=__doc__)
     parser.add_argument("benchmark", help="name of a benchmark, for example docvqa")
@@ -360,18 +334,33 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     benchmark = get_benchmark(options.benchmark)
     _check_published(benchmark, options.file)
-    samples = open_source(benchmark, options.file, image_root=options.image_root, meta=options.meta)
-    manifest = write_benchmark(
-        benchmark, samples, options.file, options.out, strict=options.strict, overwrite=options.overwrite
-    )
+    skipped = SkippedRows()
+    with ShardWriter(
+        options.out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=options.overwrite
+    ) as writer:
+        for sample in _open_source(benchmark, options.file, options):
+            try:
+                if isinstance(sample, SampleError):
+                    raise sample
+                data = [image_bytes(image, where=str(options.file)) for image, _ in sample.images]
+                writer.add(sample.record, data, [ending for _, ending in sample.images])
+            except SampleError as error:
+                if options.strict:
+                    raise
+                skipped.skip(error)
+        skipped.require_written(writer.num_samples, options.file)
+        writer.extra |= {
+            "benchmark": benchmark.name,
+            "origin": path_text(options.file.name),
+            "origin_sha256": file_digest(options.file),
+        } | skipped.extra()
+    skipped.write(options.out)
+    manifest = load_manifest(options.out)
     sys.stdout.write(f"{manifest.num_samples} questions in {len(manifest.shards)} shards: {manifest.folder}\n")
     print_skipped_rows(manifest.extra)
-    return 0
 
 
-def open_source(
-    benchmark: Benchmark, path: Path, *, image_root: Path | None = None, meta: Path | None = None
-) -> Iterable[SourceSample | SampleError]:
+def _open_source(benchmark: Benchmark, path: Path, options: argparse.Namespace) -> Iterable[SourceSample | SampleError]:
     """Open a published file.
 
     Raises:
@@ -381,57 +370,19 @@ def open_source(
     ending = path.suffix.lower()
     if path.is_file():
         require_unpacked(read_head(path), where=str(path))
+    expected = f"{benchmark.name} is made from " + ", or ".join(
+        _describe_source(source, benchmark) for source in benchmark.sources
+    )
     if ending not in _READERS:
-        raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {_expected_files(benchmark)}")
-    known = {source.format for source in benchmark.sources}
-    if known and _READERS[ending] not in known:
-        raise ConfigError(
-            f"{path}: {benchmark.name} is not made from {path.suffix} files; {_expected_files(benchmark)}"
-        )
+        raise ConfigError(f"{path}: expected a {' or '.join(_READERS)} file; {expected}")
+    if benchmark.sources and _READERS[ending] not in {source.format for source in benchmark.sources}:
+        raise ConfigError(f"{path}: {benchmark.name} is not made from {path.suffix} files; {expected}")
     if not path.is_file():
-        raise DataError(f"there is no {path}; {_expected_files(benchmark)}")
+        raise DataError(f"there is no {path}; {expected}")
     if ending == ".tsv":
-        return VLMEvalKitTable(path=path, benchmark=benchmark, image_root=image_root)
-    return DocDownstreamTest(path=path, benchmark=benchmark, image_root=image_root or path.parent, meta=meta)
-
-
-def write_benchmark(
-    benchmark: Benchmark,
-    samples: Iterable[SourceSample | SampleError],
-    origin: Path,
-    out: Path,
-    *,
-    strict: bool = False,
-    overwrite: bool = False,
-) -> Manifest:
-    """Write the samples of a benchmark as shards; invalid ones are counted by reason, and the first are named.
-
-    Raises:
-        SampleError: An invalid sample, with `strict`.
-        DataError: The folder holds a finished dataset, or there is no usable sample.
-    """
-    skipped = SkippedRows()
-    with ShardWriter(
-        out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=overwrite
-    ) as writer:
-        for sample in samples:
-            try:
-                if isinstance(sample, SampleError):
-                    raise sample
-                data = [image_bytes(image, where=str(origin)) for image, _ in sample.images]
-                writer.add(sample.record, data, [ending for _, ending in sample.images])
-            except SampleError as error:
-                if strict:
-                    raise
-                skipped.skip(error)
-        skipped.require_written(writer.num_samples, origin)
-        writer.extra |= {
-            "benchmark": benchmark.name,
-            "origin": path_text(origin.name),
-            "origin_sha256": file_digest(origin),
-        } | skipped.extra()
-    skipped.write(out)
-    return load_manifest(out)
+        return VLMEvalKitTable(path=path, benchmark=benchmark, image_root=options.image_root)
+    root = options.image_root or path.parent
+    return DocDownstreamTest(path=path, benchmark=benchmark, image_root=root, meta=options.meta)
 
 
 def _check_published(benchmark: Benchmark, path: Path) -> None:
@@ -439,12 +390,6 @@ def _check_published(benchmark: Benchmark, path: Path) -> None:
     known = [md5 for source in benchmark.sources if source.file == path.name for md5 in source.md5]
     if known and path.is_file() and (found := file_digest(path, "md5")) not in known:
         logger.warning("%s is not the published file: expected md5 %s, found %s", path, " or ".join(known), found)
-
-
-def _expected_files(benchmark: Benchmark) -> str:
-    return f"{benchmark.name} is made from " + ", or ".join(
-        _describe_source(source, benchmark) for source in benchmark.sources
-    )
 
 
 def _describe_source(source: SourceFile, benchmark: Benchmark) -> str:
