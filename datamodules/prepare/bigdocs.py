@@ -34,23 +34,14 @@ _TABLE_BYTES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedTables:
-    """Pages by the name of their table.
-
-    Attributes:
-        names: Tables of the release.
-        release: The release.
-    """
+    """Pages by the name of their table in a release."""
 
     names: TableNames = field(repr=False)
     release: TableRelease
     _rendered: dict[str, list[EncodedImage]] = field(default_factory=dict, repr=False, compare=False)
 
     def pages(self, name: str, *, where: str) -> list[EncodedImage]:
-        """Return the pages of a table.
-
-        Raises:
-            SampleError: The release has no such table (``unknown_table``), or it cannot be rendered.
-        """
+        """Return the pages of a table, or raise SampleError where it is unknown or cannot be rendered."""
         table = self.names.find(name)
         if table is None:
             raise SampleError(f"{where}: img_id {name!r:.120} names no table of the release", "unknown_table")
@@ -85,15 +76,11 @@ NamedImages = ImageFolder | RenderedTables
 
 @dataclass(frozen=True, kw_only=True)
 class BigDocs(ParquetRows):
-    """The rows of one config.
-
-    Attributes:
-        images: Source of named images; None: the rows must hold them.
-    """
+    """The rows of one config."""
 
     name: str = "bigdocs"
     license: str = "CC-BY-4.0"
-    images: NamedImages | None = None
+    images: NamedImages | None = None  # None: the rows must hold them
     schema = BIGDOCS
     optional = (_NAME, *_PROVENANCE, *_TASKS)
 
@@ -104,7 +91,6 @@ class BigDocs(ParquetRows):
         return super().input_bytes() if isinstance(self.images, ImageFolder) else self.input_bytes()
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
-        """Raise if rows only name their images and no source of images is given."""
         if columns["images"] == _NAME and self.images is None:
             raise ConfigError(
                 f"{where} only names its images ({_NAME}): give their folder with --image-root, or for TabFact and "
@@ -152,11 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(options: argparse.Namespace) -> BigDocs:
-    """Return the raw data.
-
-    Raises:
-        ConfigError: The config is not known or not that of the files, or another option does not fit it.
-    """
+    """Return the raw data, or raise ConfigError where an option does not fit the config or this the files."""
     config = options.config = options.config or _named_config(options.input)
     if not config:
         raise ConfigError(f"{options.input} does not name its config: give it with --config ({', '.join(CONFIGS)})")

@@ -28,37 +28,23 @@ _KEPT = ("url", "sha256")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionTars:
-    """The pairs of tars.
-
-    Attributes:
-        files: The tars.
-        prompt: Text of the user's turn after the image; may be empty.
-        name: Name of the dataset.
-        source: Value of the samples' ``source``, and the first part of their ids.
-        license: Terms of the dataset.
-    """
+    """The pairs of tars."""
 
     files: tuple[StoredFile, ...]
-    prompt: str
+    prompt: str  # text of the user's turn after the image; may be empty
     name: str = "cc12m"
-    source: str = "cc12m"
+    source: str = "cc12m"  # of the samples, and the first part of their ids
     license: str = "other (conceptual-12m)"
 
     def parts(self) -> list[Part]:
-        """Return a part for each tar."""
         names = short_names(self.files)
         return [Part(name=path_text(name), payload=(file,)) for file, name in zip(self.files, names, strict=True)]
 
     def input_bytes(self) -> int:
-        """Return the size of all tars."""
         return sum(file.size for file in self.files)
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the pairs of a tar in its order.
-
-        Raises:
-            DataError: The tar is damaged or not in the order of samples, or cannot be read from its store.
-        """
+        """Yield the pairs of a tar; raise DataError where it is damaged or no sample of it is in one place."""
         file: StoredFile = part.payload[0]
         folder = file.path.removesuffix(file.name)
         with closing(BufferedReader(StoredStream(file))) as stream:

@@ -37,24 +37,15 @@ _PART_LINES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class DocDownstreamFolder(RecordFile):
-    """Lines whose pages lie in a folder.
-
-    Attributes:
-        sources: Values of ``dataset_name`` to keep; empty: all.
-    """
+    """Lines whose pages lie in a folder."""
 
     name: str = "docdownstream"
     source: str = "docdownstream"
     license: str = "Apache-2.0"
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # values of `dataset_name` to keep; empty: all
 
     def check(self) -> None:
-        """Check the schema of the lines, and that all `sources` occur.
-
-        Raises:
-            ConfigError: One does not occur; lists those that do.
-            DataError: There is no such file, or its lines are of another schema.
-        """
+        """Check the schema of the lines; raise ConfigError where one of the `sources` does not occur."""
         require_lines(self.path)
         super().check()
         if not self.sources:
@@ -79,20 +70,12 @@ class DocDownstreamFolder(RecordFile):
 
 @dataclass(frozen=True, kw_only=True)
 class DocDownstreamArchive(DocDownstreamFolder):
-    """Lines whose pages lie in a tar in pieces.
-
-    Attributes:
-        pieces: Files of the archive.
-    """
+    """Lines whose pages lie in a tar in pieces."""
 
     pieces: tuple[StoredFile, ...]
 
     def parts(self) -> list[Part]:
-        """Return one part: a stream cannot be entered in the middle.
-
-        Raises:
-            ConfigError: A piece of the archive is missing, or a dataset of `sources` does not occur.
-        """
+        """Return one part: a stream cannot be entered in the middle."""
         if not self.pieces:
             raise ConfigError("name the pieces of the archive with --archive")
         ordered_pieces(self.pieces)
@@ -109,11 +92,7 @@ class DocDownstreamArchive(DocDownstreamFolder):
         return self.input_bytes()
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield invalid lines, then samples in the order in which they complete, then lines with missing pages.
-
-        Raises:
-            DataError: The archive is damaged.
-        """
+        """Yield invalid lines, then samples in the order in which they complete, then lines with missing pages."""
         with tempfile.TemporaryDirectory(prefix="pages-") as folder:
             pending = _PendingLines(folder=Path(folder))
             for number, at, text in self.raw():
@@ -174,18 +153,13 @@ def _decode_ahead(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, tup
 
 
 class _Line(NamedTuple):
-    offset: int
+    offset: int  # its first byte in the file
     pages: tuple[str, ...]
 
 
 @dataclass(kw_only=True, slots=True)
 class _PendingLines:
-    """Lines that wait for pages, and in files the pages that have passed and are still needed.
-
-    Attributes:
-        folder: Folder of the files.
-        lines: Number of a line -> its first byte, and its pages.
-    """
+    """Lines that wait for pages, by number, and in files of a folder the pages that have passed and are needed."""
 
     folder: Path
     lines: dict[int, _Line] = field(default_factory=dict)
@@ -194,7 +168,6 @@ class _PendingLines:
     _names: Iterator[int] = field(default_factory=count)
 
     def add(self, number: int, offset: int, pages: Iterable[str]) -> None:
-        """Add a line."""
         self.lines[number] = _Line(offset, tuple(dict.fromkeys(pages)))
         for page in self.lines[number].pages:
             self._numbers.setdefault(page, []).append(number)
@@ -214,7 +187,6 @@ class _PendingLines:
         self._kept[page] = path, image[1]
 
     def get(self, page: str) -> EncodedImage:
-        """Return a page that is kept."""
         path, ending = self._kept[page]
         return path.read_bytes(), ending
 
@@ -265,12 +237,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(options: argparse.Namespace) -> DocDownstreamFolder:
-    """Return the raw data.
-
-    Raises:
-        ConfigError: An option does not fit the others, or where the pages are is missing.
-        DataError: There are no such lines or pieces, or they cannot be fetched.
-    """
+    """Return the raw data, or raise ConfigError where an option does not fit the others."""
     chosen, beside = find_list(options, _LIST, expected=_LAYOUT)
     pieces = [piece for place in options.archive or () for piece in _find_pieces(place)]
     if not pieces and not options.image_root:

@@ -38,28 +38,16 @@ _FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"mes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SidecarFolder:
-    """The images below a folder.
-
-    Attributes:
-        root: The folder.
-        prompt: Text of the user's turn for a `.txt`; may be empty.
-        name: Name of the dataset.
-        source: Value of the samples' ``source``, and the first part of their ids.
-        license: Terms of the dataset.
-    """
+    """The images below a folder."""
 
     root: Path
-    prompt: str
+    prompt: str  # text of the user's turn for a `.txt`; may be empty
     name: str
-    source: str
+    source: str  # of the samples, and the first part of their ids
     license: str = "unknown"
 
     def parts(self) -> list[Part]:
-        """Return a part for each few hundred images, in the order of their paths.
-
-        Raises:
-            DataError: There is no such folder, or no image in it.
-        """
+        """Return a part for each few hundred images; raise DataError where there is none."""
         paths, parts = image_paths(self.root), []
         while piece := list(islice(paths, _PART_IMAGES)):
             # An interrupted run is resumed only if neither images nor texts have changed.
@@ -74,15 +62,12 @@ class SidecarFolder:
         return parts
 
     def input_bytes(self) -> int:
-        """Return the size of all images."""
         return ImageFolder(root=self.root).total_bytes()
 
     def spool_bytes(self) -> int:
-        """Estimate the size of the texts: images are read again from their files."""
         return sum(1 for _ in image_paths(self.root)) * _TEXT_BYTES
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the images of a part."""
         for path in part.payload[1].split("\0"):
             yield or_error(self._sample, path)
 

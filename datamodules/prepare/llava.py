@@ -54,21 +54,16 @@ class LLaVAList(RecordFile):
 
 @dataclass(frozen=True, kw_only=True)
 class LLaVARows(ParquetRows):
-    """The rows of parquet files; rows without an image are text only.
-
-    Attributes:
-        images: Folder of the images that rows only name; None: such rows are invalid.
-    """
+    """The rows of parquet files; rows without an image are text only."""
 
     name: str = "llava-next"
     source: str = "llava-next"
     license: str = "Apache-2.0"
-    images: ImageFolder | None = None
+    images: ImageFolder | None = None  # of rows that only name an image; None: such rows are invalid
     schema = LLAVA
     optional = ("image", "images", "data_source", "system", "video", "videos", "audio", "audios")
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row."""
         # The hub writes a missing image as null, or as {bytes: null, path: null}.
         there = {
             name: [c for c in as_list(row.get(name)) if (any(c.values()) if isinstance(c, Mapping) else c is not None)]
@@ -80,18 +75,7 @@ class LLaVARows(ParquetRows):
 
 
 def llava_record(given: Mapping[str, Any], num_images: int, *, default: str, name: Any, where: str) -> dict[str, Any]:
-    """Convert a record to the sample schema.
-
-    Args:
-        given: The record.
-        num_images: Number of its images.
-        default: ``source`` of a record without ``data_source``.
-        name: What its id ends with.
-        where: Its name in errors.
-
-    Raises:
-        SampleError: It is invalid.
-    """
+    """Convert a record to the sample schema, or raise SampleError; `default` stands for a missing ``data_source``."""
     given = given if "messages" in given else {"conversations": None, **given}
     turns = read_conversation(given, num_images=num_images, where=where)["messages"]
     source = str(given.get("data_source") or default)
@@ -113,31 +97,18 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 
 
 class ZipPlace(NamedTuple):
-    """Place and compression of a member of a zip.
+    """Place and compression of a member of a zip."""
 
-    Attributes:
-        offset: Byte of the zip at which its header begins.
-        packed: Bytes of its compressed content.
-        size: Bytes of its content.
-        crc: CRC-32 of its content.
-        method: Number of the compression.
-        flags: General purpose flags.
-    """
-
-    offset: int
-    packed: int
-    size: int
-    crc: int
-    method: int
-    flags: int
+    offset: int  # byte of the zip at which its header begins
+    packed: int  # bytes of its compressed content
+    size: int  # bytes of its content
+    crc: int  # CRC-32 of its content
+    method: int  # number of the compression
+    flags: int  # general purpose flags
 
 
 def read_directory(file: StoredFile) -> dict[str, ZipPlace]:
-    """Return path -> place of the members of a zip; the last of several with one path, as unpacking does.
-
-    Raises:
-        DataError: It is not a complete zip, or cannot be read from its store.
-    """
+    """Return path -> place of the members of a zip, or raise DataError; the last of several with one path counts."""
     with StoredStream(file) as stream:
         try:
             with zipfile.ZipFile(io.BufferedReader(stream)) as archive:
@@ -224,8 +195,7 @@ _PART_RECORDS = 2048
 class LLaVAZip(LLaVAList):
     """Records in the order in which a zip holds their first images.
 
-    Attributes:
-        zip: The zip; its members' names are the records' paths, or those below one folder named as the zip is.
+    The names of its members are the records' paths, or those below one folder named as the zip is.
     """
 
     zip: StoredFile
@@ -239,7 +209,7 @@ class LLaVAZip(LLaVAList):
         """Return a part for each few thousand records.
 
         Raises:
-            DataError: The list is no JSON list, of another schema, or names no image of the zip; or that is no zip.
+            DataError: The list is no JSON list, of another schema, or names no image of the zip, or that is no zip.
         """
         self.check()
         found = _ZipIndex(stem=Path(self.zip.name).stem, folder=self.folder, places=read_directory(self.zip))
@@ -265,11 +235,6 @@ class LLaVAZip(LLaVAList):
         return self.input_bytes()
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the records of a part.
-
-        Raises:
-            DataError: The zip cannot be read from its store.
-        """
         with self.path.open("rb") as records, closing(StoredStream(self.zip)) as images:
             for number, start, end, places in json.loads(part.payload[0]):
                 records.seek(start)
@@ -298,7 +263,7 @@ class _ZipIndex:
     missing: str = ""
 
     def places_of(self, record: bytes) -> list[ZipPlace | None]:
-        """Return the places of a record's images in the zip; None for a missing one."""
+        """Return the places of a record's images; None for a missing one."""
         try:
             paths = image_names(parse_object(record, where=""), where="")
         except SampleError:  # counted when it is read
@@ -337,12 +302,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(options: argparse.Namespace) -> RawData:
-    """Return the raw data.
-
-    Raises:
-        ConfigError: An option does not fit the others.
-        DataError: There are no such files, or they cannot be fetched.
-    """
+    """Return the raw data, or raise ConfigError where an option does not fit the others."""
     place, root = options.input, options.image_root
     if place.lower().endswith((".json", ".jsonl")) or options.file or _is_list_set(place):
         return _list(options)

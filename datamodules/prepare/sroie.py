@@ -12,7 +12,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,8 @@ _LEAST_PX, _FARTHEST_PX = -1000, 20_000
 MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write datasets of receipts and of their lines.
-
-    Args:
-        argv: Folder of the receipts, folder to write, and options; `--help` lists them.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ConfigError: An option is invalid.
-        DataError: The folder holds no receipts, or a file of one is not in SROIE's form; naming file and line.
-    """
+def main(argv: Sequence[str]) -> None:
+    """Run `prepare sroie`, and print how much of what was written."""
     parser = argparse.ArgumentParser(prog="prepare sroie", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder with images NNN.jpg and NNN.json")
     parser.add_argument("out", type=Path)
@@ -59,11 +49,10 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     counts = prepare_sroie(options.root, options.out, train_pages=options.train_pages, max_lines=options.max_lines)
     sys.stdout.write(json.dumps(counts) + "\n")
-    return 0
 
 
 def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: int = 400) -> dict[str, int]:
-    """Write questions about pages and shards of line crops.
+    """Write questions about pages and shards of line crops; return how many.
 
     Args:
         root: Folder of receipts.
@@ -71,12 +60,9 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
         train_pages: Receipts, in name order, whose questions are for training; the others are for testing.
         max_lines: Line crops, spread evenly over all receipts.
 
-    Returns:
-        Number of train pages, test questions and line crops.
-
     Raises:
-        ConfigError: If a number is too small.
-        DataError: If the folder holds no receipts or an annotation has another form.
+        ConfigError: A number is too small.
+        DataError: The folder holds no receipts, or an annotation has another form; names file and line.
     """
     require_at_least(0, train_pages=train_pages)
     require_at_least(1, max_lines=max_lines)
@@ -99,7 +85,10 @@ def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: in
 
 
 def _annotation(path: Path) -> dict[str, Any]:
-    note = _parsed(path)
+    try:
+        note = parse_object(decode_text(path.read_bytes()), where=str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
     if not isinstance(note.get("fields"), dict) or not isinstance(note.get("lines"), list):
         raise DataError(f"{path}: expected an object with `fields` and `lines`, found keys {sorted(note)}")
     fields = note["fields"]
@@ -123,13 +112,6 @@ def _is_quad(quad: object) -> bool:
     )
 
 
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        return parse_object(decode_text(path.read_bytes()), where=str(path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-
-
 def _page(name: str, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
     messages = []
     for index, (field, value) in enumerate(fields):
@@ -144,19 +126,23 @@ def _write_lines(root: Path, out: Path, notes: dict[str, dict[str, Any]], max_li
     chosen = boxes[:: max(len(boxes) // max_lines, 1)][:max_lines]
     folder = out / "lines"
     with ShardWriter(folder, name="sroie-lines", source="sroie", license=LICENSE, overwrite=True) as writer:
-        for name, crop, text in _crops(root, chosen):
-            buffer = io.BytesIO()
-            crop.save(buffer, "PNG")
-            writer.add(_line_record(name, crop, text), [buffer.getvalue()], ["png"])
+        for name, lines in groupby(chosen, key=lambda box: box[0]):
+            page = load_image(root / name, name=name)
+            for _, line in lines:
+                crop, text = line_crop(page, line["quad"]), " ".join(line["text"].split())
+                buffer = io.BytesIO()
+                crop.save(buffer, "PNG")
+                box = [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]
+                record = {
+                    "id": f"sroie/{path_text(Path(name).stem)}",
+                    "source": "sroie",
+                    "task": "line",
+                    "messages": conversation([("Read the line.", text)], num_images=1),
+                    "references": [text],
+                    "lines": [{"text": text, "box": box}],
+                }
+                writer.add(record, [buffer.getvalue()], ["png"])
     return writer.num_samples
-
-
-def _crops(root: Path, chosen: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Image.Image, str]]:
-    page_name, page = "", Image.new("RGB", (1, 1))
-    for name, line in chosen:
-        if name != page_name:
-            page_name, page = name, load_image(root / name, name=name)
-        yield name, line_crop(page, line["quad"]), " ".join(line["text"].split())
 
 
 def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
@@ -176,14 +162,3 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
     canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), "white")
     canvas.paste(crop, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - crop.height) // 2))
     return canvas
-
-
-def _line_record(name: str, crop: Image.Image, text: str) -> dict[str, Any]:
-    return {
-        "id": f"sroie/{path_text(Path(name).stem)}",
-        "source": "sroie",
-        "task": "line",
-        "messages": conversation([("Read the line.", text)], num_images=1),
-        "references": [text],
-        "lines": [{"text": text, "box": [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]}],
-    }

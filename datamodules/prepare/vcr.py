@@ -22,18 +22,12 @@ The score looks for each text's tokens anywhere in the prediction, whatever is b
 
 @dataclass(frozen=True, kw_only=True)
 class VCRRows(ParquetRows):
-    """The rows of parquet files.
-
-    The columns of the natural image and the strip, most of a file, are not read.
-
-    Attributes:
-        prompt: Text of the user's turn.
-    """
+    """The rows of parquet files; the columns of the natural image and the strip, most of a file, are not read."""
 
     name: str = "vcr"
     source: str = "vcr-wiki"
     license: str = "CC-BY-SA-4.0"
-    prompt: str = PROMPT
+    prompt: str = PROMPT  # text of the user's turn
     schema = VCR
     optional = ("caption",)
 

@@ -20,15 +20,13 @@ from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.errors import AlignVLMError
 from alignvlm_pl.scoring.files import read_predictions
 from alignvlm_pl.utils.text_files import HEAD_BYTES, compression, decode_text
-from datamodules.prepare.benchmark import main as benchmark
-from datamodules.prepare.index import main as index_main
-from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample_formats import read_docdownstream
 from tests.unit.reading import command
 
 cc12m, docdownstream, folder, jsonl, llava = map(command, ("cc12m", "docdownstream", "folder", "jsonl", "llava"))
+benchmark, index_main, sroie = map(command, ("benchmark", "index", "sroie"))
 
 
 def png(shade=0):

@@ -15,9 +15,7 @@ from unicodedata import normalize
 import pytest
 from PIL import Image
 
-from datamodules.prepare.benchmark import main as benchmark
 from datamodules.prepare.index import index_shards
-from datamodules.prepare.sroie import main as sroie
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.references import read_answers
 from datamodules.shards.sample import SampleError
@@ -25,6 +23,7 @@ from datamodules.storage.stored_files import list_files
 from tests.unit.reading import command
 
 cc12m, docdownstream, folder, jsonl, llava = map(command, ("cc12m", "docdownstream", "folder", "jsonl", "llava"))
+benchmark, sroie = map(command, ("benchmark", "sroie"))
 
 
 def encoded(kind, shade=0, **options):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import get_benchmark
 from alignvlm_pl.scoring.files import read_predictions
-from datamodules.prepare.benchmark import main as benchmark
+from datamodules.prepare import main as prepare
 from datamodules.shards.manifest import load_manifest
 
 openpyxl = pytest.importorskip("openpyxl")
@@ -40,7 +40,7 @@ def test_base64_in_lines_url_safe_unpadded_and_as_a_url(tmp_path):
     rows = [f"{number}\t{cell}\tWhat?\tyes" for number, cell in enumerate(cells.values())]
     rows = ["index\timage\tquestion\tanswer", *rows, f"9\t!!{plain}\t?\ty"]
     (tmp_path / "DocVQA_VAL.TSV").write_text("\n".join(rows))
-    assert benchmark(["docvqa", str(tmp_path / "DocVQA_VAL.TSV"), str(tmp_path / "out")]) == 0
+    assert prepare(["benchmark", "docvqa", str(tmp_path / "DocVQA_VAL.TSV"), str(tmp_path / "out")]) == 0
     manifest = load_manifest(tmp_path / "out")
     assert (manifest.num_samples, manifest.extra["skipped"]) == (len(cells), {"bad_base64": 1})
 

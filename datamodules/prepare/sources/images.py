@@ -97,12 +97,7 @@ def _path_of(described: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolder:
-    """Images below a folder.
-
-    Attributes:
-        root: The folder.
-        index: Its images by name, if indexed already; pickled with it.
-    """
+    """Images below a folder; an index of them by name, if made already, is pickled with it."""
 
     root: Path
     index: "FolderIndex | None" = field(default=None, repr=False, compare=False)
@@ -176,18 +171,11 @@ class FolderIndex:
     """Images of a folder by name; the first path in sorted order where several files have the name.
 
     Not a dataclass: `pack` searches the fields of dataclasses for input files, and these are millions of names.
-
-    Attributes:
-        names: File name -> path relative to the folder.
-        stems: File name without its ending -> path.
-
-    Raises:
-        DataError: There is no such folder.
     """
 
     def __init__(self, root: Path) -> None:
-        self.names: dict[str, str] = {}
-        self.stems: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # file name -> path relative to the folder
+        self.stems: dict[str, str] = {}  # without its ending
         duplicates = 0
         for path in image_paths(root):
             name = normalize("NFC", path.rpartition("/")[2])

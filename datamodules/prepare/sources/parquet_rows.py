@@ -23,26 +23,17 @@ _FOOTERS_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetRows:
-    """Rows of parquet files as raw data; a subclass converts one row.
-
-    Attributes:
-        files: The files, all of one schema.
-        name: Name of the dataset.
-        source: Value of the samples' ``source``.
-        license: Terms of the dataset.
-        schema: Columns that a file must have.
-        optional: Further columns that are read if present; other columns are not read.
-    """
+    """Rows of parquet files of one schema as raw data; a subclass converts one row."""
 
     files: tuple[StoredFile, ...]
     name: str
     source: str
     license: str
-    schema: ClassVar[Schema]
-    optional: ClassVar[tuple[str, ...]] = ()
+    schema: ClassVar[Schema]  # columns that a file must have
+    optional: ClassVar[tuple[str, ...]] = ()  # columns that are read if present; others are not read
 
     def parts(self) -> list[Part]:
-        """Return a part for each row group of each file, in order; only the files' footers are read.
+        """Return a part for each row group, in order; only the files' footers are read.
 
         Raises:
             DataError: A file is no parquet file, or of another schema.
@@ -57,15 +48,9 @@ class ParquetRows:
         ]
 
     def input_bytes(self) -> int:
-        """Return the size of all files."""
         return sum(file.size for file in self.files)
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield the rows of a row group.
-
-        Raises:
-            DataError: The file is damaged or of another schema.
-        """
         file, group = part.payload
         with closing(file.open()) as stream:
             table = _parquet_file(stream, file)
@@ -76,24 +61,17 @@ class ParquetRows:
                 yield or_error(self.sample, row, columns, where=where)
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row.
+        """Convert a row, or raise SampleError where it is invalid.
 
         Args:
             row: Cells of the columns that are read.
             columns: Field of the schema -> its column.
             where: Name of the row in errors.
-
-        Raises:
-            SampleError: The row is invalid.
         """
         raise NotImplementedError
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
-        """Check the columns of a file, before anything is read; field of the schema -> its column.
-
-        Raises:
-            ConfigError: They need a setting that is missing.
-        """
+        """Raise ConfigError where the columns of a file (field of the schema -> column) need a missing setting."""
 
     def _group_sizes(self, file: StoredFile) -> list[int]:
         with closing(file.open()) as stream:

@@ -24,26 +24,15 @@ _MEASURED_RECORDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFile:
-    """The records of a file as raw data.
-
-    Attributes:
-        path: The file.
-        image_root: Folder that image paths are relative to.
-        source: ``source`` of records that name none.
-        license: Terms of the data.
-        origin: Name of the file in errors; empty: its path.
-        start: Skip this many records, the first ones.
-        part_bytes: Bytes of the file that one process reads at a time.
-        schema: Names of the fields of a record.
-    """
+    """The records of a file as raw data; a kind overrides what differs."""
 
     path: Path
-    image_root: Path = Path()
+    image_root: Path = Path()  # image paths are relative to it
     source: str
     license: str = "unknown"
-    origin: str = ""
-    start: int = 0
-    part_bytes: int = PART_BYTES
+    origin: str = ""  # name of the file in errors; empty: its path
+    start: int = 0  # records to skip, the first ones
+    part_bytes: int = PART_BYTES  # about the bytes of the file that one process reads at a time
     schema: ClassVar[Schema] = LINES
 
     @property
@@ -108,11 +97,7 @@ class RecordFile:
                 yield found
 
     def sample(self, text: bytes, number: int, *, marked: bool) -> SourceSample | None:
-        """Convert a record; None if it is not wanted.
-
-        Raises:
-            SampleError: It or one of its images is invalid.
-        """
+        """Convert a record with its images, as `parse`."""
         found = self.parse(text, number, marked=marked)
         if found is None:
             return None
@@ -122,11 +107,6 @@ class RecordFile:
 
     def parse(self, text: bytes, number: int, *, marked: bool = True) -> tuple[dict[str, Any], list[str]] | None:
         """Convert a record to the sample schema, with the paths of its images; None if it is not wanted.
-
-        Args:
-            text: The record.
-            number: Its number in the file.
-            marked: As of `convert_docdownstream`.
 
         Raises:
             SampleError: It is invalid.
@@ -143,7 +123,7 @@ class RecordFile:
         return True
 
     def convert(self, given: dict[str, Any], number: int, *, num_images: int, marked: bool) -> dict[str, Any]:
-        """Convert a parsed record."""
+        """Convert a parsed record to the sample schema; `marked` as of `convert_docdownstream`."""
         where = self.where(number)
         record = read_conversation(given, num_images=num_images, where=where, marked=marked)
         check_record(record, num_images=num_images, where=where)

@@ -22,12 +22,10 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSample:
-    """One converted row, before it is written to a shard.
+    """One converted row, before it is written to a shard: its JSON in the sample schema, and its images.
 
-    Attributes:
-        record: Its JSON in the sample schema.
-        images: Content and file ending of each image, in the order of their index. The content is bytes, or the path
-            of a file that is read again when the sample is written.
+    Of each image there is content and file ending, in the order of their index. The content is bytes, or the path of a
+    file that is read again when the sample is written.
     """
 
     record: dict[str, Any]
@@ -84,17 +82,11 @@ def _warn_of_pages(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A piece of the raw data that one process reads: a file, a range of a file, a row group.
+    """A piece of the raw data that one process reads: a file, a range of a file, a row group."""
 
-    Attributes:
-        name: Unique and the same in every run; the shuffle depends on it.
-        payload: Plain values or dataclasses of them, from which `RawData.read` finds it.
-        rows: Number of rows if known without reading, for the progress bar.
-    """
-
-    name: str
-    payload: tuple[Any, ...]
-    rows: int | None = None
+    name: str  # unique and the same in every run: the shuffle depends on it
+    payload: tuple[Any, ...]  # plain values or dataclasses of them, from which `RawData.read` finds it
+    rows: int | None = None  # if known without reading
 
 
 class RawData(Protocol):
