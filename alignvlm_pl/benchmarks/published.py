@@ -13,22 +13,38 @@ _RULES_ALONE = "scored by rules alone: the reference may ask a judge where its r
 _OPTION = "the letter or the text of one option is searched"
 _SPACE_AND_CASE = "outer white space trimmed, inner collapsed, letter case ignored"
 _FIELDS = "line ends and outer white space deleted; the prediction None counts as none"
+_TABLE = {  # name -> title, split, number of questions, metric, licence of the data
+    "chartqa": ("ChartQA", "test", 2500, "relaxed_accuracy", "GPL-3.0"),
+    "deepform": ("DeepForm", "test", 1500, "document_f1", "public records; DUE benchmark"),
+    "docvqa": ("DocVQA", "val", 5349, "anls", "research only, rrc.cvc.uab.es"),
+    "gqa": ("GQA", "testdev-balanced", 12578, "gqa", "CC BY 4.0"),
+    "infovqa": ("InfoVQA", "val", 2801, "anls", "research only, rrc.cvc.uab.es"),
+    "klc": ("KLC", "test", 4872, "document_f1", "Crown copyright, open; DUE benchmark"),
+    "mmmu": ("MMMU", "validation", 900, "multiple_choice", "Apache-2.0"),
+    "mmvet": ("MM-Vet", "test", 218, "mmvet", "Apache-2.0"),
+    "pope": ("POPE", "test", 9000, "pope", "MIT"),
+    "seed": ("SEED-Bench image", "test", 14232, "multiple_choice", "CC BY-NC 4.0"),
+    "tabfact": ("TabFact", "test", 12779, "tabfact", "CC BY 4.0"),
+    "tablevqa": ("TableVQA", "test", 1500, "tablevqa", "MIT; parts keep those of their sources"),
+    "textvqa": ("TextVQA", "val", 5000, "vqa_accuracy", "CC BY 4.0"),
+    "vcr_easy": ("VCR en easy", "test", 5000, "vcr", "CC BY-SA 4.0"),
+    "vcr_hard": ("VCR en hard", "test", 5000, "vcr", "CC BY-SA 4.0"),
+    "wtq": ("WTQ", "test", 4344, "wtq", "CC BY-SA 4.0"),
+}
 
 
-def _published(name: str, *, title: str, metric: str, rules: tuple[str, ...] = (), **settings: Any) -> Benchmark:
-    """Return a benchmark of one metric: a test split, predictions of up to 64 tokens, and the scores in the paper."""
-    common: dict[str, Any] = {"split": "test", "max_new_tokens": 64, "paper": PAPER[name]}
-    return Benchmark(name=name, title=title, scorings=(Scoring(metric=metric, rules=rules),), **common | settings)
+def _published(name: str, *, rules: tuple[str, ...] = (), **settings: Any) -> Benchmark:
+    """Return a benchmark of the table, with its scores in the paper; predictions have up to 64 tokens."""
+    title, split, size, metric, licence = _TABLE[name]
+    scorings = (Scoring(metric=metric, rules=rules),)
+    common: dict[str, Any] = {"size": size, "licence": licence, "max_new_tokens": 64, "paper": PAPER[name]}
+    return Benchmark(name=name, title=title, split=split, scorings=scorings, **common | settings)
 
 
 # Human and augmented questions about charts (Masry et al. 2022).
 CHARTQA = _published(
     "chartqa",
-    title="ChartQA",
-    size=2500,
-    metric="relaxed_accuracy",
     sources=(vlmevalkit_table("ChartQA_TEST", "c902e0aa9be5582a7aad6dcf52734b42"),),
-    licence="GPL-3.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing="outer white space trimmed, per cents and numbers by value",
     groups="split",
@@ -38,11 +54,7 @@ CHARTQA = _published(
 # Five fields of 300 advertising contracts, F1 over all documents (DUE scorer, DocOwl pipeline).
 DEEPFORM = _published(
     "deepform",
-    title="DeepForm",
-    size=1500,
-    metric="document_f1",
     sources=(docdownstream("DeepForm"),),
-    licence="public records; DUE benchmark",
     postprocessing=_FIELDS,
     notes="gold values come from DUE's document.jsonl; 300 documents x 5 fields",
 )
@@ -50,12 +62,7 @@ DEEPFORM = _published(
 # Questions about scanned business documents (Mathew et al. 2021).
 DOCVQA = _published(
     "docvqa",
-    title="DocVQA",
-    split="val",
-    size=5349,
-    metric="anls",
     sources=(vlmevalkit_table("DocVQA_VAL", "d5ee77e1926ff10690d469c56b73eabf"),),
-    licence="research only, rrc.cvc.uab.es",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing=_SPACE_AND_CASE,
 )
@@ -63,16 +70,11 @@ DOCVQA = _published(
 # Compositional questions about photographs (Hudson and Manning 2019).
 GQA = _published(
     "gqa",
-    title="GQA",
-    split="testdev-balanced",
-    size=12578,
-    metric="gqa",
     sources=(
         vlmevalkit_table(
             "GQA_TestDev_Balanced", "99b62f22e224d9b2f32dcbe41359d1c9", "fead7df22befc1ed3ca2b62ea26fa17b"
         ),
     ),
-    licence="CC BY 4.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing="outer white space trimmed, letter case ignored",
 )
@@ -80,12 +82,7 @@ GQA = _published(
 # Questions about infographics (Mathew et al. 2022).
 INFOVQA = _published(
     "infovqa",
-    title="InfoVQA",
-    split="val",
-    size=2801,
-    metric="anls",
     sources=(vlmevalkit_table("InfoVQA_VAL", "2342e9c225222f0ef4dec545ebb126fe"),),
-    licence="research only, rrc.cvc.uab.es",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing=_SPACE_AND_CASE,
 )
@@ -93,11 +90,7 @@ INFOVQA = _published(
 # Kleister Charity: eight fields of 609 annual reports, F1 over all documents (DUE scorer, DocOwl pipeline).
 KLC = _published(
     "klc",
-    title="KLC",
-    size=4872,
-    metric="document_f1",
     sources=(docdownstream("KleisterCharity"),),
-    licence="Crown copyright, open; DUE benchmark",
     postprocessing=_FIELDS,
     notes="gold values come from DUE's document.jsonl; 609 documents x 8 fields",
 )
@@ -105,10 +98,6 @@ KLC = _published(
 # College exams with images, multiple-choice or open (Yue et al. 2024).
 MMMU = _published(
     "mmmu",
-    title="MMMU",
-    split="validation",
-    size=900,
-    metric="multiple_choice",
     rules=("vlmevalkit", "vlmevalkit-2025-02", "official"),
     sources=(
         vlmevalkit_table(
@@ -118,7 +107,6 @@ MMMU = _published(
             contents="1,050 rows, of which the 900 of the validation split are used",
         ),
     ),
-    licence="Apache-2.0",
     prompt=Prompt(prefix="Question: ", suffix=_LETTER, options=True, place_images=True),
     postprocessing=_OPTION,
     only={"split": "validation"},
@@ -128,11 +116,7 @@ MMMU = _published(
 # Open questions scored by a judge model (Yu et al. 2023).
 MMVET = _published(
     "mmvet",
-    title="MM-Vet",
-    size=218,
-    metric="mmvet",
     sources=(vlmevalkit_table("MMVet", "748aa6d4aa9d4de798306a63718455e3"),),
-    licence="Apache-2.0",
     max_new_tokens=512,
     postprocessing="none: the judge reads the prediction",
     notes="needs a judge; without one there is no score",
@@ -147,9 +131,6 @@ def _categories(sample: EvalSample) -> int:
 # Is an object in the image? Random, popular and adversarial questions (Li et al. 2023).
 POPE = _published(
     "pope",
-    title="POPE",
-    size=9000,
-    metric="pope",
     sources=(
         vlmevalkit_table(
             "POPE",
@@ -157,7 +138,6 @@ POPE = _published(
             contents="a row for each distinct question; they count as 9,000",
         ),
     ),
-    licence="MIT",
     postprocessing="punctuation left out; the words yes and no are searched",
     count=_categories,
     notes="headline: F1 over all 9,000 questions; a prediction with neither or both words is never right",
@@ -166,11 +146,7 @@ POPE = _published(
 # SEED-Bench, its image questions: four options each (Li et al. 2023).
 SEED = _published(
     "seed",
-    title="SEED-Bench image",
-    size=14232,
-    metric="multiple_choice",
     sources=(vlmevalkit_table("SEEDBench_IMG", folder="benchmarks/SEEDBench"),),
-    licence="CC BY-NC 4.0",
     prompt=Prompt(prefix="Question: ", suffix=_LETTER, options=True),
     postprocessing=_OPTION,
     notes=_RULES_ALONE,
@@ -179,16 +155,12 @@ SEED = _published(
 # Is a statement about a Wikipedia table true (Chen et al. 2020)?
 TABFACT = _published(
     "tabfact",
-    title="TabFact",
-    size=12779,
-    metric="tabfact",
     sources=(
         SourceFile(
             file="Table-Fact-Checking", url="https://github.com/wenhuchen/Table-Fact-Checking", format="tabfact"
         ),
         docdownstream("TabFact", contents="the statements whose table has an image; their number is not published"),
     ),
-    licence="CC BY 4.0",
     prompt=Prompt(suffix="\nIs this statement true? Answer with True or False."),
     max_new_tokens=16,
     postprocessing="line ends and outer white space deleted",
@@ -202,9 +174,6 @@ _WTQ = Prompt(
 # TableVQA-Bench: questions and statements about images of tables, four parts (Kim et al. 2024).
 TABLEVQA = _published(
     "tablevqa",
-    title="TableVQA",
-    size=1500,
-    metric="tablevqa",
     sources=(
         SourceFile(
             file="tablevqa-bench.tsv",
@@ -213,7 +182,6 @@ TABLEVQA = _published(
             md5=("2550adc61bdc82d8e62f3b003de7c62d",),
         ),
     ),
-    licence="MIT; parts keep those of their sources",
     prompts={
         "vwtq": _WTQ,
         "vwtq_syn": _WTQ,
@@ -228,12 +196,7 @@ TABLEVQA = _published(
 # Questions about text in photographs, ten references each (Singh et al. 2019).
 TEXTVQA = _published(
     "textvqa",
-    title="TextVQA",
-    split="val",
-    size=5000,
-    metric="vqa_accuracy",
     sources=(vlmevalkit_table("TextVQA_VAL", "b233b31f551bbf4056f2f955da3a92cd"),),
-    licence="CC BY 4.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing="punctuation, articles and number words by VQA's rules",
 )
@@ -245,11 +208,7 @@ def _vcr(level: str, md5: str) -> Benchmark:
     url = f"https://huggingface.co/datasets/vcr-org/{file}/resolve/main/{file}.tsv"
     return _published(
         f"vcr_{level}",
-        title=f"VCR en {level}",
-        size=5000,
-        metric="vcr",
         sources=(SourceFile(file=f"{file}.tsv", url=url, format="vlmevalkit-tsv", md5=(md5,)),),
-        licence="CC BY-SA 4.0",
         max_new_tokens=120,
         postprocessing="what follows the last `Assistant: `, cut into spaCy's tokens",
         notes="means over all covered texts, not over images; the paper does not name its subset",
@@ -262,9 +221,6 @@ VCR_HARD = _vcr("hard", "2d8b8b1ee0eba0e0b618fd3aa7d9710e")
 # WikiTableQuestions: questions about Wikipedia tables, scored by denotation (Pasupat and Liang 2015).
 WTQ = _published(
     "wtq",
-    title="WTQ",
-    size=4344,
-    metric="wtq",
     sources=(
         SourceFile(
             file="WikiTableQuestions-1.0.2-compact.zip",
@@ -273,7 +229,6 @@ WTQ = _published(
         ),
         docdownstream("WikiTableQuestions", size=4343),
     ),
-    licence="CC BY-SA 4.0",
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing="denotation: dates and numbers by value; accents, quotes, citations and final brackets left out",
     notes="the paper's scores are means over 4,343 questions: DocDownstream lacks one",

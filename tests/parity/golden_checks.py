@@ -6,9 +6,8 @@ from alignvlm_pl.metrics import METRICS, EvalSample
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
 from alignvlm_pl.metrics.exact import gqa, tabfact
-from alignvlm_pl.metrics.mmmu_open import mmmu_open, open_options, possible_values
 from alignvlm_pl.metrics.mmvet import judge_row, judged_score
-from alignvlm_pl.metrics.multiple_choice import multiple_choice
+from alignvlm_pl.metrics.multiple_choice import mmmu_open, multiple_choice, open_options, possible_values
 from alignvlm_pl.metrics.option_letters import chosen_letter
 from alignvlm_pl.metrics.pope import yes_no
 from alignvlm_pl.metrics.relaxed import relaxed_accuracy
