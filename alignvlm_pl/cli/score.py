@@ -71,13 +71,9 @@ def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "l
         wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
         raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
     from ..scoring.problems import problems_by_reason
-    from ..utils.skipped import SkippedSamples
 
-    skipped = SkippedSamples(keep=None)
-    for sample in found.samples:
-        if not sample.has_reference:
-            skipped.add("predictions without references", found.named(sample.key))
-    found.problems += problems_by_reason(skipped.messages)
+    bare = [found.named(sample.key) for sample in found.samples if not sample.has_reference]
+    found.problems += problems_by_reason({"predictions without references": bare})
     return samples
 
 

@@ -100,7 +100,6 @@ def multiple_choice(
     The references are the letter of that option. Without `choices`, letter -> text, the question is an open one, see
     `mmmu_open`, which `lmms-eval` scores as `official`.
     """
-    check_rule("multiple_choice", rule, RULES)
     if choices:
         return float(chosen_letter(prediction, choices, rule=rule) in references)
     return mmmu_open(prediction, references, rule="official" if rule == "lmms-eval" else rule)

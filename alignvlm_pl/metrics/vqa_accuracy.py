@@ -28,17 +28,12 @@ def vqa_accuracy(prediction: str, references: Sequence[str], *, rule: str = "vlm
     `official` raises unless there are ten; here any number is averaged. References are those of all annotators, with
     repetitions.
     """
-    agreed = agreements(prediction, references, rule=rule)
+    clean = _CLEAN[check_rule("vqa_accuracy", rule, RULES)]
+    text = clean(prediction)
+    agreed = [clean(reference) == text for reference in references]
     agreeing = sum(agreed)
     scores = [min(1.0, (agreeing - left_out) / 3) for left_out in agreed]
     return share(math.fsum(scores), len(scores))
-
-
-def agreements(prediction: str, references: Sequence[str], *, rule: str = "vlmevalkit") -> list[bool]:
-    """Return, for each reference, whether it equals the prediction after normalisation of both."""
-    clean = _CLEAN[check_rule("vqa_accuracy", rule, RULES)]
-    text = clean(prediction)
-    return [clean(reference) == text for reference in references]
 
 
 VQA_ACCURACY: Metric = mean_metric("vqa_accuracy", vqa_accuracy, RULES)

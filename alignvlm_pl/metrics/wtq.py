@@ -73,7 +73,8 @@ def wtq(
     if len(values) != len(references):
         raise DataError(f"wtq: {len(references)} references {references!r}, but {len(values)} canonical forms")
     expected = [read_item(text, value) for text, value in zip(references, values, strict=True)]
-    return float(_same(_distinct(map(read_item, predicted)), _distinct(expected)))
+    found, wanted = _distinct(map(read_item, predicted)), _distinct(expected)
+    return float(len(found) == len(wanted) and all(any(_matches(item, one) for one in found) for item in wanted))
 
 
 def read_item(text: str, canonical: str = "") -> Item:
@@ -145,12 +146,6 @@ def _distinct(items: Iterable[Item]) -> list[Item]:
     for item in items:
         found.setdefault(item.text if item.value is None else item.value, item)
     return list(found.values())
-
-
-def _same(predicted: Sequence[Item], expected: Sequence[Item]) -> bool:
-    return len(predicted) == len(expected) and all(
-        any(_matches(item, other) for other in predicted) for item in expected
-    )
 
 
 def split_bars(text: str) -> list[str]:

@@ -79,8 +79,9 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     else:
         _read_table(path, benchmark, found, invalid)
     counts = Counter(sample.key for sample in found.samples)
-    for key in (key for key, count in counts.items() if count > 1):
-        invalid.add("keys repeated, none of their rows counts", found.named(key))
+    for key, count in counts.items():
+        if count > 1:
+            invalid.add("keys repeated, none of their rows counts", found.named(key))
     found.samples = [sample for sample in found.samples if counts[sample.key] == 1]
     found.problems += [*unread(found.unread), *problems_by_reason(invalid.messages)]
     if not found.samples:
@@ -97,19 +98,17 @@ def join_gold(found: PredictionFile, gold: Sequence[EvalSample]) -> PredictionFi
     # Tables made elsewhere have the row's index, not the keys of the dataset.
     by_index = {str(sample.meta.get("index")): sample for sample in found.samples if "index" in sample.meta}
     named = {record["key"] for record in found.unread}
-    unmatched, samples, used = SkippedSamples(keep=None), [], set()
+    missing, samples, used = [], [], set()
     for sample in gold:
         match = by_key.get(sample.key) or by_index.get(str(sample.meta.get("index")))
-        if match is None:
-            if sample.key not in named:
-                unmatched.add("predictions missing", sample.key)
-            continue
-        used.add(match.key)
-        samples.append(replace(sample, prediction=match.prediction))
-    for sample in found.samples:
-        if sample.key not in used:
-            unmatched.add("keys that the dataset does not have", found.named(sample.key))
-    return replace(found, samples=samples, problems=[*found.problems, *problems_by_reason(unmatched.messages)])
+        if match is not None:
+            used.add(match.key)
+            samples.append(replace(sample, prediction=match.prediction))
+        elif sample.key not in named:
+            missing.append(sample.key)
+    unknown = [found.named(sample.key) for sample in found.samples if sample.key not in used]
+    unmatched = problems_by_reason({"predictions missing": missing, "keys that the dataset does not have": unknown})
+    return replace(found, samples=samples, problems=[*found.problems, *unmatched])
 
 
 def _read_jsonl(path: Path, found: PredictionFile, invalid: SkippedSamples) -> None:

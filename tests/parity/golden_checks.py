@@ -5,12 +5,11 @@ import math
 from alignvlm_pl.metrics import METRICS, EvalSample
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
-from alignvlm_pl.metrics.exact import gqa, tabfact
+from alignvlm_pl.metrics.exact import gqa, relaxed_accuracy, tabfact
 from alignvlm_pl.metrics.mmvet import judge_row, judged_score
 from alignvlm_pl.metrics.multiple_choice import mmmu_open, multiple_choice, open_options, possible_values
 from alignvlm_pl.metrics.option_letters import chosen_letter
 from alignvlm_pl.metrics.pope import yes_no
-from alignvlm_pl.metrics.relaxed import relaxed_accuracy
 from alignvlm_pl.metrics.tablevqa import read_amount, tablevqa
 from alignvlm_pl.metrics.text import without_final_period, without_newlines
 from alignvlm_pl.metrics.vcr import tokenize, vcr

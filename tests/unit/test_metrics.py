@@ -9,11 +9,10 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics import METRICS, EvalSample, get_metric
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.cer import character_error_rate
-from alignvlm_pl.metrics.exact import exact_match
+from alignvlm_pl.metrics.exact import exact_match, relaxed_accuracy
 from alignvlm_pl.metrics.mmvet import judged_score
 from alignvlm_pl.metrics.multiple_choice import mmmu_open, multiple_choice
 from alignvlm_pl.metrics.option_letters import chosen_letter
-from alignvlm_pl.metrics.relaxed import relaxed_accuracy
 from alignvlm_pl.metrics.tablevqa import tablevqa
 from alignvlm_pl.metrics.vcr import vcr
 from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predictions
