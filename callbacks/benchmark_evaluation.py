@@ -17,7 +17,7 @@ from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.models.connectors import connector_class
-from alignvlm_pl.scoring.judge import grade, load_judge, needs_judge, ungraded
+from alignvlm_pl.scoring.judge import grade, load_judge
 from alignvlm_pl.scoring.records import (
     Record,
     batch_records,
@@ -28,7 +28,7 @@ from alignvlm_pl.scoring.records import (
     unread_records,
 )
 from alignvlm_pl.scoring.results import Losses
-from alignvlm_pl.scoring.run import Scored, score_samples, unscored
+from alignvlm_pl.scoring.run import Scored, score_samples
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
@@ -337,11 +337,11 @@ class BenchmarkEvaluation(pl.Callback):
                 raise DataError(f"benchmark {name!r}: {len(records)} predictions for {size} samples")
             problems.append(f"{len(records):,} of {size:,} samples: {setting}")
         samples = to_samples(records)
-        if needs_judge(benchmark):
+        if any(scoring.load()[0].needs_judge for scoring in benchmark.scorings):
             samples = grade(samples, self.judge) if self.judge else samples
-            if missing := ungraded(samples):
+            if missing := sum(sample.meta.get("judged") is None for sample in samples):
                 problems.append(f"{missing} predictions have no grade: set benchmark.judge")
-                return unscored(benchmark, samples, problems)
+                return Scored(benchmark=benchmark, samples=samples, scores=[{} for _ in samples], problems=problems)
         if limit is not None:  # part of the dataset on purpose
             return score_samples(benchmark, samples, resamples=0, problems=problems, whole=False)
         return score_samples(benchmark, samples, expected=dataset.expected, problems=problems)

@@ -6,20 +6,9 @@ Every `Benchmark` that a file of this folder defines is registered: to add one, 
 from alignvlm_pl.errors import ConfigError, nearest
 from alignvlm_pl.utils.registry import instances_in, load_instance
 
-from .base import Benchmark, Prompt, Scoring, SourceFile, plain_benchmark, with_prompt_files
+from .base import Benchmark, Prompt, Scoring, plain_benchmark
 
-__all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "Prompt",
-    "Scoring",
-    "SourceFile",
-    "get_benchmark",
-    "load_benchmark",
-    "plain_benchmark",
-    "with_prompt_files",
-]
-
+__all__ = ["BENCHMARKS", "Benchmark", "Prompt", "Scoring", "get_benchmark", "load_benchmark", "plain_benchmark"]
 
 BENCHMARKS = instances_in(__name__, __path__, Benchmark)
 

@@ -121,15 +121,11 @@ class Benchmark:
     """A benchmark: everything that its scores depend on.
 
     Attributes:
-        name: Name in configs, results and TensorBoard tags.
-        title: Name in reports, as in the paper.
-        split: Split of the dataset.
+        name: Name in configs, results and TensorBoard tags; `title` is that in reports, as in the paper.
         size: Number of questions, counted by `count`; 0: unknown, completeness is not checked.
         scorings: Metrics; the first score of the first metric is the headline.
         sources: Files from which shards can be made.
-        licence: Licence of the data.
-        prompt: Prompt of each question.
-        prompts: Prompts of parts, by the value of ``meta["split"]``; they replace `prompt`.
+        prompts: Prompts of parts, by the value of ``meta["split"]``; they replace `prompt`, that of each question.
         max_new_tokens: Maximum length of a prediction in tokens; None: the evaluation's setting.
         postprocessing: Description of the metric's normalisation of predictions.
         groups: Key of ``meta`` by whose values scores are also reported; empty: none.
@@ -138,7 +134,6 @@ class Benchmark:
         only: Keys and values of ``meta`` that a question must have to belong to the benchmark.
         count: Number of questions that a prediction counts as.
         paper: Model -> score in the paper, in per cent.
-        notes: Further notes for readers of the scores.
     """
 
     name: str

@@ -13,11 +13,7 @@ _KEPT = ("split", "category", "l2-category", "hint", "image_source")
 
 
 def read_row(row: Mapping[str, str], benchmark: Benchmark) -> tuple[str, list[str], dict[str, Any]]:
-    """Parse a row; empty columns count as missing.
-
-    Args:
-        row: Column name -> text; unknown columns are ignored.
-        benchmark: Benchmark, whose `list_answers` determines how the answer column is parsed.
+    """Parse a row, column name -> text; empty columns count as missing, unknown ones are ignored.
 
     Returns:
         The question; its references, empty if all are blank; and the ``meta`` of the sample: ``index``, ``choices``

@@ -33,12 +33,10 @@ def run(argv: list[str]) -> int:
 
         return info(argv[2:], load_model)
     if kind == "preview":
-        from .preview import main as preview
-
-        return preview(argv[2:])
-    from datamodules.shards.verify import main as verify
-
-    return verify(argv[2:])
+        from .preview import main
+    else:
+        from datamodules.shards.verify import main
+    return main(argv[2:])
 
 
 def load_model(path: Path) -> "Model":

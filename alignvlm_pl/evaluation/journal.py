@@ -18,10 +18,8 @@ Identity = dict[str, Any]
 class Journal:
     """The predictions of one benchmark while it is evaluated: one file a rank, one line a prediction.
 
-    Args:
-        folder: Folder of the files, shared by the ranks or not.
-        identity: JSON values that the predictions depend on: weights, dataset, settings. It is the first line of each
-            file; predictions of another identity are discarded.
+    The ranks may share the folder or not. The identity, JSON values that the predictions depend on (weights, dataset,
+    settings), is the first line of each file; predictions of another identity are discarded.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:

@@ -1,18 +1,12 @@
 """Grades of a judge model for open predictions; the judge is a custom function."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
-from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.metrics.base import EvalSample, has_text
 from alignvlm_pl.metrics.mmvet import Judge, judged_score
 from alignvlm_pl.utils.registry import import_path
-
-
-def needs_judge(benchmark: Benchmark) -> bool:
-    """Return whether a benchmark is scored by a judge."""
-    return any(scoring.load()[0].needs_judge for scoring in benchmark.scorings)
 
 
 def load_judge(name: str) -> Judge:
@@ -36,8 +30,3 @@ def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
             sample = replace(sample, meta={**sample.meta, "judged": score})
         graded.append(sample)
     return graded
-
-
-def ungraded(samples: Sequence[EvalSample]) -> int:
-    """Return the number of predictions without a grade."""
-    return sum(sample.meta.get("judged") is None for sample in samples)

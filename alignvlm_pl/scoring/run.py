@@ -148,12 +148,6 @@ def score_samples(
     )
 
 
-def unscored(benchmark: Benchmark, samples: Sequence[EvalSample], problems: Sequence[str]) -> Scored:
-    """Return the result of predictions that cannot be scored: they are kept, without a score."""
-    scores: list[dict[str, float]] = [{} for _ in samples]
-    return Scored(benchmark=benchmark, samples=list(samples), scores=scores, problems=list(problems))
-
-
 def _load(
     benchmark: Benchmark, rule: str | None, samples: Sequence[EvalSample]
 ) -> list[tuple[Metric, tuple[str, ...]]]:

@@ -68,7 +68,7 @@ class TabTable:
                     row = self._row(number, offset, cells, lines.taken)
                 if row.problem and len(lines.taken) > 1:
                     # A quote that is not closed takes the next lines into its cell: they are read again.
-                    lines.go_to(lines.first_end)
+                    lines.offset = stream.seek(lines.first_end)
                     reader = csv.reader(lines, delimiter="\t")
                 yield row
 
@@ -100,12 +100,9 @@ def _is_closed(cells: list[str], lines: list[str]) -> bool:
 
 
 class _Lines:
-    """Lines of a file as text, with their offsets, which csv's reader does not give.
+    """Lines of a file as text, with the `offset` behind the last, which csv's reader does not give.
 
-    Attributes:
-        offset: The byte after the last line.
-        taken: The lines of the row that is being read.
-        first_end: The byte after the first of them.
+    `taken` are the lines of the row that is being read, and `first_end` is the byte behind the first of them.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -130,8 +127,3 @@ class _Lines:
         if len(line) > room >= 0:
             raise csv.Error(f"{_OPEN}, for more than {MAX_CONTINUED:,} bytes")
         return text
-
-    def go_to(self, offset: int) -> None:
-        """Continue with the line that begins at a byte."""
-        self._stream.seek(offset)
-        self.offset = offset

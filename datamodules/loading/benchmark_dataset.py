@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, load_benchmark, with_prompt_files
+from alignvlm_pl.benchmarks import BENCHMARKS, Benchmark, get_benchmark, load_benchmark
+from alignvlm_pl.benchmarks.base import with_prompt_files
 from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.scoring.problems import Problem
 

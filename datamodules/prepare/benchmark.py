@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.benchmarks import Benchmark, SourceFile, get_benchmark
+from alignvlm_pl.benchmarks import Benchmark, get_benchmark
+from alignvlm_pl.benchmarks.base import SourceFile
 from alignvlm_pl.benchmarks.rows import answer_problem, read_row
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.metrics.base import has_text
