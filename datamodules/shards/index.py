@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,7 @@ _REMEDY = "`prepare index FOLDER` writes it"
 _ENTRIES = ("text_bytes", "supervised_bytes", "sources")
 # Where the key and the images of each sample begin in the columns of all keys and sizes.
 _STARTS = {"key_starts": "keys", "image_starts": "sizes"}
-_TYPES = {
-    "offsets": np.uint64,
-    **dict.fromkeys((*_ENTRIES, *_STARTS, "sizes"), np.uint32),
-    "keys": np.uint8,
-}
+_TYPES = {"offsets": np.uint64, "keys": np.uint8} | dict.fromkeys((*_ENTRIES, *_STARTS, "sizes"), np.uint32)
 
 
 class MissingIndexError(DataError):
@@ -78,16 +74,16 @@ class SampleIndex:
             described = json.loads((file.metadata() or {}).get("index", "{}"))
             version, self.source_names = described.get("version"), tuple(map(str, described.get("sources", ())))
         except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"sample index {path} is malformed ({error!r:.200}); {_REMEDY}") from error
+            raise _index_error(path, f"malformed ({error!r:.200})") from error
         if version != INDEX_VERSION:
-            raise DataError(f"sample index {path}: expected version {INDEX_VERSION}, found {version}; {_REMEDY}")
+            raise _index_error(path, f"expected version {INDEX_VERSION}, found {version}")
         shapes = {name: column.get_shape() for name, column in self._columns.items()}
         self._length = max(shapes.get("offsets", [0])[0] - 1, 0)
         expected = {name: [self._length] for name in _ENTRIES}
         expected |= {name: [self._length + 1] for name in ("offsets", *_STARTS)}
         expected |= {"keys": shapes.get("keys", [0])[:1], "sizes": [*shapes.get("sizes", [0])[:1], 2]}
         if shapes != expected:
-            raise DataError(f"sample index {path}: expected columns of {expected}, found {shapes}; {_REMEDY}")
+            raise _index_error(path, f"expected columns of {expected}, found {shapes}")
 
     def __len__(self) -> int:
         return self._length
@@ -96,46 +92,43 @@ class SampleIndex:
         """Return the row of a sample."""
         if not 0 <= number < self._length:
             raise IndexError(number)
-        return IndexRow(
-            offset=self.extent(number)[0],
-            key=self._part("key_starts", number).tobytes().decode("utf-8", "surrogatepass"),
-            sizes=tuple((int(width), int(height)) for width, height in self._part("image_starts", number)),
-            text_bytes=int(self._columns["text_bytes"][number]),
-            source=self.source_names[int(self._columns["sources"][number])],
-            supervised_bytes=int(self._columns["supervised_bytes"][number]),
-        )
+        return next(self._rows(number, number + 1))
 
     def __iter__(self) -> Iterator[IndexRow]:
         """Yield all rows, of columns that are read at once."""
-        column = {name: self._whole(name).tolist() for name in self._columns if name != "keys"}
-        keys, sizes = self._whole("keys").tobytes(), [tuple(size) for size in column["sizes"]]
-        for number in range(self._length):
-            first, after = column["key_starts"][number : number + 2]
-            image, end = column["image_starts"][number : number + 2]
+        return self._rows(0, self._length)
+
+    def _rows(self, first: int, last: int) -> Iterator[IndexRow]:
+        entries = [self._read(name, first, last).tolist() for name in ("offsets", *_ENTRIES)]
+        key_starts, image_starts = (self._read(name, first, last + 1) for name in _STARTS)
+        keys = self._read("keys", key_starts[0], key_starts[-1]).tobytes()
+        sizes = [tuple(size) for size in self._read("sizes", image_starts[0], image_starts[-1]).tolist()]
+        parts = [pairwise((starts - starts[0]).tolist()) for starts in (key_starts, image_starts)]
+        for offset, text_bytes, supervised_bytes, source, key, images in zip(*entries, *parts, strict=True):
             yield IndexRow(
-                offset=column["offsets"][number],
-                key=keys[first:after].decode("utf-8", "surrogatepass"),
-                sizes=tuple(sizes[image:end]),
-                text_bytes=column["text_bytes"][number],
-                source=self.source_names[column["sources"][number]],
-                supervised_bytes=column["supervised_bytes"][number],
+                offset=offset,
+                key=keys[slice(*key)].decode("utf-8", "surrogatepass"),
+                sizes=tuple(sizes[slice(*images)]),
+                text_bytes=text_bytes,
+                source=self.source_names[source],
+                supervised_bytes=supervised_bytes,
             )
 
     def of_sources(self, names: Collection[str]) -> list[int]:
         """Return the numbers of the samples whose source is one of `names`."""
         wanted = [number for number, name in enumerate(self.source_names) if name in names]
-        found: list[int] = np.flatnonzero(np.isin(self._whole("sources"), wanted)).tolist()
+        found: list[int] = np.flatnonzero(np.isin(self._read("sources"), wanted)).tolist()
         return found
 
     @property
     def end(self) -> int:
         """Byte of the shard where the data of the last sample ends, padded to whole blocks."""
-        return int(self._columns["offsets"][self._length])
+        return int(self._read("offsets", self._length)[0])
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return the first byte of a sample in the shard, and the first byte after it."""
-        start, stop = self._columns["offsets"][number : number + 2]
-        return int(start), int(stop)
+        start, stop = self._read("offsets", number, number + 2).tolist()
+        return start, stop
 
     def check(self) -> None:
         """Read all columns and check what rows rely on.
@@ -143,7 +136,7 @@ class SampleIndex:
         Raises:
             ValueError: An offset does not ascend, or a number points past a column.
         """
-        columns = {name: self._whole(name) for name in self._columns}
+        columns = {name: self._read(name) for name in self._columns}
         if wrong := [name for name, column in columns.items() if column.dtype != _TYPES[name]]:
             raise ValueError(f"columns {', '.join(wrong)} are not of the types of an index")
         offsets = columns["offsets"]
@@ -158,14 +151,11 @@ class SampleIndex:
         if not _whole_characters(columns["keys"], columns["key_starts"]):
             raise ValueError("expected keys in UTF-8, each from the first byte of a character")
 
-    def _part(self, starts: str, number: int) -> np.ndarray:
-        start, stop = self._columns[starts][number : number + 2]
-        column = _STARTS[starts]
-        return self._columns[column][int(start) : int(stop)] if stop > start else np.zeros(0, _TYPES[column])
-
-    def _whole(self, name: str) -> np.ndarray:
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return a part of a column; of safetensors, an empty one cannot be read."""
         column = self._columns[name]
-        return column[:] if column.get_shape()[0] else np.zeros(column.get_shape(), _TYPES[name])
+        stop = column.get_shape()[0] if stop is None else stop
+        return column[int(start) : int(stop)] if stop > start else np.zeros((0, *column.get_shape()[1:]), _TYPES[name])
 
 
 def _whole_characters(text: np.ndarray, starts: np.ndarray) -> bool:
@@ -185,7 +175,7 @@ def index_path(shard: Path) -> Path:
 def index_row(
     record: Mapping[str, Any], *, offset: int, key: str, sizes: Iterable[tuple[int, int]], source: str
 ) -> IndexRow:
-    """Return the row of a record that `check_record` has passed; `source` is used where the record names none."""
+    """Return the row of a checked record; `source` is used where the record names none."""
     texts = [(turn["role"], len(message_text(turn).encode())) for turn in record["messages"]]
     return IndexRow(
         offset=offset,
@@ -200,10 +190,7 @@ def index_row(
 def write_index(path: Path, rows: Sequence[IndexRow], *, end: int) -> str:
     """Write the index of a shard to its path, complete or not at all, and return the sha256 of the file.
 
-    Args:
-        path: The index.
-        rows: The samples of the shard, in their order.
-        end: Byte of the shard where the data of the last sample ends.
+    `rows` are the samples of the shard in their order, `end` the byte where the data of the last one ends.
     """
     names = sorted({row.source for row in rows})
     numbers = {name: number for number, name in enumerate(names)}
@@ -247,22 +234,20 @@ def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
 def _check(path: Path, state: tuple[int, ...], shard: Shard) -> None:
     """Read all of an index; once for each `state` of the file."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if shard.index_sha256 and found != shard.index_sha256:
-        raise DataError(
-            f"sample index {path}: expected sha256 {shard.index_sha256[:16]}…, found {found[:16]}…; {_REMEDY}"
-        )
+    if shard.index_sha256 not in ("", found):
+        raise _index_error(path, f"expected sha256 {shard.index_sha256[:16]}…, found {found[:16]}…")
     index = SampleIndex(path)
     if len(index) != shard.num_samples:
-        raise DataError(
-            f"sample index {path}: expected {shard.num_samples} samples as in the manifest, found {len(index)}; "
-            f"{_REMEDY}"
-        )
+        raise _index_error(path, f"expected {shard.num_samples} samples as in the manifest, found {len(index)}")
     try:
         index.check()
     except (ValueError, SafetensorError) as error:
-        raise DataError(f"sample index {path} is malformed ({error}); {_REMEDY}") from error
+        raise _index_error(path, f"malformed ({error})") from error
     if index.end > shard.bytes:
-        raise DataError(
-            f"sample index {path}: its last sample ends at byte {index.end}, expected at most the "
-            f"{shard.bytes} bytes of the shard; {_REMEDY}"
+        raise _index_error(
+            path, f"its last sample ends at byte {index.end}, expected at most the {shard.bytes} bytes of the shard"
         )
+
+
+def _index_error(path: Path, what: str) -> DataError:
+    return DataError(f"sample index {path}: {what}; {_REMEDY}")

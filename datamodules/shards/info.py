@@ -9,6 +9,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
 from alignvlm_pl.utils.skipped import SkippedSamples
 
-from .manifest import Manifest, load_manifest
+from .manifest import load_manifest
 from .reader import is_json, read_shard
 from .sample import SampleError, check_record, message_text
-from .sample_formats import FORMATS, parse_record
+from .sample_formats import FORMATS, RawSample, locate_sample, parse_record
 from .shard_file import upright_size
 
 QUANTILES = (0, 10, 50, 90, 100)
@@ -83,16 +84,15 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
     """
     manifest = load_manifest(folder)
     found = DatasetInfo()
-    for record in _records(manifest, form):
+    wanted = is_json if form == "normal" else lambda name: True
+    for raw in chain.from_iterable(read_shard(manifest, shard, wanted=wanted) for shard in manifest.shards):
         try:
-            if isinstance(record, SampleError):
-                raise record
-            measures = _measures(record[1], model, where=record[0])
+            record = _record(raw, form)
+            measures = _measures(record, model, where=locate_sample(raw))
         except SampleError as error:
             found.skipped.add(error.reason, str(error))
             continue
-        source = str(record[1].get("source", "unknown"))
-        info = found.sources.setdefault(source, SourceInfo())
+        info = found.sources.setdefault(str(record.get("source", "unknown")), SourceInfo())
         info.samples += 1
         for name, value in measures:
             info.measures.setdefault(name, []).append(value)
@@ -128,23 +128,13 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
     return 0
 
 
-def _records(manifest: Manifest, form: str) -> Iterator[tuple[str, dict[str, Any]] | SampleError]:
-    """Yield each sample's name in errors and its record, with the sizes of its images; or the error of the sample."""
-    normal = form == "normal"
-    for shard in manifest.shards:
-        for raw in read_shard(manifest, shard, wanted=is_json if normal else lambda name: True):
-            where = f"{raw['__url__']}, " + (f"{raw['__key__']}.json" if normal else f"sample {raw['__key__']!r}")
-            if normal and "json" not in raw:
-                yield SampleError(f"{where} has no json", "missing_json")
-                continue
-            try:
-                yield where, parse_record(raw["json"], where=where) if normal else _converted(raw, form)
-            except SampleError as error:
-                yield error
-
-
-def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:
-    """Return the record of a sample of another format, with the sizes of its images."""
+def _record(raw: RawSample, form: str) -> dict[str, Any]:
+    """Return the record of a sample, with the sizes of its images."""
+    where = locate_sample(raw)
+    if form == "normal":
+        if "json" not in raw:
+            raise SampleError(f"{where} has no json", "missing_json")
+        return parse_record(raw["json"], where=where)
     try:
         record, images, files = FORMATS[form](raw)
         sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
@@ -152,7 +142,7 @@ def _converted(raw: dict[str, Any], form: str) -> dict[str, Any]:
         raise
     except DataError as error:  # of another schema: here of this sample alone
         raise SampleError(str(error)) from error
-    check_record(record, num_images=len(images), where=f"{raw['__url__']}, sample {raw['__key__']!r}")
+    check_record(record, num_images=len(images), where=where)
     return record | {"images": [{"w": width, "h": height} for width, height in sizes]}
 
 

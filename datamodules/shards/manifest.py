@@ -7,15 +7,14 @@ types and file names are checked before anything is opened.
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.atomic_files import atomic_path, printable
-from alignvlm_pl.utils.text_files import parse_json
+from alignvlm_pl.utils.atomic_files import write_atomically
+from alignvlm_pl.utils.text_files import parse_json, repeated_name
 
 from ..storage.fetching import Expected, file_digest
 from ..storage.location import Storage, check_file_name, format_location
@@ -84,30 +83,17 @@ class Manifest:
         return not isinstance(self.folder, Path)
 
     def shard_path(self, shard: Shard) -> Path:
-        """Return the local file of one shard, fetching it where the dataset is remote.
-
-        Raises:
-            DataError: It cannot be fetched, or is not as the manifest describes it. A local file is not checked.
-        """
+        """Return the local file of one shard, fetched and checked (DataError) where the dataset is remote."""
         return self.storage.local_path(self.folder, shard.path, Expected(bytes=shard.bytes, sha256=shard.sha256))
 
     def open_shard(self, shard: Shard) -> BinaryIO:
-        """Open one shard for reading, fetching it where the dataset is remote.
-
-        Raises:
-            DataError: It is missing, cannot be fetched, or has another size than the manifest says.
-        """
+        """Open one shard for reading; DataError: missing, not to be fetched, or not of the manifest's size."""
         path = self.shard_path(shard)
         verify_shard(path, shard)
         return path.open("rb")
 
     def index_path(self, shard: Shard) -> Path:
-        """Return the local file of the sample index beside a shard; the shard itself is not fetched.
-
-        Raises:
-            MissingFileError: A remote dataset has none.
-            DataError: It cannot be fetched, or its checksum differs. A local file is not checked.
-        """
+        """Return the local file of the sample index beside a shard; as `shard_path`, and MissingFileError for none."""
         # Without a checksum of the index, that of the shard tells whether a cached index is up to date.
         tag = f"{shard.bytes}/{shard.sha256}"
         name = str(PurePosixPath(shard.path).with_suffix(INDEX_SUFFIX))
@@ -141,8 +127,7 @@ def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Mani
     located = storage.locate(folder)
     where = f"{format_location(located)}/{MANIFEST_NAME}"
     record, digest = _read_json(located, where, storage)
-    manifest = _parse(record, folder=located, where=where)
-    return replace(manifest, sha256=digest, storage=storage)
+    return _parse(record, folder=located, where=where, sha256=digest, storage=storage)
 
 
 def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None) -> Manifest:
@@ -170,11 +155,7 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: S
 
 
 def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> None:
-    """Compare a local shard file with its entry in the manifest.
-
-    Raises:
-        DataError: The file is missing, or its size or checksum differs.
-    """
+    """Compare a local shard file with its entry in the manifest; raise DataError where it is missing or differs."""
     if not path.is_file():
         raise DataError(f"shard {path} is missing but {MANIFEST_NAME} lists it; copy it again or rebuild the dataset")
     size = path.stat().st_size
@@ -205,8 +186,7 @@ def write_manifest(manifest: Manifest) -> Path:
         raise DataError(f"cannot write {manifest.where(MANIFEST_NAME)}: datasets are written to local folders")
     path = manifest.folder / MANIFEST_NAME
     try:
-        with atomic_path(path) as partial:
-            partial.write_text(printable(json.dumps(record, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     return path
@@ -217,9 +197,9 @@ def _read_json(folder: Path | str, where: str, storage: Storage) -> tuple[Mappin
     try:
         content = storage.read_small(folder, MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     except MissingFileError as error:
-        absent = isinstance(folder, Path) and not folder.is_dir()
         if isinstance(folder, Path) and folder.is_file():
             raise DataError(f"{folder} is a file: give the folder of the dataset, with its {MANIFEST_NAME}") from error
+        absent = isinstance(folder, Path) and not folder.is_dir()
         what = "no such folder" if absent else f"no {MANIFEST_NAME} in it"
         raise DataError(
             f"{format_location(folder)} is not a complete dataset: {what}; its writing was interrupted or "
@@ -229,18 +209,18 @@ def _read_json(folder: Path | str, where: str, storage: Storage) -> tuple[Mappin
         record = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); write the dataset again") from error
-    if not isinstance(record, dict) or record.get("version") != MANIFEST_VERSION:
-        version = record.get("version") if isinstance(record, dict) else None
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != MANIFEST_VERSION:
         raise DataError(f"{where}: expected version {MANIFEST_VERSION}, found {version!r:.40}; write the dataset again")
     return record, hashlib.sha256(content).hexdigest()
 
 
-def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Manifest:
+def _parse(record: Mapping[str, Any], *, where: str, **read: Any) -> Manifest:
+    """Return the manifest of a record; `read` are the fields that come from elsewhere."""
     known = {"version", "name", "source", "license", "num_samples", "sources", "shards"}
     try:
         shards = tuple(_parse_shard(entry, where=where) for entry in _checked(list, record["shards"]))
         manifest = Manifest(
-            folder=folder,
             name=_checked(str, record["name"]),
             source=_checked(str, record["source"]),
             license=_checked(str, record["license"]),
@@ -248,15 +228,15 @@ def _parse(record: Mapping[str, Any], *, folder: Path | str, where: str) -> Mani
             shards=shards,
             sources={name: _count(number) for name, number in _checked(dict, record.get("sources", {})).items()},
             extra={key: value for key, value in record.items() if key not in known},
+            **read,
         )
         _check_extra(manifest.extra)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: a field is missing or malformed ({error!s:.200}); write it again") from error
     if not shards or manifest.num_samples < 1:
         raise DataError(f"{where}: the dataset is empty ({len(shards)} shards); write it again")
-    repeated = [name for name, number in Counter(shard.path for shard in shards).items() if number > 1]
-    if repeated:
-        raise DataError(f"{where}: shard {repeated[0]} is listed twice; write the dataset again")
+    if repeated := repeated_name(shard.path for shard in shards):
+        raise DataError(f"{where}: shard {repeated} is listed twice; write the dataset again")
     return manifest
 
 
