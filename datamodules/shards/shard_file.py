@@ -7,12 +7,13 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import read_header
 from alignvlm_pl.utils.atomic_files import partial_path, replace_path
 
+from ..storage.fetching import file_digest
 from .index import IndexRow, index_path, index_row, write_index
 from .manifest import Shard
 from .sample import SampleError, check_record
@@ -76,7 +77,11 @@ def shard_sample(
     if len(images) != len(extensions):
         raise SampleError(f"{where}: {len(images)} images but {len(extensions)} extensions")
     check_record(record, num_images=len(images), where=where)
-    files = [f"{index}.{_extension(extension, where)}" for index, extension in enumerate(extensions)]
+    files = [f"{index}.{extension.lower().lstrip('.')}" for index, extension in enumerate(extensions)]
+    for file, extension in zip(files, extensions, strict=True):
+        if file.partition(".")[2] not in EXTENSIONS:
+            expected = f"expected one of {', '.join(EXTENSIONS)}"
+            raise SampleError(f"{where}: image extension {extension!r}, {expected}", "image_format")
     defaults = {"id": key, "source": source, "task": "vqa", "license": license}
     if sizes is None:
         named = zip(images, files, strict=True)
@@ -103,9 +108,8 @@ class OpenShard:
         self.size = 0
         self._rows: list[IndexRow] = []
         self._partial = partial_path(path)
-        self._file = _HashingFile(self._partial.open("wb"))
-        stream: Any = self._file  # tarfile asks for a whole file object but only writes
-        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._file = self._partial.open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     @property
     def num_samples(self) -> int:
@@ -130,15 +134,15 @@ class OpenShard:
         self._tar.close()
         self._file.close()
         # The index first: a shard under its own name always has one.
-        index_sha256 = write_index(index_path(self.path), self._rows, end=end)
-        replace_path(self._partial, self.path)
-        return Shard(
+        shard = Shard(
             path=self.path.name,
             num_samples=self.num_samples,
-            bytes=self._file.num_bytes,
-            sha256=self._file.digest.hexdigest(),
-            index_sha256=index_sha256,
+            bytes=self._partial.stat().st_size,
+            sha256=file_digest(self._partial),
+            index_sha256=write_index(index_path(self.path), self._rows, end=end),
         )
+        replace_path(self._partial, self.path)
+        return shard
 
     def abandon(self) -> None:
         """Remove what was written."""
@@ -148,41 +152,9 @@ class OpenShard:
             index_path(self.path).unlink(missing_ok=True)
 
 
-class _HashingFile:
-    """Write-only file that keeps the checksum and length of what passes through."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-        self._stream = stream
-
-    def write(self, data: bytes) -> int:
-        if self._stream.closed:  # tarfile flushes an abandoned archive once more when it is collected
-            return len(data)
-        self.digest.update(data)
-        self.num_bytes += len(data)
-        return self._stream.write(data)
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 def upright_size(image: bytes, *, name: str) -> tuple[int, int]:
-    """Return width and height in pixels of an image as it is seen; reads the header only.
-
-    Raises:
-        SampleError: It is not an image.
-    """
+    """Return width and height in pixels of an image as it is seen, by its header; SampleError: it is none."""
     try:
         return read_header(image, name=name)[1]
     except DataError as error:
         raise SampleError(str(error), "undecodable_image") from error
-
-
-def _extension(extension: str, where: str) -> str:
-    lower = extension.lower().lstrip(".")
-    if lower not in EXTENSIONS:
-        raise SampleError(
-            f"{where}: image extension {extension!r}, expected one of {', '.join(EXTENSIONS)}", "image_format"
-        )
-    return lower

@@ -6,7 +6,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
@@ -47,32 +49,32 @@ class Verification:
         known = {shard.path for shard in manifest.shards}
         for path in tar_paths(folder):
             if path.name not in known:
-                yield Damage(shard=path.name, kind="not_listed", message="the manifest does not list this shard")
+                yield _damage(path.name, "not_listed", "the manifest does not list this shard")
         for shard in manifest.shards:
             progress(shard)
             yield from self._shard(manifest, shard)
         total = sum(shard.num_samples for shard in manifest.shards)
         if total != manifest.num_samples:
             message = f"num_samples is {manifest.num_samples}, the shards sum to {total}"
-            yield Damage(shard="manifest.json", kind="wrong_count", message=message)
+            yield _damage("manifest.json", "wrong_count", message)
 
     def _shard(self, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
+        damage = partial(_damage, shard.path)
         try:
             path = manifest.shard_path(shard)
-            if not path.is_file():
-                raise FileNotFoundError(path)
-            size = path.stat().st_size
-        except (MissingFileError, FileNotFoundError):
-            yield Damage(shard=shard.path, kind="missing", message="the manifest lists this shard, but it is not there")
-            return
+            size = path.stat().st_size if path.is_file() else None
+        except MissingFileError:
+            size = None
         except DataError as error:
-            yield Damage(shard=shard.path, kind="not_fetched", message=str(error))
+            yield damage("not_fetched", str(error))
+            return
+        if size is None:
+            yield damage("missing", "the manifest lists this shard, but it is not there")
             return
         if size != shard.bytes:
-            message = f"expected {shard.bytes} bytes, found {size}"
-            yield Damage(shard=shard.path, kind="wrong_size", message=message)
+            yield damage("wrong_size", f"expected {shard.bytes} bytes, found {size}")
         elif self.checksums and shard.sha256 and file_digest(path) != shard.sha256:
-            yield Damage(shard=shard.path, kind="wrong_sha256", message="the content has changed: another checksum")
+            yield damage("wrong_sha256", "the content has changed: another checksum")
         walked = list(walk(path))
         yield from (found for found in walked if isinstance(found, Damage))
         samples = list(sample_groups(found for found in walked if isinstance(found, Member)))
@@ -85,18 +87,14 @@ class Verification:
             else:
                 yield from self._sample(path, key, group, rows)
         if len(samples) != shard.num_samples:
-            message = f"expected {shard.num_samples} samples, found {len(samples)}"
-            yield Damage(shard=shard.path, kind="wrong_count", message=message)
+            yield damage("wrong_count", f"expected {shard.num_samples} samples, found {len(samples)}")
         end = samples[-1][1][-1].end if samples else 0
         yield from _index_damage(manifest, shard, [(key, group[0].begin) for key, group in samples], rows, end)
 
     def _sample(self, path: Path, key: str, members: list[Member], rows: list[IndexRow | None]) -> Iterator[Damage]:
         first = members[0]
         rows.append(None)
-
-        def damage(kind: str, message: str) -> Damage:
-            return Damage(shard=path.name, kind=kind, message=message, member=first.name, offset=first.offset)
-
+        damage = partial(_damage, path.name, member=first.name, offset=first.offset)
         if key in self.seen:
             yield damage("repeated_key", f"sample {key!r} is in {self.seen[key]} already")
         self.seen.setdefault(key, path.name)
@@ -107,11 +105,8 @@ class Verification:
             check_record(record, num_images=len(images), where=key)
             sizes = [upright_size(data, name=file) for data, file in zip(images, files, strict=True)]
             rows[-1] = index_row(record, offset=first.begin, key=key, sizes=sizes, source="")
-        except SampleError as error:
-            yield damage(error.reason, str(error))
-            return
         except DataError as error:
-            yield damage("not_a_sample", str(error))
+            yield damage(error.reason if isinstance(error, SampleError) else "not_a_sample", str(error))
             return
         if self.checksums:
             yield from _other_images(record.get("images"), images, files, sizes, damage)
@@ -129,10 +124,7 @@ def _index_damage(
 
     Sources are not compared: `prepare index` sets those of samples that name none.
     """
-
-    def damage(kind: str, message: str) -> Damage:
-        return Damage(shard=index_path(Path(shard.path)).name, kind=kind, message=message)
-
+    damage = partial(_damage, index_path(Path(shard.path)).name)
     try:
         index = load_index(manifest, shard)
     except MissingIndexError:
@@ -169,6 +161,10 @@ def _other_images(
         if wrong:
             listing = ", ".join(f"{name} {entry[name]!r:.20}, found {found[name]!r:.20}" for name in wrong)
             yield damage("wrong_picture", f"{file} is not the image that its json describes: expected {listing}")
+
+
+def _damage(shard: str, kind: str, message: str, **place: Any) -> Damage:
+    return Damage(shard=shard, kind=kind, message=message, **place)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ class ShardWriter:
         max_bytes: int = MAX_SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
-        """Prepare a folder for a new dataset.
+        """Prepare a folder for a new dataset; an invalid name or size is a ConfigError.
 
         Args:
             out_dir: Folder for the shards; created if needed.
@@ -59,9 +59,6 @@ class ShardWriter:
             samples_per_shard: Samples after which a new shard begins.
             max_bytes: Size in bytes after which a new shard begins.
             overwrite: Replace a finished dataset.
-
-        Raises:
-            ConfigError: An invalid name or size.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(f"name of a dataset: expected letters, digits, '_' and '-', found {name!r}")
@@ -124,16 +121,12 @@ class ShardWriter:
         logger.info("wrote %d samples in %d shards to %s", self.num_samples, len(self._shards), self.folder)
 
     def add(self, record: Mapping[str, Any], images: Sequence[bytes], extensions: Sequence[str]) -> str:
-        """Write one sample.
+        """Write one sample and return the key that it is given.
 
         Args:
-            record: JSON of the sample; ``messages`` is required. ``id``, ``source``, ``license``, ``task``
-                and ``images`` (names, sizes, checksums) are filled in where missing.
+            record: JSON of the sample with its ``messages``; `shard_sample` adds what is missing.
             images: Encoded image files, stored byte by byte.
             extensions: File name extension of each image, without dot.
-
-        Returns:
-            The key given to the sample.
 
         Raises:
             DataError: The sample violates the sample schema, or the disk is full.
@@ -146,11 +139,10 @@ class ShardWriter:
         return key
 
     def _write(self, sample: ShardSample) -> None:
-        size = sample.size
         full = self._open_shard
-        if full and (full.num_samples >= self._samples_per_shard or full.size + size > self._max_bytes):
+        if full and (full.num_samples >= self._samples_per_shard or full.size + sample.size > self._max_bytes):
             self._close_shard()
-        check_space(self.folder, size)
+        check_space(self.folder, sample.size)
         try:
             if self._open_shard is None:
                 self._open_shard = OpenShard(self.folder / f"{self.name}-{len(self._shards):05d}.tar")
@@ -159,13 +151,12 @@ class ShardWriter:
             raise space_error(self.folder, error) from error
 
     def _close_shard(self) -> None:
-        if self._open_shard is None:
-            return
-        try:
-            self._shards.append(self._open_shard.finish())
-        except OSError as error:
-            raise space_error(self.folder, error) from error
-        self._open_shard = None
+        if self._open_shard is not None:
+            try:
+                self._shards.append(self._open_shard.finish())
+            except OSError as error:
+                raise space_error(self.folder, error) from error
+            self._open_shard = None
 
     def _discard(self) -> None:
         """Remove what this run wrote."""
@@ -178,7 +169,7 @@ class ShardWriter:
 
 def is_part_of(name: str, file: str) -> bool:
     """Whether a file is a shard or an index, finished or not, of the dataset called `name`."""
-    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.json)(\.partial)?", file) is not None
+    return re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.(tar|index\.(json|safetensors))(\.partial)?", file) is not None
 
 
 def check_space(folder: Path, size: int) -> None:
