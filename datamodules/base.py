@@ -19,8 +19,8 @@ from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 from .loading.benchmark_dataset import BenchmarkDataset, BenchmarkSource
 from .loading.collate import Batch, Collator, Processor
 from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
-from .loading.loader import ShardLoader
-from .loading.train_data import MixtureSource, Training, at_least, packed_rows, shares
+from .loading.loader import ShardLoader, TrainBatches
+from .loading.train_data import MixtureSource, Training, packed_rows, require_range
 from .loading.workers import start_server
 from .shards.decode import Decoder, SkipCounter
 from .shards.manifest import Manifest, load_manifest
@@ -91,11 +91,11 @@ class WebDataModule(pl.LightningDataModule):
         fetch_retries: int = 5,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, length_window=length_window)
-        at_least(1, token_budget=token_budget or 1, pack_window=pack_window)
-        at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
-        at_least(0, stall_seconds=stall_seconds, fetch_retries=fetch_retries)
-        shares(max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
+        require_range(1, batch_size=batch_size, eval_batch_size=eval_batch_size, length_window=length_window)
+        require_range(1, token_budget=token_budget or 1, pack_window=pack_window)
+        require_range(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
+        require_range(0, stall_seconds=stall_seconds, fetch_retries=fetch_retries)
+        require_range(0, 1, max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
         if token_budget and length_window > 1:
             raise ConfigError(
                 "data.init_args: token_budget and length_window exclude each other: packed rows are all of one length"
@@ -143,11 +143,7 @@ class WebDataModule(pl.LightningDataModule):
         return self
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and verify all manifests the stage needs, before any weights are loaded.
-
-        Raises:
-            DataError: A dataset is missing, truncated or too small for the ranks and workers.
-        """
+        """Read and verify all manifests the stage needs, before any weights are loaded; DataError where one fails."""
         if self.num_workers:
             start_server()  # it imports while manifests and weights are read
         training = self._training_folders() if stage in (None, "fit") else []
@@ -195,10 +191,7 @@ class WebDataModule(pl.LightningDataModule):
         """Micro batches of an epoch on each rank: rows // (batch size x ranks), in whole optimizer steps.
 
         Of packed rows it is an estimate, as many as the tokens of the datasets fill. By default for this module's
-        batch size and the trainer's world size.
-
-        Raises:
-            ConfigError: The batches of one step hold more samples than the datasets.
+        batch size and the trainer's world size. A step with more samples than the datasets have is a ConfigError.
         """
         size, ranks = batch_size or self.batch_size, world_size or self._rank_and_world_size()[1]
         stream = self._stream()
@@ -222,12 +215,15 @@ class WebDataModule(pl.LightningDataModule):
         rank, world_size = self._rank_and_world_size()
         self.teardown()
         counter = SkipCounter(max_share=self.max_skipped_share, max_unlabelled=self.max_unlabelled_share)
-        self.training = Training.begin(
-            self._stream(),
-            self._planner(),
+        batches = TrainBatches(
+            stream=self._stream(),
+            planner=self._planner(),
             collator=self._collator(),
             decoder=Decoder(adapter=self.adapter()),
             counter=None if self.strict else counter,
+        )
+        self.training = Training.begin(
+            batches,
             rank=rank,
             world_size=world_size,
             state=self._state,
@@ -235,18 +231,13 @@ class WebDataModule(pl.LightningDataModule):
             num_batches=self.steps_per_epoch(),
             num_workers=self.num_workers,
             step_batches=self._accumulation(),
-            stall_seconds=self.stall_seconds,
-            pin_memory=self._on_gpu(),
+            **self._loading(),
         )
         overfit = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
         return self._repeated(overfit) if overfit else self.training.loader
 
     def _repeated(self, batches: float) -> DataLoader[Batch]:
-        """Return an epoch that repeats the first batches, and stop the workers.
-
-        Args:
-            batches: Number of different batches, or share of an epoch, of which Lightning then uses only that share.
-        """
+        """Return an epoch that repeats its first batches, their number or share of an epoch, and stop the workers."""
         share = isinstance(batches, float)
         steps = self.steps_per_epoch() if share else int(batches)
         assert self.training is not None
@@ -282,30 +273,24 @@ class WebDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> list[ShardLoader]:
         """Prediction batches of each benchmark that is served."""
         options = self._benchmark_options
-        names = [name for name in self.benchmarks if options.names is None or name in options.names]
         return [
             self.benchmark_dataloader(name, limit=options.subset, done=options.predicted.get(name, ()))
-            for name in names
+            for name in self.benchmarks
+            if options.names is None or name in options.names
         ]
 
     def benchmark_dataloader(self, name: str, *, limit: int | None = None, done: Collection[int] = ()) -> ShardLoader:
-        """Prediction batches of one benchmark: each sample once over all ranks, see `plan_evaluation`.
+        """Prediction batches of one of `benchmarks`: each sample once over all ranks, see `plan_evaluation`.
 
         Args:
-            name: One of `benchmarks`.
+            name: Its name; an unknown one is a ConfigError.
             limit: Only the first samples; None for all.
             done: Positions of samples that have a prediction already, the same on all ranks.
-
-        Raises:
-            ConfigError: An unknown name, with the known ones.
         """
         chosen, options = self.benchmark_dataset(name), self._benchmark_options
-        longest = chosen.benchmark.max_new_tokens if chosen.benchmark else None
-        task = EvaluationTask(
-            dataset=name,
-            kind="read" if name in options.read else "generate",
-            max_new_tokens=longest or options.max_new_tokens,
-        )
+        longest = (chosen.benchmark.max_new_tokens if chosen.benchmark else None) or options.max_new_tokens
+        kind: Literal["read", "generate"] = "read" if name in options.read else "generate"
+        task = EvaluationTask(dataset=name, kind=kind, max_new_tokens=longest)
         collator = self._collator(generation=True, benchmark=chosen.benchmark)
         return self._evaluation_loader(chosen.manifest, chosen.positions(limit=limit, done=done), task, collator)
 
@@ -340,20 +325,18 @@ class WebDataModule(pl.LightningDataModule):
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
         dataset = EvaluationBatches(manifest=manifest, task=task, plan=plan, decoder=decoder, collator=collator)
-        return ShardLoader(
-            dataset,
-            num_batches=len(plan),
-            num_workers=num_workers,
-            stall_seconds=self.stall_seconds,
-            pin_memory=self._on_gpu(),
-        )
+        return ShardLoader(dataset, num_batches=len(plan), num_workers=num_workers, **self._loading())
 
-    def _on_gpu(self) -> bool:
-        """Whether the trainer runs on a GPU: pinning for a CPU run would start CUDA in it."""
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _loading(self) -> dict[str, Any]:
+        """Settings of all loaders. Pinned memory only where the trainer runs on a GPU: it would start CUDA."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"stall_seconds": self.stall_seconds, "pin_memory": on_gpu}
 
     def _collator(self, **options: Any) -> Collator:
-        return Collator(processor=self.processor, max_text_length=self._text_limit(), **options)
+        limit, stage = self.max_text_length, self._stage()
+        if limit is None and stage is not None:
+            limit = int(stage.max_text_length)
+        return Collator(processor=self.processor, max_text_length=limit, **options)
 
     @property
     def processor(self) -> Processor:
@@ -365,12 +348,6 @@ class WebDataModule(pl.LightningDataModule):
             raise ConfigError(f"{type(self).__name__} has no processor: give it to a Trainer or call attach()")
         processor: Processor = module.processor
         return processor
-
-    def _text_limit(self) -> int | None:
-        if self.max_text_length is not None:
-            return self.max_text_length
-        stage = self._stage()
-        return None if stage is None else int(stage.max_text_length)
 
     def _stream(self) -> TrainStream:
         """Return the stream of training samples; raise ConfigError where there is no dataset."""

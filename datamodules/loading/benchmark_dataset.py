@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,8 @@ class BenchmarkDataset:
             found: Benchmark | None = load_benchmark(benchmark)
         else:
             found = get_benchmark(known) if known else BENCHMARKS.get(name)
-        own = {part: path for part, path in prompts.items() if part.split("/")[0] == name}
-        return cls(
-            name=name,
-            manifest=manifest,
-            benchmark=with_prompt_files(found, {part[len(name) + 1 :]: own[part] for part in own}, name=name),
-        )
+        own = {part[len(name) + 1 :]: path for part, path in prompts.items() if part.split("/")[0] == name}
+        return cls(name=name, manifest=manifest, benchmark=with_prompt_files(found, own, name=name))
 
     @property
     def expected(self) -> int | None:
@@ -90,18 +87,15 @@ class BenchmarkDataset:
     @property
     def problems(self) -> list[Problem]:
         """Rows that `prepare` skipped, a line by reason."""
-        made = self.manifest.extra
-        first = made.get("skipped_first") or {}
+        first = self.manifest.extra.get("skipped_first") or {}
         folder = self.manifest.folder  # of a remote dataset, only the first rows are known
         rows = (read_skipped_rows(folder) if isinstance(folder, Path) else {}) or first
-        return [
-            Problem(
-                f"{count} rows skipped when it was prepared: {reason}"
-                + (f" ({'; '.join(first[reason])})" if reason in first else ""),
-                rows.get(reason, ()),
-            )
-            for reason, count in (made.get("skipped") or {}).items()
-        ]
+        found = []
+        for reason, count in (self.manifest.extra.get("skipped") or {}).items():
+            examples = f" ({'; '.join(first[reason])})" if reason in first else ""
+            text = f"{count} rows skipped when it was prepared: {reason}{examples}"
+            found.append(Problem(text, rows.get(reason, ())))
+        return found
 
     def positions(self, *, limit: int | None = None, done: Collection[int] = ()) -> list[int]:
         """Return the positions of the first `limit` samples, or all, but those that are done."""
@@ -110,12 +104,9 @@ class BenchmarkDataset:
 
     def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
         """Yield key and first image of the samples with these keys; those without an image are skipped."""
-        left = set(keys)
-        for raw in read_range(self.manifest, 0, self.manifest.num_samples if left else 0):
-            if raw["__key__"] in left:
-                _, images, files = adapter(raw)
-                if images:
-                    yield raw["__key__"], load_image(images[0], name=f"{locate_sample(raw)}, {files[0]}")
-                left.remove(raw["__key__"])
-                if not left:
-                    return
+        wanted = set(keys)
+        samples = read_range(self.manifest, 0, self.manifest.num_samples if wanted else 0)
+        for raw in islice((raw for raw in samples if raw["__key__"] in wanted), len(wanted)):
+            _, images, files = adapter(raw)
+            if images:
+                yield raw["__key__"], load_image(images[0], name=f"{locate_sample(raw)}, {files[0]}")

@@ -38,11 +38,7 @@ class Processor(Protocol):
         """Count the visual tokens of images of these (width, height) in pixels."""
 
     def count_tokens(
-        self,
-        messages: Sequence[Message],
-        sizes: Sequence[tuple[int, int]],
-        *,
-        max_text_length: int | None = None,
+        self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None = None
     ) -> int:
         """Count the ids that `encode` returns, from the sizes of the images; DataError as there."""
 
@@ -82,22 +78,16 @@ class Collator:
     benchmark: Benchmark | None = None
 
     def encode(self, sample: Sample, *, token_budget: int | None = None) -> EncodedSample:
-        """Encode one conversation.
-
-        Args:
-            sample: The sample.
-            token_budget: Largest number of its tokens; None: no limit.
+        """Encode one conversation of at most `token_budget` tokens; None: no limit.
 
         Raises:
             SampleError: The processor refuses it, for example because no supervised token fits, or it is too long.
         """
         messages = self._prompt(sample) if self.generation else answered_messages(sample.messages, sample.references)
-        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
-        images = [sample.images[part["index"]] for part in parts]
+        images = _in_order(messages, sample.images)
+        limit = self.max_text_length
         try:
-            encoded = self.processor.encode(
-                messages, images, max_text_length=self.max_text_length, generation=self.generation
-            )
+            encoded = self.processor.encode(messages, images, max_text_length=limit, generation=self.generation)
         except DataError as error:
             reason = UNLABELLED if isinstance(error, NothingToLearnError) else "not_encodable"
             raise SampleError(f"sample '{sample.key}' of {sample.source}: {error}", reason) from error
@@ -112,11 +102,9 @@ class Collator:
     def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
         """Count the tokens of a training record from the sizes of its images; raise SampleError as `encode`."""
         messages = answered_messages(record["messages"], record.get("references") or [])
-        parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
         try:
-            return self.processor.count_tokens(
-                messages, [sizes[part["index"]] for part in parts], max_text_length=self.max_text_length
-            )
+            ordered = _in_order(messages, sizes)
+            return self.processor.count_tokens(messages, ordered, max_text_length=self.max_text_length)
         except (DataError, IndexError) as error:
             raise SampleError(str(error), "not_encodable") from error
 
@@ -162,11 +150,7 @@ class Collator:
         return batch
 
     def collate_packed(self, rows: Sequence[Sequence[EncodedSample]]) -> Batch:
-        """Put several documents into each row of a training batch; adds the fields that only packed batches have.
-
-        Raises:
-            DataError: A batch without any supervised token.
-        """
+        """Put several documents into each row of a training batch; fields and errors as `collate` and those of rows."""
         tensors = self.processor.collate_packed([[item.encoded for item in row] for row in rows])
         fields = _fields([item for row in rows for item in row])
         batch = cast(Batch, {**tensors, **fields, "filler": False})
@@ -211,6 +195,12 @@ def _fields(items: Sequence[EncodedSample]) -> dict[str, Any]:
         "tokens": [len(item.encoded.input_ids) for item in items],
         "tiles": [item.encoded.num_tiles for item in items],
     }
+
+
+def _in_order(messages: Sequence[Message], images: Sequence[Any]) -> list[Any]:
+    """Return the images, or their sizes, in the order of their placeholders."""
+    parts = (part for turn in messages for part in turn["content"])
+    return [images[part["index"]] for part in parts if part["type"] == "image"]
 
 
 def prompt_messages(sample: Sample) -> list[Message]:

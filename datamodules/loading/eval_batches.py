@@ -63,14 +63,8 @@ def plan_evaluation(
 ) -> list[tuple[int, ...]]:
     """Split an evaluation dataset into the batches of one rank: positions of samples, none for a filler.
 
-    Every sample is in exactly one batch of one rank. All ranks get the same number of batches, at least one, as
-    Lightning skips a loop without batches and would not score what a killed run has left.
-
-    Args:
-        positions: Indices of the samples to evaluate, ascending.
-        batch_size: Largest number of samples in a batch.
-        rank: This process.
-        world_size: Number of processes.
+    Every one of the ascending `positions` is in exactly one batch of one rank. All ranks get the same number of
+    batches, at least one, as Lightning skips a loop without batches and would not score what a killed run has left.
     """
     own = positions[len(positions) * rank // world_size : len(positions) * (rank + 1) // world_size]
     plan = [tuple(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
@@ -127,10 +121,10 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             start = ends[number] - shard.num_samples
             location = Location(manifest=self.manifest, shard=shard, number=position - start)
             raw = reader.read(location)
+            item: EncodedSample | SkippedSample
             try:
                 sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
                 item = replace(self.collator.encode(sample), position=position)
             except SampleError as error:
-                yield SkippedSample(key=raw["__key__"], reason=error.reason, message=str(error))
-            else:
-                yield item
+                item = SkippedSample(key=raw["__key__"], reason=error.reason, message=str(error))
+            yield item

@@ -68,18 +68,18 @@ class TrainBatches(IterableDataset[WorkerItem]):
     Attributes:
         stream: Position -> sample.
         planner: Window of positions -> batches.
-        cursor: What this rank has still to read.
         decoder: Raw sample -> sample.
         collator: Sample -> encoded -> batch.
         counter: Counts skipped samples and stops at too many; None: the first raises.
+        cursor: What this rank has still to read.
     """
 
     stream: TrainStream
     planner: BatchPlanner
-    cursor: Cursor
     decoder: Decoder
     collator: Collator
     counter: SkipCounter | None
+    cursor: Cursor = field(default_factory=Cursor)
     reader: ShardReader = field(default_factory=ShardReader)
 
     def __iter__(self) -> Iterator[WorkerItem]:
@@ -114,8 +114,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         """Return the sample at a position; None where it is skipped, which is counted.
 
         Raises:
-            SampleError: It is invalid, and there is no counter.
-            DataError: The shard is damaged, or too many samples were skipped.
+            DataError: It is invalid and there is no counter, or too many were skipped; or its shard is damaged.
         """
         location = self.stream.locate(position)
         if self.counter is not None:
@@ -175,9 +174,9 @@ class ShardLoader:
             dataset: Makes the batches.
             num_batches: Batches per epoch, the same on all ranks.
             num_workers: Worker processes; 0 makes the batches in this process.
-            step_batches: Micro batches of an optimizer step, which training fetches together (steps.py).
+            step_batches: Micro batches of an optimizer step, which training fetches together.
             stall_seconds: See `Watchdog`.
-            pin_memory: Whether batches are in pinned memory, which is copied to a GPU without waiting for it.
+            pin_memory: As in `DataLoader`.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}
@@ -232,8 +231,9 @@ class ShardLoader:
 
     def _batches(self) -> Iterator[Batch]:
         while self._fetch_step():
-            summaries = [summary(item.batch) for item in self._ahead if item.batch and self._endless]
-            step: list[StepSummary] | None = summaries
+            step: list[StepSummary] | None = [
+                summary(item.batch) for item in self._ahead if item.batch and self._endless
+            ]
             while self._ahead:
                 item = self._ahead.popleft()
                 self.cursor = item.cursor

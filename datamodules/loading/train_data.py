@@ -1,5 +1,6 @@
 """The training loader with its state: stream, planner and cursors together."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,12 @@ from typing import Any
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.preprocessing.batch import Batch
 
-from ..shards.decode import Decoder, SkipCounter
 from ..shards.index import load_index
 from ..shards.manifest import Manifest, verify_shard
 from ..shards.sample import Sample
-from ..stream.batching import BatchPlanner
 from ..stream.state import State, differences, fingerprint, first_cursors, gather_state, resume_cursors
 from ..stream.stream import Source, TrainStream
-from .collate import Collator, Processor
+from .collate import Processor
 from .loader import ShardLoader, TrainBatches
 
 _MEASURED_SHARDS = 64
@@ -66,31 +65,21 @@ class Training:
 
     @classmethod
     def begin(
-        cls,
-        stream: TrainStream,
-        planner: BatchPlanner,
-        *,
-        collator: Collator,
-        decoder: Decoder,
-        counter: SkipCounter | None,
-        rank: int,
-        world_size: int,
-        state: State | None,
-        mode: str,
-        **loading: Any,
+        cls, batches: TrainBatches, *, rank: int, world_size: int, state: State | None, mode: str, **loading: Any
     ) -> "Training":
-        """Prepare the batches of one rank, from the state of a checkpoint or from the first sample.
+        """Set the cursor of the batches of one rank, by the state of a checkpoint or to the first sample.
 
-        `mode` is that of `resume_cursors`, `loading` are settings of `ShardLoader`, the others those of `TrainBatches`.
+        `mode` is that of `resume_cursors`, `loading` are settings of `ShardLoader`.
 
         Raises:
             ConfigError: The state is of other data or settings.
         """
+        stream, planner, collator, adapter = batches.stream, batches.planner, batches.collator, batches.decoder.adapter
         identity = fingerprint(
             stream,
             planner,
             max_text_length=collator.max_text_length,
-            members=getattr(decoder.adapter, "__qualname__", repr(decoder.adapter)),
+            members=getattr(adapter, "__qualname__", repr(adapter)),
             **{f"processor.{name}": value for name, value in collator.processor.identity().items()},
         )
         cursors = (
@@ -98,35 +87,21 @@ class Training:
             if state is None
             else resume_cursors(state, stream, planner, identity=identity, world_size=world_size, mode=mode)
         )
-        batches = TrainBatches(
-            stream=stream,
-            planner=planner,
-            cursor=cursors[rank],
-            decoder=decoder,
-            collator=collator,
-            counter=counter,
-        )
+        batches.cursor = cursors[rank]
         before = state["samples_seen"] if state is not None and rank == 0 else {}
         return cls(batches=batches, loader=ShardLoader(batches, **loading), identity=identity, seen_before=before)
 
     def require_identity(self, recorded: Mapping[str, str]) -> None:
-        """Compare the fingerprint of the data with that of a run.
-
-        Raises:
-            DataError: They differ, naming each difference.
-        """
+        """Compare the fingerprint of the data with that of a run; DataError with each difference."""
         if listing := "; ".join(differences(recorded, self.identity)):
             raise DataError(f"the run was trained on other data or settings: {listing}; restore them")
 
     def read(self, positions: Sequence[int], *, per_row: Sequence[int] | None = None) -> tuple[Batch, list[Sample]]:
-        """Read one micro batch again and verify the checksums of its shards.
+        """Read one micro batch again, and its samples, and verify the checksums of its shards.
 
         Args:
             positions: Positions of its samples.
             per_row: Samples of each row of a packed batch; None: one.
-
-        Returns:
-            The batch and its samples.
 
         Raises:
             DataError: A shard has changed, or a sample cannot be read.
@@ -137,8 +112,7 @@ class Training:
             where = location.manifest.where(location.shard.path)
             # The checksum of a remote shard was compared when it was fetched.
             if where not in self.verified and not location.manifest.is_remote:
-                path = location.manifest.shard_path(location.shard)
-                verify_shard(path, location.shard, verify_sha256=True)
+                verify_shard(location.manifest.shard_path(location.shard), location.shard, verify_sha256=True)
                 self.verified.add(where)
             item = self.batches.read(position)
             if item is None:
@@ -176,15 +150,9 @@ def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> in
     return int(tokens / budget)
 
 
-def at_least(least: int, **settings: float) -> None:
-    """Raise ConfigError for the first setting that is too small."""
+def require_range(least: float, most: float = math.inf, **settings: float) -> None:
+    """Raise ConfigError for the first setting outside of a range."""
     for name, value in settings.items():
-        if value < least:
-            raise ConfigError(f"data.init_args.{name}={value}: expected at least {least}")
-
-
-def shares(**settings: float) -> None:
-    """Raise ConfigError for the first setting that is no share."""
-    for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"data.init_args.{name}={value}: expected a share in [0, 1]")
+        if not least <= value <= most:
+            wanted = f"at least {least:g}" if most == math.inf else f"a share in [{least:g}, {most:g}]"
+            raise ConfigError(f"data.init_args.{name}={value}: expected {wanted}")

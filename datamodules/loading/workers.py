@@ -75,11 +75,7 @@ def kill_workers(workers: Sequence[BaseProcess]) -> None:
 
 
 def init_worker(worker: int) -> None:
-    """Set a worker up: keep freed memory, ignore signals for the main process, print all stacks at SIGUSR2.
-
-    Args:
-        worker: Its number, as DataLoader gives it.
-    """
+    """Set a worker up, by its number: keep freed memory, ignore signals, print all stacks at SIGUSR2."""
     keep_freed_memory()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in case somebody else has started the server
     # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.

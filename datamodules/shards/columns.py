@@ -1,7 +1,7 @@
 """Names that the columns of published tables have, by kind of source (no torch here)."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -23,16 +23,7 @@ class Schema:
     fields: Mapping[str, tuple[str, ...]]
 
     def resolve(self, columns: Collection[str], *, where: str, fields: Sequence[str] | None = None) -> dict[str, str]:
-        """Return the column of each field.
-
-        Args:
-            columns: Names of the columns of a table.
-            where: Name of the table in errors.
-            fields: Fields that are needed; None: all.
-
-        Raises:
-            DataError: A field has no column.
-        """
+        """Return the column of each field, or of those in `fields`; DataError: one has none in the table `where`."""
         found = {}
         for field in fields or tuple(self.fields):
             column = next((name for name in self.fields[field] if name in columns), None)
@@ -76,11 +67,7 @@ LLAVA = Schema(
     unknown="this is no known LLaVA schema",
     fields={"id": ("id",), "conversations": ("conversations",)},
 )
-LISTS = Schema(
-    kind="llava",
-    unknown="this is no known LLaVA schema",
-    fields={"conversations": ("conversations", "messages")},
-)
+LISTS = replace(LLAVA, fields={"conversations": ("conversations", "messages")})
 VCR = Schema(
     kind="vcr",
     unknown="this is no known VCR-wiki schema",

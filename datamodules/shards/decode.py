@@ -21,11 +21,7 @@ LOG_EVERY = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoder:
-    """Turn a raw tar sample into a `Sample`.
-
-    Attributes:
-        adapter: Reads the members of the source's format, see `sample_formats`.
-    """
+    """Turn a raw tar sample into a `Sample`; `adapter` reads the members of the source's format."""
 
     adapter: Adapter = read_normal
 
@@ -36,12 +32,7 @@ class Decoder:
         return record
 
     def __call__(self, raw: RawSample) -> Sample:
-        """Decode one sample.
-
-        Raises:
-            SampleError: This sample is invalid.
-            DataError: The shard is damaged or of another format.
-        """
+        """Decode one sample; SampleError: it is invalid, DataError: the shard is damaged or of another format."""
         record, images, files = self.adapter(raw)
         where = locate_sample(raw)
         check_record(record, num_images=len(images), where=where)
@@ -80,11 +71,7 @@ class SkipCounter:
     _sent: dict[str, Counter[str]] = field(default_factory=dict)
 
     def skip(self, error: SampleError, *, source: str) -> None:
-        """Count one skipped sample.
-
-        Raises:
-            DataError: More samples were skipped than allowed, or all of many.
-        """
+        """Count one skipped sample; DataError: more were skipped than allowed, or all of many."""
         found = self.skipped.setdefault(source, SkippedSamples(keep=1))
         found.add(error.reason, str(error))
         count = found.counts[error.reason]
@@ -92,8 +79,16 @@ class SkipCounter:
             logger.warning("skipped %d samples of %s for %s, last: %s", count, source, error.reason, error)
         total = sum(of_source.counts.total() for of_source in self.skipped.values())
         unlabelled = sum(of_source.counts[UNLABELLED] for of_source in self.skipped.values())
-        self._judge(total - unlabelled, self.max_share, "max_skipped_share", "invalid", error)
-        self._judge(unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn", error)
+        judged = (
+            (total - unlabelled, self.max_share, "max_skipped_share", "invalid"),
+            (unlabelled, self.max_unlabelled, "max_unlabelled_share", "without anything to learn"),
+        )
+        for number, allowed, setting, what in judged:
+            if number > allowed * max(self.seen, MIN_JUDGED_SAMPLES):
+                raise DataError(
+                    f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of "
+                    f"{allowed:g} ({setting}); repair the shards or raise it. Last: {error}"
+                )
         if total == self.seen >= MIN_JUDGED_SAMPLES:
             # Whatever shares are allowed: without a valid sample the endless stream would never give a batch.
             raise DataError(
@@ -101,22 +96,10 @@ class SkipCounter:
                 f"see whether they fit the settings. Last: {error}"
             )
 
-    def _judge(self, number: int, allowed: float, setting: str, what: str, last: SampleError) -> None:
-        if number <= allowed * max(self.seen, MIN_JUDGED_SAMPLES):
-            return
-        raise DataError(
-            f"{number} of {self.seen} samples were {what} ({self._listing()}), more than the allowed share of "
-            f"{allowed:g} ({setting}); repair the shards or raise it. Last: {last}"
-        )
-
     def _listing(self) -> str:
-        counts = Counter(
-            {
-                f"{reason} of {source}": count
-                for source, found in self.skipped.items()
-                for reason, count in found.counts.items()
-            }
-        )
+        counts: Counter[str] = Counter()
+        for source, found in self.skipped.items():
+            counts.update({f"{reason} of {source}": count for reason, count in found.counts.items()})
         return ", ".join(f"{name}: {count}" for name, count in counts.most_common() if count)
 
     def new_counts(self) -> dict[str, dict[str, int]]:

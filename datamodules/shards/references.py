@@ -12,11 +12,7 @@ from .sample_formats import parse_record
 
 
 def read_answers(folder: Path | str) -> list[EvalSample]:
-    """Read the samples of a dataset in the sample schema, with empty predictions.
-
-    Raises:
-        DataError: The folder is not a dataset, or a sample is not in the sample schema.
-    """
+    """Read the samples of a dataset in the sample schema, with empty predictions; DataError where it is not in it."""
     manifest = load_manifest(folder)
     answers = []
     for shard in manifest.shards:
@@ -30,14 +26,8 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
 
 
 def _answer(key: str, record: dict) -> EvalSample:
-    turns = record["messages"]
     given, meta = record.get("references", []), record.get("meta") or {}
     if not isinstance(given, list) or not isinstance(meta, dict):
         raise TypeError(f"references must be a list and meta an object, found {given!r:.60}, {meta!r:.60}")
-    return EvalSample(
-        key=key,
-        prediction="",
-        references=tuple(references(record)),
-        question=last_question(turns),
-        meta=meta,
-    )
+    gold, question = tuple(references(record)), last_question(record["messages"])
+    return EvalSample(key=key, prediction="", references=gold, question=question, meta=meta)

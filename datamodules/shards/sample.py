@@ -80,35 +80,33 @@ def references(record: Mapping[str, Any]) -> list[str]:
 
 
 def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> None:
-    """Check the JSON of one sample, and that its messages have a placeholder for each image.
-
-    Args:
-        record: Parsed ``{key}.json``.
-        num_images: Number of images stored with it.
-        where: Name of the sample in errors.
+    """Check the JSON of one sample, and that its messages have a placeholder for each of the stored images.
 
     Raises:
-        SampleError: It violates the sample schema.
+        SampleError: It violates the sample schema; names the sample as `where`.
     """
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
+    messages = messages_list(record, where)
     indices = [index for number, turn in enumerate(messages) for index in _check_turn(turn, number, where)]
+    problem = ""
     if len(indices) != num_images:
-        raise SampleError(
-            f"{where}: {len(indices)} image placeholders in the messages but {num_images} images are stored; "
-            "each image needs exactly one placeholder",
-            "placeholder_count",
-        )
-    if sorted(indices) != list(range(num_images)):
-        raise SampleError(
-            f"{where}: image placeholders have indices {indices}, expected each of 0..{num_images - 1} once",
-            "placeholder_count",
-        )
+        each = "each image needs exactly one placeholder"
+        problem = f"{len(indices)} image placeholders in the messages but {num_images} images are stored; {each}"
+    elif sorted(indices) != list(range(num_images)):
+        problem = f"image placeholders have indices {indices}, expected each of 0..{num_images - 1} once"
+    if problem:
+        raise SampleError(f"{where}: {problem}", "placeholder_count")
     _check_references(record.get("references", []), where)
     _check_lines(record.get("lines", []), where)
     if not isinstance(record.get("meta", {}), Mapping):
         raise SampleError(f"{where}: 'meta' must be an object, found {record['meta']!r:.120}")
+
+
+def messages_list(record: Mapping[str, Any], where: str) -> list[Any]:
+    """Return the turns of a record, of any form; raise SampleError where there is none."""
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages:
+        return messages
+    raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
 
 
 def _check_turn(turn: object, number: int, where: str) -> list[int]:

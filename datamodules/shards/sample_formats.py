@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
 from alignvlm_pl.errors import DataError
@@ -11,7 +11,7 @@ from alignvlm_pl.utils.text_files import decode_text, parse_json
 
 from ..storage.file_kinds import IMAGE_ENDINGS
 from .columns import BIGDOCS
-from .sample import Message, SampleError
+from .sample import Message, SampleError, messages_list
 
 IMAGE_PLACEHOLDER = "<|image|>"
 IMAGE_TOKEN = "<image>"
@@ -35,12 +35,7 @@ def locate_sample(raw: RawSample) -> str:
 
 
 def read_json(raw: RawSample) -> dict[str, Any]:
-    """Parse the `json` member of a tar sample.
-
-    Raises:
-        DataError: There is none: the shard is damaged or of another format.
-        SampleError: It is not a JSON object.
-    """
+    """Parse the `json` member of a tar sample as `parse_record`; raise DataError where there is none."""
     if "json" not in raw:
         raise DataError(
             f"{locate_sample(raw)} has no json member (found: {_members(raw)}); "
@@ -52,16 +47,12 @@ def read_json(raw: RawSample) -> dict[str, Any]:
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     """Parse the JSON of one sample, which may be hostile.
 
-    Args:
-        data: The bytes of its `json` member.
-        where: Name of the sample in errors.
-
     Raises:
-        SampleError: It is too large, nested too deep, no JSON, or not a JSON object.
+        SampleError: It is too large, nested too deep, no JSON, or not a JSON object (``bad_json``).
     """
-    if len(data) > MAX_JSON_BYTES:
-        raise SampleError(f"{where}: its json has {len(data)} bytes, expected at most {MAX_JSON_BYTES}", "bad_json")
     try:
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"it has {len(data)} bytes, expected at most {MAX_JSON_BYTES}")
         record = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: its json does not parse ({error})", "bad_json") from error
@@ -98,7 +89,10 @@ class CaptionReader:
                 f"{locate_sample(raw)} has no image member ({', '.join(IMAGE_ENDINGS[:4])}, …; found: {_members(raw)})",
                 "missing_image",
             )
-        caption = _text(raw) if "txt" in raw else record.get("caption")
+        try:
+            caption = decode_text(raw["txt"]) if "txt" in raw else record.get("caption")
+        except UnicodeDecodeError as error:
+            raise SampleError(f"{locate_sample(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
         if not isinstance(caption, str) or not caption.strip():
             raise SampleError(f"{locate_sample(raw)} has no caption in its txt or json member", "empty_caption")
         normal = {
@@ -111,11 +105,7 @@ class CaptionReader:
 
 
 def read_bigdocs(raw: RawSample) -> NormalSample:
-    """Read the sample schema, or a BigDocs row stored as json beside its images.
-
-    Raises:
-        DataError: The columns are of no known BigDocs schema.
-    """
+    """Read the sample schema, or a BigDocs row stored as json beside its images; DataError: no known columns."""
     record = read_json(raw)
     if "messages" in record:
         return _with_images(record, raw)
@@ -160,7 +150,7 @@ def image_marks(texts: Sequence[str], num_images: int, *, where: str, text_only:
         texts: The texts of its turns but answers, in which both spellings are plain text.
         num_images: Number of its images that no part of its turns names.
         where: Name of the record in errors.
-        text_only: Whether the record is known to be without images, so that ``<image>`` is a word of its text.
+        text_only: The record is known to be without images, so that ``<image>`` is a word of its text.
 
     Raises:
         SampleError: The numbers differ (``placeholder_count``).
@@ -172,11 +162,8 @@ def image_marks(texts: Sequence[str], num_images: int, *, where: str, text_only:
             return re.compile("|".join(map(re.escape, marks)) or "(?!)")
     listing = " and ".join(f"{counts[mark]} times {mark}" for mark in there) or "none"
     total = sum(counts[mark] for mark in there)
-    raise SampleError(
-        f"{where}: {total} image placeholders in the messages but {num_images} images ({listing}); each image needs "
-        "exactly one placeholder",
-        "placeholder_count",
-    )
+    found = f"{total} image placeholders in the messages but {num_images} images ({listing})"
+    raise SampleError(f"{where}: {found}; each image needs exactly one placeholder", "placeholder_count")
 
 
 def names_images(record: Mapping[str, Any]) -> bool:
@@ -202,9 +189,7 @@ def convert_docdownstream(
         SampleError: No messages, a turn without role and text, not one placeholder for each image, videos or audio, or
             a ``system`` that differs from the turn of the system.
     """
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise SampleError(f"{where}: 'messages' must be a list with at least one turn, found {messages!r:.120}")
+    messages = messages_list(record, where)
     for turn in messages:
         if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str | list):
             raise SampleError(f"{where}: a turn is {{role, content: text}}, found {turn!r:.120}")
@@ -222,12 +207,12 @@ def convert_docdownstream(
     index = 0
     for turn in messages:
         content: str | list[Any] = turn["content"]
-        if isinstance(content, str) and turn.get("role") == "assistant":
-            content = [{"type": "text", "text": content}] if content else []
-        elif isinstance(content, str):
-            content = split_marks(content, mark, index)
-        else:
+        if isinstance(content, list):
             content = _number_parts(content, index)
+        elif turn.get("role") == "assistant":
+            content = [{"type": "text", "text": content}] if content else []
+        else:
+            content = split_marks(content, mark, index)
         turns.append({"role": turn.get("role"), "content": content})
         index += len(image_parts(turns[-1:]))
     normal = {"source": record.get("dataset_name"), "task": record.get("task_name"), "messages": turns}
@@ -235,45 +220,35 @@ def convert_docdownstream(
     return {name: value for name, value in normal.items() if value is not None}
 
 
-_ANSWERS = {"assistant", "gpt"}
-
-
 def require_images_only(record: Mapping[str, Any], *, where: str) -> None:
     """Raise SampleError where a record has video or audio, or a mark of an empty field of them (``unread_media``).
 
     In an answer the mark is plain text.
     """
+    turns = [turn for name in ("messages", "conversations") for turn in as_list(record.get(name))]
+    turns = [turn for turn in turns if isinstance(turn, Mapping)]
     for name in sorted(record.keys() & {"video", "videos", "audio", "audios"}):
-        if record[name] or f"<{name.rstrip('s')}>" in _asked(record):
+        asked = str([turn for turn in turns if not {"assistant", "gpt"} & {turn.get("role"), turn.get("from")}])
+        if record[name] or f"<{name.rstrip('s')}>" in asked:
             raise SampleError(
                 f"{where}: {name!r} is {record[name]!r:.120}: video and audio are not read", "unread_media"
             )
 
 
-def _asked(record: Mapping[str, Any]) -> str:
-    """Return the turns of a record that are no answers, as one text."""
-    turns = (turn for name in ("messages", "conversations") for turn in as_list(record.get(name)))
-    return str(
-        [turn for turn in turns if isinstance(turn, Mapping) and not _ANSWERS & {turn.get("role"), turn.get("from")}]
-    )
-
-
 def _with_system(record: Mapping[str, Any], messages: list[Any], where: str) -> list[Any]:
     """Return the turns of a record with its ``system`` (LLaMA-Factory, ms-swift) as the first one."""
     system = record.get("system")
-    if system is None or system == "":
+    if system in (None, ""):
         return messages
     if not isinstance(system, str):
         raise SampleError(f"{where}: 'system' must be a text, found {system!r:.120}", "bad_row")
     parts = [{"type": "text", "text": system}]
     there = [turn["content"] for turn in messages if turn.get("role") == "system"]
-    if not there:
-        return [{"role": "system", "content": parts}, *messages]
-    if there not in ([system], [parts]):
+    if there not in ([], [system], [parts]):
         raise SampleError(
             f"{where}: 'system' and a turn of the system differ: {system!r:.60}, {there!r:.120}", "bad_row"
         )
-    return messages
+    return messages if there else [{"role": "system", "content": parts}, *messages]
 
 
 def split_marks(text: str, mark: re.Pattern[str], first: int) -> list[dict[str, Any]]:
@@ -303,12 +278,12 @@ def is_converted(messages: Any) -> bool:
 
 def _number_parts(content: list[Any], first: int) -> list[Any]:
     """Give the image parts of a turn that have no index the next one; what they name besides is dropped."""
-    numbers = count(first)
-    found = [(part, next(numbers) if _is_image(part) else 0) for part in content]
-    return [
-        {"type": "image", "index": number} if _is_image(part) and "index" not in part else part
-        for part, number in found
-    ]
+    numbered = []
+    for part in content:
+        unnumbered = _is_image(part) and "index" not in part
+        numbered.append({"type": "image", "index": first} if unnumbered else part)
+        first += _is_image(part)
+    return numbered
 
 
 def _is_image(part: object) -> bool:
@@ -386,19 +361,9 @@ def _members(raw: RawSample) -> str:
     return (", ".join(names) or "nothing") + cut
 
 
-def _text(raw: RawSample) -> str:
-    """Return the caption in the `txt` member."""
-    try:
-        return decode_text(raw["txt"])
-    except UnicodeDecodeError as error:
-        raise SampleError(f"{locate_sample(raw)}: its txt is not UTF-8 ({error})", "bad_text") from error
-
-
 def as_list(value: Any) -> list[Any]:
     """Return a list as it is, None as an empty list, and another value as a list of one."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _is_plain(turn: object) -> bool:

@@ -34,9 +34,9 @@ class SkippedRows(SkippedSamples):
 
     def require_written(self, written: int, origin: Path) -> None:
         """Raise DataError with the reasons where no sample of the file or folder `origin` was written."""
+        if not written and not self.counts:
+            raise DataError(f"{origin} holds no row")
         if not written:
-            if not self.counts:
-                raise DataError(f"{origin} holds no row")
             first = next(iter(self.messages.values()))[0]
             raise DataError(f"{origin}: none of {self.counts.total()} rows is usable ({self}); the first: {first}")
 

@@ -112,9 +112,7 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
             if info.size < 0:  # a walk would go back, and for ever
                 raise tarfile.HeaderError(f"a member of {info.size} bytes")
         except tarfile.HeaderError as error:
-            kind = compression(header) if offset == 0 else ""
-            why = (content_kind(header) if offset == 0 else "") or str(error)
-            yield _compressed(shard, kind) if kind else _broken(shard, before, offset, size, why)
+            yield _broken(shard, before, offset, size, header, error)
             return
         content = info.size if info.isreg() or info.type in _BEFORE_A_MEMBER else 0
         if content and offset + _BLOCK + content > size:
@@ -211,11 +209,7 @@ def _is_content(name: str) -> bool:
 class SeenKeys:
     """Keys of a tar so far; finds samples and members that are there twice, and samples whose members stand apart.
 
-    Every reader of a tar from elsewhere asks it about each group: `prepare cc12m` skips the sample, `prepare index`
-    refuses the tar, `shards verify` lists the damage.
-
-    Args:
-        shard: Name of the tar in damages.
+    Every reader of a tar from elsewhere asks it about each group. `shard` is the name of the tar in damages.
     """
 
     def __init__(self, shard: str) -> None:
@@ -242,17 +236,14 @@ class SeenKeys:
                 f"at byte {members[0].begin}): pack the tar again in the order of names (tar --sort=name)"
             )
         before |= fields
-        found = Damage(shard=self._shard, kind=kind, message=message, member=first.name, offset=first.offset)
-        return found if kind else None
+        if not kind:
+            return None
+        return Damage(shard=self._shard, kind=kind, message=message, member=first.name, offset=first.offset)
 
 
 def read_sample(stream: IO[bytes], key: str, members: Iterable[Member], *, url: str) -> dict[str, Any]:
-    """Return the members of one sample by field, all after the first dot of the name in lower case.
-
-    ``__key__`` and ``__url__`` are added.
-    """
-    named = ((_field(member), member) for member in members)
-    content = {name: _read_at(stream, member.data_offset, member.size) for name, member in named}
+    """Return the members of one sample by field, as their names end in lower case, with ``__key__`` and ``__url__``."""
+    content = {_field(member): _read_at(stream, member.data_offset, member.size) for member in members}
     return {"__key__": key, "__url__": url} | content
 
 
@@ -265,11 +256,13 @@ def _sample_key(member: Member) -> str:
     return f"{folder}{slash}{name.split('.', 1)[0]}"
 
 
-def _compressed(shard: str, kind: str) -> Damage:
-    return Damage(shard=shard, kind="compressed", message=f"it is {kind}, expected a plain tar: unpack it first")
-
-
-def _broken(shard: str, before: str, offset: int, size: int, why: str) -> Damage:
+def _broken(shard: str, before: str, offset: int, size: int, header: bytes, error: Exception) -> Damage:
+    """Describe what is in the place of a header."""
+    compressed = compression(header) if offset == 0 else ""
+    why = (content_kind(header) if offset == 0 else "") or str(error)
+    if compressed:
+        message = f"it is {compressed}, expected a plain tar: unpack it first"
+        return Damage(shard=shard, kind="compressed", message=message)
     if offset >= size:
         after = "after this member without an end-of-archive mark" if before else "before its first member"
         kind, message = "cut_at_member", f"the file ends {after}"

@@ -7,7 +7,7 @@ number of workers does not matter. The state has plain types only, so that check
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from alignvlm_pl.errors import ConfigError
@@ -40,16 +40,16 @@ class Cursor:
         cursor = self
         while True:
             if cursor.pending:
-                (window, done), *rest = cursor.pending
-                cursor = Cursor(pending=tuple(rest), next=cursor.next, stride=cursor.stride)
+                window, done = cursor.pending[0]
+                cursor = replace(cursor, pending=cursor.pending[1:])
             else:
                 window, done = cursor.next, 0
-                cursor = Cursor(next=cursor.next + cursor.stride, stride=cursor.stride)
+                cursor = replace(cursor, next=cursor.next + cursor.stride)
             yield window, done, cursor
 
     def within(self, window: int, done: int) -> "Cursor":
         """Return this cursor, which is the one after a window, with only `done` batches of the window done."""
-        return Cursor(pending=((window, done), *self.pending), next=self.next, stride=self.stride)
+        return replace(self, pending=((window, done), *self.pending))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types for a checkpoint."""
@@ -83,10 +83,8 @@ def redistribute(cursors: Sequence[Cursor], world_size: int) -> list[Cursor]:
     if len(cursors) == world_size:
         return list(cursors)
     left, begun = unfinished_windows(cursors)
-    return [
-        Cursor(pending=tuple(left[rank::world_size]), next=begun + rank, stride=world_size)
-        for rank in range(world_size)
-    ]
+    fresh = first_cursors(world_size, window=begun)
+    return [replace(cursor, pending=tuple(left[rank::world_size])) for rank, cursor in enumerate(fresh)]
 
 
 def fingerprint(stream: TrainStream, planner: BatchPlanner, **others: Any) -> dict[str, str]:
@@ -134,18 +132,16 @@ def resume_cursors(
     world_size: int,
     mode: str,
 ) -> list[Cursor]:
-    """Return the cursors of all ranks that resume from a state.
+    """Return the cursors of all ranks that resume from a state of `gather_state`, on any number of ranks.
 
     Args:
-        state: State of `gather_state`, on any number of ranks.
+        state: The state.
         stream: Position -> sample.
         planner: Window -> batches.
         identity: Their `fingerprint`.
         world_size: Number of ranks now.
-        mode: ``exact``, or ``coarse``: resume at the same share of the epoch if data or settings changed.
-
-    Raises:
-        ConfigError: Data or settings changed, and the mode is exact; the message names each difference.
+        mode: ``exact``: changed data or settings are a ConfigError that names each difference; ``coarse``: with them,
+            resume at the same share of the epoch.
     """
     cursors = [Cursor.from_state_dict(cursor) for cursor in state["ranks"]]
     known = state.get("version") == _VERSION

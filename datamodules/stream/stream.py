@@ -48,16 +48,10 @@ class Source:
 
     @cached_property
     def chosen(self) -> list[Sequence[int]]:
-        """Indices of the samples of each shard that are used.
-
-        Raises:
-            DataError: An index is missing, or no sample is left.
-        """
+        """Indices of the samples of each shard that are used; DataError: an index is missing, or none is left."""
         if self.only is None:
             return [range(shard.num_samples) for _, shard in self.shards]
-        found: list[Sequence[int]] = []
-        for manifest, shard in self.shards:
-            found.append(load_index(manifest, shard).of_sources(self.only))
+        found: list[Sequence[int]] = [load_index(*shard).of_sources(self.only) for shard in self.shards]
         if not any(found):
             raise DataError(
                 f"data.init_args.sources: no sample of {', '.join(sorted(self.only))} in the training datasets of "
