@@ -42,13 +42,7 @@ class BenchmarkSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkDataset:
-    """A dataset and the benchmark it belongs to.
-
-    Attributes:
-        name: Its name in the config.
-        manifest: Manifest of its shards.
-        benchmark: The benchmark, with the user's prompts; None: a custom dataset.
-    """
+    """A dataset by its name in the config, and its benchmark with the user's prompts; None: a custom dataset."""
 
     name: str
     manifest: Manifest
@@ -63,12 +57,9 @@ class BenchmarkDataset:
         Args:
             name: Name in the config.
             manifest: Manifest of the dataset.
-            prompts: ``name`` or ``name/part`` -> the user's prompt file.
-            benchmark: See `BenchmarkSource`. Only a config may name an import path, which runs code.
-
-        Raises:
-            ConfigError: The config or the manifest names an unknown benchmark, or a prompt file an unknown part.
-            DataError: A prompt file is not one.
+            prompts: ``name`` or ``name/part`` -> the user's prompt file; DataError where it is not one.
+            benchmark: See `BenchmarkSource`. Only a config may name an import path, which runs code. An unknown one, or
+                an unknown part of a prompt, is a ConfigError.
         """
         known = manifest.extra.get("benchmark")
         if benchmark is not None:

@@ -74,17 +74,10 @@ def plan_evaluation(
 
 @dataclass(kw_only=True)
 class EvaluationBatches(IterableDataset[WorkerItem]):
-    """The batches of an evaluation dataset on one rank.
+    """The batches of an evaluation dataset on one rank, as `plan_evaluation` says.
 
     Beside the fields of the collator each has those of the task, ``positions`` of its samples in the dataset, and
     ``skipped``, the samples that could not be read: a list of `SkippedSample`.
-
-    Attributes:
-        manifest: Manifest of the dataset.
-        task: What the model does with the batches.
-        plan: Batches of this rank; see `plan_evaluation`.
-        decoder: Raw sample -> sample.
-        collator: Sample -> encoded -> batch.
     """
 
     manifest: Manifest

@@ -37,9 +37,7 @@ Skipped = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerItem:
-    """What a worker yields: a batch, or the message of the error that ended it.
-
-    An error is sent as text because torch would wrap an exception in the worker's whole traceback.
+    """What a worker yields: a batch, or the message of the error that ended it, which torch would wrap in a traceback.
 
     Attributes:
         batch: The batch; None where every sample of it was skipped.
@@ -68,8 +66,6 @@ class TrainBatches(IterableDataset[WorkerItem]):
     Attributes:
         stream: Position -> sample.
         planner: Window of positions -> batches.
-        decoder: Raw sample -> sample.
-        collator: Sample -> encoded -> batch.
         counter: Counts skipped samples and stops at too many; None: the first raises.
         cursor: What this rank has still to read.
     """

@@ -50,7 +50,7 @@ class Training:
     """A running training loader and what its state needs.
 
     Attributes:
-        batches: Makes the batches of this rank, from its first cursor.
+        batches: The batches of this rank, from its first cursor.
         loader: Loads them.
         identity: See `stream.state.fingerprint`.
         seen_before: Source -> samples that earlier runs trained on; rank 0 has those of all ranks.

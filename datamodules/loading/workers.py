@@ -94,11 +94,8 @@ class Watchdog:
     Its thread lives from the first wait until `stop`: one for each wait would cost more than most waits do.
 
     Args:
-        seconds: Period in seconds: stacks are printed after each one, and the workers are killed with the third. A
-            process that loads in itself keeps waiting. None: nothing is watched.
-
-    Attributes:
-        ended: Seconds without a batch after which the workers were killed; None: they were not.
+        seconds: Period: stacks are printed after each one, and the workers are killed with the third, `ended` seconds
+            after the last batch. A process that loads in itself keeps waiting. None: nothing is watched.
     """
 
     def __init__(self, seconds: float | None) -> None:

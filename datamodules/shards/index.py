@@ -60,11 +60,7 @@ class IndexRow:
 class SampleIndex:
     """The samples of one shard in their order; one row is read from the mapped file when it is asked for.
 
-    Args:
-        path: The index.
-
-    Raises:
-        DataError: It is malformed, or of another version.
+    A file that is malformed, or of another version, is a DataError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,11 +127,7 @@ class SampleIndex:
         return start, stop
 
     def check(self) -> None:
-        """Read all columns and check what rows rely on.
-
-        Raises:
-            ValueError: An offset does not ascend, or a number points past a column.
-        """
+        """Read all columns; ValueError: an offset does not ascend, or a number points past a column."""
         columns = {name: self._read(name) for name in self._columns}
         if wrong := [name for name, column in columns.items() if column.dtype != _TYPES[name]]:
             raise ValueError(f"columns {', '.join(wrong)} are not of the types of an index")

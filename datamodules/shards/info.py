@@ -32,12 +32,7 @@ _BINS = 24
 
 @dataclass(kw_only=True, slots=True)
 class SourceInfo:
-    """The samples of one source.
-
-    Attributes:
-        samples: Their number.
-        measures: Name of a quantity -> its value for each sample or image.
-    """
+    """Number of samples of one source, and quantity -> its value for each of its samples or images."""
 
     samples: int = 0
     measures: dict[str, list[int]] = field(default_factory=dict)
@@ -45,13 +40,7 @@ class SourceInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """How a model would see the samples.
-
-    Attributes:
-        count_tokens: Text -> its number of tokens.
-        tiling: How images are cut.
-        tokens_per_tile: Visual tokens of a tile.
-    """
+    """How a model would see the samples: text -> number of tokens, how images are cut, visual tokens of a tile."""
 
     count_tokens: Callable[[str], int]
     tiling: Tiling
@@ -60,12 +49,7 @@ class Model:
 
 @dataclass(kw_only=True, slots=True)
 class DatasetInfo:
-    """Statistics of the samples of a dataset.
-
-    Attributes:
-        sources: Source -> statistics of its samples.
-        skipped: Invalid samples.
-    """
+    """Source -> statistics of its samples, and the invalid samples of a dataset."""
 
     sources: dict[str, SourceInfo] = field(default_factory=dict)
     skipped: SkippedSamples = field(default_factory=lambda: SkippedSamples(keep=1))
@@ -75,12 +59,9 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
     """Read every sample of a dataset.
 
     Args:
-        folder: Folder of a dataset.
+        folder: Folder of a dataset; DataError: it is damaged, or holds no sample of the format.
         model: Counts tokens; None: characters are counted.
         form: What its tars hold, one of `sample_formats.FORMATS`.
-
-    Raises:
-        DataError: The dataset is damaged, or holds no sample of that format.
     """
     manifest = load_manifest(folder)
     found = DatasetInfo()

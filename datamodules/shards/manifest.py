@@ -108,13 +108,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Location:
-    """Where a sample lies.
-
-    Attributes:
-        manifest: The dataset.
-        shard: The shard.
-        number: Index of the sample in the shard.
-    """
+    """Where a sample lies: its dataset, its shard, and its number in the shard."""
 
     manifest: Manifest
     shard: Shard
@@ -134,12 +128,11 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: S
     """Read the manifest of a dataset and compare the sizes of its shards; of a remote dataset, when they are fetched.
 
     Args:
-        folder: Folder or URL that holds ``manifest.json``.
+        folder: Folder or URL that holds ``manifest.json``; a URL that is not supported is a ConfigError.
         verify_sha256: Also read every shard and compare its checksum; all shards of a remote dataset are fetched.
         storage: How a remote dataset is fetched; None: the defaults.
 
     Raises:
-        ConfigError: A URL that is not supported.
         DataError: No manifest, a malformed one, or a shard that is missing or not as described.
     """
     manifest = read_manifest(folder, storage=storage)

@@ -45,10 +45,7 @@ def read_shard(
 ) -> Iterator[GroupedSample]:
     """Yield the samples of one shard in their order: member bytes by extension, with ``__key__`` and ``__url__``.
 
-    Args:
-        manifest: Of the dataset.
-        shard: One of its shards.
-        wanted: Name of a member -> whether to read it; the others are empty.
+    `wanted` says by its name whether a member is read; the others are empty.
 
     Raises:
         DataError: The file is missing or damaged, or its size or number of samples differs from the manifest.
@@ -112,11 +109,7 @@ class ShardReader:
         return self._open(location)[1][location.number].source
 
     def read(self, location: Location, *, images: bool = True) -> GroupedSample:
-        """Return one sample: member bytes by extension, with ``__key__`` and ``__url__``.
-
-        Args:
-            location: Its dataset, shard and number.
-            images: Whether to read its images; else they are empty.
+        """Return one sample as `read_shard`, without `images` with empty ones.
 
         Raises:
             DataError: The shard is missing or changed, or the sample is damaged.

@@ -20,11 +20,7 @@ Line = dict[str, Any]
 
 
 class SampleError(DataError):
-    """One sample is invalid. Training may skip it; strict training stops.
-
-    Attributes:
-        reason: Skip reason, for example ``undecodable_image``.
-    """
+    """One sample is invalid, for a skip reason such as ``undecodable_image``; strict training stops, other skips it."""
 
     def __init__(self, message: str, reason: str = "invalid_sample") -> None:
         super().__init__(message if len(message) <= _LONGEST else f"{message[:_HALF]} … {message[-_HALF:]}")

@@ -70,9 +70,7 @@ def read_normal(raw: RawSample) -> NormalSample:
 class CaptionReader:
     """Read img2dataset members (`jpg`, `txt`, `json`) as one question and its caption, or the sample schema.
 
-    Attributes:
-        prompt: Text of the user's turn after the image; may be empty.
-        source: Value of the sample's ``source``.
+    `prompt` is the text of the user's turn after the image, which may be empty; `source` that of the sample.
     """
 
     prompt: str
@@ -337,8 +335,7 @@ def _with_images(record: dict[str, Any], raw: RawSample) -> NormalSample:
 def _image_members(raw: RawSample, *, numbered: bool = True) -> list[str]:
     """Names of the image members: numbered ones in the order of their number, else a single one.
 
-    Raises:
-        SampleError: Two of them are the same image: ``0.jpg`` and ``0.png``, ``jpg`` and ``png`` (``repeated_member``).
+    Two that are the same image, ``0.jpg`` and ``0.png``, ``jpg`` and ``png``, are a SampleError (``repeated_member``).
     """
     found = sorted((int(match[1]), name) for name in raw if numbered and (match := _NUMBERED.fullmatch(name)))
     found = found or [(0, name) for name in IMAGE_ENDINGS if name in raw]

@@ -23,13 +23,7 @@ EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSample:
-    """A sample as a shard stores it.
-
-    Attributes:
-        key: Its name.
-        record: Its JSON, complete.
-        members: Name and content of its files, in order.
-    """
+    """A sample as a shard stores it: its key, complete JSON, and (name, content) of its files in order."""
 
     key: str
     record: dict[str, Any]

@@ -25,13 +25,9 @@ from .tar_walk import Damage, Member, SeenKeys, read_sample, sample_groups, tar_
 
 @dataclass(kw_only=True, slots=True)
 class Verification:
-    """Checks of one dataset.
+    """Checks of one dataset; `images`: every image is decoded, which takes most of the time, `checksums`: sha256.
 
-    Attributes:
-        adapter: Reads the members of the source's format.
-        images: Whether every image is decoded, which takes most of the time.
-        checksums: Whether the shards' sha256 is compared.
-        seen: Key -> shard it was first found in.
+    `seen` is key -> shard it was first found in.
     """
 
     adapter: Adapter = read_normal
@@ -40,11 +36,7 @@ class Verification:
     seen: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, folder: Path, progress: Callable[[Shard], None] = lambda shard: None) -> Iterator[Damage]:
-        """Yield all damages of the dataset in a folder, shard by shard.
-
-        Raises:
-            DataError: There is no manifest, or it is malformed.
-        """
+        """Yield all damages of the dataset in a folder, shard by shard; DataError: no manifest, or an invalid one."""
         manifest = read_manifest(folder)
         known = {shard.path for shard in manifest.shards}
         for path in tar_paths(folder):

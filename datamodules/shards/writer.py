@@ -54,8 +54,8 @@ class ShardWriter:
             out_dir: Folder for the shards; created if needed.
             name: Name of the dataset, the stem of shards and keys: letters, digits, ``_`` and ``-``, as webdataset
                 cuts keys at the first dot.
-            source: Default for the ``source`` field of the samples.
-            license: Default for the ``license`` field of the samples.
+            source: Default for the ``source`` field of the samples, as `license` for ``license``.
+            license: Terms of the source.
             samples_per_shard: Samples after which a new shard begins.
             max_bytes: Size in bytes after which a new shard begins.
             overwrite: Replace a finished dataset.
@@ -121,15 +121,10 @@ class ShardWriter:
         logger.info("wrote %d samples in %d shards to %s", self.num_samples, len(self._shards), self.folder)
 
     def add(self, record: Mapping[str, Any], images: Sequence[bytes], extensions: Sequence[str]) -> str:
-        """Write one sample and return the key that it is given.
+        """Write one sample, and return the key that it is given.
 
-        Args:
-            record: JSON of the sample with its ``messages``; `shard_sample` adds what is missing.
-            images: Encoded image files, stored byte by byte.
-            extensions: File name extension of each image, without dot.
-
-        Raises:
-            DataError: The sample violates the sample schema, or the disk is full.
+        `record` has ``messages``, `shard_sample` adds what is missing. `images` are files, stored byte by byte, and
+        `extensions` those of their names. DataError: it violates the sample schema, or the disk is full.
         """
         key = f"{self.name}-{self.num_samples:08d}"
         sample = shard_sample(record, images, extensions, key=key, source=self._source, license=self._license)

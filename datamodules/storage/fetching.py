@@ -203,12 +203,7 @@ def _download(url: str, target: Path, expected: Expected, policy: Policy) -> Non
 
 
 def _checked(partial: Path, url: str, expected: Expected) -> dict[str, Any]:
-    """Check size and sha256 of a download; returns the record of the copy.
-
-    Raises:
-        TransferError: It is too short: the connection may have been cut.
-        DataError: It is another file; a retry would not help.
-    """
+    """Check a download and return the record of the copy; a short one may be tried again, another file not."""
     size = partial.stat().st_size
     if expected.bytes is not None and size < expected.bytes:
         raise TransferError(f"expected {expected.bytes} bytes, received {size}")

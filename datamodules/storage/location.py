@@ -23,11 +23,9 @@ _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """How remote datasets are fetched. Plain values, so that it can be pickled into worker processes.
+    """How remote datasets are fetched; plain values, which can be pickled into worker processes.
 
-    Attributes:
-        cache: Folder of the local copies; None: `shards` in `cache_dir()`, which is `$ALIGNVLM_CACHE`.
-        policy: Retries and waiting times.
+    `cache` is the folder of the local copies; None: `shards` in `cache_dir()`, which is `$ALIGNVLM_CACHE`.
     """
 
     cache: Path | None = None
@@ -48,12 +46,7 @@ class Storage:
         return _checked_url(f"{scheme.lower()}://{slashes[2:]}{rest}")
 
     def local_path(self, folder: Path | str, name: str, expected: Expected) -> Path:
-        """Return the local path of a file of a dataset, after a download if it is remote; a local one is not checked.
-
-        Raises:
-            MissingFileError: A remote dataset has no such file.
-            DataError: It cannot be fetched, or differs in size or checksum.
-        """
+        """Return the local path of a file of a dataset, fetched if that is remote; a local one is not checked."""
         if isinstance(folder, Path):
             return folder / name
         return fetch(
@@ -65,12 +58,7 @@ class Storage:
         )
 
     def read_small(self, folder: Path | str, name: str, *, max_bytes: int) -> bytes:
-        """Return the content of a small file of a dataset, read from its source each time.
-
-        Raises:
-            MissingFileError: There is no such file.
-            DataError: It cannot be read, or is larger than `max_bytes`.
-        """
+        """Return the content of a small file, read from its source each time; errors as in `fetch_small`."""
         if not isinstance(folder, Path):
             return fetch_small(file_url(folder, name), max_bytes=max_bytes, policy=self.policy)
         path = folder / name

@@ -27,13 +27,7 @@ _SEQUENTIAL: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One file.
-
-    Attributes:
-        url: Its URL for fsspec.
-        path: Its name in errors: the path, or the URL of a remote file.
-        size: Bytes.
-    """
+    """One file: its URL for fsspec, its path, or the URL of a remote one, for errors, and its size in bytes."""
 
     url: str
     path: str
@@ -127,13 +121,9 @@ def choose_files(files: Sequence[StoredFile], *, config: str | None, split: str 
 
     Args:
         files: As listed.
-        config: Name of their folder; ignored if all files are in one folder.
-        split: ``train``, ``val`` or ``test``, or an alias of one of them.
+        config: Name of their folder; a ConfigError where there are several and none is chosen.
+        split: ``train``, ``val`` or ``test``, or an alias of one of them; a DataError where no file is of it.
         where: Name of the location in errors.
-
-    Raises:
-        ConfigError: Files of several configs are there and none is chosen.
-        DataError: No file is of that config or split.
     """
     folders = sorted({str(PurePosixPath(file.path).parent) for file in files})
     configs = _configs(files)

@@ -117,11 +117,7 @@ _PIECE_NUMBER = re.compile(r"\.(\d+)$")
 
 
 def ordered_pieces(pieces: Sequence[StoredFile]) -> list[StoredFile]:
-    """Return the pieces of an archive in the order of their numbers.
-
-    Raises:
-        ConfigError: Their names end in numbers, and one of these is missing.
-    """
+    """Return the pieces of an archive in the order of the numbers in their names; ConfigError: one is missing."""
     numbers = {piece: int(match[1]) for piece in pieces if (match := _PIECE_NUMBER.search(piece.name))}
     if len(numbers) != len(pieces):
         return list(pieces)

@@ -29,11 +29,11 @@ class TransferError(Exception):
 
 
 def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
-    """Write the content of a URL to a file.
+    """Write the content of a URL with one of `SCHEMES` to a new file.
 
     Args:
-        url: Address with one of `SCHEMES`.
-        path: A new file.
+        url: Address.
+        path: The file; OSError: it cannot be written.
         limit: Bytes after which the source is refused.
         timeout_s: Seconds without a byte after which the attempt fails; a longer transfer must average
             `MIN_BYTES_PER_S`.
@@ -43,7 +43,6 @@ def transfer(url: str, path: Path, *, limit: int, timeout_s: float) -> None:
         MissingFileError: There is no such file.
         DataError: The source refuses, or has more than `limit` bytes.
         ConfigError: The package for the scheme is not installed.
-        OSError: The file cannot be written.
     """
     scheme, _, address = url.partition("://")
     web = scheme in ("http", "https")

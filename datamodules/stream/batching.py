@@ -33,12 +33,10 @@ class BatchPlanner:
         return self.pack_window if self.token_budget else self.batch_size * self.length_window
 
     def plan(self, window: int, lengths: Callable[[Sequence[int]], list[int]]) -> list[list[Row]]:
-        """Return the batches of a window.
+        """Return the batches of a window, by its number from 0.
 
-        Args:
-            window: Its number, 0 and up.
-            lengths: Positions -> tokens of their samples; called only if the plan depends on them. 0 for a sample that
-                cannot be measured; reading it raises the reason.
+        `lengths` maps positions to tokens of their samples, 0 for one that cannot be measured; reading it raises the
+        reason. It is called only if the plan depends on it.
         """
         positions = list(range(window * self.window, (window + 1) * self.window))
         rows: list[Row] = [[position] for position in positions]

@@ -132,16 +132,10 @@ def resume_cursors(
     world_size: int,
     mode: str,
 ) -> list[Cursor]:
-    """Return the cursors of all ranks that resume from a state of `gather_state`, on any number of ranks.
+    """Return the cursors of all ranks that resume from a `state` of `gather_state`, on any number of ranks.
 
-    Args:
-        state: The state.
-        stream: Position -> sample.
-        planner: Window -> batches.
-        identity: Their `fingerprint`.
-        world_size: Number of ranks now.
-        mode: ``exact``: changed data or settings are a ConfigError that names each difference; ``coarse``: with them,
-            resume at the same share of the epoch.
+    `identity` is the `fingerprint` of stream and planner. Data or settings that changed are a ConfigError that names
+    each difference with the `mode` ``exact``; with ``coarse`` the run resumes at the same share of the epoch.
     """
     cursors = [Cursor.from_state_dict(cursor) for cursor in state["ranks"]]
     known = state.get("version") == _VERSION
