@@ -124,7 +124,7 @@ class Collator:
         return replace(self, benchmark=None).encode(blank)
 
     def _prompt(self, sample: Sample) -> list[Message]:
-        turns = prompt_messages(sample)
+        turns = sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
         if self.benchmark is None:
             return turns
         content = self.benchmark.prompt_for(sample.meta).apply(turns[-1]["content"], sample.meta)
@@ -201,11 +201,6 @@ def _in_order(messages: Sequence[Message], images: Sequence[Any]) -> list[Any]:
     """Return the images, or their sizes, in the order of their placeholders."""
     parts = (part for turn in messages for part in turn["content"])
     return [images[part["index"]] for part in parts if part["type"] == "image"]
-
-
-def prompt_messages(sample: Sample) -> list[Message]:
-    """Return the turns before the last answer."""
-    return sample.messages[:-1] if sample.messages[-1]["role"] == "assistant" else sample.messages
 
 
 def answered_messages(messages: list[Message], references: Sequence[str]) -> list[Message]:

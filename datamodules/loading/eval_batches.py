@@ -20,7 +20,7 @@ from ..shards.manifest import Location, Manifest
 from ..shards.reader import ShardReader
 from ..shards.sample import SampleError
 from .collate import Collator, EncodedSample
-from .loader import WorkerItem, decode, with_errors, worker_and_count
+from .loader import WorkerItem, with_errors, worker_and_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             raw = reader.read(location)
             item: EncodedSample | SkippedSample
             try:
-                sample = decode(raw, decoder=self.decoder, sizes=reader.sizes(location))
+                sample = self.decoder(raw, sizes=reader.sizes(location))
                 item = replace(self.collator.encode(sample), position=position)
             except SampleError as error:
                 item = SkippedSample(key=raw["__key__"], reason=error.reason, message=str(error))

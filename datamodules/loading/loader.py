@@ -24,7 +24,6 @@ from alignvlm_pl.preprocessing.batch import Batch, StepSummary, summary
 from ..shards.decode import Decoder, SkipCounter
 from ..shards.reader import ShardReader
 from ..shards.sample import UNLABELLED, Sample, SampleError, message_text
-from ..shards.sample_formats import RawSample
 from ..stream.batching import BatchPlanner, Row
 from ..stream.state import Cursor
 from ..stream.stream import TrainStream
@@ -116,7 +115,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         if self.counter is not None:
             self.counter.seen += 1
         try:
-            sample = decode(self.reader.read(location), decoder=self.decoder, sizes=self.reader.sizes(location))
+            sample = self.decoder(self.reader.read(location), sizes=self.reader.sizes(location))
             _require_answer(sample)
             encoded = self.collator.encode(sample, token_budget=self.planner.token_budget)
             return replace(encoded, position=position)
@@ -290,18 +289,6 @@ def _why_no_batch(killed_after: float | None, workers: Sequence[BaseProcess]) ->
         'trains needs `if __name__ == "__main__":`, and workers can import modules but no class of a notebook; '
         "num_workers: 0 loads in the training process"
     )
-
-
-def decode(raw: RawSample, *, decoder: Decoder, sizes: Sequence[tuple[int, int]]) -> Sample:
-    """Decode one sample; raise SampleError where its images differ from `sizes`, those of the index, in pixels."""
-    sample = decoder(raw)
-    if list(sizes) != sample.sizes:
-        raise SampleError(
-            f"sample '{sample.key}': its images have the sizes {sample.sizes}, the index of its shard says "
-            f"{list(sizes)}; write the index again with `prepare index`",
-            "size_mismatch",
-        )
-    return sample
 
 
 def _require_answer(sample: Sample) -> None:

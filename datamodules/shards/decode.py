@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from alignvlm_pl.preprocessing.imaging import load_image
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .sample import UNLABELLED, Sample, SampleError, check_record, references
-from .sample_formats import Adapter, RawSample, locate_sample, read_normal
+from .sample_formats import Adapter, NormalSample, RawSample, locate_sample, read_normal
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +28,33 @@ class Decoder:
 
     def record(self, raw: RawSample) -> dict[str, Any]:
         """Return the JSON of one sample in the sample schema; its images are not read. Errors as in `__call__`."""
-        record, images, _ = self.adapter(raw)
-        check_record(record, num_images=len(images), where=locate_sample(raw))
-        return record
+        return self._checked(raw)[0]
 
-    def __call__(self, raw: RawSample) -> Sample:
-        """Decode one sample; SampleError: it is invalid, DataError: the shard is damaged or of another format."""
-        record, images, files = self.adapter(raw)
+    def _checked(self, raw: RawSample) -> NormalSample:
+        found = self.adapter(raw)
+        check_record(found[0], num_images=len(found[1]), where=locate_sample(raw))
+        return found
+
+    def __call__(self, raw: RawSample, *, sizes: Sequence[tuple[int, int]] | None = None) -> Sample:
+        """Decode one sample; `sizes` are those that the index has for its images, in pixels.
+
+        Raises:
+            SampleError: It is invalid, or its images differ from `sizes`.
+            DataError: The shard is damaged or of another format.
+        """
+        record, images, files = self._checked(raw)
         where = locate_sample(raw)
-        check_record(record, num_images=len(images), where=where)
         try:
             opened = [load_image(data, name=f"{where}, {file}") for data, file in zip(images, files, strict=True)]
         except DataError as error:
             raise SampleError(str(error), "undecodable_image") from error
+        found = [image.size for image in opened]
+        if sizes is not None and list(sizes) != found:
+            raise SampleError(
+                f"{where}: its images have the sizes {found}, the index of its shard says {list(sizes)}; write the "
+                "index again with `prepare index`",
+                "size_mismatch",
+            )
         return Sample(
             key=raw["__key__"],
             source=str(record.get("source", "unknown")),
@@ -48,7 +63,7 @@ class Decoder:
             images=opened,
             references=references(record),
             lines=list(record.get("lines", [])),
-            sizes=[image.size for image in opened],
+            sizes=found,
             meta=dict(record.get("meta", {})),
         )
 

@@ -69,9 +69,13 @@ def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -
     for raw in chain.from_iterable(read_shard(manifest, shard, wanted=wanted) for shard in manifest.shards):
         try:
             record = _record(raw, form)
-            measures = _measures(record, model, where=locate_sample(raw))
+            measures = list(_measure(record, model))
         except SampleError as error:
             found.skipped.add(error.reason, str(error))
+            continue
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            message = f"{locate_sample(raw)} is not in the sample schema ({error!r})"
+            found.skipped.add("invalid_sample", message)
             continue
         info = found.sources.setdefault(str(record.get("source", "unknown")), SourceInfo())
         info.samples += 1
@@ -127,15 +131,8 @@ def _record(raw: RawSample, form: str) -> dict[str, Any]:
     return record | {"images": [{"w": width, "h": height} for width, height in sizes]}
 
 
-def _measures(record: dict[str, Any], model: Model | None, *, where: str) -> list[tuple[str, int]]:
-    """Return name and value of all quantities of a sample."""
-    try:
-        return list(_measure(record, model))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SampleError(f"{where} is not in the sample schema ({error!r})") from error
-
-
 def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str, int]]:
+    """Yield name and value of all quantities of a sample."""
     texts = {"user": "", "assistant": ""}
     for turn in record["messages"]:
         role = "assistant" if turn["role"] == "assistant" else "user"

@@ -64,14 +64,10 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
     return next((message_text(turn) for turn in reversed(messages) if turn["role"] == "user"), "")
 
 
-def last_answer(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the text of the last turn, if it is the assistant's, as the only reference."""
-    return [message_text(messages[-1])] if messages[-1]["role"] == "assistant" else []
-
-
 def references(record: Mapping[str, Any]) -> list[str]:
     """Return the references of a record, else its last answer; blank texts are none."""
-    given = record.get("references") or last_answer(record["messages"])
+    last = record["messages"][-1]
+    given = record.get("references") or ([message_text(last)] if last["role"] == "assistant" else [])
     return [text for text in given if text.strip()]
 
 
@@ -91,8 +87,16 @@ def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> N
         problem = f"image placeholders have indices {indices}, expected each of 0..{num_images - 1} once"
     if problem:
         raise SampleError(f"{where}: {problem}", "placeholder_count")
-    _check_references(record.get("references", []), where)
-    _check_lines(record.get("lines", []), where)
+    given, lines = record.get("references", []), record.get("lines", [])
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise SampleError(f"{where}: 'references' must be a list of strings, found {given!r:.120}")
+    if not all(map(_is_text, given)):
+        raise SampleError(f"{where}: half a surrogate pair in 'references': {given!a:.120}", "bad_json")
+    if not isinstance(lines, list):
+        raise SampleError(f"{where}: 'lines' must be a list, found {lines!r:.120}")
+    if wrong := [line for line in lines if not _is_line(line)]:
+        form = "{text, box: [x0, y0, x1, y1]} with x0 <= x1 and y0 <= y1 in pixels"
+        raise SampleError(f"{where}: a line is {form}, found {wrong[0]!r:.120}", "lines")
     if not isinstance(record.get("meta", {}), Mapping):
         raise SampleError(f"{where}: 'meta' must be an object, found {record['meta']!r:.120}")
 
@@ -135,28 +139,9 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _check_references(references: object, where: str) -> None:
-    if not isinstance(references, list) or not all(isinstance(item, str) for item in references):
-        raise SampleError(f"{where}: 'references' must be a list of strings, found {references!r:.120}")
-    if not all(map(_is_text, references)):
-        raise SampleError(f"{where}: half a surrogate pair in 'references': {references!a:.120}", "bad_json")
-
-
-def _check_lines(lines: object, where: str) -> None:
-    if not isinstance(lines, list):
-        raise SampleError(f"{where}: 'lines' must be a list, found {lines!r:.120}")
-    for line in lines:
-        box = line.get("box") if isinstance(line, Mapping) else None
-        if not _is_box(box) or not isinstance(line.get("text"), str):
-            raise SampleError(
-                f"{where}: a line is {{text, box: [x0, y0, x1, y1]}} with x0 <= x1 and y0 <= y1 in pixels, found "
-                f"{line!r:.120}",
-                "lines",
-            )
-
-
-def _is_box(box: object) -> bool:
-    """Whether a value is four finite numbers, the upper left corner before the lower right one."""
+def _is_line(line: object) -> bool:
+    """Whether a value has a text and a box of four finite numbers, the upper left corner before the lower right one."""
+    box = line.get("box") if isinstance(line, Mapping) and isinstance(line.get("text"), str) else None
     if not isinstance(box, Sequence) or len(box) != 4 or not all(type(side) in (int, float) for side in box):
         return False
     left, top, right, bottom = box
