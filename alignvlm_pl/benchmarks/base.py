@@ -107,11 +107,7 @@ class Scoring:
     rules: tuple[str, ...] = ()
 
     def load(self) -> tuple[Metric, tuple[str, ...]]:
-        """Return the metric and its rules.
-
-        Raises:
-            ConfigError: There is no such metric or rule.
-        """
+        """Return the metric and its rules; a ConfigError if there is no such metric or rule."""
         metric = get_metric(self.metric)
         return metric, tuple(metric.check_rule(rule) for rule in self.rules) or metric.rules
 

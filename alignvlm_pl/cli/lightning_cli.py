@@ -65,11 +65,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "checkpoint_every_n_steps": (int | None, 500, "Optimizer steps between checkpoints; null: any number."),
     "checkpoint_every_minutes": (float | None, None, "Minutes between checkpoints, by the clock of rank 0; null: any."),
     "checkpoint_keep_last": (int, 1, "How many of the newest checkpoints are kept."),
-    "checkpoint_keep_every_n_steps": (
-        int | None,
-        None,
-        "Keep the checkpoints of these steps for good, a multiple of the interval; null: none.",
-    ),
+    "checkpoint_keep_every_n_steps": (int | None, None, "Steps between those kept for good: a multiple; null: none."),
     "max_shard_size": (str, FILE_SIZE, "Largest file of the exported weights."),
     "preemption_every_n_steps": (int, 1, "Optimizer steps between two checks for SIGUSR1 or SIGTERM on any rank."),
 }
@@ -473,7 +469,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _follows(config: Any) -> str:
-    """Return YAML comments with the settings of the trainer that follow from others."""
     settings = _stage_settings(_stage_of(config), config.trainer, batch_size=config.data.init_args.get("batch_size", 1))
     lines = (f"# trainer.{key}: {value}   ({_DERIVED[key][1]})" for key, value in settings.items())
     return "\n".join(["# What follows:", *lines, f"# trainer.default_root_dir: {config.run_dir}   (run_dir)", ""])

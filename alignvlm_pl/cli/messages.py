@@ -37,8 +37,7 @@ _SHORT = {"Parser key ": "", "a typing.Literal": "one of ", "a <class '": "", "'
 def shorten(message: str, classes: Mapping[str, Collection[str]] | None = None) -> str:
     """Put a message of jsonargparse on one line, without the types that it tried.
 
-    `classes`, for a message of the whole command, are the bare names that a `class_path` may have, by setting: one that
-    is similar to a word of the message is proposed.
+    One of the whole command has `classes`, setting -> names of classes, of which one like a word of it is proposed.
     """
     text = _shorten(message, whole=bool(classes))
     key, classes = text.partition(": ")[0], classes or {}

@@ -162,7 +162,6 @@ def refuse_repeated_keys(text: str, *, source: str = "") -> None:
 
 
 def _arguments(options: list[str]) -> list[_Argument]:
-    """Group `--name value` and `--name=value`."""
     found: list[_Argument] = []
     for word in options:
         if word.startswith("--") or word == "-c":

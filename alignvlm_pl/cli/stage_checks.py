@@ -130,7 +130,6 @@ def _check_model(built: _Built) -> tuple[list[str], int]:
 
 
 def _check_parent(before: _Built, built: _Built) -> None:
-    """Check that a stage can start from what the one before it will export."""
     parent, name = built.stage.parent, before.stage.name
     if parent is not None and parent != name:
         raise ConfigError(f"stage.parent={parent!r}, but the stage before it is {name!r}; change one of them")

@@ -20,6 +20,6 @@ def get_metric(name: str) -> Metric:
     """Return the metric of a name, or of the import path of a `Metric`, such as `mypackage.metrics.TYPOS`.
 
     Raises:
-        ConfigError: The name is unknown, the message lists the known ones; or the path names no metric.
+        ConfigError: The name is unknown, or the path names no metric.
     """
     return load_instance(name, METRICS, Metric)

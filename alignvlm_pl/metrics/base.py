@@ -71,11 +71,7 @@ class Metric:
     needs_judge: bool = False
 
     def __call__(self, prediction: str, references: Sequence[str], rule: str | None = None) -> float:
-        """Return the score of a single prediction without `meta`.
-
-        Raises:
-            ConfigError: There is no such rule, or the metric needs more than the references.
-        """
+        """Return the score of a single prediction without `meta`; a ConfigError if the metric needs more."""
         sample = EvalSample(key="", prediction=prediction, references=tuple(references))
         return self.unit_score(self.statistics([sample], self.check_rule(rule)))
 
@@ -96,11 +92,7 @@ class Metric:
         return list(units.values())
 
     def evaluate(self, samples: Iterable[EvalSample], rule: str | None = None) -> dict[str, float]:
-        """Score a dataset in memory: name -> score.
-
-        Raises:
-            ConfigError: There is no such rule, or required keys of `meta` are missing.
-        """
+        """Score a dataset in memory, name -> score; a ConfigError if required keys of `meta` are missing."""
         rule, all_samples = self.check_rule(rule), list(samples)
         rows = [self.statistics([all_samples[index] for index in unit], rule) for unit in self.units(all_samples)]
         return self.scores(summed(rows))

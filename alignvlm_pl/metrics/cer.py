@@ -8,13 +8,9 @@ from .base import EvalSample, Metric, Statistics, share
 
 
 def character_error_rate(prediction: str, reference: str, *, ignore_case: bool = False) -> tuple[int, int]:
-    """Count the character edits between a prediction and its reference.
+    """Return Levenshtein distance and length of the reference, in code points.
 
-    A dataset is scored as summed edits over summed lengths; a mean of rates would overweight short lines. The rate may
-    exceed 1.
-
-    Returns:
-        Levenshtein distance and length of the reference, in code points.
+    A dataset is scored as summed edits over summed lengths, which may exceed 1; a mean would overweight short lines.
     """
     if ignore_case:
         prediction, reference = prediction.lower(), reference.lower()

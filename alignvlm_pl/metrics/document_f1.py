@@ -134,7 +134,6 @@ def _is_annotation(gold: Any) -> bool:
 
 
 def _scores(sums: Statistics) -> dict[str, float]:
-    """Return F1, precision and recall over all documents, and F1 of each field in the gold annotations."""
     totals = dict.fromkeys(_COUNTS, 0.0)
     for name, value in sums.items():
         totals[name.split("/", 1)[0]] += value

@@ -73,7 +73,6 @@ def _judged(sample: EvalSample) -> float:
 
 
 def _scores(sums: Statistics) -> dict[str, float]:
-    """Return the mean over all questions, per capability, and per combination of capabilities."""
     found = sorted(name.removeprefix("count/") for name in sums if name.startswith("count/"))
     names = dict.fromkeys(["score", *(name for name in CAPABILITIES if name in found), *found])
     return {name: share(sums.get(f"total/{name}", 0.0), sums.get(f"count/{name}", 0.0)) for name in names}

@@ -72,7 +72,6 @@ def _lettered(reply: str, words: Sequence[str], choices: Choices) -> str | None:
 
 
 def _quoted(reply: str, choices: Choices) -> str | None:
-    """Return the only option whose text is in the reply, or None."""
     reply = reply.lower()
     quoted = [letter for letter, text in choices.items() if str(text).lower() in reply]
     return quoted[0] if len(quoted) == 1 else None

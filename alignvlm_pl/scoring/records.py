@@ -78,11 +78,7 @@ def _is_shallow(value: object, levels: int) -> bool:
 
 
 def to_samples(records: Iterable[Record]) -> list[EvalSample]:
-    """Make metrics' inputs of records; samples that could not be read are skipped, see `unread`.
-
-    Raises:
-        ValueError: As `to_sample`.
-    """
+    """Make metrics' inputs of records, as `to_sample`; samples that could not be read are skipped, see `unread`."""
     return [to_sample(record) for record in records if not is_unread(record)]
 
 

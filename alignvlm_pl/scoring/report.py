@@ -27,11 +27,8 @@ def write_reports(
 ) -> None:
     """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
 
-    Args:
-        folder: Where they go.
-        found: Name of the dataset -> its scores.
-        images: Folder of ``<dataset>/<key>.png``; examples without an image there are shown without.
-        run: What was scored, such as run folder, weights, step and date; an empty value is left out.
+    `images` is the folder of ``<dataset>/<key>.png`` of the examples; `run` says what was scored, such as run folder,
+    weights, step and date: an empty value is left out.
     """
     content = {
         "run": [(name, value) for name, value in run.items() if value],
@@ -97,7 +94,6 @@ def _our_rows(columns: Sequence[Scored]) -> list[tuple[str, list[tuple[float | N
 
 
 def _in_order(found: Mapping[str, Scored]) -> list[tuple[str, Scored]]:
-    """Return the benchmarks of the paper's table 1 in its order, then the others."""
     order = {name: index for index, name in enumerate(TABLE_1)}
     return sorted(found.items(), key=lambda item: order.get(item[1].benchmark.name, len(order)))
 
@@ -128,6 +124,5 @@ def _section(dataset: str, scored: Scored, images: Path, folder: Path) -> dict[s
 
 
 def _average(found: Mapping[str, Scored]) -> float | None:
-    """Return the mean of the nine headline scores; None unless all nine are complete."""
     complete = {scored.benchmark.name: scored.headline[1] for scored in found.values() if not scored.problems}
     return sum(complete[name] for name in TABLE_1) / len(TABLE_1) if complete.keys() >= set(TABLE_1) else None

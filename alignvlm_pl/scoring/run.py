@@ -86,16 +86,11 @@ def score_samples(
     problems: Sequence[str] = (),
     whole: bool = True,
 ) -> Scored:
-    """Score a benchmark; predictions without references, or that a metric cannot score, are named as a problem.
+    """Score one prediction a question, but for those that are not of the benchmark's split.
 
-    Args:
-        benchmark: What to score.
-        samples: One prediction a question; those that are not of the benchmark's split are left out.
-        expected: Questions that the dataset must have, see `Benchmark.size_from`; None: the benchmark's size.
-        rule: Score under this rule of its metrics alone; None: under all that the benchmark reports.
-        resamples: Bootstrap resamples of the intervals; 0: no intervals.
-        problems: Problems that are known already.
-        whole: Whether there should be a prediction for each question; else their number is no problem.
+    Predictions without references, or that a metric cannot score, are named as a problem, and so is their number where
+    they are not the `whole` of the `expected` questions, by default the benchmark's size. Without a rule of its own all
+    that the benchmark reports are scored; intervals need `resamples` above 0.
 
     Raises:
         ConfigError: No metric of the benchmark has the rule, or the predictions lack what it needs, or need a judge.
@@ -199,7 +194,6 @@ def _statistics(
 
 
 def _groups(benchmark: Benchmark, samples: Sequence[EvalSample], units: Sequence[list[int]]) -> dict[str, list[int]]:
-    """Return group -> its units; the empty name has all of them."""
     groups = {"": list(range(len(units)))}
     for position, unit in enumerate(units):
         group = samples[unit[0]].meta.get(benchmark.groups)

@@ -51,7 +51,6 @@ def check_top_level_packages() -> None:
 
 
 def _owners(name: str) -> str:
-    """Describe which installed distributions ship a top-level package of this name."""
     owners = sorted(set(packages_distributions().get(name, [])))
     listing = ", ".join(f"{owner} {version(owner)}" for owner in owners)
     return f"distributions that install it: {listing or 'none'}"
