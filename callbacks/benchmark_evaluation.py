@@ -16,8 +16,8 @@ from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.metrics import get_metric
+from alignvlm_pl.metrics.mmvet import grade, load_judge
 from alignvlm_pl.models.connectors import connector_class
-from alignvlm_pl.scoring.judge import grade, load_judge
 from alignvlm_pl.scoring.records import (
     Record,
     batch_records,

@@ -14,11 +14,7 @@ BENCHMARKS = instances_in(__name__, __path__, Benchmark)
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark of this name, which may come from data: import paths are not followed.
-
-    Raises:
-        ConfigError: The name is unknown; the message lists the known ones.
-    """
+    """Return the benchmark of this name, or a ConfigError; a name may come from data: import paths are not followed."""
     if name not in BENCHMARKS:
         raise ConfigError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS)}")
     return BENCHMARKS[name]

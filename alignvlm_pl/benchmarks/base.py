@@ -60,11 +60,7 @@ class Prompt:
 
     @classmethod
     def read(cls, path: Path, known: "Prompt") -> "Prompt":
-        """Read prefix and suffix from a prompt file, in which ``{question}`` is the placeholder; `known` has the rest.
-
-        Raises:
-            DataError: The file cannot be read, or does not have exactly one placeholder.
-        """
+        """Read prefix and suffix from a prompt file with ``{question}`` exactly once between; `known` has the rest."""
         try:
             text = decode_text(path.read_bytes())
         except (OSError, UnicodeDecodeError) as error:

@@ -39,7 +39,7 @@ from callbacks.throughput import Throughput
 
 from ..errors import AlignVLMError, CheckpointError, ConfigError, TrainingError, nearest
 from ..strategies.checkpoint_io import AtomicCheckpointIO
-from ..strategies.fsdp import ShardedStrategy
+from ..strategies.fsdp import ShardedStrategy, unsupported
 from ..training.export import EXPORT_FOLDER, FILE_SIZE, RECORD, check_size, export_checkpoint
 from ..training.module import AlignVLMModule, check_precision
 from ..training.stage import Stage, accumulation, require_parent
@@ -47,7 +47,6 @@ from ..utils.atomic_files import printable
 from ..utils.run_owner import owned
 from . import old_names
 from .messages import shorten, unknown_key
-from .refusals import check_trainer
 from .slurm import check_allocation, cluster_plugins, in_slurm, is_first_rank, requeued, restarts
 
 # Imported, so that a bare class name in a config resolves.
@@ -92,6 +91,22 @@ _DERIVED = {  # setting of the trainer -> its untouched value and the setting th
     "gradient_clip_val": (None, "stage.gradient_clip_norm"),
     "accumulate_grad_batches": (1, "stage.global_batch_size"),
 }
+_REFUSED = {
+    "GradientAccumulationScheduler": "accumulation follows from stage.global_batch_size",
+    "LearningRateFinder": "each part has a learning rate of its own: set stage.lr_vision, lr_connector, lr_llm",
+    "BatchSizeFinder": "set data.init_args.batch_size; stage.global_batch_size stays as it is",
+    "StochasticWeightAveraging": "set stage.ema_decay, such as 0.999, for averaged weights",
+}
+"""Lightning's callbacks that do not go with a stage -> what to use instead."""
+_ABOVE_0 = (
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "val_check_interval",
+)
+_LEAST = {"log_every_n_steps": 0, "num_sanity_val_steps": -1}
+_NOT_0 = ("max_epochs", "max_steps")
 
 logging.getLogger("lightning").handlers.clear()  # its lines go to the root's handler, and would be there twice
 
@@ -445,6 +460,34 @@ def _raised_by_lightning(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_trainer(trainer: Any, *, fit: bool) -> None:
+    """Refuse callbacks of Lightning's that change what the stage decides, strategies that training does not follow, and
+    intervals and limits with which Lightning divides by zero, trains nothing or uphill, by a ConfigError.
+    """
+    for callback in trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]:
+        module, _, name = str(getattr(callback, "class_path", "")).rpartition(".")
+        if module.startswith("lightning.pytorch.") and name in _REFUSED:
+            raise ConfigError(f"trainer.callbacks: {name} does not go with a stage; {_REFUSED[name]}")
+    numbers = {name: trainer[name] for name in (*_ABOVE_0, *_NOT_0, *_LEAST) if isinstance(trainer[name], (int, float))}
+    for name, value in numbers.items():
+        if (name in _NOT_0 and value == 0) or (name in _ABOVE_0 and not value > 0):
+            raise ConfigError(f"trainer.{name}={value}: expected a number above 0")
+        if value < _LEAST.get(name, value):
+            raise ConfigError(f"trainer.{name}={value}: expected at least {_LEAST[name]}")
+    if trainer.barebones:
+        raise ConfigError(
+            "trainer.barebones=true turns checkpoints, logs and progress off, which a stage needs; remove it, and see "
+            "perf/train_step.py for the bare speed of a step"
+        )
+    if fit and trainer.enable_checkpointing is False:
+        raise ConfigError(
+            "trainer.enable_checkpointing=false: a stage is exported from its last checkpoint; remove the setting, "
+            "which configs of earlier versions hold as a default"
+        )
+    if isinstance(trainer.strategy, str) and trainer.strategy.startswith(("fsdp", "deepspeed")):
+        raise unsupported(trainer.strategy)  # Lightning would ask for a GPU, or for a package, first
 
 
 def _check_names(trainer: Any) -> None:

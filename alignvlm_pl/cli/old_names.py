@@ -117,11 +117,7 @@ def load(stream: str) -> Any:
 
 
 def renamed(value: Any) -> Any:
-    """Return a part of a configuration with each `class_path` by its new name, and without defaults that are gone.
-
-    Raises:
-        ConfigError: It names a class that is gone, or sets an option that is gone.
-    """
+    """Return a part of a configuration with classes by their new names; what is gone and set is a ConfigError."""
     if isinstance(value, list):
         return [renamed(item) for item in value]
     if isinstance(value, str):  # also `--trainer.callbacks+=CLASS`

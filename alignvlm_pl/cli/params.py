@@ -122,7 +122,6 @@ def read_spec(path: Path) -> "ModelSpec":
     from ..models.build import ModelSpec
     from .lightning_cli import build_parts
 
-    if not path.is_file():
-        raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
-    spec: ModelSpec = build_parts({"spec": load_yaml(path).get("spec")}, source=path.name, spec=ModelSpec).spec
+    values = {"spec": load_yaml(path, option="--model ").get("spec")}
+    spec: ModelSpec = build_parts(values, source=path.name, spec=ModelSpec).spec
     return spec

@@ -8,8 +8,6 @@ stages:                                        # paths are relative to the recip
 
 `override` sets single keys of a stage's run, as options of the command line do. A stage file that is named by a number
 gives its name to the folder of the run; others have the stage's place in front (`2-documents`).
-
-A finished stage is skipped and an unfinished one resumes, so the same command resumes a killed run.
 """
 
 import json
@@ -119,11 +117,7 @@ def _folder_names(stages: list[StageEntry]) -> list[str]:
 
 
 def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
-    """Return the content of a YAML file, which the `option` names.
-
-    Raises:
-        ConfigError: There is no such file, or it holds no mapping, or a key twice.
-    """
+    """Return the content of a YAML file; a ConfigError, after the `option`, if it is no mapping or has a key twice."""
     if not path.is_file():
         raise ConfigError(f"{option}{path}: there is no such file")
     try:

@@ -82,8 +82,7 @@ def _rows(micro: "Micro") -> Iterator[list[str]]:
         yield [*map(str, cells), prompt]
 
 
-def _number(loss: float | None) -> float:
-    """A loss of the sample log, where null stands for one that is not finite."""
+def _number(loss: float | None) -> float:  # null stands for one that is not finite
     return math.nan if loss is None else loss
 
 

@@ -32,8 +32,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
 
     from ..benchmarks import Prompt, load_benchmark
+    from ..metrics.mmvet import grade, load_judge
     from ..scoring.files import join_gold, read_predictions
-    from ..scoring.judge import grade, load_judge
     from ..scoring.run import score_samples
 
     # What was asked of a model that answered elsewhere is not known.

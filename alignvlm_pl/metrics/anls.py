@@ -25,15 +25,11 @@ class _Rule:
     half_counts: bool = True  # whether a similarity equal to the threshold counts
 
 
-def _collapsed_lower(text: str) -> str:
-    return collapse(text.lower())
-
-
 def _stripped_lower(text: str) -> str:
     return text.lower().strip()
 
 
-_VLMEVALKIT = _Rule(clean=_collapsed_lower, measured=str.upper)
+_VLMEVALKIT = _Rule(clean=lambda text: collapse(text.lower()), measured=str.upper)
 _RULES = {
     "vlmevalkit": _VLMEVALKIT,
     "vlmevalkit-2025-02": _VLMEVALKIT,

@@ -5,11 +5,13 @@ judge is gpt-4-turbo. Without a judge there is no score.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.utils.registry import import_path
 
-from .base import EvalSample, Metric, Statistics, share
+from .base import EvalSample, Metric, Statistics, has_text, share
 
 RULES = ("vlmevalkit", "vlmevalkit-2025-02")
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -44,7 +46,30 @@ def read_score(reply: str) -> float | None:
         score = float(reply)
     except ValueError:
         return None
-    return None if score < 0 or score > 1 else score  # nan is one
+    return None if score < 0 or score > 1 else score
+
+
+def load_judge(name: str) -> Judge:
+    """Import a judge by ``module:function``, see `Judge`; its reply must parse as a number from 0 to 1.
+
+    Raises:
+        ConfigError: There is no such module or function.
+    """
+    judge: Judge = import_path(name.replace(":", ".", 1), setting="judge, expected module:function")
+    if not callable(judge):
+        raise ConfigError(f"judge={name!r} is no function but {type(judge).__name__}; expected module:function")
+    return judge
+
+
+def grade(samples: Iterable[EvalSample], judge: Judge) -> list[EvalSample]:
+    """Return the samples with the judge's grade in ``meta["judged"]`` of those that have none."""
+    graded = []
+    for sample in samples:
+        if sample.meta.get("judged") is None and has_text(sample.references):
+            score = judged_score(sample.question, sample.references[0], sample.prediction, judge=judge)
+            sample = replace(sample, meta={**sample.meta, "judged": score})
+        graded.append(sample)
+    return graded
 
 
 def _statistics(samples: Sequence[EvalSample], rule: str) -> Statistics:

@@ -29,14 +29,10 @@ _CONTRACTED = """
 """.split()
 
 
-def _one_apostrophe_less(word: str) -> list[str]:
-    return [word[:index] + word[index + 1 :] for index, mark in enumerate(word) if mark == "'"]
-
-
-# One entry of the original table is reversed.
-_CONTRACTIONS = {less: word for word in _CONTRACTED for less in _one_apostrophe_less(word)} | {
-    "somebody'd": "somebodyd"
+_CONTRACTIONS = {
+    word[:index] + word[index + 1 :]: word for word in _CONTRACTED for index, mark in enumerate(word) if mark == "'"
 }
+_CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed in the original table
 
 
 def clean_words(text: str, *, periods_after_digits: bool = True) -> str:

@@ -48,11 +48,7 @@ def page_path(images: Path, name: str, key: str) -> Path:
 
 
 def to_sample(record: Record) -> EvalSample:
-    """Make a metric's input of a record.
-
-    Raises:
-        ValueError: A field is missing or of another type; the message names it.
-    """
+    """Make a metric's input of a record; a ValueError names a field that is missing or of another type."""
     if not isinstance(record, Mapping):
         raise ValueError(f"expected an object, found {record!r:.60}")
     for name, kind in _TYPES.items():
@@ -96,9 +92,6 @@ def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[
     """Make the records of the predictions of a batch of a benchmark's loader, one text a sample.
 
     For the task `read`, which asks no question, `read` has the texts on the pages, which are the references.
-
-    Raises:
-        ValueError: There is not one prediction for each sample.
     """
     keys = batch["keys"]
     if batch.get("task") != "read":
@@ -120,8 +113,7 @@ def _record(
     references: Sequence[str] = (),
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Record:
-    values = (key, question, prediction, list(references), dict(meta))
-    return dict(zip(FIELDS, values, strict=True))
+    return dict(zip(FIELDS, (key, question, prediction, list(references), dict(meta)), strict=True))
 
 
 def merge_records(records: Iterable[Record]) -> list[Record]:

@@ -78,11 +78,7 @@ def _sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all, and its folder; half a surrogate pair is written as in `printable`.
-
-    Raises:
-        ConfigError: Its folder cannot be made: there is a file of that name.
-    """
+    """Write a text, as in `printable`, to a file, complete or not at all; a ConfigError where its folder is a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

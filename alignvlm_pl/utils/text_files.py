@@ -102,11 +102,7 @@ def wide_encoding(head: bytes) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a whole text: UTF-8 with or without a byte order mark, UTF-16 or UTF-32.
-
-    Raises:
-        UnicodeDecodeError: It is none of them, or compressed.
-    """
+    """Decode a whole text: UTF-8 with or without a byte order mark, UTF-16 or UTF-32; else a UnicodeDecodeError."""
     if kind := compression(data[:HEAD_BYTES]):
         raise UnicodeDecodeError("text", data[:HEAD_BYTES], 0, len(data[:HEAD_BYTES]), f"it is {kind}; unpack it first")
     return data.decode(wide_encoding(data[:HEAD_BYTES]) or "utf-8-sig")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignvlm_pl.cli.refusals import check_trainer
+from alignvlm_pl.cli.lightning_cli import check_trainer
 from alignvlm_pl.errors import ConfigError
 from tests.drills.launch import run_command
 
