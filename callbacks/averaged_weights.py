@@ -33,11 +33,9 @@ class AveragedWeights(pl.Callback):
         self._step = 0  # at which the average was updated
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters."""
         require_whole_parameters(trainer, f"stage.ema_decay={self.decay}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the model."""
         self._begin(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -47,11 +45,9 @@ class AveragedWeights(pl.Callback):
             self._step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the average."""
         self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train the weights again."""
         self._swap(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,7 +98,6 @@ class AveragedWeights(pl.Callback):
         return self._average
 
     def _swap(self, module: pl.LightningModule) -> None:
-        """Exchange the values of the module and of the average model."""
         if self._average is None:
             return
         averaged = chain(self._average.module.parameters(), self._average.module.buffers())

@@ -142,7 +142,6 @@ class BenchmarkEvaluation(pl.Callback):
                 )
 
     def _require_work(self, trainer: pl.Trainer) -> None:
-        """Raise a ConfigError where `validate`, `test` or `predict` has nothing to evaluate."""
         data, command = _data(trainer), str(trainer.state.fn and trainer.state.fn.value)
         if not self._names and (command == "predict" or not data.val):
             why = "names no dataset"
@@ -155,7 +154,6 @@ class BenchmarkEvaluation(pl.Callback):
             raise ConfigError(f"trainer.{limit}=0: nothing to {command}; give a number above 0, or null for all")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the benchmarks that the validations of `fit` evaluate."""
         assert isinstance(pl_module, AlignVLMModule)
         self._last_step = -1
         if not _serves_benchmarks(trainer):
@@ -243,7 +241,6 @@ class BenchmarkEvaluation(pl.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop the predictions of the last run."""
         self._records = {}
 
     def on_predict_batch_end(

@@ -58,7 +58,6 @@ class ConnectorHealth(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure every n optimizer steps."""
         step = trainer.global_step
         if self.every_n_steps is None or not step or step % self.every_n_steps:
             return

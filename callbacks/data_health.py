@@ -41,7 +41,6 @@ class DataHealth(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one micro batch, and log if a log is due."""
         self._sources += batch["sources"]
         self._losses.append(torch.stack([outputs["document_loss_sums"], outputs["document_supervised"]]))
         self._tokens.append(batch["attention_mask"].sum())

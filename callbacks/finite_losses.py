@@ -56,7 +56,6 @@ class FiniteLosses(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch to the loss of its dataset."""
         if isinstance(outputs, dict) and "loss_sum" in outputs:
             tag = f"val/{batch.get('dataset', dataloader_idx)}/loss"
             self._sums[tag] = self._sums.get(tag, 0) + outputs["loss_sum"]

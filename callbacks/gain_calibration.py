@@ -33,7 +33,6 @@ class GainCalibration(Callback):
         self.target = target_entropy
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the target, before the first batch is read."""
         assert isinstance(pl_module, AlignVLMModule)
         self.check(pl_module.net)
 

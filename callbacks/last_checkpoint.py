@@ -142,18 +142,15 @@ class LastCheckpoint(Checkpoint):
         stop_signals.progress = step, step
 
     def _link(self, trainer: pl.Trainer, path: Path) -> None:
-        """Move the link `last.ckpt` to a checkpoint, atomically, and remove older ones."""
         with _writing(path.parent):
             with atomic_path(Path(trainer.default_root_dir) / CHECKPOINT) as new:
                 new.symlink_to(path.name)
             self._prune(trainer)
 
     def _is_kept(self, step: int) -> bool:
-        """Whether the checkpoint of a step is one of `keep_every_n_steps`."""
         return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
 
     def _prune(self, trainer: pl.Trainer) -> None:
-        """Remove older checkpoints, and incomplete files of a killed run."""
         folder = _folder(trainer)
         linked = _WRITTEN.fullmatch((Path(trainer.default_root_dir) / CHECKPOINT).resolve().name)
         steps = _steps(folder)
@@ -179,7 +176,6 @@ def _bytes(module: pl.LightningModule) -> tuple[int, int]:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints are in a folder, ascending."""
     return sorted(int(found[1]) for path in folder.iterdir() if (found := _WRITTEN.fullmatch(path.name)))
 
 
@@ -189,7 +185,6 @@ def _folder(trainer: pl.Trainer) -> Path:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Raise a CheckpointError in place of an OSError."""
     try:
         yield
     except OSError as error:

@@ -31,7 +31,6 @@ class Ledger(pl.Callback):
         self._cuda = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove the lines after the step that training resumes from, and open the file."""
         assert isinstance(pl_module, AlignVLMModule)
         assert pl_module.stage is not None
         folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
@@ -83,7 +82,6 @@ class Ledger(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write all lines to the disk before the checkpoint."""
         self._write(len(self._waiting))
         if self._stream is not None:
             os.fsync(self._stream.fileno())
@@ -94,7 +92,6 @@ class Ledger(pl.Callback):
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the last lines."""
         self._write(len(self._waiting))
         self._close()
 
@@ -104,7 +101,6 @@ class Ledger(pl.Callback):
             self._stream = None
 
     def _write(self, count: int) -> None:
-        """Write the first lines that wait."""
         if self._stream is None or not count:
             return
         for line, values in self._waiting[:count]:

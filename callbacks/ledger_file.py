@@ -104,7 +104,6 @@ def _steps(path: Path) -> Iterator[int]:
 
 
 def _check_whole(entries: Sequence[Entry], step: int, folder: Path) -> None:
-    """Raise DataError for a step that lacks ranks or micro batches."""
     micros = dict.fromkeys(range(entries[0].head["world"]), 0)
     for entry in entries:
         micros[entry.line["rank"]] = micros.get(entry.line["rank"], 0) + 1
@@ -117,7 +116,6 @@ def _check_whole(entries: Sequence[Entry], step: int, folder: Path) -> None:
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
-    """Parse a line; None where it is incomplete."""
     if not raw.endswith(b"\n"):
         return None
     try:

@@ -52,7 +52,6 @@ class RunOutputs:
         self._write_pages(name, {*keys, *(scored.samples[index].key for index in worst)})
 
     def write_run(self, found: Mapping[str, Scored], *, loss: Losses, readout_sets: Sequence[str]) -> None:
-        """Write `results.json`, `problems.json`, `report.md` and `report.html` of all datasets."""
         write_results(self._folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
         problems = {name: scored.problems for name, scored in found.items()}
         write_results(self._folder / "problems.json", problem_lists(problems))
@@ -89,7 +88,6 @@ class RunOutputs:
                 writer.add_text(tag, printable("\n".join(lines)), step)
 
     def _write_pages(self, name: str, keys: set[str]) -> None:
-        """Store the first image of the samples with these keys."""
         data = self._trainer.datamodule
         for key, page in data.benchmark_dataset(name).pages(keys, data.adapter()):
             page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)

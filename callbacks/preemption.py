@@ -65,23 +65,19 @@ class Preemption(pl.Callback):
         self.leave_if_requested(trainer)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace Lightning's signal handlers."""
         listen_again()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace Lightning's signal handlers, and end the run if a signal was received."""
         listen_again()
         self._step = trainer.global_step
         stop_signals.progress = self._step, self._step
         self.leave_if_requested(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End the run before the next step."""
         if self.leaving:
             self.leave(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Reduce the flags at the end of an optimizer step."""
         self.save_due = False
         self._within_step = trainer.global_step == self._step
         if not self._within_step:
@@ -91,7 +87,6 @@ class Preemption(pl.Callback):
                 self.requested(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the run before a validation."""
         if self.leaving:
             self._skip_validation(trainer)
 
@@ -101,7 +96,6 @@ class Preemption(pl.Callback):
             self.requested(trainer)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """End the run within a validation."""
         if self.leaving:
             self._skip_validation(trainer)
 
@@ -115,7 +109,6 @@ class Preemption(pl.Callback):
             self.leave(trainer)
 
     def leave(self, trainer: pl.Trainer) -> None:
-        """Raise `Preempted` after a barrier."""
         # Also a barrier: a scheduler that sees a rank end may kill the others.
         names = list(filter(None, gather(received())))
         if trainer.is_global_zero:

@@ -77,7 +77,6 @@ class TrainingProgress(RichProgressBar):
             log.info("%s", self._line(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the newest metrics."""
         self._fields_since = -math.inf
         super().on_train_epoch_end(trainer, pl_module)
 
@@ -92,7 +91,6 @@ class TrainingProgress(RichProgressBar):
         return f"Epoch {current_epoch}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Fields beside the bar."""
         assert isinstance(pl_module, AlignVLMModule)
         now = time.monotonic()
         if pl_module.stage is not None and now > self._fields_since + _REFRESH_S:

@@ -35,7 +35,6 @@ class RandomState(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read this rank's state."""
         states = checkpoint.get(KEY)
         if states is None:
             return
@@ -51,7 +50,6 @@ class RandomState(pl.Callback):
             )  # fmt: skip
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Restore the generators, once."""
         if self._state is not None:
             restore_generators(self._state)
             self._state = None

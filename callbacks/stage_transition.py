@@ -62,7 +62,6 @@ class StageTransition(pl.Callback):
         trainer.fit_loop.max_epochs = -1
 
     def _verify(self, module: AlignVLMModule, folder: str) -> dict[str, str]:
-        """Return stage and hash of the parent; raise a CheckpointError if it is not the stage's, or damaged."""
         try:
             record = verify_parent(folder, parent=self.stage.parent, contract=module.contract)
         except OSError as error:
@@ -72,7 +71,6 @@ class StageTransition(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add model, contract, stage, parent and samples seen to the checkpoint."""
         assert isinstance(pl_module, AlignVLMModule)
         data = checkpoint.get(type(trainer.datamodule).__qualname__) or {}  # type: ignore[attr-defined]  # set by Lightning
         self._samples_seen = data.get("samples_seen", self._samples_seen)
@@ -103,7 +101,6 @@ class StageTransition(pl.Callback):
                 log.info("stage %s ended early, at step %d", self.stage.name, ended)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print and log the table of parts."""
         assert isinstance(pl_module, AlignVLMModule)
         if not trainer.is_global_zero:
             return
@@ -114,7 +111,6 @@ class StageTransition(pl.Callback):
                 logger.experiment.add_text("stage", f"```\n{table}\n```")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the checkpoint and step that a run resumes from."""
         self._step = trainer.global_step
         if (path := trainer.ckpt_path) is not None and trainer.is_global_zero:
             last = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
@@ -153,6 +149,5 @@ def _note(trainer: pl.Trainer) -> Path:
 
 
 def _recorded_end(trainer: pl.Trainer) -> int | None:
-    """Return the step at which the stage has ended early; None where it has not."""
     note = _note(trainer)
     return int(json.loads(note.read_text())["step"]) if note.is_file() else None

@@ -49,7 +49,6 @@ class Throughput(pl.Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the model's FLOPs, find the device's peak, start the clock."""
         assert isinstance(pl_module, AlignVLMModule)
         if self.peak is None:
             self.peak = peak_flops(pl_module.device)
@@ -65,7 +64,6 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one micro batch, and log if a log is due."""
         self._sums["tokens"] += sum(batch["tokens"])
         self._sums["pairs"] += count_pairs(batch["tokens"])
         self._sums["tiles"] += sum(batch["tiles"])
@@ -86,7 +84,6 @@ class Throughput(pl.Callback):
         log_metrics(trainer, self.latest)
 
     def metrics(self, total: Mapping[str, float], *, seconds: float, world_size: int) -> dict[str, float]:
-        """Return name -> value of the logged metrics, from sums over all ranks."""
         amounts = {name: total[name] for name in ("tiles", "tokens", "pairs", "supervised")}
         metrics = {
             "perf/tokens_per_s": total["tokens"] / seconds,

@@ -142,7 +142,6 @@ def _random_part(tree: nodes.Template) -> str | None:
 
 
 def _is_object(node: Any) -> bool:
-    """Return whether an expression is one of Jinja's objects without a text of their own."""
     return isinstance(node, nodes.Call) and getattr(node.node, "name", None) in ("joiner", "cycler")
 
 
@@ -151,7 +150,6 @@ def _is_keys(node: Any) -> bool:
 
 
 def _own_template(tokenizer: Any) -> str:
-    """Return the tokenizer's template; of several by name, the one called `default`."""
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:

@@ -198,7 +198,6 @@ def has_more_pages(content: bytes, *, name: str) -> bool:
 
 
 def _open(content: bytes, name: str) -> Image.Image:
-    """Open an image, reading its header only."""
     if not content:
         raise DataError(f"{name}: the image file is empty; write it again or remove the sample")
     try:
@@ -238,7 +237,6 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if the EXIF block is damaged."""
     try:
         # Not the method of PNG, which decodes all pixels to find an EXIF after them; it stands before them here.
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)

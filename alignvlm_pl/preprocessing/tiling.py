@@ -87,7 +87,6 @@ class Tiling:
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain values, for a JSON config."""
         return dataclasses.asdict(self)
 
 

@@ -58,12 +58,10 @@ class ShardedStrategy(ModelParallelStrategy):
     # same moment as under other strategies: callbacks find the same state in their hooks.
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """False."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """True."""
         return True
 
     @property
@@ -87,7 +85,6 @@ class ShardedStrategy(ModelParallelStrategy):
             self._shard_mesh = init_device_mesh(kind, shape, mesh_dim_names=("copies", "shards"))
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """As Lightning; evaluation without `torch.inference_mode`."""
         evaluate_without_inference_mode(trainer)
         super().setup(trainer)
 
@@ -118,27 +115,23 @@ class ShardedStrategy(ModelParallelStrategy):
             yield
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The module's state, sharded."""
         assert self.lightning_module is not None
         state: dict[str, Any] = self.lightning_module.state_dict()
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state, sharded."""
         wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = wrapped.state_dict()
         return state
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy this rank's rows of the checkpoint into the model."""
         assert self.lightning_module is not None
         state, stored = self.lightning_module.state_dict(), checkpoint["state_dict"]
         for name, tensor in state.items():
             tensor.copy_(take_rows(stored[name], tensor))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give the optimizers this rank's rows of their state."""
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
@@ -190,7 +183,6 @@ def evaluate_without_inference_mode(trainer: pl.Trainer) -> None:
 
 
 def _catch_error(action: Callable[[], None]) -> str | None:
-    """Run `action`; return the text of its error, None without one."""
     try:
         action()
     except OSError as error:

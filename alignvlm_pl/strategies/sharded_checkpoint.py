@@ -40,7 +40,6 @@ class Pieces:
         return torch.cat(found)
 
     def whole(self) -> Tensor:
-        """All rows."""
         return torch.cat(self.pieces)
 
 

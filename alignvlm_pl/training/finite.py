@@ -48,7 +48,6 @@ class FiniteCheck:
         self._micros.append((keys, losses))
 
     def add_step(self, number: int, norms: Mapping[str, Tensor]) -> None:
-        """Add the gradient norms of a step by part."""
         copy = HostCopy(torch.stack([*norms.values()]))
         self._steps.append(_Step(number=number, parts=list(norms), norms=copy, micros=[*self._micros]))
         self._micros.clear()

@@ -82,7 +82,6 @@ class Work:
         }
 
     def total(self, *, tiles: float, tokens: float, pairs: float, supervised: float) -> float:
-        """Return the FLOPs of batches; arguments as in `by_part`."""
         return sum(self.by_part(tiles=tiles, tokens=tokens, pairs=pairs, supervised=supervised).values())
 
 

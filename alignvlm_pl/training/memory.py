@@ -87,7 +87,6 @@ class Spread:
 
     @classmethod
     def from_strategy(cls, strategy: Strategy) -> "Spread":
-        """Read it from a strategy that is connected."""
         mixed = str(strategy.precision_plugin.precision) == "bf16-mixed"
         if not isinstance(strategy, ShardedStrategy):
             return cls(buckets=isinstance(strategy, DDPStrategy), mixed=mixed)
@@ -138,11 +137,9 @@ class StepMemory:
         return {part: {**dict.fromkeys(_COLUMNS, 0), **self.fixed[part], **kept.get(part, {})} for part in self.fixed}
 
     def total(self, checkpointed: Sequence[str] = ()) -> int:
-        """Return the bytes of everything."""
         return sum(sum(row.values()) for row in self.rows(checkpointed).values())
 
     def fits(self, checkpointed: Sequence[str] = (), *, card: int = CARD) -> bool:
-        """Return whether it fits a card of so many bytes."""
         return self.total(checkpointed) <= USABLE * card
 
     def choose(self, *, card: int = CARD) -> tuple[str, ...]:
@@ -150,7 +147,6 @@ class StepMemory:
         return next((parts for parts in CHOICES if self.fits(parts, card=card)), CHOICES[-1])
 
     def verdict(self, checkpointed: Sequence[str] = (), *, card: int = CARD) -> str:
-        """Return a line that says whether it fits, and by how much."""
         total, usable = self.total(checkpointed), USABLE * card
         known = f"{_gib(total)} GiB of {_gib(usable)} usable ({_gib(card)} less {1 - USABLE:.0%})"
         if total <= usable:
@@ -158,7 +154,6 @@ class StepMemory:
         return f"does NOT fit, by {_gib(total - usable)} GiB: {known}"
 
     def explain(self, chosen: Sequence[str], *, card: int = CARD) -> str:
-        """Return what `activation_checkpointing: auto` takes, and why."""
         parts = f"[{', '.join(chosen)}]" if chosen else "no part"
         line = f"model.activation_checkpointing: auto takes {parts}; a step {self.verdict(chosen, card=card)}"
         if chosen:
@@ -168,7 +163,6 @@ class StepMemory:
         return line
 
     def table(self, checkpointed: Sequence[str] = ()) -> str:
-        """Return the table in GiB as aligned text."""
         rows = self.rows(checkpointed)
         body = [
             (part, *(_gib(row[column]) for column in _COLUMNS), _gib(sum(row.values()))) for part, row in rows.items()
@@ -325,7 +319,6 @@ def _fixed(
 
 
 def _numbers(module: nn.Module) -> tuple[int, int]:
-    """Return the number of parameters of a module, and of those that train."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 

@@ -130,7 +130,6 @@ class AlignVLMModule(pl.LightningModule):
 
     @cached_property
     def readout(self) -> PageReadout:
-        """What reads pages through P_vocab."""
         return PageReadout(self.processor)
 
     @cached_property
@@ -140,7 +139,6 @@ class AlignVLMModule(pl.LightningModule):
 
     @property
     def net(self) -> AlignVLMForConditionalGeneration:
-        """The built model."""
         if self.model is None:
             raise ConfigError("the model is not built yet: call configure_model(), as a Trainer does")
         return self.model
@@ -213,7 +211,6 @@ class AlignVLMModule(pl.LightningModule):
         self._prepare(self.model)
 
     def _prepare(self, model: AlignVLMForConditionalGeneration) -> None:
-        """What must be done before a strategy wraps the model."""
         model.loss_backend = self.loss_backend
         if self.stage is not None:
             freeze(model, self.stage)
@@ -484,7 +481,6 @@ class AlignVLMModule(pl.LightningModule):
         return self.readout.texts(self.net.config, log_probs, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The stage's optimizer over the trained parts, stepped with a `LambdaLR`."""
         stage = self.current_stage
         optimizer = build_optimizer(parameter_groups(self.net, stage), stage)
         factor = step_schedule(stage, int(self.trainer.estimated_stepping_batches), self._stage_minutes)

@@ -99,7 +99,6 @@ class Stage:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise a ConfigError for values that cannot be meant."""
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"stage.objective={self.objective!r}: {nearest(self.objective, OBJECTIVES)}")
         if self.schedule not in SCHEDULES:
@@ -145,7 +144,6 @@ class Stage:
 
     @property
     def adapters(self) -> dict[str, Lora]:
-        """Adapter of each part that has one."""
         return parse_adapters(self.lora)
 
 

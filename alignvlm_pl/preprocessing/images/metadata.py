@@ -47,7 +47,6 @@ def essential_bytes(source: bytes | IO[bytes]) -> bytes:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Join ranges that follow one another."""
     kept: list[Piece] = []
     for piece in pieces:
         last = kept[-1] if kept else b""
@@ -64,7 +63,6 @@ def _read(stream: IO[bytes], piece: tuple[int, int]) -> bytes:
 
 
 def _rest(stream: IO[bytes], start: int) -> tuple[int, int]:
-    """Return the range from a byte to the end of the file."""
     return start, max(start, stream.seek(0, os.SEEK_END))
 
 

@@ -174,7 +174,6 @@ def _from_text(text: str, name: str, timeout: float | None) -> bytes:
 
 
 def _local_path(url: str, name: str) -> str:
-    """Return the path of a `file:` URL, whose host is this machine's."""
     try:
         found = urlsplit(url)
     except ValueError as error:
