@@ -32,7 +32,6 @@ class Ledger(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignVLMModule)
-        assert pl_module.stage is not None
         folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
         folder.mkdir(parents=True, exist_ok=True)
         path = rank_file(folder, trainer.global_rank)
@@ -45,7 +44,7 @@ class Ledger(pl.Callback):
             "after": step,
             "rank": trainer.global_rank,
             "world": trainer.world_size,
-            "stage": pl_module.stage.name,
+            "stage": pl_module.current_stage.name,
             "device": pl_module.device.type,
             "precision": str(trainer.precision),
             "data": {} if training is None else training.identity,

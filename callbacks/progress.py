@@ -56,7 +56,6 @@ class TrainingProgress(RichProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        assert isinstance(pl_module, AlignVLMModule)
         self._tokens, self._since = 0, time.monotonic()
 
     def on_train_batch_end(
@@ -109,18 +108,16 @@ class TrainingProgress(RichProgressBar):
 
     def _eta(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> timedelta:
         """Remaining time of the stage, by its steps or its `max_minutes`."""
-        assert pl_module.stage is not None
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         remaining = pl_module.stage_seconds / step * (total - step)
-        if pl_module.stage.max_minutes is not None:
-            remaining = min(remaining, 60 * pl_module.stage.max_minutes - pl_module.stage_seconds)
+        if (limit := pl_module.current_stage.max_minutes) is not None:
+            remaining = min(remaining, 60 * limit - pl_module.stage_seconds)
         return timedelta(seconds=max(round(remaining), 0))
 
     def _line(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> str:
-        assert pl_module.stage is not None
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         return (
-            f"stage {pl_module.stage.name} step {step}/{total} loss {self._loss_value():.4f} "
+            f"stage {pl_module.current_stage.name} step {step}/{total} loss {self._loss_value():.4f} "
             f"{self._tokens_per_s:.0f} tokens/s ETA {self._eta(trainer, pl_module)}"
         )
 

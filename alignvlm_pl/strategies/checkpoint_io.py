@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             if Path(path).is_file():
                 return load_file(Path(path), weights_only=weights_only is not False)
-            found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+            return super().load_checkpoint(path, map_location, weights_only)
         except (UnpicklingError, CheckpointError) as error:
             if not isinstance(error.__cause__ or error, UnpicklingError):
                 raise
@@ -47,4 +47,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"checkpoint {path} holds more than tensors and plain types, so reading it could run code; if you "
                 "trust where it comes from, set --weights_only=false"
             ) from error
-        return found

@@ -98,13 +98,8 @@ class ShardedStrategy(ModelParallelStrategy):
         policy = MixedPrecisionPolicy()
         if precision == "bf16-mixed":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        shard(
-            model,
-            self._shard_mesh,
-            policy=policy,
-            reshard_vision=self.reshard_vision,
-            reshard_llm=self.reshard_llm,
-        )
+        kept = {"reshard_vision": self.reshard_vision, "reshard_llm": self.reshard_llm}
+        shard(model, self._shard_mesh, policy=policy, **kept)
         self._sharded = model
         load()
 
@@ -116,13 +111,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        state: dict[str, Any] = self.lightning_module.state_dict()
-        return state
+        return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state: dict[str, Any] = wrapped.state_dict()
-        return state
+        return (optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -173,12 +165,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def evaluate_without_inference_mode(trainer: pl.Trainer) -> None:
     """Have evaluation run without `torch.inference_mode`, whose gathered tensors training cannot use again."""
-    for loop in (
-        trainer.fit_loop.epoch_loop.val_loop,
-        trainer.validate_loop,
-        trainer.test_loop,
-        trainer.predict_loop,
-    ):
+    within_fit = trainer.fit_loop.epoch_loop.val_loop
+    for loop in (within_fit, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
         loop.inference_mode = False
 
 

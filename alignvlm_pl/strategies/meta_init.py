@@ -5,8 +5,9 @@ then reads the rows that it owns from the safetensors files.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,7 @@ def build_on_meta(spec: ModelSpec, processor: AlignVLMProcessor, *, whole: bool)
     return model
 
 
-def load_parts(
-    model: AlignVLMForConditionalGeneration,
-    spec: ModelSpec,
-    folder: str | Path | None,
-) -> None:
+def load_parts(model: AlignVLMForConditionalGeneration, spec: ModelSpec, folder: str | Path | None) -> None:
     """Read the weights of a sharded model of `build_on_meta`, on each rank its own rows; errors as of `load_rows`.
 
     They are those of a saved AlignVLM, `folder`, or else of the pretrained parts of `spec`.
@@ -90,13 +87,7 @@ def load_parts(
     model.initialize_connector()
 
 
-def load_rows(
-    module: PreTrainedModel,
-    source: str | Path,
-    *,
-    what: str,
-    strict: bool = False,
-) -> None:
+def load_rows(module: PreTrainedModel, source: str | Path, *, what: str, strict: bool = False) -> None:
     """Read a module's tensors from safetensors files of a folder or hub id; of a sharded one this rank's rows.
 
     Parameters may be on the meta device, and sharded over their first dimension. `what` names the module in errors;
@@ -141,12 +132,7 @@ def like(tensor: Tensor, local: Tensor) -> Tensor:
         return local
     assert local.shape == tensor.to_local().shape, "own_rows cuts as fully_shard does"
     return DTensor.from_local(
-        local,
-        tensor.device_mesh,
-        tensor.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
+        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
 
 
@@ -155,33 +141,22 @@ class _Files:
 
     def __init__(self, source: str | Path, *, what: str) -> None:
         self.source, self.what = source, what
-        self._open: dict[str, Any] = {}
         try:
-            self.places = self._places()
+            names = [_SINGLE]
+            if (index := self._find(_INDEX)) is not None:
+                names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+            files = [safe_open(self._find(name, required=True), "pt") for name in names]
+            self.places: dict[str, Any] = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise self._error(error) from error
 
-    def _places(self) -> Mapping[str, str]:
-        if (index := self._find(_INDEX)) is not None:
-            weight_map: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
-            paths = {file: self._find(file, required=True) for file in sorted(set(weight_map.values()))}
-            return {name: str(paths[file]) for name, file in weight_map.items()}
-        single = str(self._find(_SINGLE, required=True))
-        return dict.fromkeys(self._file(single).keys(), single)
-
-    def _find(self, name: str, *, required: bool = False) -> str | None:
-        found: str | None = cached_file(str(self.source), name, _raise_exceptions_for_missing_entries=required)
-        return found
-
-    def _file(self, path: str) -> Any:
-        if path not in self._open:
-            self._open[path] = safe_open(path, "pt")
-        return self._open[path]
+    def _find(self, name: str, *, required: bool = False) -> Any:
+        return cached_file(str(self.source), name, _raise_exceptions_for_missing_entries=required)
 
     def read(self, key: str, tensor: Tensor) -> Tensor:
         """What `tensor` owns of the tensor `key`, in its precision, on the device it is to have."""
         try:
-            stored = self._file(self.places[key]).get_slice(key)
+            stored = self.places[key].get_slice(key)
             shape = tuple(stored.get_shape())
             if shape != tuple(tensor.shape):
                 raise CheckpointError(
@@ -189,7 +164,7 @@ class _Files:
                     f"{tuple(tensor.shape)}; use the model config that they were trained with (a sharded model is not "
                     "pruned while it is loaded: let `prune` write the folder first)"
                 )
-            values = stored[own_rows(shape[0], tensor)] if shape else self._file(self.places[key]).get_tensor(key)
+            values = stored[own_rows(shape[0], tensor)] if shape else self.places[key].get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise self._error(error) from error
         device = tensor.device_mesh.device_type if isinstance(tensor, DTensor) else None
@@ -211,11 +186,9 @@ def names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Names of each tensor of the state, tied ones together."""
     found: dict[int, tuple[list[str], Tensor]] = {}
     persistent = module.state_dict().keys()
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in tensors:
+    for name, tensor in chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    ):
         if name in persistent:
             found.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(found.values())

@@ -85,12 +85,9 @@ def load_file(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        cut = path.is_file() and not is_zipfile(path)
-        why = (
-            "empty, cut off or of another program"
-            if cut
-            else (str(error).splitlines() or [type(error).__name__])[0][:150]
-        )
+        why = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        if path.is_file() and not is_zipfile(path):
+            why = "empty, cut off or of another program"
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({why})") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint (it holds a {type(found).__name__})")
@@ -109,8 +106,7 @@ def read_rest(path: Path) -> dict[str, Any]:
 
 def read_whole(path: Path) -> dict[str, Any]:
     """Read a checkpoint, file or folder, as an unsharded model takes it; errors as of `load_file`."""
-    whole: dict[str, Any] = make_whole(read_folder(path)) if path.is_dir() else load_file(path)
-    return whole
+    return make_whole(read_folder(path)) if path.is_dir() else load_file(path)
 
 
 def read_folder(folder: Path) -> dict[str, Any]:

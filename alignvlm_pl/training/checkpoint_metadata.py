@@ -35,8 +35,7 @@ def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
     It is the identity of the processor, the vision feature that the connector reads, and the connector's options.
     """
     own = {"vision_feature": spec.vision_feature, "connector": connector_identity(spec.connector)}
-    plain: dict[str, Any] = json.loads(json.dumps({**processor.identity(), **own}))
-    return plain
+    return json.loads(json.dumps({**processor.identity(), **own}))
 
 
 def build_metadata(

@@ -170,5 +170,4 @@ def decode(model: AlignVLMForConditionalGeneration, rows: int, length: int, trai
     # A 4D mask, because transformers' own mask reads values, which meta tensors do not have.
     mask = torch.empty(rows, 1, length, length, device="meta")
     decoder = model.language_model.get_decoder()
-    hidden: Tensor = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-    return hidden
+    return decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state

@@ -169,8 +169,7 @@ class AlignVLMModule(pl.LightningModule):
             raise CheckpointError(f"checkpoint {checkpoint_path} holds no spec of its model; give spec=…")
         kwargs["spec"] = ModelSpec.from_fields(kwargs["spec"] if "spec" in kwargs else content[SPEC])
         kwargs.setdefault("weights_only", True)
-        module: AlignVLMModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        return module
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def begin_stage(self, stage: Stage) -> "AlignVLMModule":
         """Set what `fit` trains, before it is called. Numbers of steps, accumulation and clipping are the Trainer's."""
@@ -447,8 +446,7 @@ class AlignVLMModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """Predictions of a batch, one string a sample; none of a filler."""
-        predictions: list[str] = self.validation_step(batch, batch_idx, dataloader_idx)["predictions"]
-        return predictions
+        return self.validation_step(batch, batch_idx, dataloader_idx)["predictions"]
 
     def on_validation_epoch_end(self) -> None:
         """Log the optimizer step that the metrics belong to; Lightning would take 0 outside of `fit`."""

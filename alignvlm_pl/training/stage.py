@@ -127,10 +127,8 @@ class Stage:
                 )
         for part, lora in self.adapters.items():
             if not self.learning_rates[part]:
-                raise ConfigError(
-                    f"stage.lora.{part} needs stage.lr_{part}, the adapter's learning rate; it is "
-                    f"{self.learning_rates[part]}"
-                )
+                lr = self.learning_rates[part]
+                raise ConfigError(f"stage.lora.{part} needs stage.lr_{part}, the adapter's learning rate; it is {lr}")
             if lora.load_in_4bit and self.ema_decay is not None:
                 raise ConfigError(
                     f"stage.ema_decay cannot average the 4-bit weights of stage.lora.{part}.load_in_4bit; set one of "
