@@ -14,16 +14,12 @@ from alignvlm_pl.training.finite import require_finite
 class AveragedWeights(pl.Callback):
     """Exponential moving average of the weights, by torch's `AveragedModel`; frozen weights stay bit-identical.
 
-    After optimizer step t, average <- decay · average + (1 - decay) · weights, from the weights after step 1 on;
-    buffers are those of the weights. It is computed as a linear interpolation, which changes nothing where both are
-    equal; Lightning's `EMAWeightAveraging` multiplies and adds, so that frozen weights would drift.
+    After optimizer step t, average <- decay · average + (1 - decay) · weights, from the weights after step 1 on, as a
+    linear interpolation, which changes nothing where both are equal; buffers are those of the weights.
 
-    The average is made when the model is built, loaded and frozen, on the device that trains; Lightning's
-    `WeightAveraging` makes it in `setup`, before `StageTransition` has begun the stage, on the CPU. Its checkpoint keys
-    are kept: `state_dict` is the average, `current_model_state` the weights, `averaging_state` the number of updates.
-
-    Args:
-        decay: Share of the average that is kept at each optimizer step, in (0, 1).
+    Lightning's `WeightAveraging` makes its copy in `setup`, before `StageTransition` has begun the stage, on the CPU.
+    Its checkpoint keys are kept: `state_dict` is the average, `current_model_state` the weights, `averaging_state` the
+    number of updates. `decay` is in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:

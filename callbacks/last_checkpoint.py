@@ -1,7 +1,7 @@
 """`checkpoints/`: `step00000500.ckpt` after 500 optimizer steps, and the link `last.ckpt` to the newest.
 
-A checkpoint, a file or a folder of shards, is complete before the link moves to it, and only then are older ones
-removed: whenever a run dies or the disk is full, `last.ckpt` is a complete checkpoint.
+A checkpoint is complete before the link moves to it, and only then are older ones removed: whenever a run dies or the
+disk is full, `last.ckpt` is a complete checkpoint.
 """
 
 import re
@@ -32,19 +32,16 @@ _WRITTEN = re.compile(r"step(\d{8})\.ckpt")
 class LastCheckpoint(Checkpoint):
     """Keep the newest checkpoints of a run, written by steps or time, where it is preempted, and after the last step.
 
-    It is a Lightning `Checkpoint`, which runs behind all other callbacks; a `ModelCheckpoint` works beside it. It is no
-    `ModelCheckpoint`, which replaces its link `last.ckpt` in two steps and cannot save where a run is preempted.
+    It is a Lightning `Checkpoint`, which runs behind all other callbacks. A `ModelCheckpoint` works beside it, but
+    replaces its link `last.ckpt` in two steps and cannot save where a run is preempted.
 
     Args:
         preemption: Whether the run is about to end, and whether rank 0's time for a checkpoint has come.
         every_n_steps: Interval in optimizer steps; None: none.
         keep_last: Number of the newest checkpoints that are kept.
-        keep_every_n_steps: Also keep the checkpoints of these steps; None: none.
+        keep_every_n_steps: Also keep the checkpoints of these steps, a multiple of `every_n_steps`; None: none.
         every_minutes: Longest time between two checkpoints by the clock of rank 0, looked at where `preemption` looks
             for a signal; None: any.
-
-    Raises:
-        ConfigError: An interval is not positive, or no checkpoint falls on `keep_every_n_steps`.
     """
 
     def __init__(
@@ -128,10 +125,7 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the checkpoint of this step, once; all ranks must call it, between two optimizer steps.
-
-        A folder that cannot be written is a CheckpointError on all ranks.
-        """
+        """Save the checkpoint of this step, once; all ranks must call it, between two steps, and get the same error."""
         step = trainer.global_step
         if step == self._saved_step:
             return

@@ -3,8 +3,7 @@
     {"ledger":1,"after":0,"rank":0,"world":2,"stage":"read","device":"cpu","precision":"32-true","data":{…}}
     {"step":1,"micro":0,"rank":0,"keys":["a"],"positions":[17],"tiles":[2],"tokens":[61],"supervised":[5],…}
 
-A process writes the first kind when it begins to train; it holds for the lines behind it. Step 1 is the first of the
-stage.
+A process writes the first kind when it begins to train; it holds for the lines behind it.
 """
 
 import json

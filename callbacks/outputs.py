@@ -28,11 +28,8 @@ _SHOWN = 4
 class RunOutputs:
     """Write the results of one evaluation below the run folder.
 
-    Args:
-        trainer: The trainer; its DataModule has the datasets.
-        module: The module that made the predictions.
-        page_images: Page images written of each dataset: half of first samples, half of the worst predictions.
-        whole: Whether all samples are evaluated; else the files of predictions are named after the step.
+    `page_images` counts the page images of each dataset, half of first samples, half of the worst predictions; without
+    `whole` the files of predictions are named after the step.
     """
 
     def __init__(self, trainer: pl.Trainer, module: AlignVLMModule, *, page_images: int, whole: bool) -> None:

@@ -211,11 +211,7 @@ def leave_open(fragments: Sequence[ChatFragment]) -> list[ChatFragment]:
 
 
 def tokenize_chat(
-    tokenizer: Any,
-    fragments: Sequence[ChatFragment],
-    *,
-    image_token_id: int,
-    spell_answers: bool = False,
+    tokenizer: Any, fragments: Sequence[ChatFragment], *, image_token_id: int, spell_answers: bool = False
 ) -> tuple[list[int], list[int]]:
     """Tokenize fragments to ids and labels.
 
@@ -275,11 +271,7 @@ def truncate_text(ids: list[int], labels: list[int], *, image_token_id: int, max
 
 @lru_cache(maxsize=1024)
 def _skeleton(
-    tokenizer: Any,
-    template: str,
-    turns: tuple[tuple[str, int], ...],
-    add_generation_prompt: bool,
-    variables: Any,
+    tokenizer: Any, template: str, turns: tuple[tuple[str, int], ...], add_generation_prompt: bool, variables: Any
 ) -> str:
     """Render turns (role, number of fragments) with a sentinel per fragment; independent of the content, so cached."""
     number = count()

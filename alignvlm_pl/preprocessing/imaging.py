@@ -45,14 +45,12 @@ def load_image(
     """Turn an image in any form into an upright RGB image: the one way by which images enter.
 
     EXIF orientation is applied, transparency is put on white, of an animation or a file of several pages the first is
-    taken. A file's format is known by its content; its other metadata are not read. Loading the result again returns it
-    unchanged.
+    taken. A file's format is known by its content. Loading the result again returns it unchanged.
 
     Args:
         source: A file's bytes, a path, a URL, base64, a PIL image, an array or a tensor; see `images.source`.
         name: Name in error messages, e.g. shard and member; default: the path, or the form of the source.
-        max_pixels: Maximum of width times height. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million)
-            applies as well.
+        max_pixels: Maximum of width times height; Pillow's own limit (179 million) applies as well.
         timeout: Seconds to wait for the server of an http(s) URL.
 
     Raises:

@@ -14,11 +14,8 @@ _PARTS = {"text": ("type", "text"), "image": ("type", *_IMAGE), "image_url": ("t
 def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """Return a conversation with OpenAI's `image_url` parts as image parts; the caller's is not changed.
 
-    A field that is None or empty counts as absent, as in transformers.
-
-    Raises:
-        DataError: A message or part is no mapping, has a field that a prompt does not show (`tool_calls`, `name`, text
-            in an image part …), a text part has no text, or an image part two images.
+    A field that is None or empty counts as absent, as in transformers. A DataError for what is no mapping, a field that
+    no prompt shows (`tool_calls`, `name`, …), a text part without text, or an image part with two images.
     """
     plain = []
     for number, message in enumerate(messages):

@@ -1,7 +1,7 @@
 """A model whose parameters have shapes but no memory, and weights read into them a slice at a time.
 
-A model that is sharded over ranks is never whole on any of them: it is built on the meta device, sharded, and each rank
-then reads the rows that it owns from the safetensors files.
+A sharded model is never whole on any rank: it is built on the meta device, sharded, and each rank then reads its rows
+from the safetensors files.
 """
 
 import json
@@ -33,10 +33,7 @@ _NESTED = "vision_model."  # transformers nests SigLIP and CLIP one level deeper
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Within, the parameters of new modules are on the meta device; buffers, which files may lack, are real.
-
-    `torch.device("meta")` would take buffers along, and with them tables of rotary positions that nothing restores.
-    """
+    """Within, the parameters of new modules are on the meta device; buffers, which files may lack, are real."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -90,11 +87,8 @@ def load_parts(model: AlignVLMForConditionalGeneration, spec: ModelSpec, folder:
 def load_rows(module: PreTrainedModel, source: str | Path, *, what: str, strict: bool = False) -> None:
     """Read a module's tensors from safetensors files of a folder or hub id; of a sharded one this rank's rows.
 
-    Parameters may be on the meta device, and sharded over their first dimension. `what` names the module in errors;
-    with `strict` the files may hold nothing else.
-
-    Raises:
-        CheckpointError: There are no such files, or a tensor is missing, left over, or of another shape.
+    `what` names the module in errors; with `strict` the files may hold nothing else. A CheckpointError if there are no
+    such files, or a tensor is missing, left over, or of another shape.
     """
     files, missing, used = _Files(source, what=what), set(), set()
     for aliases, tensor in names_by_tensor(module):

@@ -1,8 +1,8 @@
-"""A model whose parameters are sharded over ranks: wrapping by FSDP2 (`fully_shard`), calling its parts.
+"""A model whose parameters are sharded over ranks by FSDP2 (`fully_shard`), and calls of its parts.
 
-The groups whose parameters are gathered together: each layer of the vision tower, the rest of the tower, the connector,
-each layer of the LLM, a head that is not tied, and the root with what is left. The root's parameters are there as long
-as the model runs, which ALIGN needs: it reads the LLM's embedding table before the LLM does.
+Gathered together are each layer of the vision tower, the rest of the tower, the connector, each layer of the LLM, an
+untied head, and the root with what is left. The root's parameters are there as long as the model runs: ALIGN reads
+the LLM's embedding table before the LLM does.
 """
 
 import warnings
@@ -43,16 +43,10 @@ def is_first_copy(tensor: DTensor) -> bool:
 
 
 def shard(
-    model: Any,
-    mesh: DeviceMesh,
-    *,
-    policy: MixedPrecisionPolicy,
-    reshard_vision: bool = True,
-    reshard_llm: bool = True,
+    model: Any, mesh: DeviceMesh, *, policy: MixedPrecisionPolicy, reshard_vision: bool = True, reshard_llm: bool = True
 ) -> None:
-    """Shard a model, which may be on the meta device, in place over a mesh.
+    """Shard a model, which may be on the meta device, in place over a mesh, whose first of two dimensions has copies.
 
-    Of a mesh with two dimensions the first has copies of the model, and the second its shards.
     Parameters may not be frozen or unfrozen afterwards. `policy` is the precision in which they are gathered and
     gradients summed; with `reshard_…` the layers of a part are freed after forward and gathered again in backward.
     """
@@ -84,8 +78,7 @@ def shard(
 def _keep_norms_exact(connector: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Gather the connector's norms in the precision in which they are kept: bfloat16 has steps of 0.0078 near 1.
 
-    A connector may read a norm's parameters without calling it, as ALIGN does, so they are gathered whenever the
-    connector is called, and freed behind the backward.
+    ALIGN reads a norm's parameters without calling it, so they are gathered when the connector is called.
     """
     for module in connector.modules():
         if _is_norm(module):
@@ -133,8 +126,7 @@ def is_sharded(model: nn.Module) -> bool:
 def gradients_kept(model: Any, *, whole: bool) -> Iterator[None]:
     """Add gradients up without a reduction over all ranks, which the next backward outside of this does.
 
-    With `whole` each rank keeps whole gradients and nothing is reduced; otherwise those of a mesh with two dimensions
-    are reduced over the shards, and not over the copies.
+    With `whole` nothing is reduced; else those of a mesh with two dimensions are, over the shards alone.
     """
     block = model.set_requires_gradient_sync if whole else model.set_requires_all_reduce
     block(False)

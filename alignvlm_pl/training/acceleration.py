@@ -48,10 +48,7 @@ def compile_parts(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def skip_constant_buffers(ddp: DistributedDataParallel) -> None:
-    """Have DDP not send buffers in each forward, unless some that are saved may change, such as running statistics.
-
-    Tables that nothing saves, as those of rotary positions, are the same on all ranks.
-    """
+    """Have DDP not send buffers in each forward, unless some that are saved may change, such as running statistics."""
     saved = ddp.state_dict().keys()
     if not any(name in saved and buffer.is_floating_point() for name, buffer in ddp.named_buffers()):
         ddp.broadcast_buffers = False

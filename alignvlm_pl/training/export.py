@@ -55,21 +55,12 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Write the weights of a checkpoint as a Hugging Face folder; with `stage.ema_decay` their average.
 
-    Args:
-        checkpoint: A file, or a folder of shards.
-        folder: Where to; replaced if it exists.
-        spec: The model.
-        processor: Its processor.
-        weights: `model.weights` of the run; a stage with adapters reads the weights that they adapt from it.
-        trained: The trained model, if it is at hand: a checkpoint does not hold a 4-bit base, which is read again
-            otherwise. Its weights are replaced by those of the checkpoint.
-        max_shard_size: See `export`.
-
-    Returns the record, `folder/stage.json`.
+    A checkpoint does not hold what adapters adapt: it is read from `weights`, the run's `model.weights`, or is that of
+    the `trained` model, whose weights are replaced by those of the checkpoint. Returns the record, `folder/stage.json`.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, of another model, without a description or with a weight that is not
-            finite, or needs a 4-bit base that is stored nowhere.
+        CheckpointError: The checkpoint is damaged, of another model, without a description or with a weight that is
+            not finite, or needs a 4-bit base that is stored nowhere.
     """
     state = read_folder(checkpoint) if is_folder(checkpoint) else load_file(checkpoint)
     if CONTENTS not in state or "state_dict" not in state:

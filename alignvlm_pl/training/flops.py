@@ -1,13 +1,11 @@
 """Model FLOPs of a training step, and peak FLOPs of devices, for MFU.
 
 Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) is the work that the model requires, divided by the peak of
-the device. Padding, recomputed activations and chunks computed twice do not count. As in PaLM, an addition and a
-multiplication are two operations, only matrix products and convolutions count, and attention counts L² pairs for L
-tokens, although a causal kernel may skip half of them.
+the device; padding and recomputed activations do not count. As in PaLM, an addition and a multiplication are two
+operations, only matrix products and convolutions count, and attention counts L² pairs for L tokens.
 
-PaLM's 6 operations per parameter and token (2 forward, 2 for the input's gradient, 2 for the weight's) are wrong by up
-to a factor of 3 with frozen parts, and do not cover tiles. Here each part runs once on the meta device, on one tile or
-a few tokens, forward and backward with the stage's freeze table, under torch's `FlopCounterMode`.
+PaLM's 6 operations per parameter and token do not hold with frozen parts and tiles: here each part runs on the meta
+device, forward and backward with the stage's freeze table, under torch's `FlopCounterMode`.
 """
 
 import copy

@@ -1,9 +1,8 @@
 """Memory of a training step on one GPU, counted by part from shapes alone; what `activation_checkpointing: auto` takes.
 
-The model is built on the meta device and runs forward once on the largest micro batch of a stage, under CUDA's autocast
-rules. What autograd keeps for backward is counted by `saved_tensors_hooks`. Attention counts as a flash kernel, which
-keeps its inputs, its output and a number a row. Weights, gradients and AdamW's moments follow from the parameters;
-assumptions are the constants below.
+The model runs forward once on the meta device, on the largest micro batch of a stage, under CUDA's autocast rules; what
+autograd keeps is counted by `saved_tensors_hooks`. Attention counts as a flash kernel, which keeps its inputs, output
+and a number a row. The rest follows from the parameters, and from the assumptions that are constants below.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,14 +51,7 @@ _FULL = frozenset((F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Sizes of a micro batch on one device.
-
-    Attributes:
-        rows: Rows of the LLM's batch.
-        tokens: Text and visual tokens of a row.
-        tiles: Tiles of all rows.
-        supervised: Supervised tokens of all rows.
-    """
+    """Sizes of a micro batch on a device: text and visual `tokens` of a row; `tiles` and `supervised` tokens of all."""
 
     rows: int
     tokens: int
@@ -103,8 +95,7 @@ class Kept:
     """Bytes that autograd keeps of one part.
 
     Attributes:
-        inner: In the part's layers.
-        inputs: Inputs of the layers.
+        inner: In the part's layers, whose inputs have `inputs`.
         largest: In the layer that keeps most.
         rest: Outside of the layers.
     """
@@ -121,12 +112,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Memory of a training step.
-
-    Attributes:
-        fixed: Part -> `state`, `gathered` and `workspace` in bytes.
-        kept: Part -> what autograd keeps of it.
-    """
+    """Memory of a step by part: `fixed` has `state`, `gathered` and `workspace` in bytes, `kept` what autograd has."""
 
     fixed: Mapping[str, Mapping[str, int]]
     kept: Mapping[str, Kept]

@@ -83,8 +83,7 @@ def check_optimizer(stage: Stage) -> None:
 def gradient_norms(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Norm of the gradients of each part, over all groups of `parameter_groups`, without waiting for the device.
 
-    Where gradients are sharded (DTensor), the norm is that of the whole gradient, and all ranks must call it: one
-    reduction for all parts.
+    Of sharded gradients (DTensor) it is that of the whole, by one reduction for all parts: all ranks must call it.
     """
     found: dict[str, list[Tensor]] = {}
     for group in groups:
@@ -116,10 +115,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _stand_ins(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors whose `grad` is what this rank has of the parameters' gradients, in the same memory.
-
-    An operation on 600 tensors of torch's own takes a tenth of the time that it takes on DTensors.
-    """
+    """Tensors whose `grad` is what this rank has of each gradient, in the same memory; DTensors are slow."""
     found = []
     for gradient in (_local(p.grad) for p in parameters if p.grad is not None):
         found.append(gradient.detach())
@@ -141,8 +137,7 @@ def schedule_factor(stage: Stage, progress: float) -> float:
 def step_schedule(stage: Stage, total_steps: int, elapsed_minutes: Callable[[], float]) -> Callable[[int], float]:
     """Factor by optimizer step, for `LambdaLR`.
 
-    With `stage.max_minutes`, progress is that of steps or of time, whichever is further, so that a stage which runs out
-    of time has run its schedule down as well.
+    With `stage.max_minutes`, progress is that of steps or of time, whichever is further.
     """
 
     def factor(step: int) -> float:
