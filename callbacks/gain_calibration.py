@@ -18,8 +18,7 @@ from .data_health import sum_counts
 from .step import on_one_rank
 
 log = logging.getLogger(__name__)
-TOKENS = 512
-"""Most visual tokens that are measured, evenly spaced over the batch."""
+TOKENS = 512  # Most visual tokens that are measured, evenly spaced over the batch
 
 
 class GainCalibration(Callback):

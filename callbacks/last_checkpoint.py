@@ -22,8 +22,7 @@ from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, remove
 from .preemption import Preemption
 from .step import on_one_rank
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
-"""Path below the run folder."""
+CHECKPOINT = Path("checkpoints") / "last.ckpt"  # Path below the run folder
 
 _NAME = "step{:08d}.ckpt"
 _WRITTEN = re.compile(r"step(\d{8})\.ckpt")

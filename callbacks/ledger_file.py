@@ -15,8 +15,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import to_json
 
-FOLDER = "ledger"
-"""Path below the run folder."""
+FOLDER = "ledger"  # Path below the run folder
 VERSION = 1
 
 

@@ -46,8 +46,7 @@ class Preemption(pl.Callback):
         self.leaving = False
         self.is_time_to_save: Callable[[], bool] = lambda: False
         """By the clock of this process; rank 0's is agreed on with the flags."""
-        self.save_due = False
-        """Whether it was time for rank 0 at the last reduction."""
+        self.save_due = False  # Whether it was time for rank 0 at the last reduction
         self._step = 0
         self._within_step = False
 

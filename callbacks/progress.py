@@ -17,8 +17,7 @@ from alignvlm_pl.training.module import AlignVLMModule
 from .step import ends_step
 
 log = logging.getLogger(__name__)
-_REFRESH_S = 2.0
-"""Shortest time between two reads of the loss, which wait for the device."""
+_REFRESH_S = 2.0  # Shortest time between two reads of the loss, which wait for the device
 _SHOWN = {  # tag -> name in the bar, format
     "perf/tokens_per_s": ("tokens/s", "{:.0f}"),
     "perf/tiles_per_s": ("tiles/s", "{:.1f}"),

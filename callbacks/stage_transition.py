@@ -20,8 +20,7 @@ from alignvlm_pl.utils.collectives import any_ranks
 from .step import is_trial, on_one_rank
 
 log = logging.getLogger(__name__)
-EARLY_END = "ended_early.json"
-"""File of the run folder with the step at which a stage ended before `max_steps`."""
+EARLY_END = "ended_early.json"  # File of the run folder with the step at which a stage ended before `max_steps`
 
 
 class StageTransition(pl.Callback):

@@ -22,8 +22,7 @@ from ..errors import AlignVLMError, ConfigError, DataError, nearest
 
 _log = logging.getLogger(__name__)
 
-IGNORE_INDEX = -100
-"""Label of a position that is not supervised (the index that torch's cross entropy ignores)."""
+IGNORE_INDEX = -100  # Label of a position that is not supervised (the index that torch's cross entropy ignores)
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "

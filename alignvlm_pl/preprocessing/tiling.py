@@ -16,10 +16,8 @@ from ..errors import ConfigError, DataError, nearest
 
 RULES = ("ovis", "internvl")
 THUMBNAILS = ("first", "last", "none")
-MAX_TILES = 256
-"""Of the grid: every grid within `max_tiles` is compared for each new size of image."""
-MAX_TILE_SIDE = 8192
-"""In pixels: above the input of any vision encoder; boxes of tiles are int16."""
+MAX_TILES = 256  # Of the grid: every grid within `max_tiles` is compared for each new size of image
+MAX_TILE_SIDE = 8192  # In pixels: above the input of any vision encoder; boxes of tiles are int16
 
 Box = tuple[float, float, float, float]
 

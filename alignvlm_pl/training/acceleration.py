@@ -13,8 +13,7 @@ from ..errors import ConfigError, nearest
 from ..strategies.sharding import layers
 from .stage import PARTS
 
-CHECKPOINTED = ("vision", "llm")
-"""Parts with repeated layers."""
+CHECKPOINTED = ("vision", "llm")  # Parts with repeated layers
 _COMPILE_BACKEND = "inductor"
 
 

@@ -17,8 +17,7 @@ from ..version import __version__
 from .lora_config import Lora, parse_adapters
 from .stage import Stage
 
-CONTENTS = "contents"
-"""Key of a checkpoint."""
+CONTENTS = "contents"  # Key of a checkpoint
 
 _VERSION = 1
 _LIBRARIES = (

@@ -22,10 +22,8 @@ from .finite import diverged, first_invalid
 from .lora import attach_adapters, has_adapters, merge_state, save_adapters
 from .lora_config import parse_adapters
 
-EXPORT_FOLDER = "hf"
-"""Path below the run folder."""
-FILE_SIZE = "5GB"
-"""Default of the largest file of weights."""
+EXPORT_FOLDER = "hf"  # Path below the run folder
+FILE_SIZE = "5GB"  # Default of the largest file of weights
 RECORD = "stage.json"
 ADAPTER_FOLDER = "adapter"
 _RECORDED = ("stage", "processor", "weights_sha256")

@@ -18,14 +18,10 @@ from ..errors import CheckpointError, TrainingError
 from ..utils.collectives import gather
 from ..utils.host_copies import HostCopy
 
-_NAMED = 4
-"""Number of samples that an error names."""
-_SHOWN = 60
-"""Characters of their keys."""
-_MOST = 4096
-"""Micro batches that are remembered of a step; more than any step has."""
-Micro = tuple[Sequence[str], Tensor]
-"""Sample keys of a micro batch, and the loss of each sample."""
+_NAMED = 4  # Number of samples that an error names
+_SHOWN = 60  # Characters of their keys
+_MOST = 4096  # Micro batches that are remembered of a step; more than any step has
+Micro = tuple[Sequence[str], Tensor]  # Sample keys of a micro batch, and the loss of each sample
 
 
 @dataclass(kw_only=True)

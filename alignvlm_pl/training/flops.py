@@ -44,8 +44,7 @@ PEAK_TFLOPS = {
 The first match counts. Lightning's `get_available_flops` does not recognise H200 by its device name and has numbers
 with sparsity for some devices."""
 
-_LENGTHS = (8, 16)
-"""Sequence lengths of the two runs of the LLM that separate linear from quadratic work."""
+_LENGTHS = (8, 16)  # Sequence lengths of the two runs of the LLM that separate linear from quadratic work
 
 
 @dataclass(frozen=True, kw_only=True)

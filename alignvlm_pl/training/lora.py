@@ -12,8 +12,7 @@ from ..errors import ConfigError, nearest
 from .lora_config import ALL_LINEAR, Lora
 from .stage import PARTS
 
-ADAPTER = "default"
-"""Name of the adapter within peft's layers."""
+ADAPTER = "default"  # Name of the adapter within peft's layers
 _BASE, _FACTORS = ".base_layer.", (".lora_A.", ".lora_B.")
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from ..errors import ConfigError, nearest
 
 ALL_LINEAR = "all-linear"
-LORA_PARTS = ("vision", "llm")
-"""Parts that can have an adapter; the connector is small and trained directly."""
+LORA_PARTS = ("vision", "llm")  # Parts that can have an adapter; the connector is small and trained directly
 
 
 @dataclass(frozen=True, kw_only=True)

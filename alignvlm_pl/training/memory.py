@@ -33,10 +33,8 @@ from .acceleration import CHECKPOINTED
 from .flops import decode, encode, meta_model
 from .stage import PARTS, Stage
 
-CARD = round(79.1 * 2**30)
-"""Bytes that a card of 80 GB has for a process."""
-CONTEXT = 2 * 2**30
-"""Assumed bytes of CUDA's context, of the libraries' workspaces and of NCCL."""
+CARD = round(79.1 * 2**30)  # Bytes that a card of 80 GB has for a process
+CONTEXT = 2 * 2**30  # Assumed bytes of CUDA's context, of the libraries' workspaces and of NCCL
 USABLE = 0.92
 """Share of a card that a step may take by this count: the allocator leaves fragments, and no GPU has confirmed it."""
 CHOICES: tuple[tuple[str, ...], ...] = ((), ("vision",), ("llm",), ("vision", "llm"))

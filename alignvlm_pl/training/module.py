@@ -59,12 +59,10 @@ from .optim import (
 )
 from .stage import PARTS, Stage
 
-SPEC = "spec"
-"""Key of a checkpoint: the fields of the model's `ModelSpec`."""
+SPEC = "spec"  # Key of a checkpoint: the fields of the model's `ModelSpec`
 _TRAINING_PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "64", "64-true")
 """As the Trainer takes them; None is its default, 32-true."""
-_WEIGHT_PRECISIONS = ("bf16-true", "16-true")
-"""Precisions that weights are cast to."""
+_WEIGHT_PRECISIONS = ("bf16-true", "16-true")  # Precisions that weights are cast to
 MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values", "num_tiles")
 _OF_LOADING = ("map_location", "hparams_file", "strict", "weights_only")
 """Arguments of Lightning's `load_from_checkpoint` beside the path."""

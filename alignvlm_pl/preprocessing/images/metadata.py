@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import IO
 
-MAX_KEPT_BYTES = 1 << 20
-"""Metadata with an orientation that are larger than this, packed or not, are skipped as well."""
+MAX_KEPT_BYTES = 1 << 20  # Metadata with an orientation that are larger than this, packed or not, are skipped as well
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JP2_BOXES = (b"jP  ", b"ftyp", b"jp2h", b"jp2c")
 _PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _JPEG_ORIENTATION = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 _MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-Piece = bytes | tuple[int, int]
-"""Bytes, or the first byte of a range of the file and the byte after its last."""
+Piece = bytes | tuple[int, int]  # Bytes, or the first byte of a range of the file and the byte after its last
 
 
 def is_image_head(head: bytes) -> bool:
