@@ -25,13 +25,10 @@ from .loader import WorkerItem, with_errors, worker_and_count
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationTask:
-    """What the model does with the batches of a loader; each batch has the three fields.
+    """What the model does with the batches of a dataset of the config; each batch has the three fields.
 
-    Attributes:
-        dataset: Name of the dataset in the config.
-        kind: Under the key ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions) or ``read`` (the
-            text that the connector reads from the first image).
-        max_new_tokens: Longest prediction of ``generate``, in tokens.
+    `kind`, under the key ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions of at most
+    `max_new_tokens` tokens) or ``read`` (the text that the connector reads from the first image).
     """
 
     dataset: str
@@ -116,7 +113,7 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             raw = reader.read(location)
             item: EncodedSample | SkippedSample
             try:
-                sample = self.decoder(raw, sizes=reader.sizes(location))
+                sample = self.decoder(raw, sizes=reader.row(location).sizes)
                 item = replace(self.collator.encode(sample), position=position)
             except SampleError as error:
                 item = SkippedSample(key=raw["__key__"], reason=error.reason, message=str(error))

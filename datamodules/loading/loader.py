@@ -115,14 +115,14 @@ class TrainBatches(IterableDataset[WorkerItem]):
         if self.counter is not None:
             self.counter.seen += 1
         try:
-            sample = self.decoder(self.reader.read(location), sizes=self.reader.sizes(location))
+            sample = self.decoder(self.reader.read(location), sizes=self.reader.row(location).sizes)
             _require_answer(sample)
             encoded = self.collator.encode(sample, token_budget=self.planner.token_budget)
             return replace(encoded, position=position)
         except SampleError as error:
             if self.counter is None:
                 raise
-            self.counter.skip(error, source=self.reader.source(location))
+            self.counter.skip(error, source=self.reader.row(location).source)
             return None
 
     def _lengths(self, positions: Sequence[int]) -> list[int]:
@@ -132,7 +132,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
             location = self.stream.locate(position)
             try:
                 record = self.decoder.record(self.reader.read(location, images=False))
-                length = self.collator.count_tokens(record, self.reader.sizes(location))
+                length = self.collator.count_tokens(record, self.reader.row(location).sizes)
             except SampleError:
                 length = 0
             found.append(0 if length > (self.planner.token_budget or length) else length)

@@ -69,10 +69,7 @@ class Training:
     ) -> "Training":
         """Set the cursor of the batches of one rank, by the state of a checkpoint or to the first sample.
 
-        `mode` is that of `resume_cursors`, `loading` are settings of `ShardLoader`.
-
-        Raises:
-            ConfigError: The state is of other data or settings.
+        `mode` and its ConfigError are those of `resume_cursors`, `loading` are settings of `ShardLoader`.
         """
         stream, planner, collator, adapter = batches.stream, batches.planner, batches.collator, batches.decoder.adapter
         identity = fingerprint(
@@ -99,12 +96,7 @@ class Training:
     def read(self, positions: Sequence[int], *, per_row: Sequence[int] | None = None) -> tuple[Batch, list[Sample]]:
         """Read one micro batch again, and its samples, and verify the checksums of its shards.
 
-        Args:
-            positions: Positions of its samples.
-            per_row: Samples of each row of a packed batch; None: one.
-
-        Raises:
-            DataError: A shard has changed, or a sample cannot be read.
+        `per_row` are the samples of each row of a packed batch. DataError: a shard has changed, or a sample is skipped.
         """
         items = []
         for position in positions:

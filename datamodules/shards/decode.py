@@ -38,9 +38,7 @@ class Decoder:
     def __call__(self, raw: RawSample, *, sizes: Sequence[tuple[int, int]] | None = None) -> Sample:
         """Decode one sample; `sizes` are those that the index has for its images, in pixels.
 
-        Raises:
-            SampleError: It is invalid, or its images differ from `sizes`.
-            DataError: The shard is damaged or of another format.
+        SampleError: it is invalid, or differs from the index. DataError: the shard is damaged or of another format.
         """
         record, images, files = self._checked(raw)
         where = locate_sample(raw)

@@ -208,9 +208,7 @@ def write_index(path: Path, rows: Sequence[IndexRow], *, end: int) -> str:
 def load_index(manifest: Manifest, shard: Shard) -> SampleIndex:
     """Map the index of a shard, which is compared with the manifest when a process first meets it.
 
-    Raises:
-        MissingIndexError: There is none.
-        DataError: It is malformed, not the one of the manifest, or does not fit the shard.
+    MissingIndexError: there is none; DataError: it is malformed, or does not fit manifest and shard.
     """
     path: Path | str = manifest.where(index_path(Path(shard.path)).name)
     try:

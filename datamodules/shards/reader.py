@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from alignvlm_pl.errors import DataError
 
 from ..storage.file_kinds import IMAGE_ENDINGS
-from .index import SampleIndex, load_index
+from .index import IndexRow, SampleIndex, load_index
 from .manifest import Location, Manifest, Shard
 from .sample_formats import RawSample
 from .tar_walk import Damage, Member, require_members, sample_members, walk_range
@@ -29,15 +29,13 @@ def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]
     Raises:
         DataError: A shard is missing, cut or damaged.
     """
-    offset = 0
     for shard in manifest.shards:
-        first, last = max(start - offset, 0), min(stop - offset, shard.num_samples)
-        offset += shard.num_samples
-        if first >= last:
-            continue
-        # A whole shard is read to its end, so that its count is compared with the manifest.
-        whole = last == shard.num_samples
-        yield from islice(read_shard(manifest, shard), first, None if whole else last)
+        first, last = max(start, 0), min(stop, shard.num_samples)
+        start, stop = start - shard.num_samples, stop - shard.num_samples
+        if first < last:
+            # A whole shard is read to its end, so that its count is compared with the manifest.
+            whole = last == shard.num_samples
+            yield from islice(read_shard(manifest, shard), first, None if whole else last)
 
 
 def read_shard(
@@ -100,13 +98,9 @@ class ShardReader:
         for stream, _ in self._shards.values():
             stream.close()
 
-    def sizes(self, location: Location) -> tuple[tuple[int, int], ...]:
-        """Return (width, height) in pixels of the images of a sample, without reading it."""
-        return self._open(location)[1][location.number].sizes
-
-    def source(self, location: Location) -> str:
-        """Return the ``source`` of a sample, without reading it."""
-        return self._open(location)[1][location.number].source
+    def row(self, location: Location) -> IndexRow:
+        """Return what the index has of a sample, without reading that."""
+        return self._open(location)[1][location.number]
 
     def read(self, location: Location, *, images: bool = True) -> GroupedSample:
         """Return one sample as `read_shard`, without `images` with empty ones.

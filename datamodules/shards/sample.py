@@ -74,8 +74,7 @@ def references(record: Mapping[str, Any]) -> list[str]:
 def check_record(record: Mapping[str, Any], *, num_images: int, where: str) -> None:
     """Check the JSON of one sample, and that its messages have a placeholder for each of the stored images.
 
-    Raises:
-        SampleError: It violates the sample schema; names the sample as `where`.
+    A violation of the sample schema is a SampleError that names the sample as `where`.
     """
     messages = messages_list(record, where)
     indices = [index for number, turn in enumerate(messages) for index in _check_turn(turn, number, where)]

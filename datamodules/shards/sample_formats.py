@@ -45,11 +45,7 @@ def read_json(raw: RawSample) -> dict[str, Any]:
 
 
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
-    """Parse the JSON of one sample, which may be hostile.
-
-    Raises:
-        SampleError: It is too large, nested too deep, no JSON, or not a JSON object (``bad_json``).
-    """
+    """Parse the JSON object of one sample; SampleError (``bad_json``): too large, nested too deep, or other text."""
     try:
         if len(data) > MAX_JSON_BYTES:
             raise ValueError(f"it has {len(data)} bytes, expected at most {MAX_JSON_BYTES}")
@@ -142,16 +138,14 @@ FORMATS: dict[str, Adapter] = {
 def image_marks(texts: Sequence[str], num_images: int, *, where: str, text_only: bool = False) -> re.Pattern[str]:
     """Return a pattern of the spellings that stand for images in a record; another spelling is plain text.
 
-    Those whose number is that of the images do: ``<|image|>``, else ``<image>``, else both together.
+    Those whose number is that of the images do: ``<|image|>``, else ``<image>``, else both together; where none is, a
+    SampleError (``placeholder_count``).
 
     Args:
         texts: The texts of its turns but answers, in which both spellings are plain text.
         num_images: Number of its images that no part of its turns names.
         where: Name of the record in errors.
         text_only: The record is known to be without images, so that ``<image>`` is a word of its text.
-
-    Raises:
-        SampleError: The numbers differ (``placeholder_count``).
     """
     counts = {mark: sum(text.count(mark) for text in texts) for mark in (IMAGE_PLACEHOLDER, IMAGE_TOKEN)}
     there = [mark for mark, count in counts.items() if count and not (text_only and mark == IMAGE_TOKEN)]
@@ -291,8 +285,7 @@ def _is_image(part: object) -> bool:
 def pairs(queries: Any, answers: Any, *, where: str) -> list[tuple[str, str]]:
     """Pair the queries of a BigDocs row with its answers; each is a text or a list of texts.
 
-    Raises:
-        SampleError: Their numbers differ (``query_count``), or one is no text (``bad_row``).
+    Other values are a SampleError (``bad_row``), as other numbers of them (``query_count``).
     """
     asked, answered = as_list(queries), as_list(answers)
     if not asked or len(asked) != len(answered):

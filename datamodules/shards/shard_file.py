@@ -54,18 +54,9 @@ def shard_sample(
 ) -> ShardSample:
     """Check a sample and complete its JSON: names, upright sizes and checksums of its images, and the defaults.
 
-    Args:
-        record: Its JSON in the sample schema.
-        images: Encoded image files.
-        extensions: File name extension of each image.
-        key: Its name in the shard.
-        source: ``source`` where the record has none.
-        license: ``license`` where the record has none.
-        where: Name of the sample in errors; by default its key.
-        sizes: Upright (width, height) in pixels of each image; None: they are read.
-
-    Raises:
-        SampleError: It violates the sample schema.
+    `images` are encoded files, `extensions` those of their names. `key` names the sample in the shard, `where` in
+    errors: what violates the sample schema is a SampleError. `source` and `license` are used where the record has
+    none. `sizes` are the upright (width, height) of the images in pixels; None: they are read.
     """
     where = where or f"sample {key}"
     if len(images) != len(extensions):

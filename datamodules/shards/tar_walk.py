@@ -93,13 +93,8 @@ def walk(path: Path) -> Iterator[Member | Damage]:
 def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator[Member | Damage]:
     """Yield the members that begin between two bytes of a tar, as if the tar ended at the second.
 
-    Companions (``._a.jpg``, ``.DS_Store``) can belong to no sample: they are ignored, as folders and links are.
-
-    Args:
-        stream: The tar.
-        shard: Its name in damages.
-        start: Byte where the header of a member begins.
-        size: Byte where the last member ends and the end-of-archive mark is expected.
+    Companions (``._a.jpg``, ``.DS_Store``) can belong to no sample: they are ignored, as folders and links are. A
+    header begins at `start`, the end-of-archive mark is expected at `size`; `shard` is the name of the tar in damages.
     """
     offset, before, long_name, begin = start, "", "", -1
     while True:
@@ -134,11 +129,7 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
 
 
 def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files of a tar, gzipped or not, in its order; it is read forward alone.
-
-    Args:
-        pieces: Files that the tar is cut into.
-        wanted: Whether to yield the file of a name; other content is skipped.
+    """Yield name and content of the `wanted` files of a tar in pieces, gzipped or not; it is read forward alone.
 
     Raises:
         DataError: It is damaged, ends early, or its store does not give it; names the piece and the byte of it.

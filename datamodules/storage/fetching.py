@@ -39,12 +39,9 @@ STALE_PARTIAL_S = 86400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """Retries and timeouts for one file.
+    """Attempts at one file after the first, and seconds without a byte after which one fails.
 
-    Attributes:
-        retries: Attempts after the first one.
-        timeout_s: Seconds without a byte after which an attempt fails.
-        backoff_s: Approximate seconds before the first retry; doubled for each further one, up to a minute.
+    `backoff_s` are the approximate seconds before the first retry, doubled for each further one, up to a minute.
     """
 
     retries: int = 5
@@ -90,15 +87,11 @@ def fetch(
     is not the expected one is fetched again; the checksum of a copy is computed once, when it arrives.
 
     Args:
-        url: An address that `Storage.locate` has passed.
+        url: An address that `Storage.locate` has passed; MissingFileError: it has no such file.
         cache: Folder of the copies; created if missing.
-        expected: What is known about the file.
+        expected: What is known about the file; DataError: it cannot be fetched or stored, or is another one.
         name: Its base name in the cache; None: the last part of the URL.
         policy: Retries and waiting times.
-
-    Raises:
-        MissingFileError: There is no such file.
-        DataError: It cannot be fetched, is not the expected one, or the cache cannot hold it.
     """
     from filelock import FileLock
 
@@ -119,9 +112,7 @@ def fetch(
 def fetch_small(url: str, *, max_bytes: int, policy: Policy | None = None) -> bytes:
     """Return the content of a small file, fresh from its source each time; nothing stays on the disk.
 
-    Raises:
-        MissingFileError: There is no such file.
-        DataError: It cannot be fetched, or is larger than `max_bytes`.
+    MissingFileError: there is none; DataError: it cannot be fetched, or is larger than `max_bytes`.
     """
     with TemporaryDirectory() as folder, _storing(Path(folder), url):
         content = Path(folder) / "content"

@@ -86,14 +86,11 @@ def find_file(place: str) -> StoredFile:
 def list_files(location: str, ending: str) -> list[StoredFile]:
     """List the files with an ending at a path (file, folder, pattern), a URL, or in a dataset of the hub, sorted.
 
-    Companions such as ``._a.tar`` are no files of a dataset.
+    Companions such as ``._a.tar`` are no files of a dataset. DataError: there are none, or the store fails.
 
     Args:
         location: For example ``data/bigdocs``, ``data/*.parquet``, ``memory://set`` or ``ServiceNow/BigDocs-7.5M``.
         ending: For example ``.parquet``; letter case does not matter.
-
-    Raises:
-        DataError: There are none, or the store does not respond.
     """
     everything = _list(location, deep=True)
     named = [file for file in everything if file.path.lower().endswith(ending)]

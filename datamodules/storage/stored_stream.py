@@ -17,16 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class StoredStream(io.RawIOBase):
-    """Bytes of a stored file; after a lost connection it reopens the file and continues at the same byte.
+    """Bytes of a stored file, or of several that are read as one; continues after a lost connection at the same byte.
 
-    Errors of the store are raised as DataError, so they differ from the errors of a damaged file.
-
-    Args:
-        *pieces: The file, or several that are read as one.
-        policy: Retries and waiting times.
-
-    Raises:
-        DataError: On reading, if the store does not respond, or the file is shorter than listed.
+    Errors of the store are raised as DataError, so they differ from the errors of a damaged file; so is a file that is
+    shorter than listed.
     """
 
     def __init__(self, *pieces: StoredFile, policy: Policy | None = None) -> None:

@@ -27,13 +27,9 @@ _SCALE = 1 << 32
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Datasets that are trained on together.
+    """Datasets that are trained on together, under a name of the config.
 
-    Attributes:
-        name: Name in the config.
-        manifests: The datasets, concatenated.
-        weight: Share of the samples in a mixture.
-        only: Use only samples whose ``source`` is one of these; None: all.
+    `weight` is their share of the samples in a mixture. Of `only`, those ``source``s are used; None: all.
     """
 
     name: str
@@ -65,15 +61,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStream:
-    """Endless stream of the samples of all sources: a pure function of the position.
+    """Endless stream of the samples of all sources: a pure function of seed and position.
 
     Of one source, each epoch has each sample once, in another order. Of several, each source has its own epochs, and
-    its share of the positions is its weight.
-
-    Attributes:
-        sources: The sources.
-        seed: Seed of the order.
-        buffer: See `DatasetOrder`.
+    its share of the positions is its weight. For `buffer` see `DatasetOrder`.
     """
 
     sources: tuple[Source, ...]
@@ -107,11 +98,10 @@ class TrainStream:
     def progress(self, position: int) -> dict[str, dict[str, int]]:
         """Return epoch and position in it of every source before a position of the stream."""
         counts = self.mixture.positions(position) if self.mixture else [position]
-        found = {}
-        for source, order, done in zip(self.sources, self.orders, counts, strict=True):
-            epoch, at = divmod(done, len(order))
-            found[source.name] = {"epoch": epoch, "position": at}
-        return found
+        return {
+            source.name: {"epoch": done // len(order), "position": done % len(order)}
+            for source, order, done in zip(self.sources, self.orders, counts, strict=True)
+        }
 
 
 class _Block(NamedTuple):
@@ -186,18 +176,12 @@ class DatasetOrder:
 
 
 class Mixture:
-    """Map a stream position to (source, position within the source).
+    """Map a stream position to (source, position within the source), by the weight of each source.
 
     In any number of blocks of `SLOTS` positions each source has its share, to within one sample; the order within a
     block is permuted with hash(seed, block). The position within a source follows from the stream position, so a
-    checkpoint needs no state of the mixture.
-
-    Args:
-        weights: Source -> share of the samples; they need not sum to 1.
-        seed: Seed of the order.
-
-    Raises:
-        ConfigError: A weight is too small to be kept, or not positive.
+    checkpoint needs no state of the mixture. Weights need not sum to 1; one that is not positive, or too small to be
+    kept, is a ConfigError.
     """
 
     def __init__(self, weights: Sequence[float], *, seed: str) -> None:

@@ -115,8 +115,8 @@ def test_a_sample_can_be_read_without_its_images(tmp_path):
     raw = ShardReader().read(location, images=False)
     assert raw["0.png"] == b""
     assert raw["json"] == ShardReader().read(location)["json"]
-    assert ShardReader().sizes(location) == ((7, 5),)
-    assert ShardReader().source(location) == "made"
+    assert ShardReader().row(location).sizes == ((7, 5),)
+    assert ShardReader().row(location).source == "made"
 
 
 def test_more_shards_than_may_be_open(tmp_path):
