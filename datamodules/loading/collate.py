@@ -63,13 +63,9 @@ class EncodedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collator:
-    """Encode samples and put them into batches.
+    """Encode samples and put them into batches for a loss; for `generation`, left padded prompts without an answer.
 
-    Attributes:
-        processor: The model's processor.
-        max_text_length: Largest number of text tokens of a sample, vision tokens not counted; None: no limit.
-        generation: Make prompts, left padded, without the last assistant turn.
-        benchmark: Its prompt is applied to the questions; None: they are asked as they are.
+    Of `max_text_length` text tokens at most, vision tokens not counted; None: no limit. A `benchmark` sets the prompt.
     """
 
     processor: Processor

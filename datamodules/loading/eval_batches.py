@@ -38,11 +38,9 @@ class EvaluationTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkOptions:
-    """Which benchmarks the evaluation loaders serve, and how.
+    """Which benchmarks the evaluation loaders serve, and how: those of `names`, the first `subset` samples; None: all.
 
     Attributes:
-        names: Benchmarks that are served; None: all.
-        subset: Number of first samples of each; None: all.
         read: Benchmarks whose text the connector reads, in place of asking their questions.
         max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
         predicted: Name -> positions of the samples that have a prediction already, the same on all ranks.

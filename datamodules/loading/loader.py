@@ -147,8 +147,7 @@ class ShardLoader:
 
     Attributes:
         cursor: The rest of the stream after the batches yielded so far; None before the first.
-        skipped: Samples skipped so far by all workers of this rank.
-        seen: Samples yielded so far, by source.
+        skipped: Samples skipped so far by all workers of this rank, as `seen` those yielded, by source.
         wait_seconds: Seconds spent waiting for batches.
         workers: The worker processes that run.
     """

@@ -47,11 +47,9 @@ class MixtureSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A running training loader and what its state needs.
+    """A running training loader and the batches of this rank, from its first cursor.
 
     Attributes:
-        batches: The batches of this rank, from its first cursor.
-        loader: Loads them.
         identity: See `stream.state.fingerprint`.
         seen_before: Source -> samples that earlier runs trained on; rank 0 has those of all ranks.
         verified: Shards whose checksum `read` has compared.

@@ -18,8 +18,7 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import CAPTION_PROMPT, CaptionReader
 from ..shards.tar_walk import Member, SeenKeys, read_sample, require_members, sample_groups, walk_range
 from ..storage.file_kinds import path_text
-from ..storage.stored_files import StoredFile, list_files, short_names
-from ..storage.stored_stream import StoredStream
+from ..storage.stored_files import StoredFile, StoredStream, list_files, short_names
 from .sources.source import Part, SourceSample, checked_image, or_error
 
 _KEPT = ("url", "sha256")

@@ -23,8 +23,7 @@ from alignvlm_pl.preprocessing.images.source import describe_source
 from ..shards.sample import SampleError
 from ..shards.tar_walk import stream_files
 from ..storage.file_kinds import path_text
-from ..storage.stored_files import StoredFile, find_file, list_folder
-from ..storage.stored_stream import ordered_pieces
+from ..storage.stored_files import StoredFile, find_file, list_folder, ordered_pieces
 from .input_files import fetched_list, find_list, first_names
 from .pack.options import DEFAULT_WORKERS, PackOptions
 from .sources.images import EncodedImage

@@ -24,8 +24,7 @@ from alignvlm_pl.utils.text_files import HEAD_BYTES, content_kind
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample import SampleError
 from ..shards.sample_formats import as_list
-from ..storage.stored_files import StoredFile, find_file, list_files, list_folder
-from ..storage.stored_stream import StoredStream
+from ..storage.stored_files import StoredFile, StoredStream, find_file, list_files, list_folder
 from .input_files import add_parquet_options, fetched_list, find_list, parquet_files
 from .pack.options import PackOptions
 from .sources.dialogues import read_conversation

@@ -10,12 +10,9 @@ from alignvlm_pl.errors import DataError, nearest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schema:
-    """Columns of one kind of source.
+    """Columns of one kind of source: the kind of `prepare` that reads it, and what is said of other columns.
 
-    Attributes:
-        kind: The kind of `prepare` that reads it.
-        unknown: Message for other columns.
-        fields: Field -> names that its column may have, in order of preference.
+    `fields` are field -> names that its column may have, in order of preference.
     """
 
     kind: str

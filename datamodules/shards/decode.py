@@ -68,13 +68,9 @@ class Decoder:
 
 @dataclass(kw_only=True, slots=True)
 class SkipCounter:
-    """Count skipped samples by source and reason, and stop the run above a share.
+    """Count skipped samples by source and reason, and stop the run above a share, 0 to 1, of those `seen`.
 
-    Attributes:
-        max_share: Largest share of invalid samples, 0 to 1; 0 stops at the first.
-        max_unlabelled: Largest share of samples without a supervised token, which are counted apart.
-        seen: Samples read.
-        skipped: Source -> its skipped samples.
+    `max_share` is that of invalid samples, `max_unlabelled` of those without a supervised token, which count apart.
     """
 
     max_share: float

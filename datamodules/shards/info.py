@@ -56,12 +56,9 @@ class DatasetInfo:
 
 
 def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> DatasetInfo:
-    """Read every sample of a dataset.
+    """Read every sample of a dataset whose tars hold samples in the format `form`; the model counts tokens.
 
-    Args:
-        folder: Folder of a dataset; DataError: it is damaged, or holds no sample of the format.
-        model: Counts tokens; None: characters are counted.
-        form: What its tars hold, one of `sample_formats.FORMATS`.
+    A damaged dataset, or one without a sample of that format, is a DataError.
     """
     manifest = load_manifest(folder)
     found = DatasetInfo()

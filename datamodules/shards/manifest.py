@@ -130,10 +130,7 @@ def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: S
     Args:
         folder: Folder or URL that holds ``manifest.json``; a URL that is not supported is a ConfigError.
         verify_sha256: Also read every shard and compare its checksum; all shards of a remote dataset are fetched.
-        storage: How a remote dataset is fetched; None: the defaults.
-
-    Raises:
-        DataError: No manifest, a malformed one, or a shard that is missing or not as described.
+        storage: How a remote dataset is fetched; None: the defaults. DataError: what comes is not as described.
     """
     manifest = read_manifest(folder, storage=storage)
     for shard in manifest.shards if verify_sha256 or not manifest.is_remote else ():

@@ -24,11 +24,7 @@ _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 
 
 def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:
-    """Yield samples `start` to `stop` (exclusive) of a dataset, opening only the shards that hold them.
-
-    Raises:
-        DataError: A shard is missing, cut or damaged.
-    """
+    """Yield samples `start` to `stop` (exclusive) of a dataset as `read_shard`, of the shards that hold them."""
     for shard in manifest.shards:
         first, last = max(start, 0), min(stop, shard.num_samples)
         start, stop = start - shard.num_samples, stop - shard.num_samples
@@ -43,10 +39,8 @@ def read_shard(
 ) -> Iterator[GroupedSample]:
     """Yield the samples of one shard in their order: member bytes by extension, with ``__key__`` and ``__url__``.
 
-    `wanted` says by its name whether a member is read; the others are empty.
-
-    Raises:
-        DataError: The file is missing or damaged, or its size or number of samples differs from the manifest.
+    `wanted` says by its name whether a member is read; the others are empty. DataError: the file is missing or damaged,
+    or its size or number of samples differs from the manifest.
     """
     where = manifest.where(shard.path)
     found = 0
@@ -103,11 +97,7 @@ class ShardReader:
         return self._open(location)[1][location.number]
 
     def read(self, location: Location, *, images: bool = True) -> GroupedSample:
-        """Return one sample as `read_shard`, without `images` with empty ones.
-
-        Raises:
-            DataError: The shard is missing or changed, or the sample is damaged.
-        """
+        """Return one sample as `read_shard`, with empty images if `images` is false; DataError: missing or damaged."""
         stream, index = self._open(location)
         where = location.manifest.where(location.shard.path)
         start, stop = index.extent(location.number)

@@ -168,6 +168,9 @@ def convert_docdownstream(
 ) -> dict[str, Any]:
     """Turn one DocDownstream record into the sample schema; its placeholders become image parts in order.
 
+    What is no such record, has not one placeholder for each image, has video or audio, or a ``system`` that differs
+    from the turn of the system is a SampleError.
+
     Args:
         record: ``messages`` with plain strings holding ``<|image|>`` or ``<image>``, ``dataset_name``, ``task_name``,
             and optionally ``system``, ``id``, ``references`` and ``lines``. Of a turn whose content is a list of parts,
@@ -176,10 +179,6 @@ def convert_docdownstream(
         where: Name of the record in errors.
         marked: False where no record of its file with images uses ``<image>``: it is then a word in a record that has
             no field of images.
-
-    Raises:
-        SampleError: No messages, a turn without role and text, not one placeholder for each image, videos or audio, or
-            a ``system`` that differs from the turn of the system.
     """
     messages = messages_list(record, where)
     for turn in messages:

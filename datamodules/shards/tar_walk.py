@@ -19,8 +19,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.text_files import HEAD_BYTES, compression, content_kind
 
 from ..storage.file_kinds import IMAGE_ENDINGS, is_companion
-from ..storage.stored_files import StoredFile
-from ..storage.stored_stream import StoredStream
+from ..storage.stored_files import StoredFile, StoredStream
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)

@@ -30,11 +30,8 @@ SPARE_BYTES = 8 * 2**20
 class ShardWriter:
     """Context manager that numbers samples and packs them into `<name>-00000.tar`, `<name>-00001.tar`, ….
 
-    An exception inside the block removes what was written. Two runs over equal samples give equal bytes.
-
-    Attributes:
-        extra: Further fields for the manifest; may be filled until the block ends.
-        num_samples: Samples added so far.
+    An exception inside the block removes what was written. Two runs over equal samples give equal bytes. `extra` are
+    further fields for the manifest, which may be filled until the block ends.
     """
 
     def __init__(

@@ -11,10 +11,9 @@ Row = list[int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlanner:
-    """Cuts windows of the stream into batches. Deterministic: the batches depend on the window index only.
+    """Cuts windows of the stream into batches of `batch_size` rows, the same for each window whenever it is cut.
 
     Attributes:
-        batch_size: Rows of a batch.
         length_window: Batches whose samples are sorted by length together; 1 keeps the order of the stream.
         token_budget: Tokens of a packed row; None: every sample has a row of its own.
         pack_window: Samples that are packed together.

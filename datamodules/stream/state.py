@@ -25,10 +25,7 @@ _VERSION = 1
 class Cursor:
     """The windows of the stream that one rank has still to read.
 
-    Attributes:
-        pending: Windows to finish first, each with the number of its batches that are done.
-        next: The first window after them.
-        stride: Step between consecutive windows of this rank from there.
+    First `pending` ones, each with the number of its batches that are done; then every `stride`-th from `next`.
     """
 
     pending: tuple[tuple[int, int], ...] = ()

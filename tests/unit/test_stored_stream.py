@@ -14,8 +14,7 @@ from datamodules.prepare import llava
 from datamodules.prepare.llava import read_directory, read_member
 from datamodules.shards.sample import SampleError
 from datamodules.storage.fetching import Policy
-from datamodules.storage.stored_files import StoredFile, list_folder, local_file
-from datamodules.storage.stored_stream import StoredStream
+from datamodules.storage.stored_files import StoredFile, StoredStream, list_folder, local_file
 
 DATA = random.Random(0).randbytes(100_000)
 AT_ONCE = Policy(retries=2, backoff_s=0)
