@@ -45,14 +45,10 @@ def run(argv: list[str]) -> int:
     _command("fit", *fit)
     last = plan_runs(list(fit))[-1].folder
     assert last is not None, "the recipe has stages"
-    checkpoint = (
-        "--config",
-        str(last / "config.yaml"),
-        "--ckpt_path",
-        str(last / "checkpoints" / "last.ckpt"),
-    )
+    checkpoint = str(last / "checkpoints" / "last.ckpt")
     # fp32, so that the Hugging Face folder gives the same answers wherever it is loaded.
-    _test(trained, *checkpoint, "--trainer.precision", "32-true")
+    precision = ("--trainer.precision", "32-true")
+    _test(trained, "--config", str(last / "config.yaml"), "--ckpt_path", checkpoint, *precision)
     minutes = (time.time() - options.started) / 60
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (untrained, trained))
     _report(demo, before, after, minutes)
@@ -110,14 +106,12 @@ def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], mi
     }
     summary = {name: round(value, 4) for name, value in summary.items()}
     real = (DATA / READOUT).resolve().name == "lines"
-    readout = {
-        "set": "real SROIE line crops" if real else "synthetic lines in held-out fonts",
-        "case": "ignored",
-    }
+    lines = "real SROIE line crops" if real else "synthetic lines in held-out fonts"
+    readout = {"set": lines, "case": "ignored"}
     write_results(folder / "results.json", {**trained, "untrained": untrained, "readout": readout, "demo": summary})
     contact_sheet(folder / "trained" / "predictions", folder / "examples.png")
     sys.stdout.write("\n" + _table(untrained, trained) + "\n")
-    sys.stdout.write(f"\nreadout: {readout['set']}, case ignored; examples in {folder / 'examples.png'}\n")
+    sys.stdout.write(f"\nreadout: {lines}, case ignored; examples in {folder / 'examples.png'}\n")
     sys.stdout.write(f"look: tensorboard --logdir {folder}\n\ndemo: {json.dumps(summary)}\n")
 
 

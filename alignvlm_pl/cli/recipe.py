@@ -89,12 +89,15 @@ def plan_runs(options: list[str]) -> list[Run]:
     roots = [Path(one.value) for one in arguments if one.name == RUN_DIR and one.value is not None]
     root = roots[-1] if roots else Path("runs") / path.stem
     runs: list[Run] = []
-    for entry, name in zip(stages, _folder_names(stages), strict=True):
+    stems = [entry.files["stage"].stem for entry in stages]
+    numbered = all(stem.isdecimal() for stem in stems) and len({*stems}) == len(stems)
+    for index, (entry, stem) in enumerate(zip(stages, stems, strict=True), start=1):
+        folder = root / (stem if numbered else f"{index}-{stem}")
         parent = runs[-1].folder if runs else None
         # Behind the user's options: a `--stage.init_from` of theirs is where the first stage starts, and only that one.
         start = [] if parent is None else ["--stage.init_from", str(parent / "hf")]
         own = [*before, *entry.options(), *behind, *start]
-        runs.append(Run(options=[*own, RUN_DIR, str(root / name), "--stages=null"], folder=root / name))
+        runs.append(Run(options=[*own, RUN_DIR, str(folder), "--stages=null"], folder=folder))
     return runs
 
 
@@ -108,12 +111,6 @@ def read_stages(recipe: Path, *, option: str = "") -> list[StageEntry]:
     if not isinstance(stages, list):
         raise ConfigError(f"{recipe}: `stages` must be a list of stages, found {stages!r}")
     return [_entry(given, recipe) for given in stages]
-
-
-def _folder_names(stages: list[StageEntry]) -> list[str]:
-    stems = [entry.files["stage"].stem for entry in stages]
-    numbered = all(stem.isdecimal() for stem in stems) and len({*stems}) == len(stems)
-    return stems if numbered else [f"{index}-{stem}" for index, stem in enumerate(stems, start=1)]
 
 
 def load_yaml(path: Path, *, option: str = "") -> dict[str, Any]:

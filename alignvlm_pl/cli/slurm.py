@@ -62,14 +62,15 @@ def check_allocation(environment: Mapping[str, str], *, num_nodes: int, devices:
             f"the SLURM job has {tasks} tasks, but this is its batch script and not one of them; start the command "
             "with srun (configs/cluster/submit.sbatch does)"
         )
-    per_node = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or [tasks // nodes] * nodes
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 2(x3),1
+    per_node = [int(count) for count, times in found for _ in range(int(times or 1))] or [tasks // nodes] * nodes
     if per_node != [devices] * num_nodes:
         advice = f"sbatch --nodes={num_nodes} --ntasks-per-node={devices}"
         if len(set(per_node)) == 1:
             advice += f", or --trainer.num_nodes={nodes} --trainer.devices={per_node[0]}"
-        found = "+".join(map(str, per_node if len(set(per_node)) > 1 else per_node[:1]))
+        started = "+".join(map(str, per_node if len(set(per_node)) > 1 else per_node[:1]))
         raise ConfigError(
-            f"SLURM started {nodes} node(s) x {found} tasks, the config has trainer.num_nodes={num_nodes} x "
+            f"SLURM started {nodes} node(s) x {started} tasks, the config has trainer.num_nodes={num_nodes} x "
             f"trainer.devices={devices}; use {advice}"
         )
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
@@ -101,9 +102,3 @@ def exit_status_for_srun(run: Callable[[], int]) -> int:
         traceback.print_exc()
         return UNEXPECTED
     return REFUSED if status in (1, 2) else status
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """Expand SLURM's ``2(x3),1`` to one number a node."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(count) for count, times in found for _ in range(int(times or 1))]

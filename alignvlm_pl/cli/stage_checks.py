@@ -3,8 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,9 @@ def check_stages(runs: Sequence[Run]) -> None:
     problems: list[str] = []
     exports = 0
     before: _Built | None = None
-    with _quiet():
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the stages log the same when they begin
+    try:
         for run in runs:
             found, built = copy_context().run(_check_stage, run.options)
             if built is not None:
@@ -49,6 +50,8 @@ def check_stages(runs: Sequence[Run]) -> None:
                 exports += size
             before = built
             problems += [f"{run.folder}: {problem}" for problem in found]
+    finally:
+        logging.disable(disabled)
     folder = next((run.folder for run in runs if run.folder is not None and run.folder.exists()), Path())
     free = shutil.disk_usage(folder).free
     if exports > free:
@@ -179,14 +182,3 @@ def _limited(name: str, limit: float, batches: int) -> int:
             "integer"
         )
     return int(limit * batches)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Log nothing within: the stages log the same when they begin."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

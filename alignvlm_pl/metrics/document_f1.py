@@ -148,8 +148,10 @@ def _f1(sums: Statistics, ending: str) -> tuple[float, float, float]:
     return f1_score(precision, recall), precision, recall
 
 
-def _document(sample: EvalSample) -> str:
-    return str(sample.meta.get("document", sample.key))
-
-
-DOCUMENT_F1 = Metric(name="document_f1", rules=RULES, statistics=_statistics, scores=_scores, unit=_document)
+DOCUMENT_F1 = Metric(
+    name="document_f1",
+    rules=RULES,
+    statistics=_statistics,
+    scores=_scores,
+    unit=lambda sample: str(sample.meta.get("document", sample.key)),
+)

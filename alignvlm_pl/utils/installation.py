@@ -26,8 +26,7 @@ def configs_dir() -> Path:
 def check_top_level_packages() -> None:
     """Import `callbacks` and `datamodules`: names that others use too, and pip installs one over another silently.
 
-    Raises:
-        ImportError: One is missing or of another distribution; with its file and the distributions that install it.
+    One that is missing or of another distribution is an ImportError, with the distributions that install it.
     """
     for name in TOP_LEVEL_PACKAGES:
         try:
