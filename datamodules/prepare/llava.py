@@ -211,12 +211,16 @@ class LLaVAZip(LLaVAList):
             DataError: The list is no JSON list, of another schema, or names no image of the zip, or that is no zip.
         """
         self.check()
-        found = _ZipIndex(stem=Path(self.zip.name).stem, folder=self.folder, places=read_directory(self.zip))
-        rows = [(number, at, at + len(text), found.places_of(text)) for number, at, text in self.raw()]
-        if found.missing and not found.found:
+        members = read_directory(self.zip)
+        rows = [
+            (number, at, at + len(text), [self._place(path, members) for path in _paths(text)])
+            for number, at, text in self.raw()
+        ]
+        named = next((path for _, _, text in self.raw() for path in _paths(text)), None)
+        if named and not any(place for *_, places in rows for place in places):
             raise DataError(
                 f"{self.zip.path} holds none of the images of {self.label}: expected such as "
-                f"{found.missing!r}, found such as {next(iter(found.places), 'no file')!r}"
+                f"{named!r}, found such as {next(iter(members), 'no file')!r}"
             )
         # The images of a part are contiguous in the zip, which it reads forward.
         rows.sort(key=lambda row: (row[3][0][0] if row[3] and row[3][0] else -1, row[0]))
@@ -226,6 +230,17 @@ class LLaVAZip(LLaVAList):
             Part(name=f"{self.path.name}#{number}", payload=(json.dumps(piece),), rows=len(piece))
             for number, piece in enumerate(pieces)
         ]
+
+    def _place(self, path: str, members: Mapping[str, ZipPlace]) -> ZipPlace | None:
+        """Return the place of an image among the members of the zip; None for a missing one."""
+        try:
+            name = str(self.folder.relative(path, where=""))
+        except SampleError:
+            return None
+        stem = Path(self.zip.name).stem
+        inner = name.removeprefix(f"{stem}/")  # of an absolute path below the unpacked zip
+        forms = [normalize(form, path) for path in (name, f"{stem}/{name}", inner) for form in ("NFC", "NFD")]
+        return next((members[form] for form in (name, *forms) if form in members), None)
 
     def input_bytes(self) -> int:
         return self.path.stat().st_size + self.zip.size
@@ -251,37 +266,12 @@ class LLaVAZip(LLaVAList):
         return SourceSample(record=record, images=found)
 
 
-@dataclass(kw_only=True, slots=True)
-class _ZipIndex:
-    """Members of a zip by the paths of records."""
-
-    stem: str
-    folder: ImageFolder
-    places: dict[str, ZipPlace]
-    found: int = 0
-    missing: str = ""
-
-    def places_of(self, record: bytes) -> list[ZipPlace | None]:
-        """Return the places of a record's images; None for a missing one."""
-        try:
-            paths = image_names(parse_object(record, where=""), where="")
-        except SampleError:  # counted when it is read
-            return []
-        return [self._place(path) for path in paths]
-
-    def _place(self, path: str) -> ZipPlace | None:
-        try:
-            name = str(self.folder.relative(path, where=""))
-        except SampleError:
-            return None
-        inner = name.removeprefix(f"{self.stem}/")  # of an absolute path below the unpacked zip
-        forms = [normalize(form, path) for path in (name, f"{self.stem}/{name}", inner) for form in ("NFC", "NFD")]
-        place = next((self.places[form] for form in (name, *forms) if form in self.places), None)
-        if place is None:
-            self.missing = self.missing or path
-        else:
-            self.found += 1
-        return place
+def _paths(record: bytes) -> list[str]:
+    """Return the paths of the images of a record; an invalid one is counted when it is read."""
+    try:
+        return image_names(parse_object(record, where=""), where="")
+    except SampleError:
+        return []
 
 
 _LIST = "blip_laion_cc_sbu_558k.json"

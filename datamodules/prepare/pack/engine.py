@@ -34,7 +34,7 @@ from ...shards.index import index_path
 from ...shards.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest, write_manifest
 from ...shards.sample import SampleError
 from ...shards.writer import check_space, is_part_of, space_error
-from ..sources.source import Part, PartlySpooled, RawData
+from ..sources.source import Part, RawData
 from .options import PackOptions
 from .overlap import folder_identity, read_benchmark_images
 from .plan import PlannedShard, make_plan, repeated_positions
@@ -290,7 +290,8 @@ class Engine:
     def _check_disk(self, resumable: bool) -> None:
         """Raise DataError where the bytes to write exceed the free space, before anything is written."""
         needed = self.raw.input_bytes() + _OVERHEAD * (self.rows or 0)
-        spooled = self.raw.spool_bytes() if isinstance(self.raw, PartlySpooled) else needed
+        spool_bytes = getattr(self.raw, "spool_bytes", None)
+        spooled = spool_bytes() if spool_bytes else needed
         if self.options.limit is not None:
             # If the number of rows is unknown, the check waits for the plan.
             share = min(1.0, self.options.limit / self.rows) if self.rows else 0.0

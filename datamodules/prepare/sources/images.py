@@ -133,13 +133,12 @@ class ImageFolder:
         path = self.relative(name, where=where)
         if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
-            found = index.find(path.name)
-            if found is None:
+            if (found := index.find(path.name)) is None:
                 raise SampleError(
                     f"{where}: no image {name!r:.120} among the {len(index.names)} names below {self.root}",
                     "missing_image",
                 )
-            return self.read(found, where=where)
+            name = found
         return self.read(name, where=where)
 
     def pages(self, name: str, *, where: str) -> list[EncodedImage]:

@@ -85,27 +85,23 @@ class ParquetRows:
 
 def _require_bytes(schema: Any, columns: Collection[str | None], *, where: str) -> None:
     """Raise DataError where a column of images holds lists of numbers, which are no lists of images."""
-    from pyarrow import types
-
     for field in schema:
-        kind, listed = field.type, False
-        while field.name in columns and (nested := _element(kind)) is not None:
-            kind, listed = nested, listed or not types.is_struct(kind)
-        if listed and types.is_integer(kind):
+        if field.name in columns and _is_numbers(field.type):
             raise DataError(
                 f"{where}: column {field.name!r} is {field.type}, expected the bytes of images (binary); convert its "
                 "cells with bytes(cell)"
             )
 
 
-def _element(kind: Any) -> Any:
-    """Return the type of a list's elements, or of the bytes in a struct; None for other types."""
+def _is_numbers(kind: Any, listed: bool = False) -> bool:
+    """Whether a type is a list of integers, in the field ``bytes`` of a struct, too."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return kind.value_type
-    held = kind.get_field_index("bytes") if types.is_struct(kind) else -1
-    return kind.field(held).type if held >= 0 else None
+        return _is_numbers(kind.value_type, listed=True)
+    if types.is_struct(kind) and (held := kind.get_field_index("bytes")) >= 0:
+        return _is_numbers(kind.field(held).type, listed)
+    return listed and bool(types.is_integer(kind))
 
 
 def _rows(table: Any, file: StoredFile, group: int, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

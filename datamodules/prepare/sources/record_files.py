@@ -73,21 +73,16 @@ class RecordFile:
     def parts(self) -> list[Part]:
         self.check()
         marked = self.marks_images()
-        parts: list[Part] = []
-        first = records = begin = end = 0
-
-        def cut() -> None:
-            if records:
-                name = self.part_name(first, records, begin, end)
-                parts.append(Part(name=name, payload=(marked, begin, end, first), rows=records))
-
+        cuts: list[list[int]] = []
         for number, at, text in islice(self.raw(), self.start, None):
-            if not records or self.is_full(records, at - begin):
-                cut()
-                first, records, begin = number, 0, at
-            records, end = records + 1, at + len(text)
-        cut()
-        return parts
+            if not cuts or self.is_full(cuts[-1][1], at - cuts[-1][2]):
+                cuts.append([number, 0, at, at])
+            cuts[-1][1] += 1
+            cuts[-1][3] = at + len(text)
+        return [
+            Part(name=self.part_name(first, records, begin, end), payload=(marked, begin, end, first), rows=records)
+            for first, records, begin, end in cuts
+        ]
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         marked, *place = part.payload

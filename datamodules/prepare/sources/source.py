@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.images.metadata import MAX_KEPT_BYTES, essential_bytes
@@ -125,14 +125,8 @@ class RawData(Protocol):
         ...
 
     def input_bytes(self) -> int:
-        """Estimate the bytes of all samples with their images, for the check of the disk."""
-        ...
+        """Estimate the bytes of all samples with their images, for the check of the disk.
 
-
-@runtime_checkable
-class PartlySpooled(Protocol):
-    """Optional method of raw data that yields images as paths."""
-
-    def spool_bytes(self) -> int:
-        """Estimate the bytes that are copied into the spool: all of `input_bytes` but those images."""
+        Raw data that yields images as paths also has `spool_bytes`: the same without those images.
+        """
         ...
