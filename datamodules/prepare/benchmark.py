@@ -183,7 +183,7 @@ class DocDownstreamTest:
         """Yield the questions in the order of the file, and the errors of invalid ones.
 
         Raises:
-            ConfigError: `meta` is missing although the benchmark needs it, or given although it must not be.
+            ConfigError: The benchmark needs `meta`, or must not have it.
             DataError: A file is missing, or the metadata are not parallel to the questions.
         """
         if self.meta is None and self._corpus:
@@ -243,7 +243,6 @@ class _Gold:
         self.names = [self._name(line) for line in self._metadata]
 
     def document(self, index: int, where: str) -> dict[str, Any]:
-        """Return name and annotation of the document of a question."""
         name = self.names[index]
         if name not in self._annotations:
             raise SampleError(f"{where}: document {name!r} is not in {self.folder / 'document.jsonl'}", "no_gold")
@@ -295,13 +294,11 @@ class _Gold:
 
 
 def _annotation(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    kept = ("value", "value_variants")
     return [
         {
             "key": item["key"],
-            "values": [
-                {name: value[name] for name in ("value", "value_variants") if value.get(name) is not None}
-                for value in item["values"]
-            ],
+            "values": [{name: value[name] for name in kept if value.get(name) is not None} for value in item["values"]],
         }
         for item in entry["annotations"]
     ]
@@ -362,12 +359,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _open_source(benchmark: Benchmark, path: Path, options: argparse.Namespace) -> Iterable[SourceSample | SampleError]:
-    """Open a published file.
-
-    Raises:
-        ConfigError: Its format is unknown, or not one of the benchmark.
-        DataError: It is missing; the message names file, origin and size.
-    """
+    """Open a published file; raise an error with file, origin and size where it is missing or of another format."""
     ending = path.suffix.lower()
     if path.is_file():
         require_unpacked(read_head(path), where=str(path))
@@ -387,7 +379,7 @@ def _open_source(benchmark: Benchmark, path: Path, options: argparse.Namespace) 
 
 
 def _check_published(benchmark: Benchmark, path: Path) -> None:
-    """Warn if the md5 of a file differs from the published one: scores would not be comparable."""
+    """Warn if a file is not the published one, by its md5: scores would not be comparable."""
     known = [md5 for source in benchmark.sources if source.file == path.name for md5 in source.md5]
     if known and path.is_file() and (found := file_digest(path, "md5")) not in known:
         logger.warning("%s is not the published file: expected md5 %s, found %s", path, " or ".join(known), found)

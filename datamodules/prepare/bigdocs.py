@@ -15,7 +15,7 @@ from alignvlm_pl.errors import ConfigError
 
 from ..shards.columns import BIGDOCS
 from ..shards.sample import SampleError
-from ..shards.sample_formats import conversation, pairs
+from ..shards.sample_formats import as_list, conversation, pairs
 from ..storage.stored_files import canonical_split
 from .input_files import add_parquet_options, parquet_files
 from .rendered_tables.tabfact import FactTables
@@ -26,10 +26,8 @@ from .sources.images import EncodedImage, FolderIndex, ImageFolder, embedded_ima
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
 
-_KEPT = 32
-"""Rendered tables in memory; consecutive rows often share a table."""
-_TABLE_BYTES = 100_000
-"""Approximate bytes of the pages of a table."""
+_KEPT = 32  # rendered tables in memory: consecutive rows often share a table
+_TABLE_BYTES = 100_000  # of the pages of a table, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,6 @@ class RenderedTables:
         return self._rendered[table]
 
     def total_bytes(self) -> int:
-        """Estimate the size of all pages."""
         return len(self.names.whole) * _TABLE_BYTES
 
 
@@ -68,8 +65,6 @@ CONFIGS = (*WITH_IMAGES, *FROM_FOLDERS, *FROM_TABLES)
 _NAME = "img_id"
 _PROVENANCE = ("query_info", "annotation_info", "image_info", "license", "licence", "dataset_name", "source")
 _TASKS = ("task_name", "task")
-
-
 NamedImages = ImageFolder | RenderedTables
 """Images of rows that only name them."""
 
@@ -115,11 +110,10 @@ class BigDocs(ParquetRows):
         return SourceSample(record=record, images=images)
 
     def _images(self, row: Mapping[str, Any], column: str, where: str) -> list[EncodedImage]:
-        given = row[column]
-        cells = [cell for cell in (given if isinstance(given, list) else [given]) if cell is not None]
+        cells = [cell for cell in as_list(row[column]) if cell is not None]
         if column != _NAME and cells:
             return [embedded_image(cell, where=where) for cell in cells]
-        names = cells if column == _NAME else [row[_NAME]] if row.get(_NAME) is not None else []
+        names = cells if column == _NAME else as_list(row.get(_NAME))
         if not names or self.images is None:
             raise SampleError(f"{where}: the row holds no image", "missing_image")
         return [image for name in names for image in self.images.pages(str(name), where=where)]

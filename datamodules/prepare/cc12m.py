@@ -21,8 +21,7 @@ from ..storage.file_kinds import path_text
 from ..storage.stored_files import StoredFile, StoredStream, list_files, short_names
 from .sources.source import Part, SourceSample, checked_image, or_error
 
-_KEPT = ("url", "sha256")
-"""Fields of a pair's json that say where the image came from."""
+_KEPT = ("url", "sha256")  # fields of a pair's json that say where the image came from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -103,9 +103,9 @@ class DocDownstreamArchive(DocDownstreamFolder):
                 elif line is not None:
                     yield SourceSample(record=line[0], images=[])
             yield from self._from_archive(pending)
-            for number, missing in pending.incomplete():
-                where = self.where(number)
-                yield SampleError(f"{where}: image {describe_source(missing)} is not in the archive", "missing_image")
+            for number in sorted(pending.lines):
+                missing = describe_source(min(pending.missing(number)))
+                yield SampleError(f"{self.where(number)}: image {missing} is not in the archive", "missing_image")
 
     def _from_archive(self, pending: "_PendingLines") -> Iterator[SourceSample | SampleError]:
         files = stream_files(ordered_pieces(self.pieces), lambda name: bool(pending.waiting_for(_page(name))))
@@ -196,11 +196,6 @@ class _PendingLines:
             if not self._numbers[page] and page in self._kept:
                 self._kept.pop(page)[0].unlink()
 
-    def incomplete(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines that are left, each with a page that is not in the archive."""
-        for number, line in sorted(self.lines.items()):
-            yield number, next(page for page in line.pages if page not in self._kept)
-
 
 def _page(name: str) -> str:
     """Return the path of a page as lines and archive both write it, one text for all lines that name it."""
@@ -238,22 +233,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_source(options: argparse.Namespace) -> DocDownstreamFolder:
     """Return the raw data, or raise ConfigError where an option does not fit the others."""
     chosen, beside = find_list(options, _LIST, expected=_LAYOUT)
-    pieces = [piece for place in options.archive or () for piece in _find_pieces(place)]
-    if not pieces and not options.image_root:
-        pieces = _pieces(beside)
+    given = [piece for place in options.archive or () for piece in _find_pieces(place)]
+    pieces = given or ([] if options.image_root else _pieces(beside))
     if not pieces and not chosen.local and not options.image_root:
         raise ConfigError(
             f"{chosen.path} does not lie on this disk, and neither --archive nor --image-root says where its pages are"
         )
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "path": fetched_list(chosen, PackOptions.from_args(options)),
         "origin": "" if chosen.local else chosen.path,
         "sources": tuple(options.sources),
         "source": options.source or "docdownstream",
     }
     if pieces:
-        return DocDownstreamArchive(**given, pieces=tuple(pieces))
-    return DocDownstreamFolder(**given, image_root=options.image_root or Path(chosen.path).parent)
+        return DocDownstreamArchive(**fields, pieces=tuple(pieces))
+    return DocDownstreamFolder(**fields, image_root=options.image_root or Path(chosen.path).parent)
 
 
 def _find_pieces(place: str) -> list[StoredFile]:

@@ -79,12 +79,16 @@ class SidecarFolder:
             "source": self.source,
         }
         check_record(record, num_images=1, where=where)
+        check_answered(record, where=where)
         return SourceSample(record=record, images=[ImageFolder(root=self.root).read(name, where=where)])
 
     def _record(self, image: Path, where: str) -> dict[str, Any]:
         """Read the json beside an image, or the txt if the json is missing or of another form."""
         note, text = _texts_beside(image)
-        given = _read_json(note) if note else None
+        try:
+            given = parse_json(decode_text(note.read_bytes())) if note else None
+        except (ValueError, RecursionError) as error:
+            raise SampleError(f"{note}: not JSON ({error})", "bad_json") from error
         if isinstance(given, Mapping) and (record := _convert_sidecar(given, where)) is not None:
             return record
         if text:
@@ -92,7 +96,7 @@ class SidecarFolder:
                 answer = decode_text(text.read_bytes()).strip()
             except UnicodeDecodeError as error:
                 raise SampleError(f"{text} is not UTF-8 ({error})", "bad_sidecar") from error
-            return {"task": "caption", "messages": _answered_turns([(self.prompt, answer)], where)}
+            return {"task": "caption", "messages": conversation([(self.prompt, answer)], num_images=1)}
         if given is None:
             raise SampleError(f"{where}: neither {image.stem}.txt nor {image.stem}.json is beside it", "missing_text")
         raise SampleError(f"{note}: expected {_FORMS}, found {given!r:.120}", "bad_sidecar")
@@ -106,13 +110,6 @@ def _texts_beside(image: Path) -> tuple[Path | None, Path | None]:
         for ending in (".json", ".txt")
     )
     return json_file, text
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(decode_text(path.read_bytes()))
-    except (ValueError, RecursionError) as error:
-        raise SampleError(f"{path}: not JSON ({error})", "bad_json") from error
 
 
 def _convert_sidecar(given: Mapping[str, Any], where: str) -> dict[str, Any] | None:
@@ -130,7 +127,7 @@ def _convert_sidecar(given: Mapping[str, Any], where: str) -> dict[str, Any] | N
                 f"{where}: a question is {{question, answer}} of texts, found {row!r:.120}", "bad_sidecar"
             )
         asked.append((str(texts[0]), str(texts[1])))
-    return {"task": "vqa", "messages": _answered_turns(asked, where)}
+    return {"task": "vqa", "messages": conversation(asked, num_images=1)}
 
 
 def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -141,19 +138,12 @@ def _conversation(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not is_converted(turns):
         record = convert_docdownstream(given, num_images=int(bool(marked)), where=where)
     check_record(record, num_images=len(image_parts(record["messages"])), where=where)
-    check_answered(record, where=where)
     if not image_parts(record["messages"]):
         first = next((turn for turn in record["messages"] if turn["role"] == "user"), None)
         if first is None:
             raise SampleError(f"{where}: no turn of the user", "bad_sidecar")
         first["content"] = [{"type": "image", "index": 0}, *first["content"]]
     return {"task": "conversation", "messages": record["messages"]}
-
-
-def _answered_turns(asked: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
-    if not any(answer.strip() for _, answer in asked):
-        raise SampleError(f"{where}: the text beside it is empty", "empty_answer")
-    return conversation(asked, num_images=1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

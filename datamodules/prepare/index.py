@@ -37,8 +37,7 @@ from ..storage.file_kinds import compressed_name, path_text
 from .pack.options import DEFAULT_WORKERS, require_at_least
 
 AUTO = "auto"
-Indexed = tuple[Shard, Counter[str], SkippedSamples]
-"""Entry of a shard, its samples by source, and its invalid samples."""
+Indexed = tuple[Shard, Counter[str], SkippedSamples]  # entry of a shard, its samples by source, its invalid samples
 
 
 def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
@@ -56,10 +55,11 @@ def read_any_format(raw: RawSample, *, source: str) -> NormalSample:
 
 def _index_shard(path: Path, *, folder: Path, format: str, source: str) -> Indexed:
     """Write the index of a shard beside the one that it may have."""
-    adapter: Adapter = partial(read_any_format, source=source) if format == AUTO else FORMATS[format]
-    if format == "captions":
-        adapter = CaptionReader(prompt="", source=source)
-    rows, end, invalid = read_samples(path, adapter=adapter, source=source)
+    named: dict[str, Adapter] = {
+        AUTO: partial(read_any_format, source=source),
+        "captions": CaptionReader(prompt="", source=source),
+    }
+    rows, end, invalid = read_samples(path, adapter=(FORMATS | named)[format], source=source)
     shard = Shard(
         path=path.relative_to(folder).as_posix(),
         num_samples=len(rows),
@@ -152,12 +152,7 @@ def index_shards(
 
 
 def read_samples(path: Path, *, adapter: Adapter, source: str) -> tuple[list[IndexRow], int, SkippedSamples]:
-    """Read position, text length and image sizes of the samples of a tar.
-
-    Args:
-        path: The tar.
-        adapter: Reads the members of a sample.
-        source: ``source`` of samples that name none.
+    """Read position, text length and image sizes of the samples of a tar, each of which the `adapter` reads.
 
     Returns:
         A row for each sample, of invalid ones without text; the byte after the last one; the invalid ones by reason.

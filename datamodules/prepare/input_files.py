@@ -39,11 +39,11 @@ def parquet_files(options: argparse.Namespace) -> tuple[StoredFile, ...]:
 
 
 def find_list(options: argparse.Namespace, default: str, *, expected: str) -> tuple[StoredFile, list[StoredFile]]:
-    """Return the list that `input` and `--file` name, and all files in its folder or dataset where one is given.
+    """Return the list that `input` and `--file` name, and all files beside it where a folder or dataset is given.
 
     Raises:
         ConfigError: `--file` is given for one file.
-        DataError: There is no such list; lists the `expected` files and those that are there.
+        DataError: There is no such list; the message names what is `expected` and what is there.
     """
     place, name = options.input, options.file or default
     if Path(place).is_file() or place.lower().endswith((".json", ".jsonl")):
@@ -51,9 +51,8 @@ def find_list(options: argparse.Namespace, default: str, *, expected: str) -> tu
             raise ConfigError(f"--file chooses a file of a folder or dataset, but {place} is one file")
         return find_file(place), []
     files = list_folder(place)
-    for file in files:
-        if file.name == name:
-            return file, files
+    if found := next((file for file in files if file.name == name), None):
+        return found, files
     packed = compressed_name((file.name for file in files if file.name.startswith(name)), name)
     advice = packed or "name the list with --file"
     raise DataError(f"{place} holds no {name}; expected {expected}, found {first_names(files)}; {advice}")

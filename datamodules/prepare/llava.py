@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -68,9 +67,9 @@ class LLaVARows(ParquetRows):
             name: [c for c in as_list(row.get(name)) if (any(c.values()) if isinstance(c, Mapping) else c is not None)]
             for name in ("image", "images")
         }
-        readers = [partial(_cell, cell, self.images, where) for cell in given_images(there, where=where)]
-        record = llava_record(row, len(readers), default=self.source, name=row[columns["id"]], where=where)
-        return SourceSample(record=record, images=[read() for read in readers])
+        cells = given_images(there, where=where)
+        record = llava_record(row, len(cells), default=self.source, name=row[columns["id"]], where=where)
+        return SourceSample(record=record, images=[_cell(cell, self.images, where) for cell in cells])
 
 
 def llava_record(given: Mapping[str, Any], num_images: int, *, default: str, name: Any, where: str) -> dict[str, Any]:
@@ -141,7 +140,6 @@ def read_member(stream: StoredStream, place: ZipPlace, *, where: str) -> bytes:
 
     Raises:
         SampleError: It is encrypted, damaged, of unknown compression, or too large (``undecodable_image``).
-        DataError: It cannot be read from its store.
     """
     if place.flags & _ENCRYPTED:
         raise SampleError(f"{where} is encrypted in {stream.place[0].path}", "undecodable_image")

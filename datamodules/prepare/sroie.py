@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def prepare_sroie(root: Path, out: Path, *, train_pages: int = 45, max_lines: int = 400) -> dict[str, int]:
-    """Write questions about pages and shards of line crops; return how many.
+    """Write questions about pages and shards of line crops to `out`; return how many.
 
     Args:
         root: Folder of receipts.

@@ -11,14 +11,10 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def read_conversation(record: Mapping[str, Any], *, num_images: int, where: str, marked: bool = True) -> dict[str, Any]:
-    """Convert a record of a list, as LLaVA, LLaMA-Factory, ms-swift or DocDownstream write it, to the sample schema.
+    """Convert a record, as LLaVA, LLaMA-Factory, ms-swift or DocDownstream write it, to the sample schema.
 
-    Args:
-        record: It has ``messages`` (`convert_docdownstream`), or ``conversations`` with turns of ``{from, value}``, in
-            which each ``<image>`` of the human becomes an image part where it stands.
-        num_images: Number of its images.
-        where: Name of the record in errors.
-        marked: As of `convert_docdownstream`.
+    It has ``messages`` (`convert_docdownstream`), or ``conversations`` with turns of ``{from, value}``, in which each
+    ``<image>`` of the human becomes an image part where it stands.
 
     Raises:
         SampleError: No turns, an unknown speaker, no text (``bad_conversation``), ``<image>`` is not there once for

@@ -31,11 +31,7 @@ _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "xml", "html", "md")
 
 
 def safe_path(name: str, *, where: str) -> PurePosixPath:
-    """Return a relative path that stays below the folder it is joined to.
-
-    Raises:
-        SampleError: It does not, or cannot be a path (``unsafe_path``), or is an address (``missing_image``).
-    """
+    """Return a relative path that stays below its folder, or raise SampleError for another (``unsafe_path``)."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute():
         raise SampleError(
@@ -59,13 +55,11 @@ def _refuse_no_path(name: str, where: str) -> None:
 
 
 def image_names(record: Mapping[str, Any], *, where: str) -> list[str]:
-    """Return the paths in a record's ``image`` or ``images``, else those in image parts of its turns.
-
-    ``{path: …}`` or ``{url: …}`` may stand for a path.
+    """Return the paths (or ``{path}``, ``{url}``) in ``image`` or ``images`` of a record, else in parts of its turns.
 
     Raises:
-        SampleError: It is neither a path nor a list of paths, or both fields differ (``bad_row``), or a path is empty
-            or an address (``missing_image``).
+        SampleError: There is something else, or both fields differ (``bad_row``); a path is empty or an address
+            (``missing_image``).
     """
     given = given_images(record, where=where)
     given = given or [part for part in image_parts(record.get("messages")) if _path_of(part)]
@@ -153,10 +147,8 @@ class ImageFolder:
 
 @lru_cache(maxsize=32)
 def _checked(path: Path) -> EncodedImage:
-    """Return the path of an image that decodes to its end, or its bytes if shards need another format.
-
-    Consecutive rows often share a page.
-    """
+    """Return the path of an image that decodes to its end, or its bytes if shards need another format."""
+    # Cached, since consecutive rows often share a page.
     name = f"image {describe_source(path)}"
     try:
         data = path.read_bytes()
@@ -194,9 +186,7 @@ _index_once = lru_cache(maxsize=1)(FolderIndex)
 
 
 def image_paths(root: Path) -> Iterator[str]:
-    """Yield the paths of the images below a folder, relative to it, in a fixed order.
-
-    Files of other endings, or of none, are images if their first bytes say so. Companions (``._a.png``) are none.
+    """Yield the paths of the images (`is_image_file`) below a folder, in a fixed order; ``._a.png`` is none.
 
     Raises:
         DataError: There is no such folder.
@@ -215,7 +205,7 @@ def image_paths(root: Path) -> Iterator[str]:
 def is_image_file(path: Path) -> bool:
     """Return whether a file is an image by its ending, or by its first bytes where its ending says nothing.
 
-    Drawings and documents count, so that they are named as such where they are read.
+    Drawings and documents count: they are named as such where they are read.
     """
     ending = path.suffix.lower().lstrip(".")
     if ending in IMAGE_ENDINGS or ending in _PAGE_ENDINGS or ending in _TEXT_ENDINGS:
@@ -234,9 +224,8 @@ def embedded_image(value: Any, *, where: str, folder: ImageFolder | None = None)
         SampleError: The cell is empty (``missing_image``), or the image does not decode.
     """
     if isinstance(value, Mapping):
-        if value.get("bytes") is None and isinstance(value.get("path"), str) and folder is not None:
-            return folder.find(value["path"], where=where)
-        value = value.get("bytes")
+        path = value.get("path") if folder is not None else None
+        value = path if value.get("bytes") is None and isinstance(path, str) else value.get("bytes")
     if isinstance(value, str) and folder is not None:
         return folder.find(value, where=where)
     if not isinstance(value, bytes):

@@ -19,18 +19,10 @@ RawRecord = tuple[int, int, bytes]
 
 
 def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[RawRecord]:
-    """Yield the lines that are not blank, without a byte order mark.
+    """Yield the lines from byte `start` to `end` that are not blank, the first one with number `first`.
 
-    Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`.
-
-    Args:
-        path: The file.
-        start: Byte at which the line of number `first` begins.
-        end: Byte from which on no line is read; None: the end of the file.
-        first: Number of the first line.
-
-    Raises:
-        DataError: It is UTF-16, UTF-32 or no text, or its lines end with CR alone.
+    Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`. DataError is
+    raised for UTF-16, UTF-32, what is no text, and lines that end with CR alone.
     """
     at = start
     with path.open("rb") as stream:
@@ -47,11 +39,7 @@ def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1
 
 
 def raw_elements(path: Path, start: int = 0, end: int | None = None, first: int = 0) -> Iterator[RawRecord]:
-    """Yield the elements of the JSON list in a file; of those from byte `start` to `end`, the first has number `first`.
-
-    Raises:
-        DataError: It is no JSON list to its end, or not UTF-8; names the byte.
-    """
+    """Yield the elements of a JSON list, or those from byte `start` to `end`; DataError names the byte of damage."""
     with path.open("rb") as stream:
         if end is None:
             yield from _elements(_Window(stream, path, begin=_text_begin(stream, path)), first)
@@ -62,7 +50,6 @@ def raw_elements(path: Path, start: int = 0, end: int | None = None, first: int 
 
 
 def _elements(text: "_Window", first: int) -> Iterator[RawRecord]:
-    """Yield the elements of a list."""
     text.begin_list()
     mark = text.peek()
     if mark == "]":
@@ -76,11 +63,7 @@ def _elements(text: "_Window", first: int) -> Iterator[RawRecord]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number and text of the lines that are not blank, the first being line 1.
-
-    Raises:
-        DataError: A line is not UTF-8.
-    """
+    """Yield number and text of the lines that are not blank, or raise DataError where one is not UTF-8."""
     for number, _, line in raw_lines(path):
         try:
             text = line.decode("utf-8")
@@ -99,11 +82,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]
 
 
 def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        SampleError: The text is not JSON, or not an object (``bad_json``).
-    """
+    """Parse a JSON object, or raise SampleError (``bad_json``)."""
     try:
         record = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -130,11 +109,7 @@ _SPACE = re.compile(r"[ \t\r\n]+")
 
 
 def is_list(path: Path) -> bool:
-    """Return whether a file begins as a JSON list, whatever its name ends with.
-
-    Raises:
-        DataError: There is no such file, or it is UTF-16 or UTF-32.
-    """
+    """Return whether a file begins as a JSON list; raise DataError where there is none, or it is not UTF-8."""
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open("rb") as stream:

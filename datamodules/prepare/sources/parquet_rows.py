@@ -33,11 +33,7 @@ class ParquetRows:
     optional: ClassVar[tuple[str, ...]] = ()  # columns that are read if present; others are not read
 
     def parts(self) -> list[Part]:
-        """Return a part for each row group, in order; only the files' footers are read.
-
-        Raises:
-            DataError: A file is no parquet file, or of another schema.
-        """
+        """Return a part for each row group, in order; only the files' footers are read."""
         # Footers of remote files are one request each: latency dominates.
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE if any(not f.local for f in self.files) else 1) as pool:
             counts = list(pool.map(self._group_sizes, self.files))

@@ -17,7 +17,6 @@ from .json_files import RawRecord, is_list, parse_object, raw_elements, raw_line
 from .source import Part, SourceSample, or_error
 
 PART_RECORDS = 4096
-PART_BYTES = 8 * 2**20
 _MEASURED_PARTS = 64
 _MEASURED_RECORDS = 4
 
@@ -32,7 +31,7 @@ class RecordFile:
     license: str = "unknown"
     origin: str = ""  # name of the file in errors; empty: its path
     start: int = 0  # records to skip, the first ones
-    part_bytes: int = PART_BYTES  # about the bytes of the file that one process reads at a time
+    part_bytes: int = 8 * 2**20  # about the bytes of the file that one process reads at a time
     schema: ClassVar[Schema] = LINES
 
     @property
@@ -101,11 +100,7 @@ class RecordFile:
         return SourceSample(record=record, images=[folder.read(path, where=where) for path in paths])
 
     def parse(self, text: bytes, number: int, *, marked: bool = True) -> tuple[dict[str, Any], list[str]] | None:
-        """Convert a record to the sample schema, with the paths of its images; None if it is not wanted.
-
-        Raises:
-            SampleError: It is invalid.
-        """
+        """Convert a record, with the paths of its images, or raise SampleError; None if it is not wanted."""
         where = self.where(number)
         given = parse_object(text, where=where)
         if not self.is_wanted(given):

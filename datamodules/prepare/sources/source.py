@@ -112,7 +112,6 @@ class RawData(Protocol):
             ConfigError: The settings do not fit the data.
             DataError: Input is missing, or of an unknown schema.
         """
-        ...
 
     def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
         """Yield a sample, or the error of an invalid row with file and row, for each row of a part in order.
@@ -122,11 +121,9 @@ class RawData(Protocol):
         Raises:
             DataError: The part cannot be read; packing stops.
         """
-        ...
 
     def input_bytes(self) -> int:
         """Estimate the bytes of all samples with their images, for the check of the disk.
 
         Raw data that yields images as paths also has `spool_bytes`: the same without those images.
         """
-        ...
