@@ -61,10 +61,7 @@ class AveragedWeights(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._step = state_dict["latest_update_step"]
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the average as `state_dict` and the weights as `current_model_state`, whichever the module holds."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._average is None:
             return
         require_finite(self._average.module.named_parameters(), source=f"step {trainer.global_step} is not saved")
@@ -76,7 +73,6 @@ class AveragedWeights(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load both states; raise a CheckpointError if there is no average."""
         if "averaging_state" not in checkpoint:
             raise CheckpointError(
                 f"stage.ema_decay={self.decay}: the checkpoint holds no average of the weights; resume without "

@@ -1,7 +1,4 @@
-"""Benchmarks in `fit`, `validate`, `test` and `predict`: gather the predictions of all ranks, score and write them.
-
-The DataModule serves benchmarks as ordinary loaders, and the module's steps make the predictions.
-"""
+"""Benchmarks in `fit`, `validate`, `test` and `predict`: gather the predictions of all ranks, score and write them."""
 
 import logging
 import os
@@ -63,11 +60,7 @@ class BenchmarkEvaluation(pl.Callback):
         page_images: Page images written of each benchmark: half of first samples, half of the worst predictions.
         judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
 
-    Raises:
-        ConfigError: There is no such metric or judge, or a number is out of range.
-
-    Attributes:
-        results: Dataset to `num` and metrics of the last evaluation, as fractions of 1; on all ranks.
+    `results` has `num` and metrics of each dataset in the last evaluation, as fractions of 1; on all ranks.
     """
 
     def __init__(
@@ -106,11 +99,7 @@ class BenchmarkEvaluation(pl.Callback):
         self._last_step = -1  # at which a validation of `fit` has ended
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals.
-
-        Raises:
-            ConfigError: `validate`, `test` or `predict` has nothing to evaluate; `readout_sets` has an unknown name.
-        """
+        """Choose the benchmarks that the DataModule serves, before its loaders are built; open the journals."""
         assert isinstance(pl_module, AlignVLMModule)
         self._names, self._journals = [], {}
         if not _serves_benchmarks(trainer):
@@ -219,7 +208,6 @@ class BenchmarkEvaluation(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Collect the predictions of a batch, and the samples that could not be read."""
         name = batch.get("dataset", "")
         if "predictions" not in outputs:
             for sample in batch.get("skipped", ()):
@@ -236,12 +224,9 @@ class BenchmarkEvaluation(pl.Callback):
         if self._names or (trainer.state.fn != "fit" and _serves_benchmarks(trainer)):
             self._evaluate(trainer, pl_module)
 
-    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._records = {}
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
@@ -256,7 +241,6 @@ class BenchmarkEvaluation(pl.Callback):
                 write_predictions(predictions_path(Path(trainer.default_root_dir), name, step=None), records)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the journals, which the next evaluation resumes from."""
         for journal in self._journals.values():
             journal.close()
 

@@ -29,10 +29,9 @@ class DataHealth(Callback):
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}  # the metrics logged last, shown by the progress bar
         self._sums: dict[str, float] = defaultdict(float)
-        # Tensors are kept until they are logged: reading them would wait for the device at each step.
         self._sources: list[str] = []
-        self._losses: list[Tensor] = []
-        self._tokens: list[Tensor] = []
+        # Tensors (losses, tokens) are kept until they are logged: reading them would wait for the device at each step.
+        self._waiting: list[tuple[Tensor, Tensor]] = []
         self._before = (time.monotonic(), 0.0)  # at the last logging: the time, and the seconds waited so far
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,8 +41,8 @@ class DataHealth(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._sources += batch["sources"]
-        self._losses.append(torch.stack([outputs["document_loss_sums"], outputs["document_supervised"]]))
-        self._tokens.append(batch["attention_mask"].sum())
+        losses = torch.stack([outputs["document_loss_sums"], outputs["document_supervised"]])
+        self._waiting.append((losses, batch["attention_mask"].sum()))
         self._sums["positions"] += batch["attention_mask"].numel()
         self._sums["documents"] += len(batch["truncated"])
         self._sums["truncated"] += sum(batch["truncated"])
@@ -58,14 +57,14 @@ class DataHealth(Callback):
         log_metrics(trainer, self.latest)
 
     def _read_tensors(self) -> None:
-        values = torch.cat(self._losses, dim=1).tolist()
+        losses, tokens = zip(*self._waiting, strict=True)
+        values = torch.cat(losses, dim=1).tolist()
         for source, loss, supervised in zip(self._sources, *values, strict=True):
             self._sums[f"loss/{source}"] += loss
             self._sums[f"supervised/{source}"] += supervised
-        self._sums["tokens"] += int(torch.stack(self._tokens).sum())
+        self._sums["tokens"] += int(torch.stack(tokens).sum())
         self._sources.clear()
-        self._losses.clear()
-        self._tokens.clear()
+        self._waiting.clear()
 
     def _read_loader(self, data: Any) -> None:
         """Read the counters of a WebDataModule; other DataModules have none."""

@@ -17,10 +17,10 @@ _CURE = "the training that made these weights has diverged; lower the learning r
 
 
 class FiniteLosses(pl.Callback):
-    """End a run whose newest update has made the loss nan or inf.
+    """End a run whose newest update has made the loss nan or inf, though the weights are finite.
 
-    An update can be so large that the weights are finite and of no worth. Within a stage the next step notices it; the
-    last one is looked at here, before it is saved, by the loss of its own last micro batch.
+    Within a stage the next step notices it; the last one is looked at here, before it is saved, by its last micro
+    batch.
     """
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ TOKENS = 512  # Most visual tokens that are measured, evenly spaced over the bat
 class GainCalibration(Callback):
     """Multiply the vocabulary norm's gain so that P_vocab has a mean entropy of `target_entropy` nats.
 
-    The batch is the first with images, that of the first rank with an image; its factor is applied on all ranks. A
-    resumed stage keeps its gain. `module.calibration` has the result for the stage's record.
+    The batch is the first with images, on the first rank that has one; its factor is applied on all. A resumed stage
+    keeps its gain. `module.calibration` has the result for the stage's record.
     """
 
     def __init__(self, target_entropy: float) -> None:
@@ -52,7 +52,6 @@ class GainCalibration(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the gain, once; raise a ConfigError on all ranks if the target cannot be reached on this batch."""
         assert isinstance(pl_module, AlignVLMModule)
         if pl_module.calibration is not None or trainer.ckpt_path is not None:
             return

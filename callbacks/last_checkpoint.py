@@ -74,9 +74,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = 0  # a run without a step has nothing to save
         self._saved_at = time.monotonic()
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Do not write the checkpoint that the run resumes from again."""
         self._saved_step = int(checkpoint["global_step"])
         self.path = Path(str(trainer.ckpt_path))
@@ -106,7 +104,6 @@ class LastCheckpoint(Checkpoint):
         return max(self.keep_last + 1 - there, 1) * size + sum(_bytes(module))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save every n optimizer steps, when it is time, after the last step, and where the run is preempted."""
         step = trainer.global_step
         due = step == trainer.max_steps or (self.every_n_steps is not None and step % self.every_n_steps == 0)
         if due or self._preemption.save_due or self._preemption.leaving:
@@ -116,7 +113,6 @@ class LastCheckpoint(Checkpoint):
         return self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Save the step before this validation if the run is preempted."""
         if self._preemption.leaving and not trainer.sanity_checking:
             self.save(trainer)
 

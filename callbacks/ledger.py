@@ -35,8 +35,8 @@ class Ledger(pl.Callback):
         folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
         folder.mkdir(parents=True, exist_ok=True)
         path = rank_file(folder, trainer.global_rank)
-        for file in [path, *(_beyond(folder, trainer.world_size) if trainer.is_global_zero else ())]:
-            if file.is_file():
+        for file in folder.glob("rank*.jsonl"):  # rank 0 also cuts those of ranks that an earlier start of the run had
+            if file == path or (trainer.is_global_zero and int(file.stem[4:]) >= trainer.world_size):
                 cut(file, step)
         training = getattr(cast(Any, trainer).datamodule, "training", None)
         head = {
@@ -78,9 +78,7 @@ class Ledger(pl.Callback):
             self._write(self._ready if self._cuda else len(self._waiting))
             self._ready = len(self._waiting)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._write(len(self._waiting))
         if self._stream is not None:
             os.fsync(self._stream.fileno())
@@ -124,8 +122,3 @@ def with_losses(line: dict[str, Any], values: list[float]) -> dict[str, Any]:
         "loss": short(total / max(sum(counts), 1)),
         "sources": {name: [short(own / max(n, 1)), int(n)] for name, (own, n) in by_source.items()},
     }
-
-
-def _beyond(folder: Path, world_size: int) -> list[Path]:
-    """Return the files of ranks that an earlier start of the run had and this one has not."""
-    return [path for path in sorted(folder.glob("rank*.jsonl")) if int(path.stem[4:]) >= world_size]

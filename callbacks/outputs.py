@@ -41,12 +41,16 @@ class RunOutputs:
         self._images = self._folder / "predictions" / "images"
 
     def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> None:
-        """Write the predictions of one dataset, and the pages of its first samples and worst predictions."""
         step = None if self._whole else self._module.evaluated_step
         write_predictions(predictions_path(self._folder, name, step=step), scored_records(records, scored))
         worst = scored.worst_first()[: self._page_images // 2]
         keys = [sample.key for sample in scored.samples[: self._page_images - len(worst)]]
-        self._write_pages(name, {*keys, *(scored.samples[index].key for index in worst)})
+        shown, data = {*keys, *(scored.samples[index].key for index in worst)}, self._trainer.datamodule
+        for key, page in data.benchmark_dataset(name).pages(shown, data.adapter()):
+            page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
+            path = page_path(self._images, name, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page.save(path)
 
     def write_run(self, found: Mapping[str, Scored], *, loss: Losses, readout_sets: Sequence[str]) -> None:
         write_results(self._folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
@@ -62,7 +66,6 @@ class RunOutputs:
         write_reports(self._folder, found, images=self._images, run=run)
 
     def show(self, name: str, scored: Scored, *, tag: str) -> None:
-        """Print the scores of one dataset; log its first pages with question and prediction to TensorBoard."""
         shown = {"num": scored.num, **scored.metrics}
         log.info("%s: %s", name, "  ".join(f"{metric} {value:.4g}" for metric, value in shown.items()))
         for problem in scored.problems:
@@ -83,14 +86,6 @@ class RunOutputs:
                     image = np.asarray(captioned(page, sample.question, sample.prediction, reference, right=right))
                     writer.add_image(printable(f"{tag}/{sample.key}"), image, step, dataformats="HWC")
                 writer.add_text(tag, printable("\n".join(lines)), step)
-
-    def _write_pages(self, name: str, keys: set[str]) -> None:
-        data = self._trainer.datamodule
-        for key, page in data.benchmark_dataset(name).pages(keys, data.adapter()):
-            page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
-            path = page_path(self._images, name, key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            page.save(path)
 
 
 def predictions_path(folder: Path, name: str, *, step: int | None) -> Path:

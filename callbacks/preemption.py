@@ -29,14 +29,10 @@ class Preemption(pl.Callback):
 
     The ranks reduce their flags at the end of every n-th optimizer step and after each batch of a validation, and set
     `leaving`. `LastCheckpoint`, which runs behind all other callbacks, then saves, and the next hook that begins
-    something raises `Preempted`, behind all that belongs to the step. The resumed run skips a validation that was cut
-    off or due; the log says so.
+    something raises `Preempted`. The resumed run skips a validation that was cut off or due; the log says so.
 
-    Lightning's SIGTERM handler starts a broadcast within the handler, whatever the other ranks do. It is installed
-    right before training and replaced where training begins; in between the signals are blocked.
-
-    Args:
-        every_n_steps: Optimizer steps between two checks, at least 1.
+    Lightning's SIGTERM handler, which starts a broadcast whatever the other ranks do, is installed right before
+    training and replaced where training begins; in between the signals are blocked. `every_n_steps` is at least 1.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
@@ -59,7 +55,6 @@ class Preemption(pl.Callback):
         return self.leaving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the run if a signal was received while the model was built."""
         hold_back()
         self.leave_if_requested(trainer)
 
@@ -99,7 +94,6 @@ class Preemption(pl.Callback):
             self._skip_validation(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Deliver blocked signals where there was nothing to train."""
         release()
 
     def leave_if_requested(self, trainer: pl.Trainer) -> None:
@@ -113,15 +107,12 @@ class Preemption(pl.Callback):
         if trainer.is_global_zero:
             by = f" by {received()}" if received() else " through another rank"
             log.info("asked to stop%s: left after step %d", by, trainer.global_step)
-        raise Preempted(_status(trainer, names))
+        # Where Lightning has started the other ranks itself, it kills the first one when another's status is not 0.
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        silent = isinstance(environment, LightningEnvironment) and trainer.local_rank
+        raise Preempted(0 if silent else exit_status(names))
 
     def _skip_validation(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             log.warning("validation after step %d is skipped: the run resumes behind it", trainer.global_step)
         self.leave(trainer)
-
-
-def _status(trainer: pl.Trainer, names: list[str]) -> int:
-    # Where Lightning has started the other ranks itself, it kills the first one when another's status is not 0.
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return 0 if isinstance(environment, LightningEnvironment) and trainer.local_rank else exit_status(names)

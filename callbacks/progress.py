@@ -47,7 +47,7 @@ class TrainingProgress(RichProgressBar):
         super().__init__(leave=True)
         self.every_n_steps = every_n_steps
         self._tokens = 0  # of this rank since `_since`
-        self._loss: Any = None  # of the last micro batch, on the device
+        self._loss: Any = math.nan  # of the last micro batch, on the device
         self._since = 0.0
         self._tokens_per_s = 0.0
         self._fields: dict[str, str] = {}
@@ -95,18 +95,14 @@ class TrainingProgress(RichProgressBar):
             eta = self._eta(trainer, pl_module) if trainer.global_step else "-"
             self._fields = {
                 "stage": pl_module.stage.name,
-                "loss": f"{self._loss_value():.3f}",
+                "loss": f"{float(self._loss):.3f}",
                 **shown(latest(trainer)),
                 "ETA": str(eta),
             }
             self._fields_since = now
         return dict(self._fields)
 
-    def _loss_value(self) -> float:
-        return math.nan if self._loss is None else float(self._loss)
-
     def _eta(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> timedelta:
-        """Remaining time of the stage, by its steps or its `max_minutes`."""
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         remaining = pl_module.stage_seconds / step * (total - step)
         if (limit := pl_module.current_stage.max_minutes) is not None:
@@ -116,7 +112,7 @@ class TrainingProgress(RichProgressBar):
     def _line(self, trainer: pl.Trainer, pl_module: AlignVLMModule) -> str:
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         return (
-            f"stage {pl_module.current_stage.name} step {step}/{total} loss {self._loss_value():.4f} "
+            f"stage {pl_module.current_stage.name} step {step}/{total} loss {float(self._loss):.4f} "
             f"{self._tokens_per_s:.0f} tokens/s ETA {self._eta(trainer, pl_module)}"
         )
 

@@ -17,24 +17,18 @@ State = dict[str, Any]
 
 
 class RandomState(pl.Callback):
-    """Save and restore the generators of Python, NumPy, torch and CUDA of each rank.
+    """Save and restore the generators of Python, NumPy, torch and CUDA of each rank, at the first batch after a resume.
 
-    They are restored at the first batch after a resume, behind everything that draws numbers during set-up. On another
-    number of ranks they start from the seed, with a warning.
+    On another number of ranks they start from the seed, with a warning.
     """
 
     def __init__(self) -> None:
         self._state: State | None = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Gather the states of all ranks; all of them must call it."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = gather(generator_states())
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get(KEY)
         if states is None:
             return

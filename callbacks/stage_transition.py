@@ -26,8 +26,7 @@ EARLY_END = "ended_early.json"  # File of the run folder with the step at which 
 class StageTransition(pl.Callback):
     """Begin one training stage, and end it after `max_minutes`.
 
-    Each stage is a `fit` with a new trainer and strategy: DDP would silently not average parameters that are unfrozen
-    after it has wrapped the model.
+    Each stage is a `fit` with a new trainer and strategy: DDP would not average parameters that are unfrozen later.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -81,9 +80,7 @@ class StageTransition(pl.Callback):
             samples_seen=dict(self._samples_seen),
         )
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Check that data and parent are those of the stage, and end a stage again that ended early."""
         name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]  # set by Lightning
         check_data(checkpoint, name)
@@ -116,7 +113,6 @@ class StageTransition(pl.Callback):
             log.info("stage %s: resumed from %s, after step %d%s", self.stage.name, path, self._step, last)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """End the stage after `max_minutes`, on all ranks at the same step."""
         assert isinstance(pl_module, AlignVLMModule)
         limit = self.stage.max_minutes
         if limit is None or trainer.global_step == self._step:

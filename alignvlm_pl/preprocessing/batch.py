@@ -1,7 +1,6 @@
 """The batch: what a data loader gives and what a training, validation or prediction step takes.
 
-Positions whose number depends on the data are found where the batch is made, on the CPU: on a GPU the host would wait
-for the device to count them.
+Positions whose number depends on the data are found on the CPU: on a GPU the host would wait for the device.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

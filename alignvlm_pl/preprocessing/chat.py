@@ -65,10 +65,8 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
     """Return the chat template of this name: a key of `TEMPLATES` or a Jinja template; None for the tokenizer's own.
 
     A prompt depends on the configuration alone: the template is returned without the clock that transformers offers
-    (`strftime_now`). One that has a date of its own for that case, as Llama 3.2's, writes this date from now on.
-
-    Raises:
-        ConfigError: There is no such template, or it is not valid Jinja, reads the clock, or draws random text.
+    (`strftime_now`), so that Llama 3.2's, for one, writes its own date. A ConfigError if there is no such template, or
+    it is not valid Jinja, reads the clock, or draws random text.
     """
     if name is not None and (not isinstance(name, str) or (name not in TEMPLATES and "{" not in name)):
         raise ConfigError(
@@ -212,19 +210,11 @@ def leave_open(fragments: Sequence[ChatFragment]) -> list[ChatFragment]:
 def tokenize_chat(
     tokenizer: Any, fragments: Sequence[ChatFragment], *, image_token_id: int, spell_answers: bool = False
 ) -> tuple[list[int], list[int]]:
-    """Tokenize fragments to ids and labels.
+    """Tokenize fragments of `render_chat` to ids and labels of equal length; a label is the id or `IGNORE_INDEX`.
 
-    Args:
-        tokenizer: A fast Hugging Face tokenizer.
-        fragments: Output of `render_chat`.
-        image_token_id: Id inserted once per image.
-        spell_answers: Tokenize answers as one token per character, as BPE-dropout at rate 1 (Provilkov et al. 2020).
-
-    Returns:
-        Ids and labels of equal length; a label is the token's id or `IGNORE_INDEX`.
-
-    Raises:
-        ConfigError: The template ends an answer without a special token, or a spelled one decodes to another text.
+    `image_token_id` stands once for each image. With `spell_answers` answers are one token a character, as BPE-dropout
+    at rate 1 has them (Provilkov et al. 2020). A ConfigError if the template ends an answer without a special token, or
+    a spelled one decodes to another text.
     """
     ids: list[int] = []
     labels: list[int] = []

@@ -1,8 +1,4 @@
-"""Read image files safely, and cut images into tiles. Pillow and numpy only.
-
-Files are not trusted: the size is checked before decoding, and every decoder error becomes a DataError with the file's
-name.
-"""
+"""Read image files, which are not trusted, and cut images into tiles. Pillow and numpy only."""
 
 import io
 import warnings
@@ -109,9 +105,6 @@ def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
 
     Returns tiles (tiles, 3, tile_height, tile_width) uint8, RGB, 0 where padded, to be normalised on the device by
     `models.pixels`; and boxes (tiles, 4) int16: left, top, right, bottom (both exclusive) of the image in each tile.
-
-    Raises:
-        DataError: The image has no pixels, or NaN or infinite ones.
     """
     image = to_rgb(image)
     plan = plan_tiles(*image.size, tiling)

@@ -43,9 +43,6 @@ class Tiling:
         thumbnail: Position of the full image as an additional tile: `first`, `last` or `none`. An image of a single
             tile has no thumbnail.
         covering_threshold: Share of the image's area (0-1) above which a grid is accepted; `ovis` only.
-
-    Raises:
-        ConfigError: A setting is unknown or out of range.
     """
 
     rule: str = "ovis"

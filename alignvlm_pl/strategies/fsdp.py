@@ -173,10 +173,8 @@ def evaluate_without_inference_mode(trainer: pl.Trainer) -> None:
 def _catch_error(action: Callable[[], None]) -> str | None:
     try:
         action()
-    except OSError as error:
-        return str(error)
     except Exception as error:  # raised on all ranks, which would wait for this one otherwise
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
     return None
 
 

@@ -26,20 +26,14 @@ def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str])
 
 
 def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> None:
-    """Have the layers of these parts (`CHECKPOINTED`) keep their inputs alone, and run again in backward, in place.
-
-    Called before the model is sharded or compiled, so that parameters are gathered for both runs.
-    """
+    """Have the layers of these parts (`CHECKPOINTED`) keep their inputs alone, and run again in backward, in place."""
     for part in parts:
         for layer in layers(getattr(model, PARTS[part])):
             layer.forward = _recompute_in_backward(layer.forward)
 
 
 def compile_parts(model: nn.Module, parts: Sequence[str]) -> None:
-    """Compile these parts (`PARTS`) in place: each layer of a tower, the connector as one module.
-
-    Parameter names do not change. The first step with every new shape is slower.
-    """
+    """Compile these parts (`PARTS`) in place: each layer of a tower, the connector; parameter names do not change."""
     for part in parts:
         module = getattr(model, PARTS[part])
         for compiled in layers(module) if part in CHECKPOINTED else [module]:

@@ -29,10 +29,7 @@ _KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "ad
 
 
 def contract(spec: ModelSpec, processor: AlignVLMProcessor) -> dict[str, Any]:
-    """Return what weights are trained with and must be used with, in plain types.
-
-    It is the identity of the processor, the vision feature that the connector reads, and the connector's options.
-    """
+    """Return what weights are trained with and must be used with: processor, vision feature, connector."""
     own = {"vision_feature": spec.vision_feature, "connector": connector_identity(spec.connector)}
     return json.loads(json.dumps({**processor.identity(), **own}))
 
@@ -47,8 +44,7 @@ def build_metadata(
 ) -> dict[str, Any]:
     """Return the description of a checkpoint, in plain types, with the versions of the libraries.
 
-    `parent` has `stage` and `weights_sha256` of the folder that the stage started from; `samples_seen` counts this
-    stage's samples by source, over all ranks.
+    `parent` has `stage` and `weights_sha256` of the start; `samples_seen` counts the stage's samples by source.
     """
     return {
         "version": _VERSION,

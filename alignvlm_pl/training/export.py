@@ -111,10 +111,8 @@ def export(
     """Write model, processor and record as one folder that is either whole or absent; an earlier one is replaced.
 
     Adapters are merged, and written once more, alone, to `adapter/<part>`; `weights_sha256` is added to the record.
-    Weights beyond `max_shard_size`, such as 5GB, go into several files with an index.
-
-    Raises:
-        CheckpointError: The folder cannot be written, or merged weights are not finite; nothing that was there is lost.
+    Weights beyond `max_shard_size`, such as 5GB, go into several files with an index. A CheckpointError if the folder
+    cannot be written, or merged weights are not finite; nothing that was there is lost.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

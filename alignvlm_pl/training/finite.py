@@ -40,7 +40,6 @@ class FiniteCheck:
         self._steps: list[_Step] = []  # not checked yet
 
     def add_batch(self, keys: Sequence[str], losses: Tensor) -> None:
-        """Add a micro batch of this rank, whose optimizer step is added behind it."""
         self._micros.append((keys, losses))
 
     def add_step(self, number: int, norms: Mapping[str, Tensor]) -> None:

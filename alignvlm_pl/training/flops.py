@@ -78,8 +78,8 @@ class Work:
             "head": supervised * self.head,
         }
 
-    def total(self, *, tiles: float, tokens: float, pairs: float, supervised: float) -> float:
-        return sum(self.by_part(tiles=tiles, tokens=tokens, pairs=pairs, supervised=supervised).values())
+    def total(self, **amounts: float) -> float:
+        return sum(self.by_part(**amounts).values())
 
 
 def stage_work(config: AlignVLMConfig, stage: Stage) -> Work:

@@ -104,7 +104,6 @@ class Kept:
     rest: int = 0
 
     def bytes(self, *, checkpointed: bool) -> int:
-        """Return the bytes, of layers that run again in backward or not."""
         return self.rest + (self.inputs + self.largest if checkpointed else self.inner)
 
 
@@ -127,7 +126,6 @@ class StepMemory:
         return self.total(checkpointed) <= USABLE * card
 
     def choose(self, *, card: int = CARD) -> tuple[str, ...]:
-        """Return the parts whose layers must run again in backward to fit: as few as do, or all."""
         return next((parts for parts in CHOICES if self.fits(parts, card=card)), CHOICES[-1])
 
     def verdict(self, checkpointed: Sequence[str] = (), *, card: int = CARD) -> str:

@@ -85,9 +85,6 @@ class AlignVLMModule(pl.LightningModule):
             they computed; null: none. `auto`: on a GPU as few as let the stage's largest micro batch fit
             (`alignvlm_pl.training.memory`).
         compile: Parts (`vision`, `connector`, `llm`) that `torch.compile` compiles; null: none.
-
-    Raises:
-        ConfigError: If there is no such `loss_backend` or part, or a package is missing.
     """
 
     def __init__(
@@ -272,9 +269,8 @@ class AlignVLMModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of a micro batch: its sum over supervised tokens, divided by those of the optimizer step.
 
-        Returns:
-            `loss`; without gradient the sum of the micro batch, `loss_sum`, and of each document `document_loss_sums`
-            and `document_supervised`, its tokens (objective `read`: characters).
+        Beside `loss` without gradient the sum of the micro batch, `loss_sum`, and of each document `document_loss_sums`
+        and `document_supervised`, its tokens (objective `read`: characters).
         """
         normaliser = self._step_normaliser(batch, batch_idx)
         loss, sums = self.batch_loss(batch)
@@ -292,9 +288,9 @@ class AlignVLMModule(pl.LightningModule):
     def _step_normaliser(self, batch: Batch, batch_idx: int) -> Tensor:
         """Number that the micro batch's loss sum is divided by: supervised tokens of its step, over what averages.
 
-        Lightning divides the loss by the accumulation, and the strategy averages gradients over ranks, so the tokens of
-        all micro batches and ranks are divided by both numbers. A custom DataLoader that hands over less than a step
-        at a time (`preprocessing.batch.with_steps`) gets the mean of the means over what it hands over.
+        Lightning divides the loss by the accumulation, and the strategy averages gradients over ranks. A custom
+        DataLoader that hands over less than a step at a time (`preprocessing.batch.with_steps`) gets the mean of the
+        means of that.
         """
         step: Sequence[StepSummary | Batch] | None = batch.get("step", [batch])
         if step is not None:
@@ -317,7 +313,6 @@ class AlignVLMModule(pl.LightningModule):
         return int(batch["num_supervised"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the losses of the step, means over all its micro batches and ranks, and the norms of the gradients."""
         norms = {part: norm.to(self.device) for part, norm in gradient_norms(optimizer.param_groups).items()}
         self._gradient_norm = torch.linalg.vector_norm(torch.stack([*norms.values()]))
         self._finite.add_step(self.trainer.global_step + 1, norms)
@@ -343,10 +338,7 @@ class AlignVLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, also with a fused optimizer, and log the norm before clipping.
-
-        Lightning refuses to clip with a fused optimizer because of fp16's loss scaling, which is not supported.
-        """
+        """Clip as Lightning does, also with a fused optimizer (without a loss scale); log the norm before clipping."""
         if gradient_clip_val is None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -401,11 +393,9 @@ class AlignVLMModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Evaluate a batch as its `task` says: `loss` (where there is none), `generate` or `read`.
 
-        Logs `val/<dataset>/loss`, the mean over the supervised tokens of the dataset.
-
-        Returns:
-            `loss_sum` and `num_supervised`; or `predictions`, one string a sample, and for `read` `references`, the
-            true text of each sample's first image. Of a filler, which evens out the ranks, values are zero or empty.
+        Logs `val/<dataset>/loss`, the mean over the supervised tokens of the dataset. Returns `loss_sum` and
+        `num_supervised`; or `predictions`, one string a sample, and for `read` `references`, the true text of each
+        sample's first image. Of a filler, which evens out the ranks, values are zero or empty.
         """
         task = batch.get("task", "loss")
         if task == "loss":
@@ -512,9 +502,7 @@ class AlignVLMModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this model and stage, and take up the stage's clock.
 
-        Raises:
-            CheckpointError: It is not; naming the first difference.
-            ConfigError: The stage has settings that the checkpoint does not go with, or ends before its step.
+        A CheckpointError names the first difference; a ConfigError a setting that the checkpoint does not go with.
         """
         trainer, record = self._attached_trainer(), checkpoint.get("stage", {})
         if self.stage is not None and (name := record.get("name")) != self.stage.name:
@@ -583,8 +571,7 @@ def check_objective(stage: Stage, connector: Mapping[str, Any]) -> None:
 def check_precision(precision: str, *, fit: bool) -> None:
     """Raise a ConfigError for a precision that cannot train, or evaluate.
 
-    fp16 with a loss scale: norms are clipped and logged with the scale in them. In weights of 16 bits the updates of a
-    small learning rate are rounded away, which does not matter in evaluation.
+    Norms are clipped and logged with the loss scale of fp16; weights of 16 bits round small updates away.
     """
     if precision not in (_TRAINING_PRECISIONS if fit else _TRAINING_PRECISIONS + _WEIGHT_PRECISIONS):
         evaluating = "" if fit else ", bf16-true or 16-true"
@@ -603,8 +590,8 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 def loss_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What the model takes of a batch for its loss, beside `labels`.
 
-    No token sees the padding on the right of its row, so there is no attention mask, with which CUDA's flash attention
-    does not run. A batch that no `Collator` has made has one if a row is padded elsewhere.
+    Rows that are padded on the right need no attention mask, with which CUDA's flash attention does not run. A batch
+    that no `Collator` has made has one if a row is padded elsewhere.
     """
     inputs = model_inputs(batch) | {key: batch[key] for key in LOSS_KEYS if key in batch}
     if "segment_ids" in batch:

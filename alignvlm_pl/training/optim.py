@@ -33,8 +33,7 @@ def set_modes(model: nn.Module, stage: Stage) -> None:
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     """Groups `<part>/decay` and `<part>/no_decay` with their learning rates; frozen parameters are in none.
 
-    Norms, biases and embeddings are not decayed: a head tied to the table and tables without a module of their own
-    (positions, learned queries, class tokens) included.
+    Norms, biases, embeddings, a head tied to them, and tables without a module of their own are not decayed.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = []

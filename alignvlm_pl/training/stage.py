@@ -167,10 +167,7 @@ def _check_calibration(settings: dict[str, float]) -> None:
 
 
 def accumulation(global_batch_size: int, batch_size: int, num_devices: int) -> int:
-    """Micro batches per optimizer step, of `batch_size` samples on each of `num_devices` over all nodes.
-
-    A ConfigError if they do not divide the global batch names the nearest valid global batch sizes.
-    """
+    """Micro batches per optimizer step; a ConfigError names valid global batch sizes if there is none."""
     per_step = batch_size * num_devices
     if global_batch_size % per_step:
         below = max(global_batch_size // per_step, 1) * per_step

@@ -1,7 +1,6 @@
-"""Image files without the metadata that decide nothing about pixels: texts, profiles, comments, further frames.
+"""Image files without the metadata that decide nothing about pixels, which Pillow parses, and may refuse an image for.
 
-Pillow parses them, and refuses a valid image whose metadata are large or odd. Orientation (EXIF, XMP) is kept, within
-limits. Nothing is unpacked beyond a limit, and what is skipped is not read.
+Orientation (EXIF, XMP) is kept, within limits. Nothing is unpacked beyond a limit, and what is skipped is not read.
 """
 
 import os

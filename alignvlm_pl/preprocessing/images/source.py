@@ -52,11 +52,7 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
     """Return the bytes of an image file, or a PIL image of any mode, for an image in any form.
 
     `source` is one of `KINDS`, an object with `read`, or a mapping with one of `_KEYS`; `name` stands in errors,
-    `timeout` is in seconds.
-
-    Raises:
-        DataError: The form is none of these, or what it names cannot be read.
-        ConfigError: `timeout` is no number of seconds.
+    `timeout` is in seconds. A DataError if the form is none of these, or what it names cannot be read.
     """
     if timeout is not None and not (is_number(timeout) and 0 < timeout <= MAX_FETCH_SECONDS):
         raise ConfigError(f"timeout={timeout!r:.40}, expected seconds above 0, at most {MAX_FETCH_SECONDS}")
