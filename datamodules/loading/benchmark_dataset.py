@@ -54,12 +54,8 @@ class BenchmarkDataset:
     ) -> "BenchmarkDataset":
         """Find the benchmark of a dataset: as the config says, else as the manifest says, else by its name.
 
-        Args:
-            name: Name in the config.
-            manifest: Manifest of the dataset.
-            prompts: ``name`` or ``name/part`` -> the user's prompt file; DataError where it is not one.
-            benchmark: See `BenchmarkSource`. Only a config may name an import path, which runs code. An unknown one, or
-                an unknown part of a prompt, is a ConfigError.
+        `prompts` are ``name`` or ``name/part`` -> the user's prompt file; DataError where it is not one. `benchmark` is
+        that of `BenchmarkSource`; only a config may name an import path, which runs code. ConfigError: unknown names.
         """
         known = manifest.extra.get("benchmark")
         if benchmark is not None:

@@ -38,11 +38,8 @@ Skipped = dict[str, dict[str, int]]
 class WorkerItem:
     """What a worker yields: a batch, or the message of the error that ended it, which torch would wrap in a traceback.
 
-    Attributes:
-        batch: The batch; None where every sample of it was skipped.
-        cursor: The rest of the stream after it, see `Cursor.state_dict`.
-        skipped: Samples skipped for it.
-        error: Message of the error, after which there is no item.
+    The batch is None where every sample of it was skipped. `cursor` is the rest of the stream after it, see
+    `Cursor.state_dict`, and `skipped` what was skipped for it.
     """
 
     batch: Batch | None = None
@@ -62,11 +59,8 @@ class WorkerItem:
 class TrainBatches(IterableDataset[WorkerItem]):
     """Endless training batches of one rank, those of one worker.
 
-    Attributes:
-        stream: Position -> sample.
-        planner: Window of positions -> batches.
-        counter: Counts skipped samples and stops at too many; None: the first raises.
-        cursor: What this rank has still to read.
+    `stream` maps positions to samples, `planner` windows of positions to batches; `cursor` is what this rank has still
+    to read. The `counter` stops at too many skipped samples; None: the first raises.
     """
 
     stream: TrainStream
@@ -162,15 +156,10 @@ class ShardLoader:
         stall_seconds: float | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """Prepare a loader; workers start with the first batch.
+        """Prepare a loader of `num_batches` an epoch, the same on all ranks; workers start with the first batch.
 
-        Args:
-            dataset: Makes the batches.
-            num_batches: Batches per epoch, the same on all ranks.
-            num_workers: Worker processes; 0 makes the batches in this process.
-            step_batches: Micro batches of an optimizer step, which training fetches together.
-            stall_seconds: See `Watchdog`.
-            pin_memory: As in `DataLoader`.
+        `step_batches` are the micro batches of an optimizer step, which training fetches together. Without workers,
+        this process makes the batches. For `stall_seconds` see `Watchdog`, for `pin_memory` `DataLoader`.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}

@@ -7,10 +7,9 @@ from pathlib import Path
 from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.manifest import MANIFEST_NAME
-from ..storage.fetching import Expected, fetch
+from ..storage.fetching import SCHEMES, Expected, fetch
 from ..storage.file_kinds import compressed_name
 from ..storage.stored_files import StoredFile, choose_files, find_file, list_files, list_folder
-from ..storage.transfer import SCHEMES
 from .pack.options import PackOptions
 from .pack.work_folder import WORK_FOLDER
 

@@ -38,9 +38,12 @@ class Schema:
     def _unknown(self, columns: Collection[str], field: str, where: str) -> str:
         expected = ", ".join(" or ".join(names) for names in self.fields.values())
         found = nearest(self.fields[field][0], columns).replace("known:", "found:")
+        best = max((schema for schema in SCHEMAS if schema is not self), key=lambda schema: schema.share(columns))
+        is_near = best.share(columns) > max(_NEAR, self.share(columns))
+        reader = f"These are columns that `prepare {best.kind}` reads"
         return (
-            f"{where}: no column {' or '.join(self.fields[field])}; {self.unknown} ({found}). "
-            f"Expected: {expected}. {_nearest(columns, self)}"
+            f"{where}: no column {' or '.join(self.fields[field])}; {self.unknown} ({found}). Expected: {expected}. "
+            + (reader if is_near else "No other kind of `prepare` reads such columns either")
         )
 
     def share(self, columns: Collection[str]) -> float:
@@ -78,10 +81,3 @@ LINES = Schema(
 SCHEMAS = (BIGDOCS, LLAVA, VCR, LINES)
 _NEAR = 0.5
 CHECKED_RECORDS = 256
-
-
-def _nearest(columns: Collection[str], asked: Schema) -> str:
-    best = max((schema for schema in SCHEMAS if schema is not asked), key=lambda schema: schema.share(columns))
-    if best.share(columns) <= max(_NEAR, asked.share(columns)):
-        return "No other kind of `prepare` reads such columns either"
-    return f"These are columns that `prepare {best.kind}` reads"

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import atomic_path
 
-from ..storage.transfer import MissingFileError
+from ..storage.fetching import MissingFileError
 from .manifest import Manifest, Shard
 from .sample import message_text
 
@@ -42,10 +42,9 @@ class IndexRow:
 
     Attributes:
         offset: Byte of the shard where its first header begins, one that only carries a long name included.
-        key: Its name.
+        key: Its name, as `source` is that of its source.
         sizes: Upright (width, height) in pixels of each image; empty for text alone.
         text_bytes: UTF-8 bytes of all text of the messages; of a caption pair, of the caption.
-        source: Its source.
         supervised_bytes: UTF-8 bytes of the assistant's turns; 0: nothing is supervised.
     """
 

@@ -8,7 +8,7 @@ import argparse
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,8 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 24
 
 
-@dataclass(kw_only=True, slots=True)
-class SourceInfo:
-    """Number of samples of one source, and quantity -> its value for each of its samples or images."""
-
-    samples: int = 0
-    measures: dict[str, list[int]] = field(default_factory=dict)
+Measures = dict[str, list[int]]
+"""Name of a quantity -> its value for each sample or image of a source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,44 +43,38 @@ class Model:
     tokens_per_tile: int
 
 
-@dataclass(kw_only=True, slots=True)
-class DatasetInfo:
-    """Source -> statistics of its samples, and the invalid samples of a dataset."""
-
-    sources: dict[str, SourceInfo] = field(default_factory=dict)
-    skipped: SkippedSamples = field(default_factory=lambda: SkippedSamples(keep=1))
-
-
-def collect(folder: Path, model: Model | None = None, *, form: str = "normal") -> DatasetInfo:
-    """Read every sample of a dataset whose tars hold samples in the format `form`; the model counts tokens.
+def collect(
+    folder: Path, model: Model | None = None, *, form: str = "normal"
+) -> tuple[dict[str, Measures], SkippedSamples]:
+    """Return source -> measures of the samples of a dataset in the format `form`, and the invalid samples.
 
     A damaged dataset, or one without a sample of that format, is a DataError.
     """
     manifest = load_manifest(folder)
-    found = DatasetInfo()
+    found: dict[str, Measures] = {}
+    skipped = SkippedSamples(keep=1)
     wanted = is_json if form == "normal" else lambda name: True
     for raw in chain.from_iterable(read_shard(manifest, shard, wanted=wanted) for shard in manifest.shards):
         try:
             record = _record(raw, form)
             measures = list(_measure(record, model))
         except SampleError as error:
-            found.skipped.add(error.reason, str(error))
+            skipped.add(error.reason, str(error))
             continue
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             message = f"{locate_sample(raw)} is not in the sample schema ({error!r})"
-            found.skipped.add("invalid_sample", message)
+            skipped.add("invalid_sample", message)
             continue
-        info = found.sources.setdefault(str(record.get("source", "unknown")), SourceInfo())
-        info.samples += 1
+        of_source = found.setdefault(str(record.get("source", "unknown")), {})
         for name, value in measures:
-            info.measures.setdefault(name, []).append(value)
-    if found.skipped.counts and not found.sources:
-        first = next(iter(found.skipped.messages.values()))[0]
+            of_source.setdefault(name, []).append(value)
+    if skipped.counts and not found:
+        first = next(iter(skipped.messages.values()))[0]
         raise DataError(
-            f"{folder}: none of {found.skipped.counts.total()} samples reads as --format {form}, the first: "
+            f"{folder}: none of {skipped.counts.total()} samples reads as --format {form}, the first: "
             f"{first}; known formats: {', '.join(FORMATS)}; see `shards verify`"
         )
-    return found
+    return found, skipped
 
 
 def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
@@ -102,11 +92,11 @@ def main(argv: list[str], load_model: Callable[[Path], Model]) -> int:
             f"{folder}: {manifest.num_samples:,} samples, {len(manifest.shards)} shards, {size / 1e6:,.1f} MB, "
             f"{manifest.license}\n"
         )
-        found = collect(folder, model, form=options.format)
-        for source, info in sorted(found.sources.items()):
-            sys.stdout.write(_table(source, info))
-        for reason, count in found.skipped.counts.most_common():
-            sys.stdout.write(f"  skipped: {count:,} ({reason}), the first: {found.skipped.messages[reason][0]}\n")
+        sources, skipped = collect(folder, model, form=options.format)
+        for source, measures in sorted(sources.items()):
+            sys.stdout.write(_table(source, measures))
+        for reason, count in skipped.counts.most_common():
+            sys.stdout.write(f"  skipped: {count:,} ({reason}), the first: {skipped.messages[reason][0]}\n")
     return 0
 
 
@@ -149,11 +139,11 @@ def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str,
         yield "visual tokens", visual
 
 
-def _table(source: str, info: SourceInfo) -> str:
-    lines = [f"  {source}: {info.samples:,} samples"]
+def _table(source: str, measures: Measures) -> str:
+    lines = [f"  {source}: {len(measures['turns']):,} samples"]
     header = "".join(f"{f'{quantile} %':>9}" for quantile in QUANTILES)
     lines.append(f"    {'':<18}{header}   histogram from 0 to the largest")
-    for name, values in info.measures.items():
+    for name, values in measures.items():
         cells = "".join(f"{value:>9.0f}" for value in np.percentile(values, QUANTILES))
         lines.append(f"    {name:<18}{cells}   {histogram(values)}")
     return "\n".join(lines) + "\n"

@@ -16,9 +16,8 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import write_atomically
 from alignvlm_pl.utils.text_files import parse_json, repeated_name
 
-from ..storage.fetching import Expected, file_digest
+from ..storage.fetching import Expected, MissingFileError, file_digest
 from ..storage.location import Storage, check_file_name, format_location
-from ..storage.transfer import MissingFileError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -32,14 +31,9 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One tar file of a dataset.
+    """One tar file of a dataset: its name in the folder of the manifest, samples, bytes and checksum.
 
-    Attributes:
-        path: File name, relative to the folder of the manifest.
-        num_samples: Samples in it.
-        bytes: Size of the file.
-        sha256: Checksum of the file; empty where it was never computed.
-        index_sha256: Checksum of the sample index beside it; empty where it was never computed.
+    `index_sha256` is the checksum of the sample index beside it; one that was never computed is empty.
     """
 
     path: str

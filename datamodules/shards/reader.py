@@ -82,11 +82,8 @@ class ShardReader:
     def __init__(self) -> None:
         self._shards: OrderedDict[str, tuple[BinaryIO, SampleIndex]] = OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # open files do not travel to worker processes
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._shards = OrderedDict()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, ()  # open files do not travel to worker processes
 
     def __del__(self) -> None:
         for stream, _ in self._shards.values():

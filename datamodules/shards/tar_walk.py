@@ -33,14 +33,9 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """One file of a tar.
+    """One file of a tar: its path, the bytes at which its header and its content begin, and the size of the content.
 
-    Attributes:
-        name: Its path.
-        offset: Byte at which its header begins.
-        data_offset: Byte at which its content begins.
-        size: Bytes of its content.
-        begin: Byte at which its first header begins: one that only carries its long name, or `offset`.
+    `begin` is the byte of its first header: one that only carries its long name, or `offset`.
     """
 
     name: str
@@ -57,14 +52,9 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """Something wrong with a shard.
+    """Something wrong with a shard: a short kind, such as ``cut_in_header``, and what it is in words.
 
-    Attributes:
-        shard: File name of the shard.
-        kind: Short name, for example ``cut_in_header``.
-        message: What is wrong.
-        member: Member at or before it; empty where there is none.
-        offset: Byte of the shard; -1 where the damage has no offset.
+    `member` is the one at or before it, empty where there is none; `offset` a byte of the shard, -1 where it has none.
     """
 
     shard: str

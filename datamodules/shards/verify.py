@@ -13,8 +13,7 @@ from typing import Any
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
-from ..storage.fetching import file_digest
-from ..storage.transfer import MissingFileError
+from ..storage.fetching import MissingFileError, file_digest
 from .index import IndexRow, MissingIndexError, index_path, index_row, load_index
 from .manifest import Manifest, Shard, read_manifest
 from .sample import SampleError, check_record

@@ -45,17 +45,11 @@ class ShardWriter:
         max_bytes: int = MAX_SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
-        """Prepare a folder for a new dataset; an invalid name or size is a ConfigError.
+        """Prepare a folder, created if needed, for a new dataset; an invalid name or size is a ConfigError.
 
-        Args:
-            out_dir: Folder for the shards; created if needed.
-            name: Name of the dataset, the stem of shards and keys: letters, digits, ``_`` and ``-``, as webdataset
-                cuts keys at the first dot.
-            source: Default for the ``source`` field of the samples, as `license` for ``license``.
-            license: Terms of the source.
-            samples_per_shard: Samples after which a new shard begins.
-            max_bytes: Size in bytes after which a new shard begins.
-            overwrite: Replace a finished dataset.
+        `name` is the stem of shards and keys: letters, digits, ``_`` and ``-``, as webdataset cuts keys at the first
+        dot. `source` and `license` are defaults for fields of the samples. A new shard begins after
+        `samples_per_shard` samples, or `max_bytes` bytes. A finished dataset is kept unless `overwrite` is set.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(f"name of a dataset: expected letters, digits, '_' and '-', found {name!r}")

@@ -13,22 +13,15 @@ IMAGE_ENDINGS = (
 )
 _COMPANION_FOLDERS = ("__MACOSX", "@eaDir")
 _COMPANION_FILES = ("thumbs.db", "desktop.ini")
-_COMPRESSED_ENDINGS = {
-    "gz": "gzip",
-    "tgz": "gzip",
-    "bz2": "bzip2",
-    "tbz2": "bzip2",
-    "tbz": "bzip2",
-    "xz": "xz",
-    "txz": "xz",
-    "zst": "zstd",
-    "tzst": "zstd",
-    "lz4": "lz4",
-    "z": "compress (.Z)",
-    "zip": "zip",
-    "7z": "7z",
-    "rar": "rar",
+_COMPRESSIONS = {
+    "gzip": ("gz", "tgz"),
+    "bzip2": ("bz2", "tbz2", "tbz"),
+    "xz": ("xz", "txz"),
+    "zstd": ("zst", "tzst"),
+    "lz4": ("lz4",),
+    "compress (.Z)": ("z",),
 }
+_COMPRESSED_ENDINGS = {ending: kind for kind, endings in _COMPRESSIONS.items() for ending in endings}
 _ARCHIVES = ("zip", "7z", "rar")
 
 
@@ -86,7 +79,7 @@ def compressed_name(names: Iterable[str], ending: str) -> str:
     names = list(names)
     for name in names:
         stem, _, last = PurePosixPath(name).name.lower().rpartition(".")
-        kind = _COMPRESSED_ENDINGS.get(last, "")
+        kind = last if last in _ARCHIVES else _COMPRESSED_ENDINGS.get(last, "")
         named = stem.endswith(ending) or (ending == ".tar" and last.startswith("t"))
         if kind and (named or kind in _ARCHIVES or len(names) == 1):
             return f"{name} is {kind}; unpack it first"

@@ -11,8 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.pretrained.cache import cache_dir
 
-from .fetching import Expected, Policy, fetch, fetch_small
-from .transfer import SCHEMES, MissingFileError, redact, require_package
+from .fetching import SCHEMES, Expected, MissingFileError, Policy, fetch, fetch_small, redact, require_package
 
 # At least two letters, unlike a drive of Windows; a Path has lost one of the two slashes of a URL.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
@@ -49,13 +48,8 @@ class Storage:
         """Return the local path of a file of a dataset, fetched if that is remote; a local one is not checked."""
         if isinstance(folder, Path):
             return folder / name
-        return fetch(
-            file_url(folder, name),
-            cache=self.cache or cache_dir() / "shards",
-            expected=expected,
-            name=PurePosixPath(name).name,
-            policy=self.policy,
-        )
+        cache, url = self.cache or cache_dir() / "shards", file_url(folder, name)
+        return fetch(url, cache=cache, expected=expected, name=PurePosixPath(name).name, policy=self.policy)
 
     def read_small(self, folder: Path | str, name: str, *, max_bytes: int) -> bytes:
         """Return the content of a small file, read from its source each time; errors as in `fetch_small`."""

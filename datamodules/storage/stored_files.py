@@ -122,11 +122,8 @@ def list_folder(location: str) -> list[StoredFile]:
 def choose_files(files: Sequence[StoredFile], *, config: str | None, split: str | None, where: str) -> list[StoredFile]:
     """Keep the files of a config and a split; a part that no path names is not filtered by.
 
-    Args:
-        files: As listed.
-        config: Name of their folder; a ConfigError where there are several and none is chosen.
-        split: ``train``, ``val`` or ``test``, or an alias of one of them; a DataError where no file is of it.
-        where: Name of the location in errors.
+    `config` is the name of their folder; a ConfigError where there are several and none is chosen. `split` is
+    ``train``, ``val`` or ``test``, or an alias; a DataError that names the location as `where`, where no file is of it.
     """
     folders = sorted({str(PurePosixPath(file.path).parent) for file in files})
     configs = _configs(files)

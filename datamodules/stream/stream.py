@@ -113,15 +113,11 @@ class _Block(NamedTuple):
 
 
 class DatasetOrder:
-    """Endless order of the samples of some shards, epoch after epoch.
+    """Endless order of the samples of some shards, by their numbers of samples, epoch after epoch.
 
     In epoch e the blocks of all shards are permuted with hash(seed, e), and the samples of as many successive blocks as
-    fill `buffer` with hash(seed, e, group). Unlike a shuffle buffer it has no content to keep in a checkpoint.
-
-    Args:
-        sizes: Samples of each shard.
-        seed: Seed of the order.
-        buffer: Samples that are permuted together; below 2 only the shards are permuted.
+    fill `buffer` with hash(seed, e, group); below 2 only the shards are permuted. Unlike a shuffle buffer it has no
+    content to keep in a checkpoint.
     """
 
     def __init__(self, sizes: Sequence[int], *, seed: str, buffer: int) -> None:

@@ -17,8 +17,7 @@ import pytest
 
 from alignvlm_pl.errors import DataError
 from datamodules.storage import fetching
-from datamodules.storage.fetching import Expected, Policy, cache_path, fetch, fetch_small
-from datamodules.storage.transfer import MissingFileError
+from datamodules.storage.fetching import Expected, MissingFileError, Policy, cache_path, fetch, fetch_small
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = b"".join(number.to_bytes(4, "big") for number in range(100_000))

@@ -32,9 +32,9 @@ def folder(tmp_path):
 
 
 def test_quantities_by_source(folder):
-    found = collect(folder).sources
-    assert {source: info.samples for source, info in found.items()} == {"forms": 3, "charts": 2}
-    assert found["forms"].measures == {
+    found = collect(folder)[0]
+    assert {source: len(info["turns"]) for source, info in found.items()} == {"forms": 3, "charts": 2}
+    assert found["forms"] == {
         "turns": [1, 1, 1],
         "images": [1, 1, 1],
         "prompt characters": [10, 20, 30],
@@ -47,9 +47,9 @@ def test_quantities_by_source(folder):
 def test_a_model_counts_tokens(folder):
     tiling = Tiling(tile_height=50, tile_width=100, max_tiles=9, thumbnail="none")
     model = Model(count_tokens=lambda text: len(text) // 5, tiling=tiling, tokens_per_tile=7)
-    found = collect(folder, model).sources
-    assert found["forms"].measures["prompt tokens"] == [2, 4, 6]
-    assert found["forms"].measures["visual tokens"] == [7, 14, 21]
+    found = collect(folder, model)[0]
+    assert found["forms"]["prompt tokens"] == [2, 4, 6]
+    assert found["forms"]["visual tokens"] == [7, 14, 21]
 
 
 def test_histogram_heights():
@@ -90,7 +90,7 @@ def test_invalid_samples_are_counted_and_the_others_shown(folder, capsys):
     assert "skipped: 1 (invalid_sample), the first: " in output
     assert re.search(r"sample 'set-00000000' in .* is not in the sample schema \(KeyError\('messages'\)\)", output)
     assert "skipped: 1 (bad_json), the first: " in output
-    assert collect(folder).sources["forms"].measures["turns"] == [1]
+    assert collect(folder)[0]["forms"]["turns"] == [1]
 
 
 def test_datasets_of_another_format(tmp_path, capsys):
@@ -115,8 +115,8 @@ def test_datasets_of_another_format(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "2 samples" in output
     assert "skipped: 1 (" in output
-    (info,) = collect(tmp_path / "cc", form="captions").sources.values()
-    assert (info.measures["width px"], info.measures["answer characters"]) == ([41, 42], [10, 10])
+    (info,) = collect(tmp_path / "cc", form="captions")[0].values()
+    assert (info["width px"], info["answer characters"]) == ([41, 42], [10, 10])
 
 
 @pytest.mark.slow

@@ -24,9 +24,8 @@ from datamodules.shards.manifest import Manifest, load_manifest, read_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.references import read_answers
 from datamodules.shards.writer import ShardWriter
-from datamodules.storage.fetching import Policy
+from datamodules.storage.fetching import MissingFileError, Policy
 from datamodules.storage.location import Storage, file_url
-from datamodules.storage.transfer import MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 
