@@ -282,10 +282,8 @@ class WebDataModule(pl.LightningDataModule):
     def benchmark_dataloader(self, name: str, *, limit: int | None = None, done: Collection[int] = ()) -> ShardLoader:
         """Prediction batches of one of `benchmarks`: each sample once over all ranks, see `plan_evaluation`.
 
-        Args:
-            name: Its name; an unknown one is a ConfigError.
-            limit: Only the first samples; None for all.
-            done: Positions of samples that have a prediction already, the same on all ranks.
+        Of the first `limit` samples, None for all, without the positions `done`, which are the same on all ranks. An
+        unknown name is a ConfigError.
         """
         chosen, options = self.benchmark_dataset(name), self._benchmark_options
         longest = (chosen.benchmark.max_new_tokens if chosen.benchmark else None) or options.max_new_tokens

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.utils.atomic_files import replace_path
 
@@ -124,6 +122,8 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
     folder = root / source.folder_name
     if is_complete(folder, source=source):
         return folder
+    from filelock import FileLock  # here: local shards are read without it
+
     file = find_source_file(source)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,7 @@ class Manifest:
 
     Attributes:
         folder: Where it lies: a path, or what `Storage.locate` returns for a URL.
-        name: Name of the dataset.
-        source: Where the samples come from.
-        license: Terms of the source.
+        name: Its name; `source` says where the samples come from, `license` their terms.
         num_samples: Samples in all shards.
         shards: The shards, in the order they were written.
         sources: Number of samples by the ``source`` field of the samples; empty where unknown.

@@ -13,8 +13,6 @@ from itertools import accumulate, takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import fsspec.core
-
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError
 
 from .fetching import Policy
@@ -65,6 +63,8 @@ class StoredFile:
         try:
             if self.local:
                 return Path(self.path).open("rb")
+            import fsspec.core
+
             filesystem, path = fsspec.core.url_to_fs(self.url)
             stream: IO[bytes] = filesystem.open(path, "rb", **(_SEQUENTIAL if forward else _RANDOM_ACCESS))
         except Exception as error:  # each store has its own errors, and few of them are OSErrors
@@ -176,6 +176,8 @@ def _url(location: str) -> tuple[str, bool]:
 
 def _list(location: str, *, deep: bool) -> list[StoredFile]:
     """Return the file at a location, or the files in the folder or below it or of the pattern, sorted by path."""
+    import fsspec.core
+
     url, hub = _url(location)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
