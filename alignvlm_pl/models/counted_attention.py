@@ -11,8 +11,6 @@ COUNTED = "counted"
 
 
 class _Flash(torch.autograd.Function):
-    """Attention as far as memory goes: what a flash kernel keeps, (B, heads, L, d) each and a number a row."""
-
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = torch.empty_like(query)

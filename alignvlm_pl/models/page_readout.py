@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..preprocessing.batch import Batch, StepSummary
 from ..preprocessing.tiling import Tiling, choose_grid, plan_tiles
-from .connectors import shuffle_factor, shuffled_grid
+from .connectors import shuffle_factor
+from .connectors.grid import shuffled_grid
 from .losses import TokenLoss
 from .modeling import AlignVLMForConditionalGeneration
 from .processing import AlignVLMProcessor
@@ -93,13 +94,8 @@ class PageReadout:
 
     def count_characters(self, config: Any, batch: StepSummary | Batch) -> int:
         """Count the characters that `loss` sums over, without the device."""
-        rows = self._token_grid(config)[0]
-        count = 0
-        for tiles, lines, sizes in zip(batch["tiles"], batch["lines"], batch["sizes"], strict=True):
-            if tiles:
-                _, texts = row_texts(lines[0], sizes[0], self.processor.geometry, rows)
-                count += sum(max(len(self.alphabet.encode(text)), 1) for text in texts)
-        return count
+        pages = filter(None, self._rows(config, batch))
+        return sum(max(len(self.alphabet.encode(text)), 1) for _, texts in pages for text in texts)
 
     def texts(self, config: Any, log_probs: Tensor, batch: Batch) -> list[tuple[str, str]]:
         """Return (prediction, reference) of each document's first image; one line per non-empty row."""
@@ -111,18 +107,22 @@ class PageReadout:
         grid = token_grid(config.vision_config, self.processor.geometry)
         return shuffled_grid(grid, shuffle_factor(config.connector))
 
+    def _rows(self, config: Any, batch: StepSummary | Batch) -> Iterator[tuple[tuple[int, int], list[str]] | None]:
+        """Yield what `row_texts` returns of each document's first image; None without image."""
+        token_rows = self._token_grid(config)[0]
+        for tiles, lines, sizes in zip(batch["tiles"], batch["lines"], batch["sizes"], strict=True):
+            yield row_texts(lines[0], sizes[0], self.processor.geometry, token_rows) if tiles else None
+
     def pages(self, config: Any, log_probs: Tensor, batch: Batch) -> Iterator[tuple[Tensor, list[str]] | None]:
         """Yield rows of log P_vocab (R, T, C) and their R texts of each document's first image; None without image."""
-        tiling = self.processor.geometry
         cells = self._token_grid(config)
-        tiles_of_documents = log_probs.split(batch["tiles"])
-        for tiles, lines, sizes in zip(tiles_of_documents, batch["lines"], batch["sizes"], strict=True):
-            if not len(tiles):
+        for tiles, page in zip(log_probs.split(batch["tiles"]), self._rows(config, batch), strict=True):
+            if page is None:
                 yield None
                 continue
-            grid, texts = row_texts(lines[0], sizes[0], tiling, cells[0])
-            skip = int(tiling.thumbnail == "first" and grid[0] * grid[1] > 1)
-            yield to_rows(tiles[skip : skip + grid[0] * grid[1]], grid, cells), texts
+            (rows, columns), texts = page
+            skip = int(self.processor.geometry.thumbnail == "first" and rows * columns > 1)
+            yield to_rows(tiles[skip : skip + rows * columns], (rows, columns), cells), texts
 
 
 def to_rows(values: Tensor, grid: tuple[int, int], token_grid: tuple[int, int]) -> Tensor:

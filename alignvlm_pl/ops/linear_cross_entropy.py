@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, nearest
 from .norm_softmax import slices
-from .triton_probe import runs_triton
+from .triton_probe import is_triton_device
 
 BACKENDS = ("auto", "chunked", "liger", "plain")
 CHUNK_LOGITS = 2**25
@@ -41,7 +41,7 @@ def check_loss_backend(name: str, *, device: str | None = None) -> None:
             f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "
             "or set loss_backend: auto, which does not need it"
         )
-    if name == "liger" and device is not None and not runs_triton(device):
+    if name == "liger" and device is not None and not is_triton_device(device):
         raise ConfigError(f"loss_backend 'liger' needs a CUDA device, the model is on {device}; use loss_backend: auto")
 
 
@@ -176,7 +176,7 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
 
 def _liger_obstacle(hidden: Tensor, linear: nn.Linear | None) -> str | None:
     """Return why Liger's kernel does not apply, or None."""
-    if not runs_triton(hidden.device.type):
+    if not is_triton_device(hidden.device.type):
         return f"needs a CUDA device, the model is on {hidden.device.type}"
     if linear is None:
         return "supports only an LM head that is an nn.Linear"

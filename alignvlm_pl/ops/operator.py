@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ConfigError, nearest
 from .chunked import align_chunked
 from .reference import AlignOutput, align_reference
-from .triton_probe import runs_triton, triton_runs, why_not_triton
+from .triton_probe import is_triton_device, triton_runs, why_not_triton
 
 AUTO = "auto"
 _SMALL_BYTES = 64 << 20
@@ -93,7 +93,7 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
             return "eager"
         return "triton" if device.type == "cuda" and triton_runs(device.type, device.index) else "chunked"
     if name == "triton":
-        if not runs_triton(device.type):
+        if not is_triton_device(device.type):
             raise ConfigError(
                 f"connector backend 'triton' needs a CUDA device, the tensors are on {str(device)!r}; set backend: "
                 "chunked (any device) or auto"

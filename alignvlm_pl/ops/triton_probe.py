@@ -21,7 +21,7 @@ _ROWS, _COLUMNS = 16, 64
 _TOLERANCE = 1e-3
 
 
-def runs_triton(kind: str) -> bool:
+def is_triton_device(kind: str) -> bool:
     """Return whether Triton's kernels are for devices of this kind; its interpreter runs them on a CPU, for tests."""
     return kind == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -26,20 +26,6 @@ SMOLLM2 = WeightSource(
     converted_bytes=545_000_000,
 )
 
-# GGUF name -> Hugging Face name, for tensors inside and outside the layers.
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-
 
 def ensure_smollm2() -> Path:
     """Return a Hugging Face folder with SmolLM2-135M-Instruct (float32) and its tokenizer; converted on the first call.
@@ -63,35 +49,35 @@ def _convert(source_file: Path, folder: Path) -> None:
     for name in ("_model_name_or_path", "unk_token_id"):  # transformers adds them to the fields of a Llama
         vars(config).pop(name, None)
     config.save_pretrained(folder)
-    heads = {"num_heads": config.num_attention_heads, "num_kv_heads": config.num_key_value_heads}
-    write_safetensors(_dequantised_weights(GGUFReader(source_file), **heads), folder / "model.safetensors")
+    write_safetensors(_dequantised_weights(GGUFReader(source_file), config), folder / "model.safetensors")
     AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
     bos, eos = config.bos_token_id, config.eos_token_id
     GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(folder)
 
 
-def _dequantised_weights(reader: Any, *, num_heads: int, num_kv_heads: int) -> "dict[str, np.ndarray]":
+def _dequantised_weights(reader: Any, config: Any) -> "dict[str, np.ndarray]":
+    """Return the weights by their names in Hugging Face's model, which has no `lm_head`: it is tied."""
     import numpy as np
-    from gguf import dequantize
+    import torch
+    from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
+    from transformers import AutoModelForCausalLM
 
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names, tensors = (
+        get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers),
+        {x.name: x for x in reader.tensors},
+    )
+    permuted = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     weights = {}
-    for tensor in reader.tensors:
-        name = _hugging_face_name(tensor.name)
+    for name, _ in model.named_parameters():
+        tensor = tensors[names.get_name(name, try_suffixes=(".weight",))]
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        for projection, heads in (("q_proj.weight", num_heads), ("k_proj.weight", num_kv_heads)):
+        for projection, heads in permuted.items():
             if name.endswith(projection):
                 weight = _unpermute(weight, num_heads=heads)
         weights[name] = np.ascontiguousarray(weight)
     return weights
-
-
-def _hugging_face_name(gguf_name: str) -> str:
-    """Translate `blk.3.attn_q.weight` into `model.layers.3.self_attn.q_proj.weight`."""
-    stem, _, kind = gguf_name.rpartition(".")
-    if stem.startswith("blk."):
-        _, layer, part = stem.split(".")
-        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
-    return f"{_OUTER_NAMES[stem]}.{kind}"
 
 
 def _unpermute(weight: "np.ndarray", *, num_heads: int) -> "np.ndarray":

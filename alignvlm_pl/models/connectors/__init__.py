@@ -22,7 +22,7 @@ from torch import nn
 
 from ...errors import ConfigError, nearest
 from ...utils.registry import defined_in, import_path
-from ..align import AlignConnector, ConnectorOutput
+from ..align import AlignConnector
 from .base import Connector
 from .grid import TokenGrid, shuffled_grid
 
@@ -110,15 +110,3 @@ def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in complete.items()
         if key not in _NO_IDENTITY
     }
-
-
-__all__ = [
-    "CONNECTORS",
-    "Connector",
-    "ConnectorOutput",
-    "build_connector",
-    "connector_class",
-    "connector_identity",
-    "shuffle_factor",
-    "shuffled_grid",
-]
