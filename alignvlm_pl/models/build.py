@@ -45,10 +45,8 @@ class Backbone:
     tokenizer: str | None = None
 
     def folder(self) -> str | None:
-        """Return the folder or hub id of the weights, or None; embedded weights are converted into the cache once.
-
-        Raises:
-            ConfigError: If there are no embedded weights of that name.
+        """Return the folder or hub id of the weights, or None; embedded weights are converted into the cache once, and
+        a `ConfigError` is raised for an unknown name.
         """
         if self.pretrained is None or not self.pretrained.startswith(EMBEDDED):
             return self.pretrained

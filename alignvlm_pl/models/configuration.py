@@ -93,10 +93,8 @@ class AlignVLMConfig(PretrainedConfig):
 
 
 def config_from_fields(fields: dict[str, Any], *, default: str | None = None) -> PretrainedConfig:
-    """Build a Hugging Face configuration from its fields; `default` is the `model_type` if they have none.
-
-    Raises:
-        ConfigError: If the model type is missing or unknown, or a field is invalid.
+    """Build a Hugging Face configuration from its fields; raise a `ConfigError` if one is invalid, or the `model_type`
+    is unknown (`default` if they have none).
     """
     settings = dict(fields)
     model_type = settings.pop("model_type", default)

@@ -9,10 +9,8 @@ from ..errors import ConfigError
 
 
 def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int, ...]:
-    """Return the token ids to keep of a vocabulary, in ascending order; `where` is the setting or file, for messages.
-
-    Raises:
-        ConfigError: If the list is empty, or an id is not an integer, out of range, or duplicate.
+    """Return the token ids to keep in ascending order; raise a `ConfigError` that begins with `where` if the list is
+    empty, or an id is not an integer, out of range, or duplicate.
     """
     if isinstance(ids, str) or not isinstance(ids, Sequence):
         raise ConfigError(f"{where}: expected a list of token ids, found {type(ids).__name__}")
@@ -34,10 +32,8 @@ def check_kept(ids: Sequence[int], vocab_size: int, *, where: str) -> tuple[int,
 
 
 def read_kept(path: str | Path, vocab_size: int) -> tuple[int, ...]:
-    """Read token ids from a file: a JSON list, or an object with `kept` as `prune` writes it.
-
-    Raises:
-        ConfigError: If the file cannot be read, is for another vocabulary, or its ids are invalid.
+    """Read token ids from a file: a JSON list, or an object with `kept` as `prune` writes it; raise a `ConfigError` if
+    it cannot be read, is for another vocabulary, or its ids are invalid.
     """
     where = f"connector vocab_keep={str(path)!r}"
     try:
@@ -71,14 +67,8 @@ def choose_rows(
 ) -> tuple[list[int], float]:
     """Choose the rows with the most probability mass, rounded up to a multiple as far as there are rows.
 
-    Args:
-        shares: Mean P_vocab of every row.
-        mass: Keep the fewest rows whose shares sum to at least this share of the total; above 0, at most 1.
-        count: Keep at least this many rows instead; one of the two is given.
-        multiple: The number of rows is a multiple of this.
-
-    Returns:
-        The ids in ascending order, and their share of the total mass.
+    `shares` are the mean P_vocab of every row. Kept are the fewest rows that have at least the share `mass` of the
+    total, or at least `count` rows; one of the two is given. Returned are the ids in ascending order, and their share.
 
     Raises:
         ConfigError: If the count is larger than the number of rows.

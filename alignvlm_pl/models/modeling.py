@@ -23,12 +23,10 @@ from .inputs import check_inputs, check_tiles, require_tensors
 from .losses import check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import packed_arguments, splice
-from .vision import build_vision_tower, encode_tiles, patch_grid, token_grid
+from .vision import build_vision_tower, patch_grid, token_grid
 
 _BY_TILE = ("pixel_values", "tile_boxes")
 """Inputs with one entry per tile; all others have one per sample."""
-_CHECKED = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
-"""Inputs of a prompt, checked where generation begins."""
 
 
 @dataclass
@@ -359,7 +357,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
         if prompt is None or kwargs.get("visual_mask") is not None:
             return super().generate(prompt, *args, **kwargs)
-        check_inputs(self.config, input_ids=prompt, **{name: kwargs.get(name) for name in _CHECKED})
+        checked = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
+        check_inputs(self.config, input_ids=prompt, **{name: kwargs.get(name) for name in checked})
         mask = prompt == self.config.image_token_id
         if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
             kwargs["attention_mask"] = generation.real_tokens(prompt, settings)
@@ -451,10 +450,12 @@ def connector_from_config(config: AlignVLMConfig) -> nn.Module:
 def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMConfig) -> Tensor:
     """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after the pixel shuffle.
 
+    The tower runs in its own dtype.
+
     Raises:
         ConfigError: If the features do not have the connector's width, or do not fill a grid.
     """
-    features = encode_tiles(tower, pixel_values)
+    features: Tensor = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
     if features.shape[-1] != config.vision_config.hidden_size:
         raise ConfigError(
             f"the vision tower gives features of width {features.shape[-1]}, but the connector reads width "

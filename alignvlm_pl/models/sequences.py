@@ -73,11 +73,8 @@ def packed_arguments(
     document; where they are None they are found in `segment_ids`, for which a GPU is waited for.
 
     Returns:
-        `position_ids`, `use_cache`, and the mask in the form of the decoder's attention: additive for sdpa and eager, a
-        block mask for flex attention, document boundaries for flash attention.
-
-    Raises:
-        ConfigError: See `require_packable`.
+        `position_ids`, `use_cache`, and the mask in the form of the decoder's attention, see `require_packable`:
+        additive for sdpa and eager, a block mask for flex attention, document boundaries for flash attention.
     """
     attention = require_packable(decoder)
     arguments = {"position_ids": document_positions(segment_ids), "use_cache": False}

@@ -1,7 +1,7 @@
 """Health of a connector's output: entropy of P_vocab, similarity of the tokens, and the gain for a target entropy.
 
-At a gain of 1 P_vocab is close to uniform: every output is nearly the mean of all text embeddings, and training starts
-slowly. Measured on a subset of a batch's visual tokens, in chunks.
+At a gain of 1 every output is nearly the mean of all text embeddings, and training starts slowly. Measured on a subset
+of a batch's visual tokens, in chunks.
 """
 
 import math
@@ -24,14 +24,9 @@ _MOST_HALVINGS = 60
 
 
 class TokenSpread(NamedTuple):
-    """Sums over visual tokens, which can be summed over ranks.
-
-    Args:
-        tokens: Number of visual tokens.
-        entropy: Sum of the entropy of P_vocab in nats; 0 for connectors without P_vocab.
-        max_weight: Sum of each token's largest weight; 0 for connectors without P_vocab.
-        paired: Number of tokens if at least two, else 0.
-        cosine: `paired` times the mean cosine similarity of two different tokens' outputs.
+    """Sums over visual tokens, which can be summed over ranks: of the entropy of P_vocab in nats and of the largest
+    weights (0 for connectors without P_vocab); `cosine` is `paired`, the tokens if at least two, times the mean cosine
+    similarity of two different tokens' outputs.
     """
 
     tokens: float

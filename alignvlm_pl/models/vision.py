@@ -1,14 +1,14 @@
 """Vision tower: any Hugging Face vision model without the modules whose output is not used.
 
-Unused modules would have parameters without gradients, which DDP rejects, so they are removed at construction: the
-pooling head always, the final norm for `last`, and the last layer as well for `penultimate`.
+Unused modules would have parameters without gradients, which DDP rejects: the pooling head is removed always, the final
+norm for `last`, and the last layer as well for `penultimate`.
 """
 
 import copy
 from itertools import product
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError
@@ -59,7 +59,7 @@ def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -
 
 
 def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
-    """Copy pretrained weights into a tower; weights of removed modules are ignored.
+    """Copy pretrained weights into a tower, without those of removed modules.
 
     Raises:
         CheckpointError: If there are no weights, or a tensor of the tower is missing or has another shape.
@@ -71,12 +71,6 @@ def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
     state, expected = source.state_dict(), tower.state_dict()
     require_complete({key for key in expected if key not in state or key in missing}, what="vision", source=folder)
     copy_weights(tower, {key: state[key] for key in expected}, what="vision", source=folder)
-
-
-def encode_tiles(tower: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Return features (tiles, tokens, d) of pixel values (tiles, 3, H, W) in [-1, 1], in the tower's dtype."""
-    features: Tensor = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
-    return features
 
 
 def token_grid(config: PretrainedConfig, tiling: Tiling) -> tuple[int, int]:

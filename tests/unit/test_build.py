@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from alignvlm_pl.models.build import (
     load_weights,
 )
 from alignvlm_pl.models.loading import choose_attention, load_pretrained
+from alignvlm_pl.models.modeling import connector_features
 from alignvlm_pl.models.tiny import tiny_llm, tiny_spec, tiny_vision
-from alignvlm_pl.models.vision import build_vision_tower, encode_tiles, token_grid
+from alignvlm_pl.models.vision import build_vision_tower, token_grid
 from alignvlm_pl.training.module import AlignVLMModule
 
 
@@ -234,7 +236,8 @@ def test_pixels_are_cast_to_the_towers_precision():
             self.last_hidden_state = self.layer(pixel_values)
             return self
 
-    assert encode_tiles(Tower(), torch.zeros(1, 3, 4, 4)).dtype == torch.bfloat16
+    config = SimpleNamespace(vision_config=SimpleNamespace(hidden_size=2), connector={})
+    assert connector_features(Tower(), torch.zeros(1, 3, 4, 4), config).dtype == torch.bfloat16
 
 
 def test_attention_is_chosen_by_name_and_gives_the_same_numbers(saved):

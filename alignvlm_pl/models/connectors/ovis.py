@@ -64,7 +64,6 @@ class OvisConnector(Connector):
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Initialise the table from a normal distribution."""
         nn.init.normal_(self.table.weight, std=self.init_std)
 
     def tokens_per_tile(self, tokens: int) -> int:
