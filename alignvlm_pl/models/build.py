@@ -97,22 +97,21 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Take mappings, as YAML has them, for the parts."""
         for name in ("vision", "llm"):
-            part = getattr(self, name)
-            if isinstance(part, Mapping):
-                object.__setattr__(self, name, _from_fields(Backbone, part, f"spec.{name}"))
+            object.__setattr__(self, name, _from_fields(Backbone, getattr(self, name), f"spec.{name}"))
 
     @classmethod
     def from_fields(cls, spec: Any) -> "ModelSpec":
         """Return a specification as it is, or of the mapping of its fields; raise a `ConfigError` if it is neither."""
-        if isinstance(spec, cls):
-            return spec
-        if not isinstance(spec, Mapping):
-            raise ConfigError(f"spec is of type {type(spec).__name__}, expected a ModelSpec or a mapping of its fields")
         found: ModelSpec = _from_fields(cls, spec, "spec")
         return found
 
 
-def _from_fields(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+def _from_fields(kind: Any, values: Any, where: str) -> Any:
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, Mapping):
+        found, name = type(values).__name__, kind.__name__
+        raise ConfigError(f"{where} is of type {found}, expected a {name} or a mapping of its fields")
     known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(kind)}
     for name in values:
         if name not in known:

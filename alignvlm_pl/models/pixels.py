@@ -16,11 +16,10 @@ from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.tiling import Tiling
 
 
-def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalise uint8 tiles (tiles, 3, H, W) on their device to [-1, 1], and to 0 outside of the boxes.
+def normalise_tensor(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """Normalise uint8 tiles (tiles, 3, H, W) on their device to float32 in [-1, 1], and to 0 outside of the boxes.
 
-    `boxes` (tiles, 4) are left, top, right, bottom of the image within each tile, right and bottom exclusive. The
-    result is computed in float32, whatever its dtype.
+    `boxes` (tiles, 4) are left, top, right, bottom of the image within each tile, right and bottom exclusive.
 
     Raises:
         DataError: There is not one box per tile.
@@ -38,7 +37,7 @@ def normalise_tensor(pixels: Tensor, boxes: Tensor, *, dtype: torch.dtype = torc
     y = torch.arange(pixels.shape[2], device=pixels.device)
     columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return tiles.masked_fill_(~inside, 0).to(dtype)
+    return tiles.masked_fill_(~inside, 0)
 
 
 def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:

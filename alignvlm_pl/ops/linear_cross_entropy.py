@@ -146,18 +146,13 @@ class _Chunked(torch.autograd.Function):
                 grad_logits = grad_logits.mul_(grad[part, None]).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = grad_logits @ w
-                if grad_weight is not None:
-                    _add_product(grad_weight, grad_logits.t(), states)
+                if grad_weight is not None and grad_weight.dtype == dtype:
+                    grad_weight.addmm_(grad_logits.t(), states)
+                elif grad_weight is not None:
+                    grad_weight += grad_logits.t() @ states
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(dim=0, dtype=total)
         return grad_hidden, _cast(grad_weight, weight.dtype), _cast(grad_bias, weight.dtype), None, None
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
 
 
 def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

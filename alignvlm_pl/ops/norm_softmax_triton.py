@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .norm_softmax import NormGradients, VocabularyNorm
+from .norm_softmax import NormGradients, VocabularyNorm, accumulation_dtype
 
 _ROW_BLOCK, _ROW_WARPS = 4096, 8
 _COLUMN_BLOCK, _COLUMN_WARPS = 512, 4
@@ -75,8 +75,7 @@ def norm_softmax_backward_(
 
 def _row_statistics(scores: Tensor) -> Tensor:
     """Allocate six numbers per row: mean, 1 / deviation, log-sum-exp, Σ p · dp, mean(dz), mean(dz · z)."""
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return torch.zeros((6, len(scores)), dtype=dtype, device=scores.device)
+    return torch.zeros((6, len(scores)), dtype=accumulation_dtype(scores.dtype), device=scores.device)
 
 
 def _accumulation(norm: VocabularyNorm) -> "tl.dtype":

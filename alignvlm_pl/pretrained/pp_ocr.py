@@ -28,22 +28,10 @@ PP_OCR = WeightSource(
 )
 
 _STEM = {"entry": 68, "branch_in": 69, "branch_out": 70, "merge": 71, "exit": 72}
-# Numbers of the convolutions; per block: depthwise, (squeeze-excite reduce, expand) or None, expand, project.
-_BLOCKS: tuple[tuple[int, tuple[int, int] | None, int, int], ...] = (
-    (74, (7, 8), 75, 76),
-    (78, None, 79, 80),
-    (82, None, 83, 84),
-    (85, None, 86, 87),
-    (89, (24, 25), 90, 91),
-    (93, None, 94, 95),
-    (97, (34, 35), 98, 99),
-    (101, None, 102, 103),
-    (105, (44, 45), 106, 107),
-    (109, None, 110, 111),
-    (112, None, 113, 114),
-    (116, (57, 58), 117, 118),
-    (120, None, 121, 122),
-)
+_DEPTHWISE = (74, 78, 82, 85, 89, 93, 97, 101, 105, 109, 112, 116, 120)
+"""Number of each block's depthwise convolution in the graph; the two others of the block have the next numbers."""
+_REDUCE = {0: 7, 4: 24, 6: 34, 8: 44, 11: 57}
+"""Number of a block's first convolution of squeeze-excite, where it has one; the second has the next number."""
 
 
 def ensure_pp_ocr_trunk() -> Path:
@@ -58,11 +46,11 @@ def ensure_pp_ocr_trunk() -> Path:
 def initialiser_names() -> dict[str, str]:
     """Return the name in the ONNX graph of each parameter of the torch trunk."""
     convolutions = {f"stem.{part}": number for part, number in _STEM.items()}
-    for index, (depthwise, squeeze_excite, expand, project) in enumerate(_BLOCKS):
+    for index, depthwise in enumerate(_DEPTHWISE):
         parts = {"depthwise": depthwise}
-        if squeeze_excite is not None:
-            parts |= {"squeeze_excite.reduce": squeeze_excite[0], "squeeze_excite.expand": squeeze_excite[1]}
-        parts |= {"expand": expand, "project": project}
+        if index in _REDUCE:
+            parts |= {"squeeze_excite.reduce": _REDUCE[index], "squeeze_excite.expand": _REDUCE[index] + 1}
+        parts |= {"expand": depthwise + 1, "project": depthwise + 2}
         convolutions |= {f"blocks.{index}.{part}": number for part, number in parts.items()}
     names = {}
     for position, (module, number) in enumerate(convolutions.items()):

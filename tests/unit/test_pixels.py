@@ -70,15 +70,6 @@ def test_black_is_not_padding():
     assert torch.equal(tiles, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_precisions_are_rounded_from_float32(dtype):
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    boxes = torch.tensor([[0, 0, 16, 16]], dtype=torch.int16)
-    found = normalise_tensor(pixels, boxes, dtype=dtype)
-    assert found.dtype == dtype
-    assert torch.equal(found, normalise_tensor(pixels, boxes).to(dtype))
-
-
 def test_normalised_tiles_pass_as_they_are_and_others_need_their_boxes():
     tiles = torch.zeros(2, 3, 4, 4)
     assert as_tiles(tiles, None) is tiles

@@ -60,7 +60,6 @@ class CAbstractorConnector(Connector):
         self.readout = nn.Sequential(*modules)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Return the number of cells after pooling."""
         check_grid(tokens, self.grid)
         return self.cells[0] * self.cells[1]
 

@@ -40,7 +40,6 @@ class HReducerConnector(Connector):
         self.end = nn.Parameter(torch.randn(1, text_dim)) if end_token else None
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Return the number of windows, plus one for the end token."""
         check_grid(tokens, self.grid)
         rows, columns = (-(-size // side) for size, side in zip(self.grid, self.window, strict=True))
         return rows * columns + (self.end is not None)

@@ -67,7 +67,6 @@ class OvisConnector(Connector):
         nn.init.normal_(self.table.weight, std=self.init_std)
 
     def tokens_per_tile(self, tokens: int) -> int:
-        """Return the tokens after the pixel shuffle, plus two if `mark_tiles` is set."""
         if self.stride > 1:
             check_grid(tokens, self.grid)
             rows, columns = shuffled_grid(self.grid, self.stride)
