@@ -6,8 +6,7 @@ Paper, equations 1 and 2 (arXiv 2502.01341):
     F'_align = P_vocab · E_text                               (tokens, D)
 
 The paper does not specify biases, epsilon, or whether E_text gets gradients through (2). Here W1 has a bias, W2 has
-none and is initialised from the LM head, epsilon is 1e-5, and E_text is the LLM's embedding table itself, with
-gradients.
+none and is initialised from the LM head, epsilon is 1e-5, and E_text is the LLM's table itself, with gradients.
 """
 
 from collections.abc import Sequence

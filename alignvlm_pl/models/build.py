@@ -216,8 +216,7 @@ def set_generation(model: AlignVLMForConditionalGeneration, processor: AlignVLMP
 def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:
     """Copy the weights of a saved AlignVLM into `model`; all tensors must match, except the rows that ALIGN keeps.
 
-    If the model keeps other vocabulary rows than the folder's, rows that both keep are copied, and rows that the folder
-    lacks are initialised from its LM head.
+    Of these, rows that both keep are copied, and rows that the folder lacks are initialised from its LM head.
 
     Raises:
         CheckpointError: If the folder holds no AlignVLM, or tensors are missing, left over, or of another shape.
@@ -237,5 +236,5 @@ def _same_but_for_rows(old: Any, new: Any) -> bool:
     """Return whether both are ALIGN connectors of equal widths and vocabulary that keep different rows."""
     if not (isinstance(old, AlignConnector) and isinstance(new, AlignConnector)):
         return False
-    same = old.vocab_size == new.vocab_size and old.w1.weight.shape == new.w1.weight.shape
-    return same and (old.w1.bias is None) == (new.w1.bias is None) and old.row_ids() != new.row_ids()
+    old_kind, new_kind = ((one.vocab_size, [p.shape for p in one.w1.parameters()]) for one in (old, new))
+    return old_kind == new_kind and old.row_ids() != new.row_ids()

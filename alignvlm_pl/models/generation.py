@@ -12,9 +12,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..errors import ConfigError
 
-_NOT_SUPPORTED = ("assistant_early_exit", "prefill_chunk_size", "token_healing")
-"""Settings that cut prompts or models apart without regard to images."""
-
 _INDEX_LOGITS = """bad_words_ids begin_suppress_tokens forced_bos_token_id forced_eos_token_id sequence_bias
 suppress_tokens""".split()
 
@@ -29,7 +26,8 @@ def merged_settings(default: Any, given: Any, options: Mapping[str, Any]) -> dic
 
 def check_settings(settings: Mapping[str, Any], *, image_token_id: int, vocabulary: int) -> None:
     """Raise a `ConfigError` if a setting of a call is not supported, or has an id that is never generated."""
-    for name in _NOT_SUPPORTED:
+    # These cut prompts or models apart without regard to images.
+    for name in ("assistant_early_exit", "prefill_chunk_size", "token_healing"):
         if settings.get(name):
             raise ConfigError(f"generate: {name} is not supported by this model; leave it out")
     for name in (*_INDEX_LOGITS, "eos_token_id", "pad_token_id"):

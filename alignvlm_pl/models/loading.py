@@ -50,10 +50,10 @@ def copy_weights(target: torch.nn.Module, state: dict[str, Any], *, what: str, s
     try:
         target.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        lines = str(error).splitlines()
+        first = "".join(str(error).splitlines()[1:2]).strip()[:300]
         raise CheckpointError(
-            f"{what} weights in {source} are of another model than the configured one: "
-            f"{' '.join(lines[1:2]).strip()[:300]}; use the model config that they were trained with"
+            f"{what} weights in {source} are of another model than the configured one: {first}; use the model config "
+            "that they were trained with"
         ) from error
 
 

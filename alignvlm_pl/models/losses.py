@@ -14,11 +14,8 @@ from ..preprocessing.chat import IGNORE_INDEX
 class TokenLoss(NamedTuple):
     """Cross entropy of a batch, in float32; the sums in float64 for a model in float64.
 
-    Args:
-        total: Sum over the supervised positions, with gradient.
-        supervised: Number of supervised positions.
-        document_sums: (documents,) sum of each document, in reading order, without gradient.
-        document_supervised: (documents,) supervised positions of each document.
+    `total` is the sum over the supervised positions, with gradient, and `supervised` their number; of each document in
+    reading order, (documents,), `document_sums` has no gradient.
     """
 
     total: Tensor
@@ -68,17 +65,13 @@ def supervised_cross_entropy(
 
     A batch without supervised positions has loss 0 and zero gradients.
 
-    Args:
-        hidden: (B, L, D) last hidden states.
-        labels: (B, L) token ids, `IGNORE_INDEX` where not supervised. Position t is predicted from t - 1.
-        head: The LM head, (n, D) -> (n, V).
-        segment_ids: (B, L) of packed rows: number of the document within its row, from 1; 0 for padding. None: each row
-            is one document.
-        positions: (n,) indices of the labels to look at, see `preprocessing.batch.supervised_positions`; those of them
-            that are `IGNORE_INDEX` have no loss. None: found in `labels`, for which a GPU is waited for.
-        num_documents: Documents of the batch; None: counted in `segment_ids`, for which a GPU is waited for.
-        backend: See `linear_cross_entropy.head_losses`, also for `chunk_tokens`.
-        chunk_tokens: Positions per chunk.
+    `hidden` are the last hidden states (B, L, D), `labels` (B, L) token ids, `IGNORE_INDEX` where not supervised:
+    position t is predicted from t - 1. `segment_ids` (B, L) are the numbers of the documents of packed rows, from 1, 0
+    for padding; None: each row is one document. For the others see `linear_cross_entropy.head_losses`.
+
+    `positions` (n,) are the indices of the labels to look at, see `preprocessing.batch.supervised_positions`; those of
+    them that are `IGNORE_INDEX` have no loss. They and `num_documents` are else found in the tensors, for which a GPU
+    is waited for.
 
     Raises:
         ConfigError: The back-end is unknown, or does not support this head, device or precision.

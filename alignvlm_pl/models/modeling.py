@@ -33,18 +33,11 @@ _BY_TILE = ("pixel_values", "tile_boxes")
 class AlignVLMOutput(ModelOutput):
     """Output of `AlignVLMForConditionalGeneration`.
 
-    Args:
-        loss: Mean cross entropy over supervised positions if labels were given; 0 without supervised positions.
-        logits: (B, L or logits_to_keep, V); None if labels were given, since the head then runs on supervised positions
-            only.
-        past_key_values: Cache of the LLM.
-        hidden_states: Of the LLM, if `output_hidden_states` was set.
-        attentions: Of the LLM, if `output_attentions` was set.
-        readout_log_probs: (tiles, tokens, columns) log P_vocab of `readout_columns`, if given.
-        loss_sum: Sum of the cross entropy over supervised positions.
-        num_supervised: Number of supervised positions.
-        document_loss_sums: (documents,) loss sum of each document in reading order, without gradient.
-        document_supervised: (documents,) supervised positions of each document.
+    If labels were given, `loss` is the mean cross entropy over supervised positions (0 without any), `loss_sum` and
+    `num_supervised` are its parts, and `document_loss_sums` and `document_supervised` (documents,) those of each
+    document in reading order, without gradient. Else `logits` are (B, L or logits_to_keep, V): with labels the head
+    runs on supervised positions only. `readout_log_probs` (tiles, tokens, columns) are log P_vocab of
+    `readout_columns`, if given; the others are the LLM's.
     """
 
     loss: Tensor | None = None
@@ -340,9 +333,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
-
-        Meanwhile these positions have another id, see `generation.fill`.
+        """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result;
+        meanwhile these positions have another id, see `generation.fill`.
 
         Raises:
             ConfigError: A setting is not supported, or has an id that is not in the vocabulary.

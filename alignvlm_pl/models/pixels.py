@@ -4,6 +4,7 @@ Batches hold uint8, a quarter of the bytes of float32 in shared memory and on th
 normalisation, which no uint8 value maps to, so every tile has the box that the image fills.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,13 +47,12 @@ def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:
     return normalise_tensor(torch.from_numpy(pixels), torch.from_numpy(boxes))
 
 
+@dataclass
 class TileProcessor:
     """Images to normalised tiles, as an image processor of transformers; the settings are saved by the processor."""
 
+    tiling: Tiling
     padding_value = None  # for the pipelines of transformers: tiles are concatenated
-
-    def __init__(self, tiling: Tiling) -> None:
-        self.tiling = tiling
 
     def __call__(self, images: Any) -> BatchFeature:
         """Return `pixel_values` (tiles, 3, H, W) in [-1, 1] and `num_tiles` (images,) of an image or a list of them.

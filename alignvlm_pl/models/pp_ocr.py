@@ -1,14 +1,9 @@
 """The PP-OCR recogniser trunk as a Hugging Face vision encoder: a small convolutional network pretrained on text lines.
 
 The layers are those of PP-OCRv6_rec_small (PaddleOCR, Apache-2.0) up to its last pooling, with batch norms folded into
-the convolutions as in the published graph. The trunk is fully convolutional: an image (3, H, W) gives a map (384, H/16,
-W/4), and each group of `cell_group` cells is one patch, by default 32x8 px with 384*2*2 = 1536 features. Text should be
-about 24 px high.
-
-    block = depthwise 3x3 -> [squeeze-excite] -> y;  y (+) 1x1 expand -> GELU -> 1x1 project
-
-Blocks that halve the height have no residual sum. Squeeze-excite pools over the tile, so a patch depends weakly on all
-of its tile.
+the convolutions as in the published graph. An image (3, H, W) gives a map (384, H/16, W/4), and each group of
+`cell_group` cells is one patch, by default 32x8 px with 384*2*2 = 1536 features. Text should be about 24 px high.
+Squeeze-excite pools over the tile, so a patch depends weakly on all of its tile.
 """
 
 import math
@@ -28,8 +23,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 MODEL_TYPE = "pp_ocr_vision"
 STEM_STRIDE = 4  # two stride-2 convolutions, in both directions
 
-# (channels out, row stride, squeeze-excite) of PP-OCRv6_rec_small, whose weights alignvlm_pl/pretrained/pp_ocr.py
-# reads.
+# (channels out, row stride, squeeze-excite) of PP-OCRv6_rec_small, read by alignvlm_pl/pretrained/pp_ocr.py.
 PP_OCRV6_SMALL_BLOCKS = (
     (96, 1, True),
     (96, 1, False),
@@ -136,7 +130,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise convolution, then a GELU MLP over channels."""
+    """Depthwise 3x3 -> [squeeze-excite] -> y; y + 1x1 expand -> GELU -> 1x1 project; no sum if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, *, row_stride: int, squeeze_excite: bool) -> None:
         super().__init__()

@@ -37,19 +37,15 @@ from .pixels import TileProcessor, normalise_tensor
 from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
 
 IMAGE_TOKEN = "<image>"
-_MAX_ID = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedConversation:
     """One encoded conversation.
 
-    Args:
-        input_ids: (L,) int64, the image token at the positions of visual tokens.
-        labels: (L,) int64, `IGNORE_INDEX` where not supervised.
-        pixels: (tiles, 3, H, W) uint8.
-        tile_boxes: (tiles, 4) int16, box of the image within each tile, see `imaging.cut_pixels`.
-        truncated: Whether text was cut at `max_text_length`.
+    `input_ids` (L,) int64 have the image token at the positions of visual tokens, `labels` (L,) int64 `IGNORE_INDEX`
+    where not supervised. `pixels` are (tiles, 3, H, W) uint8, `tile_boxes` (tiles, 4) int16 the boxes of the image in
+    them, see `imaging.cut_pixels`. `truncated`: text was cut at `max_text_length`.
     """
 
     input_ids: np.ndarray
@@ -150,13 +146,10 @@ class AlignVLMProcessor(ProcessorMixin):
         max_text_length: int | None = None,
         generation: bool = False,
     ) -> EncodedConversation:
-        """Encode one conversation.
+        """Encode one conversation, see `preprocessing.chat.render_chat`, with its RGB images in the order of its parts.
 
-        Args:
-            messages: See `preprocessing.chat.render_chat`; image parts in the order of `images`.
-            images: RGB images.
-            max_text_length: Maximum number of text tokens; visual tokens are not counted and never cut.
-            generation: End with the opening of an assistant turn, and supervise nothing.
+        At most `max_text_length` text tokens are kept; visual tokens are not counted and never cut. For `generation` it
+        ends with the opening of an assistant turn, and nothing is supervised.
 
         Raises:
             DataError: If the numbers of images and placeholders differ, or (in training) no token is supervised.
@@ -470,7 +463,7 @@ def _plain_ids(ids: Any) -> Any:
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(ids, (list, tuple)):
         return [_plain_ids(one) for one in ids]
-    if isinstance(ids, bool) or not isinstance(ids, Integral) or not 0 <= int(ids) < _MAX_ID:
+    if isinstance(ids, bool) or not isinstance(ids, Integral) or not 0 <= int(ids) < 2**31:
         raise DataError(
             f"processor: the id {ids!r:.40} is no token; before decoding replace {IGNORE_INDEX}, the label of what is "
             "not supervised, by pad_token_id"

@@ -15,7 +15,6 @@ _NEVER_DONE = """add_special_tokens return_token_type_ids return_mm_token_type_i
 return_overflowing_tokens return_special_tokens_mask return_offsets_mapping return_length is_split_into_words"""
 _ALWAYS_DONE = "do_convert_rgb do_resize do_rescale do_normalize do_pad"
 _ALWAYS = {**dict.fromkeys(_NEVER_DONE.split(), False), **dict.fromkeys(_ALWAYS_DONE.split(), True)}
-_NO_EFFECT = ("verbose", "sanitize_control_tokens")  # content never writes a control token
 
 _PADDING = {True: "longest", False: "do_not_pad"}
 _TRUNCATION = {True: "longest_first", False: "do_not_truncate", "only_first": "longest_first"}
@@ -74,7 +73,8 @@ def parse_options(given: Mapping[str, Any], *, tiling: Tiling, padding_side: str
     for name, value in flat.items():
         if name in _ALWAYS and value not in (None, _ALWAYS[name]):
             raise ConfigError(f"processor: {name}={str(value)[:40]} is not supported; it is always {_ALWAYS[name]}")
-        if value is not None and name not in _ALWAYS and name not in _NO_EFFECT:
+        # The last two have no effect: content never writes a control token.
+        if value is not None and name not in (*_ALWAYS, "verbose", "sanitize_control_tokens"):
             known = (*_TEXT, *_TILING, "return_tensors")
             raise ConfigError(f"processor: unknown option {str(name)[:60]!r}; {nearest(str(name), known)}")
     padding = _choice("padding", found.pop("padding", True), ("longest", "max_length", "do_not_pad"), _PADDING)

@@ -13,7 +13,6 @@ from ..ops.linear_cross_entropy import compute_dtype
 from ..preprocessing.batch import document_bounds, visual_positions
 
 PACKABLE_ATTENTIONS = ("eager", "flash_attention_2", "flex_attention", "sdpa")
-_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 _ALIGNMENT = 16
 """Elements that a row of an attention mask is a multiple of in memory: CUDA's kernels copy masks with other rows."""
 
@@ -23,13 +22,9 @@ def splice(
 ) -> Tensor:
     """Replace the embeddings at placeholder positions by visual tokens (paper, equation 3), in their dtype.
 
-    Args:
-        embeds: (B, L, D) token embeddings.
-        mask: (B, L) bool, true at placeholders, in reading order of the tiles.
-        visual: (tiles, tokens, D) visual tokens of the whole batch.
-        num_tiles: (B,) tiles of each sample, or None to check the totals only.
-        positions: (tiles · tokens,) indices of the placeholders, see `preprocessing.batch.visual_positions`; None:
-            found in `mask`, for which a GPU is waited for.
+    `embeds` are (B, L, D), and `mask` (B, L) is true at placeholders, in reading order of the tiles of `visual` (tiles,
+    tokens, D); without `num_tiles` (B,) only the totals are checked. `positions` (tiles · tokens,) of the placeholders,
+    see `preprocessing.batch.visual_positions`, are else found in `mask`, for which a GPU is waited for.
 
     Raises:
         DataError: If the numbers of placeholders and visual tokens differ, naming both (and the sample).
@@ -124,7 +119,7 @@ def require_packable(decoder: PreTrainedModel) -> str:
             f"model.attention={attention!r} is not known to keep packed documents apart; "
             f"use one of {', '.join(PACKABLE_ATTENTIONS)}, or batches that are not packed"
         )
-    layers = set(getattr(config, "layer_types", None) or ()) - _PACKABLE_LAYERS
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if getattr(config, "attention_chunk_size", None) is not None:
         layers.add("chunked_attention")
     if getattr(decoder, "_is_stateful", False):  # the only sign of a recurrent model; private in transformers

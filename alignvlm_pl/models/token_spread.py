@@ -20,7 +20,6 @@ CHUNK_TOKENS = 64
 FACTORS = (2.0**-10, 2.0**14)
 """Search range of `gain_factor`."""
 TOLERANCE = 1e-3  # nats
-_MOST_HALVINGS = 60
 
 
 class TokenSpread(NamedTuple):
@@ -126,7 +125,7 @@ def gain_factor(scores: Tensor, bias: Tensor, *, target: float) -> tuple[float, 
             f"stage.calibrate.target_entropy={target:g}: the vocabulary norm reaches {least:.3f} to {most:.3f} nats on "
             f"this batch ({scores.shape[1]} rows, gain x {low:g} to {high:g}); choose a target between them"
         )
-    for _ in range(_MOST_HALVINGS):
+    for _ in range(60):
         factor = math.sqrt(low * high)
         found = entropy(factor)
         if abs(found - target) <= TOLERANCE:

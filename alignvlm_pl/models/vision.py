@@ -15,10 +15,7 @@ from ..errors import ConfigError
 from ..preprocessing.tiling import Tiling
 from .loading import copy_weights, load_pretrained, require_complete
 
-_HEADS = ("head", "pooler")
 _FINAL_NORMS = ("post_layernorm", "layernorm", "layer_norm")
-_NORM_OF_POOLED = ("clip_vision_model",)
-"""Model types whose final norm is applied to the pooled vector only, not to `last_hidden_state`."""
 
 
 def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -> PreTrainedModel:
@@ -42,12 +39,13 @@ def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -
     # Some versions of transformers nest SigLIP and CLIP one level deeper.
     levels = [module for module in (model, getattr(model, "vision_model", None)) if isinstance(module, nn.Module)]
     for module in levels:
-        for name in _HEADS:
+        for name in ("head", "pooler"):
             if isinstance(getattr(module, name, None), nn.Module):
                 setattr(module, name, None)
         if hasattr(module, "use_head"):  # SigLIP in versions whose config does not have the switch
             module.use_head = False  # type: ignore[assignment]
-    if feature == "last_normed" and config.model_type not in _NORM_OF_POOLED:
+    # CLIP applies its final norm to the pooled vector only, not to `last_hidden_state`.
+    if feature == "last_normed" and config.model_type != "clip_vision_model":
         return model
     for module, name in product(levels, _FINAL_NORMS):
         if isinstance(getattr(module, name, None), nn.Module):

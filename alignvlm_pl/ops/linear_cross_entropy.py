@@ -1,10 +1,9 @@
 """Cross entropy of hidden states through an LM head, without holding the logits of all positions.
 
 At a vocabulary of 128,256 the logits of 4,096 positions take 2.1 GB in float32, and a plain loss holds several copies.
-Here the logits of one chunk of positions exist at a time, in forward and, recomputed, in backward.
-
-A head that is an `nn.Linear` is called once, and the loss is computed inside that call, while FSDP has its parameters
-gathered. Any other module, such as a head with an adapter, is called for each chunk.
+Here those of one chunk of positions exist at a time, in forward and, recomputed, in backward. A head that is an
+`nn.Linear` is called once, and the loss is computed inside that call, while FSDP has its parameters gathered. Any other
+module, such as a head with an adapter, is called for each chunk.
 """
 
 import importlib.util
@@ -29,8 +28,6 @@ CHUNK_LOGITS_CUDA = 2**26
 """The same on a GPU, 256 MiB, 523 positions: each chunk adds to the whole gradient of the head, in memory."""
 LIGER = "liger-kernel>=0.7"
 
-_Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
 
 def check_loss_backend(name: str, *, device: str | None = None) -> None:
     """Raise a `ConfigError` if a name is not in `BACKENDS`, lacks its package or does not run on a type of device."""
@@ -49,21 +46,15 @@ def check_loss_backend(name: str, *, device: str | None = None) -> None:
 def head_losses(
     hidden: Tensor, targets: Tensor, head: nn.Module, *, backend: str = "auto", chunk_tokens: int | None = None
 ) -> Tensor:
-    """Compute the cross entropy of each position, with gradients for `hidden` and the head's trainable parameters.
+    """Return the cross entropy (n,) of hidden states (n, D) through an LM head (n, D) -> (n, V) to target ids (n,).
 
-    Excluded from torch.compile: the number of positions differs from batch to batch.
+    It is in float32, or in float64 for float64 hidden states, and has gradients for the hidden states and the head's
+    trainable parameters. Excluded from torch.compile: the number of positions differs from batch to batch.
 
-    Args:
-        hidden: (n, D) hidden states of the positions.
-        targets: (n,) target token ids.
-        head: The LM head, (n, D) -> (n, V).
-        backend: `plain` holds all logits at once. `chunked` holds those of one chunk and computes them twice. `liger`
-            is Liger's fused kernel (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` if
-            all positions fit into one chunk, else `chunked`.
-        chunk_tokens: Positions per chunk; None: as many as have `CHUNK_LOGITS` logits (`CHUNK_LOGITS_CUDA`).
-
-    Returns:
-        (n,) losses in float32, or in float64 for float64 hidden states.
+    The back-end `plain` holds all logits at once. `chunked` holds those of `chunk_tokens` positions, by default as many
+    as have `CHUNK_LOGITS` logits (`CHUNK_LOGITS_CUDA`), and computes them twice. `liger` is Liger's fused kernel
+    (CUDA). `auto`: `liger` on CUDA where it is installed and applies, else `plain` if all positions fit into one chunk,
+    else `chunked`.
 
     Raises:
         ConfigError: The back-end is unknown or does not support this head, device or precision.
@@ -187,7 +178,7 @@ def _has_liger() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("liger_kernel", "triton"))
 
 
-def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: _Loss) -> Tensor:
+def _inside_head(linear: nn.Linear | None, hidden: Tensor, loss: Callable[..., Tensor]) -> Tensor:
     """Return `loss(hidden, weight, bias)`, computed inside a call of the head, so that hooks (FSDP's) run around it."""
     assert linear is not None
     before = vars(linear).get("forward")  # set by other code

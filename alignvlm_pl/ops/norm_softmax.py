@@ -38,9 +38,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def norm_softmax_(scores: Tensor, norm: VocabularyNorm, columns: Tensor | None) -> Tensor | None:
     """Replace scores (n, V) by P_vocab = softmax(norm(scores)), in place; return log P_vocab (n, C) of `columns`."""
-    log_probs = None
-    if columns is not None:
-        log_probs = scores.new_empty((len(scores), len(columns)), dtype=norm.gain.dtype)
+    log_probs = None if columns is None else norm.gain.new_empty((len(scores), len(columns)))
     for part in _blocks(scores):
         values = _standardise(scores[part].to(norm.gain.dtype), norm)[0]
         if log_probs is not None and columns is not None:

@@ -1,9 +1,8 @@
 """`norm_softmax` in Triton for CUDA: norm and online softmax of a row fused into one kernel.
 
-The two public functions have the signatures and results of those in `norm_softmax`. Forward reads a row three times
-and writes it once; backward reads scores four times and the weights' gradient three times, and writes both once. Sums
-are kept per lane and reduced at the end, so that no loop waits for a reduction. Loads are 128 bits wide where 16
-divides the number of columns. Matrix products are left to cuBLAS.
+Forward reads a row three times and writes it once; backward reads scores four times and the weights' gradient three
+times, and writes both once. Sums are kept per lane and reduced at the end, so that no loop waits for a reduction. Loads
+are 128 bits wide where 16 divides the number of columns. Matrix products are left to cuBLAS.
 """
 
 import torch

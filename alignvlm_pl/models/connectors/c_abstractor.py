@@ -1,11 +1,8 @@
 """C-Abstractor of HoneyBee (arXiv 2312.06742): convolutions, adaptive pooling to a smaller grid, convolutions.
 
-HoneyBee has 24 x 24 learned positions; here there is one per cell of the tile's grid. Adaptive pooling from 27 to 12
-cells uses windows of unequal size.
-
-The convolutions are RegNet stages with LayerNorm, timm's `RegStage(act_layer=SiLU, norm_layer=LayerNorm2d)`. timm
-itself needs torchvision, which does not load beside a CPU build of torch; the modules here have timm's names and
-shapes, so that weights are exchanged with `load_state_dict` (tests/parity compares both).
+HoneyBee has 24 x 24 learned positions; here there is one per cell of the tile's grid. The convolutions are timm's
+`RegStage(act_layer=SiLU, norm_layer=LayerNorm2d)`, written anew with its names and shapes, so that weights are
+exchanged with `load_state_dict`: timm needs torchvision, which does not load beside a CPU build of torch.
 """
 
 import torch
@@ -17,7 +14,6 @@ from ..options import pair, require_at_least
 from .base import Connector
 from .grid import TokenGrid, check_grid, to_feature_map, to_tokens
 
-_POSITION_STD = 0.02
 _POOL = 12
 _SQUEEZE = 0.25
 """Inner channels of squeeze-and-excitation as a share of the block's input channels."""
@@ -50,7 +46,7 @@ class CAbstractorConnector(Connector):
         require_at_least(1, hidden=hidden, depth=depth, mlp_depth=mlp_depth)
         self.grid, self.cells = grid, _cells(pool, grid)
         self.position = nn.Parameter(torch.empty(grid[0] * grid[1], vision_dim))
-        nn.init.trunc_normal_(self.position, std=_POSITION_STD)
+        nn.init.trunc_normal_(self.position, std=0.02)
         self.before = RegStage(depth, vision_dim, hidden)
         self.pool = nn.AdaptiveAvgPool2d(self.cells)
         self.behind = RegStage(depth, hidden, hidden)

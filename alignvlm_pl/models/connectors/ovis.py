@@ -13,7 +13,6 @@ from ..options import require_at_least, require_choice, require_positive
 from .base import Connector
 from .grid import TokenGrid, check_grid, expand_to_tiles, pixel_shuffle, shuffled_grid
 
-TOKENIZERS = ("softmax", "gumbel", "argmax")
 _CHUNK_BYTES = 256 << 20
 """Size of the weights of visual words, in float32, of the tiles that run together; beyond it they run in chunks."""
 
@@ -49,7 +48,7 @@ class OvisConnector(Connector):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        require_choice("tokenize", tokenize, TOKENIZERS)
+        require_choice("tokenize", tokenize, ("softmax", "gumbel", "argmax"))
         require_at_least(1, hidden_stride=hidden_stride)
         require_at_least(2 if mark_tiles else 0, indicators=indicators)
         rows = vocab_size if visual_vocab is None else visual_vocab

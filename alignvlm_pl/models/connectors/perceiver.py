@@ -12,8 +12,6 @@ from ..options import require_at_least, require_choice
 from .base import Connector
 from .grid import expand_to_tiles
 
-PROJECTIONS = ("linear", "mlp2x_gelu")
-
 
 class PerceiverConnector(Connector):
     """A fixed number of learned latents attends to each tile.
@@ -42,7 +40,7 @@ class PerceiverConnector(Connector):
     ) -> None:
         super().__init__()
         require_at_least(1, num_latents=num_latents, depth=depth, heads=heads, head_dim=head_dim, ff_mult=ff_mult)
-        require_choice("projection", projection, PROJECTIONS)
+        require_choice("projection", projection, ("linear", "mlp2x_gelu"))
         self.latents = nn.Parameter(torch.randn(num_latents, vision_dim))
         self.layers = nn.ModuleList(
             PerceiverLayer(vision_dim, heads=heads, head_dim=head_dim, ff_mult=ff_mult) for _ in range(depth)
