@@ -96,11 +96,7 @@ class AlignConnector(nn.Module):
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Initialise W2 from the LM head (V, D), and gain and bias of the vocabulary norm.
-
-        Raises:
-            ConfigError: If the head has another shape.
-        """
+        """Initialise W2 from the LM head (V, D), and gain and bias of the norm; another shape is a `ConfigError`."""
         expected = (self.vocab_size, self.w1.out_features)
         if tuple(head_weight.shape) != expected:
             raise ConfigError(

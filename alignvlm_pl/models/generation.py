@@ -20,8 +20,8 @@ def merged_settings(default: Any, given: Any, options: Mapping[str, Any]) -> dic
     """Return the settings of a call: its options over the configuration given, which must be one, over the model's."""
     if isinstance(given, (Mapping, str)):
         raise ConfigError(f"generate: generation_config is a {type(given).__name__}, expected a GenerationConfig")
-    merged = {**vars(default), **{name: value for name, value in vars(given or default).items() if value is not None}}
-    return {**merged, **options}
+    chosen = {name: value for name, value in vars(given or default).items() if value is not None}
+    return {**vars(default), **chosen, **options}
 
 
 def check_settings(settings: Mapping[str, Any], *, image_token_id: int, vocabulary: int) -> None:

@@ -61,9 +61,8 @@ def supervised_cross_entropy(
     backend: str = "auto",
     chunk_tokens: int | None = None,
 ) -> TokenLoss:
-    """Compute the summed next-token cross entropy; the LM head runs on supervised positions only.
-
-    A batch without supervised positions has loss 0 and zero gradients.
+    """Compute the summed next-token cross entropy; the LM head runs on supervised positions only. A batch without them
+    has loss 0 and zero gradients.
 
     `hidden` are the last hidden states (B, L, D), `labels` (B, L) token ids, `IGNORE_INDEX` where not supervised:
     position t is predicted from t - 1. `segment_ids` (B, L) are the numbers of the documents of packed rows, from 1, 0

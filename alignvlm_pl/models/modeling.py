@@ -440,9 +440,8 @@ def connector_from_config(config: AlignVLMConfig) -> nn.Module:
 
 
 def connector_features(tower: nn.Module, pixel_values: Tensor, config: AlignVLMConfig) -> Tensor:
-    """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after the pixel shuffle.
-
-    The tower runs in its own dtype.
+    """Return the vision features (tiles, tokens, d) of pixel values (tiles, 3, H, W), after the pixel shuffle; the
+    tower runs in its own dtype.
 
     Raises:
         ConfigError: If the features do not have the connector's width, or do not fill a grid.

@@ -57,10 +57,8 @@ def build_vision_tower(config: PretrainedConfig, feature: str = "last_normed") -
 
 
 def load_vision_weights(tower: PreTrainedModel, folder: str | Path) -> None:
-    """Copy pretrained weights into a tower, without those of removed modules.
-
-    Raises:
-        CheckpointError: If there are no weights, or a tensor of the tower is missing or has another shape.
+    """Copy pretrained weights into a tower, without those of removed modules; raise a `CheckpointError` if there are
+    none, or a tensor of the tower is missing or has another shape.
     """
     source, missing = load_pretrained(AutoModel, folder, what="vision")
     if hasattr(source, "vision_model") and not hasattr(tower, "vision_model"):
