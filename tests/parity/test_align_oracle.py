@@ -123,7 +123,7 @@ def test_vocab_rows_use_the_first_rows_only():
     assert connector.w2.weight.shape == (7, TEXT)
     assert bool((table.grad[7:] == 0).all())
     assert bool((table.grad[:7] != 0).any())
-    with pytest.raises(ConfigError, match=r"token id 9 .*vocab_rows=7"):
+    with pytest.raises(ConfigError, match=r"token id 9 .*vocab_rows \(7 of 11 rows\)"):
         connector(features, table, columns=torch.tensor([1, 9]))
     with pytest.raises(ConfigError, match="vocab_rows=12: expected 1 to 11"):
         AlignConnector(VISION, TEXT, VOCAB, vocab_rows=12)
