@@ -285,6 +285,10 @@ def test_an_error_leaves_the_indexes_as_they_are(tmp_path):
         shard(tmp_path / f"{name}.tar", *((f"{name}.{ending}", data) for ending, data in members))
     index_shards(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == [
+        *(f"{name}.{ending}" for name in "01" for ending in ("index.safetensors", "tar")),
+        "manifest.json",
+    ]
     with pytest.raises(DataError, match="none of 2 samples is valid as --format docdownstream"):
         index_shards(tmp_path, format="docdownstream")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
