@@ -108,6 +108,10 @@ class Scoring:
         return metric, tuple(metric.check_rule(rule) for rule in self.rules) or metric.rules
 
 
+def _one(sample: EvalSample) -> int:  # no lambda: workers that load data are sent benchmarks
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
     """A benchmark: everything that its scores depend on.
@@ -142,7 +146,7 @@ class Benchmark:
     groups: str = ""
     list_answers: bool = True
     only: Mapping[str, str] = field(default_factory=dict)
-    count: Callable[[EvalSample], int] = lambda sample: 1
+    count: Callable[[EvalSample], int] = _one
     paper: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import pickle
 import re
 import tracemalloc
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignvlm_pl.benchmarks import Prompt, get_benchmark
+from alignvlm_pl.benchmarks import BENCHMARKS, Prompt, get_benchmark
 from alignvlm_pl.cli import main
 from alignvlm_pl.errors import DataError
 from datamodules.loading.benchmark_dataset import BenchmarkDataset
@@ -421,3 +422,7 @@ def test_the_benchmarks_prompt_is_what_the_model_is_asked(tmp_path):
     (sample,) = samples(tmp_path / "set")
     collator = Collator(processor=Processor(), generation=True, benchmark=DOCVQA)
     assert collator.encode(sample).encoded == ["#", "who?", DOCVQA.prompt.suffix]
+
+
+def test_processes_that_load_data_can_be_sent_every_benchmark():
+    assert pickle.loads(pickle.dumps(BENCHMARKS)) == BENCHMARKS
