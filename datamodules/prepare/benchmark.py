@@ -332,11 +332,11 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     benchmark = get_benchmark(options.benchmark)
     _check_published(benchmark, options.file)
-    skipped = SkippedRows()
+    samples, skipped = _open_source(benchmark, options.file, options), SkippedRows()
     with ShardWriter(
         options.out, name=benchmark.name, source=benchmark.name, license=benchmark.licence, overwrite=options.overwrite
     ) as writer:
-        for sample in _open_source(benchmark, options.file, options):
+        for sample in samples:
             try:
                 if isinstance(sample, SampleError):
                     raise sample

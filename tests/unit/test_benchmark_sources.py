@@ -260,6 +260,15 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     assert "`prepare wtq`" in capsys.readouterr().err
 
 
+def test_a_missing_file_does_not_cost_the_dataset_that_it_would_replace(tmp_path, capsys):
+    path = table(tmp_path / "a.tsv", [{"index": "1", "image": image_file(0), "question": "?", "answer": "a"}])
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set")]) == 0
+    path.unlink()
+    assert main(["prepare", "benchmark", "docvqa", str(path), str(tmp_path / "set"), "--overwrite"]) == 1
+    assert "there is no" in capsys.readouterr().err
+    assert len(samples(tmp_path / "set")) == 1
+
+
 def due(folder: Path) -> Path:
     folder.mkdir()
     documents = [
