@@ -127,6 +127,8 @@ def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) ->
 
         def damaged(reason: object) -> DataError:
             piece, at = joined.place
+            if isinstance(reason, Damage) and reason.kind == "compressed":
+                return DataError(f"{piece.path}: {reason.message}")
             return DataError(
                 f"{piece.path}, near byte {at}: the archive is damaged or a piece of it is missing ({reason}); compare "
                 "the sizes of its pieces with what is published and fetch the short one again"

@@ -1,5 +1,6 @@
 """DocDownstream: the same samples from a folder and from the archive in pieces, invalid lines, damage, what is held."""
 
+import bz2
 import gzip
 import io
 import json
@@ -213,6 +214,8 @@ def test_sizes_count_a_page_as_often_as_it_is_asked_about(tmp_path, images, arch
     assert folder.spool_bytes() == lines.stat().st_size
     pages = 3 * len(image_file(0)) + len(image_file(1)) + len(image_file(2))
     assert folder.input_bytes() == folder.spool_bytes() + pages
+    charts = DocDownstreamFolder(path=lines, sources=("ChartQA",), image_root=images)
+    assert charts.input_bytes() == charts.spool_bytes() + len(image_file(1))
     whole = sum(piece.size for piece in archive)
     assert DocDownstreamArchive(path=lines, pieces=tuple(archive)).input_bytes() == whole * 5 // 3
 
@@ -246,6 +249,9 @@ def test_a_tar_that_is_not_zipped(tmp_path, archive):
     assert [
         data for name, data in stream_files([local_file(tmp_path / "plain.tar")], lambda name: name == page(2))
     ] == [image_file(2)]
+    (tmp_path / "a.tar").write_bytes(bz2.compress(unpacked(archive)))
+    with pytest.raises(DataError, match=r"a\.tar: it is bzip2, expected a plain tar: unpack it first$"):
+        streamed(tmp_path / "a.tar")
 
 
 def test_long_names(tmp_path):

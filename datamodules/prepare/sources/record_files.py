@@ -136,7 +136,7 @@ class RecordFile:
 
     def _image_bytes(self, text: bytes) -> int:
         try:
-            names = image_names(parse_object(text, where=""), where="")
+            names = image_names(given, where="") if self.is_wanted(given := parse_object(text, where="")) else []
             images = ImageFolder(root=self.image_root)
             return sum((self.image_root / images.relative(name, where="")).stat().st_size for name in names)
         except (SampleError, OSError):  # an invalid record takes no space
