@@ -117,7 +117,7 @@ def _convert_sidecar(given: Mapping[str, Any], where: str) -> dict[str, Any] | N
     if "messages" in given:
         return _conversation(given, where)
     rows = given.get("qa", [given] if {"question", "answer"} <= set(given) else None)
-    if not isinstance(rows, list):
+    if not isinstance(rows, list) or not rows:
         return None
     asked = []
     for row in rows:

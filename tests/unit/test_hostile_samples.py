@@ -33,8 +33,6 @@ SOURCES = sorted((Path(__file__).resolve().parents[2] / "datamodules").rglob("*.
 # Modules that run code from data, or hand data to something that does.
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "code", "runpy", "wids"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
-# Where a command may be run: documented, and only with leave of the config.
-MAY_RUN_COMMANDS = {"transfer.py"}
 
 
 def png() -> bytes:
@@ -93,8 +91,7 @@ def test_no_module_can_run_code_from_data(path):
     # From webdataset only the grouping and the writer: its decoders load .pyd, .pth and .npy, its openers run pipes.
     taken = {name for name in imported if name.split(".")[0] == "webdataset"}
     assert all(name.split(".")[1] in ("tariterators", "writer") for name in taken), taken
-    runs_commands = any(name.split(".")[0] in ("subprocess", "pty") for name in imported)
-    assert not runs_commands or path.name in MAY_RUN_COMMANDS
+    assert not any(name.split(".")[0] in ("subprocess", "pty") for name in imported)
     for name, call in calls(tree):
         assert name not in FORBIDDEN_NAMES, name
         assert not name.endswith((".system", ".popen", "torch.load", ".unsafe_load", "yaml.load")), name

@@ -174,6 +174,7 @@ def test_invalid_images_of_a_folder_are_counted_by_reason(tmp_path):
     beside(tmp_path, "broken.png", note="{")
     beside(tmp_path, "other.png", {"label": 3})
     beside(tmp_path, "list.png", [1])
+    beside(tmp_path, "none.png", {"qa": []})
     beside(tmp_path, "number.png", {"question": "How many?", "answer": 3})
     beside(tmp_path, "twice.png", {"messages": twice})
     beside(tmp_path, "cut.png", text="x")
@@ -186,7 +187,7 @@ def test_invalid_images_of_a_folder_are_counted_by_reason(tmp_path):
         "missing_text": 2,
         "empty_answer": 1,
         "bad_json": 1,
-        "bad_sidecar": 4,
+        "bad_sidecar": 5,
         "placeholder_count": 1,
         "undecodable_image": 1,
     }
