@@ -147,13 +147,13 @@ def _is_keys(node: Any) -> bool:
 
 
 def _own_template(tokenizer: Any) -> str:
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template (of several, none called default) and none "
-            f"is configured; set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
-        ) from error
+    with suppress(ValueError):
+        if template := tokenizer.get_chat_template():
+            return str(template)
+    raise ConfigError(
+        f"the tokenizer {tokenizer.name_or_path!r} has no chat template (of several, none called default) and none is "
+        f"configured; set chat_template to one of {sorted(TEMPLATES)} or to a Jinja template"
+    )
 
 
 def render_chat(

@@ -211,8 +211,9 @@ def test_choose_template(tokenizer):
     assert choose_template(tokenizer, "{{ messages }}") == "{{ messages }}"
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
         choose_template(tokenizer, "chatlm")
-    with pytest.raises(ConfigError, match=r"no chat template.*chatml"):
-        choose_template(tiny_tokenizer(chat_template=None), None)
+    for absent in (None, ""):
+        with pytest.raises(ConfigError, match=r"no chat template.*chatml"):
+            choose_template(tiny_tokenizer(chat_template=absent), None)
 
 
 def test_truncation_cuts_text_and_never_images():
