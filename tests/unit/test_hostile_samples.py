@@ -124,7 +124,7 @@ def test_code_members_beside_a_sample_are_never_touched(tmp_path):
     samples = [Decoder()(raw) for raw in read_range(load_manifest(folder), 0, 1)]
     assert [(sample.key, sample.sizes, sample.references) for sample in samples] == [("s-0", [(6, 4)], ["12.50"])]
     assert [answer.references for answer in read_answers(folder)] == [("12.50",)]
-    assert collect(folder).sources["unknown"].samples == 1
+    assert collect(folder)[0]["unknown"]["turns"] == [2]
     assert not trap.exists()
     pickle.loads(loaded)
     assert trap.exists()  # so it would have been seen
