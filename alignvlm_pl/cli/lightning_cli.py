@@ -64,7 +64,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "checkpoint_every_n_steps": (int | None, 500, "Optimizer steps between checkpoints; null: any number."),
     "checkpoint_every_minutes": (float | None, None, "Minutes between checkpoints, by the clock of rank 0; null: any."),
     "checkpoint_keep_last": (int, 1, "How many of the newest checkpoints are kept."),
-    "checkpoint_keep_every_n_steps": (int | None, None, "Steps between those kept for good: a multiple; null: none."),
+    "checkpoint_keep_every_n_steps": (int | None, None, "Keep checkpoints of multiples of this for good; null: none."),
     "max_shard_size": (str, FILE_SIZE, "Largest file of the exported weights."),
     "preemption_every_n_steps": (int, 1, "Optimizer steps between two checks for SIGUSR1 or SIGTERM on any rank."),
 }
