@@ -124,15 +124,6 @@ def test_a_metric_that_is_not_logged_is_answered_in_one_line(world, tmp_path, ca
     assert "'bench/held/anls'" in said
 
 
-def test_the_configuration_is_in_the_run_folder_whatever_the_logger(world, tmp_path):
-    logger = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(tmp_path / "csv")},
-    }
-    world.fit(tmp_path / "run", f"--trainer.logger={json.dumps(logger)}", "--stage.max_steps=1")
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["stage"]["max_steps"] == 1
-
-
 def test_a_resumed_run_says_so(world, tmp_path, caplog):
     folder = world.cut(tmp_path / "run", "--checkpoint_every_n_steps=1")
     caplog.set_level(logging.INFO)
