@@ -73,6 +73,7 @@ class AveragedWeights(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Load the average; raises a CheckpointError where the checkpoint holds none."""
         if "averaging_state" not in checkpoint:
             raise CheckpointError(
                 f"stage.ema_decay={self.decay}: the checkpoint holds no average of the weights; resume without "

@@ -60,7 +60,10 @@ class Prompt:
 
     @classmethod
     def read(cls, path: Path, known: "Prompt") -> "Prompt":
-        """Read prefix and suffix from a prompt file with ``{question}`` exactly once between; `known` has the rest."""
+        """Read prefix and suffix from a prompt file with ``{question}`` exactly once between; `known` has the rest.
+
+        Raises a DataError where there is no such file, or it is not one.
+        """
         try:
             text = decode_text(path.read_bytes())
         except (OSError, UnicodeDecodeError) as error:

@@ -531,7 +531,10 @@ def _stage_settings(stage: Stage, trainer: dict[str, Any], *, batch_size: int) -
 
 
 def count_devices(trainer: Any) -> int:
-    """Return the devices of a node behind the trainer's settings, for "auto" those that the machine has."""
+    """Return the devices of a node behind the trainer's settings, for "auto" those that the machine has.
+
+    Raises a ConfigError for a number below 1.
+    """
     devices = trainer["devices"]
     if isinstance(devices, str) and "," in devices:  # "0,1"
         devices = [word for word in devices.split(",") if word.strip()]

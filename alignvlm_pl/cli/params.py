@@ -28,7 +28,10 @@ def run(argv: list[str]) -> int:
 
 
 def tables(recipe: Path, *, connector: Path | None = None) -> list[str]:
-    """Return the table of every stage of a recipe, with the connector of a file in place of the recipe's or model's."""
+    """Return the table of every stage of a recipe, with the connector of a file in place of the recipe's or model's.
+
+    Raises a ConfigError where the recipe has no stages.
+    """
     from ..models.build import build_config
     from ..training.flops import meta_model
     from ..training.part_table import part_table

@@ -17,7 +17,10 @@ suppress_tokens""".split()
 
 
 def merged_settings(default: Any, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a call: its options over the configuration given, which must be one, over the model's."""
+    """Return the settings of a call: its options over the configuration given, which must be one, over the model's.
+
+    Raises a ConfigError where the configuration given is none.
+    """
     if isinstance(given, (Mapping, str)):
         raise ConfigError(f"generate: generation_config is a {type(given).__name__}, expected a GenerationConfig")
     chosen = {name: value for name, value in vars(given or default).items() if value is not None}

@@ -193,6 +193,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
         parameters have (zero) gradients, as DDP and FSDP require. `positions` are those of `sequences.splice`.
+
+        Raises a DataError for an id outside the vocabulary, and for placeholders without tiles.
         """
         mask = input_ids == self.config.image_token_id if visual_mask is None else visual_mask
         table = self.get_input_embeddings()

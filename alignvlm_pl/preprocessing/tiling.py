@@ -118,7 +118,7 @@ class TileBox:
 
 @lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
-    """Choose the grid for an image of this size in pixels."""
+    """Choose the grid for an image of this size in pixels. Raises a DataError for an image without a pixel."""
     if width < 1 or height < 1:
         raise DataError(f"an image must be at least 1x1 pixels, found width {width} and height {height}")
     return (_covering_grid if tiling.rule == "ovis" else _nearest_grid)(width, height, tiling)

@@ -89,7 +89,10 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     def shard(self, model: nn.Module, load: Callable[[], None]) -> None:
-        """Shard a model whose freeze table has been applied; `load` then reads each rank's rows."""
+        """Shard a model whose freeze table has been applied; `load` then reads each rank's rows.
+
+        Raises a ConfigError for a precision that does not go with sharded weights.
+        """
         precision = str(self.precision_plugin.precision)
         if precision not in ("32-true", "bf16-mixed"):
             raise ConfigError(

@@ -134,6 +134,7 @@ class AlignVLMModule(pl.LightningModule):
 
     @property
     def net(self) -> AlignVLMForConditionalGeneration:
+        """The model; raises a ConfigError before `configure_model`."""
         if self.model is None:
             raise ConfigError("the model is not built yet: call configure_model(), as a Trainer does")
         return self.model

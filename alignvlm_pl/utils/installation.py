@@ -12,7 +12,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def configs_dir() -> Path:
-    """Return the folder of the shipped configurations: inside the package of a wheel, beside that of a checkout."""
+    """Return the folder of the shipped configurations: inside the package of a wheel, beside that of a checkout.
+
+    Raises a ConfigError where there is none.
+    """
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     for folder in folders:
         if (folder / "base.yaml").is_file():

@@ -86,6 +86,7 @@ class BigDocs(ParquetRows):
         return super().input_bytes() if isinstance(self.images, ImageFolder) else self.input_bytes()
 
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
+        """Raise a ConfigError where rows name images that no `--image-root` holds."""
         if columns["images"] == _NAME and self.images is None:
             raise ConfigError(
                 f"{where} only names its images ({_NAME}): give their folder with --image-root, or for TabFact and "
@@ -93,7 +94,10 @@ class BigDocs(ParquetRows):
             )
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row; several queries become turns about the same images."""
+        """Convert a row; several queries become turns about the same images.
+
+        Raises a SampleError where all annotations are empty.
+        """
         asked = pairs(row[columns["queries"]], row[columns["answers"]], where=where)
         if not any(answer.strip() for _, answer in asked):
             raise SampleError(f"{where}: all annotations are empty", "empty_answer")

@@ -32,7 +32,10 @@ class VCRRows(ParquetRows):
     optional = ("caption",)
 
     def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
-        """Convert a row; the answer is the covered texts in the order of the caption, joined by `SEPARATOR`."""
+        """Convert a row; the answer is the covered texts in the order of the caption, joined by `SEPARATOR`.
+
+        Raises a SampleError where there is no covered text.
+        """
         covered = row[columns["answers"]]
         if not isinstance(covered, list) or not all(isinstance(text, str) for text in covered):
             raise SampleError(f"{where}: crossed_text must be a list of texts, found {covered!r:.120}", "bad_row")

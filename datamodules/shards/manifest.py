@@ -153,7 +153,10 @@ def verify_shard(path: Path, shard: Shard, *, verify_sha256: bool = False) -> No
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` atomically: the last step of making a dataset, without which it does not load."""
+    """Write `manifest.json` atomically: the last step of making a dataset, without which it does not load.
+
+    Raises a DataError for a remote folder, and where it cannot be written.
+    """
     record = {
         "version": MANIFEST_VERSION,
         "name": manifest.name,

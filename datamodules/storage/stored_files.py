@@ -258,7 +258,10 @@ class StoredStream(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, at most with one response of the store."""
+        """Fill a buffer, at most with one response of the store.
+
+        Raises a DataError where a piece ends before its listed size.
+        """
         piece, at = self.place
         wanted = min(len(buffer), piece.size - at)
         if wanted <= 0:

@@ -88,7 +88,10 @@ def resolve_source(source: Any, name: str, *, timeout: float | None = None) -> b
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """Decode base64: with or without padding, line breaks and percents, of the usual or the URL-safe alphabet."""
+    """Decode base64: with or without padding, line breaks and percents, of the usual or the URL-safe alphabet.
+
+    Raises a DataError for other text.
+    """
     packed = "".join(unquote(text).split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)

@@ -59,6 +59,7 @@ class FactTables(TableRelease):
         return Table(name=name, rows=rows, caption=self.captions.get(name, ""))
 
     def questions(self, split: str) -> Iterator[TableQuestion | SampleError]:
+        """Yield the statements of the release; raises a DataError where a file of it is missing."""
         path = self._statements(split)
         if not path.is_file():
             raise DataError(f"there is no {path}; fetch the repository from {_ORIGIN}")

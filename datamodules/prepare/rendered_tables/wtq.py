@@ -61,6 +61,7 @@ class WikiTables(TableRelease):
         return Table(name=name, rows=rows, markup=markup)
 
     def questions(self, split: str) -> Iterator[TableQuestion | SampleError]:
+        """Yield the questions of the release; raises a DataError where a file of it is missing."""
         listed = self.folder / "questions.jsonl"
         path = listed if listed.is_file() else self.folder / "data" / f"{_FILES[split]}.tsv"
         if not path.is_file():

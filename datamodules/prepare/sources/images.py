@@ -123,7 +123,10 @@ class ImageFolder:
         )
 
     def find(self, name: str, *, where: str) -> EncodedImage:
-        """Read the image of a path, or of a file's name with or without ending, anywhere below the folder."""
+        """Read the image of a path, or of a file's name with or without ending, anywhere below the folder.
+
+        Raises a SampleError for a name that no file has.
+        """
         path = self.relative(name, where=where)
         if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
