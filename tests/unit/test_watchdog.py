@@ -43,7 +43,8 @@ def hang(tmp_path: Path, num_workers: int, stall_seconds: float, seconds: float)
 @pytest.mark.parametrize(("num_workers", "seconds"), [(0, 0.5), (1, 1.0), (1, 0.0)])
 def test_a_hanging_loader_prints_all_stacks(tmp_path, num_workers, seconds):
     done = hang(tmp_path, num_workers, seconds, 1.5)
-    assert done.output.endswith("[['a']] True\n"), done.output
+    # Not the end of the output: stacks may still be written when the batch comes.
+    assert "[['a']] True\n" in done.output, done.output
     assert ("no batch for" in done.output) is bool(seconds)
     # By name: the function that waits, wherever it runs.
     assert ("in wait_for_the_disk" in done.output) is bool(seconds)
