@@ -125,6 +125,8 @@ def read_spec(path: Path) -> "ModelSpec":
     from ..models.build import ModelSpec
     from .lightning_cli import build_parts
 
+    if not path.is_file():
+        raise ConfigError(f"--model {path}: there is no such file; see configs/model/")
     values = {"spec": load_yaml(path, option="--model ").get("spec")}
     spec: ModelSpec = build_parts(values, source=path.name, spec=ModelSpec).spec
     return spec

@@ -57,8 +57,16 @@ def transfer_rows(source: AlignConnector, target: AlignConnector, head_weight: T
 
     W1 and its norm are copied, and so are W2, gain and bias of the rows that both keep; their number is returned. Rows
     that the source lacks are initialised from the LM head (V, D), as in a new connector. Both connectors have the same
-    widths and vocabulary, and hold full, unsharded weights.
+    widths, and hold full, unsharded weights.
+
+    Raises:
+        ConfigError: If the vocabularies of the two differ.
     """
+    if source.vocab_size != target.vocab_size:
+        raise ConfigError(
+            f"the connector's weights are of a vocabulary of {source.vocab_size}, the model has {target.vocab_size}; "
+            "rows can be kept and restored within one LLM only"
+        )
     target.initialize(head_weight)
     target.w1.load_state_dict(source.w1.state_dict())
     target.norm1.load_state_dict(source.norm1.state_dict())

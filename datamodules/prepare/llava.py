@@ -214,7 +214,7 @@ class LLaVAZip(LLaVAList):
             (number, at, at + len(text), [self._place(path, members) for path in _paths(text)])
             for number, at, text in self.raw()
         ]
-        named = next((path for _, _, text in self.raw() for path in _paths(text)), None)
+        named = next((path for _, _, text in self.raw() for path in _paths(text) if self._name(path)), None)
         if named and not any(place for *_, places in rows for place in places):
             raise DataError(
                 f"{self.zip.path} holds none of the images of {self.label}: expected such as "
@@ -229,11 +229,16 @@ class LLaVAZip(LLaVAList):
             for number, piece in enumerate(pieces)
         ]
 
+    def _name(self, path: str) -> str | None:
+        """Return the path of an image below the folder of the zip; None for one that is not below it."""
+        try:
+            return str(self.folder.relative(path, where=""))
+        except SampleError:
+            return None
+
     def _place(self, path: str, members: Mapping[str, ZipPlace]) -> ZipPlace | None:
         """Return the place of an image among the members of the zip; None for a missing one."""
-        try:
-            name = str(self.folder.relative(path, where=""))
-        except SampleError:
+        if (name := self._name(path)) is None:
             return None
         stem = Path(self.zip.name).stem
         inner = name.removeprefix(f"{stem}/")  # of an absolute path below the unpacked zip

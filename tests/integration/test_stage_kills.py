@@ -1,7 +1,6 @@
 """Three stages in one command, killed with -9 wherever it hurts: the same command ends as an unbroken run does."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.drills.launch import FRESH, start_command
+from tests.drills.launch import start_command
 
 STAGES = ("one", "two", "three")
 
@@ -74,12 +73,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_one_process_killed_at_every_point(world, tmp_path):
-    """Every second point; `make drills` has them all."""
     points = [
         "one:trained", "one:written", "one:ended", "one:exporting", "one:exported",
         "two:setup", "two:unlinked", "three:begun",
     ]  # fmt: skip
-    check(world, tmp_path, points[:: 1 if FRESH in os.environ else 2], devices=1)
+    check(world, tmp_path, points, devices=1)
 
 
 def test_two_processes_killed_in_each_stage(world, tmp_path):

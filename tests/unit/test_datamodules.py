@@ -300,7 +300,8 @@ def test_each_module_reads_the_format_of_its_source(tmp_path):
 
 
 def test_the_benchmark_module_trains_nothing(small):
-    data = BenchmarkDataModule(benchmarks={"quick": small}, num_workers=0).attach(LetterProcessor())
+    data = BenchmarkDataModule({"quick": small}, 8, 0).attach(LetterProcessor())
+    assert (data.eval_batch_size, data.num_workers) == (8, 0)
     assert len(keys(data.benchmark_dataloader("quick"))) == 7
     with pytest.raises(ConfigError, match="names no folder"):
         data.train_dataloader()

@@ -18,6 +18,7 @@ from datamodules.prepare.llava import LLaVAZip
 from datamodules.shards.manifest import load_manifest
 from datamodules.storage.stored_files import local_file
 from tests.unit.hub_server import Hub, prepare, serving
+from tests.unit.reading import read
 
 pytest.importorskip("huggingface_hub")
 LLAVA_LIST = "blip_laion_cc_sbu_558k.json"
@@ -256,3 +257,12 @@ def test_a_zip_is_read_by_several_processes_in_its_own_order(tmp_path, monkeypat
         main(["llava", str(tmp_path), str(tmp_path / workers / "out"), "--workers", workers])
     one, two = (load_manifest(tmp_path / workers / "out").shards for workers in ("1", "2"))
     assert [shard.sha256 for shard in one] == [shard.sha256 for shard in two]
+
+
+def test_a_zip_whose_list_has_unsafe_paths_alone_counts_them(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nTotal?"}, {"from": "gpt", "value": "5"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "a", "image": "../x.png", "conversations": turns}]))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as zipped:
+        zipped.writestr("a.png", b"x")
+    data = LLaVAZip(path=tmp_path / "a.json", zip=local_file(tmp_path / "images.zip"))
+    assert read(data)[1] == {"unsafe_path": 1}

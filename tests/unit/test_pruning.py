@@ -17,7 +17,7 @@ from alignvlm_pl.models.align import AlignConnector
 from alignvlm_pl.models.build import build_config, build_model, build_processor, load_weights
 from alignvlm_pl.models.connectors import build_connector
 from alignvlm_pl.models.kept_rows import choose_rows, resolve_kept
-from alignvlm_pl.models.pruning import mean_vocabulary, prune
+from alignvlm_pl.models.pruning import mean_vocabulary, prune, transfer_rows
 from alignvlm_pl.models.tiny import VOCAB_SIZE, tiny_spec
 from datamodules.shards.writer import ShardWriter
 
@@ -101,8 +101,14 @@ def test_choosing_by_mass_and_by_count():
     assert choose_rows(shares, mass=0.71, multiple=2) == ([0, 1, 3, 4], pytest.approx(1.0))
     assert choose_rows(shares, count=2, multiple=2)[0] == [1, 3]
     assert choose_rows(shares, count=1, multiple=64) == ([0, 1, 2, 3, 4], pytest.approx(1.0))  # fewer rows: all
-    with pytest.raises(ConfigError, match=r"--count 6: .* 1 to 5"):
-        choose_rows(shares, count=6)
+    for wrong, message in (
+        ({}, "either"),
+        ({"mass": 1.1}, "--mass 1.1"),
+        ({"count": 6}, "--count 6: .* 1 to 5"),
+        ({"count": 3, "multiple": 0}, "--multiple 0: expected at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            choose_rows(shares, **wrong)
 
 
 @pytest.fixture
@@ -183,6 +189,8 @@ def test_what_cannot_be_pruned(tmp_path):
     for call in (lambda: prune(model, [1]), lambda: prune(model, None), lambda: mean_vocabulary(model, [])):
         with pytest.raises(ConfigError, match="connector 'mlp' has no vocabulary to prune"):
             call()
+    with pytest.raises(ConfigError, match="a vocabulary of 11, the model has 12"):
+        transfer_rows(connector(), AlignConnector(5, 6, 12), torch.zeros(12, 6))
 
 
 def test_a_frozen_connector_stays_frozen(trained):
@@ -256,7 +264,7 @@ def test_the_command_writes_rows_that_a_config_takes(files, capsys):
         (("--count", 260), "--count 260: expected 1 to 259"),
         (("--count", 3, "--samples", 0), "--samples 0"),
         (("--count", 3, "--device", "cuda:99"), "--device cuda:99: "),
-        (("--count", 3, "--model", "no.yaml"), "--model no.yaml: there is no such file"),
+        (("--count", 3, "--model", "no.yaml"), "--model no.yaml: there is no such file; see configs/model/"),
     ],
 )
 def test_wrong_commands(files, options, message, capsys):

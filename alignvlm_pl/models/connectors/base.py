@@ -1,5 +1,6 @@
 """Base class of the baseline connectors, whose outputs are not distributions over text tokens."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from ...errors import ConfigError
 from ..align import ConnectorOutput
 
 
-class Connector(nn.Module):
+class Connector(nn.Module, ABC):
     """Base class: subclasses implement `project` and, if the number of tokens changes, `tokens_per_tile`.
 
     The arguments `vision_dim`, `text_dim`, `vocab_size` and `grid` are described in the package.
@@ -27,9 +28,9 @@ class Connector(nn.Module):
         """
         return tokens
 
+    @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Map features (tiles, tokens, d) to (tiles, tokens_per_tile(tokens), D)."""
-        raise NotImplementedError
 
     def forward(
         self, features: Tensor, table: Tensor, *, columns: Tensor | Sequence[int] | None = None
