@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class Throughput(pl.Callback):
     """Log throughput every `trainer.log_every_n_steps` steps, over all ranks and all batches since the last log.
 
-    - `perf/tokens_per_s`, `perf/tiles_per_s`: tokens without padding, and tiles, per second of wall time. Waiting for
-      data, evaluation and checkpoints are included in the time.
+    - `perf/tokens_per_s`, `perf/tiles_per_s`: tokens that the LLM runs on, without padding and collapsed blanks, and
+      tiles, per second of wall time. Waiting for data, evaluation and checkpoints are included in the time.
     - `perf/tflops_per_s`: model TFLOPs per second and device (alignvlm_pl/training/flops.py).
     - `perf/mfu`: these divided by the device's peak, 0 to 1.
     - `perf/memory_gib`: maximum over ranks of the peak memory, allocated by torch on a GPU, else resident.
@@ -46,6 +46,8 @@ class Throughput(pl.Callback):
         self.work: Work | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._supervised: list[Tensor] = []  # on the device; read at the next log
+        self._batches: list[tuple[list[int], list[int], Tensor | None]] = []  # tokens, tiles, kept tokens; as above
+        self._tokens_per_tile = 0
         self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -59,19 +61,24 @@ class Throughput(pl.Callback):
             self.work = stage_work(pl_module.net.config, pl_module.current_stage)
         except Exception as error:  # a custom model that cannot run without data must still train
             log.warning("no MFU: the work of this model cannot be counted (%s)", str(error)[:200])
+        self._tokens_per_tile = pl_module.net.config.tokens_per_tile
         self._since = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._sums["tokens"] += sum(batch["tokens"])
-        self._sums["pairs"] += count_pairs(batch["tokens"])
+        self._batches.append((batch["tokens"], batch["tiles"], outputs.get("kept_tokens")))
         self._sums["tiles"] += sum(batch["tiles"])
         self._supervised.append(outputs["document_supervised"].sum())
         if not ends_logged_step(trainer, batch_idx):
             return
         self._sums["supervised"] = float(torch.stack(self._supervised).sum())
         self._supervised.clear()
+        for batch_tokens in self._batches:
+            tokens = run_tokens(*batch_tokens, tokens_per_tile=self._tokens_per_tile)
+            self._sums["tokens"] += sum(tokens)
+            self._sums["pairs"] += count_pairs(tokens)
+        self._batches.clear()
         memory = f"memory/{trainer.global_rank}"
         self._sums[memory] = peak_memory(pl_module.device)
         total = sum_counts(self._sums)
@@ -96,6 +103,18 @@ class Throughput(pl.Callback):
             if self.peak is not None:
                 metrics["perf/mfu"] = rate / self.peak
         return metrics
+
+
+def run_tokens(tokens: list[int], tiles: list[int], kept: Tensor | None, *, tokens_per_tile: int) -> list[int]:
+    """Return the tokens of each document that the LLM ran on: its tokens less the visual ones that were left out.
+
+    `tiles` are those of each document, `kept` (tiles,) the visual tokens of each that stay; None: all.
+    """
+    if kept is None:
+        return tokens
+    rest = iter(kept.tolist())
+    left_out = (sum(tokens_per_tile - next(rest) for _ in range(count)) for count in tiles)
+    return [total - fewer for total, fewer in zip(tokens, left_out, strict=True)]
 
 
 def peak_memory(device: torch.device) -> float:

@@ -48,6 +48,9 @@ class WebDataModule(pl.LightningDataModule):
         length_window: Training batches that are sorted by length together, so that they are padded less; 1: none.
         token_budget: Pack training samples into rows of at most this many tokens, text and visual; each sees itself
             alone. A batch then has `batch_size` rows. null: a row for each sample.
+        visual_share: Share of the visual tokens, above 0, at most 1, by which samples are packed and sorted by length.
+            Where `connector.collapse` leaves out blanks, the `connector/kept_share` of the logs; a row may then be
+            longer than `token_budget`. 1 counts all, which no row exceeds.
         pack_window: Training samples that are packed together.
         max_text_length: Largest number of text tokens of a sample, without vision tokens; null: the stage's.
         max_skipped_share: Share of invalid training samples, 0 to 1, above which the run stops.
@@ -77,6 +80,7 @@ class WebDataModule(pl.LightningDataModule):
         shuffle_buffer: int = 512,
         length_window: int = 1,
         token_budget: int | None = None,
+        visual_share: float = 1.0,
         pack_window: int = 256,
         max_text_length: int | None = None,
         max_skipped_share: float = 0.01,
@@ -96,6 +100,8 @@ class WebDataModule(pl.LightningDataModule):
         require_range(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
         require_range(0, stall_seconds=stall_seconds, fetch_retries=fetch_retries)
         require_range(0, 1, max_skipped_share=max_skipped_share, max_unlabelled_share=max_unlabelled_share)
+        if not 0 < visual_share <= 1:
+            raise ConfigError(f"data.init_args.visual_share={visual_share}: expected a share above 0, at most 1")
         if token_budget and length_window > 1:
             raise ConfigError(
                 "data.init_args: token_budget and length_window exclude each other: packed rows are all of one length"
@@ -116,6 +122,7 @@ class WebDataModule(pl.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.length_window = length_window
         self.token_budget = token_budget
+        self.visual_share = visual_share
         self.pack_window = pack_window
         self.max_text_length = max_text_length
         self.max_skipped_share = max_skipped_share
@@ -197,7 +204,8 @@ class WebDataModule(pl.LightningDataModule):
         stream = self._stream()
         rows = len(stream)
         if self.token_budget:
-            filled = packed_rows(stream, processor=self.processor, budget=self.token_budget)
+            share = self.visual_share
+            filled = packed_rows(stream, processor=self.processor, budget=self.token_budget, visual_share=share)
             rows = max(filled, size * ranks)
         if rows < size * ranks:
             raise ConfigError(
@@ -334,7 +342,7 @@ class WebDataModule(pl.LightningDataModule):
         limit, stage = self.max_text_length, self._stage()
         if limit is None and stage is not None:
             limit = int(stage.max_text_length)
-        return Collator(processor=self.processor, max_text_length=limit, **options)
+        return Collator(processor=self.processor, max_text_length=limit, visual_share=self.visual_share, **options)
 
     @property
     def processor(self) -> Processor:

@@ -31,7 +31,8 @@ def run(argv: list[str]) -> int:
     means, tokens = mean_vocabulary(model, _images(options, processor))
     places, mass = choose_rows(means, mass=options.mass, count=options.count, multiple=options.multiple)
     ids = connector.row_ids()
-    kept = [ids[place] for place in places]
+    # A pruned model collapses the same blanks.
+    kept = sorted({ids[place] for place in places}.union(connector.collapse.tokens if connector.collapse else ()))
     content = {
         "vocab_size": connector.vocab_size,
         "mass": mass,

@@ -9,7 +9,7 @@ The paper does not specify biases, epsilon, or whether E_text gets gradients thr
 none and is initialised from the LM head, epsilon is 1e-5, and E_text is the LLM's table itself, with gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops import AUTO, align, check_align_backend, full_weight
+from .collapse import Collapse
 from .kept_rows import check_kept, read_kept
 from .options import require_at_least, require_positive
 
@@ -44,13 +45,15 @@ class AlignConnector(nn.Module):
             rows; the cost of ALIGN is proportional to the rows.
         vocab_keep: Keep these rows instead: a list of token ids, or the path of a file written by `prune`. Norm and
             softmax run over the kept rows, so the weights sum to one.
+        collapse: Leave blank visual tokens out of the LLM's sequence: `mass` and `tokens` of `collapse.Collapse`; null
+            keeps all, as the paper does.
         backend: `auto`, or a key of `alignvlm_pl.ops.BACKENDS`.
         budget_gib: GiB of the two arrays of scores that `chunked` and `triton` use; null: 0.37 on a CPU, 1/32 of a
             GPU's memory but at most 3.
 
     Raises:
-        ConfigError: If rows are out of range, duplicate, or given by both options, the back-end is unknown, or gain,
-            epsilon or budget is not a number above 0.
+        ConfigError: If rows are out of range, duplicate, or given by both options, the back-end is unknown, `collapse`
+            is invalid, or gain, epsilon or budget is not a number above 0.
     """
 
     reads_text = True
@@ -66,6 +69,7 @@ class AlignConnector(nn.Module):
         bias: bool = True,
         vocab_rows: int | None = None,
         vocab_keep: str | Sequence[int] | None = None,
+        collapse: Mapping[str, Any] | None = None,
         backend: str = AUTO,
         budget_gib: float | None = None,
     ) -> None:
@@ -86,6 +90,7 @@ class AlignConnector(nn.Module):
         self.gain_init, self.backend = gain_init, check_align_backend(backend)
         self.budget = None if budget_gib is None else max(1, int(budget_gib * 2**30))
         self.vocab_size, self.rows = vocab_size, len(self.kept or range(rows))
+        self.collapse = None if collapse is None else Collapse.from_option(collapse, self.row_ids())
         self.w1 = nn.Linear(vision_dim, text_dim, bias=bias)
         self.norm1 = nn.LayerNorm(text_dim, eps=eps)
         self.w2 = nn.Linear(text_dim, self.rows, bias=False)

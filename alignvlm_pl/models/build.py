@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..preprocessing.tiling import Tiling
 from ..pretrained.pp_ocr import ensure_pp_ocr_trunk
 from ..pretrained.smollm2 import ensure_smollm2
 from .align import AlignConnector
+from .collapse import resolve_names
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept
 from .loading import copy_weights, load_pretrained, require_complete, require_model_type
@@ -128,6 +130,23 @@ def _from_pretrained(loader: Any, source: str, *, what: str) -> Any:
         raise CheckpointError(f"no {what} in {source!r}: {str(error)[:200]}") from error
 
 
+def _tokenizer(spec: ModelSpec) -> Any:
+    source = spec.llm.tokenizer or spec.llm.folder()
+    if source is None:
+        raise ConfigError("llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer")
+    return _from_pretrained(AutoTokenizer, source, what="tokenizer")
+
+
+def _resolved(spec: ModelSpec, *, vocab_size: int) -> dict[str, Any]:
+    """Return the connector's options with ids in place of a file of rows to keep, and of a name of blanks."""
+    options = resolve_kept(spec.connector, vocab_size=vocab_size)
+    if options.get("collapse") is not None:
+        count = options.get("vocab_rows")  # checked by the connector
+        rows = options.get("vocab_keep") or range(count if isinstance(count, int) else vocab_size)
+        options["collapse"] = resolve_names(options["collapse"], partial(_tokenizer, spec), rows)
+    return options
+
+
 def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
     """Build the processor of a specification.
 
@@ -135,11 +154,8 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
         ConfigError: If the specification names no tokenizer.
         CheckpointError: If there is no tokenizer there.
     """
-    source = spec.llm.tokenizer or spec.llm.folder()
-    if source is None:
-        raise ConfigError("llm has neither `tokenizer` nor `pretrained`; name a hub id or folder of the tokenizer")
     return AlignVLMProcessor(
-        _from_pretrained(AutoTokenizer, source, what="tokenizer"),
+        _tokenizer(spec),
         tiling=spec.tiling,
         tokens_per_tile=build_config(spec, image_token_id=0).tokens_per_tile,
         chat_template=spec.chat_template,
@@ -148,7 +164,8 @@ def build_processor(spec: ModelSpec) -> AlignVLMProcessor:
 
 
 def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
-    """Return the configuration of a specification; a file of rows to keep is replaced by its ids.
+    """Return the configuration of a specification; a file of rows to keep, and a name of blanks to collapse, are
+    replaced by their ids.
 
     The number of visual tokens of a tile is found by running the vision tower on the meta device.
 
@@ -159,7 +176,7 @@ def build_config(spec: ModelSpec, *, image_token_id: int) -> AlignVLMConfig:
     config = AlignVLMConfig(
         vision_config=spec.vision.load_config(),
         text_config=text,
-        connector=resolve_kept(spec.connector, vocab_size=text.vocab_size),
+        connector=_resolved(spec, vocab_size=text.vocab_size),
         tiling=spec.tiling,
         image_token_id=image_token_id,
         vision_feature=spec.vision_feature,

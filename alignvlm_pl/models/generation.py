@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import ConfigError
@@ -93,24 +94,29 @@ def fill(prompt: Tensor, mask: Tensor, attention_mask: Tensor | None, settings: 
     return torch.where(mask, first.masked_fill(~text.any(dim=1, keepdim=True), other), prompt)
 
 
-def restore(sequences: Tensor, mask: Tensor, image_token_id: int) -> None:
-    """Put the placeholder's id back, in place: `sequences` are (n · B, at least L) for a `mask` (B, L)."""
-    repeated = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
-    sequences[:, : mask.shape[1]].masked_fill_(repeated.to(sequences.device), image_token_id)
+def shortened_limits(settings: Mapping[str, Any], dropped: int) -> dict[str, Any]:
+    """Return the lengths among the settings that count the prompt, for one that is shorter by `dropped` tokens."""
+    defaults = GenerationConfig()
+    lengths = {name: settings.get(name) for name in ("max_length", "min_length")}
+    return {name: value - dropped for name, value in lengths.items() if value and value != getattr(defaults, name)}
+
+
+def with_prompt(sequences: Tensor, prompt: Tensor, length: int) -> Tensor:
+    """Return sequences (n · B, …) with the prompts (B, L) in place of their first `length` tokens."""
+    repeated = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
+    return torch.cat([repeated.to(sequences), sequences[:, length:]], dim=1)
 
 
 class PromptStreamer(BaseStreamer):
-    """A streamer that hands on to the caller's; the prompt, which comes first, with its placeholders."""
+    """A streamer that hands on to the caller's; first the prompt as it was given."""
 
-    def __init__(self, streamer: Any, mask: Tensor, image_token_id: int) -> None:
+    def __init__(self, streamer: Any, prompt: Tensor) -> None:
         self.streamer = streamer
-        self.prompt: tuple[Tensor, int] | None = (mask, image_token_id)
+        self.prompt: Tensor | None = prompt
 
     def put(self, value: Tensor) -> None:
         if self.prompt is not None:
-            value = value.clone()
-            restore(value, *self.prompt)
-            self.prompt = None
+            value, self.prompt = self.prompt.to(value), None
         self.streamer.put(value)
 
     def end(self) -> None:

@@ -45,13 +45,13 @@ def check_inputs(config: AlignVLMConfig, *, past_key_values: Any = None, **given
     if not rows or not tokens:
         name = "inputs_embeds" if ids is None else "input_ids"
         raise DataError(f"{name} have shape {tuple(first.shape)}, expected (rows, tokens) of at least one token")
-    for name in ("segment_ids", "visual_mask"):
-        _require(name, given.get(name), f"{(rows, tokens)}, as the input", (rows, tokens))
+    _require("segment_ids", given.get("segment_ids"), f"{(rows, tokens)}, as the input", (rows, tokens))
     positions = given.get("position_ids")
     first_row = 1 if positions is not None and len(positions) == 1 else rows
     _require("position_ids", positions, f"{(rows, tokens)}, as the input", (first_row, tokens), _IDS)
     _require("num_tiles", given.get("num_tiles"), f"{(rows,)}, tiles of each row", (rows,), _IDS)
-    check_tiles(config, given.get("pixel_values"))
+    tiles = check_tiles(config, given.get("pixel_values"))
+    _require("thumbnails", given.get("thumbnails"), f"({tiles},), one for each tile", (tiles,), (torch.bool,))
     _check_mask(given.get("attention_mask"), rows, tokens, past_key_values)
 
 
@@ -66,11 +66,12 @@ def require_tensors(given: Mapping[str, Any]) -> None:
             )
 
 
-def check_tiles(config: AlignVLMConfig, pixel_values: Tensor | None) -> None:
-    """Raise a `DataError` if tiles have another shape than the configuration's tiling cuts."""
+def check_tiles(config: AlignVLMConfig, pixel_values: Tensor | None) -> int:
+    """Return the number of tiles; raise a `DataError` if they have another shape than the tiling's."""
     tiling = Tiling.from_dict(config.tiling)
     tile = (3, tiling.tile_height, tiling.tile_width)
     _require("pixel_values", pixel_values, f"(tiles, {', '.join(map(str, tile))})", (None, *tile))
+    return 0 if pixel_values is None else len(pixel_values)
 
 
 def _check_mask(mask: Any, rows: int, tokens: int, cache: Any) -> None:

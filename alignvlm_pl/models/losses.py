@@ -15,13 +15,15 @@ class TokenLoss(NamedTuple):
     """Cross entropy of a batch, in float32; the sums in float64 for a model in float64.
 
     `total` is the sum over the supervised positions, with gradient, and `supervised` their number; of each document in
-    reading order, (documents,), `document_sums` has no gradient.
+    reading order, (documents,), `document_sums` has no gradient. `kept_tokens` (tiles,) are the visual tokens of each
+    tile that the LLM ran on; None: all, or the LLM did not run.
     """
 
     total: Tensor
     supervised: Tensor
     document_sums: Tensor
     document_supervised: Tensor
+    kept_tokens: Tensor | None = None
 
 
 def check_labels(labels: Tensor, size: torch.Size, *, vocabulary: int | None) -> Tensor:

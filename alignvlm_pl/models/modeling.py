@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -16,17 +17,28 @@ from ..errors import ConfigError, DataError
 from ..preprocessing.chat import IGNORE_INDEX
 from ..preprocessing.tiling import Tiling
 from . import generation
+from .collapse import Collapse
 from .configuration import AlignVLMConfig, require_dtype
 from .connectors import build_connector, shuffle_factor
-from .connectors.grid import pixel_shuffle
+from .connectors.grid import pixel_shuffle, shuffled_grid
 from .inputs import check_inputs, check_tiles, require_tensors
 from .losses import check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
-from .sequences import packed_arguments, splice
+from .sequences import dropped_positions, packed_arguments, shorten, shorten_inputs, splice
 from .vision import build_vision_tower, patch_grid, token_grid
 
-_BY_TILE = ("pixel_values", "tile_boxes")
+_BY_TILE = ("pixel_values", "tile_boxes", "thumbnails")
 """Inputs with one entry per tile; all others have one per sample."""
+
+
+class Embedded(NamedTuple):
+    """The LLM's inputs (B, L, D), log P_vocab of requested columns or None, and which visual tokens the LLM is to run
+    on, (tiles, tokens) bool; None: on all.
+    """
+
+    embeds: Tensor
+    log_probs: Tensor | None = None
+    kept: Tensor | None = None
 
 
 @dataclass
@@ -37,7 +49,9 @@ class AlignVLMOutput(ModelOutput):
     `num_supervised` are its parts, and `document_loss_sums` and `document_supervised` (documents,) those of each
     document in reading order, without gradient. Else `logits` are (B, L or logits_to_keep, V): with labels the head
     runs on supervised positions only. `readout_log_probs` (tiles, tokens, columns) are log P_vocab of
-    `readout_columns`, if given; the others are the LLM's.
+    `readout_columns`, if given; the others are the LLM's. `kept_tokens` (tiles, tokens) bool are the visual tokens that
+    it ran on, None for all (`connector.collapse`); its cache, hidden states and attentions have no others, but `logits`
+    have all L positions, those of a token left out being of the last one before it that was kept.
     """
 
     loss: Tensor | None = None
@@ -46,6 +60,7 @@ class AlignVLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     readout_log_probs: Tensor | None = None
+    kept_tokens: Tensor | None = None
     loss_sum: Tensor | None = None
     num_supervised: Tensor | None = None
     document_loss_sums: Tensor | None = None
@@ -187,16 +202,17 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         tile_boxes: Tensor | None = None,
         positions: Tensor | None = None,
-        visual_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        thumbnails: Tensor | None = None,
+    ) -> Embedded:
         """Return the LLM's input embeddings (B, L, D) with the visual tokens, and log P_vocab of `columns` or None.
 
         A batch without tiles runs one tile of zeros and drops the result: all ranks then run the same modules, and all
         parameters have (zero) gradients, as DDP and FSDP require. `positions` are those of `sequences.splice`.
 
-        Raises a DataError for an id outside the vocabulary, and for placeholders without tiles.
+        Raises a DataError for an id outside the vocabulary, placeholders without tiles, and `thumbnails` that are
+        missing, see `forward`.
         """
-        mask = input_ids == self.config.image_token_id if visual_mask is None else visual_mask
+        mask = input_ids == self.config.image_token_id
         table = self.get_input_embeddings()
         # The placeholder's id may lie outside the table; its embedding is replaced below.
         try:
@@ -210,12 +226,38 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is None:
             if bool(mask.any()):
                 raise DataError(f"the batch has {int(mask.sum())} image placeholders but no pixel_values")
-            return embeds, None
+            return Embedded(embeds)
         features = self.encode_images(at_least_one_tile(as_tiles(pixel_values, tile_boxes)))
-        output = self.connector(features, table.weight, columns=columns)
-        tiles = slice(len(pixel_values))
-        log_probs = None if output.log_probs is None else output.log_probs[tiles]
-        return splice(embeds, mask, output.embeds[tiles], num_tiles, positions=positions), log_probs
+        tiles, collapse, kept = slice(len(pixel_values)), self.collapse, None
+        if collapse is None:
+            output = self.connector(features, table.weight, columns=columns)
+            log_probs = None if output.log_probs is None else output.log_probs[tiles]
+        else:
+            wanted = columns.tolist() if isinstance(columns, Tensor) else list(columns or ())
+            output = self.connector(features, table.weight, columns=[*wanted, *collapse.tokens])
+            log_probs, blank = output.log_probs[tiles].tensor_split([len(wanted)], dim=-1)
+            log_probs = None if columns is None else log_probs
+            kept = collapse.kept(blank, self._token_grid, self._thumbnails(thumbnails, len(pixel_values)))
+        return Embedded(splice(embeds, mask, output.embeds[tiles], num_tiles, positions=positions), log_probs, kept)
+
+    @property
+    def collapse(self) -> Collapse | None:
+        """How the connector leaves blanks out; None where it leaves none out."""
+        found: Collapse | None = getattr(self.connector, "collapse", None)
+        return found if found is not None and found.mass <= 1 else None
+
+    @property
+    def _token_grid(self) -> tuple[int, int]:
+        grid = token_grid(self.config.vision_config, Tiling.from_dict(self.config.tiling))
+        return shuffled_grid(grid, shuffle_factor(self.config.connector))
+
+    def _thumbnails(self, given: Tensor | None, tiles: int) -> Tensor | None:
+        if given is None and self.config.tiling["thumbnail"] != "none":
+            raise DataError(
+                f"connector.collapse with tiling.thumbnail={self.config.tiling['thumbnail']!r} needs thumbnails, bool "
+                f"of shape ({tiles},), true at tiles of whole images, which keep all tokens; the processor gives them"
+            )
+        return given
 
     @can_return_tuple
     def forward(
@@ -235,7 +277,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_documents: int | None = None,
         document_bounds: Tensor | None = None,
         longest_document: int | None = None,
-        visual_mask: Tensor | None = None,
+        thumbnails: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int | Tensor = 0,
         readout_columns: Tensor | Sequence[int] | None = None,
@@ -262,7 +305,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_documents: Documents of the packed rows.
             document_bounds: (documents + 1,) where the documents of packed rows begin.
             longest_document: Tokens of the longest document.
-            visual_mask: (B, L) bool, true at visual positions; None: where `input_ids` has the placeholder's id.
+            thumbnails: (tiles,) bool, true at tiles of whole images, of which `connector.collapse` keeps all tokens.
+            prompt_embeds: (B, P, D), embeddings of the first P tokens of `input_ids`, as `generate` makes them.
             num_items_in_batch: Supervised positions of all micro batches of a step, by which the loss is divided, not
                 by those of this one; transformers' Trainer passes it.
             logits_to_keep: As in transformers: the last n positions only, 0 for all.
@@ -289,29 +333,50 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             num_tiles=num_tiles,
             tile_boxes=tile_boxes,
+            thumbnails=thumbnails,
             labels=labels,
             segment_ids=segment_ids,
-            visual_mask=visual_mask,
         )
-        readout = None
-        if inputs_embeds is None:
-            assert input_ids is not None  # one of the two is given, as checked
-            visual = {"tile_boxes": tile_boxes, "positions": visual_positions, "visual_mask": visual_mask}
-            inputs_embeds, readout = self.embed(input_ids, pixel_values, num_tiles, readout_columns, **visual)
+        if input_ids is None:
+            assert inputs_embeds is not None  # one of the two is given, as checked
+            embedded = Embedded(inputs_embeds)
+        elif prompt_embeds is not None:
+            new: Tensor = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :])
+            embedded = Embedded(torch.cat([prompt_embeds, new], dim=1))
+        else:
+            visual = {"tile_boxes": tile_boxes, "positions": visual_positions, "thumbnails": thumbnails}
+            embedded = self.embed(input_ids, pixel_values, num_tiles, readout_columns, **visual)
+        inputs_embeds, readout, kept_tokens = embedded
         if labels is not None:
             labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
             # A collator that knows the positions made the labels itself.
             vocabulary = self.config.text_config.vocab_size if supervised_positions is None else None
             labels = check_labels(labels, inputs_embeds.shape[:2], vocabulary=vocabulary)
-        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        by_position: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "segment_ids": segment_ids,
+            "labels": labels,
+            "supervised_positions": supervised_positions,
+        }
+        rows = None
+        if kept_tokens is not None:
+            assert input_ids is not None  # of which they are the visual tokens
+            dropped = dropped_positions(input_ids.eq(self.config.image_token_id), kept_tokens)
+            rows, by_position = shorten_inputs(dropped, by_position)
+            document_bounds = longest_document = None
+        labels, segment_ids, supervised_positions = (
+            by_position.pop(name) for name in ("labels", "segment_ids", "supervised_positions")
+        )
         if segment_ids is not None:
-            kwargs |= packed_arguments(
-                decoder, inputs_embeds, segment_ids, bounds=document_bounds, longest=longest_document
+            by_position |= packed_arguments(
+                decoder, by_position["inputs_embeds"], segment_ids, bounds=document_bounds, longest=longest_document
             )
-        outputs = decoder(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
+        outputs = decoder(past_key_values=past_key_values, **{**kwargs, **by_position})
         hidden, head = outputs.last_hidden_state, self.get_output_embeddings()
         passed = {name: getattr(outputs, name, None) for name in ("past_key_values", "hidden_states", "attentions")}
-        passed["readout_log_probs"] = readout
+        passed |= {"readout_log_probs": readout, "kept_tokens": kept_tokens}
         if labels is not None:
             loss = supervised_cross_entropy(
                 hidden,
@@ -332,15 +397,19 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 document_supervised=loss.document_supervised,
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return AlignVLMOutput(logits=head(hidden[:, kept]), **passed)
+        shown = hidden[:, kept] if rows is None else rows.restore(hidden, kept)
+        return AlignVLMOutput(logits=head(shown), **passed)
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result;
-        meanwhile these positions have another id, see `generation.fill`.
+        """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
+
+        The prompt is embedded once. Meanwhile visual positions have another id, see `generation.fill`, and those that
+        `connector.collapse` leaves out are not there: logits processors and stopping criteria see the rest.
 
         Raises:
             ConfigError: A setting is not supported, or has an id that is not in the vocabulary.
-            DataError: An input has another type or shape.
+            DataError: An input has another type or shape, or a prompt continues a cache, and the tiles are neither
+                those of all images nor (without collapse) of the new ones.
         """
         limits = {"image_token_id": self.config.image_token_id, "vocabulary": self.config.text_config.vocab_size}
         given = kwargs.get("generation_config", args[0] if args else None)
@@ -349,7 +418,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("prefix_allowed_tokens_fn") is not None:
             kwargs["prefix_allowed_tokens_fn"] = generation.checked_prefix(kwargs["prefix_allowed_tokens_fn"], **limits)
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if prompt is None or kwargs.get("visual_mask") is not None:
+        if prompt is None:
             return super().generate(prompt, *args, **kwargs)
         checked = (*_BY_TILE, "num_tiles", "attention_mask", "position_ids")
         check_inputs(self.config, input_ids=prompt, **{name: kwargs.get(name) for name in checked})
@@ -357,33 +426,61 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("attention_mask") is None and "inputs_embeds" not in kwargs:
             kwargs["attention_mask"] = generation.real_tokens(prompt, settings)
         if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = generation.PromptStreamer(kwargs["streamer"], mask, self.config.image_token_id)
-        filled = generation.fill(prompt, mask, kwargs.get("attention_mask"), settings)
-        output = super().generate(filled, *args, visual_mask=mask, **kwargs)
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        generation.restore(sequences, mask, self.config.image_token_id)
+            kwargs["streamer"] = generation.PromptStreamer(kwargs["streamer"], prompt)
+        ids = prompt
+        if "inputs_embeds" not in kwargs:
+            embedded = self._embed_prompt(prompt, mask, kwargs)
+            kwargs["prompt_embeds"] = embedded.embeds
+            if embedded.kept is not None:
+                rows = shorten(dropped_positions(mask, embedded.kept), kwargs["attention_mask"].bool())
+                ids, mask = rows.take(prompt, 0), rows.take(mask, 0)
+                for name in {"attention_mask", "position_ids", "prompt_embeds"} & kwargs.keys():
+                    kwargs[name] = rows.take(kwargs[name].expand(len(prompt), *kwargs[name].shape[1:]), 0)
+                kwargs |= generation.shortened_limits(settings, prompt.shape[1] - ids.shape[1])
+        filled = generation.fill(ids, mask, kwargs.get("attention_mask"), settings)
+        output = super().generate(filled, *args, **kwargs)
+        if isinstance(output, Tensor):
+            return generation.with_prompt(output, prompt, ids.shape[1])
+        output.sequences = generation.with_prompt(output.sequences, prompt, ids.shape[1])
         return output
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Return the inputs of one decoding step; images are passed with the part of the prompt that holds them.
+    def _embed_prompt(self, prompt: Tensor, mask: Tensor, kwargs: dict[str, Any]) -> Embedded:
+        """Take the images out of the arguments of `generate`, and return the prompt's embeddings (B, L, D); those of
+        tokens in the cache are zero if none of their images is needed.
+        """
+        images = {name: kwargs.pop(name, None) for name in (*_BY_TILE, "num_tiles")}
+        kwargs.pop("visual_positions", None)  # of the batch as it was
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())  # as many tokens are in the cache
+        if start and self.collapse is None:
+            images, prompt = self._new_images(images, mask, start), prompt[:, start:]
+        elif start and images["pixel_values"] is not None:
+            self._require_all_images(images["pixel_values"], mask)
+        embedded: Embedded = self.embed_prompt(prompt, **images)
+        behind = mask.shape[1] - embedded.embeds.shape[1]
+        return embedded._replace(embeds=F.pad(embedded.embeds, (0, 0, behind, 0)) if behind else embedded.embeds)
 
-        Raises:
-            DataError: A prompt continues a cache, and the tiles are neither those of all images nor of the new ones.
+    @torch.no_grad()
+    def embed_prompt(
+        self, input_ids: Tensor, pixel_values: Tensor | None, num_tiles: Tensor | None, **by_tile: Tensor | None
+    ) -> Embedded:
+        """Return what `embed` does, without gradient, for `generate`."""
+        return self.embed(input_ids, pixel_values, num_tiles, None, **by_tile)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, prompt_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the inputs of one decoding step, with the embeddings (B, n, D) of n tokens of the prompt among them.
+
+        `prompt_embeds` (B, P, D) are those of the whole prompt.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         for name in ("tokenizer", "assistant_tokenizer"):  # of `generate`, which transformers passes on
             inputs.pop(name, None)
-        mask = kwargs.get("visual_mask")
-        if inputs.get("input_ids") is None or mask is None:
+        if inputs.get("input_ids") is None or prompt_embeds is None:
             return inputs
         start = input_ids.shape[1] - inputs["input_ids"].shape[1]  # as many are in the cache
-        images = {name: kwargs.get(name) for name in (*_BY_TILE, "num_tiles")}
-        if start >= mask.shape[1]:
-            return inputs | dict.fromkeys((*images, "visual_mask"))
-        if start:
-            images = self._new_images(images, mask, start)
-        generated = mask.new_zeros((len(mask), input_ids.shape[1] - mask.shape[1]))
-        return inputs | images | {"visual_mask": torch.cat([mask, generated], dim=1)[:, start:]}
+        return inputs if start >= prompt_embeds.shape[1] else inputs | {"prompt_embeds": prompt_embeds[:, start:]}
 
     def _new_images(self, images: dict[str, Any], mask: Tensor, start: int) -> dict[str, Any]:
         """Return the images whose placeholders are at `start` or behind, where the cache ends."""
@@ -401,24 +498,18 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return {**images, "num_tiles": new}
         rows = zip(old.tolist(), (old + new).tolist(), strict=True)
         kept = torch.cat([torch.arange(total) >= before for before, total in rows])
-        return {**_chosen_tiles(images, kept), "num_tiles": new}
+        found_images = {name: images[name] for name in _BY_TILE if images.get(name) is not None}
+        chosen = {name: values[kept.to(values.device)] for name, values in found_images.items()}
+        return {**images, **chosen, "num_tiles": new}
 
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat each sample's tiles as a group, for beam search and several return sequences."""
-        tiles, num_tiles = {name: kwargs.pop(name) for name in _BY_TILE if name in kwargs}, kwargs.get("num_tiles")
-        kwargs.pop("visual_positions", None)  # of the batch as it was
-        input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if tiles.get("pixel_values") is not None and expand_size > 1:
-            if num_tiles is None:
-                raise DataError("generation with several sequences a sample needs num_tiles (tiles of each sample)")
-            index = torch.arange(int(num_tiles.sum())).split(num_tiles.tolist())
-            tiles = _chosen_tiles(tiles, torch.cat([part for part in index for _ in range(expand_size)]))
-        return input_ids, inputs | tiles
-
-
-def _chosen_tiles(images: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    found = {name: images[name] for name in _BY_TILE if images.get(name) is not None}
-    return {name: values[index.to(values.device)] for name, values in found.items()}
+    def _require_all_images(self, pixel_values: Tensor, mask: Tensor) -> None:
+        tiles = int(mask.sum()) // self.config.tokens_per_tile
+        if len(pixel_values) != tiles:
+            raise DataError(
+                f"the prompt continues a cache and has the placeholders of {tiles} tiles, but pixel_values has "
+                f"{len(pixel_values)}; with connector.collapse pass the tiles of all images of the conversation, which "
+                "say how many tokens of each are in the cache"
+            )
 
 
 @lru_cache(maxsize=64)

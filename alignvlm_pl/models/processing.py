@@ -31,7 +31,7 @@ from ..preprocessing.chat import (
 )
 from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.messages import message_images, plain_messages
-from ..preprocessing.tiling import Tiling, count_visual_tokens
+from ..preprocessing.tiling import Tiling, count_visual_tokens, plan_tiles
 from .configuration import whole_number
 from .pixels import TileProcessor, normalise_tensor
 from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
@@ -45,13 +45,15 @@ class EncodedConversation:
 
     `input_ids` (L,) int64 have the image token at the positions of visual tokens, `labels` (L,) int64 `IGNORE_INDEX`
     where not supervised. `pixels` are (tiles, 3, H, W) uint8, `tile_boxes` (tiles, 4) int16 the boxes of the image in
-    them, see `imaging.cut_pixels`. `truncated`: text was cut at `max_text_length`.
+    them, see `imaging.cut_pixels`, and `thumbnails` (tiles,) bool says which show the whole image beside its tiles.
+    `truncated`: text was cut at `max_text_length`.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     pixels: np.ndarray
     tile_boxes: np.ndarray
+    thumbnails: np.ndarray
     truncated: bool = False
 
     @property
@@ -183,11 +185,12 @@ class AlignVLMProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L) int64; `pixel_values` (tiles, 3, H, W) uint8 and `tile_boxes`
-            (tiles, 4) int16, normalised by the model; `num_tiles` (B,).
+            (tiles, 4) int16, normalised by the model; `num_tiles` (B,); with a tiling that has thumbnails `thumbnails`
+            (tiles,) bool.
         """
         return {
             **self._pad([(item.input_ids, item.labels) for item in encoded], pad_left=pad_left, length=length),
-            **_join_tiles(encoded),
+            **self._join_tiles(encoded),
             "num_tiles": torch.tensor([item.num_tiles for item in encoded]),
         }
 
@@ -208,11 +211,20 @@ class AlignVLMProcessor(ProcessorMixin):
             segments.append(torch.arange(1, len(row) + 1).repeat_interleave(lengths))
         return {
             **self._pad(joined),
-            **_join_tiles([item for row in rows for item in row]),
+            **self._join_tiles([item for row in rows for item in row]),
             "num_tiles": torch.tensor([sum(item.num_tiles for item in row) for row in rows]),
             "segment_ids": pad_sequence(segments, batch_first=True),
             "document_tiles": torch.tensor([item.num_tiles for row in rows for item in row]),
         }
+
+    def _join_tiles(self, encoded: Sequence[EncodedConversation]) -> dict[str, torch.Tensor]:
+        thumbnails = np.concatenate([item.thumbnails for item in encoded])
+        tiles = {
+            "pixel_values": torch.from_numpy(concatenate_filled([item.pixels for item in encoded])),
+            "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),
+        }
+        has_thumbnails = self.geometry.thumbnail != "none" or thumbnails.any()  # one call may have its own tiling
+        return {**tiles, "thumbnails": torch.from_numpy(thumbnails)} if has_thumbnails else tiles
 
     def _pad(
         self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, pad_left: bool = False, length: int | None = None
@@ -373,7 +385,8 @@ class AlignVLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "num_tiles"]
+        thumbnails = [] if self.geometry.thumbnail == "none" else ["thumbnails"]
+        return ["input_ids", "attention_mask", "pixel_values", "num_tiles", *thumbnails]
 
     def _options(self, given: Mapping[str, Any]) -> BatchOptions:
         side, longest = self.tokenizer.padding_side, int(self.tokenizer.model_max_length)
@@ -400,7 +413,15 @@ class AlignVLMProcessor(ProcessorMixin):
                 )
         ids, labels, truncated = self._ids(fragments, sizes, max_text_length=max_text_length, tiling=tiling)
         pixels, boxes = _cut(loaded, tiling)
-        return EncodedConversation(input_ids=ids, labels=labels, pixels=pixels, tile_boxes=boxes, truncated=truncated)
+        plans = (plan_tiles(*size, tiling) for size in sizes)
+        return EncodedConversation(
+            input_ids=ids,
+            labels=labels,
+            pixels=pixels,
+            tile_boxes=boxes,
+            thumbnails=np.array([box.is_thumbnail for plan in plans for box in plan], dtype=bool),
+            truncated=truncated,
+        )
 
     def _ids(
         self,
@@ -452,7 +473,9 @@ class AlignVLMProcessor(ProcessorMixin):
             shown = real if options.padding == "do_not_pad" else torch.ones_like(real)
             for name in {"input_ids", "attention_mask", "assistant_masks"} & batch.keys():
                 batch[name] = [row[kept].tolist() for row, kept in zip(batch[name], shown, strict=True)]
-            batch["num_tiles"], batch["pixel_values"] = batch["num_tiles"].tolist(), list(batch["pixel_values"].numpy())
+            batch["pixel_values"] = list(batch["pixel_values"].numpy())
+            for name in {"num_tiles", "thumbnails"} & batch.keys():
+                batch[name] = batch[name].tolist()
         elif options.return_tensors == "np":
             batch = {name: value.numpy() for name, value in batch.items()}
         return BatchFeature(batch)
@@ -482,13 +505,6 @@ def _cut(images: Sequence[Image.Image], tiling: Tiling) -> tuple[np.ndarray, np.
     empty = np.zeros((0, 3, tiling.tile_height, tiling.tile_width), np.uint8), np.zeros((0, 4), np.int16)
     pixels, boxes = zip(empty, *(cut_pixels(image, tiling) for image in images), strict=True)
     return concatenate_filled(pixels), np.concatenate(boxes)
-
-
-def _join_tiles(encoded: Sequence[EncodedConversation]) -> dict[str, torch.Tensor]:
-    return {
-        "pixel_values": torch.from_numpy(concatenate_filled([item.pixels for item in encoded])),
-        "tile_boxes": torch.from_numpy(np.concatenate([item.tile_boxes for item in encoded])),
-    }
 
 
 def concatenate_filled(arrays: Sequence[np.ndarray]) -> np.ndarray:

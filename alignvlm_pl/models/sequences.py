@@ -1,7 +1,7 @@
 """The LLM's input sequence: visual tokens at their placeholders, and documents packed into one row."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 from ..errors import ConfigError, DataError
 from ..ops.linear_cross_entropy import compute_dtype
 from ..preprocessing.batch import document_bounds, visual_positions
+from ..preprocessing.chat import IGNORE_INDEX
 
 PACKABLE_ATTENTIONS = ("eager", "flash_attention_2", "flex_attention", "sdpa")
 _ALIGNMENT = 16
@@ -40,6 +41,93 @@ def splice(
     # `index_copy` would keep the visual tokens for backward.
     spliced = embeds.flatten(0, 1).index_put((positions,), visual.reshape(-1, width).to(embeds.dtype))
     return spliced.view_as(embeds)
+
+
+class Shortened(NamedTuple):
+    """A batch of rows (B, L) without some of their positions, as rows (B, S), see `shorten`.
+
+    `sources` (B, S) has the position that each comes from, and `filled` (B, S) is false at padding, which is left of a
+    row if `left`. `places` (B, L) has the place of each position, or of the last before it that is kept. With
+    `padded_right` every row was tokens, then padding.
+    """
+
+    sources: Tensor
+    filled: Tensor
+    places: Tensor
+    left: bool
+    padded_right: bool
+
+    def take(self, values: Tensor, padding: float) -> Tensor:
+        """Return (B, S, …) of values (B, L, …), and `padding` where there is none."""
+        shape = (*self.sources.shape, *[1] * (values.ndim - 2))
+        taken = values.gather(1, self.sources.view(shape).expand(*self.sources.shape, *values.shape[2:]))
+        return taken.masked_fill(~self.filled.view(shape), padding)
+
+    def restore(self, values: Tensor, positions: Any) -> Tensor:
+        """Return values (B, S, D) at `positions`, an index into the L of the batch, as (B, n, D)."""
+        places = self.places[:, positions]
+        return values.gather(1, places[..., None].expand(*places.shape, values.shape[2]))
+
+
+def dropped_positions(placeholders: Tensor, kept: Tensor) -> Tensor:
+    """Return the positions (B, L) of visual tokens that are not `kept` (tiles, tokens), of `placeholders` (B, L)."""
+    return torch.zeros_like(placeholders).masked_scatter(placeholders, ~kept)
+
+
+def shorten_inputs(dropped: Tensor, inputs: dict[str, Any]) -> tuple[Shortened, dict[str, Any]]:
+    """Leave positions `dropped` (B, L) out of the inputs of a forward, each of which may be None.
+
+    They are `inputs_embeds` (B, L, D), `labels`, `segment_ids`, `position_ids` and `attention_mask` (B, L), the mask
+    with the tokens of a cache before them, and `supervised_positions` (n,) among the B · L.
+
+    Raises:
+        DataError: The attention mask does not have two axes.
+    """
+    size, mask, segments = dropped.shape[1], inputs["attention_mask"], inputs["segment_ids"]
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise DataError("connector.collapse takes an attention_mask (rows, tokens), which is shortened with the rows")
+    if segments is not None:
+        real = segments > 0
+    else:
+        real = torch.ones_like(dropped) if mask is None else mask[:, -size:].bool()
+    rows, taken = shorten(dropped, real), dict(inputs)
+    for name, padding in (("inputs_embeds", 0), ("labels", IGNORE_INDEX), ("segment_ids", 0), ("position_ids", 0)):
+        if (values := inputs[name]) is not None:
+            taken[name] = rows.take(values.expand(len(dropped), *values.shape[1:]), padding)
+    if mask is not None:
+        taken["attention_mask"] = mask = torch.cat([mask[:, :-size], rows.take(mask[:, -size:], 0)], dim=1)
+        if rows.left and inputs["position_ids"] is None:
+            taken["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -rows.sources.shape[1] :]
+        if rows.padded_right and mask.shape[1] == rows.sources.shape[1]:
+            # Tokens do not see padding behind them, and CUDA's flash attention does not run with a mask.
+            taken["attention_mask"] = None
+    if (positions := inputs["supervised_positions"]) is not None:
+        places = rows.places.flatten().index_select(0, positions)
+        taken["supervised_positions"] = places + positions // size * rows.sources.shape[1]
+    return rows, taken
+
+
+def shorten(dropped: Tensor, real: Tensor) -> Shortened:
+    """Leave positions `dropped` (B, L) out of a batch, and the padding that no row needs then.
+
+    `real` (B, L) is true where there is a token. Rows are padded on the left if a row was, else on the right; padding
+    elsewhere stays. A GPU is waited for, once: the longest row decides the shape.
+    """
+    from_left, from_right = real.cumsum(1), real.flip(1).cumsum(1).flip(1)
+    left_padded = ~real[:, 0].all()
+    kept = ~dropped & (torch.where(left_padded, from_left, from_right) > 0)
+    counts = kept.sum(dim=1)
+    padded_right = (real[:, 1:] <= real[:, :-1]).all()
+    longest, left, right = torch.stack([counts.amax().clamp(min=1), left_padded, padded_right]).tolist()
+    length = int(longest)
+    # A stable sort keeps the order of the positions; what is left out comes first or last, and is cut off.
+    order = (kept if left else ~kept).to(torch.uint8).argsort(dim=1, stable=True)
+    sources = order[:, -length:] if left else order[:, :length]
+    column = torch.arange(length, device=real.device)
+    free = length - counts[:, None]
+    filled = column >= free if left else column < counts[:, None]
+    places = kept.cumsum(1) - 1 + (free if left else 0)
+    return Shortened(sources, filled, places.clamp(min=0), bool(left), bool(right))
 
 
 def document_positions(segment_ids: Tensor) -> Tensor:

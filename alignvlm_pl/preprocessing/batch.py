@@ -60,6 +60,7 @@ class Batch(_Fields, total=False):
 
     positions: list[int]
     """Training: global index of each sample in the training stream; evaluation: its index in the dataset."""
+    thumbnails: Tensor  # Tiling with thumbnails: (tiles,) bool, true at tiles that show a whole image of several tiles
     num_supervised: int
     """Loss: number of labels that are not -100, without the first of a row, which no position predicts."""
     supervised_positions: Tensor

@@ -71,6 +71,7 @@ def shard(
     model.wake = lambda: None
     register_fsdp_forward_method(model, "wake")
     register_fsdp_forward_method(model, "read")
+    register_fsdp_forward_method(model, "embed_prompt")
     if hasattr(model.connector, "log_probs"):
         register_fsdp_forward_method(model.connector, "log_probs")
 

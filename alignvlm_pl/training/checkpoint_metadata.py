@@ -87,6 +87,16 @@ def check_stage(found: Mapping[str, Any], stage: Stage) -> None:
             )
 
 
+def check_collapse(found: Mapping[str, Any], connector: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError if a resumed stage would leave other blanks out than the checkpoint's model."""
+    old, new = found["connector"].get("collapse"), connector.get("collapse")
+    if old != new:
+        raise CheckpointError(
+            f"the checkpoint was trained with connector.collapse={old}, now {new}: the LLM would see other tokens. "
+            "Restore it, or start the stage again in another run_dir"
+        )
+
+
 def check_parent(found: Mapping[str, str] | None, parent: Mapping[str, str] | None) -> None:
     """Raise a CheckpointError if a checkpoint's stage started from another folder than `stage.init_from`."""
     if found != parent:

@@ -41,7 +41,7 @@ from .acceleration import (
     compile_parts,
     skip_constant_buffers,
 )
-from .checkpoint_metadata import CONTENTS, check_contract, check_stage, contract
+from .checkpoint_metadata import CONTENTS, check_collapse, check_contract, check_stage, contract
 from .export import check_given, compare_states, recorded_steps
 from .finite import FiniteCheck, poisoned, require_finite
 from .lora import attach_adapters
@@ -271,7 +271,8 @@ class AlignVLMModule(pl.LightningModule):
         """Return the loss of a micro batch: its sum over supervised tokens, divided by those of the optimizer step.
 
         Beside `loss` without gradient the sum of the micro batch, `loss_sum`, and of each document `document_loss_sums`
-        and `document_supervised`, its tokens (objective `read`: characters).
+        and `document_supervised`, its tokens (objective `read`: characters). Where the connector collapses blanks, also
+        `kept_tokens` (tiles,), the visual tokens of each tile that the LLM ran on.
         """
         normaliser = self._step_normaliser(batch, batch_idx)
         loss, sums = self.batch_loss(batch)
@@ -284,6 +285,7 @@ class AlignVLMModule(pl.LightningModule):
             "loss_sum": loss.total.detach(),
             "document_loss_sums": loss.document_sums.detach(),
             "document_supervised": loss.document_supervised.detach(),
+            **({} if loss.kept_tokens is None else {"kept_tokens": loss.kept_tokens}),
         }
 
     def _step_normaliser(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -355,22 +357,23 @@ class AlignVLMModule(pl.LightningModule):
         self._finite.check(newest=False)
 
     def batch_loss(self, batch: Batch) -> tuple[TokenLoss, dict[str, tuple[Tensor, Tensor]]]:
-        """Loss of a training batch under the stage's objective, and what is logged: tag -> sum and number of tokens."""
+        """Loss of a training batch under the stage's objective, and the means to log: tag -> sum and number."""
         if self.current_stage.objective == "read":
             loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
             return loss, {"train/readout_loss": (loss.total, loss.supervised)}
         weight = self.current_stage.readout_weight
         columns = self.readout.alphabet.columns if weight else None
-        inputs = loss_inputs(batch)
+        inputs = loss_inputs(batch, collapse=self.net.collapse is not None)
         output = self.net(**inputs, labels=batch["labels"], readout_columns=columns, use_cache=False)
         loss_sum, count = output.loss_sum, output.num_supervised
-        sums = {"train/loss": (loss_sum, count)}
+        sums = {"train/loss": (loss_sum, count), **kept_tokens(output.kept_tokens, batch)}
         if weight:
             readout = self.readout.loss(self.net.config, output.readout_log_probs, batch)
             sums["train/readout_loss"] = (readout.total, readout.supervised)
             # A sum, divided by the step's tokens like the rest: a mean would depend on how the step is cut.
             loss_sum = loss_sum + weight * readout.total
-        return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised), sums
+        kept = None if output.kept_tokens is None else output.kept_tokens.sum(dim=1)
+        return TokenLoss(loss_sum, count, output.document_loss_sums, output.document_supervised, kept), sums
 
     def on_validation_start(self) -> None:
         """Check that the newest step of `fit`, or else the loaded weights, are finite before they are evaluated."""
@@ -409,7 +412,7 @@ class AlignVLMModule(pl.LightningModule):
         return {name: [] for name in outputs} if batch["filler"] else outputs
 
     def _validation_loss(self, batch: Batch, dataset: str) -> dict[str, Tensor]:
-        inputs = loss_inputs(batch)
+        inputs = loss_inputs(batch, collapse=self.net.collapse is not None)
         if batch["filler"]:  # the forward must run, as FSDP gathers in it, but nothing counts
             self.net(**inputs, logits_to_keep=1, use_cache=False)
             loss_sum = num_supervised = torch.zeros((), device=self.device)
@@ -523,6 +526,7 @@ class AlignVLMModule(pl.LightningModule):
                 attach_adapters(self.net, adapters)
             else:
                 check_stage(contents["stage"], self.stage)
+                check_collapse(contents["model"], self.net.config.connector)
         if "state_dict" in checkpoint:
             expected = trainer.strategy.lightning_module_state_dict() if trainer else self.state_dict()
             compare_states(checkpoint["state_dict"], expected, source="ckpt_path")
@@ -584,20 +588,29 @@ def check_precision(precision: str, *, fit: bool) -> None:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What the model takes of a batch; one of Hugging Face's entry points has normalised tiles and no `tile_boxes`."""
-    keys = (*MODEL_KEYS, "tile_boxes") if "tile_boxes" in batch else MODEL_KEYS
-    return {key: batch[key] for key in keys}
+    return {key: batch[key] for key in (*MODEL_KEYS, *(key for key in ("tile_boxes", "thumbnails") if key in batch))}
 
 
-def loss_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+def kept_tokens(kept: Tensor | None, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is logged of the visual tokens that the LLM ran on, (tiles, tokens) bool: tag -> sum and number."""
+    if kept is None:
+        return {}
+    tokens, pages = kept.sum(dtype=torch.float32), sum(map(len, batch.get("sizes", ())))
+    counts = {"connector/kept_share": kept.numel(), "connector/kept_tokens_per_page": pages}
+    return {tag: (tokens, torch.full_like(tokens, count)) for tag, count in counts.items()}
+
+
+def loss_inputs(batch: Mapping[str, Any], *, collapse: bool = False) -> dict[str, Any]:
     """What the model takes of a batch for its loss, beside `labels`.
 
     Rows that are padded on the right need no attention mask, with which CUDA's flash attention does not run. A batch
-    that no `Collator` has made has one if a row is padded elsewhere.
+    that no `Collator` has made has one if a row is padded elsewhere; so has every batch whose blanks the model is to
+    `collapse`, which needs to know where rows end, and leaves out the mask itself.
     """
     inputs = model_inputs(batch) | {key: batch[key] for key in LOSS_KEYS if key in batch}
     if "segment_ids" in batch:
         inputs["num_documents"] = len(batch["keys"])
-    if "supervised_positions" in batch or is_padded_right(batch["attention_mask"]):
+    if not collapse and ("supervised_positions" in batch or is_padded_right(batch["attention_mask"])):
         inputs["attention_mask"] = None
     return inputs
 

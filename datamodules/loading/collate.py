@@ -66,12 +66,14 @@ class Collator:
     """Encode samples and put them into batches for a loss; for `generation`, left padded prompts without an answer.
 
     Of `max_text_length` text tokens at most, vision tokens not counted; None: no limit. A `benchmark` sets the prompt.
+    `visual_share` is the share of the visual tokens that the LLM is expected to run on, by which lengths are counted.
     """
 
     processor: Processor
     max_text_length: int | None = None
     generation: bool = False
     benchmark: Benchmark | None = None
+    visual_share: float = 1.0
 
     def encode(self, sample: Sample, *, token_budget: int | None = None) -> EncodedSample:
         """Encode one conversation of at most `token_budget` tokens; None: no limit.
@@ -87,9 +89,10 @@ class Collator:
         except DataError as error:
             reason = UNLABELLED if isinstance(error, NothingToLearnError) else "not_encodable"
             raise SampleError(f"sample '{sample.key}' of {sample.source}: {error}", reason) from error
-        if token_budget is not None and len(encoded.input_ids) > token_budget:
+        length = self._expected(len(encoded.input_ids), _in_order(messages, sample.sizes))
+        if token_budget is not None and length > token_budget:
             raise SampleError(
-                f"sample '{sample.key}' of {sample.source} has {len(encoded.input_ids)} tokens, which no row of "
+                f"sample '{sample.key}' of {sample.source} has {length} tokens, which no row of "
                 f"token_budget={token_budget} can hold; raise it, or lower max_text_length or the number of tiles",
                 "longer_than_budget",
             )
@@ -100,9 +103,16 @@ class Collator:
         messages = answered_messages(record["messages"], record.get("references") or [])
         try:
             ordered = _in_order(messages, sizes)
-            return self.processor.count_tokens(messages, ordered, max_text_length=self.max_text_length)
+            found = self.processor.count_tokens(messages, ordered, max_text_length=self.max_text_length)
+            return self._expected(found, ordered)
         except (DataError, IndexError) as error:
             raise SampleError(str(error), "not_encodable") from error
+
+    def _expected(self, tokens: int, sizes: Sequence[tuple[int, int]]) -> int:
+        """Return how many of a sample's tokens the LLM is expected to run on, for images of these sizes."""
+        if self.visual_share == 1:
+            return tokens
+        return tokens - int((1 - self.visual_share) * self.processor.visual_tokens(sizes))
 
     def filler(self) -> EncodedSample:
         """Return the sample of a filler batch: a blank image and a question mark."""

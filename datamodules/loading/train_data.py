@@ -75,6 +75,7 @@ class Training:
             planner,
             max_text_length=collator.max_text_length,
             members=getattr(adapter, "__qualname__", repr(adapter)),
+            **({} if collator.visual_share == 1 else {"visual_share": collator.visual_share}),
             **{f"processor.{name}": value for name, value in collator.processor.identity().items()},
         )
         cursors = (
@@ -123,18 +124,22 @@ class Training:
         )
 
 
-def packed_rows(stream: TrainStream, *, processor: Processor, budget: int) -> int:
-    """Estimate the rows of a token budget that an epoch fills, from the indexes of at most 64 shards of each source."""
+def packed_rows(stream: TrainStream, *, processor: Processor, budget: int, visual_share: float = 1.0) -> int:
+    """Estimate the rows of a token budget that an epoch fills, from the indexes of at most 64 shards of each source.
+
+    `visual_share` is that of the collator.
+    """
     tokens = 0.0
     for source in stream.sources:
         step = -(-len(source.shards) // _MEASURED_SHARDS)
-        measured = samples = 0
+        measured, samples = 0.0, 0
         for number in range(0, len(source.shards), step):
             chosen = source.chosen[number]
             samples += len(chosen)
             rows = list(load_index(*source.shards[number]))
             measured += sum(
-                processor.visual_tokens(rows[n].sizes) + rows[n].text_bytes // _BYTES_A_TOKEN for n in chosen
+                visual_share * processor.visual_tokens(rows[n].sizes) + rows[n].text_bytes // _BYTES_A_TOKEN
+                for n in chosen
             )
         tokens += measured / max(samples, 1) * len(source)
     return int(tokens / budget)

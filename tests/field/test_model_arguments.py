@@ -270,9 +270,9 @@ def test_features_of_images_are_what_stands_at_their_positions(parts):
     processor, model = parts
     batch = inputs_of(batch_of(processor, [0, 1]))
     found = model.get_image_features(batch["pixel_values"], batch["tile_boxes"])
-    embeds, _ = model.embed(
+    embeds = model.embed(
         batch["input_ids"], batch["pixel_values"], batch["num_tiles"], None, tile_boxes=batch["tile_boxes"]
-    )
+    ).embeds
     visual = batch["input_ids"] == processor.image_token_id
     torch.testing.assert_close(found.pooler_output.flatten(0, 1), embeds[visual])
     assert found.last_hidden_state.shape[:2] == found.pooler_output.shape[:2]

@@ -52,7 +52,7 @@ def test_every_field_that_a_loader_gives_is_declared_with_its_kind(data):
     assert set(packed) >= PACKED
     assert not PACKED & set(train)
     found = {"visual_positions", "supervised_positions"}
-    assert {"positions", "num_supervised", "step"} | found == set(train) - Batch.__required_keys__
+    assert {"positions", "num_supervised", "step", "thumbnails"} | found == set(train) - Batch.__required_keys__
     assert found <= set(loss)
     assert not found & set(generation)
     assert {"references", "questions", "meta"} <= set(generation)

@@ -143,9 +143,8 @@ def test_apply_chat_template_encodes_as_encode_does(processor):
     expected = processor.collate(items, pad_left=True)
     # Hugging Face's entry points give what a vision encoder takes, bit for bit.
     expected["pixel_values"] = torch.cat([normalised(item) for item in items])
-    assert (
-        set(batch) == {"input_ids", "attention_mask", "pixel_values", "num_tiles"} == set(processor.model_input_names)
-    )
+    names = {"input_ids", "attention_mask", "pixel_values", "num_tiles", "thumbnails"}
+    assert set(batch) == names == set(processor.model_input_names)
     for key in batch:
         torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=0)
 

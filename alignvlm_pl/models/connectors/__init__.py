@@ -40,7 +40,7 @@ CONNECTORS: dict[str, type[nn.Module]] = _defined()
 PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: factor of the pixel shuffle of its input."""
 _GRID = "grid"
-_NO_IDENTITY = ("backend", "budget_gib", "gain_init", "init_std", "vocab_keep", "vocab_rows")
+_NO_IDENTITY = ("backend", "budget_gib", "collapse", "gain_init", "init_std", "vocab_keep", "vocab_rows")
 
 
 def connector_class(name: Any) -> type[nn.Module]:
@@ -84,6 +84,11 @@ def build_connector(
     known = sorted({*keywords, PIXEL_SHUFFLE} - {_GRID})
     arguments = {key: value for key, value in options.items() if key not in ("type", PIXEL_SHUFFLE)}
     for key in arguments:
+        if key == "collapse" and key not in known:
+            raise ConfigError(
+                f"connector {name!r} has no P_vocab, which says what visual tokens are blank; use 'align', or set "
+                "connector.collapse: null"
+            )
         if key not in known:
             raise ConfigError(f"connector {name!r} has no option {key!r}: {nearest(key, known)}")
     factor = shuffle_factor(options)
@@ -100,7 +105,8 @@ def build_connector(
 def connector_identity(options: dict[str, Any]) -> dict[str, Any]:
     """Return the type and options, with defaults, that determine a connector's output for given weights.
 
-    Left out are options for initialisation and back-end, and the kept vocabulary rows, which `load_weights` converts.
+    Left out are options for initialisation and back-end, the kept vocabulary rows, which `load_weights` converts, and
+    what the LLM sees of the output (`collapse`), which evaluation may change.
     """
     parameters = inspect.signature(connector_class(options.get("type", "align"))).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != _GRID}

@@ -1,0 +1,118 @@
+"""Collapse of blanks: visual tokens that show nothing are left out of the LLM's sequence.
+
+P_vocab says of each visual token what it shows; on pages that is most often whitespace, as the paper finds. A run of
+blank tokens within a row of a tile becomes its first token, and consecutive rows without any text the first token of
+the first of them, so words, columns and lines stay apart, and a tile keeps at least one token. A thumbnail keeps all.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError, nearest
+
+NAMED = ("newline", "whitespace")
+"""Names of `tokens`: the blank of the warm start `read`, and all tokens that decode to whitespace."""
+_FIELDS = ("mass", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Collapse:
+    """A visual token is blank if P_vocab of the token ids `tokens` is above `mass` in sum; above 1 none ever is."""
+
+    mass: float
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def from_option(cls, option: Mapping[str, Any], rows: Collection[int]) -> "Collapse":
+        """Read the connector's option `collapse`, with token ids that are among the `rows` of P_vocab.
+
+        Raises:
+            ConfigError: A field is missing or unknown, `mass` is no number above 0, or an id is none of the rows.
+        """
+        mass, tokens = _fields(option)
+        if isinstance(tokens, str):
+            raise ConfigError(
+                f"connector collapse.tokens={tokens!r}: a name is replaced by token ids when a model is built from its "
+                "parts (ModelSpec); give the ids"
+            )
+        if not tokens:
+            raise ConfigError("connector collapse.tokens is empty: expected the token ids that mean blank")
+        for token in tokens:
+            if isinstance(token, bool) or not isinstance(token, int) or token not in rows:
+                raise ConfigError(
+                    f"connector collapse.tokens has {token!r:.40}, which is none of the {len(rows)} rows that "
+                    "vocab_rows or vocab_keep keeps; add it there, or leave it out"
+                )
+        return cls(mass, tuple(tokens))
+
+    def kept(self, log_probs: Tensor, grid: tuple[int, int], thumbnails: Tensor | None = None) -> Tensor:
+        """Return which visual tokens stay, (tiles, tokens) bool, without gradient.
+
+        `log_probs` (tiles, tokens, C) are log P_vocab of `tokens`, `grid` has the rows and columns of tokens of a tile,
+        and `thumbnails` (tiles,) is true at tiles that keep all; None: there are none.
+        """
+        blank = (log_probs.detach().logsumexp(dim=-1) > math.log(self.mass)).unflatten(1, grid)
+        empty = blank.all(dim=-1, keepdim=True)
+        repeats = blank & _shifted(blank, dim=2) | empty & _shifted(empty, dim=1)
+        kept = ~repeats.flatten(1)
+        return kept if thumbnails is None else kept | thumbnails[:, None]
+
+
+def _shifted(values: Tensor, *, dim: int) -> Tensor:
+    """Return each value's predecessor along a dimension of (tiles, rows, columns); false at the first."""
+    before = values.narrow(dim, 0, values.shape[dim] - 1)
+    return F.pad(before, (1, 0) if dim == 2 else (0, 0, 1, 0))
+
+
+def resolve_names(option: Any, tokenizer: Callable[[], Any], rows: Collection[int]) -> dict[str, Any]:
+    """Return the option `collapse` with the token ids of a name of `NAMED`, those among the `rows` of P_vocab.
+
+    `tokenizer` loads the LLM's, which is done for a name only.
+
+    Raises:
+        ConfigError: A field or name is unknown, or the tokenizer has no such token among the rows.
+    """
+    mass, name = _fields(option)
+    if not isinstance(name, str):
+        return {"mass": mass, "tokens": name}
+    if name not in NAMED:
+        raise ConfigError(f"connector collapse.tokens={name!r}: {nearest(name, NAMED)}, or a list of token ids")
+    loaded = tokenizer()
+    found = loaded("\n", add_special_tokens=False)["input_ids"] if name == "newline" else _whitespace(loaded)
+    tokens = [token for token in found if token in rows]
+    if not tokens or (name == "newline" and len(found) != 1):
+        raise ConfigError(
+            f"connector collapse.tokens={name!r}: the tokenizer has {found[:5]} for it, and {tokens[:5]} of these are "
+            f"among the {len(rows)} rows of P_vocab; give token ids, or keep their rows (vocab_rows, vocab_keep)"
+        )
+    return {"mass": mass, "tokens": tokens}
+
+
+def _whitespace(tokenizer: Any) -> list[int]:
+    special = set(tokenizer.all_special_ids)
+    texts = ((token, tokenizer.decode([token])) for token in range(len(tokenizer)) if token not in special)
+    return [token for token, text in texts if text and not text.strip()]
+
+
+def _fields(option: Any) -> tuple[float, Any]:
+    """Return mass, checked, and tokens of the option `collapse`."""
+    if not isinstance(option, Mapping):
+        raise ConfigError(f"connector collapse={option!r:.60}: expected {{mass: 0.5, tokens: newline}}, or null")
+    for key in option:
+        if key not in _FIELDS:
+            raise ConfigError(f"connector collapse has no option {key!r}: {nearest(str(key), _FIELDS)}")
+    mass = option.get("mass")
+    if isinstance(mass, str):  # --connector.collapse.mass 0.5: jsonargparse reads one level of a mapping
+        with suppress(ValueError):
+            mass = float(mass)
+    if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 < mass < math.inf:
+        raise ConfigError(
+            f"connector collapse.mass={mass!r:.40}: expected a number above 0, such as 0.5; above 1 nothing is left out"
+        )
+    return float(mass), option.get("tokens", NAMED[0])
