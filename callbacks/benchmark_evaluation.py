@@ -1,6 +1,7 @@
 """Benchmarks in `fit`, `validate`, `test` and `predict`: gather the predictions of all ranks, score and write them."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -8,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from PIL import Image
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
+from alignvlm_pl.evaluation.readout_page import paint_readout
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.metrics.mmvet import grade, load_judge
 from alignvlm_pl.models.connectors import connector_class
+from alignvlm_pl.models.token_readout import has_places, read_page
 from alignvlm_pl.scoring.records import (
     Record,
     batch_records,
@@ -26,10 +30,12 @@ from alignvlm_pl.scoring.records import (
 )
 from alignvlm_pl.scoring.results import Losses
 from alignvlm_pl.scoring.run import Scored, score_samples
+from alignvlm_pl.strategies.sharding import is_sharded
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.utils.atomic_files import write_predictions
 from alignvlm_pl.utils.collectives import gather
 
+from .connector_health import undisturbed
 from .outputs import RunOutputs, predictions_path
 from .step import is_trial
 
@@ -58,6 +64,8 @@ class BenchmarkEvaluation(pl.Callback):
         subset: Samples of each benchmark evaluated in `fit`; null: all.
         max_new_tokens: Longest prediction in tokens, where the benchmark does not say.
         page_images: Page images written of each benchmark: half of first samples, half of the worst predictions.
+        readout_pages: How many of them are also painted with what P_vocab reads at each place (`<key>.readout.png`),
+            chosen alike; 0: none. Connectors without P_vocab have none.
         judge: ``module:function`` that grades predictions (MM-Vet); null: such predictions are kept, but not scored.
 
     `results` has `num` and metrics of each dataset in the last evaluation, as fractions of 1; on all ranks.
@@ -72,6 +80,7 @@ class BenchmarkEvaluation(pl.Callback):
         subset: int | None = 32,
         max_new_tokens: int = 64,
         page_images: int = 16,
+        readout_pages: int = 4,
         judge: str | None = None,
     ) -> None:
         self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
@@ -82,14 +91,16 @@ class BenchmarkEvaluation(pl.Callback):
             if value is not None and value < 1:
                 end = ", or null" if name in optional else ""
                 raise ConfigError(f"benchmark.{name}={value}: expected at least 1{end}")
-        if page_images < 0:
-            raise ConfigError(f"benchmark.page_images={page_images}: expected at least 0")
+        for name, value in {"page_images": page_images, "readout_pages": readout_pages}.items():
+            if value < 0:
+                raise ConfigError(f"benchmark.{name}={value}: expected at least 0")
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps
         self.at_stage_end = at_stage_end
         self.subset = subset
         self.max_new_tokens = max_new_tokens
         self.page_images = page_images
+        self.readout_pages = readout_pages
         self.judge = None if judge is None else load_judge(judge)
         self.results: dict[str, dict[str, float]] = {}
         self._names: list[str] = []  # benchmarks that are served
@@ -258,12 +269,15 @@ class BenchmarkEvaluation(pl.Callback):
         whole = {name: data.benchmark_size(name, limit=limit) == data.benchmark_size(name) for name in self._names}
         tags = {name: f"{'bench' if whole[name] else 'bench_subset'}/{name}" for name in self._names}
         metrics: dict[str, dict[str, float]] = {}
+        found: dict[str, Scored] = {}
         if trainer.is_global_zero:
             found = {name: self._score(trainer, name, gathered[name], limit) for name in self._names}
-            outputs = RunOutputs(trainer, module, page_images=self.page_images, whole=limit is None)
-            if not is_trial(trainer):
-                for name, scored in found.items():
-                    outputs.write_dataset(name, gathered[name], scored)
+        counts = {"page_images": self.page_images, "readout_pages": self.readout_pages}
+        outputs = RunOutputs(trainer, module, **counts, whole=limit is None)
+        for name in () if is_trial(trainer) else self._names:
+            here = trainer.is_global_zero
+            paint_pages(trainer, module, outputs.write_dataset(name, gathered[name], found[name]) if here else {})
+        if trainer.is_global_zero:
             if limit is None and not is_trial(trainer):
                 outputs.write_run(found, loss=loss, readout_sets=self.readout_sets)
             for name, scored in found.items():
@@ -346,6 +360,22 @@ def gather_records(records: Mapping[str, list[Record]], names: Iterable[str]) ->
     """Gather the records of all ranks, dataset -> each key once, in key order; all ranks must call it."""
     ranks = gather(records)
     return {name: merge_records(record for rank in ranks for record in rank.get(name, ())) for name in names}
+
+
+def paint_pages(trainer: pl.Trainer, module: AlignVLMModule, pages: Mapping[Path, Image.Image]) -> None:
+    """Write what P_vocab reads on pages, path -> page, of rank 0; all ranks must call it."""
+    net = module.net
+    if not has_places(net) or not (trainer.is_global_zero or is_sharded(net)):
+        return
+    # The ranks of a sharded model run it equally often; the others on a blank page.
+    count = trainer.strategy.broadcast(len(pages)) if is_sharded(net) else len(pages)
+    if not count:
+        return
+    read = list(pages.values()) or [Image.new("RGB", (8, 8))] * count
+    with undisturbed(trainer, module):
+        tokens = [read_page(net, module.processor, page) for page in read]
+    for (path, page), found in zip(pages.items(), tokens, strict=False):  # the other ranks have none
+        paint_readout(page, found, most=math.log(net.connector.rows)).save(path)
 
 
 def _data(trainer: Any) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignvlm_pl.evaluation.contact_sheet import captioned
 from alignvlm_pl.scoring.problems import problem_lists
-from alignvlm_pl.scoring.records import Record, file_name, page_path, scored_records
+from alignvlm_pl.scoring.records import Record, file_name, page_path, readout_path, scored_records
 from alignvlm_pl.scoring.report import markdown_text, write_reports
 from alignvlm_pl.scoring.results import Losses, results
 from alignvlm_pl.scoring.run import Scored
@@ -28,29 +28,38 @@ _SHOWN = 4
 class RunOutputs:
     """Write the results of one evaluation below the run folder.
 
-    `page_images` counts the page images of each dataset, half of first samples, half of the worst predictions; without
-    `whole` the files of predictions are named after the step.
+    `page_images` counts the page images of each dataset, half of first samples, half of the worst predictions, and
+    `readout_pages` those of them on which P_vocab is read; without `whole` the files of predictions are named after the
+    step.
     """
 
-    def __init__(self, trainer: pl.Trainer, module: AlignVLMModule, *, page_images: int, whole: bool) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, module: AlignVLMModule, *, page_images: int, readout_pages: int, whole: bool
+    ) -> None:
         self._trainer: Any = trainer  # `datamodule` is set by Lightning, unknown to its types
         self._module = module
         self._page_images = page_images
+        self._readout_pages = min(readout_pages, page_images)
         self._whole = whole
         self._folder = Path(trainer.default_root_dir)
         self._images = self._folder / "predictions" / "images"
 
-    def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> None:
+    def write_dataset(self, name: str, records: Sequence[Record], scored: Scored) -> dict[Path, Image.Image]:
+        """Write predictions and page images; return path -> page of those to be painted with what P_vocab reads."""
         step = None if self._whole else self._module.evaluated_step
         write_predictions(predictions_path(self._folder, name, step=step), scored_records(records, scored))
-        worst = scored.worst_first()[: self._page_images // 2]
-        keys = [sample.key for sample in scored.samples[: self._page_images - len(worst)]]
-        shown, data = {*keys, *(scored.samples[index].key for index in worst)}, self._trainer.datamodule
+        for sample in scored.samples:  # of an earlier evaluation, perhaps of another model
+            readout_path(self._images, name, sample.key).unlink(missing_ok=True)
+        shown, read = (_shown_keys(scored, count) for count in (self._page_images, self._readout_pages))
+        data, unpainted = self._trainer.datamodule, {}
         for key, page in data.benchmark_dataset(name).pages(shown, data.adapter()):
+            if key in read:
+                unpainted[readout_path(self._images, name, key)] = page.copy()
             page.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
             path = page_path(self._images, name, key)
             path.parent.mkdir(parents=True, exist_ok=True)
             page.save(path)
+        return unpainted
 
     def write_run(self, found: Mapping[str, Scored], *, loss: Losses, readout_sets: Sequence[str]) -> None:
         write_results(self._folder / "results.json", results(found, loss=loss, readout_sets=readout_sets))
@@ -80,12 +89,21 @@ class RunOutputs:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, self._module.evaluated_step
                 for sample in first:
-                    page = Image.open(page_path(self._images, name, sample.key))
                     right = sample.prediction.strip().lower() in {text.strip().lower() for text in sample.references}
-                    reference = " | ".join(sample.references)
-                    image = np.asarray(captioned(page, sample.question, sample.prediction, reference, right=right))
-                    writer.add_image(printable(f"{tag}/{sample.key}"), image, step, dataformats="HWC")
+                    texts = (sample.question, sample.prediction, " | ".join(sample.references))
+                    paths = (page_path(self._images, name, sample.key), readout_path(self._images, name, sample.key))
+                    for path, end in zip(paths, ("", ".readout"), strict=True):
+                        if path.is_file():
+                            image = np.asarray(captioned(Image.open(path), *texts, right=right))
+                            writer.add_image(printable(f"{tag}/{sample.key}{end}"), image, step, dataformats="HWC")
                 writer.add_text(tag, printable("\n".join(lines)), step)
+
+
+def _shown_keys(scored: Scored, count: int) -> set[str]:
+    """Return the keys of `count` samples: half of the first, half of the worst predictions of the others."""
+    first = range(min(count - count // 2, len(scored.samples)))
+    worst = [index for index in scored.worst_first() if index not in first]
+    return {scored.samples[index].key for index in [*first, *worst[: count // 2]]}
 
 
 def predictions_path(folder: Path, name: str, *, step: int | None) -> Path:

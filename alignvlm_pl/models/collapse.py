@@ -51,13 +51,17 @@ class Collapse:
                 )
         return cls(mass, tuple(tokens))
 
+    def blank(self, log_probs: Tensor) -> Tensor:
+        """Return which visual tokens are blank, (tiles, tokens) bool, for log P_vocab of `tokens`, as `kept`."""
+        return log_probs.detach().logsumexp(dim=-1) > math.log(self.mass)
+
     def kept(self, log_probs: Tensor, grid: tuple[int, int], thumbnails: Tensor | None = None) -> Tensor:
         """Return which visual tokens stay, (tiles, tokens) bool, without gradient.
 
         `log_probs` (tiles, tokens, C) are log P_vocab of `tokens`, `grid` has the rows and columns of tokens of a tile,
         and `thumbnails` (tiles,) is true at tiles that keep all; None: there are none.
         """
-        blank = (log_probs.detach().logsumexp(dim=-1) > math.log(self.mass)).unflatten(1, grid)
+        blank = self.blank(log_probs).unflatten(1, grid)
         empty = blank.all(dim=-1, keepdim=True)
         repeats = blank & _shifted(blank, dim=2) | empty & _shifted(empty, dim=1)
         kept = ~repeats.flatten(1)

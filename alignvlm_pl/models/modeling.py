@@ -237,7 +237,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output = self.connector(features, table.weight, columns=[*wanted, *collapse.tokens])
             log_probs, blank = output.log_probs[tiles].tensor_split([len(wanted)], dim=-1)
             log_probs = None if columns is None else log_probs
-            kept = collapse.kept(blank, self._token_grid, self._thumbnails(thumbnails, len(pixel_values)))
+            kept = collapse.kept(blank, self.grid, self._thumbnails(thumbnails, len(pixel_values)))
         return Embedded(splice(embeds, mask, output.embeds[tiles], num_tiles, positions=positions), log_probs, kept)
 
     @property
@@ -247,7 +247,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return found if found is not None and found.mass <= 1 else None
 
     @property
-    def _token_grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of a tile."""
         grid = token_grid(self.config.vision_config, Tiling.from_dict(self.config.tiling))
         return shuffled_grid(grid, shuffle_factor(self.config.connector))
 

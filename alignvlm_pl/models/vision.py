@@ -74,8 +74,14 @@ def token_grid(config: PretrainedConfig, tiling: Tiling) -> tuple[int, int]:
     return patch_grid(config, tiling.tile_height, tiling.tile_width)
 
 
+def patch_size(config: PretrainedConfig) -> tuple[int, int]:
+    """Return the height and width of a patch in pixels, from the vision model's configuration."""
+    patch = config.patch_size
+    height, width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    return height, width
+
+
 def patch_grid(config: PretrainedConfig, height: int, width: int) -> tuple[int, int]:
     """Return the rows and columns of tokens in a tile of this height and width in pixels."""
-    patch = config.patch_size
-    patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    patch_height, patch_width = patch_size(config)
     return height // patch_height, width // patch_width

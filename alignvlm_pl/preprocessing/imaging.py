@@ -126,6 +126,23 @@ def cut_pixels(image: Image.Image, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
     return out, boxes
 
 
+def join_tiles(pixels: np.ndarray, size: tuple[int, int], tiling: Tiling, *, longest: int) -> Image.Image:
+    """Return an image of `size` (width, height) made of its uint8 tiles, the inverse of `cut_pixels` up to resampling.
+
+    A larger one is reduced to `longest` pixels on its longest side.
+    """
+    scale = min(1.0, longest / max(size))
+    page = Image.new("RGB", (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))
+    for tile, box in zip(pixels, plan_tiles(*size, tiling), strict=True):
+        if not box.is_thumbnail:
+            x, y = box.offset_x, box.offset_y
+            shown = tile[:, y : y + box.resized_height, x : x + box.resized_width].transpose(1, 2, 0)
+            left, top, right, bottom = (round(edge * scale) for edge in (box.left, box.top, box.right, box.bottom))
+            place = (max(1, right - left), max(1, bottom - top))
+            page.paste(Image.fromarray(np.ascontiguousarray(shown)).resize(place), (left, top))
+    return page
+
+
 def _clear_outside(tile: np.ndarray, edges: np.ndarray) -> None:
     """Set a tile (3, H, W) to 0 outside of its box, in place."""
     left, top, right, bottom = edges.tolist()

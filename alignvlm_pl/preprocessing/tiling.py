@@ -8,7 +8,7 @@ work with an image of no pixels raise a DataError.
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -115,6 +115,19 @@ class TileBox:
             self.offset_y + (box[3] - self.top) * y_scale,
         )
 
+    def to_image(self, box: Box) -> Box:
+        """Map a box from pixels of this tile to pixels of the image, clipped to the source."""
+        x_scale = (self.right - self.left) / self.resized_width
+        y_scale = (self.bottom - self.top) / self.resized_height
+
+        def x(place: float) -> float:
+            return self.left + min(max(place - self.offset_x, 0), self.resized_width) * x_scale
+
+        def y(place: float) -> float:
+            return self.top + min(max(place - self.offset_y, 0), self.resized_height) * y_scale
+
+        return x(box[0]), y(box[1]), x(box[2]), y(box[3])
+
 
 @lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, tiling: Tiling) -> Grid:
@@ -132,6 +145,18 @@ def plan_tiles(width: int, height: int, tiling: Tiling) -> tuple[TileBox, ...]:
     if len(tiles) == 1 or tiling.thumbnail == "none":
         return tuple(tiles)
     return (thumbnail, *tiles) if tiling.thumbnail == "first" else (*tiles, thumbnail)
+
+
+def token_boxes(
+    width: int, height: int, tiling: Tiling, *, grid: tuple[int, int], token_size: tuple[int, int]
+) -> list[list[Box]]:
+    """Return the boxes of each tile's visual tokens in pixels of the image; those in padding have no area.
+
+    A tile has `grid` rows and columns of tokens, row by row, of `token_size` (height, width) in pixels of the tile.
+    """
+    tall, wide = token_size
+    cells = [(col * wide, row * tall, (col + 1) * wide, (row + 1) * tall) for row, col in product(*map(range, grid))]
+    return [[tile.to_image(cell) for cell in cells] for tile in plan_tiles(width, height, tiling)]
 
 
 def count_tiles(width: int, height: int, tiling: Tiling) -> int:

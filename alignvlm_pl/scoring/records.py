@@ -47,6 +47,11 @@ def page_path(images: Path, name: str, key: str) -> Path:
     return images / file_name(name) / f"{file_name(key)}.png"
 
 
+def readout_path(images: Path, name: str, key: str) -> Path:
+    """Return the path of that page with what P_vocab reads on it."""
+    return page_path(images, name, f"{key}.readout")
+
+
 def to_sample(record: Record) -> EvalSample:
     """Make a metric's input of a record; a ValueError names a field that is missing or of another type."""
     if not isinstance(record, Mapping):

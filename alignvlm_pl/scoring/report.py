@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from alignvlm_pl.metrics import get_metric
 from alignvlm_pl.utils.atomic_files import write_atomically
 
-from .records import page_path
+from .records import page_path, readout_path
 from .run import Scored
 
 TABLE_1 = ("docvqa", "infovqa", "deepform", "klc", "wtq", "tabfact", "chartqa", "textvqa", "tablevqa")
@@ -27,8 +27,8 @@ def write_reports(
 ) -> None:
     """Write `report.md` and `report.html`; everything that comes from data or models is escaped.
 
-    `images` is the folder of ``<dataset>/<key>.png`` of the examples; `run` says what was scored, such as run folder,
-    weights, step and date: an empty value is left out.
+    `images` is the folder of ``<dataset>/<key>.png`` and ``.readout.png`` of the examples; `run` says what was scored,
+    such as run folder, weights, step and date: an empty value is left out.
     """
     content = {
         "run": [(name, value) for name, value in run.items() if value],
@@ -104,9 +104,9 @@ def _section(dataset: str, scored: Scored, images: Path, folder: Path) -> dict[s
 
     def row(index: int) -> dict[str, Any]:
         sample = scored.samples[index]
-        page = page_path(images, dataset, sample.key)
-        image = page.relative_to(folder).as_posix() if page.is_file() else ""
-        return {"sample": sample, "scores": scored.scores[index], "image": image}
+        paths = (page_path(images, dataset, sample.key), readout_path(images, dataset, sample.key))
+        image, readout = (path.relative_to(folder).as_posix() if path.is_file() else "" for path in paths)
+        return {"sample": sample, "scores": scored.scores[index], "image": image, "readout": readout}
 
     rows = map(row, scored.worst_first())
     return {

@@ -21,6 +21,7 @@ from callbacks.benchmark_evaluation import BenchmarkEvaluation
         ({"subset": 0}, "benchmark.subset=0: expected at least 1, or null"),
         ({"max_new_tokens": 0}, "benchmark.max_new_tokens=0: expected at least 1$"),
         ({"page_images": -1}, "benchmark.page_images=-1: expected at least 0"),
+        ({"readout_pages": -1}, "benchmark.readout_pages=-1: expected at least 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

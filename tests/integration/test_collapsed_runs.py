@@ -31,6 +31,15 @@ def scalars(folder: Path, tag: str) -> list[float]:
     return [event.value for event in events.Scalars(tag)]
 
 
+def image_steps(folder: Path) -> list[int]:
+    """Return the steps of the pages that P_vocab was read on."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.step for event in events.Images("connector/page")]
+
+
 @pytest.mark.parametrize(
     "strategy", ["ddp", "{class_path: alignvlm_pl.strategies.fsdp.ShardedStrategy}"], ids=["ddp", "fsdp"]
 )
@@ -39,6 +48,7 @@ def test_two_processes_train_and_answer_like_one(world, trained, collapsed, tmp_
     # Random weights are drawn in another order under FSDP2.
     start = ["--model.weights", trained / "hf"]
     stage = [*collapsed, *start, "--stage.max_steps=2", "--stage.global_batch_size=16"]
+    stage += ["--connector_health.page_every_n_steps=1"]
     cli("fit", *world.options(*two, *stage, "--run_dir", tmp_path / "two"))
     one = world.fit(tmp_path / "one", *stage, "--data.init_args.batch_size=16")
     for tag in ("train/loss", "train/gradient_norm", "connector/kept_share", "connector/kept_tokens_per_page"):
@@ -52,6 +62,12 @@ def test_two_processes_train_and_answer_like_one(world, trained, collapsed, tmp_
         cli("test", *world.options(*options, *(two if name == "two" else [])), ranks=2 if name == "two" else 1)
     one, two = ((tmp_path / f"test-{name}" / "predictions/held.jsonl").read_text() for name in ("one", "two"))
     assert one == two
+    pages = sorted((tmp_path / "test-one/predictions/images/held").glob("*.readout.png"))
+    assert len(pages) == 4
+    for page in pages:
+        assert page.read_bytes() == (tmp_path / "test-two/predictions/images/held" / page.name).read_bytes(), page.name
+        assert page.name in (tmp_path / "test-two/report.html").read_text()
+    assert image_steps(tmp_path / "two") == image_steps(tmp_path / "one") == [0, 1, 2]
 
 
 def test_a_resume_equals_an_unbroken_run_and_takes_no_other_setting(world, collapsed, tmp_path, capsys):

@@ -27,6 +27,15 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(name)}
 
 
+def image_tags(folder: Path) -> list[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags: list[str] = events.Tags()["images"]
+    return tags
+
+
 @pytest.mark.slow
 def test_a_fresh_stage_starts_at_the_entropy_and_a_resumed_one_is_left_alone(world, tmp_path, caplog):
     options = ["--stage.calibrate.target_entropy=2.5", "--connector_health.every_n_steps=2"]
@@ -64,7 +73,11 @@ def test_a_fresh_stage_starts_at_the_entropy_and_a_resumed_one_is_left_alone(wor
 @pytest.mark.slow
 def test_without_p_vocab_there_is_the_cosine_and_no_calibration(world, tmp_path, caplog, capsys):
     mlp = '--model.spec.connector={"type": "mlp"}'
-    folder = world.fit(tmp_path / "mlp", mlp, "--stage.max_steps=1", "--connector_health.every_n_steps=null")
+    health = ["--connector_health.every_n_steps=null", "--connector_health.page_every_n_steps=1"]
+    folder = world.fit(tmp_path / "mlp", mlp, "--stage.max_steps=1", *health, "--benchmark.at_stage_end=true")
+    assert list(folder.rglob("images/held/*.png"))
+    assert not list(folder.rglob("*.readout.png"))
+    assert not any("readout" in tag or tag == "connector/page" for tag in image_tags(folder))
     assert set(scalars(folder, "connector/token_cosine")) == {0}
     assert scalars(folder, "connector/entropy") == {}
     assert "calibration" not in json.loads((folder / "hf/stage.json").read_text())
@@ -81,6 +94,7 @@ def test_without_p_vocab_there_is_the_cosine_and_no_calibration(world, tmp_path,
                 ["--connector_health.every_n_steps=0"],
                 "connector_health.every_n_steps=0: expected at least 1, or null",
             ),
+            (["--connector_health.page_every_n_steps=0"], "connector_health.page_every_n_steps=0: expected at least 1"),
         ]
     ):
         assert world.run("fit", "--run_dir", tmp_path / str(number), *options) == 1

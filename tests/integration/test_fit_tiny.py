@@ -337,3 +337,16 @@ def test_example_asks_the_exported_folder(trained, tmp_path):
     answer = example["ask"](str(trained / "hf"), str(tmp_path / "page.png"), "What is it?")
     assert isinstance(answer, str)
     assert answer == example["ask"](str(trained / "hf"), str(tmp_path / "page.png"), "What is it?")
+
+
+def test_example_paints_what_the_exported_folder_reads(trained, tmp_path):
+    import runpy
+
+    from PIL import Image
+
+    Image.new("L", (112, 56), 128).save(tmp_path / "page.png")
+    paint = runpy.run_path(str(Path(__file__).parents[2] / "examples/readout.py"))["paint"]
+    for name, mass in (("plain", ()), ("all kept", ("1.01",)), ("collapsed", ("0.001",))):
+        paint(str(trained / "hf"), str(tmp_path / "page.png"), str(tmp_path / f"{name}.png"), *mass)
+    plain, kept, collapsed = ((tmp_path / f"{name}.png").read_bytes() for name in ("plain", "all kept", "collapsed"))
+    assert plain == kept != collapsed

@@ -6,7 +6,7 @@ from PIL import Image
 
 from alignvlm_pl.benchmarks import BENCHMARKS, get_benchmark, plain_benchmark
 from alignvlm_pl.metrics.base import EvalSample
-from alignvlm_pl.scoring.records import page_path
+from alignvlm_pl.scoring.records import page_path, readout_path
 from alignvlm_pl.scoring.report import TABLE_1, percent, write_reports
 from alignvlm_pl.scoring.run import score_samples
 
@@ -40,6 +40,20 @@ def test_html_escapes_everything(tmp_path):
     sources = re.findall(r'<img src="([^"]*)"', page)
     # Worst first; of equal scores in the order of the dataset.
     assert [source.rsplit("/", 1)[1] for source in sources] == ["half.png", "..%252Fevil.png", "good.png"]
+
+
+def test_reports_show_what_p_vocab_reads_where_it_was_painted(tmp_path):
+    images = tmp_path / "predictions" / "images"
+    for path in (page_path(images, "docvqa", "good"), page_path(images, "docvqa", "half")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    Image.new("L", (4, 4)).save(readout_path(images, "docvqa", "half"))
+    write_reports(tmp_path, {"docvqa": scored_docvqa()}, images=images)
+    html, markdown = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    shown = re.findall(r'<img src="([^"]*)"', html)
+    assert [source.rsplit("/", 1)[1] for source in shown] == ["half.png", "half.readout.png", "good.png"]
+    assert markdown.count("(predictions/images/docvqa/half.readout.png)") == 1
+    assert "good.readout.png" not in markdown
 
 
 def test_both_reports_hold_our_row_the_papers_and_the_disagreements(tmp_path):
