@@ -137,6 +137,9 @@ def test_a_page_is_joined_from_its_tiles(rule):
     assert joined.size == page.size
     assert np.abs(np.asarray(joined, float) - np.asarray(page, float)).max() < 8
     assert join_tiles(pixels, page.size, tiling, longest=65).size == (65, 45)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    exact = join_tiles(cut_pixels(noise, tiling)[0], noise.size, tiling, longest=1000)
+    assert np.array_equal(exact, noise), "the thumbnail is not pasted over the page"
 
 
 def test_blanks_are_whitespace_where_nothing_is_left_out(built, page):
@@ -183,6 +186,7 @@ def test_a_cell_shows_whether_it_is_kept_its_text_and_its_entropy():
     within = found["dropped"][2:62, 34:62]
     assert np.median(within) > 230, "a dropped token is white"
     assert np.median(found["blank"][2:62, 34:62]) < 230
+    assert np.array_equal(found["blank"], painted(cells(blank=True, text="W"))[:height]), "a blank has no text"
 
 
 def test_large_and_tiny_pages_have_a_limit_and_are_scaled_up():
