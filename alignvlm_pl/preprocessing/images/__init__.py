@@ -1,1 +1,1 @@
-"""What an image is given as, and the bytes of its file that matter."""
+"""What an image is given as, the bytes of its file that matter, and the part of a page that has content."""
