@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw
 from torch import nn
 
+from alignvlm_pl.models.pixels import normalise_tensor
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.training.module import AlignVLMModule
-from callbacks.connector_health import ConnectorHealth, undisturbed
+from callbacks.connector_health import ConnectorHealth, show_batch_page, undisturbed
 
 
 class Logger:
@@ -84,6 +87,68 @@ def test_accumulated_micro_batches_are_measured_once_a_step(trainer, module):
     trainer.global_step, trainer.accumulate_grad_batches = 3, 2
     callback.on_train_batch_end(trainer, module, None, {"pixel_values": torch.rand(1, 3, 56, 56)}, 0)
     assert trainer.loggers[0].metrics == []
+
+
+def shown_pages(folder):
+    """Return the steps of TensorBoard's pages, and their encoded bytes."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()["images"]
+    found = events.Images(tags[0]) if tags == ["connector/page"] else []
+    return [event.step for event in found], [event.encoded_image_string for event in found]
+
+
+def test_the_page_is_the_first_image_whose_tiles_are_known(trainer, module, tmp_path):
+    pages = [Image.new("RGB", size, "white") for size in ((50, 56), (112, 60), (56, 112))]
+    for page in pages:
+        ImageDraw.Draw(page).text((4, 4), "Total 12", fill="black")
+
+    def sample(*images):
+        content = [
+            *({"type": "image", "index": index} for index, _ in enumerate(images)),
+            {"type": "text", "text": "?"},
+        ]
+        messages = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": "."}]},
+        ]
+        return module.processor.encode(messages, images), [image.size for image in images]
+
+    # A conversation without an image, one that may show its images in another order, and the one that is shown.
+    samples = [sample(), sample(pages[0], pages[2]), sample(pages[1])]
+    batch = {
+        **module.processor.collate([encoded for encoded, _ in samples]),
+        "sizes": [sizes for _, sizes in samples],
+        "tiles": [encoded.num_tiles for encoded, _ in samples],
+    }
+    alone, sizes = sample(pages[1])
+    single = {**module.processor.collate([alone]), "sizes": [sizes], "tiles": [alone.num_tiles]}
+    floating = {**single, "pixel_values": normalise_tensor(single["pixel_values"], single["tile_boxes"])}
+    text = {"pixel_values": torch.zeros(0, 3, 56, 56), "sizes": [[]], "tiles": [0]}
+    trainer.loggers.append(TensorBoardLogger(tmp_path, name="", version=""))
+    for step, given in enumerate([batch, single, text, floating]):
+        trainer.global_step = step
+        show_batch_page(trainer, module, given)
+    trainer.loggers[1].experiment.close()
+    steps, images = shown_pages(tmp_path)
+    assert steps == [0, 1, 3]
+    assert images[0] == images[1] == images[2]
+
+
+def test_pages_are_shown_at_the_start_and_every_n_steps(trainer, module, monkeypatch):
+    shown = []
+    monkeypatch.setattr("callbacks.connector_health.show_batch_page", lambda *_: shown.append(trainer.global_step))
+    image = {"pixel_values": torch.rand(1, 3, 56, 56)}
+    for every in (2, None):
+        callback = ConnectorHealth(every_n_steps=None, page_every_n_steps=every)
+        for step in range(5):
+            trainer.global_step = step
+            callback.on_train_batch_start(trainer, module, image, step)
+            trainer.global_step = step + 1
+            callback.on_train_batch_end(trainer, module, None, image, step)
+    assert shown == [0, 2, 4]
 
 
 def test_running_statistics_do_not_move(trainer, module):
