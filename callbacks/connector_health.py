@@ -126,8 +126,10 @@ def _first_page(batch: Any, tiling: Tiling) -> tuple[tuple[int, int] | None, sli
     start = 0
     for sizes, tiles in zip(batch.get("sizes", ()), batch.get("tiles", ()), strict=True):
         # A conversation may show images in another order than `sizes`, and an image twice.
-        if len(set(sizes)) == 1 and tiles >= (count := count_tiles(sizes[0][0], sizes[0][1], tiling)):
-            return sizes[0], slice(start, start + count)
+        if sizes and all(size == sizes[0] for size in sizes):
+            width, height = sizes[0]  # a list, where a DataLoader has converted the batch
+            if tiles >= (count := count_tiles(width, height, tiling)):
+                return (width, height), slice(start, start + count)
         start += tiles
     return None, slice(0)
 

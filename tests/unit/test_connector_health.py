@@ -124,7 +124,11 @@ def test_the_page_is_the_first_image_whose_tiles_are_known(trainer, module, tmp_
         "tiles": [encoded.num_tiles for encoded, _ in samples],
     }
     alone, sizes = sample(pages[1])
-    single = {**module.processor.collate([alone]), "sizes": [sizes], "tiles": [alone.num_tiles]}
+    single = {
+        **module.processor.collate([alone]),
+        "sizes": [[list(size) for size in sizes]],
+        "tiles": [alone.num_tiles],
+    }
     floating = {**single, "pixel_values": normalise_tensor(single["pixel_values"], single["tile_boxes"])}
     text = {"pixel_values": torch.zeros(0, 3, 56, 56), "sizes": [[]], "tiles": [0]}
     trainer.loggers.append(TensorBoardLogger(tmp_path, name="", version=""))
