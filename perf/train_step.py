@@ -3,6 +3,7 @@
     python perf/train_step.py [--json] [--model small|paper] [--device cpu|cuda] [--tiles 1 9]
                               [--strategies auto ddp configs/cluster/fsdp.yaml] [--steps 10] [--rounds 6]
                               [--batch_size N] [--text 64]
+    python perf/train_step.py --model embedded [--stages configs/stage/documents.yaml ...] [--connector FILE]
 
 Every case (tiles x strategy) is a process that runs the real command line: `fit` with all its callbacks, on batches
 that were made beforehand and stay in memory, so that the loader's speed is not measured (perf/loader.py does that).
@@ -13,8 +14,12 @@ Checkpoints, evaluation and the start are not in it.
 
 `small` is a random model for a CPU; `paper` is configs/model/llama3.2-1b.yaml with random weights and a byte tokenizer,
 all parts trained, for one GPU. Strategies are names that `trainer.strategy` takes, or files for `--trainer`. MFU is
-over the device's peak (alignvlm_pl/training/flops.py); on a CPU over the rate of a matrix product, measured at
-the start. A case that fails is printed with its error, and the next one runs. With `--json` the last line is one JSON
+over the device's peak (alignvlm_pl/training/flops.py); on a CPU over the rate of a matrix product in the same
+precision, `product_tflops`, measured at the start.
+
+`embedded` is the demo's model and pages, and a case is a stage: seconds of its step, and operations a second, which do
+not count what the stage leaves out (frozen parts, collapsed blanks). There is no bare loop.
+ A case that fails is printed with its error, and the next one runs. With `--json` the last line is one JSON
 object, with the errors under `failed`; the exit status is 1 if a ratio misses the target or a case failed.
 """
 
@@ -28,8 +33,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +50,7 @@ from lightning.fabric.utilities import move_data_to_device
 from alignvlm_pl.preprocessing.batch import Batch
 from alignvlm_pl.training.flops import count_pairs
 from alignvlm_pl.training.module import AlignVLMModule, loss_inputs
-from callbacks.throughput import Throughput, peak_memory
+from callbacks.throughput import Throughput, peak_memory, run_tokens
 from datamodules import WebDataModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,8 +117,10 @@ class Clock(pl.Callback):
         """At the end of a round, take the time and let the bare loop run."""
         assert isinstance(pl_module, AlignVLMModule)
         self._amounts["tiles"] += sum(batch["tiles"])
-        self._amounts["tokens"] += sum(batch["tokens"])
-        self._amounts["pairs"] += count_pairs(batch["tokens"])
+        per_tile = pl_module.net.config.tokens_per_tile
+        tokens = run_tokens(batch["tokens"], batch["tiles"], outputs.get("kept_tokens"), tokens_per_tile=per_tile)
+        self._amounts["tokens"] += sum(tokens)
+        self._amounts["pairs"] += count_pairs(tokens)
         self._supervised = outputs["document_supervised"].sum()
         if trainer.global_step % self.steps:
             return
@@ -165,6 +173,7 @@ def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, floa
     names = ("tiles", "tokens", "pairs", "supervised")
     seconds = [found["fit_s"] for found in rounds]
     results = {
+        "step_s": statistics.median(found["fit_s"] / found["steps"] for found in rounds),
         "fit_tokens_per_s": statistics.median(found["tokens"] / found["fit_s"] for found in rounds),
         "fit_tiles_per_s": statistics.median(found["tiles"] / found["fit_s"] for found in rounds),
     }
@@ -177,7 +186,7 @@ def summary(rounds: list[dict[str, float]], meter: Throughput) -> dict[str, floa
         attention = first["pairs"] * meter.work.attention
         results["attention_work_share"] = attention / sum(parts.values())
         if meter.peak is not None:
-            results["mfu"] = rate / meter.peak
+            results |= {"mfu": rate / meter.peak, "product_tflops": meter.peak / 1e12}
     if all("bare_s" in found for found in rounds):
         results["bare_tokens_per_s"] = statistics.median(f["tokens"] / f["bare_s"] for f in rounds)
         results["overhead_ms"] = 1000 * statistics.median((f["fit_s"] - f["bare_s"]) / f["steps"] for f in rounds)
@@ -230,7 +239,7 @@ def write_spec(folder: Path, *, model: str, tiles: int) -> dict[str, Any]:
 
 
 def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy: str) -> dict[str, float]:
-    """One case in a process of its own."""
+    """One case of a random model in a process of its own."""
     folder.mkdir()
     spec = write_spec(folder, model=options.model, tiles=tiles)
     size = options.batch_size
@@ -241,19 +250,38 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
         text=options.text,
         count=BATCHES * size,
     )
-    cuda = options.device == "cuda"
-    bare = strategy == "auto"
-    clock = {"steps": options.steps, "rounds": options.rounds, "bare": bare}
     trainer = ["--trainer", strategy] if strategy.endswith(".yaml") else [f"--trainer.strategy={strategy}"]
+    words = [
+        *("--model", str(folder / "model.yaml"), *trainer),
+        *("--stage.name=perf", "--stage.lr_vision=1e-6", "--stage.lr_connector=1e-6", "--stage.lr_llm=1e-6"),
+    ]
+    return run_fit(options, folder, words, bare=strategy == "auto")
+
+
+def run_stage(options: argparse.Namespace, folder: Path, *, stage: str) -> dict[str, float]:
+    """One stage of the embedded default on the demo's pages, in a process of its own."""
+    from datamodules.prepare.synthetic import write_split
+
+    folder.mkdir()
+    count = BATCHES * options.batch_size
+    write_split(folder / "set", split="train", num_documents=count, height=96, fault_share=0.4, processes=1)
+    words = ["--model", str(ROOT / "configs/model/embedded.yaml"), "--stage", stage, "--stage.parent=null"]
+    if options.connector:
+        words += ["--connector", options.connector]
+    return run_fit(options, folder, words, bare=False)
+
+
+def run_fit(options: argparse.Namespace, folder: Path, words: list[str], *, bare: bool) -> dict[str, float]:
+    """Run `fit` on the set in the folder; `words` are options of model, stage and strategy."""
+    cuda, size = options.device == "cuda", options.batch_size
+    clock = {"steps": options.steps, "rounds": options.rounds, "bare": bare}
     command = [
-        *("fit", "--config", str(ROOT / "configs/base.yaml"), "--model", str(folder / "model.yaml")),
+        *("fit", "--config", str(ROOT / "configs/base.yaml"), *words),
         *("--data", "train_step.RecordedDataModule", f"--data.init_args.train=[{folder / 'set'}]"),
         *(f"--data.init_args.batch_size={size}", "--data.init_args.num_workers=0"),
-        *("--stage.name=perf", "--stage.lr_vision=1e-6", "--stage.lr_connector=1e-6", "--stage.lr_llm=1e-6"),
         *(f"--stage.global_batch_size={size}", f"--stage.max_steps={options.steps * (options.rounds + 1)}"),
-        *trainer,
         *("--trainer.devices=1", f"--trainer.accelerator={'gpu' if cuda else 'cpu'}"),
-        f"--trainer.precision={options.precision or ('bf16-mixed' if cuda else '32-true')}",
+        f"--trainer.precision={options.precision}",
         *(
             "--trainer.limit_val_batches=0",
             "--trainer.num_sanity_val_steps=0",
@@ -263,7 +291,7 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
         f"--trainer.callbacks={json.dumps([{'class_path': 'train_step.Clock', 'init_args': clock}])}",
     ]
     if not cuda:
-        command.append(f"--throughput.peak_tflops={matmul_tflops()}")
+        command.append(f"--throughput.peak_tflops={matmul_tflops(half='bf16' in options.precision)}")
     program = "import sys; from alignvlm_pl.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "perf")))}
     done = subprocess.run([sys.executable, "-c", program, *command], env=environment, capture_output=True, text=True)
@@ -273,6 +301,14 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
     return results
 
 
+def cases(options: argparse.Namespace) -> dict[str, Callable[..., dict[str, float]]]:
+    """What is to be run, by name; each takes the options and a folder."""
+    if options.model == "embedded":
+        return {Path(stage).stem: partial(run_stage, stage=stage) for stage in options.stages}
+    pairs = product(options.tiles, options.strategies)
+    return {f"{n}_tiles_{Path(name).stem}": partial(run_case, tiles=n, strategy=name) for n, name in pairs}
+
+
 def samples_of_a_step(model: str, memory: int) -> int:
     """Default batch size of a model on a GPU of so many bytes."""
     if model != "paper":
@@ -280,9 +316,9 @@ def samples_of_a_step(model: str, memory: int) -> int:
     return 2 if memory >= TWO_PAGES else 1
 
 
-def matmul_tflops(size: int = 1024, times: int = 8) -> float:
-    """Rate of a float32 matrix product on the CPU, in 10¹² operations a second: the best of some."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
+def matmul_tflops(size: int = 1024, times: int = 8, *, half: bool = False) -> float:
+    """Rate of a float32 (half: bfloat16) matrix product on the CPU, in 10¹² operations a second: the best of some."""
+    left, right = torch.randn(2, size, size, dtype=torch.bfloat16 if half else torch.float32)
     best = float("inf")
     for _ in range(times):
         started = time.perf_counter()
@@ -291,13 +327,14 @@ def matmul_tflops(size: int = 1024, times: int = 8) -> float:
     return 2 * size**3 / best / 1e12
 
 
-def main() -> int:
-    """Print the results of each case."""
-    cuda = torch.cuda.is_available()
+def parse_options(cuda: bool) -> argparse.Namespace:
+    """Read the command line; defaults are those of a machine with or without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--model", choices=("small", "paper"), default="paper" if cuda else "small")
+    parser.add_argument("--model", choices=("small", "paper", "embedded"), default="paper" if cuda else "small")
+    parser.add_argument("--stages", nargs="+", default=[str(ROOT / "configs/stage/documents.yaml")], help="embedded")
+    parser.add_argument("--connector", help="embedded: a file of configs/model/connector, or one's own")
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 9] if cuda else [1])
     parser.add_argument("--strategies", nargs="+", default=list(CUDA_STRATEGIES) if cuda else ["auto"])
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a round")
@@ -306,26 +343,32 @@ def main() -> int:
         "--batch_size", type=int, help="samples of a step; default: 4, of the paper's model 1, from 100 GiB 2"
     )
     parser.add_argument("--text", type=int, default=64, help="letters of question and answer, a token each")
-    parser.add_argument("--precision", help="default: bf16-mixed on a GPU, else 32-true")
+    parser.add_argument("--precision", help="default: bf16-mixed on a GPU and for the embedded default, else 32-true")
     options = parser.parse_args()
+    half = options.device == "cuda" or options.model == "embedded"
+    options.precision = options.precision or ("bf16-mixed" if half else "32-true")
     if options.device == "cuda" and not cuda:
         raise SystemExit("--device cuda: there is no CUDA device here")
     memory = torch.cuda.get_device_properties(0).total_memory if options.device == "cuda" else 0
     options.batch_size = options.batch_size or samples_of_a_step(options.model, memory)
+    return options
+
+
+def main() -> int:
+    """Print the results of each case."""
+    options = parse_options(torch.cuda.is_available())
     failed: dict[str, str] = {}
     results: dict[str, Any] = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu"}
     with tempfile.TemporaryDirectory() as root:
-        for tiles in options.tiles:
-            for strategy in options.strategies:
-                case = f"{tiles}_tiles_{Path(strategy).stem}"
-                try:
-                    found = run_case(options, Path(root) / case, tiles=tiles, strategy=strategy)
-                except CaseError as error:
-                    print(f"{case}  fit failed\n{str(error)[-4000:]}", flush=True)
-                    failed[case] = str(error).splitlines()[-1][-300:]
-                    continue
-                print(case, *(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
-                results |= {f"{case}_{name}": round(value, 5) for name, value in found.items()}
+        for case, run in cases(options).items():
+            try:
+                found = run(options, Path(root) / case)
+            except CaseError as error:
+                print(f"{case}  fit failed\n{str(error)[-4000:]}", flush=True)
+                failed[case] = str(error).splitlines()[-1][-300:]
+                continue
+            print(case, *(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
+            results |= {f"{case}_{name}": round(value, 5) for name, value in found.items()}
     ratios = [value for name, value in results.items() if name.endswith("fit_over_bare")]
     if ratios:
         results["fit_over_bare"] = min(ratios)
