@@ -9,7 +9,8 @@ from typing import Any
 from alignvlm_pl.errors import ConfigError
 
 from ..pack.options import require_at_least
-from .write import DOCUMENT_KINDS, write_split
+from .questions import RECEIPT
+from .write import DOCUMENT_KINDS, PAGE_WEIGHTS, write_split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,19 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: An invalid argument, a missing package, or a folder that holds something else.
     """
     args = _parser().parse_args(argv)
-    require_at_least(0, train=args.train, lines=args.lines, heldout=args.heldout)
+    require_at_least(0, train=args.train, lines=args.lines, heldout=args.heldout, pages=args.pages)
     datasets = _datasets(args)
     if not datasets:
-        raise ConfigError("--train, --lines and --heldout are 0: nothing to render")
+        raise ConfigError("--train, --lines, --heldout and --pages are 0: nothing to render")
     for folder, settings in datasets.items():
         manifest = write_split(
             args.out / folder,
             seed=args.seed,
             processes=args.processes,
-            width=args.width,
-            height=args.height,
             fault_share=args.faults,
-            **settings,
+            **{"width": args.width, "height": args.height, **settings},
         )
         sys.stdout.write(f"{manifest.folder}: {manifest.num_samples} samples\n")
     return 0
@@ -50,6 +49,14 @@ def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for kind in DOCUMENT_KINDS:
         datasets[f"heldout-{kind}s"] = {**evaluation, "kinds": [kind], "transcription_share": 0.0}
     datasets["heldout-lines"] = {**evaluation, "kinds": ["lines"], "fonts": "heldout"}
+    if args.pages:
+        size = {"width": args.page_width, "height": 0}  # whole pages have the height that they need
+        asked |= {"questions_per_document": args.page_questions}
+        datasets["pages"] = {"split": "train", "num_documents": args.pages, "kinds": args.page_kinds, **size, **asked}
+        # The usual questions only, which come first.
+        datasets["heldout-receipt-pages"] = {
+            **datasets["heldout-receipts"], **size, "kinds": ["receipt-page"], "questions_per_document": len(RECEIPT),
+        }  # fmt: skip
     return {name: settings for name, settings in datasets.items() if settings["num_documents"] > 0}
 
 
@@ -67,15 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder; each dataset gets a folder in it")
     weights = "weights of training documents: form=1,receipt=1,table=1"
     parser.add_argument("--kinds", type=_weights, default=DOCUMENT_KINDS, help=weights)
+    weights = "weights of training pages: receipt-page=3,form-page=1,table-page=1 (the default)"
+    parser.add_argument("--page-kinds", type=_weights, default=PAGE_WEIGHTS, help=weights)
     numbers: dict[str, tuple[float, str]] = {
         "--train": (4000, "training documents with questions"),
         "--lines": (4000, "training pages of plain lines"),
         "--heldout": (100, "documents in each held-out dataset"),
+        "--pages": (0, "whole training pages, and the held-out dataset of whole receipts if not 0"),
         "--questions": (4, "most questions per training document"),
+        "--page-questions": (8, "most questions per whole training page"),
         "--transcriptions": (0.1, "share of training documents to be transcribed"),
         "--faults": (0.67, "share of pages with noise, blur, …"),
         "--width": (256, "width of a page in px"),
         "--height": (128, "height of a page in px, 32 per row"),
+        "--page-width": (768, "width of a whole page in px; its height is that of its content"),
         "--seed": (0, "another seed gives other documents"),
         "--processes": (2, "processes that render"),
     }

@@ -13,14 +13,19 @@ from PIL import Image, ImageDraw, ImageFilter
 from alignvlm_pl.errors import ConfigError, nearest
 
 from ...shards.sample_formats import conversation
-from . import layouts, questions
+from . import layouts, pages, questions
 from .lexicon import check_split
+from .receipt_page import receipt_page
 from .sheet import Question, Segment, Sheet
-from .style import COLUMN_WIDTH_PX, ROW_HEIGHT_PX, Style, draw_style
+from .style import COLUMN_WIDTH_PX, ROW_HEIGHT_PX, Style, draw_page_style, draw_style
 
 Box = tuple[float, float, float, float]
 _PAD = 6
 _WIDE_GAP_PX = 3.0
+_CUT_AT = 2.6
+"""The largest angle of a skewed page, in standard deviations."""
+_MOST_SKEW_PX = 3.0
+"""How far the ends of a line of a skewed whole page may leave its row."""
 
 
 class Rendered(NamedTuple):
@@ -40,7 +45,7 @@ def render_sheet(sheet: Sheet) -> Rendered:
     jitters = [rng.uniform(-2.5, 2.5) for _ in range(sheet.num_rows)]
     boxes = [_draw_text(page, segment, style, jitters[segment.row]) for segment in sheet.segments]
     if rng.random() < 0.5:
-        page, boxes = _skew(page, boxes, rng.gauss(0, 0.5), style.paper)
+        page, boxes = _skew(page, boxes, rng.gauss(0, sheet.skew_deg), _CUT_AT * sheet.skew_deg, style.paper)
     if rng.random() < sheet.fault_share:
         page = _degrade(page, style, rng)
     return Rendered(*_encode(page, rng), boxes)
@@ -55,6 +60,7 @@ def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
 
 def _draw_text(page: Image.Image, segment: Segment, style: Style, jitter_px: float) -> Box:
     """Draw one segment `jitter_px` off the middle of its row and return the box of its ink."""
+    style = style.scaled(segment.scale)
     mask, pad = _text_mask(segment, style)
     jitter = 0.0 if segment.knockout else jitter_px
     # Capitals reach 0.7 of the size above the baseline; without tails they may be centred exactly.
@@ -87,9 +93,11 @@ def _text_mask(segment: Segment, style: Style) -> tuple[Image.Image, float]:
     return mask.resize((round(mask.width * scale), mask.height), Image.Resampling.BICUBIC), _PAD * scale
 
 
-def _skew(page: Image.Image, boxes: list[Box], degrees: float, paper: int) -> tuple[Image.Image, list[Box]]:
+def _skew(
+    page: Image.Image, boxes: list[Box], degrees: float, most: float, paper: int
+) -> tuple[Image.Image, list[Box]]:
     """Turn the page about its centre by a small angle, and the boxes with it."""
-    degrees = max(-1.3, min(1.3, degrees))
+    degrees = max(-most, min(most, degrees))
     turned = page.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=paper)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     cx, cy = page.width / 2, page.height / 2
@@ -152,15 +160,24 @@ LAYOUTS: dict[str, Callable[[Sheet], None]] = {
     layout.__name__: layout for layout in (layouts.lines, layouts.form, layouts.receipt, layouts.table, layouts.chart)
 }
 KINDS = tuple(LAYOUTS)
+"""Kinds of small documents."""
+PAGE_LAYOUTS: dict[str, Callable[[Sheet], None]] = {
+    "receipt-page": receipt_page,
+    "form-page": pages.form_page,
+    "table-page": pages.table_page,
+}
+PAGE_KINDS = tuple(PAGE_LAYOUTS)
+"""Kinds of whole pages, which are as high as their content."""
 SOURCE = "synthetic"
 MIN_WIDTH_PX = 192
 MIN_HEIGHT_PX = 96
+MIN_PAGE_WIDTH_PX = 640
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A document of one of the `KINDS`: a grey-level page, the same as a ``png`` or ``jpg`` file, the turns of the
-    conversation, and the text of each row, top to bottom, as ``{"text", "box": [x0, y0, x1, y1]}`` in px.
+    """A document of one of the `KINDS` or `PAGE_KINDS`: a grey-level page, the same as a ``png`` or ``jpg`` file, the
+    turns of the conversation, and the text of each row, top to bottom, as ``{"text", "box": [x0, y0, x1, y1]}`` in px.
     """
 
     kind: str
@@ -199,11 +216,11 @@ def generate_document(
     Args:
         seed: Any whole number.
         split: ``train`` or ``heldout``: which words and values the page may show.
-        kind: Layout; a random one of forms, receipts, tables and charts where None.
+        kind: Layout; a random one of forms, receipts, tables and charts (no whole pages) where None.
         fonts: ``train`` typefaces or the ``heldout`` ones.
         width: Width in px, a multiple of 8.
-        height: Height in px, a multiple of 32: one line of text each.
-        num_questions: Most turns of the conversation, at least 1.
+        height: Height in px, a multiple of 32: one line of text each. Whole pages have the height that they need.
+        num_questions: Most turns of the conversation, at least 1; whole receipts first of all ask for the usual four.
         transcription_share: Share (0-1) of documents whose last turn asks for all text; ``lines`` always do.
         fault_share: Probability (0-1) of faults of paper, printer and scanner (blur, noise, worn strokes).
 
@@ -211,9 +228,17 @@ def generate_document(
         ConfigError: An unknown split, kind or font set, a size that does not fit the grid, or a missing package.
     """
     check_split(split)
-    if kind is not None and kind not in LAYOUTS:
-        raise ConfigError(f"kind of a synthetic document: unknown {kind!r}; {nearest(kind, LAYOUTS)}")
-    if width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < MIN_HEIGHT_PX or height % ROW_HEIGHT_PX:
+    if kind is not None and kind not in (*KINDS, *PAGE_KINDS):
+        raise ConfigError(f"kind of a synthetic document: unknown {kind!r}; {nearest(kind, (*KINDS, *PAGE_KINDS))}")
+    whole = kind in PAGE_KINDS
+    if whole:
+        height = 0
+        if width < MIN_PAGE_WIDTH_PX or width % COLUMN_WIDTH_PX:
+            raise ConfigError(
+                f"width of a whole synthetic page: expected at least {MIN_PAGE_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
+                f"px, found {width}"
+            )
+    elif width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < MIN_HEIGHT_PX or height % ROW_HEIGHT_PX:
         raise ConfigError(
             f"size of a synthetic document: expected a width of at least {MIN_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
             f"and a height of at least {MIN_HEIGHT_PX} in steps of {ROW_HEIGHT_PX} px, found {width}x{height}"
@@ -225,12 +250,14 @@ def generate_document(
     sheet = Sheet(
         rng=rng,
         split=split,
-        style=draw_style(rng, fonts=fonts),
+        style=draw_page_style(rng, fonts=fonts) if whole else draw_style(rng, fonts=fonts),
         width=width,
         num_rows=height // ROW_HEIGHT_PX,
         fault_share=fault_share,
     )
-    LAYOUTS[kind](sheet)
+    if whole:
+        sheet.skew_deg = math.degrees(_MOST_SKEW_PX / (width / 2)) / _CUT_AT
+    (PAGE_LAYOUTS if whole else LAYOUTS)[kind](sheet)
     page = render_sheet(sheet)
     lines = _lines(sheet, page.boxes)
     turns = _turns(sheet, lines, num_questions, 1.0 if kind == "lines" else transcription_share)
@@ -259,6 +286,9 @@ def _turns(sheet: Sheet, lines: list[dict[str, Any]], num_questions: int, transc
     """Choose the turns of the conversation from what can be asked about the page."""
     rng, chosen = sheet.rng, list(sheet.questions)
     rng.shuffle(chosen)
+    if sheet.usual:
+        chosen = [*rng.sample(sheet.usual, len(sheet.usual)), *chosen][:num_questions]
+        rng.shuffle(chosen)
     chosen = chosen[:num_questions]
     if rng.random() < transcription_share or not chosen:
         text = "\n".join(line["text"] for line in lines)

@@ -8,9 +8,9 @@ no word and no value that any training page can show. Every text of a layout mus
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from importlib import import_module
 from random import Random
@@ -50,20 +50,26 @@ def alphanumerics(token: str) -> str:
     return "".join(character for character in token.lower() if character.isalnum())
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def _is_heldout(print_: str) -> bool:
     return crc32(print_.encode()) % HELDOUT_PARTS == 0
 
 
-def belongs(text: str, split: str) -> bool:
-    """Say whether a page of `split` may show `text`.
-
-    Every token (between blanks) of two or more letters and digits, and every run of three or more letters
-    within a token, must be on the side of `split`. Single characters are free.
+def prints(text: str) -> list[str]:
+    """Return what decides the split of a text: its tokens (between blanks) of two or more letters and digits, and
+    the runs of three or more letters within them.
     """
     tokens = [print_ for token in text.split() if len(print_ := alphanumerics(token)) >= 2]
-    runs = [run for run in _RUNS.findall(text.lower()) if run not in SHARED_RUNS]
-    return all(_is_heldout(print_) == (split == "heldout") for print_ in (*tokens, *runs))
+    return [*tokens, *(run for run in _RUNS.findall(text.lower()) if run not in SHARED_RUNS)]
+
+
+def belongs(text: str, split: str, *, usual: Collection[str] = ()) -> bool:
+    """Say whether a page of `split` may show `text`.
+
+    Each of its `prints` must be on the side of `split`, or among the `usual` ones, which both splits show. Single
+    characters are free.
+    """
+    return all(print_ in usual or _is_heldout(print_) == (split == "heldout") for print_ in prints(text))
 
 
 def check_split(split: str) -> None:

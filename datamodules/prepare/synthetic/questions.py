@@ -13,6 +13,18 @@ COMPANY = (
     "Which company issued the receipt?", "What is the name of the shop?", "Who issued this receipt?",
     "What is written at the top?",
 )  # fmt: skip
+RECEIPT = {
+    "company": (*COMPANY[:3], "Which shop is this receipt from?", "Find the company.", "Company?"),
+    "date": ("When was the receipt issued?", "Which date is on the receipt?", "Find the date.", "Date of the receipt?"),
+    "address": ("Where is the shop?", "What is the address of the company?", "Find the address.", "Read the address."),
+    "total": (
+        "How much is the total?", "What is the total amount?", "How much was to be paid?", "Find the total.", "Total?",
+    ),
+}  # fmt: skip
+"""What each whole receipt is asked for, beside `What is the company?` and so on."""
+AMOUNT = ("What is the amount for {0}?", "What do all {0} cost together?", "How much was charged for {0}?")
+UNIT_PRICE = ("What is the unit price of {0}?", "How much is one {0}?", "What does a single {0} cost?")
+QUANTITY = ("How many {0} were bought?", "What is the quantity of {0}?")
 KEY = ("Which label has the value {0}?", "What does {0} belong to?", "Which field says {0}?")
 TITLE = ("What is the title?", "What is the heading?", "What is written at the top?")
 CELL = (

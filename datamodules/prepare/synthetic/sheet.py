@@ -21,6 +21,7 @@ class Segment:
     """A piece of text, verbatim, on one row (0 at the top); `left` edge and `width` in px.
 
     With `knockout` it is set in the colour of the paper on a dark shape, and so exactly in the middle of the row.
+    `scale` is its size in sizes of the document.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Segment:
     width: float
     bold: bool = False
     knockout: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,8 @@ class Question:
 class Sheet:
     """Texts, shapes and questions of one document; `width` in px, `num_rows` of 32 px, shapes are drawn before text.
 
-    `left`, `right` and `space` are edges and width of the text area in px.
+    `left`, `right` and `space` are edges and width of the text area in px. `skew_deg` is the standard deviation of the
+    angle of a page that is skewed. The `usual` questions are asked before all other ones.
     """
 
     rng: Random
@@ -61,9 +64,11 @@ class Sheet:
     width: int
     num_rows: int
     fault_share: float = 0.67
+    skew_deg: float = 0.5
     segments: list[Segment] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    usual: list[Question] = field(default_factory=list)
     _used: set[str] = field(default_factory=set)
 
     @property
@@ -78,9 +83,9 @@ class Sheet:
     def space(self) -> float:
         return self.right - self.left
 
-    def width_of(self, text: str, *, bold: bool = False) -> float:
+    def width_of(self, text: str, *, bold: bool = False, scale: float = 1.0) -> float:
         """Return the width in px of a text in the style of this document."""
-        return self.style.text_width(text, bold=bold)
+        return self.style.scaled(scale).text_width(text, bold=bold)
 
     def cased(self, text: str) -> str:
         """Set words in lower or title case in the letter case of this document; ``mixed`` chooses one for each text."""
@@ -125,13 +130,14 @@ class Sheet:
         align: str = "left",
         bold: bool = False,
         knockout: bool = False,
+        scale: float = 1.0,
     ) -> Segment:
         """Place a text between `left` and `right` (the margins by default), aligned left, right or centre."""
         left = self.left if left is None else left
         right = self.right if right is None else right
-        width = self.width_of(text, bold=bold)
+        width = self.width_of(text, bold=bold, scale=scale)
         slack = {"left": 0.0, "right": right - left - width, "centre": (right - left - width) / 2}[align]
-        segment = Segment(text=text, row=row, left=left + slack, width=width, bold=bold, knockout=knockout)
+        segment = Segment(text=text, row=row, left=left + slack, width=width, bold=bold, knockout=knockout, scale=scale)
         self.segments.append(segment)
         return segment
 

@@ -5,7 +5,8 @@ each character of a row into a column of its own (alignvlm_pl/models/page_readou
 best by a column between them. So no text is narrower than `Style.text_width`, and rows are `ROW_HEIGHT_PX` high.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,10 @@ _SKIPPED = ("Thin", "ExtraLight", "Variable")
 _SQUEEZE = (0.68, 1.15)
 # Pitch of ordinary text in px: least, most, most frequent. Receipts are set about half as wide as high.
 _PITCH_PX = (9.4, 14.0, 10.8)
+_PAGE_PITCH_PX = (9.4, 16.0, 11.5)
+_LARGEST_PX = 35
+_ITALIC = re.compile("(Italic|Oblique|It)$")
+_PAGE_CASES = {"upper": 62, "title": 28, "mixed": 10}
 _SAMPLE = "Quick brown fox 0123.45 jumps over lazy dogs"
 _CASES = {"upper": 42, "title": 26, "lower": 12, "sentence": 8, "mixed": 12}
 ROW_HEIGHT_PX = 32
@@ -92,6 +97,10 @@ class Style:
     paper: int
     margin_px: int  # least distance of text from the left and right edges
 
+    def scaled(self, scale: float) -> "Style":
+        """Return the same style in another size, as long as that stays within a row."""
+        return self if scale == 1.0 else replace(self, size_px=min(round(self.size_px * scale), _LARGEST_PX))
+
     def font(self, *, bold: bool = False) -> ImageFont.FreeTypeFont:
         """Return the opened font."""
         return _open_font(self.face.bold_path if bold else self.face.path, self.size_px)
@@ -113,16 +122,40 @@ def draw_style(rng: Random, *, fonts: str) -> Style:
         ink, paper = rng.randint(205, 255), rng.randint(0, 70)
     # Capitals have no tails, so upper-case text may stand higher in its row.
     size_px = rng.randint(20, 28 if case == "upper" else 25)
-    # The scale that brings ordinary text near a pitch, within what still looks like type.
-    sample = _SAMPLE.upper() if case == "upper" else _SAMPLE
-    natural_px = _open_font(face.path, size_px).getlength(sample) / len(sample)
     return Style(
         face=face,
         size_px=size_px,
-        squeeze=min(_SQUEEZE[1], max(_SQUEEZE[0], rng.triangular(*_PITCH_PX) / natural_px)),
+        squeeze=_squeeze(face, size_px, case, rng.triangular(*_PITCH_PX)),
         spacing_px=rng.choice((0.0, 0.0, rng.uniform(0, 1.5))),
         case=case,
         ink=ink,
         paper=paper,
         margin_px=rng.randint(3, 12),
     )
+
+
+def draw_page_style(rng: Random, *, fonts: str) -> Style:
+    """Choose the look of a whole page: as `draw_style`, but mostly in capitals, larger and with wider margins."""
+    case = rng.choices(list(_PAGE_CASES), list(_PAGE_CASES.values()))[0]
+    size_px = rng.randint(20, 30 if case == "upper" else 26)
+    style = draw_style(rng, fonts=fonts)
+    while rng.random() < _unlikely(style.face):
+        style = draw_style(rng, fonts=fonts)
+    style = replace(style, case=case, size_px=size_px, margin_px=round(rng.triangular(14, 84, 24)))
+    if style.ink > style.paper and rng.random() < 0.9:  # few pages are white on black
+        style = replace(style, ink=255 - style.ink, paper=255 - style.paper)
+    return replace(style, squeeze=_squeeze(style.face, size_px, case, rng.triangular(*_PAGE_PITCH_PX)))
+
+
+def _unlikely(face: Face) -> float:
+    """Return how often (0-1) a face is not taken: receipts have no italics, and many have one pitch for all letters."""
+    if _ITALIC.search(face.path.stem):
+        return 0.85
+    return 0.0 if "mono" in face.family else 0.4
+
+
+def _squeeze(face: Face, size_px: int, case: str, pitch_px: float) -> float:
+    """Return the scale that brings ordinary text near a pitch, within what still looks like type."""
+    sample = _SAMPLE.upper() if case == "upper" else _SAMPLE
+    natural_px = _open_font(face.path, size_px).getlength(sample) / len(sample)
+    return min(_SQUEEZE[1], max(_SQUEEZE[0], pitch_px / natural_px))

@@ -16,7 +16,7 @@ from alignvlm_pl.utils.atomic_files import PARTIAL
 
 from ...shards.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, load_manifest
 from ...shards.writer import ShardWriter
-from .generate import KINDS, SOURCE, Document, generate_document
+from .generate import KINDS, PAGE_KINDS, SOURCE, Document, generate_document
 from .lexicon import check_split, lexicon_digest
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ GENERATOR_VERSION = 3
 LICENSE = "CC0-1.0"
 DOCUMENT_KINDS = {"form": 1.0, "receipt": 1.0, "table": 1.0, "chart": 1.0}
 """Weights of the kinds of documents to be asked about."""
+PAGE_WEIGHTS = {"receipt-page": 3.0, "form-page": 1.0, "table-page": 1.0}
+"""Weights of the kinds of whole pages."""
 _CHUNK = 16
 _PROGRESS_S = 5.0
 
@@ -52,8 +54,8 @@ class DatasetPlan:
         if self.num_documents < 1:
             raise ConfigError(f"num_documents must be 1 or more, found {self.num_documents}")
         for kind, weight in self.kinds.items():
-            if kind not in KINDS:
-                raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, KINDS)}")
+            if kind not in (known := (*KINDS, *PAGE_KINDS)):
+                raise ConfigError(f"kinds of a synthetic dataset: unknown {kind!r}; {nearest(kind, known)}")
             if weight < 0:
                 raise ConfigError(
                     f"kinds of a synthetic dataset: weight of {kind} must not be negative, found {weight}"
