@@ -185,9 +185,12 @@ def docdownstream(name: str, *, size: int | None = None, contents: str = "") -> 
 
 
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:
-    """Return the benchmark of an unregistered dataset: metrics from the config, each under its default rule."""
+    """Return the benchmark of an unregistered dataset: metrics from the config, each under its default rule.
+
+    Scores are also reported by ``meta["group"]``.
+    """
     scorings = tuple(Scoring(metric=metric, rules=get_metric(metric).rules[:1]) for metric in metrics)
-    return Benchmark(name=name, title=name, split="", size=size, scorings=scorings)
+    return Benchmark(name=name, title=name, split="", size=size, scorings=scorings, groups="group")
 
 
 def with_prompt_files(benchmark: Benchmark | None, files: Mapping[str, Path], *, name: str) -> Benchmark | None:

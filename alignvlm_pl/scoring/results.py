@@ -54,5 +54,6 @@ def overall(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     if not scored:
         return {}
     total = sum(scores["num"] for scores in scored)
-    names = [name for name in scored[0] if name != "num" and all(name in scores for scores in scored)]
+    names = [name for name in scored[0] if name != "num" and "/" not in name]  # a group's has a slash
+    names = [name for name in names if all(name in scores for scores in scored)]
     return {"num": total, **{name: sum(f[name] * f["num"] for f in scored) / total for name in names}}

@@ -19,7 +19,7 @@ _KINDS = {
         "datamodules.prepare.synthetic.command",
         "rendered documents with questions and text lines -> shards",
     ),
-    "sroie": ("datamodules.prepare.sroie", "real receipts -> questions about pages, shards of line crops"),
+    "sroie": ("datamodules.prepare.sroie", "real receipts -> pages with questions, line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
     "wtq": ("datamodules.prepare.rendered_tables.wtq", "tables of WikiTableQuestions -> pages, questions"),
     "tabfact": ("datamodules.prepare.rendered_tables.tabfact", "tables of TabFact -> pages, statements"),

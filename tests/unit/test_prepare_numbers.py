@@ -11,7 +11,8 @@ from alignvlm_pl.cli import main
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["sroie", "in", "out", "--train-pages", "-1"], "--train-pages: expected 0 or more, found -1"),
+        (["sroie", "in", "out", "--heldout", "-1"], "--heldout: expected 0 or more, found -1"),
+        (["sroie", "in", "in", "out", "--width", "-1"], "--width: expected 0 or more, found -1"),
         (["sroie", "in", "out", "--max-lines", "0"], "--max-lines: expected 1 or more, found 0"),
         (["jsonl", "in.jsonl", "out", "--start", "-1"], "--start: expected 0 or more, found -1"),
         (["jsonl", "in.jsonl", "out", "--limit", "0"], "--limit: expected 1 or more, found 0"),

@@ -1,13 +1,18 @@
-"""Receipts become question pages and line crops; real ones too, where they are at hand."""
+"""Receipts become datasets of pages and of line crops; real ones too, where they are at hand."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from alignvlm_pl.errors import DataError
+from alignvlm_pl.benchmarks import plain_benchmark
+from alignvlm_pl.errors import ConfigError, DataError
+from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.scoring.results import results
+from alignvlm_pl.scoring.run import score_samples
 from datamodules.prepare.sroie import (
     ROW_HEIGHT_PX,
     TILE_HEIGHT_PX,
@@ -17,6 +22,9 @@ from datamodules.prepare.sroie import (
     prepare_sroie,
 )
 from datamodules.shards.manifest import load_manifest
+from datamodules.shards.reader import read_range
+from datamodules.shards.references import read_answers
+from datamodules.shards.sample import message_text
 
 REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real")) / "sroie"
 
@@ -30,16 +38,86 @@ def _receipt(folder: Path, name: str) -> None:
     (folder / f"{name}.json").write_text(json.dumps(note))
 
 
-def test_pages_and_lines(tmp_path: Path) -> None:
-    for name in ("000", "001", "002"):
-        _receipt(tmp_path, name)
-    counts = prepare_sroie(tmp_path, tmp_path / "out", train_pages=2, max_lines=10)
-    assert counts == {"train_pages": 2, "test_questions": 2, "lines": 3}
-    train = [json.loads(line) for line in (tmp_path / "out/pages-train.jsonl").read_text().splitlines()]
-    assert [message["content"] for message in train[0]["messages"]] == [
-        "<|image|>What is the total?", "9.00", "What is the date?", "1 MAY 2018",
-    ]  # fmt: skip
-    assert load_manifest(tmp_path / "out/lines").num_samples == 3
+def _samples(folder: Path) -> list[dict]:
+    manifest = load_manifest(folder)
+    raws = read_range(manifest, 0, manifest.num_samples)
+    return [json.loads(raw["json"]) | {"page": load_image(raw.get("0.jpg") or raw["0.png"])} for raw in raws]
+
+
+def _texts(sample: dict) -> list[str]:
+    return [message_text(turn) for turn in sample["messages"]]
+
+
+def test_several_folders_become_four_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder, names in ((first, ("000", "003")), (second, ("001", "002"))):
+        folder.mkdir()
+        for name in names:
+            _receipt(folder, name)
+    note = json.loads((second / "001.json").read_text())
+    (second / "001.json").write_text(json.dumps(note | {"fields": {"tip": "1", "total": " ", "date": "2 MAY"}}))
+    main([str(first), str(second), str(tmp_path / "out"), "--heldout", "2"])
+    assert json.loads(capsys.readouterr().out) == {
+        "train": 2, "heldout": 4, "lines": 2, "lines-train": 2, "empty_fields": 1,
+    }  # fmt: skip
+    train, heldout, lines, lines_train = (
+        _samples(tmp_path / "out" / name) for name in ("train", "heldout", "lines", "lines-train")
+    )
+    assert [sample["id"] for sample in train] == ["sroie/002", "sroie/003"]
+    assert _texts(train[0]) == ["What is the date?", "1 MAY 2018", "What is the total?", "9.00"]
+    asked = [(sample["id"], _texts(sample)[0], sample["references"], sample["meta"]["group"]) for sample in heldout]
+    assert asked == [
+        ("sroie/000/date", "What is the date?", ["1 MAY 2018"], "date"),
+        ("sroie/000/total", "What is the total?", ["9.00"], "total"),
+        ("sroie/001/date", "What is the date?", ["2 MAY"], "date"),
+        ("sroie/001/tip", "What is the tip?", ["1"], "tip"),
+    ]
+    assert [sample["id"] for sample in lines + lines_train] == ["sroie/000", "sroie/001", "sroie/002", "sroie/003"]
+
+
+@pytest.mark.parametrize("width", [0, 240])
+def test_boxes_of_lines_lie_on_the_ink_of_the_stored_page(tmp_path: Path, width: int) -> None:
+    _receipt(tmp_path, "000")
+    prepare_sroie([tmp_path], tmp_path / "out", heldout=0, width=width)
+    (sample,) = _samples(tmp_path / "out/train")
+    assert sample["page"].width == (width or 300)
+    assert sample["page"].size == (sample["images"][0]["w"], sample["images"][0]["h"])
+    ink = sample["page"].convert("L").point(lambda value: 255 * (value < 128)).getbbox()
+    (line,) = sample["lines"]
+    assert line["text"] == "TOTAL 9.00"
+    assert line["box"] == pytest.approx(ink, abs=2)
+    if not width:
+        stored = load_manifest(tmp_path / "out/train")
+        (raw,) = read_range(stored, 0, 1)
+        assert raw["0.jpg"] == (tmp_path / "000.jpg").read_bytes()
+
+
+def test_scores_are_reported_by_field(tmp_path: Path) -> None:
+    _receipt(tmp_path, "000")
+    prepare_sroie([tmp_path], tmp_path / "out")
+    gold = read_answers(tmp_path / "out/heldout")
+    answered = [replace(one, prediction="9.00") for one in gold]
+    found = score_samples(plain_benchmark("receipts", metrics=("exact_match",)), answered)
+    assert found.metrics == {"exact_match": 0.5, "exact_match/date": 0.0, "exact_match/total": 1.0}
+    assert results({"receipts": found})["overall"] == {"num": 2, "exact_match": 0.5}
+
+
+def test_receipts_of_one_name_and_a_dataset_that_would_be_stale_are_named(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        _receipt(tmp_path / folder, "007")
+    _receipt(tmp_path / "b", "008")
+    roots, out = [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
+    with pytest.raises(DataError, match=r"a/007.jpg and .*b/007.jpg: two receipts of the name '007'; rename one"):
+        prepare_sroie(roots, out)
+    prepare_sroie(roots[1:], out, heldout=1)
+    with pytest.raises(DataError, match=r"out/train has an earlier dataset, and no receipt is left for it; delete it"):
+        prepare_sroie(roots[1:], out)
+
+
+def test_the_former_option_names_the_new_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--train-pages was removed: .* --heldout"):
+        main([str(tmp_path), str(tmp_path), "--train-pages", "45"])
 
 
 def test_line_lies_on_the_second_row_of_white_paper() -> None:
@@ -61,11 +139,11 @@ def test_long_lines_take_more_tiles_and_never_too_many() -> None:
 
 def test_empty_folder_and_wrong_annotation_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no receipts"):
-        prepare_sroie(tmp_path, tmp_path / "out")
+        prepare_sroie([tmp_path], tmp_path / "out")
     _receipt(tmp_path, "000")
     (tmp_path / "000.json").write_text('{"words": []}')
     with pytest.raises(DataError, match=r"000.json: expected an object .* found keys \['words'\]"):
-        prepare_sroie(tmp_path, tmp_path / "out")
+        prepare_sroie([tmp_path], tmp_path / "out")
 
 
 QUAD = [50, 80, 150, 80, 150, 100, 50, 100]
@@ -86,7 +164,7 @@ def test_a_line_of_another_form_is_named(tmp_path: Path, line: object) -> None:
     note = json.loads((tmp_path / "000.json").read_text())
     (tmp_path / "000.json").write_text(json.dumps(note | {"lines": [*note["lines"], line]}))
     with pytest.raises(DataError, match=r"000\.json, line 1: expected `text` and `quad`"):
-        prepare_sroie(tmp_path, tmp_path / "out")
+        prepare_sroie([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("fields", [{}, {"total": 9}, {"total": " "}, {"total": "9", "date": ["x"]}])
@@ -94,13 +172,17 @@ def test_fields_of_another_form_are_named(tmp_path: Path, fields: object) -> Non
     _receipt(tmp_path, "000")
     (tmp_path / "000.json").write_text(json.dumps({"fields": fields, "lines": []}))
     with pytest.raises(DataError, match=r"000\.json: expected texts by name as `fields`, found"):
-        prepare_sroie(tmp_path, tmp_path / "out")
+        prepare_sroie([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real receipts: set ALIGNVLM_REAL")
 def test_real_receipts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(REAL), str(tmp_path), "--max-lines", "20"])
+    for file in sorted(REAL.iterdir())[:8]:
+        (tmp_path / file.name).symlink_to(file.absolute())
+    main([str(tmp_path), str(tmp_path / "out"), "--max-lines", "20", "--max-train-lines", "5", "--heldout", "3"])
     counts = json.loads(capsys.readouterr().out)
-    assert counts["train_pages"] == 45
-    assert counts["test_questions"] >= 4 * 14
-    assert counts["lines"] == 20
+    assert counts == {"train": 1, "heldout": 12, "lines": 20, "lines-train": 5, "empty_fields": 0}
+    for sample in _samples(tmp_path / "out/heldout"):
+        assert sample["page"].width == 768
+        edges = [edge for line in sample["lines"] for edge in line["box"][::2]]
+        assert -8 <= min(edges) < max(edges) <= 776  # some quads are a little wider than the paper
