@@ -81,7 +81,7 @@ def test_a_resume_equals_an_unbroken_run_and_takes_no_other_setting(world, colla
     found = load_file(resumed / "hf/model.safetensors")
     assert all((found[name] == value).all() for name, value in expected.items())
     config = json.loads((resumed / "hf/config.json").read_text())
-    assert config["connector"]["collapse"] == COLLAPSE["collapse"]
+    assert config["connector"]["collapse"] == {**COLLAPSE["collapse"], "min_run": 1}
 
 
 def test_packed_rows_and_adapters_train(world, collapsed, tmp_path):

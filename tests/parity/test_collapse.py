@@ -55,28 +55,36 @@ def kept_positions(model, batch):
     ]
 
 
-def by_loop(blank):
-    """The tokens (tiles, rows, columns) that stay: the first of each run of blanks, one for consecutive empty rows."""
+def by_loop(blank, min_run=1):
+    """The tokens (tiles, rows, columns) that stay: the first of each run of blanks, one for consecutive empty rows.
+
+    Of a run of fewer than `min_run` blanks none does.
+    """
     kept = torch.ones_like(blank)
     for tile, grid in enumerate(blank.tolist()):
         for row, column in itertools.product(range(len(grid)), range(len(grid[0]))):
             in_run = grid[row][column] and column > 0 and grid[row][column - 1]
             below_empty = row > 0 and all(grid[row]) and all(grid[row - 1])
-            kept[tile, row, column] = not (in_run or below_empty)
+            after = "".join("-+"[cell] for cell in grid[row][column:])
+            length = len(after) - len(after.lstrip("+"))
+            is_short = 0 < length < min_run and not in_run and not all(grid[row])
+            kept[tile, row, column] = not (in_run or below_empty or is_short)
     return kept
 
 
+@pytest.mark.parametrize("min_run", [1, 2, 3, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 0.97, 1.0])
-def test_the_first_of_each_run_and_of_empty_rows_stays(share):
+def test_the_first_of_each_run_and_of_empty_rows_stays(share, min_run):
     torch.manual_seed(0)
     blank = torch.rand(40, 5, 7) < share
     blank[::3, 1:3] = True
     log_probs = torch.where(blank, 0.0, -20.0).flatten(1)[..., None]
-    found = Collapse(0.5, (0,)).kept(log_probs, (5, 7))
-    assert torch.equal(found, by_loop(blank).flatten(1))
+    collapse = Collapse(0.5, (0,), min_run)
+    found = collapse.kept(log_probs, (5, 7))
+    assert torch.equal(found, by_loop(blank, min_run).flatten(1))
     assert bool(found.any(dim=1).all())
     thumbnails = torch.arange(40) % 2 == 0
-    with_thumbnails = Collapse(0.5, (0,)).kept(log_probs, (5, 7), thumbnails)
+    with_thumbnails = collapse.kept(log_probs, (5, 7), thumbnails)
     assert bool(with_thumbnails[thumbnails].all())
     assert torch.equal(with_thumbnails[~thumbnails], found[~thumbnails])
 
@@ -320,6 +328,8 @@ def test_names_of_blanks_become_ids(tmp_path, name, count):
         ({"collapse": {"mass": True}}, "collapse.mass=True"),
         ({"collapse": {"mass": float("nan")}}, "collapse.mass=nan"),
         ({"collapse": {}}, "collapse.mass=None"),
+        ({"collapse": {"mass": 0.5, "min_run": 0}}, "collapse.min_run=0: expected 1 to 64"),
+        ({"collapse": {"mass": 0.5, "min_run": 1.5}}, "collapse.min_run=1.5"),
         ({"collapse": 0.5}, "collapse=0.5: expected"),
         ({"collapse": {"mass": 0.5, "token": [1]}}, "no option 'token': did you mean 'tokens'"),
         ({"collapse": {"mass": 0.5, "tokens": []}}, "collapse.tokens is empty"),
