@@ -4,12 +4,9 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:
-    from ..models.token_readout import PlacedToken
 
 CELL_PX = 32  # shortest side of a cell that text is legible in
 MAX_PX = 2000  # longest side of a painted page
@@ -22,13 +19,14 @@ _HATCH, _TEXT, _GREY = "#c8c8c8", "black", "#555555"
 
 
 def paint_readout(
-    page: Image.Image, tokens: Sequence["PlacedToken"], *, most: float, size: tuple[int, int] | None = None
+    page: Image.Image, tokens: Sequence[Any], *, most: float, size: tuple[int, int] | None = None
 ) -> Image.Image:
     """Return a page, faded, with the visual tokens that were read on it, their colours' scale below it.
 
-    A cell has the colour of its token's entropy, on a scale from 0 to `most` nats, and its text unless it is blank; a
-    token that the LLM does not get is a hatched white cell. The thumbnail's tokens are painted on a page of their own,
-    below. `size` (width, height) in pixels is that of the image that the tokens' boxes are of; None: the page's.
+    `tokens` are those of `models.token_readout.read_page`. A cell has the colour of its token's entropy, on a scale of
+    0 to `most` nats, and its text unless it is blank; a token that the LLM does not get is a hatched white cell. The
+    thumbnail's tokens are painted on a page of their own, below. `size` (width, height) in pixels is that of the image
+    that the tokens' boxes are of; None: the page's.
     """
     size = size or page.size
     panels = [[token for token in tokens if token.in_thumbnail is within] for within in (False, True)]
@@ -66,9 +64,7 @@ def _place(entropy: float, most: float) -> float:
     return math.sqrt(min(max(entropy / most, 0.0), 1.0))
 
 
-def _paint(
-    page: Image.Image, tokens: Sequence["PlacedToken"], most: float, size: tuple[int, int], longest: int
-) -> Image.Image:
+def _paint(page: Image.Image, tokens: Sequence[Any], most: float, size: tuple[int, int], longest: int) -> Image.Image:
     shown = [token for token in tokens if token.box[2] > token.box[0] and token.box[3] > token.box[1]]
     # The median, as padding cuts some.
     shortest = median(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (token.box for token in shown)) if shown else CELL_PX
@@ -82,7 +78,7 @@ def _paint(
     return faded
 
 
-def _paint_cell(draw: ImageDraw.ImageDraw, token: "PlacedToken", box: list[int], most: float) -> None:
+def _paint_cell(draw: ImageDraw.ImageDraw, token: Any, box: list[int], most: float) -> None:
     left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
     if right <= left or bottom <= top:
         return
@@ -128,7 +124,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _legend(tokens: Sequence["PlacedToken"], most: float, *, width: int) -> Image.Image:
+def _legend(tokens: Sequence[Any], most: float, *, width: int) -> Image.Image:
     """Return how many visual tokens the LLM gets, the scale, and a sample of each kind of cell."""
     image = Image.new("RGB", (width, 94), "white")
     draw, font = ImageDraw.Draw(image, "RGBA"), _font(13)

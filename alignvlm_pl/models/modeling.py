@@ -22,7 +22,7 @@ from .configuration import AlignVLMConfig, require_dtype
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle, shuffled_grid
 from .inputs import check_inputs, check_tiles, require_tensors
-from .losses import check_labels, supervised_cross_entropy
+from .losses import TokenLoss, check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
 from .sequences import dropped_positions, packed_arguments, shorten, shorten_inputs, splice
 from .vision import build_vision_tower, patch_grid, token_grid
@@ -338,29 +338,20 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels=labels,
             segment_ids=segment_ids,
         )
-        if input_ids is None:
-            assert inputs_embeds is not None  # one of the two is given, as checked
-            embedded = Embedded(inputs_embeds)
-        elif prompt_embeds is not None:
-            new: Tensor = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :])
-            embedded = Embedded(torch.cat([prompt_embeds, new], dim=1))
-        else:
+        readout = kept_tokens = None
+        if prompt_embeds is not None:
+            inputs_embeds = self._continued(prompt_embeds, input_ids)
+        elif input_ids is not None:
             visual = {"tile_boxes": tile_boxes, "positions": visual_positions, "thumbnails": thumbnails}
             embedded = self.embed(input_ids, pixel_values, num_tiles, readout_columns, **visual)
-        inputs_embeds, readout, kept_tokens = embedded
+            inputs_embeds, readout, kept_tokens = embedded
+        assert inputs_embeds is not None  # or input_ids, as checked
         if labels is not None:
-            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
             # A collator that knows the positions made the labels itself.
-            vocabulary = self.config.text_config.vocab_size if supervised_positions is None else None
-            labels = check_labels(labels, inputs_embeds.shape[:2], vocabulary=vocabulary)
-        by_position: dict[str, Any] = {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "segment_ids": segment_ids,
-            "labels": labels,
-            "supervised_positions": supervised_positions,
-        }
+            labels = self._labels(labels, inputs_embeds.shape[:2], checked=supervised_positions is not None)
+        by_position: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        by_position |= {"position_ids": position_ids, "segment_ids": segment_ids}
+        by_position |= {"labels": labels, "supervised_positions": supervised_positions}
         rows = None
         if kept_tokens is not None:
             assert input_ids is not None  # of which they are the visual tokens
@@ -379,27 +370,27 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         passed = {name: getattr(outputs, name, None) for name in ("past_key_values", "hidden_states", "attentions")}
         passed |= {"readout_log_probs": readout, "kept_tokens": kept_tokens}
         if labels is not None:
-            loss = supervised_cross_entropy(
-                hidden,
-                labels,
-                head,
-                segment_ids=segment_ids,
-                positions=supervised_positions,
-                num_documents=num_documents,
-                backend=self.loss_backend,
-            )
+            known: dict[str, Any] = {
+                "segment_ids": segment_ids,
+                "positions": supervised_positions,
+                "num_documents": num_documents,
+            }
+            loss = supervised_cross_entropy(hidden, labels, head, **known, backend=self.loss_backend)
             divisor = loss.supervised.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            return AlignVLMOutput(
-                loss=loss.total / divisor,
-                **passed,
-                loss_sum=loss.total,
-                num_supervised=loss.supervised,
-                document_loss_sums=loss.document_sums,
-                document_supervised=loss.document_supervised,
-            )
+            return AlignVLMOutput(loss=loss.total / divisor, **passed, **_sums(loss))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         shown = hidden[:, kept] if rows is None else rows.restore(hidden, kept)
         return AlignVLMOutput(logits=head(shown), **passed)
+
+    def _continued(self, prompt_embeds: Tensor, input_ids: Tensor | None) -> Tensor:
+        if input_ids is None:
+            raise DataError("prompt_embeds need input_ids, of whose first tokens they are the embeddings")
+        new: Tensor = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :])
+        return torch.cat([prompt_embeds, new], dim=1)
+
+    def _labels(self, labels: Tensor, size: torch.Size, *, checked: bool) -> Tensor:
+        labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
+        return check_labels(labels, size, vocabulary=None if checked else self.config.text_config.vocab_size)
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; prompts (B, L) have `config.image_token_id` at visual positions, and so has the result.
@@ -511,6 +502,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{len(pixel_values)}; with connector.collapse pass the tiles of all images of the conversation, which "
                 "say how many tokens of each are in the cache"
             )
+
+
+def _sums(loss: TokenLoss) -> dict[str, Any]:
+    return {
+        "loss_sum": loss.total,
+        "num_supervised": loss.supervised,
+        "document_loss_sums": loss.document_sums,
+        "document_supervised": loss.document_supervised,
+    }
 
 
 @lru_cache(maxsize=64)
