@@ -1,10 +1,11 @@
 """Whole pages with and without collapsed blanks: visual tokens, seconds of a step and of an answer, memory.
 
-    python perf/collapse.py MODEL [--pages FOLDER] [--count 10] [--mass 0.5] [--width 768] [--max-tiles 64] [--json]
+    python perf/collapse.py MODEL [--pages FOLDER] [--count 10] [--mass 0.5] [--min-run 1] [--tile 768 192] [--json]
     python perf/collapse.py MODEL --curve DATASET [DATASET ...] [--questions 32] [--masses 0.3 0.5 0.7 0.9 1.01]
 
 MODEL is the `hf` folder of a model that has learned to read, such as runs/demo/3-instruct/hf. FOLDER holds images, of
-which the first `--count` by name are taken, scaled to `--width` px; without it, as many synthetic receipts are drawn.
+which the first `--count` by name are taken, cut to their content and scaled to `--width` px; without it, as many
+synthetic receipts are drawn. `--tile 768 192` cuts other tiles than the model was trained with, (width, height) in px.
 Each page comes once with and once without, in turns, each in a process of its own for its peak memory: forward,
 backward and AdamW's step of all parts on a question and its answer under bf16 autocast (CPU) or in the model's dtype
 (GPU), then a greedy answer of `--tokens` tokens. The ratios are of the sums over the pages (targets: at least 3 times
@@ -49,26 +50,34 @@ def load(options: argparse.Namespace, mass: float) -> tuple[Any, Any]:
     import alignvlm_pl.models  # noqa: F401  # registers them
 
     model = AutoModelForImageTextToText.from_pretrained(options.model)
-    processor = AutoProcessor.from_pretrained(options.model, tiling={"max_tiles": options.max_tiles})
+    tiling = {"max_tiles": options.max_tiles}
+    if options.tile:
+        tiling |= dict(zip(("tile_width", "tile_height"), options.tile, strict=True))
+    processor = AutoProcessor.from_pretrained(options.model, tiling=tiling)
+    model.config.tiling = processor.tiling
+    rows, columns = model.grid
+    model.config.tokens_per_tile = processor.tokens_per_tile = rows * columns
     model.language_model.set_attn_implementation("sdpa")  # eager keeps all scores of a page in each layer
     blank = Alphabet.from_tokenizer(processor.tokenizer).columns[0]
-    model.connector.collapse = Collapse(mass, (blank,))
+    model.connector.collapse = Collapse(mass, (blank,), options.min_run)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def pages(options: argparse.Namespace) -> list[Image.Image]:
-    """The pages, RGB."""
-    from alignvlm_pl.preprocessing.imaging import load_image
-
+    """The pages, RGB, cut to their content and scaled to the width."""
     if options.pages is None:
         from datamodules.prepare.synthetic import generate_document
 
-        sizes = {"width": options.width, "height": 44 * 32}
-        drawn = (generate_document(seed, split="heldout", kind="receipt", **sizes) for seed in range(options.count))
+        drawn = (
+            generate_document(seed, split="heldout", kind="receipt-page", width=options.width)
+            for seed in range(options.count)
+        )
         return [document.image.convert("RGB") for document in drawn]
+    from alignvlm_pl.preprocessing.images.trim import scale_to_width, trim_page
+    from alignvlm_pl.preprocessing.imaging import load_image
+
     files = [path for path in sorted(options.pages.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    loaded = [load_image(path) for path in files[: options.count]]
-    return [page.resize((options.width, round(page.height * options.width / page.width))) for page in loaded]
+    return [scale_to_width(trim_page(load_image(path))[0], options.width) for path in files[: options.count]]
 
 
 def measure(options: argparse.Namespace, mass: float) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def curve(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     sets: dict[str, Any] = {folder.name: folder for folder in options.curve}
     data = DocDownstreamDataModule(benchmarks=sets, eval_batch_size=16, num_workers=0).attach(processor)
     for mass in options.masses:
-        model.connector.collapse = Collapse(mass, blank)
+        model.connector.collapse = Collapse(mass, blank, options.min_run)
         scores, kept, total = [], 0, 0
         for batch in (batch for name in sets for batch in data.benchmark_dataloader(name, limit=options.questions)):
             inputs = {name: value.to(model.device) for name, value in model_inputs(batch).items()}
@@ -170,6 +179,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10, help="pages; default 10")
     parser.add_argument("--width", type=int, default=768, help="width of a page in px; default 768")
     parser.add_argument("--max-tiles", type=int, default=64, help="most tiles of a page; default 64")
+    parser.add_argument("--tile", type=int, nargs=2, help="width and height of a tile in px; default: the model's")
+    parser.add_argument("--min-run", type=int, default=1, help="connector.collapse.min_run; default 1")
     parser.add_argument("--mass", type=float, default=0.5, help="connector.collapse.mass; default 0.5")
     parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer; default 16, with --curve 40")
     parser.add_argument("--curve", type=Path, nargs="+", help="datasets to score")
