@@ -61,7 +61,8 @@ def visible(text: str) -> str:
 
 def _place(entropy: float, most: float) -> float:
     """Return where an entropy is on the scale, 0 to 1; by its root, as the certain ones differ most."""
-    return math.sqrt(min(max(entropy / most, 0.0), 1.0))
+    # Of weights that are not finite there is none; the run ends with an error of its own.
+    return 1.0 if math.isnan(entropy) else math.sqrt(min(max(entropy / most, 0.0), 1.0))
 
 
 def _paint(page: Image.Image, tokens: Sequence[Any], most: float, size: tuple[int, int], longest: int) -> Image.Image:

@@ -89,13 +89,14 @@ class Collator:
         except DataError as error:
             reason = UNLABELLED if isinstance(error, NothingToLearnError) else "not_encodable"
             raise SampleError(f"sample '{sample.key}' of {sample.source}: {error}", reason) from error
-        length = self._expected(len(encoded.input_ids), _in_order(messages, sample.sizes))
-        if token_budget is not None and length > token_budget:
-            raise SampleError(
-                f"sample '{sample.key}' of {sample.source} has {length} tokens, which no row of "
-                f"token_budget={token_budget} can hold; raise it, or lower max_text_length or the number of tiles",
-                "longer_than_budget",
-            )
+        if token_budget is not None:
+            length = self._expected(len(encoded.input_ids), _in_order(messages, sample.sizes))
+            if length > token_budget:
+                raise SampleError(
+                    f"sample '{sample.key}' of {sample.source} has {length} tokens, which no row of "
+                    f"token_budget={token_budget} can hold; raise it, or lower max_text_length or the number of tiles",
+                    "longer_than_budget",
+                )
         return EncodedSample(sample=sample, encoded=encoded)
 
     def count_tokens(self, record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:

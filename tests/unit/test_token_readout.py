@@ -211,3 +211,4 @@ def test_text_and_colour():
     assert ends[0] == ends[1] != ends[2] == ends[3]
     assert entropy_colour(5.0 * 0.25, 5.0) == (255, 215, 80), "the middle colour is at a quarter of the scale"
     assert math.isfinite(sum(entropy_colour(0.1, 5.0)))
+    assert entropy_colour(math.nan, 5.0) == ends[-1], "weights that are not finite end the run with an error of its own"
