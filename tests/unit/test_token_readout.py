@@ -75,10 +75,11 @@ def test_no_tiles_give_no_values(built):
 def test_what_is_kept_is_what_the_llm_runs_on(built, page, monkeypatch):
     net, processor = built
     rows = list(net.connector.row_ids())
-    monkeypatch.setattr(net.connector, "collapse", Collapse.from_option({"mass": 0.45, "tokens": rows[::2]}, rows))
     content = [{"type": "image", "image": page}, {"type": "text", "text": "?"}]
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
     with torch.no_grad():
+        mass = float(net.read(inputs["pixel_values"], rows[::2]).logsumexp(-1).exp().quantile(0.3))
+        monkeypatch.setattr(net.connector, "collapse", Collapse(mass, tuple(rows[::2])))
         expected = net(**inputs).kept_tokens
     tokens = read_page(net, processor, page)
     assert [token.kept for token in tokens] == expected.flatten().tolist()
