@@ -45,8 +45,8 @@ class AlignConnector(nn.Module):
             rows; the cost of ALIGN is proportional to the rows.
         vocab_keep: Keep these rows instead: a list of token ids, or the path of a file written by `prune`. Norm and
             softmax run over the kept rows, so the weights sum to one.
-        collapse: Leave blank visual tokens out of the LLM's sequence: `mass` and `tokens` of `collapse.Collapse`; null
-            keeps all, as the paper does.
+        collapse: Leave blank visual tokens out of the LLM's sequence: the fields of `collapse.Collapse`; null keeps
+            all, as the paper does.
         backend: `auto`, or a key of `alignvlm_pl.ops.BACKENDS`.
         budget_gib: GiB of the two arrays of scores that `chunked` and `triton` use; null: 0.37 on a CPU, 1/32 of a
             GPU's memory but at most 3.

@@ -424,7 +424,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embedded = self._embed_prompt(prompt, mask, kwargs)
             kwargs["prompt_embeds"] = embedded.embeds
             if embedded.kept is not None:
-                rows = shorten(dropped_positions(mask, embedded.kept), kwargs["attention_mask"].bool())
+                real = kwargs["attention_mask"].bool()
+                rows = shorten(dropped_positions(mask, embedded.kept), real, for_generation=True)
                 ids, mask = rows.take(prompt, 0), rows.take(mask, 0)
                 for name in {"attention_mask", "position_ids", "prompt_embeds"} & kwargs.keys():
                     kwargs[name] = rows.take(kwargs[name].expand(len(prompt), *kwargs[name].shape[1:]), 0)
@@ -446,7 +447,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         start = 0 if cache is None else int(cache.get_seq_length())  # as many tokens are in the cache
         if start and self.collapse is None:
             images, prompt = self._new_images(images, mask, start), prompt[:, start:]
-        elif start and images["pixel_values"] is not None:
+        elif start:
             self._require_all_images(images["pixel_values"], mask)
         embedded: Embedded = self.embed_prompt(prompt, **images)
         behind = mask.shape[1] - embedded.embeds.shape[1]
@@ -494,12 +495,12 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         chosen = {name: values[kept.to(values.device)] for name, values in found_images.items()}
         return {**images, **chosen, "num_tiles": new}
 
-    def _require_all_images(self, pixel_values: Tensor, mask: Tensor) -> None:
-        tiles = int(mask.sum()) // self.config.tokens_per_tile
-        if len(pixel_values) != tiles:
+    def _require_all_images(self, pixel_values: Tensor | None, mask: Tensor) -> None:
+        tiles, found = int(mask.sum()) // self.config.tokens_per_tile, 0 if pixel_values is None else len(pixel_values)
+        if found != tiles:
             raise DataError(
                 f"the prompt continues a cache and has the placeholders of {tiles} tiles, but pixel_values has "
-                f"{len(pixel_values)}; with connector.collapse pass the tiles of all images of the conversation, which "
+                f"{found}; with connector.collapse pass the tiles of all images of the conversation, which "
                 "say how many tokens of each are in the cache"
             )
 

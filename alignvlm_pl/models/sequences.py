@@ -107,14 +107,15 @@ def shorten_inputs(dropped: Tensor, inputs: dict[str, Any]) -> tuple[Shortened, 
     return rows, taken
 
 
-def shorten(dropped: Tensor, real: Tensor) -> Shortened:
+def shorten(dropped: Tensor, real: Tensor, *, for_generation: bool = False) -> Shortened:
     """Leave positions `dropped` (B, L) out of a batch, and the padding that no row needs then.
 
-    `real` (B, L) is true where there is a token. Rows are padded on the left if a row was, else on the right; padding
-    elsewhere stays. A GPU is waited for, once: the longest row decides the shape.
+    `real` (B, L) is true where there is a token. Rows are padded on the left if a row was, or `for_generation`, whose
+    prompts end together, else on the right; padding elsewhere stays. A GPU is waited for, once: the longest row decides
+    the shape.
     """
     from_left, from_right = real.cumsum(1), real.flip(1).cumsum(1).flip(1)
-    left_padded = ~real[:, 0].all()
+    left_padded = torch.ones_like(real[0, 0]) if for_generation else ~real[:, 0].all()
     kept = ~dropped & (torch.where(left_padded, from_left, from_right) > 0)
     counts = kept.sum(dim=1)
     padded_right = (real[:, 1:] <= real[:, :-1]).all()

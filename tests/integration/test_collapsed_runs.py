@@ -8,6 +8,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.models.build import ModelSpec, build_processor
+from datamodules import WebDataModule
 from tests.integration.command import cli
 
 pytestmark = pytest.mark.slow
@@ -91,10 +94,28 @@ def test_packed_rows_and_adapters_train(world, collapsed, tmp_path):
     run = world.fit(tmp_path / "run", *collapsed, *packed, *adapters)
     shares = scalars(run, "connector/kept_share")
     assert 0 < shares[0] < 1
-    # The budget counts an estimate: of all tokens, no row of 120 holds two documents of 72 and more.
     losses = scalars(run, "train/loss")
     assert len(losses) == 3
     assert all(value > 0 for value in losses)
+
+
+def test_rows_are_packed_by_the_share_that_was_measured(world):
+    spec = ModelSpec.from_fields(yaml.safe_load((world.root / "model.yaml").read_text())["spec"])
+    processor = build_processor(spec)
+
+    def packed(**options: Any) -> tuple[int, dict[str, str]]:
+        data = WebDataModule([world.root / "train"], token_budget=120, num_workers=0, **options).attach(processor)
+        batch = next(iter(data.train_dataloader()))
+        assert data.training is not None
+        return sum(batch["documents_per_row"]), data.training.identity
+
+    (documents, identity), (more, changed) = packed(), packed(visual_share=0.3)
+    assert documents < more
+    assert "visual_share" not in identity
+    assert changed["visual_share"] == "0.3"
+    for share in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"visual_share={share}: expected a share above 0, at most 1"):
+            WebDataModule(visual_share=share)
 
 
 def test_a_model_that_was_trained_without_it_is_evaluated_with_it(world, trained, collapsed, tmp_path):

@@ -16,7 +16,7 @@ from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 from alignvlm_pl.training.lora import attach_adapters
 from alignvlm_pl.training.lora_config import parse_adapters
 from alignvlm_pl.training.module import loss_inputs
-from tests.parity.tiny_pages import batch_of, encode, inputs_of, make
+from tests.parity.tiny_pages import batch_of, encode, inputs_of, make, picture
 
 BLANKS = tuple(range(NUM_BYTES // 2))
 GRID = (4, 4)
@@ -190,6 +190,24 @@ def test_batched_generation_equals_the_uncached_forward_of_each_sample(parts, op
     assert len(answers) > 1
 
 
+def test_prompts_of_one_length_end_together(parts):
+    """They come without padding, and lose unequal numbers of tokens."""
+    processor, model = parts
+    items = []
+    for seed in (0, 1, 5):
+        content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+        items.append(
+            processor.encode([{"role": "user", "content": content}], [picture(120, 60, seed)], generation=True)
+        )
+    batch = processor.collate(items, pad_left=True)
+    assert bool(batch["attention_mask"].all())
+    assert len(set(map(len, kept_positions(model, batch)))) > 1
+    limits = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "eos_token_id": []}
+    found = model.generate(**inputs_of(batch), **limits)[:, -5:]
+    for row, item in enumerate(items):
+        assert found[row].tolist() == greedily(model, processor.collate([item], pad_left=True), 5).tolist()
+
+
 def greedily(model, batch, steps):
     """Greedy answer from the LLM alone, on hand-picked embeddings."""
     kept = kept_positions(model, batch)[0]
@@ -232,6 +250,9 @@ def test_a_second_turn_continues_from_the_cache(parts):
     new = {name: more[name] for name in ("pixel_values", "tile_boxes", "num_tiles")}
     with pytest.raises(DataError, match="pass the tiles of all images"):
         model.generate(**{**both, **new}, **options, past_key_values=first.past_key_values)
+    none = {name: value for name, value in both.items() if name in ("input_ids", "attention_mask")}
+    with pytest.raises(DataError, match=r"pixel_values has 0; with connector\.collapse pass the tiles of all images"):
+        model.generate(**none, **options, past_key_values=first.past_key_values)
 
 
 def test_a_mass_above_one_changes_no_bit(tmp_path):

@@ -19,6 +19,7 @@ from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.training.flops import Work, count_pairs, count_work, named_peak, peak_flops, stage_work
 from alignvlm_pl.training.optim import freeze
 from alignvlm_pl.training.stage import Stage
+from callbacks.throughput import run_tokens
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "c_abstractor": {"hidden": 16, "depth": 1, "pool": [2, 2]},
@@ -199,3 +200,9 @@ def test_peaks_by_name(name, tflops):
 
 def test_a_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu")) is None
+
+
+def test_tokens_that_are_left_out_are_no_work():
+    kept = torch.tensor([3, 4, 1])  # of the one tile of the first document, and of the two of the second
+    assert run_tokens([10, 20, 5], [1, 2, 0], kept, tokens_per_tile=4) == [9, 17, 5]
+    assert run_tokens([10, 20, 5], [1, 2, 0], None, tokens_per_tile=4) == [10, 20, 5]

@@ -159,12 +159,18 @@ class Cursor:
         self.sheet.num_rows = self.row + self.sheet.rng.randint(0, 2)
 
 
-def form_page(sheet: Sheet) -> None:
-    """A title and sections of pairs of label and value, in one or two columns."""
+def _titled(sheet: Sheet) -> Cursor:
+    """Begin a page with its title, which is asked for."""
     page = Cursor(sheet=sheet, row=sheet.rng.randint(0, 2))
     rng, title = sheet.rng, sheet.make(makers.phrase, sheet.space / 1.4, bold=True)
     page.line(title, align=rng.choice(("left", "centre")), bold=True, scale=rng.choice((1.0, 1.2, 1.4)))
     sheet.ask(questions.TITLE, answer=title)
+    return page
+
+
+def form_page(sheet: Sheet) -> None:
+    """A title and sections of pairs of label and value, in one or two columns."""
+    page, rng = _titled(sheet), sheet.rng
     if page.chance(0.6):
         page.line(sheet.make(makers.company, sheet.space), align=rng.choice(("left", "centre")))
     bold, ruled, colon = page.chance(0.3), page.chance(0.4), rng.choice((":", "", " :"))
@@ -208,10 +214,7 @@ def _form_row(page: Cursor, columns: int, *, bold: bool, colon: str) -> None:
 
 def table_page(sheet: Sheet) -> None:
     """A title and a table of 10 to 30 rows and 3 to 6 columns; the first column names the row."""
-    page = Cursor(sheet=sheet, row=sheet.rng.randint(0, 2))
-    rng, title = sheet.rng, sheet.make(makers.phrase, sheet.space / 1.4, bold=True)
-    page.line(title, align=rng.choice(("left", "centre")), bold=True, scale=rng.choice((1.0, 1.2, 1.4)))
-    sheet.ask(questions.TITLE, answer=title)
+    page, rng = _titled(sheet), sheet.rng
     if page.chance(0.5):
         page.line(sheet.make(rng.choice((makers.company, makers.date, makers.person)), sheet.space))
     page.gap(0.8)
