@@ -28,28 +28,11 @@ SHOPS = (
 STREETS = ("Jalan", "Jln", "Jalan", "Lorong", "Persiaran")
 ROADS = ("Street", "Road", "Avenue", "Lane", "Drive", "St.", "Rd.", "Ave")
 AREAS = (
-    "Taman",
-    "Bandar",
-    "Kampung",
-    "Seksyen",
-    "Plaza",
-    "Kawasan Perindustrian",
-    "Off Jalan",
-    "Pusat",
-    "Medan",
-    "Desa",
-)
+    "Taman", "Bandar", "Kampung", "Seksyen", "Plaza", "Kawasan Perindustrian", "Off Jalan", "Pusat", "Medan", "Desa",
+)  # fmt: skip
 PLACES = (
-    "No. {0},",
-    "No {0},",
-    "No.{0}",
-    "Lot {0},",
-    "Lot {0}",
-    "{0},",
-    "Block {0},",
-    "Unit {0},",
-    "Ground Floor, {0},",
-)
+    "No. {0},", "No {0},", "No.{0}", "Lot {0},", "Lot {0}", "{0},", "Block {0},", "Unit {0},", "Ground Floor, {0},",
+)  # fmt: skip
 STATES = ("Darul Ehsan", "Malaysia", "Singapore")
 DATES = (
     "Date", "Date", "Date", "Invoice Date", "Bill Date", "Receipt Date", "Date/Time", "Sales Date", "Trx Date", "Dated",
@@ -74,28 +57,14 @@ NETS = (
 SUBTOTALS = ("Subtotal", "Sub Total", "Sub-Total", "Sub Total", "Total Goods", "Gross Amount", "Item Total")
 DISCOUNTS = ("Discount", "Less Discount", "Member Discount", "Disc", "Total Savings", "Voucher")
 TAX_LABELS = (
-    "{tax} {rate}%",
-    "{tax} @{rate}%",
-    "Total {tax}",
-    "{tax}",
-    "{tax} ({rate}%)",
-    "Add {tax} {rate}%",
-    "{tax} Amount",
-)
+    "{tax} {rate}%", "{tax} @{rate}%", "Total {tax}", "{tax}", "{tax} ({rate}%)", "Add {tax} {rate}%", "{tax} Amount",
+)  # fmt: skip
 ROUNDINGS = ("Rounding", "Rounding Adj", "Rounding Adjustment", "Round Adj", "Rounding {currency}")
 COUNTS = ("Total Qty", "No. of Items", "Item Count", "Total Items", "Qty", "Total Quantity")
 CASH = (
-    "Cash",
-    "Cash",
-    "Cash",
-    "Cash {currency}",
-    "Cash Received",
-    "Cash Tendered",
-    "Paid",
-    "Payment",
-    "Tender",
+    "Cash", "Cash", "Cash", "Cash {currency}", "Cash Received", "Cash Tendered", "Paid", "Payment", "Tender",
     "Paid Amount",
-)
+)  # fmt: skip
 CARDS = ("Visa", "Master", "Credit Card", "Card", "Visa Card", "Debit Card", "Bank Card")
 CHANGES = ("Change", "Change", "Change", "Change Due", "Cash Change", "Change {currency}", "Change Amt", "Balance")
 SUMMARIES = ("{tax} Summary", "{tax} Summary", "Tax Summary", "{tax} Analysis")
