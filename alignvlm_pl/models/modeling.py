@@ -24,7 +24,7 @@ from .connectors.grid import pixel_shuffle, shuffled_grid
 from .inputs import check_inputs, check_tiles, require_tensors
 from .losses import TokenLoss, check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile
-from .sequences import dropped_positions, packed_arguments, shorten, shorten_inputs, splice
+from .sequences import dropped_positions, packed_arguments, require_two_axes, shorten, shorten_inputs, splice
 from .vision import build_vision_tower, patch_grid, token_grid
 
 _BY_TILE = ("pixel_values", "tile_boxes", "thumbnails")
@@ -424,7 +424,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embedded = self._embed_prompt(prompt, mask, kwargs)
             kwargs["prompt_embeds"] = embedded.embeds
             if embedded.kept is not None:
-                real = kwargs["attention_mask"].bool()
+                real = require_two_axes(kwargs["attention_mask"]).bool()
                 rows = shorten(dropped_positions(mask, embedded.kept), real, for_generation=True)
                 ids, mask = rows.take(prompt, 0), rows.take(mask, 0)
                 for name in {"attention_mask", "position_ids", "prompt_embeds"} & kwargs.keys():

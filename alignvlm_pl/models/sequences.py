@@ -84,8 +84,8 @@ def shorten_inputs(dropped: Tensor, inputs: dict[str, Any]) -> tuple[Shortened, 
         DataError: The attention mask does not have two axes.
     """
     size, mask, segments = dropped.shape[1], inputs["attention_mask"], inputs["segment_ids"]
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        raise DataError("connector.collapse takes an attention_mask (rows, tokens), which is shortened with the rows")
+    if mask is not None:
+        require_two_axes(mask)
     if segments is not None:
         real = segments > 0
     else:
@@ -105,6 +105,13 @@ def shorten_inputs(dropped: Tensor, inputs: dict[str, Any]) -> tuple[Shortened, 
         places = rows.places.flatten().index_select(0, positions)
         taken["supervised_positions"] = places + positions // size * rows.sources.shape[1]
     return rows, taken
+
+
+def require_two_axes(mask: Any) -> Tensor:
+    """Return an attention mask (B, L); raise a `DataError` for one of another form."""
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask
+    raise DataError("connector.collapse takes an attention_mask (rows, tokens), which is shortened with the rows")
 
 
 def shorten(dropped: Tensor, real: Tensor, *, for_generation: bool = False) -> Shortened:

@@ -370,8 +370,10 @@ def test_a_mask_of_four_axes_is_refused(parts):
     processor, model = parts
     batch = inputs_of(batch_of(processor, [0]))
     length = batch["input_ids"].shape[1]
-    with pytest.raises(DataError, match="takes an attention_mask"):
-        model(**{**batch, "attention_mask": torch.zeros(1, 1, length, length)})
+    four_axes = {**batch, "attention_mask": torch.zeros(1, 1, length, length)}
+    for call in (model, model.generate):
+        with pytest.raises(DataError, match="takes an attention_mask"):
+            call(**four_axes)
 
 
 def test_adapters_see_the_kept_tokens(parts):
