@@ -147,6 +147,12 @@ def test_heldout_fonts_are_no_training_fonts() -> None:
     assert not any("Thin" in face.path.stem for face in load_faces("train"))
 
 
+def test_a_table_may_have_more_rows_than_a_real_dataset() -> None:
+    for seed in range(8):
+        document = generate_document(seed, split="train", kind="table", width=768, height=1024)
+        assert len(document.lines) == 32
+
+
 @pytest.mark.parametrize(("width", "height"), [(320, 96), (256, 160), (256, 96), (512, 128)])
 def test_other_sizes(width: int, height: int) -> None:
     for kind in KINDS:

@@ -247,7 +247,8 @@ def _real_cells(sheet: Sheet, widths: list[float]) -> list[list[str]]:
     records = read_table(sheet.rng.choice(_REAL_TABLES))
     columns = sheet.rng.sample(list(records[0]), min(len(widths), len(records[0])))
     columns.sort(key=lambda name: makers.is_numeric(str(records[0][name])))
-    rows = sheet.rng.sample(records, sheet.num_rows - 1)
+    count = sheet.num_rows - 1
+    rows = sheet.rng.sample(records, count) if count <= len(records) else sheet.rng.choices(records, k=count)
     texts = [[name.replace("_", " ").split(" ")[0] for name in columns]]
     texts += [[_format_cell(row.get(name)) for name in columns] for row in rows]
     for row_texts in texts:
