@@ -23,7 +23,7 @@ from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle, shuffled_grid
 from .inputs import check_inputs, check_tiles, require_tensors
 from .losses import TokenLoss, check_labels, supervised_cross_entropy
-from .pixels import as_tiles, at_least_one_tile
+from .pixels import as_tiles, at_least_one_tile, distinct_tiles
 from .sequences import dropped_positions, packed_arguments, require_two_axes, shorten, shorten_inputs, splice
 from .vision import build_vision_tower, patch_grid, token_grid
 
@@ -143,11 +143,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return the connector's input (tiles, tokens, d) for normalised pixel values (tiles, 3, H, W).
 
+        Without gradients the vision tower runs once on tiles that are equal.
+
         Raises:
             DataError: If the connector's number of tokens differs from `config.tokens_per_tile`.
             ConfigError: If width or number of the features do not match the connector.
         """
-        features = connector_features(self.vision_tower, pixel_values, self.config)
+        distinct = None if torch.is_grad_enabled() else distinct_tiles(pixel_values)
+        tiles, rows = (pixel_values, slice(None)) if distinct is None else distinct
+        features = connector_features(self.vision_tower, tiles, self.config)[rows]
         tokens = self.connector.tokens_per_tile(features.shape[1])
         if tokens != self.config.tokens_per_tile:
             raise DataError(

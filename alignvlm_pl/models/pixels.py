@@ -75,6 +75,26 @@ def at_least_one_tile(tiles: Tensor) -> Tensor:
     return tiles if len(tiles) else tiles.new_zeros((1, *tiles.shape[1:]))
 
 
+def distinct_tiles(tiles: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the distinct ones of tiles (tiles, …) and, of each tile, which of them it is; None if no two are equal.
+
+    A batch of questions about one page has its tiles once for each question.
+    """
+    if len(tiles) < 2 or tiles.is_meta:
+        return None
+    found: dict[float, list[int]] = {}  # mean of a tile -> first tiles that have it
+    first = []
+    for tile, mean in enumerate(tiles.flatten(1).float().mean(dim=1).tolist()):
+        others = found.setdefault(mean, [])
+        first.append(next((other for other in others if torch.equal(tiles[other], tiles[tile])), tile))
+        if first[-1] == tile:
+            others.append(tile)
+    kept = sorted(set(first))
+    if len(kept) == len(tiles):
+        return None
+    return tiles[kept], torch.tensor([kept.index(tile) for tile in first], device=tiles.device)
+
+
 def as_tiles(pixel_values: Tensor, tile_boxes: Tensor | None) -> Tensor:
     """Return tiles (tiles, 3, H, W) for the vision encoder: uint8 ones normalised, floating-point ones unchanged.
 

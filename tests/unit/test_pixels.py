@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.models.pixels import as_tiles, cut_tiles, normalise_tensor
+from alignvlm_pl.models.pixels import as_tiles, cut_tiles, distinct_tiles, normalise_tensor
 from alignvlm_pl.models.processing import concatenate_filled
 from alignvlm_pl.preprocessing.imaging import cut_pixels
 from alignvlm_pl.preprocessing.tiling import Tiling, choose_grid, plan_tiles
@@ -88,3 +88,13 @@ def test_tiles_are_joined_along_their_first_axis():
     assert (joined.dtype, joined[:, 0, 0, 0].tolist()) == (np.uint8, [2, 2, 1])
     assert concatenate_filled(arrays[:2]) is arrays[0]
     assert concatenate_filled(arrays[1:2]).shape == (0, 3, 2, 2)
+
+
+def test_equal_tiles_are_found_once() -> None:
+    a, b = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    mirrored = a.flip(-1)  # of equal mean, but another tile
+    distinct, rows = distinct_tiles(torch.stack([a, b, mirrored, a, b, a]))
+    assert torch.equal(distinct, torch.stack([a, b, mirrored]))
+    assert rows.tolist() == [0, 1, 2, 0, 1, 0]
+    assert distinct_tiles(torch.stack([a, b, mirrored])) is None
+    assert distinct_tiles(a[None]) is None
