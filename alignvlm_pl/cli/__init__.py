@@ -33,6 +33,7 @@ COMMANDS = {
     "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or an export is"),
     "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that ALIGN's weights fall on, over a dataset"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
+    "box": ("alignvlm_pl.cli.box", "train and score the model box:receipts again, from nothing"),
 }
 
 _RESUMED = dict.fromkeys(("validate", "test", "prepare"), "the same command resumes from what is on the disk")

@@ -39,10 +39,10 @@ def run(argv: list[str]) -> int:
     options = parser.parse_args(argv[1:])
     _prepare(options)
     demo, untrained, trained = (options.run_dir / name for name in ("", "untrained", "trained"))
-    model = ("--model", _config("model/embedded"), "--trainer", _config("cluster/cpu"))
-    _test(untrained, *model, "--data", _config("data/demo-documents"))
-    fit = ("--config", _config("recipe/demo"), "--run_dir", str(demo), *options.fit)
-    _command("fit", *fit)
+    model = ("--model", config_path("model/embedded"), "--trainer", config_path("cluster/cpu"))
+    _test(untrained, *model, "--data", config_path("data/demo-documents"))
+    fit = ("--config", config_path("recipe/demo"), "--run_dir", str(demo), *options.fit)
+    run_command("fit", *fit)
     last = plan_runs(list(fit))[-1].folder
     assert last is not None, "the recipe has stages"
     checkpoint = str(last / "checkpoints" / "last.ckpt")
@@ -58,13 +58,13 @@ def run(argv: list[str]) -> int:
 def _prepare(options: argparse.Namespace) -> None:
     sizes = [("--train", options.train), ("--lines", options.lines), ("--heldout", options.heldout)]
     words = [str(word) for size in sizes for word in size]
-    _command("prepare", "embedded")
+    run_command("prepare", "embedded")
     pages = ("--height", str(PAGE_HEIGHT_PX), "--faults", "0.4")
-    _command("prepare", "synthetic", "--out", str(DATA), *pages, *words)
+    run_command("prepare", "synthetic", "--out", str(DATA), *pages, *words)
     real = Path(os.environ.get(REAL, "../shared/real")) / "sroie"
     source = DATA / "heldout-lines"
     if real.is_dir():
-        _command("prepare", "sroie", str(real), str(DATA / "sroie"))
+        run_command("prepare", "sroie", str(real), str(DATA / "sroie"))
         source = DATA / "sroie" / "lines"
     link = DATA / READOUT
     link.unlink(missing_ok=True)
@@ -72,25 +72,24 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _test(folder: Path, *words: str) -> None:
-    _command("test", *words, "--benchmark", _config("benchmark/demo"), "--run_dir", str(folder))
+    run_command("test", *words, "--benchmark", config_path("benchmark/demo"), "--run_dir", str(folder))
 
 
-def _command(*words: str) -> None:
+def run_command(*words: str) -> None:
     """Run one command of this program in this process; raise an AlignVLMError where it did not succeed."""
     from . import main
 
     sys.stdout.write(f"\n$ python cli.py {' '.join(words)}\n")
     sys.stdout.flush()
     if status := main(list(words)):
-        raise AlignVLMError(
-            f"`{words[0]}` ended with status {status}; the demo stops here and continues when run again"
-        )
+        raise AlignVLMError(f"`{words[0]}` ended with status {status}; the same command continues from here")
 
 
-def _config(name: str) -> str:
+def config_path(name: str) -> str:
+    """Return the path of `configs/NAME.yaml` from the working directory."""
     path = configs_dir() / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"the demo needs {path}, which is missing: install alignvlm_pl again")
+        raise ConfigError(f"{path} is missing: install alignvlm_pl again")
     return os.path.relpath(path)
 
 

@@ -19,8 +19,8 @@ from datamodules.base import WebDataModule
 from ..errors import AlignVLMError, ConfigError, nearest
 from ..models.build import build_config
 from ..models.loading import choose_attention
+from ..models.losses import check_loss_backend
 from ..models.modeling import AlignVLMForConditionalGeneration
-from ..ops.linear_cross_entropy import check_loss_backend
 from ..strategies.fsdp import refuse_unknown
 from ..training.checkpoint_metadata import check_contract
 from ..training.lora import check_adapters

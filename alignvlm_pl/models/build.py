@@ -18,7 +18,7 @@ from .align import AlignConnector
 from .collapse import resolve_names
 from .configuration import AlignVLMConfig, config_from_fields
 from .kept_rows import resolve_kept
-from .loading import copy_weights, load_pretrained, require_complete, require_model_type
+from .loading import copy_weights, load_pretrained, require_complete, require_model_type, weights_folder
 from .modeling import AlignVLMForConditionalGeneration, connector_features, connector_from_config
 from .processing import AlignVLMProcessor
 from .pruning import transfer_rows
@@ -231,13 +231,16 @@ def set_generation(model: AlignVLMForConditionalGeneration, processor: AlignVLMP
 
 
 def load_weights(model: AlignVLMForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the weights of a saved AlignVLM into `model`; all tensors must match, except the rows that ALIGN keeps.
+    """Copy the weights of a saved AlignVLM, a folder or `box:NAME`, into `model`.
+
+    All tensors must match, except the rows that ALIGN keeps.
 
     Of these, rows that both keep are copied, and rows that the folder lacks are initialised from its LM head.
 
     Raises:
         CheckpointError: If the folder holds no AlignVLM, or tensors are missing, left over, or of another shape.
     """
+    folder = weights_folder(folder)
     require_model_type(folder, AlignVLMConfig.model_type)
     source, missing = load_pretrained(AlignVLMForConditionalGeneration, folder, what="AlignVLM")
     require_complete(missing, what="AlignVLM", source=folder)

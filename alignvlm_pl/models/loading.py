@@ -9,6 +9,28 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, ConfigError
+from ..pretrained.box import PREFIX, READING, ensure_box
+
+
+def weights_folder(source: str | Path) -> str:
+    """Return the folder of the model that `box:NAME` names, or else the folder or hub id as it is.
+
+    Raises:
+        ConfigError: No box has this name, or its folder cannot be written, see `pretrained.box.ensure_box`.
+    """
+    text = str(source)
+    return str(ensure_box(text.removeprefix(PREFIX))) if text.startswith(PREFIX) else text
+
+
+def reading_settings(folder: str | Path) -> dict[str, Any]:
+    """Return how the pages of a model are shown and asked about, from its folder.
+
+    `page_width`: pages are cut to their content and scaled to this width in px; 0, the default, leaves them as they
+    are. `question`: the question for a field, in place of {}.
+    """
+    path = Path(folder) / READING
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"page_width": 0, "question": "What is the {}?", **settings}
 
 
 def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreTrainedModel, set[str]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..ops.linear_cross_entropy import check_loss_backend as check_loss_backend
 from ..ops.linear_cross_entropy import head_losses
 from ..preprocessing.batch import supervised_positions
 from ..preprocessing.chat import IGNORE_INDEX

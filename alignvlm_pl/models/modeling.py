@@ -22,6 +22,7 @@ from .configuration import AlignVLMConfig, require_dtype
 from .connectors import build_connector, shuffle_factor
 from .connectors.grid import pixel_shuffle, shuffled_grid
 from .inputs import check_inputs, check_tiles, require_tensors
+from .loading import weights_folder
 from .losses import TokenLoss, check_labels, supervised_cross_entropy
 from .pixels import as_tiles, at_least_one_tile, distinct_tiles
 from .sequences import dropped_positions, packed_arguments, require_two_axes, shorten, shorten_inputs, splice
@@ -95,10 +96,12 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.initialize_connector()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; raise a `ConfigError` if dtype or a field of the configuration is invalid."""
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, or of `box:NAME`; raise a `ConfigError` if dtype or a field of the configuration is
+        invalid.
+        """
         require_dtype(kwargs)
-        return super().from_pretrained(*args, **kwargs)
+        return super().from_pretrained(weights_folder(pretrained_model_name_or_path), *args, **kwargs)
 
     def initialize_connector(self) -> None:
         """Initialise the connector from the LM head; to be called again after pretrained weights are loaded."""

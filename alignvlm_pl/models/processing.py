@@ -33,6 +33,7 @@ from ..preprocessing.imaging import cut_pixels, load_image
 from ..preprocessing.messages import message_images, plain_messages
 from ..preprocessing.tiling import Tiling, count_visual_tokens, plan_tiles
 from .configuration import whole_number
+from .loading import weights_folder
 from .pixels import TileProcessor, normalise_tensor
 from .processor_options import BatchOptions, parse_options, require_loading_options, require_mapping
 
@@ -101,7 +102,7 @@ class AlignVLMProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "AlignVLMProcessor":
         """Load a processor; keyword arguments are fields of it, or options of the tokenizer or the hub.
 
-        Fields that `tiling` does not name keep their saved values.
+        Fields that `tiling` does not name keep their saved values. `box:NAME` is loaded as well.
 
         Raises:
             ConfigError: An option is unknown.
@@ -110,7 +111,7 @@ class AlignVLMProcessor(ProcessorMixin):
         if "_from_pipeline" not in kwargs:  # a pipeline passes the model's options here, too
             require_loading_options(kwargs, own, what="processor")
         tiling = kwargs.pop("tiling", None)
-        processor: AlignVLMProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor: AlignVLMProcessor = super().from_pretrained(weights_folder(pretrained_model_name_or_path), **kwargs)
         if tiling is not None:
             merged = {**processor.tiling, **tiling} if isinstance(tiling, Mapping) else tiling
             processor.tiling = Tiling.from_dict(merged).to_dict()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from ..errors import CheckpointError, ConfigError
 from ..models.build import ModelSpec, build_model, load_weights
+from ..models.loading import weights_folder
 from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.processing import AlignVLMProcessor
 from ..strategies.meta_init import build_on_meta
@@ -191,7 +192,7 @@ def verify_parent(folder: str | Path, *, parent: str | None, contract: Mapping[s
 
     Raises a CheckpointError if it is not of the stage `parent` (None: any), of another contract, or damaged.
     """
-    record = read_record(folder)
+    record = read_record(weights_folder(folder))
     if parent is not None and record["stage"] != parent:
         raise CheckpointError(f"stage.init_from={folder} was written by stage {record['stage']!r}, expected {parent!r}")
     check_contract(record["processor"], contract, source=str(folder))

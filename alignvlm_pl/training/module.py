@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import CheckpointError, ConfigError, nearest
 from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
 from ..models.connectors import connector_class
-from ..models.loading import choose_attention
+from ..models.loading import choose_attention, weights_folder
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.page_readout import PageReadout
@@ -74,8 +74,8 @@ class AlignVLMModule(pl.LightningModule):
 
     Args:
         spec: Vision encoder, LLM, connector, tiling; a `ModelSpec`, or a mapping of its fields.
-        weights: Folder of a saved AlignVLM to start from (as written at the end of a stage); null: the pretrained
-            parts of `spec`. A stage's `init_from` takes precedence.
+        weights: Folder of a saved AlignVLM to start from (as written at the end of a stage), or `box:NAME`; null: the
+            pretrained parts of `spec`. A stage's `init_from` takes precedence.
         attention: Attention of the LLM during `fit`: `eager`, `sdpa`, `flash_attention_2`, or another of transformers;
             null: its choice. `validate`, `test` and `predict` always take that choice, as whoever
             loads the folder does.
@@ -179,8 +179,9 @@ class AlignVLMModule(pl.LightningModule):
         """
         if self.model is not None:
             return
-        folder = (self.stage.init_from if self.stage else None) or self.weights
-        if folder is not None and folder == self.weights:
+        start = (self.stage.init_from if self.stage else None) or self.weights
+        folder = None if start is None else weights_folder(start)
+        if folder is not None and start == self.weights:
             check_given(folder, self.contract)
         self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0
         strategy = None
