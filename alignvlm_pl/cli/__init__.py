@@ -25,6 +25,7 @@ COMMANDS = {
     "test": ("alignvlm_pl.cli.training", "as validate, for the final scores"),
     "predict": ("alignvlm_pl.cli.training", "generate the predictions without scoring them"),
     "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
+    "read": ("alignvlm_pl.cli.read", "answer for fields of pages with a trained model"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "shards": ("alignvlm_pl.cli.shards", "verify datasets, count and show what they hold"),
