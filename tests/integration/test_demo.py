@@ -51,8 +51,8 @@ from alignvlm_pl.cli import demo, main
 
 if __name__ == "__main__":  # workers import this file
     os.chdir(sys.argv[1])
-    shipped = demo._config
-    demo._config = lambda name: "benchmark.yaml" if name == "benchmark/demo" else shipped(name)
+    shipped = demo.config_path
+    demo.config_path = lambda name: "benchmark.yaml" if name == "benchmark/demo" else shipped(name)
     sys.exit(main(sys.argv[2:]))
 """
 
