@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..pretrained.box import pack_box
+from ..pretrained.box import pack_box, unpack_box
 from .demo import config_path, run_command
 from .recipe import plan_runs
 
@@ -45,8 +45,11 @@ def run(argv: list[str]) -> int:
     last = plan_runs(list(fit))[-1].folder
     assert last is not None, "the recipe has stages"
     minutes = (time.time() - started) / 60
-    packed = pack(last / "hf", options.out or run_dir / "receipts.safetensors")
-    scores = score(last / "config.yaml", last / "hf", run_dir)
+    out, unpacked = options.out or run_dir / "receipts.safetensors", run_dir / "unpacked"
+    packed = pack(last / "hf", out)
+    unpacked.mkdir(exist_ok=True)
+    unpack_box(out, unpacked)  # what is scored is what a user gets
+    scores = score(last / "config.yaml", unpacked, run_dir)
     sys.stdout.write(f"\nbox: {json.dumps({**scores, **packed, 'minutes': round(minutes, 1)})}\n")
     return 0
 
@@ -64,7 +67,7 @@ def pack(folder: Path, out: Path) -> dict[str, float]:
     return pack_box(folder, out, reading={"page_width": PAGE_WIDTH_PX, "question": "What is the {}?"})
 
 
-def score(config: Path, weights: Path | str, run_dir: Path) -> dict[str, Any]:
+def score(config: Path, weights: Path, run_dir: Path) -> dict[str, Any]:
     """Score weights on the receipts held out and on their lines, these in the tiles of the embedded default."""
     model = ("--model.weights", str(weights), "--trainer.precision", "32-true")
     run_command("test", "--config", str(config), *model, "--run_dir", str(run_dir / "heldout"))

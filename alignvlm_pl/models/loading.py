@@ -12,14 +12,15 @@ from ..errors import CheckpointError, ConfigError
 from ..pretrained.box import PREFIX, READING, ensure_box
 
 
-def weights_folder(source: str | Path) -> str:
-    """Return the folder of the model that `box:NAME` names, or else the folder or hub id as it is.
+def weights_folder(source: Any) -> Any:
+    """Return the folder of the model that `box:NAME` names, or else the folder, hub id or None as it is.
 
     Raises:
         ConfigError: No box has this name, or its folder cannot be written, see `pretrained.box.ensure_box`.
     """
-    text = str(source)
-    return str(ensure_box(text.removeprefix(PREFIX))) if text.startswith(PREFIX) else text
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return str(ensure_box(source.removeprefix(PREFIX)))
+    return source
 
 
 def reading_settings(folder: str | Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ It is turned into a Hugging Face folder once, in the cache. `boxes/NAME.md` is i
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +107,18 @@ def unpack_box(box: Path, folder: Path) -> None:
 
     weights = _base()
     with safe_open(box, "np") as file:
-        for name, kind, value in _dequantised(file):
+        for key in file.keys():  # noqa: SIM118  # a file of safetensors is no mapping
+            name, _, kind = key.rpartition("/")
             if kind == "left":
-                change = value.T @ _read(file, f"{name}/right")
-                weights[name] = weights[name] + change
+                weights[name] = weights[name] + _read(file, key).T @ _read(file, f"{name}/right")
             elif kind == "change":
-                weights[name] = weights[name] + value
+                weights[name] = weights[name] + _read(file, key)
             elif kind == "value":
-                weights[name] = value
+                weights[name] = _read(file, key)
         texts = dict(file.metadata())
     write_safetensors(weights, folder / _WEIGHTS)
-    record = json.loads(texts[_RECORD]) | {"weights_sha256": _sha256(folder / _WEIGHTS)}
+    digest = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+    record = json.loads(texts[_RECORD]) | {"weights_sha256": digest}
     tokenizer = json.loads((ensure_smollm2() / _TOKENIZER).read_text(encoding="utf-8")) | json.loads(texts[_TOKENIZER])
     texts |= {_RECORD: json.dumps(record, indent=2), _TOKENIZER: json.dumps(tokenizer, ensure_ascii=False)}
     for name in (*_FILES, _TEMPLATE, _TOKENIZER, READING):
@@ -164,25 +164,10 @@ def _quantised(name: str, values: np.ndarray) -> _Weights:
     return {name: whole.reshape(values.shape), f"{name}/scale": scale.astype(np.float32)}
 
 
-def _dequantised(file: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, kind and value of each entry of a box, in float32."""
-    for key in file.keys():  # noqa: SIM118  # a file of safetensors is no mapping
-        name, _, kind = key.rpartition("/")
-        if kind != "scale":
-            yield name, kind, _read(file, key)
-
-
 def _read(file: Any, key: str) -> np.ndarray:
+    """Return an entry of a box in float32."""
     values: np.ndarray = file.get_tensor(key)
     if values.dtype != np.int8:
         return values
     scale = file.get_tensor(f"{key}/scale").reshape(-1, *[1] * (values.ndim - 1))
     return values.astype(np.float32) * scale
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

@@ -180,7 +180,7 @@ class AlignVLMModule(pl.LightningModule):
         if self.model is not None:
             return
         start = (self.stage.init_from if self.stage else None) or self.weights
-        folder = None if start is None else weights_folder(start)
+        folder = weights_folder(start)
         if folder is not None and start == self.weights:
             check_given(folder, self.contract)
         self.loaded_steps = recorded_steps(folder) if folder and self.stage is None else 0

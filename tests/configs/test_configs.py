@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 import datamodules
-from alignvlm_pl.cli import demo
+from alignvlm_pl.cli import box, demo
 from alignvlm_pl.cli.recipe import plan_runs, read_stages
 from alignvlm_pl.metrics import METRICS
 from alignvlm_pl.preprocessing.tiling import RULES, Tiling
 from alignvlm_pl.training.module import AlignVLMModule
 from alignvlm_pl.training.stage import Stage, accumulation
 from datamodules.prepare import sroie
+from datamodules.prepare.synthetic.command import _datasets, _parser
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Axis -> the key of the command line that takes its files.
@@ -162,6 +163,26 @@ def test_what_the_demo_renders_and_crops_is_as_high_as_its_models_tile() -> None
     tiling = yaml.safe_load((CONFIGS / "model/embedded.yaml").read_text())["spec"]["tiling"]
     assert (tiling["tile_height"], tiling["tile_width"]) == (sroie.TILE_HEIGHT_PX, sroie.TILE_WIDTH_PX)
     assert tiling["tile_height"] == demo.PAGE_HEIGHT_PX
+
+
+def test_the_box_prepares_what_its_recipe_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(box, "run_command", lambda *words: commands.append(words))
+    box.prepare(["a", "b"])
+    assert ("prepare", "sroie", "a", "b", "data/receipts/sroie") in commands
+    written = {f"data/receipts/sroie/{name}" for name in ("train", "heldout", "lines", "lines-train")}
+    for _, kind, *words in commands:
+        if kind == "synthetic":
+            args = _parser().parse_args(words)
+            written |= {f"{args.out}/{name}" for name in _datasets(args)}
+    read: set[str] = set()
+    for path in sorted((CONFIGS / "data").glob("receipts*.yaml")):
+        options = _load(path)["init_args"]
+        read |= {folder for source in options.get("mixture", {}).values() for folder in source["sets"]}
+        read |= {*options.get("train", []), *options["benchmarks"].values()}
+    assert len(read) == 5 and read <= written
+    tiling = _load(CONFIGS / "model/receipts.yaml")["spec"]["tiling"]
+    assert tiling["tile_width"] == box.PAGE_WIDTH_PX == sroie.PAGE_WIDTH_PX
 
 
 def test_embedded_mlp_differs_in_the_connector_only() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignvlm_pl.cli import main
+from alignvlm_pl.cli import main, read
 from alignvlm_pl.cli.read import COLUMNS, ask_page
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.models import AlignVLMForConditionalGeneration, AlignVLMProcessor
@@ -16,6 +16,7 @@ from alignvlm_pl.models.loading import weights_folder
 from alignvlm_pl.preprocessing.images.trim import scale_to_width, trim_page
 from alignvlm_pl.training.export import read_record
 from datamodules.prepare.synthetic import generate_document
+from tests.parity.tiny_pages import make
 
 BOX = "box:receipts"
 pytestmark = pytest.mark.slow
@@ -91,6 +92,26 @@ def test_the_vision_tower_sees_a_page_once_for_all_questions(model, receipts, mo
 
 def test_the_record_of_the_box_is_that_of_its_weights() -> None:
     assert read_record(weights_folder(BOX))["stage"] == "receipts"
+
+
+def test_a_folder_without_settings_shows_pages_as_they_are(tmp_path: Path, monkeypatch, capsys) -> None:
+    processor, tiny = make(tmp_path)
+    for one in (processor, tiny):
+        one.save_pretrained(tmp_path / "hf")
+    page = Image.new("RGB", (300, 200), "white")
+    page.paste("black", (100, 80, 200, 90))
+    page.save(tmp_path / "page.png")
+    shown = []
+    monkeypatch.setattr(
+        read, "ask_page", lambda _, __, page, questions, **___: shown.append((page.size, questions)) or ["x"]
+    )
+    words = ["read", str(tmp_path / "page.png"), "--model", str(tmp_path / "hf"), "--fields", "total"]
+    assert main(words) == 0
+    assert main([*words, "--page-width", "96"]) == 0
+    (whole, questions), ((width, height), _) = shown
+    assert whole == (300, 200) and questions == ["What is the total?"]
+    assert width == 96 and height < 40  # cut to the bar before it was scaled
+    assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["x", "x"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from alignvlm_pl.cli import box as command
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.loading import reading_settings, weights_folder
 from alignvlm_pl.pretrained import box
@@ -95,9 +96,34 @@ def test_another_model_is_refused(tmp_path: Path, parts: dict[str, np.ndarray]) 
 
 def test_a_folder_is_taken_as_it_is_and_an_unknown_box_named() -> None:
     assert weights_folder("runs/demo") == "runs/demo"
+    assert weights_folder(None) is None
     with pytest.raises(ConfigError, match=r"model box:recipts: .*did you mean 'receipts'"):
         weights_folder("box:recipts")
 
 
 def test_a_folder_without_settings_is_read_as_it_is(tmp_path: Path) -> None:
     assert reading_settings(tmp_path) == {"page_width": 0, "question": "What is the {}?"}
+
+
+def test_the_command_scores_what_it_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    done: list[tuple[str, ...]] = []
+
+    def run_command(*words: str) -> None:
+        done.append(words)
+        if words[0] == "test":
+            folder = Path(words[words.index("--run_dir") + 1])
+            folder.mkdir()
+            scores = {"receipts": {"anls": 0.4, "anls/total": 0.5}, "readout-lines": {"cer": 0.25}}
+            (folder / "results.json").write_text(json.dumps({"benchmarks": scores}))
+
+    unpacked = []
+    monkeypatch.setattr(command, "run_command", run_command)
+    monkeypatch.setattr(command, "pack_box", lambda folder, out, *, reading: {"megabytes": 1.0})
+    monkeypatch.setattr(command, "unpack_box", lambda out, folder: unpacked.append((out, folder)))
+    assert command.run(["box", "receipts", "scans", "--run-dir", str(tmp_path)]) == 0
+    assert unpacked == [(tmp_path / "receipts.safetensors", tmp_path / "unpacked")]
+    tests = [words for words in done if words[0] == "test"]
+    assert len(tests) == 2
+    assert all(words[words.index("--model.weights") + 1] == str(tmp_path / "unpacked") for words in tests)
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("box: "))
+    assert {**last, "minutes": 0} == {"anls/total": 0.5, "cer": 0.25, "megabytes": 1.0, "minutes": 0}
