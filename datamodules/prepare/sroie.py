@@ -6,7 +6,8 @@ Writes
 
 - `train/`: the pages of the others, with all fields as one conversation;
 - `heldout/`: every field of a page held out as a question, `meta.group` is the field;
-- `lines/`, `lines-train/`: crops of their lines, on white paper at the size that the embedded default reads best.
+- `lines/`: crops of their lines, each on white paper at the size that the embedded default reads best;
+- `sheets/`: the lines of the others in the same size, as many on a sheet as fit.
 """
 
 import argparse
@@ -45,6 +46,8 @@ TEXT_HEIGHT_PX = 22
 """Height of a line's box after scaling: with capitals, 16 to 20 px of ink."""
 TILE_WIDTH_PX, TILE_HEIGHT_PX, ROW_HEIGHT_PX, MARGIN_PX, PADDING_PX = 256, 96, 32, 6, 3
 """CONTRACT: the tile of configs/model/embedded.yaml, or a crop would be split over two rows of tiles."""
+SHEET_PX, GAP_PX = 768, 16
+"""CONTRACT: a sheet is a tile of configs/model/receipts.yaml, of rows as high as its visual tokens."""
 _LEAST_PX, _FARTHEST_PX = -1000, 20_000
 MAX_WIDTH_PX = 3 * TILE_WIDTH_PX
 _Sample = tuple[dict[str, Any], bytes, str]
@@ -61,7 +64,6 @@ def main(argv: Sequence[str]) -> None:
         ("--heldout", HELD_OUT, "receipts held out, the first ones by name; all if there are no more"),
         ("--width", PAGE_WIDTH_PX, "width of the pages in px, cut to their content; 0: the images as they are"),
         ("--max-lines", 400, "line crops of receipts held out"),
-        ("--max-train-lines", 4000, "line crops of the other receipts"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{text} (default: %(default)s)")
     options = vars(parser.parse_args(list(argv)))
@@ -77,9 +79,8 @@ def prepare_sroie(
     heldout: int = HELD_OUT,
     width: int = PAGE_WIDTH_PX,
     max_lines: int = 400,
-    max_train_lines: int = 4000,
 ) -> dict[str, int]:
-    """Write the datasets `train`, `heldout`, `lines` and `lines-train` to `out`, but for those without a sample.
+    """Write the datasets `train`, `heldout`, `lines` and `sheets` to `out`, but for those without a sample.
 
     Args:
         roots: Folders of receipts, each with names of its own.
@@ -87,7 +88,6 @@ def prepare_sroie(
         heldout: Receipts held out, in name order; all if there are no more.
         width: Width of the pages in pixels, which are cut to their content; 0: the files as they are.
         max_lines: Line crops, spread evenly over the receipts held out.
-        max_train_lines: Line crops, spread evenly over the others.
 
     Returns:
         Samples by dataset, and `empty_fields`, which are left out.
@@ -98,14 +98,14 @@ def prepare_sroie(
             has a dataset that would now be without a sample; names file and line.
     """
     require_at_least(0, heldout=heldout, width=width)
-    require_at_least(1, max_lines=max_lines, max_train_lines=max_train_lines)
+    require_at_least(1, max_lines=max_lines)
     receipts = _receipts(roots)
     held, others = receipts[:heldout], receipts[heldout:]
     counts = {
         "train": _write(out / "train", "sroie-train", _train_pages(others, width)),
         "heldout": _write(out / "heldout", "sroie-heldout", _questions(held, width)),
         "lines": _write(out / "lines", "sroie-lines", _lines(held, max_lines)),
-        "lines-train": _write(out / "lines-train", "sroie-lines-train", _lines(others, max_train_lines)),
+        "sheets": _write(out / "sheets", "sroie-sheets", _sheets(others)),
     }
     return counts | {"empty_fields": sum(one.empty for one in receipts)}
 
@@ -244,26 +244,84 @@ def _box(quad: Sequence[float]) -> tuple[float, float, float, float]:
 def _lines(receipts: Sequence[_Receipt], max_lines: int) -> Iterator[_Sample]:
     boxes = [(receipt, line) for receipt in receipts for line in receipt.lines if line["text"].strip()]
     chosen = boxes[:: max(len(boxes) // max_lines, 1)][:max_lines]
-    for image, of_page in groupby(chosen, key=lambda box: box[0].image):
+    for receipt, text, line in _scaled_lines(chosen):
+        crop = on_tiles(line)
+        box = [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]
+        record = {
+            "id": receipt.id,
+            "source": "sroie",
+            "task": "line",
+            "messages": conversation([("Read the line.", text)], num_images=1),
+            "references": [text],
+            "lines": [{"text": text, "box": box}],
+        }
+        yield record, _png(crop), "png"
+
+
+def _sheets(receipts: Sequence[_Receipt]) -> Iterator[_Sample]:
+    boxes = [(receipt, line) for receipt in receipts for line in receipt.lines if line["text"].strip()]
+    sheet = _Sheet()
+    for receipt, text, line in _scaled_lines(boxes):
+        if not sheet.add(text, line):
+            yield sheet.sample()
+            sheet = _Sheet()
+            sheet.add(text, line)
+        sheet.receipts.setdefault(receipt.id)
+    if sheet.lines:
+        yield sheet.sample()
+
+
+class _Sheet:
+    """Lines side by side and below each other, each in one row of visual tokens."""
+
+    def __init__(self) -> None:
+        self.image = Image.new("L", (SHEET_PX, SHEET_PX), "white")
+        self.lines: list[dict[str, Any]] = []
+        self.receipts: dict[str, None] = {}
+        self._x, self._y = MARGIN_PX, 0
+
+    def add(self, text: str, line: Image.Image) -> bool:
+        """Paste a line of at most `MAX_WIDTH_PX` less its margins; return whether there was room."""
+        if self._x + line.width > SHEET_PX - MARGIN_PX:
+            self._x, self._y = MARGIN_PX, self._y + ROW_HEIGHT_PX
+        if self._y + ROW_HEIGHT_PX > SHEET_PX:
+            return False
+        self.image.paste(line, (self._x, self._y + (ROW_HEIGHT_PX - line.height) // 2))
+        box = [self._x, self._y, self._x + line.width, self._y + ROW_HEIGHT_PX]
+        self.lines.append({"text": text, "box": box})
+        self._x += line.width + GAP_PX
+        return True
+
+    def sample(self) -> _Sample:
+        text = "\n".join(line["text"] for line in self.lines)
+        record = {
+            "id": "+".join(self.receipts),
+            "source": "sroie",
+            "task": "line",
+            "messages": conversation([("Read the lines.", text)], num_images=1),
+            "lines": self.lines,
+        }
+        return record, _png(self.image), "png"
+
+
+def _scaled_lines(
+    boxes: Sequence[tuple[_Receipt, dict[str, Any]]],
+) -> Iterator[tuple[_Receipt, str, Image.Image]]:
+    """Yield receipt, text and image of lines, opening each page once."""
+    for image, of_page in groupby(boxes, key=lambda box: box[0].image):
         page = load_image(image, name=image.name)
         for receipt, line in of_page:
-            crop, text = line_crop(page, line["quad"]), " ".join(line["text"].split())
-            buffer = io.BytesIO()
-            crop.save(buffer, "PNG")
-            box = [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]
-            record = {
-                "id": receipt.id,
-                "source": "sroie",
-                "task": "line",
-                "messages": conversation([("Read the line.", text)], num_images=1),
-                "references": [text],
-                "lines": [{"text": text, "box": box}],
-            }
-            yield record, buffer.getvalue(), "png"
+            yield receipt, " ".join(line["text"].split()), scaled_line(page, line["quad"])
 
 
-def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
-    """Cut one line out of a page and centre it on the second row of a blank canvas of whole tiles."""
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def scaled_line(page: Image.Image, quad: Sequence[float]) -> Image.Image:
+    """Cut one line out of a page, scaled to `TEXT_HEIGHT_PX`, black on white."""
     left, top, right, bottom = _box(quad)
     scale = TEXT_HEIGHT_PX / max(bottom - top, 1)
     scale = min(scale, (MAX_WIDTH_PX - 2 * (MARGIN_PX + PADDING_PX) - 1) / max(right - left, 1))
@@ -271,10 +329,13 @@ def line_crop(page: Image.Image, quad: Sequence[float]) -> Image.Image:
     box = (round(left - pad), round(top - pad), round(right + pad), round(bottom + pad))
     # Paper to white and ink to black, so that the crop's edges do not show on the canvas.
     crop = ImageOps.autocontrast(page.convert("L").crop(box), cutoff=(1, 20))
-    crop = crop.resize(
-        (max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)), Image.Resampling.BICUBIC
-    )
-    tiles = -(-(crop.width + 2 * MARGIN_PX) // TILE_WIDTH_PX)
+    size = (max(round(crop.width * scale), 1), max(round(crop.height * scale), 1))
+    return crop.resize(size, Image.Resampling.BICUBIC)
+
+
+def on_tiles(line: Image.Image) -> Image.Image:
+    """Centre a line on the second row of a blank canvas of whole tiles."""
+    tiles = -(-(line.width + 2 * MARGIN_PX) // TILE_WIDTH_PX)
     canvas = Image.new("L", (tiles * TILE_WIDTH_PX, TILE_HEIGHT_PX), "white")
-    canvas.paste(crop, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - crop.height) // 2))
+    canvas.paste(line, (MARGIN_PX, ROW_HEIGHT_PX + (ROW_HEIGHT_PX - line.height) // 2))
     return canvas

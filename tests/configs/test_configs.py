@@ -170,7 +170,7 @@ def test_the_box_prepares_what_its_recipe_reads(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(box, "run_command", lambda *words: commands.append(words))
     box.prepare(["a", "b"])
     assert ("prepare", "sroie", "a", "b", "data/receipts/sroie") in commands
-    written = {f"data/receipts/sroie/{name}" for name in ("train", "heldout", "lines", "lines-train")}
+    written = {f"data/receipts/sroie/{name}" for name in ("train", "heldout", "lines", "sheets")}
     for _, kind, *words in commands:
         if kind == "synthetic":
             args = _parser().parse_args(words)
@@ -180,7 +180,7 @@ def test_the_box_prepares_what_its_recipe_reads(monkeypatch: pytest.MonkeyPatch)
         options = _load(path)["init_args"]
         read |= {folder for source in options.get("mixture", {}).values() for folder in source["sets"]}
         read |= {*options.get("train", []), *options["benchmarks"].values()}
-    assert len(read) == 5 and read <= written
+    assert len(read) == 6 and read <= written
     tiling = _load(CONFIGS / "model/receipts.yaml")["spec"]["tiling"]
     assert tiling["tile_width"] == box.PAGE_WIDTH_PX == sroie.PAGE_WIDTH_PX
 

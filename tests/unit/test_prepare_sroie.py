@@ -17,9 +17,10 @@ from datamodules.prepare.sroie import (
     ROW_HEIGHT_PX,
     TILE_HEIGHT_PX,
     TILE_WIDTH_PX,
-    line_crop,
     main,
+    on_tiles,
     prepare_sroie,
+    scaled_line,
 )
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
@@ -36,6 +37,10 @@ def _receipt(folder: Path, name: str) -> None:
     line = {"quad": [50, 80, 150, 80, 150, 100, 50, 100], "text": "TOTAL  9.00"}
     note = {"fields": {"total": "9.00", "date": "1 MAY 2018"}, "lines": [line]}
     (folder / f"{name}.json").write_text(json.dumps(note))
+
+
+def _crop(page: Image.Image, quad: list[float]) -> Image.Image:
+    return on_tiles(scaled_line(page, quad))
 
 
 def _samples(folder: Path) -> list[dict]:
@@ -58,10 +63,10 @@ def test_several_folders_become_four_datasets(tmp_path: Path, capsys: pytest.Cap
     (second / "001.json").write_text(json.dumps(note | {"fields": {"tip": "1", "total": " ", "date": "2 MAY"}}))
     main([str(first), str(second), str(tmp_path / "out"), "--heldout", "2"])
     assert json.loads(capsys.readouterr().out) == {
-        "train": 2, "heldout": 4, "lines": 2, "lines-train": 2, "empty_fields": 1,
+        "train": 2, "heldout": 4, "lines": 2, "sheets": 1, "empty_fields": 1,
     }  # fmt: skip
-    train, heldout, lines, lines_train = (
-        _samples(tmp_path / "out" / name) for name in ("train", "heldout", "lines", "lines-train")
+    train, heldout, lines, sheets = (
+        _samples(tmp_path / "out" / name) for name in ("train", "heldout", "lines", "sheets")
     )
     assert [sample["id"] for sample in train] == ["sroie/002", "sroie/003"]
     assert _texts(train[0]) == ["What is the date?", "1 MAY 2018", "What is the total?", "9.00"]
@@ -72,7 +77,7 @@ def test_several_folders_become_four_datasets(tmp_path: Path, capsys: pytest.Cap
         ("sroie/001/date", "What is the date?", ["2 MAY"], "date"),
         ("sroie/001/tip", "What is the tip?", ["1"], "tip"),
     ]
-    assert [sample["id"] for sample in lines + lines_train] == ["sroie/000", "sroie/001", "sroie/002", "sroie/003"]
+    assert [sample["id"] for sample in lines + sheets] == ["sroie/000", "sroie/001", "sroie/002+sroie/003"]
 
 
 @pytest.mark.parametrize("width", [0, 240])
@@ -123,7 +128,7 @@ def test_the_former_option_names_the_new_one(tmp_path: Path) -> None:
 def test_line_lies_on_the_second_row_of_white_paper() -> None:
     page = Image.new("L", (300, 200), 200)
     ImageDraw.Draw(page).rectangle((50, 80, 149, 99), fill=20)
-    crop = line_crop(page, [50, 80, 150, 80, 150, 100, 50, 100])
+    crop = _crop(page, [50, 80, 150, 80, 150, 100, 50, 100])
     assert crop.size == (TILE_WIDTH_PX, TILE_HEIGHT_PX)
     ink = crop.point(lambda value: 255 if value < 128 else 0).getbbox()
     assert ink is not None
@@ -133,8 +138,26 @@ def test_line_lies_on_the_second_row_of_white_paper() -> None:
 
 def test_long_lines_take_more_tiles_and_never_too_many() -> None:
     page = Image.new("L", (2000, 60), 255)
-    assert line_crop(page, [0, 10, 400, 10, 400, 30, 0, 30]).width == 2 * TILE_WIDTH_PX
-    assert line_crop(page, [0, 10, 2000, 10, 2000, 30, 0, 30]).width == 3 * TILE_WIDTH_PX
+    assert _crop(page, [0, 10, 400, 10, 400, 30, 0, 30]).width == 2 * TILE_WIDTH_PX
+    assert _crop(page, [0, 10, 2000, 10, 2000, 30, 0, 30]).width == 3 * TILE_WIDTH_PX
+
+
+def test_a_sheet_is_full_before_the_next_and_its_boxes_lie_on_the_ink(tmp_path: Path) -> None:
+    _receipt(tmp_path, "000")
+    note = json.loads((tmp_path / "000.json").read_text())
+    note["lines"] = [note["lines"][0] | {"text": f"line {number}"} for number in range(150)]
+    (tmp_path / "000.json").write_text(json.dumps(note))
+    counts = prepare_sroie([tmp_path], tmp_path / "out", heldout=0)
+    assert counts["sheets"] == 2
+    first, second = _samples(tmp_path / "out/sheets")
+    assert [line["text"] for line in first["lines"] + second["lines"]] == [f"line {n}" for n in range(150)]
+    assert len(first["lines"]) == 24 * 5  # a line of 100 px is 116 px wide on the sheet
+    assert _texts(first)[1].splitlines()[-1] == "line 119"
+    for line in (first["lines"][0], first["lines"][63], second["lines"][-1]):
+        x0, y0, x1, y1 = line["box"]
+        assert y0 % ROW_HEIGHT_PX == 0 and y1 - y0 == ROW_HEIGHT_PX
+        ink = first["page"].convert("L").crop(line["box"]).point(lambda value: 255 * (value < 128)).getbbox()
+        assert ink == pytest.approx((3, 5, x1 - x0 - 3, 27), abs=2)
 
 
 def test_empty_folder_and_wrong_annotation_are_named(tmp_path: Path) -> None:
@@ -179,9 +202,9 @@ def test_fields_of_another_form_are_named(tmp_path: Path, fields: object) -> Non
 def test_real_receipts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in sorted(REAL.iterdir())[:8]:
         (tmp_path / file.name).symlink_to(file.absolute())
-    main([str(tmp_path), str(tmp_path / "out"), "--max-lines", "20", "--max-train-lines", "5", "--heldout", "3"])
+    main([str(tmp_path), str(tmp_path / "out"), "--max-lines", "20", "--heldout", "3"])
     counts = json.loads(capsys.readouterr().out)
-    assert counts == {"train": 1, "heldout": 12, "lines": 20, "lines-train": 5, "empty_fields": 0}
+    assert counts == {"train": 1, "heldout": 12, "lines": 20, "sheets": 1, "empty_fields": 0}
     for sample in _samples(tmp_path / "out/heldout"):
         assert sample["page"].width == 768
         edges = [edge for line in sample["lines"] for edge in line["box"][::2]]
