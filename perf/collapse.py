@@ -1,11 +1,12 @@
 """Whole pages with and without collapsed blanks: visual tokens, seconds of a step and of an answer, memory.
 
-    python perf/collapse.py MODEL [--pages FOLDER] [--count 10] [--mass 0.5] [--min-run 1] [--tile 768 192] [--json]
+    python perf/collapse.py MODEL [--pages FOLDER] [--count 10] [--mass 0.5] [--min-run 3] [--tile 768 192] [--json]
     python perf/collapse.py MODEL --curve DATASET [DATASET ...] [--questions 32] [--masses 0.3 0.5 0.7 0.9 1.01]
 
-MODEL is the `hf` folder of a model that has learned to read, such as runs/demo/3-instruct/hf. FOLDER holds images, of
-which the first `--count` by name are taken, cut to their content and scaled to `--width` px; without it, as many
-synthetic receipts are drawn. `--tile 768 192` cuts other tiles than the model was trained with, (width, height) in px.
+MODEL is box:receipts, or the `hf` folder of a model that has learned to read, such as runs/demo/3-instruct/hf. FOLDER
+holds images, of which the first `--count` by name are taken, cut to their content and scaled to `--width` px; without
+it, as many synthetic receipts are drawn. `--tile 768 192` cuts other tiles than the model was trained with, (width,
+height) in px.
 Each page comes once with and once without, in turns, each in a process of its own for its peak memory: forward,
 backward and AdamW's step of all parts on a question and its answer under bf16 autocast (CPU) or in the model's dtype
 (GPU), then a greedy answer of `--tokens` tokens. The ratios are of the sums over the pages (targets: at least 3 times
@@ -22,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,9 @@ from PIL import Image
 
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.models.collapse import Collapse
+from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.page_readout import Alphabet
+from alignvlm_pl.models.processing import AlignVLMProcessor
 
 NONE = 1.01
 """A mass above 1, under which nothing is left out."""
@@ -45,21 +49,19 @@ EMBEDDED = ("input_ids", "pixel_values", "num_tiles", "tile_boxes")
 
 def load(options: argparse.Namespace, mass: float) -> tuple[Any, Any]:
     """Model and processor that collapse blanks, the newline's, above a mass."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    import alignvlm_pl.models  # noqa: F401  # registers them
-
-    model = AutoModelForImageTextToText.from_pretrained(options.model)
+    model = AlignVLMForConditionalGeneration.from_pretrained(options.model)
     tiling = {"max_tiles": options.max_tiles}
     if options.tile:
         tiling |= dict(zip(("tile_width", "tile_height"), options.tile, strict=True))
-    processor = AutoProcessor.from_pretrained(options.model, tiling=tiling)
+    processor = AlignVLMProcessor.from_pretrained(options.model, tiling=tiling)
     model.config.tiling = processor.tiling
     rows, columns = model.grid
     model.config.tokens_per_tile = processor.tokens_per_tile = rows * columns
     model.language_model.set_attn_implementation("sdpa")  # eager keeps all scores of a page in each layer
     blank = Alphabet.from_tokenizer(processor.tokenizer).columns[0]
-    model.connector.collapse = Collapse(mass, (blank,), options.min_run)
+    own = model.connector.collapse
+    min_run = options.min_run or (own.min_run if own else 1)
+    model.connector.collapse = Collapse(mass, own.tokens if own else (blank,), min_run)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
@@ -150,11 +152,11 @@ def curve(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     from datamodules import DocDownstreamDataModule
 
     model, processor = load(options, NONE)
-    blank, results = model.connector.collapse.tokens, {}
+    collapse, results = model.connector.collapse, {}
     sets: dict[str, Any] = {folder.name: folder for folder in options.curve}
-    data = DocDownstreamDataModule(benchmarks=sets, eval_batch_size=16, num_workers=0).attach(processor)
+    data = DocDownstreamDataModule(benchmarks=sets, eval_batch_size=4, num_workers=0).attach(processor)
     for mass in options.masses:
-        model.connector.collapse = Collapse(mass, blank, options.min_run)
+        model.connector.collapse = replace(collapse, mass=mass)
         scores, kept, total = [], 0, 0
         for batch in (batch for name in sets for batch in data.benchmark_dataloader(name, limit=options.questions)):
             inputs = {name: value.to(model.device) for name, value in model_inputs(batch).items()}
@@ -174,13 +176,13 @@ def curve(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def main() -> int:
     """Print the comparison or the curve; exit with 1 if a target of the comparison is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a trained model")
+    parser.add_argument("model", help="folder of a trained model, or box:NAME")
     parser.add_argument("--pages", type=Path, help="folder of images; default: synthetic receipts")
     parser.add_argument("--count", type=int, default=10, help="pages; default 10")
     parser.add_argument("--width", type=int, default=768, help="width of a page in px; default 768")
     parser.add_argument("--max-tiles", type=int, default=64, help="most tiles of a page; default 64")
     parser.add_argument("--tile", type=int, nargs=2, help="width and height of a tile in px; default: the model's")
-    parser.add_argument("--min-run", type=int, default=1, help="connector.collapse.min_run; default 1")
+    parser.add_argument("--min-run", type=int, help="connector.collapse.min_run; default: the model's, or 1")
     parser.add_argument("--mass", type=float, default=0.5, help="connector.collapse.mass; default 0.5")
     parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer; default 16, with --curve 40")
     parser.add_argument("--curve", type=Path, nargs="+", help="datasets to score")

@@ -3,7 +3,8 @@
     python perf/train_step.py [--json] [--model small|paper] [--device cpu|cuda] [--tiles 1 9]
                               [--strategies auto ddp configs/cluster/fsdp.yaml] [--steps 10] [--rounds 6]
                               [--batch_size N] [--text 64]
-    python perf/train_step.py --model embedded [--stages configs/stage/documents.yaml ...] [--connector FILE]
+    python perf/train_step.py --model embedded [--stages configs/stage/documents.yaml ...] [--masses 0.5 1.01]
+                              [--weights FOLDER] [--connector FILE]
 
 Every case (tiles x strategy) is a process that runs the real command line: `fit` with all its callbacks, on batches
 that were made beforehand and stay in memory, so that the loader's speed is not measured (perf/loader.py does that).
@@ -18,9 +19,11 @@ over the device's peak (alignvlm_pl/training/flops.py); on a CPU over the rate o
 precision, `product_tflops`, measured at the start.
 
 `embedded` is the demo's model and pages, and a case is a stage: seconds of its step, and operations a second, which do
-not count what the stage leaves out (frozen parts, collapsed blanks). There is no bare loop.
- A case that fails is printed with its error, and the next one runs. With `--json` the last line is one JSON
-object, with the errors under `failed`; the exit status is 1 if a ratio misses the target or a case failed.
+not count what the stage leaves out (frozen parts, collapsed blanks). With `--masses` each stage runs with each
+`connector.collapse.mass`; blanks are known to `--weights`, such as runs/demo/1-read/hf. There is no bare loop.
+
+A case that fails is printed with its error, and the next one runs. With `--json` the last line is one JSON object, with
+the errors under `failed`; the exit status is 1 if a ratio misses the target or a case failed.
 """
 
 import argparse
@@ -58,6 +61,8 @@ TARGET = 0.97
 CUDA_STRATEGIES = ("auto", "ddp", str(ROOT / "configs/cluster/fsdp.yaml"))
 TWO_PAGES = 100 << 30
 """Memory of a GPU from which two samples of the paper's model fit at nine tiles; below it one does."""
+MIN_RUN = 3
+"""`connector.collapse.min_run` of configs/model/embedded.yaml and receipts.yaml."""
 BATCHES = 4
 """Different batches, which come again and again."""
 RESULT = "clock.json"
@@ -258,7 +263,7 @@ def run_case(options: argparse.Namespace, folder: Path, *, tiles: int, strategy:
     return run_fit(options, folder, words, bare=strategy == "auto")
 
 
-def run_stage(options: argparse.Namespace, folder: Path, *, stage: str) -> dict[str, float]:
+def run_stage(options: argparse.Namespace, folder: Path, *, stage: str, mass: float | None) -> dict[str, float]:
     """One stage of the embedded default on the demo's pages, in a process of its own."""
     from datamodules.prepare.synthetic import write_split
 
@@ -268,6 +273,11 @@ def run_stage(options: argparse.Namespace, folder: Path, *, stage: str) -> dict[
     words = ["--model", str(ROOT / "configs/model/embedded.yaml"), "--stage", stage, "--stage.parent=null"]
     if options.connector:
         words += ["--connector", options.connector]
+    if options.weights:
+        words += ["--stage.init_from", options.weights]
+    if mass is not None:
+        collapse = {"mass": mass, "tokens": "newline", "min_run": MIN_RUN}
+        words += ["--model.spec.connector.collapse", json.dumps(collapse)]
     return run_fit(options, folder, words, bare=False)
 
 
@@ -304,7 +314,10 @@ def run_fit(options: argparse.Namespace, folder: Path, words: list[str], *, bare
 def cases(options: argparse.Namespace) -> dict[str, Callable[..., dict[str, float]]]:
     """What is to be run, by name; each takes the options and a folder."""
     if options.model == "embedded":
-        return {Path(stage).stem: partial(run_stage, stage=stage) for stage in options.stages}
+        return {
+            Path(stage).stem + (f"_mass_{mass:g}" if mass else ""): partial(run_stage, stage=stage, mass=mass)
+            for stage, mass in product(options.stages, options.masses)
+        }
     pairs = product(options.tiles, options.strategies)
     return {f"{n}_tiles_{Path(name).stem}": partial(run_case, tiles=n, strategy=name) for n, name in pairs}
 
@@ -334,6 +347,8 @@ def parse_options(cuda: bool) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--model", choices=("small", "paper", "embedded"), default="paper" if cuda else "small")
     parser.add_argument("--stages", nargs="+", default=[str(ROOT / "configs/stage/documents.yaml")], help="embedded")
+    parser.add_argument("--masses", type=float, nargs="+", default=[None], help="embedded: connector.collapse.mass")
+    parser.add_argument("--weights", help="embedded: folder that the stages start from")
     parser.add_argument("--connector", help="embedded: a file of configs/model/connector, or one's own")
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 9] if cuda else [1])
     parser.add_argument("--strategies", nargs="+", default=list(CUDA_STRATEGIES) if cuda else ["auto"])

@@ -24,7 +24,7 @@ _LIBRARIES = (
     *("torch", "lightning", "transformers", "tokenizers", "numpy", "pillow"),
     *("peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn"),  # extras
 )
-_KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "weight_decay", "adam_beta2", "optimizer")
+_KEPT_BY_OPTIMIZER = ("lr_vision", "lr_connector", "lr_llm", "last_blocks", "weight_decay", "adam_beta2", "optimizer")
 """Settings of a stage that a resumed optimizer brings back, whatever the configuration says now."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
 from .lora_config import ALL_LINEAR, Lora
+from .optim import last_blocks
 from .stage import PARTS
 
 ADAPTER = "default"  # Name of the adapter within peft's layers
@@ -27,7 +28,7 @@ def attach_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
         module = getattr(model, PARTS[part])
         if lora.load_in_4bit:
             quantize_linear(module)
-        _inject(module, lora)
+        _inject(module, lora, part)
 
 
 def check_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> None:
@@ -119,16 +120,26 @@ def _keep_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     state[f"{prefix}weight"] = layer.weight.data
 
 
-def _inject(module: nn.Module, lora: Lora) -> None:
+def _inject(module: nn.Module, lora: Lora, part: str) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[name for name, _ in _linear(module) if _is_target(name, lora.target_modules)],
+        target_modules=_targets(module, lora, part),
     )
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+
+
+def _targets(module: nn.Module, lora: Lora, part: str) -> list[str]:
+    """Return the names of the linear layers that get an adapter."""
+    found = [(name, layer) for name, layer in _linear(module) if _is_target(name, lora.target_modules)]
+    if lora.last_blocks is not None:
+        blocks = last_blocks(module, lora.last_blocks, setting=f"stage.lora.{part}.last_blocks")
+        inside = {layer for block in blocks for layer in block.modules()}
+        found = [(name, layer) for name, layer in found if layer in inside]
+    return [name for name, _ in found]
 
 
 def _check_targets(module: nn.Module, part: str, lora: Lora) -> None:

@@ -19,6 +19,7 @@ class Lora:
         alpha: Scale of the update, alpha / r.
         dropout: Dropout of the adapter's input in training.
         target_modules: Names of the linear layers, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head.
+        last_blocks: Blocks that have an adapter, counted from the part's last; null: all.
         load_in_4bit: Store the frozen linear layers in NF4 with double quantization (QLoRA; needs CUDA and
             bitsandbytes).
     """
@@ -27,6 +28,7 @@ class Lora:
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = ALL_LINEAR
+    last_blocks: int | None = None
     load_in_4bit: bool = False
 
 
@@ -50,7 +52,14 @@ def _parse(part: str, values: Mapping[str, Any]) -> Lora:
         raise ConfigError(f"{where}.alpha={lora.alpha!r}: expected a number above 0")
     if not isinstance(lora.dropout, (int, float)) or not 0 <= lora.dropout < 1:
         raise ConfigError(f"{where}.dropout={lora.dropout!r}: expected a share in [0, 1)")
+    check_blocks(f"{where}.last_blocks", lora.last_blocks)
     names = lora.target_modules
     if names != ALL_LINEAR and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         raise ConfigError(f"{where}.target_modules={names!r}: expected a list of layer names, or {ALL_LINEAR}")
     return lora
+
+
+def check_blocks(setting: str, count: Any) -> None:
+    """Raise a ConfigError if a number of blocks is none; null is all."""
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ConfigError(f"{setting}={count!r}: expected a whole number of at least 1, or null")

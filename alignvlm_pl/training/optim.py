@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
-from ..strategies.sharding import is_sharded_tensor, shard_dim
+from ..strategies.sharding import is_sharded_tensor, layers, shard_dim
 from ..utils.registry import import_path
 from .stage import PARTS, Stage
 
@@ -19,9 +19,26 @@ _MATRIX = ("weight", "proj")
 
 
 def freeze(model: nn.Module, stage: Stage) -> None:
-    """Apply the stage's freeze table, before a strategy wraps the model."""
+    """Apply the stage's freeze table, before a strategy wraps the model.
+
+    Raises:
+        ConfigError: A part has fewer blocks than `stage.last_blocks` says.
+    """
     for part, rate in stage.learning_rates.items():
         getattr(model, PARTS[part]).requires_grad_(bool(rate))
+    for part, count in (stage.last_blocks or {}).items():
+        module = getattr(model, PARTS[part])
+        module.requires_grad_(False)
+        for block in last_blocks(module, count, setting=f"stage.last_blocks.{part}"):
+            block.requires_grad_(True)
+
+
+def last_blocks(module: nn.Module, count: int, *, setting: str) -> list[nn.Module]:
+    """Return the last `count` repeated layers of a part; a ConfigError that names `setting` if it has fewer."""
+    blocks = layers(module)
+    if count > len(blocks):
+        raise ConfigError(f"{setting}={count}: the part has {len(blocks)} blocks; set at most so many")
+    return blocks[-count:]
 
 
 def set_modes(model: nn.Module, stage: Stage) -> None:

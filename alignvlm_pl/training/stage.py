@@ -7,10 +7,13 @@ from numbers import Real
 from typing import Any
 
 from ..errors import ConfigError, nearest
-from .lora_config import Lora, parse_adapters
+from .lora_config import Lora, check_blocks, parse_adapters
 
 PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_model"}
 """Name of a part in configs, logs and tables -> its attribute of the model."""
+
+BLOCK_PARTS = ("vision", "llm")
+"""Parts that are stacks of blocks."""
 
 OBJECTIVES = ("answer", "read")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -68,6 +71,8 @@ class Stage:
         lora: Adapters trained in place of a part, at its learning rate, such as `{llm: {r: 16, alpha: 32}}` (fields:
             `alignvlm_pl.training.lora_config.Lora`); the part's own weights stay as they are. null: parts
             train themselves.
+        last_blocks: Blocks of a part that train, counted from its last, such as `{llm: 15}`; what comes before them,
+            embeddings and LM head stay as they are. null: all train.
         ema_decay: Decay per optimizer step of an exponential moving average of the weights, such as 0.999. Validation
             and the export use the average; null: the weights themselves.
         parent: Name of the stage whose weights this one starts from, checked against `init_from`; null: any, or none.
@@ -94,6 +99,7 @@ class Stage:
     gradient_clip_norm: float | None = 1.0
     calibrate: dict[str, float] | None = None
     lora: dict[str, dict[str, Any]] | None = None
+    last_blocks: dict[str, int] | None = None
     ema_decay: float | None = None
     parent: str | None = None
     init_from: str | None = None
@@ -125,6 +131,8 @@ class Stage:
                     f"stage {self.name!r}: calibrate sets the connector's gain, but the stage freezes the connector; "
                     "set lr_connector, or calibrate to null"
                 )
+        for part, count in (self.last_blocks or {}).items():
+            self._check_last_blocks(part, count)
         for part, lora in self.adapters.items():
             if not self.learning_rates[part]:
                 lr = self.learning_rates[part]
@@ -134,6 +142,16 @@ class Stage:
                     f"stage.ema_decay cannot average the 4-bit weights of stage.lora.{part}.load_in_4bit; set one of "
                     "them to null"
                 )
+
+    def _check_last_blocks(self, part: str, count: int) -> None:
+        where = f"stage.last_blocks.{part}"
+        if part not in BLOCK_PARTS:
+            raise ConfigError(f"{where}: this part has no blocks; {nearest(part, BLOCK_PARTS)}")
+        check_blocks(where, count)
+        if not self.learning_rates[part]:
+            raise ConfigError(f"{where} needs stage.lr_{part}, the learning rate of the blocks")
+        if part in self.adapters:
+            raise ConfigError(f"{where} and stage.lora.{part} exclude each other: set stage.lora.{part}.last_blocks")
 
     @property
     def learning_rates(self) -> dict[str, float | None]:

@@ -59,6 +59,18 @@ def test_a_fresh_adapter_changes_no_logit(model):
     assert torch.equal(logits(model), before)
 
 
+def test_only_the_last_blocks_have_adapters(model, tmp_path):
+    adapted(model, {"llm": {"r": 4, "last_blocks": 1}})
+    names = [name for name, layer in model.named_modules() if hasattr(layer, "lora_A")]
+    assert len(names) == 7 and all(".layers.1." in name for name in names)
+    expected = logits(model)
+    plain = fresh(tmp_path / "again")
+    plain.load_state_dict(merge_state(model), strict=True)
+    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"stage.lora.llm.last_blocks=3: the part has 2 blocks; set at most so many"):
+        attach_adapters(fresh(tmp_path / "more"), parse_adapters({"llm": {"last_blocks": 3}}))
+
+
 def test_the_merged_state_gives_the_adapted_models_logits_in_a_plain_model(model, tmp_path):
     before = logits(model)
     adapted(model)

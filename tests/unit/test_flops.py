@@ -165,6 +165,16 @@ def test_frozen_parts_have_no_gradients_of_weights(tmp_path):
     assert only_llm.connector == 2 * tokens * (d * width + width * width)
 
 
+def test_blocks_that_are_frozen_run_forward_alone(tmp_path):
+    model = model_of(tmp_path, {"type": "align"}, (None, None, 1e-3))
+    full = count_work(meta_copy(model))
+    freeze(model, Stage(name="x", lr_llm=1e-3, last_blocks={"llm": 1}))
+    last = count_work(meta_copy(model))
+    per_block = sum(p.numel() for p in model.language_model.get_decoder().layers[-1].parameters() if p.ndim == 2)
+    assert full.llm - last.llm == 4 * per_block  # the other block's backward
+    assert last.head == full.head * 2 / 3
+
+
 def test_reading_runs_no_llm(tmp_path):
     model = model_of(tmp_path, {"type": "align"}, (None, 1e-3, None))
     work = count_work(meta_copy(model), objective="read")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.training.optim import freeze, parameter_groups, schedule_factor, set_modes, step_schedule
@@ -80,6 +81,26 @@ def test_a_frozen_part_has_no_group_no_gradient_and_stays_in_eval_mode(model, fr
     assert frozen not in {group["name"].split("/")[0] for group in parameter_groups(model, chosen)}
     freeze(model, stage())
     assert all(p.requires_grad for p in model.parameters()), "a later stage thaws the part again"
+
+
+@pytest.mark.parametrize("part", ["vision", "llm"])
+def test_of_a_part_only_its_last_blocks_train(model, part):
+    chosen = stage(last_blocks={part: 1})
+    freeze(model, chosen)
+    module = getattr(model, PARTS[part])
+    last = max((m for m in module.modules() if isinstance(m, torch.nn.ModuleList)), key=len)[-1]
+    trained = {id(p) for group in parameter_groups(model, chosen) for p in group["params"]}
+    assert {id(p) for p in module.parameters()} & trained == {id(p) for p in last.parameters()}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    rows = {row[0]: row for row in part_rows(model, chosen)}
+    assert rows[part][2] == f"{sum(p.numel() for p in last.parameters()):,}"
+    freeze(model, stage())
+    assert all(p.requires_grad for p in model.parameters()), "a later stage trains all of it again"
+
+
+def test_more_blocks_than_a_part_has_are_refused(model):
+    with pytest.raises(ConfigError, match=r"stage.last_blocks.llm=99: the part has 2 blocks; set at most so many"):
+        freeze(model, stage(last_blocks={"llm": 99}))
 
 
 def test_table_counts_each_part_once(model):

@@ -85,6 +85,21 @@ def test_calibration_of_a_frozen_connector_is_refused():
     assert Stage(name="x", lr_connector=1e-3, calibrate={"target_entropy": 3.0}).calibrate
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"last_blocks": {"connector": 2}}, "stage.last_blocks.connector: this part has no blocks"),
+        ({"last_blocks": {"llm": 0}}, "stage.last_blocks.llm=0: expected a whole number of at least 1"),
+        ({"last_blocks": {"llm": True}}, "stage.last_blocks.llm=True: expected a whole number"),
+        ({"last_blocks": {"vision": 2}}, "stage.last_blocks.vision needs stage.lr_vision"),
+        ({"last_blocks": {"llm": 2}, "lora": {"llm": {}}}, "stage.last_blocks.llm and stage.lora.llm exclude each"),
+    ],
+)
+def test_last_blocks_are_a_number_of_blocks_of_a_trained_part(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Stage(name="x", lr_llm=1e-3, **fields)
+
+
 def test_a_stage_that_names_a_parent_needs_its_folder():
     require_parent("two", parent="one", init_from="runs/one/hf")
     require_parent("one", parent=None, init_from=None)
