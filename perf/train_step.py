@@ -61,8 +61,6 @@ TARGET = 0.97
 CUDA_STRATEGIES = ("auto", "ddp", str(ROOT / "configs/cluster/fsdp.yaml"))
 TWO_PAGES = 100 << 30
 """Memory of a GPU from which two samples of the paper's model fit at nine tiles; below it one does."""
-MIN_RUN = 3
-"""`connector.collapse.min_run` of configs/model/embedded.yaml and receipts.yaml."""
 BATCHES = 4
 """Different batches, which come again and again."""
 RESULT = "clock.json"
@@ -276,8 +274,7 @@ def run_stage(options: argparse.Namespace, folder: Path, *, stage: str, mass: fl
     if options.weights:
         words += ["--stage.init_from", options.weights]
     if mass is not None:
-        collapse = {"mass": mass, "tokens": "newline", "min_run": MIN_RUN}
-        words += ["--model.spec.connector.collapse", json.dumps(collapse)]
+        words.append(f"--model.spec.connector.collapse.mass={mass}")
     return run_fit(options, folder, words, bare=False)
 
 
@@ -315,7 +312,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[..., dict[str, floa
     """What is to be run, by name; each takes the options and a folder."""
     if options.model == "embedded":
         return {
-            Path(stage).stem + (f"_mass_{mass:g}" if mass else ""): partial(run_stage, stage=stage, mass=mass)
+            Path(stage).stem + ("" if mass is None else f"_mass_{mass:g}"): partial(run_stage, stage=stage, mass=mass)
             for stage, mass in product(options.stages, options.masses)
         }
     pairs = product(options.tiles, options.strategies)

@@ -1,7 +1,7 @@
 """Freezing, parameter groups by part, and the learning-rate schedule of a stage."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +26,16 @@ def freeze(model: nn.Module, stage: Stage) -> None:
     """
     for part, rate in stage.learning_rates.items():
         getattr(model, PARTS[part]).requires_grad_(bool(rate))
-    for part, count in (stage.last_blocks or {}).items():
-        module = getattr(model, PARTS[part])
-        module.requires_grad_(False)
-        for block in last_blocks(module, count, setting=f"stage.last_blocks.{part}"):
+    for part, blocks in _last_blocks(model, stage):
+        getattr(model, PARTS[part]).requires_grad_(False)
+        for block in blocks:
             block.requires_grad_(True)
+
+
+def _last_blocks(model: nn.Module, stage: Stage) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Yield the parts of which only the last blocks train, with these."""
+    for part, count in (stage.last_blocks or {}).items():
+        yield part, last_blocks(getattr(model, PARTS[part]), count, setting=f"stage.last_blocks.{part}")
 
 
 def last_blocks(module: nn.Module, count: int, *, setting: str) -> list[nn.Module]:
@@ -42,9 +47,13 @@ def last_blocks(module: nn.Module, count: int, *, setting: str) -> list[nn.Modul
 
 
 def set_modes(model: nn.Module, stage: Stage) -> None:
-    """Put trained parts in train mode and frozen ones in eval mode (no dropout, no running statistics)."""
+    """Put what trains in train mode and what is frozen in eval mode (no dropout, no running statistics)."""
     for part, rate in stage.learning_rates.items():
         getattr(model, PARTS[part]).train(bool(rate))
+    for part, blocks in _last_blocks(model, stage):
+        getattr(model, PARTS[part]).eval()
+        for block in blocks:
+            block.train()
 
 
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -122,6 +122,10 @@ class _Receipt:
     @property
     def id(self) -> str:
         return f"sroie/{path_text(self.image.stem)}"
+
+
+_Line = tuple[_Receipt, dict[str, Any]]
+"""A receipt, and one of its annotated lines."""
 
 
 def _receipts(roots: Sequence[Path]) -> list[_Receipt]:
@@ -242,8 +246,8 @@ def _box(quad: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def _lines(receipts: Sequence[_Receipt], max_lines: int) -> Iterator[_Sample]:
-    boxes = [(receipt, line) for receipt in receipts for line in receipt.lines if line["text"].strip()]
-    chosen = boxes[:: max(len(boxes) // max_lines, 1)][:max_lines]
+    lines = list(_with_text(receipts))
+    chosen = lines[:: max(len(lines) // max_lines, 1)][:max_lines]
     for receipt, text, line in _scaled_lines(chosen):
         crop = on_tiles(line)
         box = [MARGIN_PX, ROW_HEIGHT_PX, crop.width - MARGIN_PX, 2 * ROW_HEIGHT_PX]
@@ -259,14 +263,12 @@ def _lines(receipts: Sequence[_Receipt], max_lines: int) -> Iterator[_Sample]:
 
 
 def _sheets(receipts: Sequence[_Receipt]) -> Iterator[_Sample]:
-    boxes = [(receipt, line) for receipt in receipts for line in receipt.lines if line["text"].strip()]
     sheet = _Sheet()
-    for receipt, text, line in _scaled_lines(boxes):
-        if not sheet.add(text, line):
+    for receipt, text, line in _scaled_lines(_with_text(receipts)):
+        if not sheet.add(receipt.id, text, line):
             yield sheet.sample()
             sheet = _Sheet()
-            sheet.add(text, line)
-        sheet.receipts.setdefault(receipt.id)
+            sheet.add(receipt.id, text, line)
     if sheet.lines:
         yield sheet.sample()
 
@@ -280,8 +282,8 @@ class _Sheet:
         self.receipts: dict[str, None] = {}
         self._x, self._y = MARGIN_PX, 0
 
-    def add(self, text: str, line: Image.Image) -> bool:
-        """Paste a line of at most `MAX_WIDTH_PX` less its margins; return whether there was room."""
+    def add(self, receipt: str, text: str, line: Image.Image) -> bool:
+        """Paste a line of a receipt, at most `MAX_WIDTH_PX` less its margins wide; return whether there was room."""
         if self._x + line.width > SHEET_PX - MARGIN_PX:
             self._x, self._y = MARGIN_PX, self._y + ROW_HEIGHT_PX
         if self._y + ROW_HEIGHT_PX > SHEET_PX:
@@ -289,6 +291,7 @@ class _Sheet:
         self.image.paste(line, (self._x, self._y + (ROW_HEIGHT_PX - line.height) // 2))
         box = [self._x, self._y, self._x + line.width, self._y + ROW_HEIGHT_PX]
         self.lines.append({"text": text, "box": box})
+        self.receipts.setdefault(receipt)
         self._x += line.width + GAP_PX
         return True
 
@@ -304,11 +307,13 @@ class _Sheet:
         return record, _png(self.image), "png"
 
 
-def _scaled_lines(
-    boxes: Sequence[tuple[_Receipt, dict[str, Any]]],
-) -> Iterator[tuple[_Receipt, str, Image.Image]]:
+def _with_text(receipts: Sequence[_Receipt]) -> Iterator[_Line]:
+    return ((receipt, line) for receipt in receipts for line in receipt.lines if line["text"].strip())
+
+
+def _scaled_lines(lines: Iterable[_Line]) -> Iterator[tuple[_Receipt, str, Image.Image]]:
     """Yield receipt, text and image of lines, opening each page once."""
-    for image, of_page in groupby(boxes, key=lambda box: box[0].image):
+    for image, of_page in groupby(lines, key=lambda box: box[0].image):
         page = load_image(image, name=image.name)
         for receipt, line in of_page:
             yield receipt, " ".join(line["text"].split()), scaled_line(page, line["quad"])

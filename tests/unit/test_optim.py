@@ -87,8 +87,10 @@ def test_a_frozen_part_has_no_group_no_gradient_and_stays_in_eval_mode(model, fr
 def test_of_a_part_only_its_last_blocks_train(model, part):
     chosen = stage(last_blocks={part: 1})
     freeze(model, chosen)
+    set_modes(model.train(), chosen)
     module = getattr(model, PARTS[part])
     last = max((m for m in module.modules() if isinstance(m, torch.nn.ModuleList)), key=len)[-1]
+    assert {m for m in module.modules() if m.training} == set(last.modules())
     trained = {id(p) for group in parameter_groups(model, chosen) for p in group["params"]}
     assert {id(p) for p in module.parameters()} & trained == {id(p) for p in last.parameters()}
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}

@@ -1,9 +1,11 @@
 """Stages: what they refuse, and the accumulation that follows from the global batch."""
 
+import dataclasses
+
 import pytest
 
 from alignvlm_pl.errors import CheckpointError, ConfigError
-from alignvlm_pl.training.checkpoint_metadata import check_data
+from alignvlm_pl.training.checkpoint_metadata import check_data, check_stage
 from alignvlm_pl.training.stage import Stage, accumulation, require_parent, steps_of_epochs
 
 
@@ -98,6 +100,16 @@ def test_calibration_of_a_frozen_connector_is_refused():
 def test_last_blocks_are_a_number_of_blocks_of_a_trained_part(fields, message):
     with pytest.raises(ConfigError, match=message):
         Stage(name="x", lr_llm=1e-3, **fields)
+
+
+def test_a_resumed_stage_trains_the_same_blocks():
+    trained = dataclasses.asdict(Stage(name="x", lr_llm=1e-3, last_blocks={"llm": 2}))
+    check_stage(trained, Stage(**trained))
+    for blocks in (None, {"llm": 1}):
+        with pytest.raises(ConfigError, match=r"stage.last_blocks=\{'llm': 2\}, now .*: its optimizer would bring"):
+            check_stage(trained, dataclasses.replace(Stage(**trained), last_blocks=blocks))
+    before = {name: value for name, value in trained.items() if name != "last_blocks"}  # of an older checkpoint
+    check_stage(before, dataclasses.replace(Stage(**trained), last_blocks=None))
 
 
 def test_a_stage_that_names_a_parent_needs_its_folder():
