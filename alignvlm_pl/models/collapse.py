@@ -1,9 +1,9 @@
 """Collapse of blanks: visual tokens that show nothing are left out of the LLM's sequence.
 
 P_vocab says of each visual token what it shows; on pages that is most often whitespace, as the paper finds. A run of
-blank tokens within a row of a tile becomes its first token, or nothing if it is short, and consecutive rows without any
-text the first token of the first of them, so columns and lines stay apart, and a tile keeps at least one token. A
-thumbnail keeps all.
+blank tokens within a row of a tile becomes its first token, or nothing if it is short and not the row's end, and
+consecutive rows without any text the first token of the first of them, so columns and lines stay apart, and a tile
+keeps at least one token. A thumbnail keeps all.
 """
 
 import math
@@ -27,7 +27,7 @@ _FIELDS = ("mass", "tokens", "min_run")
 class Collapse:
     """A visual token is blank if P_vocab of the token ids `tokens` is above `mass` in sum; above 1 none ever is.
 
-    A run of fewer than `min_run` blanks, as between the letters of a word, leaves no token.
+    A run of fewer than `min_run` blanks, as between the letters of a word, leaves no token where the row continues.
     """
 
     mass: float
@@ -77,8 +77,12 @@ class Collapse:
 
 
 def _in_long_run(blank: Tensor, length: int) -> Tensor:
-    """Return which blanks of (tiles, rows, columns) are in a run of at least `length`: those that a window covers."""
-    windows = F.pad(blank, (length - 1, length - 1)).unfold(2, length, 1).all(dim=-1)
+    """Return which blanks of (tiles, rows, columns) are in a run of at least `length`: those that a window covers.
+
+    Behind its end a row counts as blank, so that its last word stays apart from the next row's first.
+    """
+    ended = F.pad(blank, (0, length - 1), value=True)
+    windows = F.pad(ended, (length - 1, 0)).unfold(2, length, 1).all(dim=-1)
     return windows.unfold(2, length, 1).any(dim=-1)
 
 

@@ -58,7 +58,7 @@ def kept_positions(model, batch):
 def by_loop(blank, min_run=1):
     """The tokens (tiles, rows, columns) that stay: the first of each run of blanks, one for consecutive empty rows.
 
-    Of a run of fewer than `min_run` blanks none does.
+    Of a run of fewer than `min_run` blanks that does not end its row none does.
     """
     kept = torch.ones_like(blank)
     for tile, grid in enumerate(blank.tolist()):
@@ -67,7 +67,8 @@ def by_loop(blank, min_run=1):
             below_empty = row > 0 and all(grid[row]) and all(grid[row - 1])
             after = "".join("-+"[cell] for cell in grid[row][column:])
             length = len(after) - len(after.lstrip("+"))
-            is_short = 0 < length < min_run and not in_run and not all(grid[row])
+            ends_row = column + length == len(grid[row])
+            is_short = 0 < length < min_run and not in_run and not ends_row
             kept[tile, row, column] = not (in_run or below_empty or is_short)
     return kept
 
@@ -87,6 +88,15 @@ def test_the_first_of_each_run_and_of_empty_rows_stays(share, min_run):
     with_thumbnails = collapse.kept(log_probs, (5, 7), thumbnails)
     assert bool(with_thumbnails[thumbnails].all())
     assert torch.equal(with_thumbnails[~thumbnails], found[~thumbnails])
+
+
+@pytest.mark.parametrize("min_run", [1, 3, 9])
+def test_the_last_word_of_a_line_stays_apart_from_the_first_of_the_next(min_run):
+    page = ("ab.c.", "d.e..", ".....", ".fg.h")  # a dot is a blank
+    blank = torch.tensor([[[cell == "." for cell in row] for row in page]])
+    kept = Collapse(0.5, (0,), min_run).kept(torch.where(blank, 0.0, -20.0).flatten(1)[..., None], (4, 5))
+    sequence = "".join(cell for cell, stays in zip("".join(page), kept[0].tolist(), strict=True) if stays)
+    assert sequence == {1: "ab.c.d.e...fg.h", 3: "abc.de..fgh", 9: "abc.de..fgh"}[min_run]
 
 
 def test_the_probabilities_of_all_blank_ids_count():
