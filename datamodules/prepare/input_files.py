@@ -54,10 +54,10 @@ def find_list(options: argparse.Namespace, default: str, *, expected: str) -> tu
         return found, files
     packed = compressed_name((file.name for file in files if file.name.startswith(name)), name)
     advice = packed or "name the list with --file"
-    raise DataError(f"{place} holds no {name}; expected {expected}, found {first_names(files)}; {advice}")
+    raise DataError(f"{place} holds no {name}; expected {expected}, found {_first_names(files)}; {advice}")
 
 
-def first_names(files: Sequence[StoredFile]) -> str:
+def _first_names(files: Sequence[StoredFile]) -> str:
     """List the names of a few files."""
     more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""
     return (", ".join(file.name for file in files[:_NAMES]) or "no files") + more

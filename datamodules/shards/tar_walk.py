@@ -3,23 +3,17 @@
 tarfile and webdataset take a broken header after the first member for the end of the archive and stop without an error.
 """
 
-import gzip
-import io
 import re
-import sys
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, compression, content_kind
+from alignvlm_pl.utils.text_files import compression, content_kind
 
 from ..storage.file_kinds import IMAGE_ENDINGS, is_companion
-from ..storage.stored_files import StoredFile, StoredStream
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
@@ -27,7 +21,6 @@ _BEFORE_A_MEMBER = (*_LONG_NAMES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
 # Names that are no UTF-8 are spelled out: half a surrogate pair could be neither printed nor written down.
 _NAMES = "backslashreplace"
 _NOTES = ("readme", "license", "licence")
-_BUFFER_BYTES = 4 << 20
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -115,35 +108,6 @@ def walk_range(stream: IO[bytes], shard: str, start: int, size: int) -> Iterator
         if info.type not in _BEFORE_A_MEMBER:
             long_name, begin = "", -1
         offset += _BLOCK + -(-content // _BLOCK) * _BLOCK
-
-
-def stream_files(pieces: Sequence[StoredFile], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the `wanted` files of a tar in pieces, gzipped or not; it is read forward alone.
-
-    Raises:
-        DataError: It is damaged, ends early, or its store does not give it; names the piece and the byte of it.
-    """
-    with StoredStream(*pieces) as joined:
-
-        def damaged(reason: object) -> DataError:
-            piece, at = joined.place
-            if isinstance(reason, Damage) and reason.kind == "compressed":
-                return DataError(f"{piece.path}: {reason.message}")
-            return DataError(
-                f"{piece.path}, near byte {at}: the archive is damaged or a piece of it is missing ({reason}); compare "
-                "the sizes of its pieces with what is published and fetch the short one again"
-            )
-
-        try:
-            stream: IO[bytes] = io.BufferedReader(joined, _BUFFER_BYTES)
-            kind = compression(stream.peek(HEAD_BYTES))  # type: ignore[attr-defined]
-            if kind == "gzip":
-                stream = gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[assignment]
-            for member in require_members(walk_range(stream, "tar", 0, sys.maxsize if kind else joined.size), damaged):
-                if wanted(member.name):
-                    yield member.name, _read_at(stream, member.data_offset, member.size)
-        except (EOFError, OSError, zlib.error) as error:
-            raise damaged(error) from error
 
 
 def tar_paths(folder: Path) -> list[Path]:

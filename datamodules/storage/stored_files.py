@@ -6,10 +6,9 @@ Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parq
 import io
 import logging
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -19,7 +18,6 @@ from .fetching import Policy
 from .file_kinds import compressed_name, is_companion
 
 logger = logging.getLogger(__name__)
-_PIECE_NUMBER = re.compile(r"\.(\d+)$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
@@ -217,31 +215,18 @@ def _format_error(error: Exception) -> str:
 
 
 class StoredStream(io.RawIOBase):
-    """Bytes of a stored file, or of several that are read as one; continues after a lost connection at the same byte.
+    """Bytes of a stored file; reading continues after a lost connection at the same byte.
 
     Errors of the store are raised as DataError, so they differ from the errors of a damaged file; so is a file that is
     shorter than listed.
     """
 
-    def __init__(self, *pieces: StoredFile, policy: Policy | None = None) -> None:
+    def __init__(self, file: StoredFile, policy: Policy | None = None) -> None:
         super().__init__()
-        self._pieces = pieces
-        self._ends = list(accumulate(piece.size for piece in pieces))
+        self._file = file
         self._policy = policy or Policy()
-        self._opened: tuple[StoredFile, IO[bytes]] | None = None
+        self._opened: IO[bytes] | None = None
         self._at = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of all pieces."""
-        return self._ends[-1]
-
-    @property
-    def place(self) -> tuple[StoredFile, int]:
-        """The piece that is read, and the byte of it that comes next."""
-        number = min(bisect_right(self._ends, self._at), len(self._pieces) - 1)
-        piece = self._pieces[number]
-        return piece, self._at - self._ends[number] + piece.size
 
     def readable(self) -> bool:
         """Return True."""
@@ -253,23 +238,23 @@ class StoredStream(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position; sends no request."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
         self._at = max(0, origin + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, at most with one response of the store.
 
-        Raises a DataError where a piece ends before its listed size.
+        Raises a DataError where the file ends before its listed size.
         """
-        piece, at = self.place
-        wanted = min(len(buffer), piece.size - at)
+        file = self._file
+        wanted = min(len(buffer), file.size - self._at)
         if wanted <= 0:
             return 0
-        data = self._read(piece, at, wanted)
+        data = self._read(wanted)
         if not data:
             raise DataError(
-                f"{piece.path} ends at byte {at}, expected {piece.size} bytes as listed; fetch or publish it again"
+                f"{file.path} ends at byte {self._at}, expected {file.size} bytes as listed; fetch or publish it again"
             )
         buffer[: len(data)] = data
         self._at += len(data)
@@ -280,44 +265,29 @@ class StoredStream(io.RawIOBase):
         self._drop()
         super().close()
 
-    def _read(self, piece: StoredFile, at: int, size: int) -> bytes:
-        tries = 1 if piece.local else self._policy.retries + 1
+    def _read(self, size: int) -> bytes:
+        file = self._file
+        tries = 1 if file.local else self._policy.retries + 1
         for attempt in range(1, tries + 1):
             try:
-                if self._opened is None or self._opened[0] is not piece:
-                    self._drop()
-                    self._opened = piece, piece.open(forward=True)
-                stream = self._opened[1]
-                stream.seek(at)
-                return stream.read(size)
+                self._opened = self._opened or file.open(forward=True)
+                self._opened.seek(self._at)
+                return self._opened.read(size)
             except MemoryError:
                 raise
             except Exception as error:  # each store has its own errors
                 self._drop()
                 if attempt == tries:
-                    where = f"{piece.path} does not read at byte {at} ({type(error).__name__}: {error})"
+                    where = f"{file.path} does not read at byte {self._at} ({type(error).__name__}: {error})"
                     reason = error if isinstance(error, AlignVLMError) else where
                     raise DataError(f"{reason}; run the same command again") from error
-                self._policy.wait(f"{piece.path}, byte {at}", error, attempt)
+                self._policy.wait(f"{file.path}, byte {self._at}", error, attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def _drop(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
             try:
-                opened[1].close()
+                opened.close()
             except Exception:  # the connection is lost anyway
-                logger.debug("%s did not close", opened[0].path)
-
-
-def ordered_pieces(pieces: Sequence[StoredFile]) -> list[StoredFile]:
-    """Return the pieces of an archive in the order of the numbers in their names; ConfigError: one is missing."""
-    numbers = {piece: int(match[1]) for piece in pieces if (match := _PIECE_NUMBER.search(piece.name))}
-    if len(numbers) != len(pieces):
-        return list(pieces)
-    if sorted(numbers.values()) != list(range(len(pieces))):
-        raise ConfigError(
-            f"the pieces of the archive must be numbered from 0 without a gap, found {sorted(numbers.values())}: "
-            "name all of them"
-        )
-    return sorted(pieces, key=lambda piece: numbers[piece])
+                logger.debug("%s did not close", self._file.path)

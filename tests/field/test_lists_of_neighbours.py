@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import tarfile
-import zipfile
 
 import pytest
 from PIL import Image
@@ -183,12 +182,6 @@ def test_the_whole_file_says_what_the_word_stands_for(images, name, after):
 def test_llava_and_benchmark_leave_out_what_jsonl_leaves_out(images):
     (images / "list.json").write_text(json.dumps([LOST, GOOD, LOST | {"image": None}]))
     assert run(llava, images / "list.json", images / "llava") == (1, {"placeholder_count": 2})
-    with zipfile.ZipFile(images / "im.zip", "w") as packed:
-        packed.write(images / "im" / "a.png", "im/a.png")
-    assert run(llava, images / "list.json", images / "zip", "--image-root", images / "im.zip") == (
-        1,
-        {"placeholder_count": 2},
-    )
     (images / "wtq_test.jsonl").write_text("\n".join(map(json.dumps, [LOST, GOOD, LOST | {"images": None}])))
     assert benchmark(["wtq", str(images / "wtq_test.jsonl"), str(images / "wtq")]) == 0
     assert load_manifest(images / "wtq").extra["skipped"] == {"placeholder_count": 2}
@@ -204,22 +197,15 @@ def converted(images, field, *more_turns):
     records.append({"messages": messages("<image>b", "a"), "references": ["a"]} | field)
     (images / "list.json").write_text(json.dumps(records))
     (images / "lines.jsonl").write_text("\n".join(map(json.dumps, records)))
-    with zipfile.ZipFile(images / "im.zip", "w") as packed:
-        packed.write(images / "im" / "a.png", "im/a.png")
-        packed.write(images / "im" / "b.png", "im/b.png")
-    with tarfile.open(images / "pages.00", "w") as packed:
-        packed.add(images / "im", "im")
     calls = [
         (jsonl, "lines.jsonl"),
         (jsonl, "list.json"),
         (docdownstream, "lines.jsonl"),
-        (docdownstream, "lines.jsonl", "--archive", images / "pages.00"),
         (llava, "list.json"),
-        (llava, "list.json", "--image-root", images / "im.zip"),
     ]
-    for number, (converter, name, *more) in enumerate(calls):
+    for number, (converter, name) in enumerate(calls):
         out = images / f"out{number}"
-        counts = run(converter, images / name, out, "--overwrite", *more)
+        counts = run(converter, images / name, out, "--overwrite")
         yield counts, [problem["message"] for problem in json.loads((out / "report.json").read_text())["problems"]]
     assert benchmark(["wtq", str(images / "lines.jsonl"), str(images / "bench"), "--overwrite"]) == 0
     extra = load_manifest(images / "bench").extra
@@ -291,14 +277,14 @@ def test_image_and_images_must_agree_and_an_empty_path_is_no_image(images):
         for reason, field in [*verdicts.items(), *(("missing_image", {"image": one}) for one in ("", [""], [" "]))]:
             for counts, _ in converted(images, field | {"messages": messages(question, "a")}):
                 assert counts == (1, {reason: 1})
-    assert [counts for counts, _ in converted(images, two)] == [(2, {})] * 7
+    assert [counts for counts, _ in converted(images, two)] == [(2, {})] * 5
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_of_images_in_every_form(images, path):
     path = path.format(root=images) if isinstance(path, str) else path
-    for number, (counts, _) in enumerate(converted(images, {"image": [path]})):
-        assert counts == (2, {}) or (number == 3 and path[0] in "/f")  # an archive has no folder
+    for counts, _ in converted(images, {"image": [path]}):
+        assert counts == (2, {})
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -306,7 +292,7 @@ def test_parts_of_a_turn_name_their_images(images, part):
     text = {"type": "text", "text": "b?"}
     asked = {"messages": [{"role": "user", "content": [part, text]}, *messages("", "a")[1:]]}
     for field in (asked, asked | {"images": ["im/b.png"]}):
-        assert [counts for counts, _ in converted(images, field)] == [(2, {})] * 7
+        assert [counts for counts, _ in converted(images, field)] == [(2, {})] * 5
     assert ["image", "b?", "a"] in contents(images / "out0")
     nameless = {"messages": [{"role": "user", "content": [{"type": "image"}, text]}, *messages("", "a")[1:]]}
     for counts, problems in converted(images, nameless):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import zipfile
 
 import pytest
 from PIL import Image
@@ -43,18 +42,16 @@ IMAGES = ("a PNG image", "a JPEG image", "a WebP image")
 def test_every_reader_calls_a_file_what_it_is(tmp_path, capsys, kind):
     content = FILES[kind]
     assert content_kind(content[:512]).startswith(kind)
-    for name in ("a.tar", "a.parquet", "list.json", "a.jsonl", "DocVQA_VAL.tsv", "a.zip", "images/a.png"):
+    for name in ("a.tar", "a.parquet", "list.json", "a.jsonl", "DocVQA_VAL.tsv", "images/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "images/a.txt").write_text("text")
-    (tmp_path / "rows.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": TURNS}]))
     commands = [
         ["cc12m", "a.tar"],
         ["llava", "a.parquet"],
         ["llava", "list.json"],
         ["jsonl", "a.jsonl"],
         ["benchmark", "docvqa", "DocVQA_VAL.tsv"],
-        ["llava", "rows.json", "--image-root", "a.zip"],
         *([["folder", "images"]] if kind not in IMAGES else []),
     ]
     for command in commands:
@@ -142,16 +139,6 @@ def test_cr_alone_in_files_that_are_read_otherwise(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_bytes(b'{"key": "a", "prediction": ""}\r{"key": "b", "prediction": ""}\r')
     assert main(["score", "--benchmark=docvqa", f"--predictions={tmp_path / 'p.jsonl'}", f"--out={tmp_path}"]) == 1
     assert "its lines end with CR alone" in capsys.readouterr().err
-
-
-def test_a_zip_with_backslashes_in_its_names_is_read(tmp_path):
-    info = zipfile.ZipInfo("a")
-    info.filename = "00453\\a.png"
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr(info, PNG)
-    (tmp_path / "a.json").write_text(json.dumps([{"id": "a", "image": "00453/a.png", "conversations": TURNS}]))
-    words = ["llava", str(tmp_path / "a.json"), str(tmp_path / "out"), "--image-root", str(tmp_path / "images.zip")]
-    assert main(["prepare", *words, "--workers", "1"]) == 0
 
 
 @pytest.mark.parametrize("cell", ["!!!!", "7"])

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from datamodules.prepare.docdownstream import DocDownstreamFolder
 from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.index import index_shards
 from datamodules.prepare.jsonl import JsonlData
-from datamodules.prepare.llava import LLaVAList, LLaVAZip
+from datamodules.prepare.llava import LLaVAList
 from datamodules.prepare.rendered_tables import wtq
 from datamodules.shards.sample import SampleError
 from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
@@ -44,18 +43,15 @@ def write(path: Path, text: str) -> Path:
 def open_sources(folder: Path) -> dict[str, object]:
     rows = [GOOD, *TWICE, GOOD]
     lines, listed = write(folder / "a.jsonl", "\n".join(rows)), write(folder / "a.json", f"[{', '.join(rows)}]")
-    with zipfile.ZipFile(folder / "images.zip", "w") as zipped:
-        zipped.writestr("a.png", b"x")
     return {
         "jsonl": JsonlData(path=lines, image_root=folder, source="a"),
         "jsonl list": JsonlData(path=listed, image_root=folder, source="a"),
         "docdownstream": DocDownstreamFolder(path=lines, image_root=folder),
         "llava": LLaVAList(path=listed, image_root=folder),
-        "llava zip": LLaVAZip(path=listed, zip=find_file(str(folder / "images.zip"))),
     }
 
 
-@pytest.mark.parametrize("name", ["jsonl", "jsonl list", "docdownstream", "llava", "llava zip"])
+@pytest.mark.parametrize("name", ["jsonl", "jsonl list", "docdownstream", "llava"])
 def test_a_record_with_a_key_given_twice_is_skipped_alone(tmp_path, name):
     samples, invalid = read(open_sources(tmp_path)[name])
     assert len(samples) == 2

@@ -1,20 +1,15 @@
-"""Streams that resume after a lost connection, and members of a zip read by their place."""
+"""Streams that resume after a lost connection."""
 
 import io
 import random
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignvlm_pl.errors import DataError
-from datamodules.prepare import llava
-from datamodules.prepare.llava import read_directory, read_member
-from datamodules.shards.sample import SampleError
 from datamodules.storage.fetching import Policy
-from datamodules.storage.stored_files import StoredFile, StoredStream, list_folder, local_file
+from datamodules.storage.stored_files import StoredFile, StoredStream, list_folder
 
 DATA = random.Random(0).randbytes(100_000)
 AT_ONCE = Policy(retries=2, backoff_s=0)
@@ -74,61 +69,3 @@ def test_a_file_that_is_shorter_than_it_was_listed(file):
     stream = StoredStream(replace(file, size=len(DATA) + 1), policy=AT_ONCE)
     with pytest.raises(DataError, match=r"a\.bin ends at byte 100000, expected 100001 bytes as listed"):
         stream.readall()
-
-
-# Zips
-
-
-@pytest.fixture
-def archive(tmp_path) -> Path:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
-        for name, method in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
-            made.writestr(f"./b/{name}.bin", name.encode() * 500, method)
-        made.writestr("b/", b"")
-        made.writestr("twice", b"old")
-        with pytest.warns(UserWarning, match="Duplicate"):
-            made.writestr("twice", b"new")
-    return tmp_path / "a.zip"
-
-
-def test_members_by_their_place(archive):
-    places = read_directory(local_file(archive))
-    assert set(places) == {"b/stored.bin", "b/deflated.bin", "twice"}
-    with StoredStream(local_file(archive)) as stream:
-        for name in ("stored", "deflated"):
-            assert read_member(stream, places[f"b/{name}.bin"], where="x") == name.encode() * 500
-        assert read_member(stream, places["twice"], where="x") == b"new"
-
-
-def test_members_that_cannot_be_read(archive, monkeypatch):
-    place = read_directory(local_file(archive))["b/deflated.bin"]
-    cases = {
-        "x is encrypted in": place._replace(flags=1),
-        "x is damaged in .*no member begins at byte": place._replace(offset=place.offset + 1),
-        "x is damaged in .*Bad CRC-32": place._replace(crc=place.crc ^ 1),
-        "x is damaged in .*it ends beyond the end": place._replace(packed=1 << 20),
-        "x is damaged in .*Bad CRC-32 for": place._replace(packed=place.packed // 2),
-        "x is damaged in .*it ends after 4000 of 4001 bytes": place._replace(size=4001),
-        "x is damaged in .*NotImplementedError": place._replace(method=99),
-    }
-    with StoredStream(local_file(archive)) as stream:
-        for message, wrong in cases.items():
-            with pytest.raises(SampleError, match=message) as caught:
-                read_member(stream, wrong, where="x")
-            assert caught.value.reason == "undecodable_image"
-        monkeypatch.setattr(llava, "MAX_MEMBER_BYTES", 3999)
-        with pytest.raises(SampleError, match="x would unpack to 4000 bytes, expected at most 3999"):
-            read_member(stream, place, where="x")
-        monkeypatch.undo()
-        # What the store does is no fault of the member.
-        lost = StoredStream(replace(local_file(archive), path=str(archive) + ".none"))
-        with pytest.raises(DataError, match="cannot be opened") as caught_store:
-            read_member(lost, place, where="x")
-        assert not isinstance(caught_store.value, SampleError)
-
-
-@pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_zip_that_is_cut_has_no_directory(archive, keep):
-    archive.write_bytes(archive.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"a\.zip is no whole zip of \d+ bytes \(BadZipFile"):
-        read_directory(local_file(archive))

@@ -91,22 +91,14 @@ class RecordFile:
                 yield found
 
     def sample(self, text: bytes, number: int, *, marked: bool) -> SourceSample | None:
-        """Convert a record with its images, as `parse`."""
-        found = self.parse(text, number, marked=marked)
-        if found is None:
-            return None
-        record, paths = found
-        folder, where = ImageFolder(root=self.image_root), self.where(number)
-        return SourceSample(record=record, images=[folder.read(path, where=where) for path in paths])
-
-    def parse(self, text: bytes, number: int, *, marked: bool = True) -> tuple[dict[str, Any], list[str]] | None:
-        """Convert a record, with the paths of its images, or raise SampleError; None if it is not wanted."""
+        """Convert a record with its images, or raise SampleError; None if it is not wanted."""
         where = self.where(number)
         given = parse_object(text, where=where)
         if not self.is_wanted(given):
             return None
-        paths = image_names(given, where=where)
-        return self.convert(given, number, num_images=len(paths), marked=marked), paths
+        paths, folder = image_names(given, where=where), ImageFolder(root=self.image_root)
+        record = self.convert(given, number, num_images=len(paths), marked=marked)
+        return SourceSample(record=record, images=[folder.read(path, where=where) for path in paths])
 
     def is_wanted(self, given: dict[str, Any]) -> bool:
         """Whether a record is read."""
