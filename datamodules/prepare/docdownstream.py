@@ -12,7 +12,7 @@ from typing import Any
 from alignvlm_pl.errors import ConfigError, nearest
 
 from ..storage.file_kinds import path_text
-from .input_files import fetched_list, find_list
+from .input_files import fetched_list, find_list, image_folder
 from .pack.options import PackOptions
 from .sources.json_files import require_lines
 from .sources.record_files import RecordFile, parsed
@@ -76,18 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(options: argparse.Namespace) -> DocDownstreamFolder:
-    """Return the raw data, or raise ConfigError where the pages are still packed, or nothing says where they are."""
+    """Return the raw data, or raise ConfigError where an option does not fit the others."""
     chosen, beside = find_list(options, _LIST, expected=_LAYOUT)
-    packed = any(file.name.startswith(_PIECES) for file in beside)
-    if not options.image_root and (packed or not chosen.local):
-        raise ConfigError(
-            f"the pages of {chosen.path} are published in {_PIECES}00 and so on: fetch and unpack these "
-            f"(`{_UNPACK}`), and name the folder with --image-root"
-        )
+    pages = image_folder(options, chosen, beside, archive=_PIECES, unpack=_UNPACK)
     return DocDownstreamFolder(
         path=fetched_list(chosen, PackOptions.from_args(options)),
         origin="" if chosen.local else chosen.path,
         sources=tuple(options.sources),
         source=options.source or "docdownstream",
-        image_root=options.image_root or Path(chosen.path).parent,
+        image_root=pages,
     )

@@ -57,6 +57,33 @@ def find_list(options: argparse.Namespace, default: str, *, expected: str) -> tu
     raise DataError(f"{place} holds no {name}; expected {expected}, found {_first_names(files)}; {advice}")
 
 
+def given_image_root(options: argparse.Namespace, *, unpack: str) -> Path | None:
+    """Return ``--image-root``; ConfigError where it is no folder: an archive is unpacked by the command `unpack`."""
+    root: Path | None = options.image_root
+    if root and not root.is_dir():
+        found = f"a file; unpack it (`{unpack}`)" if root.is_file() else "nothing; check the path"
+        raise ConfigError(f"--image-root {root}: expected a folder, found {found}")
+    return root
+
+
+def image_folder(
+    options: argparse.Namespace, listed: StoredFile, beside: Sequence[StoredFile], *, archive: str, unpack: str
+) -> Path:
+    """Return the folder of the images of a list: ``--image-root``, or else the folder that it lies in on this disk.
+
+    The images are published as `archive`, the beginning of file names, which the command `unpack` unpacks. ConfigError:
+    no folder is given and the archive lies `beside` the list, or the list is remote; or as `given_image_root`.
+    """
+    if root := given_image_root(options, unpack=unpack):
+        return root
+    if not listed.local or any(file.name.startswith(archive) for file in beside):
+        raise ConfigError(
+            f"the images of {listed.path} are published as {archive}: fetch and unpack it (`{unpack}`), and name the "
+            "folder with --image-root"
+        )
+    return Path(listed.path).parent
+
+
 def _first_names(files: Sequence[StoredFile]) -> str:
     """List the names of a few files."""
     more = f" and {len(files) - _NAMES} more" if len(files) > _NAMES else ""

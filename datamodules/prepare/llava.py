@@ -14,7 +14,7 @@ from alignvlm_pl.errors import ConfigError
 from ..shards.columns import LISTS, LLAVA
 from ..shards.sample_formats import as_list
 from ..storage.stored_files import list_files, list_folder
-from .input_files import add_parquet_options, fetched_list, find_list, parquet_files
+from .input_files import add_parquet_options, fetched_list, find_list, given_image_root, image_folder, parquet_files
 from .pack.options import PackOptions
 from .sources.dialogues import read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images
@@ -95,11 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_source(options: argparse.Namespace) -> RawData:
     """Return the raw data, or raise ConfigError where an option does not fit the others."""
-    place, root = options.input, options.image_root
-    if root and root.is_file():
-        raise ConfigError(f"--image-root {root}: expected a folder, found a file; unpack it (`{_UNPACK}`)")
+    place = options.input
     if place.lower().endswith((".json", ".jsonl")) or options.file or _is_list_set(place):
         return _list(options)
+    root = given_image_root(options, unpack=_UNPACK)
     return LLaVARows(
         files=parquet_files(options),
         images=ImageFolder(root=root) if root else None,
@@ -127,15 +126,10 @@ def _list(options: argparse.Namespace) -> RawData:
         )
     if options.config or options.split:
         raise ConfigError(f"--config and --split choose parquet files, but {file.path} is one list")
-    if not options.image_root and (any(one.name == _ZIP for one in beside) or not file.local):
-        raise ConfigError(
-            f"the images of {file.path} are published in {_ZIP}: fetch and unpack it (`{_UNPACK}`), and name the "
-            "folder with --image-root"
-        )
-    path = fetched_list(file, PackOptions.from_args(options))
+    images = image_folder(options, file, beside, archive=_ZIP, unpack=_UNPACK)
     return LLaVAList(
-        path=path,
-        image_root=options.image_root or path.parent,
+        path=fetched_list(file, PackOptions.from_args(options)),
+        image_root=images,
         origin="" if file.local else file.path,
         source=options.source or "llava",
     )

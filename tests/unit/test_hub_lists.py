@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare import main
+from datamodules.prepare.input_files import fetched_list
+from datamodules.prepare.pack.options import PackOptions
 from datamodules.shards.manifest import load_manifest
+from datamodules.storage.stored_files import StoredFile
 from tests.unit.hub_server import Hub, prepare, serving
 
 pytest.importorskip("huggingface_hub")
@@ -124,10 +128,31 @@ def test_images_that_are_still_packed_are_answered_with_the_command(tmp_path, ki
         memory.rm("/lists", recursive=True)
 
 
-def test_a_zip_in_place_of_the_folder_of_images(tmp_path):
-    write_llava(tmp_path)
+@pytest.mark.parametrize("kind", ["docdownstream", "llava"])
+def test_an_archive_in_place_of_the_folder_of_images(tmp_path, kind):
+    WRITE[kind](tmp_path)
+    packed = next(tmp_path.glob("partial-imgs.00" if kind == "docdownstream" else "images.zip"))
+    with pytest.raises(ConfigError, match=rf"{packed.name}: expected a folder, found a file; unpack it \(`"):
+        main([kind, str(tmp_path), str(tmp_path / "out"), "--image-root", str(packed)])
+    with pytest.raises(ConfigError, match=r"none: expected a folder, found nothing; check the path"):
+        main([kind, str(tmp_path), str(tmp_path / "out"), "--image-root", str(tmp_path / "none")])
+
+
+def test_images_of_parquet_rows_lie_in_a_folder_too(tmp_path):
+    for name in ("train.parquet", "images.zip"):
+        (tmp_path / name).write_bytes(b"")
     with pytest.raises(ConfigError, match=r"images\.zip: expected a folder, found a file; unpack it \(`unzip"):
         main(["llava", str(tmp_path), str(tmp_path / "out"), "--image-root", str(tmp_path / "images.zip")])
+
+
+def test_a_list_is_fetched_once_for_a_run_and_its_resume(tmp_path, hub):
+    (hub.root / "train.jsonl").write_text("{}\n")
+    url = f"http://127.0.0.1:{hub.server_port}/datasets/owner/set/resolve/main/train.jsonl"
+    file, options = StoredFile(url=url, path=url, size=3), PackOptions(out=tmp_path / "out")
+    assert [fetched_list(file, options).read_text() for _ in range(2)] == ["{}\n"] * 2
+    assert len(hub.requested) == 1
+    (hub.root / "train.jsonl").write_text("{}\n{}\n")  # published anew
+    assert fetched_list(replace(file, size=6), options).read_text() == "{}\n{}\n"
 
 
 @pytest.mark.parametrize("kind", ["docdownstream", "llava"])
