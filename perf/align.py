@@ -16,7 +16,6 @@ without `mixed`, which holds the weights in bfloat16 as well.
 import argparse
 import ctypes
 import json
-import os
 import statistics
 import sys
 import time
@@ -25,15 +24,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import torch
 from torch import Tensor
 
 from alignvlm_pl.ops import AUTO, align
-from alignvlm_pl.utils.allocator import keep_freed_memory
+from alignvlm_pl.utils.cpu import keep_freed_memory
 
 GIB = 2**30
 _M_MMAP_THRESHOLD, _M_PERTURB = -3, -6

@@ -8,15 +8,16 @@ The two alternate on the same right-padded batch, under bf16 autocast; the ratio
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
 from pathlib import Path
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel

@@ -18,7 +18,6 @@ first questions of each: share of the visual tokens that the LLM ran on, and mea
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -27,9 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import torch
 from PIL import Image

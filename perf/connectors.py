@@ -17,7 +17,6 @@ weights included. With `--json` the last line is one JSON object.
 import argparse
 import json
 import multiprocessing
-import os
 import resource
 import statistics
 import sys
@@ -27,9 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import torch
 import yaml

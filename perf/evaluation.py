@@ -9,7 +9,6 @@ in turns in one process; the ratio of the medians is the result. With `--json` t
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -17,9 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 PAGE_HEIGHT_PX = 96
 

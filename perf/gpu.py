@@ -38,11 +38,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Whether there is a GPU is asked without starting CUDA, which a forked process could not use any more.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import torch
 import train_step

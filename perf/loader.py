@@ -25,8 +25,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 SIZES = {"pages": (1700, 2200), "photos": (512, 384)}
 BATCH = {"pages": 4, "photos": 16}  # about 45 tiles

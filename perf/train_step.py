@@ -42,9 +42,11 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
-# Before torch loads: threads that spin at barriers would slow whatever else the machine does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alignvlm_pl.utils.cpu import share_cores
+
+share_cores()
 
 import lightning.pytorch as pl
 import torch

@@ -7,6 +7,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 
+from ..utils.cpu import share_cores
 from ..utils.stop_signals import listening
 from .recipe import Run, plan_runs
 
@@ -14,9 +15,7 @@ from .recipe import Run, plan_runs
 def run(argv: list[str]) -> int:
     """Run a subcommand of LightningCLI, or one fit for each stage; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin at barriers make a CPU run several times slower as soon as another process wants a core.
-    # Set here, before torch loads its OpenMP runtime, which reads it once.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command, options = argv[0], argv[1:]

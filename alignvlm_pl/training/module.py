@@ -31,8 +31,8 @@ from ..strategies.fsdp import ShardedStrategy, refuse_unknown
 from ..strategies.meta_init import build_on_meta, load_parts
 from ..strategies.sharded_checkpoint import load_file
 from ..strategies.sharding import is_sharded, no_grad
-from ..utils.allocator import keep_freed_memory
 from ..utils.collectives import sum_over_ranks
+from ..utils.cpu import keep_freed_memory
 from .acceleration import (
     CHECKPOINTED,
     check_parts,

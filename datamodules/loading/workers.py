@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 
-from alignvlm_pl.utils.allocator import keep_freed_memory
+from alignvlm_pl.utils.cpu import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,44 @@
+"""How torch computes on a CPU: what OpenMP threads do while they wait, and what becomes of memory."""
+
+import ctypes
+import os
+
+# malloc.h of glibc: names of mallopt's parameters.
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = 1, -1, -2, -4
+_TOP_PAD_BYTES = 256 * 2**20
+# Resolved at import, because in a forked process the dynamic loader may be locked.
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+
+
+def share_cores() -> None:
+    """Configure threads that do no harm to other processes; variables that are set already count.
+
+    Call it before torch loads, whose OpenMP runtime reads them once. A thread that sleeps at once at each barrier wakes
+    too late for the next; one that waits long runs several times slower as soon as another process wants its core.
+    About as long as waking takes costs a busy machine nothing (`perf/cpu.py --busy`).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of other OpenMP runtimes than GNU's
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for tensors of 2 MiB or more
+
+
+def hold_cores() -> None:
+    """Configure threads of a process that has the machine to itself, before `share_cores`.
+
+    Each waits on a core of its own, so that another process takes time from one of them and never makes two of them
+    share a core. Nothing is changed where `OMP_NUM_THREADS` is set: several processes may share the cores then.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OMP_PROC_BIND", "true")
+        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory for later allocations, in this process and its forks; False with another C library.
+
+    Else a training step on a CPU spends much of its time on page faults of large tensors. Small freed blocks join their
+    neighbours at once (`M_MXFAST`): those that wait keep the space around them in pieces, of which there are more with
+    each batch of another length, and a search for a large tensor passes them all (`perf/cpu.py`).
+    """
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES), (_M_MXFAST, 0))
+    return _mallopt is not None and all(_mallopt(name, value) == 1 for name, value in settings)

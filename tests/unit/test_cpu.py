@@ -1,0 +1,82 @@
+"""What happens to freed memory and to waiting threads, seen from a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import ctypes, sys
+from alignvlm_pl.utils.cpu import keep_freed_memory
+
+def resident_mb():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmRSS"))
+
+if "keep" in sys.argv and not keep_freed_memory():
+    raise SystemExit(77)
+class Counts(ctypes.Structure):  # struct mallinfo of glibc's malloc.h
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_int) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes, libc.mallinfo.restype = ctypes.c_void_p, [ctypes.c_void_p], Counts
+before, block = resident_mb(), libc.malloc(200 << 20)
+ctypes.memset(block, 1, 200 << 20)
+libc.free(block)
+left = resident_mb() - before
+small = [libc.malloc(64) for _ in range(1000)]
+apart = libc.mallinfo().smblks
+for block in small:
+    libc.free(block)
+print(left, libc.mallinfo().smblks - apart)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_memory_stays_with_the_process_and_joins():
+    def left_mb_and_blocks_apart(*words: str) -> list[int]:
+        command = [sys.executable, "-c", PROGRAM, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode == 77:
+            pytest.skip("the C library is not glibc")
+        assert done.returncode == 0, done.stderr
+        return [int(word) for word in done.stdout.split()]
+
+    (given_back, apart), (kept, joined) = left_mb_and_blocks_apart(), left_mb_and_blocks_apart("keep")
+    assert given_back < 50 < 150 < kept
+    assert joined <= 0 < apart
+
+
+def openmp(program: str, **variables: str) -> dict[str, str]:
+    """Variables of OpenMP as its runtime read them, in a process that runs `program`."""
+    changed = ("OMP_", "GOMP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(changed)}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **variables}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"(\w+) = '([^']*)'", done.stderr))
+    if "GOMP_SPINCOUNT" not in found:
+        pytest.skip("torch has another OpenMP runtime than GNU's")
+    return found
+
+
+def test_waiting_threads_leave_their_core_soon_or_keep_one_of_their_own():
+    load = "from alignvlm_pl.utils.cpu import hold_cores, share_cores; {}share_cores(); import torch"
+    shared, held = openmp(load.format("")), openmp(load.format("hold_cores(); "))
+    assert (shared["GOMP_SPINCOUNT"], shared["OMP_PROC_BIND"]) == ("1000", "FALSE")
+    assert (held["GOMP_SPINCOUNT"], held["OMP_PROC_BIND"]) == ("100000", "TRUE")
+    given = openmp(load.format("hold_cores(); "), GOMP_SPINCOUNT="7", OMP_PROC_BIND="false")
+    assert (given["GOMP_SPINCOUNT"], given["OMP_PROC_BIND"]) == ("7", "FALSE")
+    # Whoever sets the number of threads may run several processes, which must not share one core.
+    assert openmp(load.format("hold_cores(); "), OMP_NUM_THREADS="1")["OMP_PROC_BIND"] == "FALSE"
+
+
+def test_a_command_configures_threads_before_torch_loads():
+    command = "import sys; from alignvlm_pl.cli import main; sys.exit(main(['fit', '--help']))"
+    assert openmp(command)["GOMP_SPINCOUNT"] == "1000"
