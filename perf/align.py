@@ -16,6 +16,7 @@ without `mixed`, which holds the weights in bfloat16 as well.
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import sys
 import time
@@ -26,15 +27,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import keep_freed_memory, thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import torch
 from torch import Tensor
 
 from alignvlm_pl.ops import AUTO, align
-from alignvlm_pl.utils.cpu import keep_freed_memory
 
 GIB = 2**30
 _M_MMAP_THRESHOLD, _M_PERTURB = -3, -6

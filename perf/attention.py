@@ -8,6 +8,7 @@ The two alternate on the same right-padded batch, under bf16 autocast; the ratio
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel

@@ -18,6 +18,7 @@ first questions of each: share of the visual tokens that the LLM ran on, and mea
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -28,9 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import torch
 from PIL import Image

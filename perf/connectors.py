@@ -17,6 +17,7 @@ weights included. With `--json` the last line is one JSON object.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -28,9 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import torch
 import yaml

@@ -3,7 +3,7 @@
     python perf/cpu.py [--json] [--busy] [--settings default kept asleep shared held] [--batch 4] [--steps 40]
 
 `default` changes nothing, `kept` keeps freed memory, as the others do; in `asleep` threads sleep at once at barriers,
-`shared` is `share_cores` (every command), `held` is `hold_cores` (`demo` and `box`). With `--busy` another process
+`shared` is what every command sets, `held` what `demo` and `box` set. With `--busy` another process
 keeps one core busy meanwhile.
 
 The settings belong to a process, so each is measured in a process of its own, one after the other; batches have other
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import hold_cores, keep_freed_memory, share_cores
+from alignvlm_pl.utils.cpu import keep_freed_memory, thread_variables
 
 NAMES = ("default", "kept", "asleep", "shared", "held")
 LENGTHS = (90, 150)
@@ -35,10 +35,8 @@ def configure(name: str) -> None:
     """Apply the settings of `name` to this process, before torch loads."""
     if name == "asleep":
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    if name == "held":
-        hold_cores()
     if name in ("shared", "held"):
-        share_cores()
+        os.environ.update(thread_variables(alone=name == "held"))
     if name != "default" and not keep_freed_memory():
         raise SystemExit("this C library has no mallopt: nothing to compare")
 

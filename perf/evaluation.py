@@ -9,6 +9,7 @@ in turns in one process; the ratio of the medians is the result. With `--json` t
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -18,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 PAGE_HEIGHT_PX = 96
 

@@ -42,9 +42,9 @@ from typing import Any
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import torch
 import train_step

@@ -27,9 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 SIZES = {"pages": (1700, 2200), "photos": (512, 384)}
 BATCH = {"pages": 4, "photos": 16}  # about 45 tiles

@@ -44,9 +44,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import share_cores
+from alignvlm_pl.utils.cpu import thread_variables
 
-share_cores()
+os.environ.update(thread_variables())
 
 import lightning.pytorch as pl
 import torch

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
+from ..utils.cpu import thread_variables
 from ..utils.installation import check_top_level_packages
 from ..utils.stop_signals import INTERRUPTED, listen_until_exit
 from .slurm import exit_status_for_srun
@@ -39,6 +40,9 @@ COMMANDS = {
 
 _RESUMED = dict.fromkeys(("validate", "test", "prepare"), "the same command resumes from what is on the disk")
 """Commands that do not start again from nothing after Ctrl-C -> what they do."""
+
+_ALONE = ("demo", "box")
+"""Commands that take all cores of the machine."""
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -98,6 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
     if os.getcwd() not in sys.path:  # classes of the user, by class_path; last, so that none hides a package
         sys.path.append(os.getcwd())
     _configure_output()
+    os.environ.update(thread_variables(alone=command in _ALONE))
     run: Callable[[list[str]], int | None] = import_module(COMMANDS[command][0]).run
     try:
         return run(arguments) or 0

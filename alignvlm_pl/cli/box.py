@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..pretrained.box import pack_box, unpack_box
-from ..utils.cpu import hold_cores
 from .demo import config_path, run_command
 from .recipe import plan_runs
 
@@ -39,7 +38,6 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="file of the box; default: RUN_DIR/receipts.safetensors")
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="further options of `fit`, last")
     options = parser.parse_args(argv[1:])
-    hold_cores()
     started, run_dir = time.time(), options.run_dir
     prepare(options.roots)
     fit = ("--config", config_path("recipe/receipts"), "--run_dir", str(run_dir), *options.fit)

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
 from ..utils.atomic_files import write_results
-from ..utils.cpu import hold_cores
 from ..utils.installation import configs_dir
 from ..utils.text_table import text_table
 from .recipe import plan_runs
@@ -38,7 +37,6 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--started", type=float, default=time.time(), help="start in seconds since 1970, for `minutes`")
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="further options of `fit`, last")
     options = parser.parse_args(argv[1:])
-    hold_cores()
     _prepare(options)
     demo, untrained, trained = (options.run_dir / name for name in ("", "untrained", "trained"))
     model = ("--model", config_path("model/embedded"), "--trainer", config_path("cluster/cpu"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..utils.cpu import share_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +21,6 @@ _SHOWN = 10
 def run(argv: list[str]) -> int:
     """Write a file of token ids to keep, which `connector: {type: align, vocab_keep: FILE}` takes."""
     options = _parser().parse_args(argv[1:])
-    share_cores()
     _check(options)
     from ..models.kept_rows import choose_rows
     from ..models.pruning import mean_vocabulary, require_align

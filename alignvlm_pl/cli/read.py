@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CheckpointError, ConfigError, DataError
-from ..utils.cpu import share_cores
 
 COLUMNS = ("source", "page", "field", "answer")
 
@@ -17,7 +16,6 @@ COLUMNS = ("source", "page", "field", "answer")
 def run(argv: list[str]) -> int:
     """Write a record for each page and field; 1 if a file could not be read, which is named at the end."""
     options = _parser().parse_args(argv[1:])
-    share_cores()
     fields = [name.strip() for name in options.fields.split(",") if name.strip()]
     if not fields or options.max_new_tokens < 1 or (options.page_width or 0) < 0:
         raise ConfigError(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..utils.atomic_files import to_json
-from ..utils.cpu import share_cores
 from ..utils.text_table import text_table
 from .recipe import load_yaml
 
@@ -30,7 +29,6 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--samples_only", action="store_true", help="build no model and compute no losses")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(argv[1:])
-    share_cores()
     if options.step < 1:
         raise ConfigError(f"--step {options.step}: steps count from 1")
     config = _config(options.run)

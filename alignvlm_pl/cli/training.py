@@ -7,7 +7,6 @@ from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 
-from ..utils.cpu import share_cores
 from ..utils.stop_signals import listening
 from .recipe import Run, plan_runs
 
@@ -15,7 +14,6 @@ from .recipe import Run, plan_runs
 def run(argv: list[str]) -> int:
     """Run a subcommand of LightningCLI, or one fit for each stage; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    share_cores()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command, options = argv[0], argv[1:]

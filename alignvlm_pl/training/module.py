@@ -215,12 +215,7 @@ class AlignVLMModule(pl.LightningModule):
         compile_parts(model, self.compiled)
 
     def setup(self, stage: str) -> None:
-        """Choose the allocator's habits, before any weights are loaded.
-
-        Raises a ConfigError where there is no stage, or the precision cannot train.
-        """
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
+        """Raise a ConfigError where there is no stage, or the precision cannot train, before any weights are loaded."""
         check_precision(str(self.trainer.precision), fit=stage == "fit")
         if stage == "fit":
             check_objective(self.current_stage, self.spec.connector)
@@ -239,9 +234,11 @@ class AlignVLMModule(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Choose the LLM's attention, check the weights, and start the stage's clock."""
+        """Choose the LLM's attention and the allocator's habits, check the weights, and start the stage's clock."""
         if self.attention is not None:
             choose_attention(self.net.language_model, self.attention)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         choose_matmul_precision(self.device.type, str(self.trainer.precision))
         if isinstance(wrapped := self.trainer.strategy.model, DistributedDataParallel):
             skip_constant_buffers(wrapped)

@@ -10,27 +10,23 @@ _TOP_PAD_BYTES = 256 * 2**20
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 
 
-def share_cores() -> None:
-    """Configure threads that do no harm to other processes; variables that are set already count.
+def thread_variables(*, alone: bool = False) -> dict[str, str]:
+    """Return environment variables of threads, but those that are set, to be set before torch loads.
 
-    Call it before torch loads, whose OpenMP runtime reads them once. A thread that sleeps at once at each barrier wakes
-    too late for the next; one that waits long runs several times slower as soon as another process wants its core.
-    About as long as waking takes costs a busy machine nothing (`perf/cpu.py --busy`).
+    Its OpenMP runtime reads them once. A thread that sleeps at once at each barrier wakes too late for the next; one
+    that waits long makes a run several times slower as soon as another process wants its core. Waiting about as long as
+    waking takes costs a busy machine nothing (`perf/cpu.py --busy`). Threads of a process that is `alone` wait long,
+    each on a core of its own, so that another process takes time from one of them and never makes two share a core;
+    not where `OMP_NUM_THREADS` is set, since several such processes would all be on the first cores.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of other OpenMP runtimes than GNU's
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for tensors of 2 MiB or more
-
-
-def hold_cores() -> None:
-    """Configure threads of a process that has the machine to itself, before `share_cores`.
-
-    Each waits on a core of its own, so that another process takes time from one of them and never makes two of them
-    share a core. Nothing is changed where `OMP_NUM_THREADS` is set: several processes may share the cores then.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ.setdefault("OMP_PROC_BIND", "true")
-        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    variables = {
+        "OMP_WAIT_POLICY": "PASSIVE",  # of other OpenMP runtimes than GNU's
+        "GOMP_SPINCOUNT": "1000",
+        "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for tensors of 2 MiB or more
+    }
+    if alone and "OMP_NUM_THREADS" not in os.environ:
+        variables |= {"GOMP_SPINCOUNT": "100000", "OMP_PROC_BIND": "true"}
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def keep_freed_memory() -> bool:

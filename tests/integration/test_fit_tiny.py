@@ -304,6 +304,18 @@ def test_interrupted_stage_resumes_from_its_last_checkpoint_and_ends_at_the_same
     assert resumed["optimizer_states"][0]["state"][0]["step"] == 4
 
 
+def test_freed_memory_is_kept_before_the_first_step_on_a_cpu(world, tmp_path, monkeypatch):
+    from alignvlm_pl.training import module
+
+    calls, step = [], module.AlignVLMModule.training_step
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(
+        module.AlignVLMModule, "training_step", lambda self, *batch: calls.append("step") or step(self, *batch)
+    )
+    world.fit(tmp_path / "run", "--stage.max_steps=1")
+    assert calls[:2] == ["kept", "step"] and calls.count("kept") == 1
+
+
 def test_a_stage_cut_off_before_its_export_exports_without_training(world, tmp_path):
     import shutil
 

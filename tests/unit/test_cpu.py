@@ -66,17 +66,18 @@ def openmp(program: str, **variables: str) -> dict[str, str]:
     return found
 
 
-def test_waiting_threads_leave_their_core_soon_or_keep_one_of_their_own():
-    load = "from alignvlm_pl.utils.cpu import hold_cores, share_cores; {}share_cores(); import torch"
-    shared, held = openmp(load.format("")), openmp(load.format("hold_cores(); "))
-    assert (shared["GOMP_SPINCOUNT"], shared["OMP_PROC_BIND"]) == ("1000", "FALSE")
-    assert (held["GOMP_SPINCOUNT"], held["OMP_PROC_BIND"]) == ("100000", "TRUE")
-    given = openmp(load.format("hold_cores(); "), GOMP_SPINCOUNT="7", OMP_PROC_BIND="false")
-    assert (given["GOMP_SPINCOUNT"], given["OMP_PROC_BIND"]) == ("7", "FALSE")
-    # Whoever sets the number of threads may run several processes, which must not share one core.
-    assert openmp(load.format("hold_cores(); "), OMP_NUM_THREADS="1")["OMP_PROC_BIND"] == "FALSE"
-
-
-def test_a_command_configures_threads_before_torch_loads():
-    command = "import sys; from alignvlm_pl.cli import main; sys.exit(main(['fit', '--help']))"
-    assert openmp(command)["GOMP_SPINCOUNT"] == "1000"
+@pytest.mark.parametrize(
+    ("command", "set_already", "rounds", "bound"),
+    [
+        ("fit", {}, "1000", "FALSE"),
+        ("read", {}, "1000", "FALSE"),
+        ("demo", {}, "100000", "TRUE"),
+        ("box", {"GOMP_SPINCOUNT": "7"}, "7", "TRUE"),
+        # Whoever sets the number of threads may run several processes, which must not share one core.
+        ("demo", {"OMP_NUM_THREADS": "1"}, "1000", "FALSE"),
+    ],
+)
+def test_commands_say_how_threads_wait_before_torch_loads(command, set_already, rounds, bound):
+    program = f"import alignvlm_pl.cli as cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: import torch"
+    found = openmp(program, **set_already)
+    assert (found["GOMP_SPINCOUNT"], found["OMP_PROC_BIND"]) == (rounds, bound)
