@@ -34,7 +34,7 @@ from ..storage.fetching import file_digest
 from ..storage.file_kinds import path_text
 from .sources.images import EncodedImage, ImageFolder, image_names
 from .sources.json_files import json_lines, numbered_lines, parse_object, require_lines
-from .sources.source import SourceSample, checked_image, image_bytes, or_error
+from .sources.source import SourceSample, checked_image, or_error
 
 POINTER_LENGTH = 64
 """A text up to this length in the image column is the index of the row that holds the image."""
@@ -87,7 +87,7 @@ class VLMEvalKitTable:
             "references": answers,
             "meta": meta,
         }
-        return SourceSample(record=record, images=images)
+        return SourceSample(record=record, images=images, where=where)
 
     def _images(
         self, row: Mapping[str, str], table: TabTable, offsets: Mapping[str, int], where: str
@@ -225,7 +225,7 @@ class DocDownstreamTest:
         if not self._corpus and not references(record):
             raise SampleError(f"{where}: the answer is empty: it cannot be scored", "no_answer")
         images = [ImageFolder(root=self.image_root).read(name, where=where) for name in names]
-        return SourceSample(record=record, images=images)
+        return SourceSample(record=record, images=images, where=where)
 
 
 class _Gold:
@@ -340,7 +340,7 @@ def main(argv: Sequence[str]) -> None:
             try:
                 if isinstance(sample, SampleError):
                     raise sample
-                data = [image_bytes(image, where=str(options.file)) for image, _ in sample.images]
+                data = [image for image, _ in sample.images]
                 writer.add(sample.record, data, [ending for _, ending in sample.images])
             except SampleError as error:
                 if options.strict:

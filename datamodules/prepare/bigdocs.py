@@ -18,6 +18,7 @@ from ..shards.sample import SampleError
 from ..shards.sample_formats import as_list, conversation, pairs
 from ..storage.stored_files import canonical_split
 from .input_files import add_parquet_options, parquet_files
+from .pack.work_folder import fetched_folder
 from .rendered_tables.tabfact import FactTables
 from .rendered_tables.table_questions import TableNames, TableRelease
 from .rendered_tables.tables import render_table, to_png
@@ -27,7 +28,6 @@ from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
 
 _KEPT = 32  # rendered tables in memory: consecutive rows often share a table
-_TABLE_BYTES = 100_000  # of the pages of a table, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,6 @@ class RenderedTables:
             self._rendered[table] = pages
         return self._rendered[table]
 
-    def total_bytes(self) -> int:
-        return len(self.names.whole) * _TABLE_BYTES
-
 
 WITH_IMAGES = ("ArxivOCR", "ArxivTableCap", "cord-v2")
 FROM_FOLDERS = ("COCOtext", "pubtables-1m", "TextOCR", "Open4Business")
@@ -79,12 +76,6 @@ class BigDocs(ParquetRows):
     schema = BIGDOCS
     optional = (_NAME, *_PROVENANCE, *_TASKS)
 
-    def input_bytes(self) -> int:
-        return super().input_bytes() + (self.images.total_bytes() if self.images else 0)
-
-    def spool_bytes(self) -> int:
-        return super().input_bytes() if isinstance(self.images, ImageFolder) else self.input_bytes()
-
     def check_columns(self, columns: Mapping[str, str], *, where: str) -> None:
         """Raise a ConfigError where rows name images that no `--image-root` holds."""
         if columns["images"] == _NAME and self.images is None:
@@ -93,7 +84,7 @@ class BigDocs(ParquetRows):
                 "WikiTQ the folder of the release with --tables"
             )
 
-    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+    def convert(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row; several queries become turns about the same images.
 
         Raises a SampleError where all annotations are empty.
@@ -111,7 +102,7 @@ class BigDocs(ParquetRows):
             # Dates and the like become text.
             "meta": json.loads(json.dumps(kept, default=str)),
         }
-        return SourceSample(record=record, images=images)
+        return SourceSample(record=record, images=images, where=where)
 
     def _images(self, row: Mapping[str, Any], column: str, where: str) -> list[EncodedImage]:
         cells = [cell for cell in as_list(row[column]) if cell is not None]
@@ -151,7 +142,12 @@ def open_source(options: argparse.Namespace) -> BigDocs:
         if (named := _named_config(file.path)) and config not in PurePosixPath(file.path).parts:
             raise ConfigError(f"{file.path} is of config {named}, not {config}")
     images = _images(config, options.image_root, options.tables)
-    return BigDocs(files=files, images=images, source=options.source or f"bigdocs/{config}")
+    return BigDocs(
+        files=files,
+        fetched=fetched_folder(options.out),
+        images=images,
+        source=options.source or f"bigdocs/{config}",
+    )
 
 
 def _named_config(place: str) -> str:

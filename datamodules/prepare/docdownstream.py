@@ -17,8 +17,6 @@ from .pack.options import PackOptions
 from .sources.json_files import require_lines
 from .sources.record_files import RecordFile, parsed
 
-_PART_LINES = 2048
-
 
 @dataclass(frozen=True, kw_only=True)
 class DocDownstreamFolder(RecordFile):
@@ -35,14 +33,11 @@ class DocDownstreamFolder(RecordFile):
         super().check()
         if not self.sources:
             return
-        records = parsed(text for _, _, text in self.raw())
+        records = parsed(text for _, text in self.raw())
         names = {str(record.get("dataset_name")) for record in records if isinstance(record, Mapping)}
         for name in self.sources:
             if name not in names:
                 raise ConfigError(f"--sources: {self.label} has no lines of {name!r}; {nearest(name, names)}")
-
-    def is_full(self, records: int, size: int) -> bool:
-        return records >= _PART_LINES
 
     def is_wanted(self, given: dict[str, Any]) -> bool:
         return not self.sources or given.get("dataset_name") in self.sources

@@ -8,7 +8,6 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,13 +25,10 @@ from ..shards.sample_formats import (
     is_converted,
 )
 from ..storage.file_kinds import compressed_name, file_in_any_case, path_text
-from .pack.work_folder import files_digest
 from .sources.dialogues import check_answered
 from .sources.images import ImageFolder, image_paths
-from .sources.source import Part, SourceSample, or_error
+from .sources.source import SourceSample
 
-_PART_IMAGES = 256
-_TEXT_BYTES = 4096
 _FORMS = '{"question", "answer"}, {"qa": [{"question", "answer"}, ...]} or {"messages": [...]}'
 
 
@@ -46,41 +42,36 @@ class SidecarFolder:
     source: str  # of the samples, and the first part of their ids
     license: str = "unknown"
 
-    def parts(self) -> list[Part]:
-        """Return a part for each few hundred images; raise DataError where there is none."""
-        paths, parts = image_paths(self.root), []
-        while piece := list(islice(paths, _PART_IMAGES)):
-            # An interrupted run is resumed only if neither images nor texts have changed.
-            images = [self.root / path for path in piece]
-            digest = files_digest(file for image in images for file in (image, *_texts_beside(image)) if file)
-            # One string, since a tuple of paths takes far more memory; no path contains a zero byte.
-            payload = (digest, "\0".join(piece))
-            parts.append(Part(name=path_text(piece[0]), payload=payload, rows=len(piece)))
-        if not parts:
+    def inputs(self) -> Iterator[Path]:
+        for path in image_paths(self.root):
+            yield self.root / path
+            yield from filter(None, _texts_beside(self.root / path))
+
+    def num_rows(self) -> int:
+        """Return the number of images; raise DataError where there is none."""
+        if not (found := sum(1 for _ in image_paths(self.root))):
             packed = compressed_name(sorted(os.listdir(self.root)), "")
             raise DataError(f"{self.root} holds no images{packed and '; '}{packed}")
-        return parts
+        return found
 
-    def input_bytes(self) -> int:
-        return ImageFolder(root=self.root).total_bytes()
+    def parts(self) -> list[Path]:
+        return [self.root]
 
-    def spool_bytes(self) -> int:
-        return sum(1 for _ in image_paths(self.root)) * _TEXT_BYTES
+    def rows(self, part: Path) -> Iterator[str]:
+        """Yield the paths of the images in the folder."""
+        return image_paths(part)
 
-    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        for path in part.payload[1].split("\0"):
-            yield or_error(self._sample, path)
-
-    def _sample(self, name: str) -> SourceSample:
-        path = self.root / name
+    def sample(self, row: str) -> SourceSample:
+        """Convert an image with its text."""
+        path = self.root / row
         where = path_text(path)
         record = self._record(path, where) | {
-            "id": f"{self.source}/{path_text(PurePosixPath(name).with_suffix(''))}",
+            "id": f"{self.source}/{path_text(PurePosixPath(row).with_suffix(''))}",
             "source": self.source,
         }
         check_record(record, num_images=1, where=where)
         check_answered(record, where=where)
-        return SourceSample(record=record, images=[ImageFolder(root=self.root).read(name, where=where)])
+        return SourceSample(record=record, images=[ImageFolder(root=self.root).read(row, where=where)], where=where)
 
     def _record(self, image: Path, where: str) -> dict[str, Any]:
         """Read the json beside an image, or the txt if the json is missing or of another form."""

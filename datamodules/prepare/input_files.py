@@ -7,11 +7,10 @@ from pathlib import Path
 from alignvlm_pl.errors import ConfigError, DataError
 
 from ..shards.manifest import MANIFEST_NAME
-from ..storage.fetching import SCHEMES, Expected, fetch
 from ..storage.file_kinds import compressed_name
-from ..storage.stored_files import StoredFile, choose_files, find_file, list_files, list_folder
+from ..storage.stored_files import StoredFile, choose_files, fetch_file, find_file, list_files, list_folder
 from .pack.options import PackOptions
-from .pack.work_folder import WORK_FOLDER
+from .pack.work_folder import fetched_folder
 
 DEFAULT_SPLIT = "train"
 _NAMES = 12
@@ -20,7 +19,8 @@ _NAMES = 12
 def add_parquet_options(parser: argparse.ArgumentParser, *, hub_id: str, configs: Sequence[str] | None = None) -> None:
     """Add the options of parquet files; a config is one of `configs`, None: of any name."""
     parser.add_argument(
-        "input", help=f"parquet file, folder, pattern, URL that fsspec opens, or dataset of the hub such as {hub_id}"
+        "input",
+        help=f"parquet file, folder, pattern, URL (http, https, s3, gs, hf), or dataset of the hub such as {hub_id}",
     )
     parser.add_argument("--split", help=f"files of this split (default: {DEFAULT_SPLIT})")
     parser.add_argument("--config", choices=configs, help="folder of a dataset that has several")
@@ -101,10 +101,7 @@ def fetched_list(file: StoredFile, options: PackOptions) -> Path:
     """
     if file.local:
         return Path(file.path)
-    scheme = file.url.partition("://")[0]
-    if scheme not in SCHEMES:
-        raise ConfigError(f"{file.url}: lists are fetched from {', '.join(SCHEMES)} only, found {scheme}://")
-    work = options.out / WORK_FOLDER
-    if (options.out / MANIFEST_NAME).exists() and not (options.overwrite or work.exists()):
+    folder = fetched_folder(options.out)
+    if (options.out / MANIFEST_NAME).exists() and not (options.overwrite or folder.parent.exists()):
         raise DataError(f"{options.out} already holds a finished dataset; choose another folder or allow overwriting")
-    return fetch(file.url, cache=work / "fetched", expected=Expected(bytes=file.size or None))
+    return fetch_file(file, folder)

@@ -37,12 +37,9 @@ class JsonlData(RecordFile):
 
     def marks_images(self) -> bool:
         """Return whether ``<image>`` stands for an image in one of the records of the file."""
-        records = parsed(text for _, _, text in self.raw() if _TOKEN.search(text))
+        records = parsed(text for _, text in self.raw() if _TOKEN.search(text))
         found = (record for record in records if isinstance(record, dict) and names_images(record))
         return any(IMAGE_TOKEN in str(record.get(name, "")) for record in found for name in LINES.fields["messages"])
-
-    def part_name(self, first: int, records: int, begin: int, end: int) -> str:
-        return f"records {first}-{first + records}" if self.listed else f"bytes {begin}-{end}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

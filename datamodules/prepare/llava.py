@@ -16,6 +16,7 @@ from ..shards.sample_formats import as_list
 from ..storage.stored_files import list_files, list_folder
 from .input_files import add_parquet_options, fetched_list, find_list, given_image_root, image_folder, parquet_files
 from .pack.options import PackOptions
+from .pack.work_folder import fetched_folder
 from .sources.dialogues import read_conversation
 from .sources.images import EncodedImage, ImageFolder, embedded_image, given_images
 from .sources.json_files import RawRecord, is_list, raw_elements
@@ -32,8 +33,8 @@ class LLaVAList(RecordFile):
     source: str = "llava"
     schema = LISTS
 
-    def raw(self, *place: int) -> Iterator[RawRecord]:
-        return raw_elements(self.path, *place)
+    def raw(self) -> Iterator[RawRecord]:
+        return raw_elements(self.path)
 
     def convert(self, given: dict[str, Any], number: int, *, num_images: int, marked: bool) -> dict[str, Any]:
         name = given.get("id", number)
@@ -51,7 +52,7 @@ class LLaVARows(ParquetRows):
     schema = LLAVA
     optional = ("image", "images", "data_source", "system", "video", "videos", "audio", "audios")
 
-    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+    def convert(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         # The hub writes a missing image as null, or as {bytes: null, path: null}.
         there = {
             name: [c for c in as_list(row.get(name)) if (any(c.values()) if isinstance(c, Mapping) else c is not None)]
@@ -59,7 +60,7 @@ class LLaVARows(ParquetRows):
         }
         cells = given_images(there, where=where)
         record = llava_record(row, len(cells), default=self.source, name=row[columns["id"]], where=where)
-        return SourceSample(record=record, images=[_cell(cell, self.images, where) for cell in cells])
+        return SourceSample(record=record, images=[_cell(cell, self.images, where) for cell in cells], where=where)
 
 
 def llava_record(given: Mapping[str, Any], num_images: int, *, default: str, name: Any, where: str) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def open_source(options: argparse.Namespace) -> RawData:
     root = given_image_root(options, unpack=_UNPACK)
     return LLaVARows(
         files=parquet_files(options),
+        fetched=fetched_folder(options.out),
         images=ImageFolder(root=root) if root else None,
         source=options.source or "llava-next",
     )

@@ -10,6 +10,7 @@ from ..shards.columns import VCR
 from ..shards.sample import SampleError
 from ..shards.sample_formats import conversation
 from .input_files import add_parquet_options, parquet_files
+from .pack.work_folder import fetched_folder
 from .sources.images import embedded_image
 from .sources.parquet_rows import ParquetRows
 from .sources.source import SourceSample
@@ -31,7 +32,7 @@ class VCRRows(ParquetRows):
     schema = VCR
     optional = ("caption",)
 
-    def sample(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
+    def convert(self, row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -> SourceSample:
         """Convert a row; the answer is the covered texts in the order of the caption, joined by `SEPARATOR`.
 
         Raises a SampleError where there is no covered text.
@@ -49,7 +50,7 @@ class VCRRows(ParquetRows):
             "messages": conversation([(self.prompt, SEPARATOR.join(covered))], num_images=1),
             "meta": {"question_id": number, "caption": row.get("caption")},
         }
-        return SourceSample(record=record, images=[embedded_image(row[columns["images"]], where=where)])
+        return SourceSample(record=record, images=[embedded_image(row[columns["images"]], where=where)], where=where)
 
 
 _VARIANT = re.compile(r"VCR-wiki-(en|zh)-(easy|hard)", re.IGNORECASE)
@@ -65,4 +66,6 @@ def open_source(options: argparse.Namespace) -> VCRRows:
     """Return the raw data."""
     variant = _VARIANT.search(options.input)
     source = options.source or (variant[0].lower() if variant else "vcr-wiki")
-    return VCRRows(files=parquet_files(options), prompt=options.prompt, source=source)
+    return VCRRows(
+        files=parquet_files(options), fetched=fetched_folder(options.out), prompt=options.prompt, source=source
+    )

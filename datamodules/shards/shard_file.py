@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,12 @@ def shard_sample(
     source: str,
     license: str,
     where: str = "",
-    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ShardSample:
     """Check a sample and complete its JSON: names, upright sizes and checksums of its images, and the defaults.
 
     `images` are encoded files, `extensions` those of their names. `key` names the sample in the shard, `where` in
     errors: what violates the sample schema is a SampleError. `source` and `license` are used where the record has
-    none. `sizes` are the upright (width, height) of the images in pixels; None: they are read.
+    none.
     """
     where = where or f"sample {key}"
     if len(images) != len(extensions):
@@ -68,21 +67,34 @@ def shard_sample(
             expected = f"expected one of {', '.join(EXTENSIONS)}"
             raise SampleError(f"{where}: image extension {extension!r}, {expected}", "image_format")
     defaults = {"id": key, "source": source, "task": "vqa", "license": license}
-    if sizes is None:
-        named = zip(images, files, strict=True)
-        sizes = [upright_size(image, name=f"{where}: image {file}") for image, file in named]
+    sizes = [upright_size(image, name=f"{where}: image {file}") for image, file in zip(images, files, strict=True)]
     described = [
         {"file": file, "w": width, "h": height, "sha256": hashlib.sha256(image).hexdigest()}
         for file, (width, height), image in zip(files, sizes, images, strict=True)
     ]
     full = {**defaults, **record, "images": described}
     try:
-        text = json.dumps(full, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+        text = record_bytes(full)
     except (TypeError, ValueError) as error:  # a value that JSON does not know, NaN, half of a surrogate pair
         raise SampleError(f"{where}: its record cannot be stored as JSON ({error})", "bad_json") from error
     members = [(f"{key}.json", text)]
     members += [(f"{key}.{file}", image) for file, image in zip(files, images, strict=True)]
     return ShardSample(key=key, record=full, members=members)
+
+
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """Return the JSON of a sample as a shard stores it; TypeError or ValueError: it has a value that JSON has not."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+
+
+def add_members(tar: tarfile.TarFile, members: Iterable[tuple[str, bytes]]) -> None:
+    """Append files, by name and content, to a tar."""
+    for name, data in members:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        # mtime, uid and gid stay 0 and the names empty, so that two runs give the same bytes.
+        tar.addfile(info, io.BytesIO(data))
 
 
 class OpenShard:
@@ -105,12 +117,7 @@ class OpenShard:
         """Append the files of a sample."""
         sizes = [(image["w"], image["h"]) for image in sample.record["images"]]
         self._rows.append(index_row(sample.record, offset=self._tar.offset, key=sample.key, sizes=sizes, source=""))
-        for name, data in sample.members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.mode = 0o644
-            # mtime, uid and gid stay 0 and the names empty, so that two runs give the same bytes.
-            self._tar.addfile(info, io.BytesIO(data))
+        add_members(self._tar, sample.members)
         self.size += sample.size
 
     def finish(self) -> Shard:

@@ -162,6 +162,10 @@ class SeenKeys:
         self._shard = shard
         self._fields: dict[str, set[str]] = {}
 
+    def __len__(self) -> int:
+        """Number of keys so far."""
+        return len(self._fields)
+
     def add(self, key: str, members: Sequence[Member]) -> Damage | None:
         """Add a group of `sample_groups`, and return its damage; a group with a field of an earlier one repeats it."""
         fields: set[str] = set()

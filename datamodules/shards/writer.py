@@ -170,5 +170,5 @@ def check_space(folder: Path, size: int) -> None:
 
 def space_error(folder: Path, error: OSError) -> DataError:
     """Return the error of shards that cannot be written."""
-    what = "no space left" if error.errno == errno.ENOSPC else error.strerror
+    what = "no space left" if error.errno == errno.ENOSPC else error.strerror or error
     return DataError(f"cannot write shards to {folder}: {what}; free space or choose another folder")

@@ -1,30 +1,24 @@
-"""Files of a dataset: on this disk, or of a hub or another store that fsspec opens, listed and read in place.
+"""Files of a dataset: on this disk, or of a hub or another store that fsspec lists, of which they are fetched.
 
 Hub layout: `<config>/<split>-00000-of-00012.parquet`, or `data/<split>-….parquet` where a dataset has one config.
 """
 
-import io
-import logging
 import re
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
-from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError
+from alignvlm_pl.errors import ConfigError, DataError
 
-from .fetching import Policy
+from .fetching import SCHEMES, Expected, fetch
 from .file_kinds import compressed_name, is_companion
 
-logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _SPLIT_NAME = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![A-Za-z])")
-# Reads alternate between the columns of a row group, so a single window would be fetched again and again.
-_RANDOM_ACCESS: dict[str, Any] = {"cache_type": "blockcache", "block_size": 2 << 20, "cache_options": {"maxblocks": 16}}
-# For files that are read from start to end: few requests, each with the bytes that follow.
-_SEQUENTIAL: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +50,36 @@ class StoredFile:
         match = _SPLIT_NAME.match(self.name)
         return _SPLITS[match[1]] if match else _SPLITS.get(PurePosixPath(self.path).parent.name)
 
-    def open(self, *, forward: bool = False) -> IO[bytes]:
-        """Open it; DataError where that fails. `forward`: it is read in order, so the next bytes are fetched ahead."""
-        try:
-            if self.local:
-                return Path(self.path).open("rb")
-            import fsspec.core
 
-            filesystem, path = fsspec.core.url_to_fs(self.url)
-            stream: IO[bytes] = filesystem.open(path, "rb", **(_SEQUENTIAL if forward else _RANDOM_ACCESS))
-        except Exception as error:  # each store has its own errors, and few of them are OSErrors
-            raise DataError(f"{self.path} cannot be opened: {_format_error(error)}") from error
-        return stream
+@contextmanager
+def local_copy(file: StoredFile, folder: Path) -> Iterator[Path]:
+    """Yield the path of a file; a remote one is fetched into `folder` (`fetch_file`), and removed once it is read.
+
+    It stays where the block is left early: a resumed run uses it. A damaged one, a DataError of the block, does not.
+    """
+    if file.local:
+        yield Path(file.path)
+        return
+    path = fetch_file(file, folder)
+    try:
+        yield path
+    except DataError:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise
+    shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def fetch_file(file: StoredFile, folder: Path) -> Path:
+    """Return the path of a copy of a remote file in `folder`; one that is there already is used.
+
+    Raises:
+        ConfigError: Files cannot be fetched with the scheme of its URL.
+        DataError: It cannot be fetched whole.
+    """
+    scheme = file.url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise ConfigError(f"{file.url}: files are fetched from {', '.join(SCHEMES)} only, found {scheme}://")
+    return fetch(file.url, cache=folder, expected=Expected(bytes=file.size or None))
 
 
 def local_file(path: Path) -> StoredFile:
@@ -186,7 +198,7 @@ def _list(location: str, *, deep: bool) -> list[StoredFile]:
             found = {info["name"]: info for info in filesystem.ls(root, detail=True)}
         else:
             found = (filesystem.find if there else filesystem.glob)(root, detail=True) if deep else {}
-    except Exception as error:  # as in StoredFile.open
+    except Exception as error:  # each store has its own errors, and few of them are OSErrors
         raise DataError(_unlisted_message(location, url, hub, error)) from error
     if not there and not found:
         raise DataError(f"{location}: there is no such file or folder, or nothing fits the pattern")
@@ -212,82 +224,3 @@ def _unlisted_message(location: str, url: str, hub: bool, error: Exception) -> s
 def _format_error(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
-
-
-class StoredStream(io.RawIOBase):
-    """Bytes of a stored file; reading continues after a lost connection at the same byte.
-
-    Errors of the store are raised as DataError, so they differ from the errors of a damaged file; so is a file that is
-    shorter than listed.
-    """
-
-    def __init__(self, file: StoredFile, policy: Policy | None = None) -> None:
-        super().__init__()
-        self._file = file
-        self._policy = policy or Policy()
-        self._opened: IO[bytes] | None = None
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True; seeking backwards in a remote file is another request."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position; sends no request."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        self._at = max(0, origin + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, at most with one response of the store.
-
-        Raises a DataError where the file ends before its listed size.
-        """
-        file = self._file
-        wanted = min(len(buffer), file.size - self._at)
-        if wanted <= 0:
-            return 0
-        data = self._read(wanted)
-        if not data:
-            raise DataError(
-                f"{file.path} ends at byte {self._at}, expected {file.size} bytes as listed; fetch or publish it again"
-            )
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._drop()
-        super().close()
-
-    def _read(self, size: int) -> bytes:
-        file = self._file
-        tries = 1 if file.local else self._policy.retries + 1
-        for attempt in range(1, tries + 1):
-            try:
-                self._opened = self._opened or file.open(forward=True)
-                self._opened.seek(self._at)
-                return self._opened.read(size)
-            except MemoryError:
-                raise
-            except Exception as error:  # each store has its own errors
-                self._drop()
-                if attempt == tries:
-                    where = f"{file.path} does not read at byte {self._at} ({type(error).__name__}: {error})"
-                    reason = error if isinstance(error, AlignVLMError) else where
-                    raise DataError(f"{reason}; run the same command again") from error
-                self._policy.wait(f"{file.path}, byte {self._at}", error, attempt)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _drop(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            try:
-                opened.close()
-            except Exception:  # the connection is lost anyway
-                logger.debug("%s did not close", self._file.path)

@@ -40,7 +40,8 @@ class Answer(BaseHTTPRequestHandler):
             self._json({"id": "owner/set", "sha": COMMIT, "private": False, "siblings": []})
         elif path.startswith("/api/datasets/owner/set/tree/main"):
             deep = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
-            inside = self.server.root.rglob("*") if deep else self.server.root.glob("*")
+            folder = self.server.root / path.removeprefix("/api/datasets/owner/set/tree/main").strip("/")
+            inside = folder.rglob("*") if deep else folder.glob("*")
             files = sorted(file for file in inside if file.is_file())
             self._json(
                 [

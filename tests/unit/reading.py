@@ -6,27 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from datamodules import prepare
-from datamodules.prepare.sources.source import SourceSample
+from datamodules.prepare.sources.source import SourceSample, or_error
 from datamodules.shards.sample import SampleError, check_record, message_text
 
 
-def read(raw: Any, *, counted: bool = True) -> tuple[list[SourceSample], Counter[str]]:
-    """Samples and counts of invalid rows, as another process would read them: the source and its parts are pickled.
-
-    Parts say how many rows they have, unless they are not `counted`.
-    """
+def read(raw: Any) -> tuple[list[SourceSample], Counter[str]]:
+    """Samples and counts of invalid rows, as another process converts them: the source and its rows are pickled."""
     samples, invalid = [], Counter()
-    for part in pickle.loads(pickle.dumps(list(raw.parts()))):
-        # What a resumed run compares: no address of an object in it.
-        assert " at 0x" not in repr(part.payload)
-        found = list(pickle.loads(pickle.dumps(raw)).read(part))
-        assert part.rows == len(found) or (part.rows is None and not counted)
-        for item in found:
-            if isinstance(item, SampleError):
-                invalid[item.reason] += 1
-            else:
-                check_record(item.record, num_images=len(item.images), where="test")
-                samples.append(item)
+    assert " at 0x" not in repr(raw)  # what a resumed run compares: no address of an object in it
+    other, rows = pickle.loads(pickle.dumps((raw, [row for part in raw.parts() for row in raw.rows(part)])))
+    assert raw.num_rows() in (None, len(rows))
+    for row in rows:
+        item = row if isinstance(row, SampleError) else or_error(other.sample, row)
+        if isinstance(item, SampleError):
+            invalid[item.reason] += 1
+        elif item is not None:
+            check_record(item.record, num_images=len(item.images), where="test")
+            samples.append(item)
     return samples, invalid
 
 

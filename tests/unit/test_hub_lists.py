@@ -18,6 +18,8 @@ from datamodules.prepare.pack.options import PackOptions
 from datamodules.shards.manifest import load_manifest
 from datamodules.storage.stored_files import StoredFile
 from tests.unit.hub_server import Hub, prepare, serving
+from tests.unit.parquet_files import write
+from tests.unit.tar_files import write_tar
 
 pytest.importorskip("huggingface_hub")
 LLAVA_LIST = "blip_laion_cc_sbu_558k.json"
@@ -108,6 +110,28 @@ def test_a_list_of_the_hub_gives_the_shards_of_a_list_of_this_disk(tmp_path, hub
     assert all(f"hf://datasets/owner/set/{listed}, " in problem["message"] for problem in problems)
 
 
+@pytest.mark.parametrize("kind", ["cc12m", "vcr"])
+def test_files_of_the_hub_give_the_shards_of_files_of_this_disk(tmp_path, hub, kind):
+    for number in range(2):
+        if kind == "cc12m":
+            members = {
+                f"{number}{key}.{ending}": data
+                for key in range(3)
+                for ending, data in (("png", png(key)), ("txt", b"a"))
+            }
+            write_tar(hub.root / f"{number}.tar", members.items())
+        else:
+            row = {"question_id": number, "crossed_text": ["a"], "stacked_image": {"bytes": png(number), "path": None}}
+            write(hub.root / f"train-{number}.parquet", [row])
+    done = prepare(hub, tmp_path / "out", kind=kind)
+    assert done.returncode == 0, done.stderr
+    assert main([kind, str(hub.root), str(tmp_path / "disk" / "out"), "--workers", "1"]) == 0
+    manifest, local = (load_manifest(tmp_path / place) for place in ("out", "disk/out"))
+    assert manifest.num_samples == {"cc12m": 6, "vcr": 2}[kind]
+    assert [shard.sha256 for shard in manifest.shards] == [shard.sha256 for shard in local.shards]
+    assert not (tmp_path / "out/.prepare").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "advice"),
     [("docdownstream", r"cat partial-imgs\.\* \| tar -xz -C FOLDER"), ("llava", r"unzip images\.zip -d FOLDER")],
@@ -183,7 +207,7 @@ def test_a_list_of_a_store_that_lists_are_not_fetched_from(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe(f"/lists/{LLAVA_LIST}", b"[]")
     try:
-        with pytest.raises(ConfigError, match=r"lists are fetched from http, https, s3, gs, hf only, found memory"):
+        with pytest.raises(ConfigError, match=r"files are fetched from http, https, s3, gs, hf only, found memory"):
             main(["llava", "memory://lists", str(tmp_path / "out"), "--image-root", str(tmp_path)])
     finally:
         memory.rm("/lists", recursive=True)

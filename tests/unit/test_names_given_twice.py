@@ -101,7 +101,7 @@ def _parquet(path: Path) -> None:
         [pa.array(["a"]), turns, pa.array(["x"]), pa.array(["x"])], names=["id", "conversations", "answer", "answer"]
     )
     pq.write_table(table, path)
-    LLaVARows(files=(find_file(str(path)),)).parts()
+    LLaVARows(fetched=path.parent, files=(find_file(str(path)),)).num_rows()
 
 
 @pytest.mark.parametrize("make", [_tsv, _xlsx, _tagged, _parquet])
@@ -131,7 +131,7 @@ def test_converter_index_and_verify_find_the_same_in_a_tar(tmp_path, kind):
     write_tar(tmp_path / "0.tar", pairs)
     index_shards(tmp_path, format="captions")
     write_tar(tmp_path / "0.tar", pairs + TARS[kind])
-    samples, invalid = read(CaptionTars(files=(find_file(str(tmp_path / "0.tar")),), prompt="?"), counted=False)
+    samples, invalid = read(CaptionTars(files=(find_file(str(tmp_path / "0.tar")),), fetched=tmp_path, prompt="?"))
     assert invalid == {kind: 1}
     # The first of two samples is kept; of a sample with a member twice nobody knows which one is meant.
     assert [sample.record["id"][-1] for sample in samples] == {"repeated_member": ["a"]}.get(kind, ["a", "b", "c"])

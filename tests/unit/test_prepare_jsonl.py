@@ -13,10 +13,11 @@ from datamodules.prepare import main
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
+from datamodules.prepare.sources.source import or_error
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
-from datamodules.shards.sample import message_text
+from datamodules.shards.sample import SampleError, message_text
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
@@ -45,8 +46,8 @@ def write(root: Path, *lines: Any) -> Path:
     return path
 
 
-def prepare(root: Path, out: str, *, start: int = 0, part_bytes: int = 700, **options: Any) -> Any:
-    raw = JsonlData(path=root / "train.jsonl", image_root=root, source="set", start=start, part_bytes=part_bytes)
+def prepare(root: Path, out: str, *, start: int = 0, **options: Any) -> Any:
+    raw = JsonlData(path=root / "train.jsonl", image_root=root, source="set", start=start)
     return pack(raw, PackOptions(out=root / out, name="set", license="CC0-1.0", **options))
 
 
@@ -210,18 +211,15 @@ def test_command_line_writes_and_reports(root, capsys):
     assert load_manifest(root / "receipts").sources == {"ChartQA": 1, "DocVQA": 1}
 
 
-@pytest.mark.parametrize("part_bytes", [1, 500, 10**6])
-def test_parts_hold_every_record_once_with_its_line(root, part_bytes):
+def test_rows_are_the_records_each_with_its_line(root):
     path = write(root, line(0), "", *map(line, range(1, 7)), "", "")
-    raw = JsonlData(path=path, image_root=root, source="set", part_bytes=part_bytes)
-    found = [item.record["messages"][0]["content"][1]["text"] for p in raw.parts() for item in raw.read(p)]
+    raw = JsonlData(path=path, image_root=root, source="set")
+    found = [raw.sample(row).record["messages"][0]["content"][1]["text"] for row in raw.rows(path)]
     assert found == [f"Question {number}?" for number in range(7)]
-    assert sum(part.rows for part in raw.parts()) == 7
+    assert raw.num_rows() == 7
     path.write_text(path.read_text().replace("imgs/5.png", "imgs/none.png"))
-    bad = [item for p in raw.parts() for item in raw.read(p) if isinstance(item, DataError)]
+    bad = [error for row in raw.rows(path) if isinstance(error := or_error(raw.sample, row), SampleError)]
     assert [str(error).split(":")[0] for error in bad] == [f"{path}, line 7"]
-    images = sum((root / "imgs" / f"{number}.png").stat().st_size for number in range(7))
-    assert 0.5 * images < raw.input_bytes() - raw.spool_bytes() < 1.5 * images
 
 
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png"])

@@ -1,19 +1,14 @@
 """Sources of plain files (caption tars, images with texts beside them, LLaVA's list): valid rows and invalid ones."""
 
-import gc
 import io
 import json
-import os
-import tracemalloc
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from alignvlm_pl.errors import DataError
-from datamodules.prepare import folder as folder_command
+from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare.cc12m import CaptionTars
 from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.llava import LLaVAList
@@ -21,10 +16,8 @@ from datamodules.prepare.sources import json_files
 from datamodules.prepare.sources.images import safe_path
 from datamodules.prepare.sources.json_files import raw_elements
 from datamodules.shards.sample import SampleError
-from datamodules.storage import fetching
 from datamodules.storage.stored_files import StoredFile, list_files
-from tests.unit import reading
-from tests.unit.reading import texts
+from tests.unit.reading import read, texts
 from tests.unit.tar_files import write_tar
 
 
@@ -32,9 +25,6 @@ def image_file(width: int = 4, ending: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, 3), (width, 0, 0)).save(buffer, ending)
     return buffer.getvalue()
-
-
-read = partial(reading.read, counted=False)
 
 
 # Caption tars
@@ -47,7 +37,7 @@ def pair(key: str, caption: str = "two people", ending: str = "jpg", **note: Any
 
 
 def tars(folder: Path, prompt: str = "Describe.") -> CaptionTars:
-    return CaptionTars(files=tuple(list_files(str(folder), ".tar")), prompt=prompt)
+    return CaptionTars(files=tuple(list_files(str(folder), ".tar")), fetched=folder, prompt=prompt)
 
 
 def test_caption_pairs_of_several_runs(tmp_path):
@@ -68,31 +58,22 @@ def test_caption_pairs_of_several_runs(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc12m-train-0000.tar", "other-0000.tar"]
 
 
-def test_tars_of_one_name_are_parts_of_their_own(tmp_path):
+def test_tars_of_one_name_have_ids_of_their_own(tmp_path):
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
         write_tar(tmp_path / run / "00000.tar", pair("000000001", run).items())
-    raw = tars(tmp_path)
-    assert [part.name for part in raw.parts()] == [str(tmp_path / run / "00000.tar") for run in ("one", "two")]
-    samples, _ = read(raw)
+    samples, _ = read(tars(tmp_path))
     assert [texts(sample)[1] for sample in samples] == ["one", "two"]
     ids = [sample.record["id"].removeprefix(f"cc12m/{tmp_path}") for sample in samples]
     assert ids == ["/one/00000/000000001", "/two/00000/000000001"]
 
 
-def test_a_store_that_fails_is_named(tmp_path, monkeypatch):
-    class Broken(io.BytesIO):
-        def read(self, size=-1):
-            raise RuntimeError("gone")
-
+def test_a_store_that_tars_are_not_fetched_from(tmp_path):
     file = StoredFile(url="memory://set/a.tar", path="memory://set/a.tar", size=10240)
-    monkeypatch.setattr(StoredFile, "open", lambda self, *, forward: Broken())
-    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
-    raw = CaptionTars(files=(file,), prompt="")
     with pytest.raises(
-        DataError, match=r"memory://set/a\.tar does not read at byte 0 \(RuntimeError: gone\); run the same"
+        ConfigError, match=r"memory://set/a\.tar: files are fetched from http, .* only, found memory://"
     ):
-        list(raw.read(raw.parts()[0]))
+        list(CaptionTars(files=(file,), fetched=tmp_path, prompt="").rows((file, "a")))
 
 
 def test_invalid_caption_pairs_are_counted_by_reason(tmp_path):
@@ -116,9 +97,8 @@ def test_a_damaged_tar_names_shard_and_byte(tmp_path):
     at = data.index(b"2.jpg\0")
     data[at : at + 8] = b"\xff" * 8
     path.write_bytes(data)
-    raw = tars(tmp_path)
     with pytest.raises(DataError, match=rf"a\.tar at byte {at}, member 1\.json: broken header.*fetch the tar"):
-        list(raw.read(raw.parts()[0]))
+        list(tars(tmp_path).rows(tars(tmp_path).parts()[0]))
 
 
 # Images with texts beside them
@@ -162,7 +142,7 @@ def test_texts_beside_images(tmp_path):
     kinds = {name: [part["type"] for part in found[name].record["messages"][0]["content"]] for name in "def"}
     assert kinds == {"d": ["image", "text"], "e": ["text", "image"], "f": ["text", "image"]}
     assert texts(found["g"]) == ["Read all text.", "the json is a download's"]
-    assert found["b"].images == [(tmp_path / "b.jpg", "png")]  # the ending is what the file is
+    assert found["b"].images == [((tmp_path / "b.jpg").read_bytes(), "png")]  # the ending is what the file is
 
 
 def test_invalid_images_of_a_folder_are_counted_by_reason(tmp_path):
@@ -193,38 +173,19 @@ def test_invalid_images_of_a_folder_are_counted_by_reason(tmp_path):
     }
 
 
-@pytest.mark.parametrize("changed", ["a.png", "a.txt", "b.json"])
-def test_parts_tell_that_a_file_has_changed(tmp_path, changed):
-    """What lets an interrupted packing begin anew: the payload of a part is compared."""
+def test_images_and_texts_are_the_inputs(tmp_path):
+    """What makes an interrupted packing begin anew: these files have changed."""
     beside(tmp_path, "a.png", text="x")
     beside(tmp_path, "b.png", {"question": "q", "answer": "a"})
-    before = folder(tmp_path).parts()
-    assert folder(tmp_path).parts() == before
-    os.utime(tmp_path / changed, ns=(1, 1))
-    assert folder(tmp_path).parts() != before
-
-
-def test_parts_of_many_images_take_little_memory(monkeypatch):
-    names = (f"{number // 1000:05d}/{number:012d}.jpg" for number in range(10_000))
-    monkeypatch.setattr(folder_command, "image_paths", lambda root: names)
-    raw = SidecarFolder(root=Path("none"), prompt="", name="many", source="many")
-    tracemalloc.start()
-    parts = raw.parts()
-    gc.collect()
-    own = tracemalloc.Filter(True, folder_command.__file__)  # not what a thread of another test takes meanwhile
-    traces = tracemalloc.take_snapshot().filter_traces([own]).statistics("filename")
-    tracemalloc.stop()
-    held = sum(trace.size for trace in traces) / 10_000
-    assert sum(part.rows for part in parts) == 10_000
-    assert 20 < held < 50  # bytes an image: 10 million in 0.5 GB
+    assert [path.name for path in folder(tmp_path).inputs()] == ["a.png", "a.txt", "b.png", "b.json"]
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no images"):
-        folder(tmp_path).parts()
+        folder(tmp_path).num_rows()
     with pytest.raises(DataError, match=r"there is no folder of images .*none"):
-        folder(tmp_path / "none").parts()
+        folder(tmp_path / "none").num_rows()
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "a/../../b.png", "a\0.png", "..\\a.png", "C:/a.png"])
@@ -272,7 +233,7 @@ def test_a_list_of_conversations(tmp_path):
     assert texts(samples[2]) == ["Render a clear summary of the photo.", "a wooden bench – number 2"]
     assert samples[2].record["messages"][0]["content"][1] == {"type": "image", "index": 0}
     assert [sample.record["id"] for sample in samples] == ["llava/000000000", "llava/t", "llava/000000002"]
-    assert samples[2].images == [(tmp_path / "images/00453/2.png", "png")]
+    assert samples[2].images == [((tmp_path / "images/00453/2.png").read_bytes(), "png")]
 
 
 def test_invalid_records_of_a_list_are_counted_by_reason(tmp_path):
@@ -308,10 +269,7 @@ def test_a_list_is_cut_at_its_elements_however_it_is_read(tmp_path, monkeypatch,
     for number in range(len(rows) + 1):
         path.write_text(json.dumps(rows[:number], ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
         found = list(raw_elements(path))
-        assert [(place, json.loads(text)) for place, _, text in found] == list(enumerate(rows[:number]))
-        for first, begin, _ in found[1:]:
-            end = found[-1][1] + len(found[-1][2])
-            assert list(raw_elements(path, begin, end, first)) == found[first:]
+        assert [(place, json.loads(text)) for place, text in found] == list(enumerate(rows[:number]))
 
 
 @pytest.mark.parametrize(

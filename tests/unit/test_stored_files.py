@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.prepare.bigdocs import BigDocs
 from datamodules.storage.stored_files import choose_files, find_file, list_files, list_folder
 from tests.unit.parquet_files import bigdocs_row, write
-from tests.unit.reading import read
 
 
 @pytest.fixture
@@ -86,8 +84,8 @@ def test_the_folders_above_a_dataset_say_nothing_of_its_split(tmp_path):
     assert chosen(tmp_path / "test" / "set", None, "train") == ["set/a.parquet"]
 
 
-def test_another_store_reads_the_same(release):
-    """What a hub's files go through as well: fsspec lists and opens them, nothing lies on this disk."""
+def test_another_store_lists_the_same(release):
+    """What a hub's files go through as well: fsspec lists them, nothing lies on this disk."""
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -98,8 +96,6 @@ def test_another_store_reads_the_same(release):
         assert [file.path for file in found] == [
             f"memory:///hub/ArxivTableCap/train-0000{number}-of-00002.parquet" for number in (0, 1)
         ]
-        samples, bad = read(BigDocs(files=tuple(found), source="bigdocs/ArxivTableCap"))
-        assert (len(samples), bad) == (2, {})
     finally:
         memory.rm("/hub", recursive=True)
 

@@ -35,7 +35,7 @@ class PackOptions:
     workers: int = _option(
         1, "processes; the shards do not depend on it (default: %(default)s)", type=int, default=DEFAULT_WORKERS
     )
-    limit: int | None = _option(None, "read at most this many rows, the first ones", type=int)
+    limit: int | None = _option(None, "read at most this many rows, the first ones that are wanted", type=int)
     strict: bool = _option(False, "stop at the first invalid row or repeated id", action="store_true")
     overwrite: bool = _option(False, "replace a finished dataset", action="store_true")
     overlap_with: tuple[Path, ...] = _option(

@@ -1,4 +1,4 @@
-"""Second pass: shuffle the samples and cut them into shards, with at most about 75 bytes per sample in memory."""
+"""Second pass: shuffle the samples and cut them into shards, with at most about 90 bytes per sample in memory."""
 
 import hashlib
 import tarfile
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-PLACE = np.dtype([("part", "<u4"), ("length", "<u4"), ("offset", "<u8")])
-"""Location of a sample: number of its part, length and offset of its record in the spool file."""
+PLACE = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8")])
+"""Place of a sample after the first pass: number of its tar, bytes and offset in it."""
 _END_MARK = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
 """Most bytes of the end mark that tarfile writes."""
 
@@ -31,7 +31,7 @@ def make_plan(rows: np.ndarray, *, samples_per_shard: int, shard_bytes: int) -> 
 
     A shard has at most so many samples and bytes, or is a single sample.
     """
-    # Stable: samples of equal hash keep the order of the parts and rows.
+    # Stable: samples of equal hash keep the order of the rows.
     permutation = np.argsort(rows["order"], kind="stable")
     ends = np.cumsum(rows["size"][permutation], dtype="<u8")
     places = np.empty(len(rows), PLACE)

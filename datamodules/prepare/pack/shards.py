@@ -6,17 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import write_atomically
 
 from ...shards.index import index_path
 from ...shards.manifest import Shard
-from ...shards.shard_file import OpenShard, ShardSample, shard_sample
+from ...shards.shard_file import OpenShard, ShardSample, record_bytes
 from ...shards.writer import space_error
 from .options import PackOptions
 from .plan import PlannedShard
-from .spool import read_spooled
-from .work_folder import WORK_FOLDER, WorkFolder
+from .spool import read_spooled, unnamed
+from .work_folder import WorkFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +37,7 @@ class ShardJob:
         return shard if whole and found["plan"] == planned.identity and index == shard.index_sha256 else None
 
     def __call__(self, planned: PlannedShard) -> Shard:
-        """Write a shard and its record; raises DataError if the disk is full, or an image or spool file has changed."""
+        """Write a shard and its record; raises DataError if the disk is full, or the spool is damaged."""
         path, record = self._files(planned.number)
         record.unlink(missing_ok=True)
         try:
@@ -64,21 +63,8 @@ class ShardJob:
             raise
 
     def _sample(self, key: str, place: Any) -> ShardSample:
-        spool = WorkFolder(self.options.out).part_file(int(place["part"]), "bin")
-        record, images, known = read_spooled(spool, int(place["offset"]), int(place["length"]))
-        sample = shard_sample(
-            record,
-            images,
-            [image["file"].rpartition(".")[2] for image in known],
-            key=key,
-            source=self.options.source,
-            license=self.options.license,
-            sizes=[(image["w"], image["h"]) for image in known],
-        )
-        for image, described in zip(known, sample.record["images"], strict=True):
-            if image["sha256"] != described["sha256"]:
-                raise DataError(
-                    f"{image['path'] or spool} has changed since its row was read; remove the folder "
-                    f"{WORK_FOLDER} of {self.options.out} and start again"
-                )
-        return sample
+        record, images = read_spooled(WorkFolder(self.options.out), place)
+        if record["id"] == unnamed(self.options.name):
+            record["id"] = key
+        members = [(f"{key}.{ending}", data) for ending, data in images]
+        return ShardSample(key=key, record=record, members=[(f"{key}.json", record_bytes(record)), *members])

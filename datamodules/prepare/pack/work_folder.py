@@ -1,4 +1,4 @@
-"""The working folder of an unfinished `pack`: identity of the run, locks, finished parts and shards."""
+"""The working folder of an unfinished `pack`: identity of the run, locks, spooled samples, finished shards."""
 
 import contextlib
 import fcntl
@@ -7,8 +7,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +18,12 @@ from alignvlm_pl import __version__
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, write_atomically
 
-from ..sources.source import Part, RawData
+from ..sources.source import RawData
 from .options import PackOptions
 
 logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"
-_FORMAT = 2
+_FORMAT = 3
 _NOT_DECIDING = ("out", "workers", "overwrite")
 _PATIENCE_S = 30.0
 
@@ -33,22 +33,22 @@ class WorkFolder:
 
     def __init__(self, out: Path) -> None:
         self.path = out / WORK_FOLDER
-        self.spool = self.path / "spool"  # samples of finished parts
+        self.spool = self.path / "spool"  # samples in the order of their rows
         self.packed = self.path / "packed"  # records of finished shards
         self.workers_lock = self.path / "workers.lock"  # every process of a run keeps it locked
         self._identity = self.path / "identity.json"
         self._lock: BinaryIO | None = None
 
-    def part_file(self, part: int, ending: str) -> Path:
-        """Return a file of a part: ``bin``, its samples; ``rows.npy`` and ``images.npy``; ``json``, its report.
+    def spool_file(self, number: int, ending: str) -> Path:
+        """Return a file of the first pass: ``tar``, samples; ``rows.npy`` and ``images.npy``; ``json``, its report.
 
-        CONTRACT: the report is written last, so a part is finished if it exists.
+        CONTRACT: the report is written last, so a tar is finished if it exists.
         """
-        return self.spool / f"{part:06d}.{ending}"
+        return self.spool / f"{number:06d}.{ending}"
 
-    def load_parts(self, parts: Iterable[int], ending: str) -> np.ndarray:
-        """Return the arrays of parts, joined in their order."""
-        return np.concatenate([np.load(self.part_file(part, ending), allow_pickle=False) for part in parts])
+    def load_spooled(self, ending: str) -> np.ndarray:
+        """Return the arrays of all tars, ``rows.npy`` or ``images.npy``, joined in their order."""
+        return np.concatenate([np.load(path, allow_pickle=False) for path in sorted(self.spool.glob(f"*.{ending}"))])
 
     def belongs_to(self, identity: Mapping[str, Any]) -> bool:
         """Return whether the folder holds work with this identity."""
@@ -92,6 +92,11 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def fetched_folder(out: Path) -> Path:
+    """Return the folder of the copies of remote files, while `pack` writes to the folder `out`."""
+    return out / WORK_FOLDER / "fetched"
+
+
 def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> BinaryIO:
     """Lock a file, created if missing, until the returned one is closed; nothing is locked where there are no locks.
 
@@ -116,20 +121,16 @@ def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> B
         return stream
 
 
-def identity_of(raw: RawData, parts: Sequence[Part], options: PackOptions, known: Sequence[str]) -> dict[str, Any]:
+def identity_of(raw: RawData, options: PackOptions, known: Sequence[str]) -> dict[str, Any]:
     """Describe a run by all that its result depends on: data, settings, inputs with sizes and times, version.
 
     The images of benchmarks are described by `known` (`folder_identity`).
     """
-    listing = hashlib.sha256()
-    for part in parts:
-        listing.update(f"{part.name}\0{part.payload!r}\n".encode("utf-8", "surrogateescape"))
     return {
         "format": _FORMAT,
         "version": __version__,
         "data": f"{type(raw).__module__}.{raw!r}",
-        "parts": listing.hexdigest(),
-        "inputs": files_digest(input_files(raw, parts)),
+        "inputs": files_digest(raw.inputs()),
         **{name: value for name, value in asdict(options).items() if name not in _NOT_DECIDING},
         "overlap_with": list(known),
     }
@@ -145,28 +146,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def input_files(raw: RawData, parts: Sequence[Part]) -> list[Path]:
-    """Return the files that the fields of the data and of its parts name."""
-    return sorted({*_files(raw), *(file for part in parts for file in _files(part.payload))})
-
-
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array, complete or not at all."""
     with atomic_path(path) as partial, partial.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
-
-
-def _files(value: object) -> Iterator[Path]:
-    """Find the files that the fields of an object name."""
-    if isinstance(value, (str, Path)):
-        if 0 < len(str(value)) < 4096 and "\0" not in str(value):
-            with contextlib.suppress(OSError):  # a text that is too long for a name
-                if Path(value).is_file():
-                    yield Path(value).absolute()
-    elif is_dataclass(value):
-        yield from _files([getattr(value, field.name) for field in fields(value)])
-    elif isinstance(value, Mapping):
-        yield from _files(list(value.values()))
-    elif isinstance(value, (Sequence, Set)) and not isinstance(value, bytes):
-        for inner in value:
-            yield from _files(inner)

@@ -21,7 +21,7 @@ from ...storage.file_kinds import IMAGE_ENDINGS, existing_file, is_companion
 from .source import checked_image
 
 logger = logging.getLogger(__name__)
-EncodedImage = tuple[bytes | Path, str]
+EncodedImage = tuple[bytes, str]
 """Content and file ending, an element of `SourceSample.images`."""
 
 _PATHS = ("path", "url", "image", "image_url")
@@ -102,14 +102,14 @@ class ImageFolder:
         Raises:
             SampleError: The path is unsafe, there is no such file (``missing_image``), or it does not decode.
         """
-        below = self.relative(name, where=where)
+        below = self._relative(name, where=where)
         try:
             return _checked(existing_file(self.root, below) or self.root / below)
         except SampleError as error:
             advice = "; name its folder with --image-root" if error.reason == "missing_image" else ""
             raise SampleError(f"{where}: {error}{advice}", error.reason) from error
 
-    def relative(self, name: str, *, where: str) -> PurePosixPath:
+    def _relative(self, name: str, *, where: str) -> PurePosixPath:
         """Return the path of an image relative to the folder, or raise SampleError where it is not below it."""
         given = PurePosixPath(name.removeprefix("file://"))
         if not given.is_absolute():
@@ -127,7 +127,7 @@ class ImageFolder:
 
         Raises a SampleError for a name that no file has.
         """
-        path = self.relative(name, where=where)
+        path = self._relative(name, where=where)
         if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
             if (found := index.find(path.name)) is None:
@@ -142,30 +142,21 @@ class ImageFolder:
         """Return the single page of a row of BigDocs (`find`)."""
         return [self.find(name, where=where)]
 
-    def total_bytes(self) -> int:
-        """Return the size of all images."""
-        found = (self.root / path for path in image_paths(self.root))
-        return sum(path.stat().st_size for path in found if path.is_file())
 
-
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _checked(path: Path) -> EncodedImage:
-    """Return the path of an image that decodes to its end, or its bytes if shards need another format."""
+    """Return an image that decodes to its end, in a format of shards."""
     # Cached, since consecutive rows often share a page.
     name = f"image {describe_source(path)}"
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SampleError(f"{name}: {error.strerror}", "missing_image") from error
-    checked, ending = checked_image(data, name)
-    return (path if checked is data else checked), ending
+    return checked_image(data, name)
 
 
 class FolderIndex:
-    """Images of a folder by name; the first path in sorted order where several files have the name.
-
-    Not a dataclass: `pack` searches the fields of dataclasses for input files, and these are millions of names.
-    """
+    """Images of a folder by name; the first path in sorted order where several files have the name."""
 
     def __init__(self, root: Path) -> None:
         self.names: dict[str, str] = {}  # file name -> path relative to the folder

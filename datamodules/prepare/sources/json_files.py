@@ -4,67 +4,53 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 from alignvlm_pl.errors import DataError
-from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, require_line_feeds, require_utf8
+from alignvlm_pl.utils.text_files import HEAD_BYTES, parse_json, read_head, require_line_feeds, require_utf8
 
 from ...shards.sample import SampleError
 from .source import or_error
 
-RawRecord = tuple[int, int, bytes]
-"""Number, first byte and text of a line, or of an element of a list."""
+RawRecord = tuple[int, bytes]
+"""Number, and text of a line or of an element of a list."""
 
 
-def raw_lines(path: Path, start: int = 0, end: int | None = None, first: int = 1) -> Iterator[RawRecord]:
-    """Yield the lines from byte `start` to `end` that are not blank, the first one with number `first`.
+def raw_lines(path: Path) -> Iterator[RawRecord]:
+    """Yield the lines that are not blank, numbered from 1.
 
     Only a line feed ends a line: texts of datasets contain the other line breaks of `str.splitlines`. DataError is
     raised for UTF-16, UTF-32, what is no text, and lines that end with CR alone.
     """
-    at = start
+    require_utf8(read_head(path), where=str(path))
+    require_line_feeds(path)
     with path.open("rb") as stream:
-        if not start:
-            require_utf8(stream.read(HEAD_BYTES), where=str(path))
-            require_line_feeds(path)
-        stream.seek(start)
-        for number, text in enumerate(stream, start=first):
-            if end is not None and at >= end:
-                return
+        for number, text in enumerate(stream, start=1):
             if text.strip():
-                yield number, at, text.removeprefix(BOM_UTF8)
-            at += len(text)
+                yield number, text.removeprefix(BOM_UTF8)
 
 
-def raw_elements(path: Path, start: int = 0, end: int | None = None, first: int = 0) -> Iterator[RawRecord]:
-    """Yield the elements of a JSON list, or those from byte `start` to `end`; DataError names the byte of damage."""
+def raw_elements(path: Path) -> Iterator[RawRecord]:
+    """Yield the elements of a JSON list, numbered from 0; DataError names the byte of damage."""
     with path.open("rb") as stream:
-        if end is None:
-            yield from _elements(_Window(stream, path, begin=_text_begin(stream, path)), first)
-            return
-        stream.seek(start)
-        piece = BytesIO(b"[" + stream.read(end - start) + b"]")
-    yield from _elements(_Window(piece, path, begin=start - 1), first)
-
-
-def _elements(text: "_Window", first: int) -> Iterator[RawRecord]:
-    text.begin_list()
-    mark = text.peek()
-    if mark == "]":
-        text.expect("]", "")
-    while mark != "]":
-        text.peek()
-        yield first, text.offset, text.read_element()
-        first += 1
-        mark = text.expect(",]", "expected a comma or the end of the list")
-    text.end()
+        text = _Window(stream, path, begin=_text_begin(stream, path))
+        text.begin_list()
+        mark = text.peek()
+        if mark == "]":
+            text.expect("]", "")
+        number = 0
+        while mark != "]":
+            text.peek()
+            yield number, text.read_element()
+            number += 1
+            mark = text.expect(",]", "expected a comma or the end of the list")
+        text.end()
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of the lines that are not blank, or raise DataError where one is not UTF-8."""
-    for number, _, line in raw_lines(path):
+    for number, line in raw_lines(path):
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -76,7 +62,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
     """Yield (position for errors, object) for each line that is not blank; a SampleError if it is not a JSON object."""
     require_lines(path)
-    for number, _, line in raw_lines(path):
+    for number, line in raw_lines(path):
         where = f"{path}, line {number}"
         yield where, or_error(parse_object, line, where=where)
 

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...shards.columns import LINES, Schema
-from ...shards.sample import SampleError, check_record
+from ...shards.sample import check_record
 from .dialogues import check_answered, read_conversation
 from .images import ImageFolder, image_names
 from .json_files import RawRecord, is_list, parse_object, raw_elements, raw_lines
-from .source import Part, SourceSample, or_error
-
-PART_RECORDS = 4096
-_MEASURED_PARTS = 64
-_MEASURED_RECORDS = 4
+from .source import SourceSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +27,6 @@ class RecordFile:
     license: str = "unknown"
     origin: str = ""  # name of the file in errors; empty: its path
     start: int = 0  # records to skip, the first ones
-    part_bytes: int = 8 * 2**20  # about the bytes of the file that one process reads at a time
     schema: ClassVar[Schema] = LINES
 
     @property
@@ -48,57 +43,45 @@ class RecordFile:
         """Name a record in errors."""
         return f"{self.label}, {'record' if self.listed else 'line'} {number}"
 
-    def raw(self, *place: int) -> Iterator[RawRecord]:
-        """Yield the records; `place` is start, end and number of the first one, as of `raw_lines`."""
-        return raw_elements(self.path, *place) if self.listed else raw_lines(self.path, *place)
+    def raw(self) -> Iterator[RawRecord]:
+        """Yield the records."""
+        return raw_elements(self.path) if self.listed else raw_lines(self.path)
+
+    def inputs(self) -> Iterator[Path]:
+        yield self.path
+
+    def num_rows(self) -> int:
+        self.check()
+        return max(sum(1 for _ in self.raw()) - self.start, 0)
 
     def check(self) -> None:
         """Raise DataError where there is no such file, or its records are of another schema."""
         field = next(iter(self.schema.fields))
-        self.schema.check_records(parsed(text for _, _, text in self.raw()), field, where=self.label)
-
-    def is_full(self, records: int, size: int) -> bool:
-        """Whether a part of so many records and bytes is cut."""
-        return records >= PART_RECORDS if self.listed else size >= self.part_bytes
-
-    def part_name(self, first: int, records: int, begin: int, end: int) -> str:
-        """Return the name of a part, by number of its first record, number of records, first byte and end."""
-        return f"{self.path.name}#{first}"
+        self.schema.check_records(parsed(text for _, text in self.raw()), field, where=self.label)
 
     def marks_images(self) -> bool:
         """Return whether ``<image>`` stands for an image in records without a field of images."""
         return True
 
-    def parts(self) -> list[Part]:
-        self.check()
+    def parts(self) -> list[Path]:
+        return [self.path]
+
+    def rows(self, part: Path) -> Iterator[tuple[int, bytes, bool]]:
+        """Yield number and text of the records, and whether ``<image>`` stands for an image in them."""
+        del part
         marked = self.marks_images()
-        cuts: list[list[int]] = []
-        for number, at, text in islice(self.raw(), self.start, None):
-            if not cuts or self.is_full(cuts[-1][1], at - cuts[-1][2]):
-                cuts.append([number, 0, at, at])
-            cuts[-1][1] += 1
-            cuts[-1][3] = at + len(text)
-        return [
-            Part(name=self.part_name(first, records, begin, end), payload=(marked, begin, end, first), rows=records)
-            for first, records, begin, end in cuts
-        ]
+        return ((number, text, marked) for number, text in islice(self.raw(), self.start, None))
 
-    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        marked, *place = part.payload
-        for number, _, text in self.raw(*place):
-            found = or_error(self.sample, text, number, marked=marked)
-            if found is not None:
-                yield found
-
-    def sample(self, text: bytes, number: int, *, marked: bool) -> SourceSample | None:
+    def sample(self, row: tuple[int, bytes, bool]) -> SourceSample | None:
         """Convert a record with its images, or raise SampleError; None if it is not wanted."""
+        number, text, marked = row
         where = self.where(number)
         given = parse_object(text, where=where)
         if not self.is_wanted(given):
             return None
         paths, folder = image_names(given, where=where), ImageFolder(root=self.image_root)
         record = self.convert(given, number, num_images=len(paths), marked=marked)
-        return SourceSample(record=record, images=[folder.read(path, where=where) for path in paths])
+        return SourceSample(record=record, images=[folder.read(path, where=where) for path in paths], where=where)
 
     def is_wanted(self, given: dict[str, Any]) -> bool:
         """Whether a record is read."""
@@ -111,28 +94,6 @@ class RecordFile:
         check_record(record, num_images=num_images, where=where)
         check_answered(record, where=where)
         return record
-
-    def input_bytes(self) -> int:
-        parts = self.parts()
-        measured = parts[:: max(1, len(parts) // _MEASURED_PARTS)]
-        sizes = [
-            self._image_bytes(text)
-            for part in measured
-            for _, _, text in islice(self.raw(*part.payload[1:]), _MEASURED_RECORDS)
-        ]
-        records = sum(part.rows or 0 for part in parts)
-        return self.spool_bytes() + (sum(sizes) * records // len(sizes) if sizes else 0)
-
-    def spool_bytes(self) -> int:
-        return self.path.stat().st_size
-
-    def _image_bytes(self, text: bytes) -> int:
-        try:
-            names = image_names(given, where="") if self.is_wanted(given := parse_object(text, where="")) else []
-            images = ImageFolder(root=self.image_root)
-            return sum((self.image_root / images.relative(name, where="")).stat().st_size for name in names)
-        except (SampleError, OSError):  # an invalid record takes no space
-            return 0
 
 
 def parsed(texts: Iterable[bytes]) -> Iterator[Any]:

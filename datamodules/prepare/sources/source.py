@@ -1,8 +1,8 @@
-"""The interface of raw data that can be packed (`RawData`, in parts), and the samples that it yields."""
+"""The interface of raw data that can be packed (`RawData`), and the samples that it is converted to."""
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 
 from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.images.metadata import MAX_KEPT_BYTES, essential_bytes
-from alignvlm_pl.preprocessing.images.source import describe_source
 from alignvlm_pl.preprocessing.imaging import has_more_pages, load_image, read_header
 
 from ...shards.sample import SampleError
@@ -22,32 +21,22 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSample:
-    """One converted row, before it is written to a shard: its JSON in the sample schema, and its images.
+    """One converted row: its JSON in the sample schema, and content and file ending of each image, by its index.
 
-    Of each image there is content and file ending, in the order of their index. The content is bytes, or the path of a
-    file that is read again when the sample is written.
+    `where` names the row in errors: its file, and where it stands in it.
     """
 
     record: dict[str, Any]
-    images: list[tuple[bytes | Path, str]]
+    images: list[tuple[bytes, str]]
+    where: str
 
 
 def or_error(convert: Callable[..., Converted], *given: Any, **options: Any) -> Converted | SampleError:
-    """Return the result of a conversion, or the SampleError that it raises: what `RawData.read` yields for a row."""
+    """Return the result of a conversion, or the SampleError that it raises."""
     try:
         return convert(*given, **options)
     except SampleError as error:
         return error
-
-
-def image_bytes(image: bytes | Path, *, where: str) -> bytes:
-    """Return the bytes of an image of a `SourceSample`, or raise SampleError where its file cannot be read."""
-    if isinstance(image, bytes):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise SampleError(f"{where}: image {describe_source(image)}: {error.strerror}", "missing_image") from error
 
 
 def checked_image(data: bytes, name: str) -> tuple[bytes, str]:
@@ -80,20 +69,11 @@ def _warn_of_pages(name: str) -> None:
     logger.warning("%s: a TIFF of several pages, of which only the first is used; write each page as a file", name)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """A piece of the raw data that one process reads: a file, a range of a file, a row group."""
-
-    name: str  # unique and the same in every run: the shuffle depends on it
-    payload: tuple[Any, ...]  # plain values or dataclasses of them, from which `RawData.read` finds it
-    rows: int | None = None  # if known without reading
-
-
 class RawData(Protocol):
     """Raw data of one source: `name` for reports, `license`, and the `source` of samples that name none.
 
-    Implementations are dataclasses whose fields hold all settings and input files, and are pickled into the processes
-    that read the parts. A run is resumed if their `repr` and the sizes and times of those files are unchanged.
+    Implementations are dataclasses whose fields hold all settings; they are pickled into the processes that convert
+    rows. A run is resumed if their `repr` and the sizes and times of their `inputs` are unchanged.
     """
 
     @property
@@ -105,25 +85,32 @@ class RawData(Protocol):
     @property
     def license(self) -> str: ...
 
-    def parts(self) -> Sequence[Part]:
-        """List the parts in a fixed order that does not depend on the number of processes.
+    def inputs(self) -> Iterable[Path]:
+        """Yield the files of this disk that `rows` reads."""
+
+    def num_rows(self) -> int | None:
+        """Check the data, and return its number of rows; None if that is not known before all are read.
 
         Raises:
             ConfigError: The settings do not fit the data.
             DataError: Input is missing, or of an unknown schema.
         """
 
-    def read(self, part: Part) -> Iterator[SourceSample | SampleError]:
-        """Yield a sample, or the error of an invalid row with file and row, for each row of a part in order.
+    def parts(self) -> Sequence[Any]:
+        """Return what the rows lie in, such as files, in a fixed order; a resumed run skips those that it has read."""
+
+    def rows(self, part: Any) -> Iterator[Any]:
+        """Yield the rows of a part in a fixed order: what `sample` converts, in any process, or the SampleError of one.
+
+        Raises:
+            DataError: Input is damaged; packing stops.
+        """
+
+    def sample(self, row: Any) -> SourceSample | None:
+        """Convert a row; None if it is not wanted.
 
         Images must have been decoded to their end (`checked_image`), and ids should be unique.
 
         Raises:
-            DataError: The part cannot be read; packing stops.
-        """
-
-    def input_bytes(self) -> int:
-        """Estimate the bytes of all samples with their images, for the check of the disk.
-
-        Raw data that yields images as paths also has `spool_bytes`: the same without those images.
+            SampleError: The row is invalid; the message names file and row.
         """
