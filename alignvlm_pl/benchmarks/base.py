@@ -19,7 +19,7 @@ _IMAGE = re.compile(r"<image (\d+)>")
 
 QUESTION = "{question}"
 """Placeholder of the question in a prompt file."""
-Format = Literal["vlmevalkit-tsv", "docdownstream", "wtq", "tabfact"]
+Format = Literal["vlmevalkit-tsv", "docdownstream"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

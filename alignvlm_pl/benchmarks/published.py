@@ -197,9 +197,6 @@ SEED = _published(
 TABFACT = _published(
     "tabfact",
     sources=(
-        SourceFile(
-            file="Table-Fact-Checking", url="https://github.com/wenhuchen/Table-Fact-Checking", format="tabfact"
-        ),
         docdownstream("TabFact", contents="the statements whose table has an image; their number is not published"),
     ),
     prompt=Prompt(suffix="\nIs this statement true? Answer with True or False."),
@@ -262,14 +259,7 @@ VCR_HARD = _vcr("hard", "2d8b8b1ee0eba0e0b618fd3aa7d9710e")
 # WikiTableQuestions: questions about Wikipedia tables, scored by denotation (Pasupat and Liang 2015).
 WTQ = _published(
     "wtq",
-    sources=(
-        SourceFile(
-            file="WikiTableQuestions-1.0.2-compact.zip",
-            url="https://github.com/ppasupat/WikiTableQuestions/releases",
-            format="wtq",
-        ),
-        docdownstream("WikiTableQuestions", size=4343),
-    ),
+    sources=(docdownstream("WikiTableQuestions", size=4343),),
     prompt=Prompt(suffix=SHORT_ANSWER),
     postprocessing="denotation: dates and numbers by value; accents, quotes, citations and final brackets left out",
     notes="the paper's scores are means over 4,343 questions: DocDownstream lacks one",

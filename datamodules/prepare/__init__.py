@@ -21,8 +21,6 @@ _KINDS = {
     ),
     "sroie": ("datamodules.prepare.sroie", "real receipts -> pages with questions, line crops"),
     "benchmark": ("datamodules.prepare.benchmark", "a benchmark's published file -> shards and manifest"),
-    "wtq": ("datamodules.prepare.rendered_tables.wtq", "tables of WikiTableQuestions -> pages, questions"),
-    "tabfact": ("datamodules.prepare.rendered_tables.tabfact", "tables of TabFact -> pages, statements"),
     "cc12m": ("datamodules.prepare.cc12m", "tars of images and captions (img2dataset) -> shuffled shards"),
     "bigdocs": ("datamodules.prepare.bigdocs", "BigDocs-7.5M, parquet of any config -> shuffled shards"),
     "docdownstream": ("datamodules.prepare.docdownstream", "DocDownstream-1.0, its archive -> shuffled shards"),

@@ -386,6 +386,5 @@ def _check_published(benchmark: Benchmark, path: Path) -> None:
 
 
 def _describe_source(source: SourceFile, benchmark: Benchmark) -> str:
-    command = f" by `prepare {source.format}`" if source.format in ("wtq", "tabfact") else ""
     held = source.contents or f"{source.size or benchmark.size:,} questions"
-    return f"{source.file}{command} ({held}), to be fetched from {source.url}"
+    return f"{source.file} ({held}), to be fetched from {source.url}"

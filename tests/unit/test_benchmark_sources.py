@@ -257,7 +257,7 @@ def test_a_missing_or_foreign_file_says_what_to_fetch(tmp_path, capsys):
     assert main(["prepare", "benchmark", "docvqa", str(tmp_path / "other.tsv"), str(tmp_path / "set")]) == 1
     assert "is no table of VLMEvalKit" in capsys.readouterr().err
     assert main(["prepare", "benchmark", "wtq", str(tmp_path / "x.tsv"), str(tmp_path / "set")]) == 1
-    assert "`prepare wtq`" in capsys.readouterr().err
+    assert "WikiTableQuestions_test.jsonl (4,343 questions)" in capsys.readouterr().err
 
 
 def test_a_missing_file_does_not_cost_the_dataset_that_it_would_replace(tmp_path, capsys):

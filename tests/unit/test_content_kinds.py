@@ -132,10 +132,6 @@ def test_lines_that_end_with_cr_alone_are_named(tmp_path, capsys, command, name,
 
 
 def test_cr_alone_in_files_that_are_read_otherwise(tmp_path, capsys):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/pristine-unseen-tables.tsv").write_bytes(b"id\tutterance\tcontext\ttargetValue\ra\tq\tc\tx\r")
-    assert main(["prepare", "wtq", str(tmp_path), str(tmp_path / "out")]) == 1
-    assert "its lines end with CR alone" in capsys.readouterr().err
     (tmp_path / "p.jsonl").write_bytes(b'{"key": "a", "prediction": ""}\r{"key": "b", "prediction": ""}\r')
     assert main(["score", "--benchmark=docvqa", f"--predictions={tmp_path / 'p.jsonl'}", f"--out={tmp_path}"]) == 1
     assert "its lines end with CR alone" in capsys.readouterr().err

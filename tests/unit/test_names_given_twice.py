@@ -17,7 +17,6 @@ from datamodules.prepare.folder import SidecarFolder
 from datamodules.prepare.index import index_shards
 from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.llava import LLaVAList
-from datamodules.prepare.rendered_tables import wtq
 from datamodules.shards.sample import SampleError
 from datamodules.shards.sample_formats import CaptionReader, read_bigdocs, read_docdownstream
 from datamodules.shards.verify import Verification
@@ -87,10 +86,6 @@ def _xlsx(path: Path) -> None:
     read_predictions(path.with_suffix(".xlsx"), get_benchmark("docvqa"))
 
 
-def _tagged(path: Path) -> None:
-    wtq._canonical(write(path, "id\tanswer\tanswer\n1\ta\tb\n"))
-
-
 def _parquet(path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
@@ -104,7 +99,7 @@ def _parquet(path: Path) -> None:
     LLaVARows(fetched=path.parent, files=(find_file(str(path)),)).num_rows()
 
 
-@pytest.mark.parametrize("make", [_tsv, _xlsx, _tagged, _parquet])
+@pytest.mark.parametrize("make", [_tsv, _xlsx, _parquet])
 def test_a_table_with_a_column_given_twice_is_refused(tmp_path, make):
     with pytest.raises(DataError, match="has the column 'answer' twice"):
         make(tmp_path / "table.tsv")

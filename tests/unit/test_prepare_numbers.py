@@ -16,8 +16,7 @@ from alignvlm_pl.cli import main
         (["sroie", "in", "out", "--max-lines", "0"], "--max-lines: expected 1 or more, found 0"),
         (["jsonl", "in.jsonl", "out", "--start", "-1"], "--start: expected 0 or more, found -1"),
         (["jsonl", "in.jsonl", "out", "--limit", "0"], "--limit: expected 1 or more, found 0"),
-        (["wtq", "in", "out", "--limit", "-1"], "--limit: expected 1 or more, found -1"),
-        (["tabfact", "in", "out", "--workers", "0"], "--workers: expected 1 or more, found 0"),
+        (["jsonl", "in.jsonl", "out", "--workers", "0"], "--workers: expected 1 or more, found 0"),
         (["index", "in", "--workers", "0"], "--workers: expected 1 or more, found 0"),
         (["synthetic", "--out", "out", "--train", "-1"], "--train: expected 0 or more, found -1"),
         (["synthetic", "--out", "out", "--train=0", "--lines=0", "--heldout=0"], "nothing to render"),
@@ -27,8 +26,6 @@ def test_a_number_that_is_too_small_is_named(tmp_path, monkeypatch, capsys, comm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text('{"messages": []}\n')
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/questions.jsonl").write_text('{"id": "a"}\n')
-    (tmp_path / "in/statements.jsonl").write_text('{"id": "a"}\n')
     assert main(["prepare", *command]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -49,11 +46,3 @@ def test_an_index_of_invalid_samples_alone_is_an_error(tmp_path, capsys, form):
     error = " ".join(capsys.readouterr().err.split())
     assert f"none of 2 samples is valid as --format {form} (bad_json: 2); the first: sample 'a' in" in error
     assert not (tmp_path / "manifest.json").exists()
-
-
-@pytest.mark.parametrize(("kind", "name"), [("wtq", "questions.jsonl"), ("tabfact", "statements.jsonl")])
-@pytest.mark.parametrize(("text", "message"), [("", "holds no row"), ("{\n", "none of 1 rows is usable (bad_json: 1)")])
-def test_tables_without_a_usable_question_say_why(tmp_path, capsys, kind, name, text, message):
-    (tmp_path / name).write_text(text)
-    assert main(["prepare", kind, str(tmp_path), str(tmp_path / "out")]) == 1
-    assert message in " ".join(capsys.readouterr().err.split())

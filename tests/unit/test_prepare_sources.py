@@ -135,80 +135,41 @@ def test_bigdocs_with_images_in_a_folder(tmp_path, config):
         prepare("bigdocs", path, tmp_path / "x", "--image-root", tmp_path / "none")
 
 
-def renderer_is_there() -> bool:
-    from datamodules.prepare.rendered_tables.tables import renderers
-
-    try:
-        renderers()
-    except ConfigError:
-        return False
-    return True
-
-
-needs_renderer = pytest.mark.skipif(not renderer_is_there(), reason="weasyprint, pango or pypdfium2 is not installed")
-
-
-@pytest.fixture
-def releases(tmp_path) -> Path:
-    write_file(tmp_path / "wtq/csv/203-csv/7.csv", b'"year","city"\n"1974","Ottawa"\n')
-    write_file(tmp_path / "tabfact/csv/2-17.html.csv", b"year#city\n1974#ottawa\n")
-    note = {"table": "2-17.html.csv", "statement": "a", "label": 1, "caption": "cities"}
-    write_file(tmp_path / "tabfact/statements.jsonl", json.dumps(note).encode())
-    return tmp_path
-
-
-@needs_renderer
-@pytest.mark.parametrize(
-    ("config", "folder", "name"), [("WikiTQ", "wtq", "csv/203-csv/7.csv"), ("TabFact", "tabfact", "2-17")]
-)
-def test_bigdocs_with_tables_to_draw(releases, config, folder, name):
-    rows = [
-        named_row(0, name),
-        named_row(1, name, query=["a", "b"], annotations=["1974", "Ottawa"]),
-        named_row(2, "z"),
-    ]
-    path = write_parquet(releases / f"{config}/train-00000-of-00001.parquet", rows)
-    samples = prepare("bigdocs", path, releases / "out", "--tables", releases / folder)
-    assert answers(samples) == ["Ottawa", "Table 0"]
-    assert all(width > 60 and height > 40 for sample in samples for width, height in sample.sizes)
-    assert samples[0].meta["img_id"] == name
-    assert skipped(releases / "out") == {"unknown_table": 1}
+def test_bigdocs_names_of_tables_are_paths_of_pages(tmp_path):
+    for name, width in (("203-csv/7", 3), ("204-csv/7", 4), ("2-17", 5)):
+        write_file(tmp_path / f"pages/{name}.png", png(width))
+    rows = [named_row(number, name) for number, name in enumerate(["203-csv/7", "204-csv/7", "2-17"])]
+    path = write_parquet(tmp_path / "WikiTQ/train-00000-of-00001.parquet", rows)
+    samples = prepare("bigdocs", path, tmp_path / "out", "--image-root", tmp_path / "pages")
+    assert {sample.meta["img_id"]: sample.sizes for sample in samples} == {
+        "203-csv/7": [(3, 3)], "204-csv/7": [(4, 3)], "2-17": [(5, 3)],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("config", ["WikiTQ", "TabFact"])
-def test_splits_that_models_are_compared_on_are_refused(releases, config):
-    tables = ("--tables", releases / {"WikiTQ": "wtq", "TabFact": "tabfact"}[config])
+def test_splits_that_models_are_compared_on_are_refused(tmp_path, config):
+    write_file(tmp_path / "pages/7.png", png(3))
+    pages = ("--image-root", tmp_path / "pages")
     for split in ("val", "test"):
-        path = write_parquet(releases / f"{config}/{split}-00000-of-00001.parquet", [named_row(0, "7")])
+        path = write_parquet(tmp_path / f"{config}/{split}-00000-of-00001.parquet", [named_row(0, "7")])
         with pytest.raises(DataError, match=r"no files of split 'train'"):
-            prepare("bigdocs", path, releases / "x", *tables)
+            prepare("bigdocs", path, tmp_path / "x", *pages)
         with pytest.raises(ConfigError, match=rf"the {split} split of {config} is a benchmark of the paper"):
-            prepare("bigdocs", path.parent, releases / "x", *tables, "--split", split)
+            prepare("bigdocs", path.parent, tmp_path / "x", *pages, "--split", split)
         path.rename(path.with_name("rows.parquet"))
-    odd = write_parquet(releases / f"odd/{config}/test/0000.parquet", [named_row(0, "7")])
+    odd = write_parquet(tmp_path / f"odd/{config}/test/0000.parquet", [named_row(0, "7")])
     with pytest.raises(ConfigError, match=r"the val split of .* is a benchmark"):
-        prepare("bigdocs", odd, releases / "x", *tables, "--split", "validation")
+        prepare("bigdocs", odd, tmp_path / "x", *pages, "--split", "validation")
     # The name says no split, but the rows may be asked for as those of another.
     with pytest.raises(ConfigError, match=r"the test split of .* is a benchmark"):
-        prepare("bigdocs", path.with_name("rows.parquet"), releases / "x", *tables, "--split", "test")
+        prepare("bigdocs", path.with_name("rows.parquet"), tmp_path / "x", *pages, "--split", "test")
 
 
-@needs_renderer
-def test_splits_that_models_are_compared_on_can_be_allowed(releases):
-    path = write_parquet(releases / "WikiTQ/test-00000-of-00001.parquet", [named_row(0, "7")])
-    words = ("--tables", releases / "wtq", "--split", "test", "--allow-benchmark-splits")
-    assert len(prepare("bigdocs", path, releases / "out", *words)) == 1
-
-
-def test_tables_must_be_of_the_config(releases):
-    path = write_parquet(releases / "WikiTQ/train.parquet", [named_row(0, "7")])
-    with pytest.raises(ConfigError, match=r"tabfact holds no tables of WikiTQ"):
-        prepare("bigdocs", path, releases / "x", "--tables", releases / "tabfact")
-    with pytest.raises(ConfigError, match=r"there is no folder .*none"):
-        prepare("bigdocs", path, releases / "x", "--tables", releases / "none")
-    other = write_parquet(releases / "TextOCR/train.parquet", [named_row(0, "7")])
-    with pytest.raises(ConfigError, match=r"--tables is for TabFact and WikiTQ"):
-        prepare("bigdocs", other, releases / "x", "--tables", releases / "wtq")
+def test_splits_that_models_are_compared_on_can_be_allowed(tmp_path):
+    write_file(tmp_path / "pages/7.png", png(3))
+    path = write_parquet(tmp_path / "WikiTQ/test-00000-of-00001.parquet", [named_row(0, "7")])
+    words = ("--image-root", tmp_path / "pages", "--split", "test", "--allow-benchmark-splits")
+    assert len(prepare("bigdocs", path, tmp_path / "out", *words)) == 1
 
 
 def document(number: int, name: str, **changes: Any) -> dict[str, Any]:

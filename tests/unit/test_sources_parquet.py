@@ -112,7 +112,7 @@ def test_bigdocs_images_of_a_folder(tmp_path, caplog):
 
 
 def test_bigdocs_named_images_need_a_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"only names its images \(img_id\).*--image-root.*--tables"):
+    with pytest.raises(ConfigError, match=r"only names its images \(img_id\).*--image-root"):
         bigdocs(write(tmp_path / "a.parquet", [named_row("a")])).num_rows()
 
 

@@ -130,17 +130,13 @@ class ImageFolder:
         path = self._relative(name, where=where)
         if existing_file(self.root, path) is None:
             index = self.index or _index_once(self.root)
-            if (found := index.find(path.name)) is None:
+            if (found := index.find(str(path))) is None:
                 raise SampleError(
                     f"{where}: no image {name!r:.120} among the {len(index.names)} names below {self.root}",
                     "missing_image",
                 )
             name = found
         return self.read(name, where=where)
-
-    def pages(self, name: str, *, where: str) -> list[EncodedImage]:
-        """Return the single page of a row of BigDocs (`find`)."""
-        return [self.find(name, where=where)]
 
 
 @lru_cache(maxsize=8)
@@ -160,20 +156,22 @@ class FolderIndex:
 
     def __init__(self, root: Path) -> None:
         self.names: dict[str, str] = {}  # file name -> path relative to the folder
-        self.stems: dict[str, str] = {}  # without its ending
+        self.stems: dict[str, str] = {}  # file name and path without their endings -> path
         duplicates = 0
         for path in image_paths(root):
             name = normalize("NFC", path.rpartition("/")[2])
             duplicates += name in self.names
             self.names.setdefault(name, path)
-            self.stems.setdefault(name.rpartition(".")[0], path)
+            for stem in (name, normalize("NFC", path)):
+                self.stems.setdefault(stem.rpartition(".")[0], path)
         if duplicates:
             logger.warning("%s: %d images have the name of an earlier one and are not used", root, duplicates)
 
     def find(self, name: str) -> str | None:
-        """Return the path of the image of a name, with or without ending."""
+        """Return the path of the image of a path in the folder or of a file's name, with or without ending."""
         name = normalize("NFC", name)
-        return self.names.get(name) or self.stems.get(name)
+        last = name.rpartition("/")[2]
+        return self.stems.get(name) or self.names.get(last) or self.stems.get(last)
 
 
 _index_once = lru_cache(maxsize=1)(FolderIndex)

@@ -1,1 +1,0 @@
-"""Tables of WikiTableQuestions and TabFact, rendered as pages."""
