@@ -17,10 +17,11 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.prepare.cc12m import CaptionTars
 from datamodules.prepare.jsonl import JsonlData
-from datamodules.prepare.pack import spool
+from datamodules.prepare.pack import processes, spool
 from datamodules.prepare.pack.engine import Engine, pack, print_yield
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.pack.plan import make_plan, repeated_positions
+from datamodules.prepare.pack.processes import run_jobs
 from datamodules.prepare.pack.spool import ROW
 from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.prepare.sources.source import SourceSample
@@ -244,6 +245,16 @@ def test_a_disk_that_fills_leaves_nothing_that_looks_whole_and_is_resumed(tmp_pa
     assert pack(raw, PackOptions(out=tmp_path / "set", samples_per_shard=1)).num_samples == 3
 
 
+@pytest.mark.slow
+def test_no_more_tasks_are_read_than_the_processes_have_ahead(tmp_path):
+    """What bounds the memory: rows with their images are read in this process."""
+    read: list[int] = []
+    results = run_jobs(abs, (read.append(number) or number for number in range(50)), workers=2, lock=tmp_path / "lock")
+    ahead = [len(read) - got for got, _ in enumerate(results)]
+    assert read == list(range(50))
+    assert max(ahead) == 2 * processes._AHEAD + 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Damaged(Rows):
     """Rows of which the part ends in damage."""
@@ -338,6 +349,14 @@ def test_an_unreadable_file_is_not_reported_as_a_full_disk(tmp_path):
 
     with pytest.raises(DataError, match=r"rows cannot be read .*rows\.parquet"):
         pack(Unreadable(content=(("a", None, "made"),)), PackOptions(out=tmp_path / "set"))
+
+    @dataclass(frozen=True)
+    class Guarded(Rows):
+        def sample(self, row: Any) -> SourceSample:
+            raise PermissionError(13, "Permission denied", "a.json")
+
+    with pytest.raises(DataError, match=r"rows cannot be read .*a\.json"):
+        pack(Guarded(content=(("a", None, "made"),)), PackOptions(out=tmp_path / "other"))
 
 
 def test_a_finished_dataset_is_only_replaced_when_allowed(jsonl, tmp_path):

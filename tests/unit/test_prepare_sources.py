@@ -138,12 +138,14 @@ def test_bigdocs_with_images_in_a_folder(tmp_path, config):
 def test_bigdocs_names_of_tables_are_paths_of_pages(tmp_path):
     for name, width in (("203-csv/7", 3), ("204-csv/7", 4), ("2-17", 5)):
         write_file(tmp_path / f"pages/{name}.png", png(width))
-    rows = [named_row(number, name) for number, name in enumerate(["203-csv/7", "204-csv/7", "2-17"])]
+    names = ["203-csv/7", "204-csv/7", "2-17", "205-csv/7"]  # of the last there is no page, but others of its number
+    rows = [named_row(number, name) for number, name in enumerate(names)]
     path = write_parquet(tmp_path / "WikiTQ/train-00000-of-00001.parquet", rows)
     samples = prepare("bigdocs", path, tmp_path / "out", "--image-root", tmp_path / "pages")
     assert {sample.meta["img_id"]: sample.sizes for sample in samples} == {
         "203-csv/7": [(3, 3)], "204-csv/7": [(4, 3)], "2-17": [(5, 3)],
     }  # fmt: skip
+    assert skipped(tmp_path / "out") == {"missing_image": 1}
 
 
 @pytest.mark.parametrize("config", ["WikiTQ", "TabFact"])

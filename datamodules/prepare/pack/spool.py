@@ -100,6 +100,8 @@ class ConvertJob:
                 )
         except DataError as error:
             return ConvertedRow(place, error=error, like=like)
+        except OSError as error:
+            return ConvertedRow(place, error=_unread_error(self.raw, error))
         return ConvertedRow(place, sample, like=like)
 
 
@@ -175,7 +177,7 @@ class Spool:
 
     def _count(self, one: ConvertedRow, report: Report, bar: Any) -> ShardSample | None:
         """Count a row, and return its sample if it has one; raise its error where that stops the packing."""
-        if isinstance(one.error, DataError) and (self._options.strict or not isinstance(one.error, SampleError)):
+        if one.error is not None and (self._options.strict or not isinstance(one.error, SampleError)):
             raise one.error
         place = one.place
         report.next_row, report.part, report.part_rows = place.number + 1, place.part, place.part_rows
@@ -244,9 +246,12 @@ def _unread(raw: RawData, report: Report) -> Iterator[RawRow]:
         except (DataError, OSError) as error:
             # In its turn: what comes before it is written and counted, however many processes there are.
             known = isinstance(error, DataError) and not isinstance(error, SampleError)
-            message = f"{raw.name} cannot be read ({error}); check its files and start again"
-            yield RawRow(number, part, part_rows, error if known else DataError(message))
+            yield RawRow(number, part, part_rows, error if known else _unread_error(raw, error))
             return
+
+
+def _unread_error(raw: RawData, error: Exception) -> DataError:
+    return DataError(f"{raw.name} cannot be read ({error}); check its files and start again")
 
 
 def _hash64(text: str) -> int:

@@ -171,7 +171,12 @@ class FolderIndex:
         """Return the path of the image of a path in the folder or of a file's name, with or without ending."""
         name = normalize("NFC", name)
         last = name.rpartition("/")[2]
-        return self.stems.get(name) or self.names.get(last) or self.stems.get(last)
+        found = self.stems.get(name) or self.names.get(last) or self.stems.get(last)
+        if found is None:
+            return None
+        # `204-csv/8.png` has the file name of `203-csv/8` and is another image: folders that both have must be equal.
+        folders = (reversed(path.split("/")[:-1]) for path in (name, found))
+        return found if all(one == other for one, other in zip(*folders, strict=False)) else None
 
 
 _index_once = lru_cache(maxsize=1)(FolderIndex)
