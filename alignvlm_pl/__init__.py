@@ -4,22 +4,16 @@ Importing this package is cheap: torch and transformers are imported on the firs
 `prepare` and `score` start quickly.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .utils.lazy import lazy_names
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .models import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-    from .training.module import AlignVLMModule
-
-__all__ = [
-    "AlignVLMConfig",
-    "AlignVLMForConditionalGeneration",
-    "AlignVLMModule",
-    "AlignVLMProcessor",
-    "__version__",
-]
+    from .models import AlignVLMConfig as AlignVLMConfig
+    from .models import AlignVLMForConditionalGeneration as AlignVLMForConditionalGeneration
+    from .models import AlignVLMProcessor as AlignVLMProcessor
+    from .training.module import AlignVLMModule as AlignVLMModule
 
 _HOME = {
     "AlignVLMConfig": ".models",
@@ -27,13 +21,5 @@ _HOME = {
     "AlignVLMProcessor": ".models",
     "AlignVLMModule": ".training.module",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__all__ = [*_HOME, "__version__"]
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -6,6 +6,7 @@ where (file, key, setting), what was expected, what was found, what to do.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AlignVLMError(ValueError):
@@ -46,3 +47,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in names}
     similar = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"did you mean '{by_lower[similar[0]]}'? {listing}" if similar else listing
+
+
+def require_known(name: Any, known: Iterable[str], message: str, error: type[AlignVLMError] = ConfigError) -> None:
+    """Raise an error for a name that is not known: the message, and the end that `nearest` adds to it."""
+    known = list(known)
+    if name not in known:
+        raise error(f"{message}; {nearest(str(name), known)}")
+
+
+def require_at_least(least: int, where: str, **settings: float | None) -> None:
+    """Raise a ConfigError for the first setting below a number; None is not set. `where` stands before its name."""
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{where}{name}={value}: expected at least {least}")

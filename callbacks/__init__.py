@@ -1,7 +1,8 @@
 """Lightning callbacks: stages, benchmarks, progress. Loaded on first use, so the import stays free of torch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from alignvlm_pl.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .benchmark_evaluation import BenchmarkEvaluation as BenchmarkEvaluation
@@ -26,13 +27,4 @@ _HOME = {
     "TrainingProgress": ".progress",
 }
 __all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from PIL import Image
 
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
-from alignvlm_pl.errors import ConfigError, DataError, nearest
+from alignvlm_pl.errors import ConfigError, DataError, nearest, require_at_least
 from alignvlm_pl.evaluation.journal import Journal, weights_identity
 from alignvlm_pl.evaluation.readout_page import paint_readout
 from alignvlm_pl.metrics import get_metric
@@ -86,14 +86,9 @@ class BenchmarkEvaluation(pl.Callback):
         self.metrics = tuple(metrics or ("anls", "exact_match", "relaxed_accuracy"))
         for metric in self.metrics:
             get_metric(metric)
-        optional = {"every_n_steps": every_n_steps, "subset": subset}
-        for name, value in {**optional, "max_new_tokens": max_new_tokens}.items():
-            if value is not None and value < 1:
-                end = ", or null" if name in optional else ""
-                raise ConfigError(f"benchmark.{name}={value}: expected at least 1{end}")
-        for name, value in {"page_images": page_images, "readout_pages": readout_pages}.items():
-            if value < 0:
-                raise ConfigError(f"benchmark.{name}={value}: expected at least 0")
+        where = "benchmark."
+        require_at_least(1, where, every_n_steps=every_n_steps, subset=subset, max_new_tokens=max_new_tokens)
+        require_at_least(0, where, page_images=page_images, readout_pages=readout_pages)
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps
         self.at_stage_end = at_stage_end

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import require_at_least
 from alignvlm_pl.evaluation.readout_page import paint_readout
 from alignvlm_pl.models.token_readout import has_places, place_tokens, read_tokens
 from alignvlm_pl.models.token_spread import TokenSpread, token_spread, visual_features
@@ -49,11 +49,9 @@ class ConnectorHealth(Callback):
     def __init__(
         self, every_n_steps: int | None = 100, tokens: int = 256, page_every_n_steps: int | None = 500
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("page_every_n_steps", page_every_n_steps)):
-            if value is not None and value < 1:
-                raise ConfigError(f"connector_health.{name}={value}: expected at least 1, or null")
-        if tokens < 2:
-            raise ConfigError(f"connector_health.tokens={tokens}: expected at least 2, for there to be pairs")
+        where = "connector_health."
+        require_at_least(1, where, every_n_steps=every_n_steps, page_every_n_steps=page_every_n_steps)
+        require_at_least(2, where, tokens=tokens)  # for there to be pairs
         self.every_n_steps = every_n_steps
         self.tokens = tokens
         self.page_every_n_steps = page_every_n_steps

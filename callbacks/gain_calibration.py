@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.modeling import AlignVLMForConditionalGeneration
 from alignvlm_pl.models.token_spread import gain_factor, mean_entropy, visual_features, vocabulary_scores
-from alignvlm_pl.strategies.sharding import full_tensor
+from alignvlm_pl.ops import full_weight
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .connector_health import undisturbed
@@ -65,7 +65,7 @@ class GainCalibration(Callback):
             found = on_one_rank(trainer, lambda: self._search(connector, features), min(ranks))
         # Behind the block a sharded model has its own rows again, not a copy of all.
         connector.norm2.weight.data.mul_(found["gain_factor"])
-        found["gain"] = round(float(full_tensor(connector.norm2.weight.detach()).mean()), 6)
+        found["gain"] = round(float(full_weight(connector.norm2.weight.detach()).mean()), 6)
         pl_module.calibration = found
         if trainer.is_global_zero:
             log.info(

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from alignvlm_pl.errors import CheckpointError, ConfigError
+from alignvlm_pl.errors import CheckpointError, ConfigError, require_at_least
 from alignvlm_pl.utils import stop_signals
 from alignvlm_pl.utils.atomic_files import PARTIAL, atomic_path, remove
 
@@ -52,9 +52,7 @@ class LastCheckpoint(Checkpoint):
         keep_every_n_steps: int | None = None,
         every_minutes: float | None = None,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
-            if value is not None and value < 1:
-                raise ConfigError(f"checkpoint_{name}={value}: expected at least 1")
+        require_at_least(1, "checkpoint_", every_n_steps=every_n_steps, keep_last=keep_last)
         if every_minutes is not None and not every_minutes > 0:
             raise ConfigError(f"checkpoint_every_minutes={every_minutes}: expected more than 0, or null")
         if keep_every_n_steps is not None and (

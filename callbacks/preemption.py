@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import require_at_least
 from alignvlm_pl.utils import stop_signals
 from alignvlm_pl.utils.collectives import any_ranks, gather
 from alignvlm_pl.utils.stop_signals import exit_status, hold_back, listen_again, received, release
@@ -36,8 +36,7 @@ class Preemption(pl.Callback):
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"preemption_every_n_steps={every_n_steps}: expected at least 1")
+        require_at_least(1, "preemption_", every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.leaving = False
         self.is_time_to_save: Callable[[], bool] = lambda: False

@@ -11,7 +11,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
-from alignvlm_pl.errors import ConfigError
+from alignvlm_pl.errors import require_at_least
 from alignvlm_pl.training.module import AlignVLMModule
 
 from .step import ends_step
@@ -42,35 +42,22 @@ class TrainingProgress(RichProgressBar):
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"progress.every_n_steps={every_n_steps}: expected at least 1")
+        require_at_least(1, "progress.", every_n_steps=every_n_steps)
         super().__init__(leave=True)
         self.every_n_steps = every_n_steps
-        self._tokens = 0  # of this rank since `_since`
         self._loss: Any = math.nan  # of the last micro batch, on the device
-        self._since = 0.0
-        self._tokens_per_s = 0.0
         self._fields: dict[str, str] = {}
         self._fields_since = -math.inf
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._tokens, self._since = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, AlignVLMModule)
-        self._tokens += sum(batch["tokens"])
         self._loss = outputs["loss_sum"] / outputs["document_supervised"].sum().clamp(min=1)
         step = trainer.global_step
         if not step or step % self.every_n_steps or not ends_step(trainer, batch_idx):
             return
-        now = time.monotonic()
-        per_rank = self._tokens / max(now - self._since, 1e-9)
-        self._tokens_per_s = per_rank * trainer.world_size
-        self._tokens, self._since = 0, now
         if trainer.is_global_zero and not sys.stderr.isatty():
             log.info("%s", self._line(trainer, pl_module))
 
@@ -113,7 +100,7 @@ class TrainingProgress(RichProgressBar):
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         return (
             f"stage {pl_module.current_stage.name} step {step}/{total} loss {float(self._loss):.4f} "
-            f"{self._tokens_per_s:.0f} tokens/s ETA {self._eta(trainer, pl_module)}"
+            f"{shown(latest(trainer)).get('tokens/s', '-')} tokens/s ETA {self._eta(trainer, pl_module)}"
         )
 
 

@@ -3,26 +3,19 @@
 Importing this package, its writer, its manifest reader or `datamodules.prepare` never imports torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from alignvlm_pl.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .base import WebDataModule
-    from .benchmarks import BenchmarkDataModule
-    from .bigdocs import BigDocsDataModule
-    from .cc12m import CC12MDataModule
-    from .docdownstream import DocDownstreamDataModule
+    from .base import WebDataModule as WebDataModule
+    from .benchmarks import BenchmarkDataModule as BenchmarkDataModule
+    from .bigdocs import BigDocsDataModule as BigDocsDataModule
+    from .cc12m import CC12MDataModule as CC12MDataModule
+    from .docdownstream import DocDownstreamDataModule as DocDownstreamDataModule
 
 # CONTRACT: alignvlm_pl/utils/installation.py compares this with the name of the distribution that ships the package.
 __distribution__ = "alignvlm_pl"
-__all__ = [
-    "BenchmarkDataModule",
-    "BigDocsDataModule",
-    "CC12MDataModule",
-    "DocDownstreamDataModule",
-    "WebDataModule",
-]
-
 _HOME = {
     "BenchmarkDataModule": ".benchmarks",
     "BigDocsDataModule": ".bigdocs",
@@ -30,13 +23,5 @@ _HOME = {
     "DocDownstreamDataModule": ".docdownstream",
     "WebDataModule": ".base",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__all__ = [*_HOME]
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

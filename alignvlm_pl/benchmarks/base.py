@@ -7,13 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from alignvlm_pl.errors import ConfigError, DataError, nearest
+from alignvlm_pl.errors import ConfigError, DataError, require_known
 from alignvlm_pl.metrics import Metric, get_metric
 from alignvlm_pl.metrics.base import EvalSample
 from alignvlm_pl.utils.text_files import decode_text
-
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""Suffix of VLMEvalKit and LLaVA for questions with short answers."""
 
 _IMAGE = re.compile(r"<image (\d+)>")
 
@@ -172,18 +169,6 @@ class Benchmark:
         return sizes.get(origin) or self.size
 
 
-def vlmevalkit_table(name: str, *md5: str, folder: str = "VLMEval", contents: str = "") -> SourceFile:
-    """Return the source of a table published by VLMEvalKit, with the checksums in its code."""
-    url = f"https://opencompass.openxlab.space/utils/{folder}/{name}.tsv"
-    return SourceFile(file=f"{name}.tsv", url=url, format="vlmevalkit-tsv", md5=md5, contents=contents)
-
-
-def docdownstream(name: str, *, size: int | None = None, contents: str = "") -> SourceFile:
-    """Return the source of a test file of DocOwl1.5's DocDownstream."""
-    url = "https://huggingface.co/datasets/mPLUG/DocDownstream-1.0"
-    return SourceFile(file=f"{name}_test.jsonl", url=url, format="docdownstream", size=size, contents=contents)
-
-
 def plain_benchmark(name: str, *, metrics: tuple[str, ...], size: int = 0) -> Benchmark:
     """Return the benchmark of an unregistered dataset: metrics from the config, each under its default rule.
 
@@ -208,8 +193,7 @@ def with_prompt_files(benchmark: Benchmark | None, files: Mapping[str, Path], *,
         raise ConfigError(f"data.init_args.prompts: {name!r} is no registered benchmark and takes no prompt file")
     known = benchmark.prompts or {"": benchmark.prompt}
     for part in files:
-        if part not in known:
-            raise ConfigError(f"data.init_args.prompts: {name!r} has no part {part!r}; {nearest(part, known)}")
+        require_known(part, known, f"data.init_args.prompts: {name!r} has no part {part!r}")
     read = {part: Prompt.read(path, known[part]) for part, path in files.items()}
     if benchmark.prompts:
         return replace(benchmark, prompts={**benchmark.prompts, **read})

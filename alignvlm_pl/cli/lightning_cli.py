@@ -502,7 +502,7 @@ def _check_names(trainer: Any) -> None:
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(name, str) and name.lower() not in known and not name.startswith(("fsdp", "deepspeed")):
         common = nearest(name, {"auto", "ddp", "ddp_spawn"} & known)
-        raise ConfigError(f"trainer.strategy={name}: {common}; or a class, as configs/cluster/fsdp.yaml names one")
+        raise ConfigError(f"trainer.strategy={name}; {common}; or a class, as configs/cluster/fsdp.yaml names one")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

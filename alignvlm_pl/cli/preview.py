@@ -5,7 +5,7 @@ import base64
 import io
 import sys
 from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def _samples(options: argparse.Namespace, skipped: list[tuple[str, str]]) -> Ite
     if options.start >= manifest.num_samples:
         raise ConfigError(f"--start {options.start}: {options.folder} has {manifest.num_samples} samples, from 0")
     stop = min(options.start + options.count, manifest.num_samples)
-    for raw in islice(read_range(manifest, options.start, stop), options.count):
+    for raw in read_range(manifest, options.start, stop):
         try:
             sample = decode(raw)
             messages = answered_messages(sample.messages, sample.references)

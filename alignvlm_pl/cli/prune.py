@@ -4,11 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, require_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +83,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("prune: give either --mass or --count")
     if options.mass is not None and not 0 < options.mass <= 1:
         raise ConfigError(f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99")
-    for name in ("count", "multiple", "samples"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"prune --{name} {value}: expected at least 1")
+    require_at_least(1, "prune --", count=options.count, multiple=options.multiple, samples=options.samples)
 
 
 def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":
@@ -119,7 +115,6 @@ def _images(options: argparse.Namespace, processor: "AlignVLMProcessor") -> "Ite
     decode = Decoder()
     for folder in options.data:
         manifest = load_manifest(folder)
-        stop = min(options.samples, manifest.num_samples)
-        for raw in islice(read_range(manifest, 0, stop), stop):
+        for raw in read_range(manifest, 0, min(options.samples, manifest.num_samples)):
             for image in decode(raw).images:
                 yield cut_tiles(image, processor.geometry)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 
 RUN_DIR = "--run_dir"
 FILES = ("stage", "data", "benchmark", "trainer")
@@ -170,8 +170,7 @@ def _entry(given: Any, recipe: Path) -> StageEntry:
     if not isinstance(given, dict) or "stage" not in given:
         raise ConfigError(f"{recipe}: each entry of `stages` needs a `stage:` file, found {given!r}")
     for key in given:
-        if key not in (*FILES, OVERRIDE):
-            raise ConfigError(f"{recipe}: unknown key {key!r} in `stages`; {nearest(str(key), (*FILES, OVERRIDE))}")
+        require_known(key, (*FILES, OVERRIDE), f"{recipe}: unknown key {key!r} in `stages`")
         if key != OVERRIDE and not isinstance(given[key], str):
             raise ConfigError(f"{recipe}: {key} must be the path of a file, found {given[key]!r}")
     override = given.get(OVERRIDE) or {}

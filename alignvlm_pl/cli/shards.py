@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 
 if TYPE_CHECKING:
     from datamodules.shards.info import Model
@@ -26,8 +26,7 @@ def run(argv: list[str]) -> int:
         for name, summary in KINDS.items():
             sys.stdout.write(f"  {name:10s} {summary}\n")
         return 0
-    if kind not in KINDS:
-        raise ConfigError(f"shards: unknown kind {kind!r}; {nearest(kind, KINDS)}")
+    require_known(kind, KINDS, f"shards: unknown kind {kind!r}")
     if kind == "info":
         from datamodules.shards.info import main as info
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.errors import require_known
 
 Statistics = Mapping[str, float]
 SampleScore = Callable[..., float]
@@ -114,8 +114,7 @@ def summed(rows: Sequence[Statistics]) -> dict[str, float]:
 
 def check_rule(metric: str, rule: str, rules: Sequence[str]) -> str:
     """Return the rule; raise ConfigError, with the known ones, if there is none of this name."""
-    if rule not in rules:
-        raise ConfigError(f"metric {metric!r} has no rule {rule!r}; {nearest(str(rule), rules)}")
+    require_known(rule, rules, f"metric {metric!r} has no rule {rule!r}")
     return rule
 
 

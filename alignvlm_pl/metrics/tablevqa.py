@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from alignvlm_pl.errors import DataError, nearest
+from alignvlm_pl.errors import DataError, require_known
 
 from .base import EvalSample, Metric, Statistics, check_rule, share
 from .wtq import normalise_item, split_bars, wtq
@@ -41,8 +41,7 @@ def tablevqa(
         DataError: There is no such part.
     """
     check_rule("tablevqa", rule, RULES)
-    if part not in PARTS:
-        raise DataError(f"tablevqa: there is no part {part!r}; {nearest(part, PARTS)}")
+    require_known(part, PARTS, f"tablevqa: there is no part {part!r}", DataError)
     if rule != "official":
         prediction = prediction.removeprefix(_CUE)
     if part == "vtabfact":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from ..errors import AlignVLMError, CheckpointError, ConfigError, nearest
+from ..errors import AlignVLMError, CheckpointError, ConfigError, require_known
 from ..preprocessing.tiling import Tiling
 from ..pretrained.pp_ocr import ensure_pp_ocr_trunk
 from ..pretrained.smollm2 import ensure_smollm2
@@ -53,8 +53,7 @@ class Backbone:
         if self.pretrained is None or not self.pretrained.startswith(EMBEDDED):
             return self.pretrained
         key = self.pretrained.removeprefix(EMBEDDED)
-        if key not in EMBEDDED_WEIGHTS:
-            raise ConfigError(f"pretrained={self.pretrained!r}: {nearest(key, EMBEDDED_WEIGHTS)}")
+        require_known(key, EMBEDDED_WEIGHTS, f"pretrained={self.pretrained!r}")
         return str(EMBEDDED_WEIGHTS[key]())
 
     def load_config(self) -> PretrainedConfig:
@@ -116,8 +115,7 @@ def _from_fields(kind: Any, values: Any, where: str) -> Any:
         raise ConfigError(f"{where} is of type {found}, expected a {name} or a mapping of its fields")
     known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(kind)}
     for name in values:
-        if name not in known:
-            raise ConfigError(f"{where} has no field {str(name)[:60]!r}; {nearest(str(name), known)}")
+        require_known(name, known, f"{where} has no field {str(name)[:60]!r}")
     if lacking := [name for name, needed in known.items() if needed and name not in values]:
         raise ConfigError(f"{where} lacks the field {lacking[0]!r} of {kind.__name__}; add it")
     return kind(**values)

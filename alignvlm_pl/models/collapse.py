@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, require_known
 
 NAMED = ("newline", "whitespace")
 """Names of `tokens`: the blank of the warm start `read`, and all tokens that decode to whitespace."""
@@ -104,7 +104,7 @@ def resolve_names(option: Any, tokenizer: Callable[[], Any], rows: Collection[in
     if not isinstance(name, str):
         return {"mass": mass, "tokens": name, "min_run": min_run}
     if name not in NAMED:
-        raise ConfigError(f"connector collapse.tokens={name!r}: {nearest(name, NAMED)}, or a list of token ids")
+        raise ConfigError(f"connector collapse.tokens={name!r}; {nearest(name, NAMED)}, or a list of token ids")
     loaded = tokenizer()
     found = loaded("\n", add_special_tokens=False)["input_ids"] if name == "newline" else _whitespace(loaded)
     tokens = [token for token in found if token in rows]
@@ -127,8 +127,7 @@ def _fields(option: Any) -> tuple[float, Any, int]:
     if not isinstance(option, Mapping):
         raise ConfigError(f"connector collapse={option!r:.60}: expected {{mass: 0.5, tokens: newline}}, or null")
     for key in option:
-        if key not in _FIELDS:
-            raise ConfigError(f"connector collapse has no option {key!r}: {nearest(str(key), _FIELDS)}")
+        require_known(key, _FIELDS, f"connector collapse has no option {key!r}")
     mass, min_run = (_number(option.get(name, default)) for name, default in (("mass", None), ("min_run", 1)))
     if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 < mass < math.inf:
         raise ConfigError(

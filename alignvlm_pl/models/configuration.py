@@ -62,7 +62,7 @@ class AlignVLMConfig(PretrainedConfig):
         self.tokens_per_tile = whole_number("tokens_per_tile", tokens_per_tile, lowest=1)
         self.image_token_id = whole_number("image_token_id", image_token_id, lowest=0)
         if vision_feature not in FEATURES:
-            raise ConfigError(f"vision_feature={vision_feature!r} is unknown: {nearest(vision_feature, FEATURES)}")
+            raise ConfigError(f"vision_feature={vision_feature!r} is unknown; {nearest(vision_feature, FEATURES)}")
         self.vision_feature = vision_feature
         # A tied head is tied inside the LLM; the outer model adds no tie.
         kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))

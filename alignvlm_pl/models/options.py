@@ -4,13 +4,12 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 
 
 def require_choice(key: str, value: str, known: Collection[str]) -> None:
     """Raise a `ConfigError` with the nearest known name if `value` is not known."""
-    if value not in known:
-        raise ConfigError(f"connector {key} {value!r}: {nearest(str(value), known)}")
+    require_known(value, known, f"connector {key} {value!r}")
 
 
 def require_at_least(lowest: int, **options: int) -> None:

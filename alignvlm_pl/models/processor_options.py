@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, require_known
 from ..preprocessing.tiling import Tiling
 
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs", "videos_kwargs", "audio_kwargs")
@@ -144,6 +144,5 @@ def _choice(name: str, value: Any, known: tuple[str, ...], spellings: Mapping[An
     """Return the value as one of `known`; enums of transformers are strings."""
     text = (spellings or {}).get(value, value) if isinstance(value, (bool, str)) else value
     text = getattr(text, "value", text)
-    if text not in known:
-        raise ConfigError(f"processor: {name}={str(value)[:40]!r}; {nearest(str(value)[:40], known)}")
+    require_known(text, known, f"processor: {name}={str(value)[:40]!r}")
     return str(text)

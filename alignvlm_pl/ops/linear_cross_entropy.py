@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 from .norm_softmax import slices
 from .triton_probe import is_triton_device
 
@@ -31,8 +31,7 @@ LIGER = "liger-kernel>=0.7"
 
 def check_loss_backend(name: str, *, device: str | None = None) -> None:
     """Raise a `ConfigError` if a name is not in `BACKENDS`, lacks its package or does not run on a type of device."""
-    if name not in BACKENDS:
-        raise ConfigError(f"loss_backend={name!r} is unknown: {nearest(name, BACKENDS)}")
+    require_known(name, BACKENDS, f"loss_backend={name!r} is unknown")
     if name == "liger" and not _has_liger():
         raise ConfigError(
             f"loss_backend 'liger' needs the package liger-kernel: pip install '{LIGER}'; "

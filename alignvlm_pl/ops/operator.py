@@ -72,7 +72,7 @@ def align(
 def check_align_backend(name: str) -> str:
     """Return `name`; raise a `ConfigError` if it is neither `auto` nor a key of `BACKENDS`."""
     if name != AUTO and name not in BACKENDS:
-        raise ConfigError(f"connector backend {name!r} is unknown: {nearest(str(name), (AUTO, *BACKENDS))}")
+        raise ConfigError(f"connector backend {name!r} is unknown; {nearest(str(name), (AUTO, *BACKENDS))}")
     return name
 
 
@@ -97,7 +97,7 @@ def choose_backend(name: str, *, device: torch.device, scores: int) -> str:
 
 
 def full_weight(weight: Tensor) -> Tensor:
-    """Return all rows of a weight that may be row-sharded (DTensor); gradients are scattered again."""
+    """Return all rows of a weight that may be row-sharded (DTensor), a collective; gradients are scattered again."""
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 

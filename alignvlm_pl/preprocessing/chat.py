@@ -70,7 +70,7 @@ def choose_template(tokenizer: Any, name: str | None) -> str:
     """
     if name is not None and (not isinstance(name, str) or (name not in TEMPLATES and "{" not in name)):
         raise ConfigError(
-            f"chat_template={str(name)[:60]!r} is neither a Jinja template nor the name of one: "
+            f"chat_template={str(name)[:60]!r} is neither a Jinja template nor the name of one; "
             f"{nearest(str(name)[:60], TEMPLATES)}"
         )
     template = TEMPLATES.get(name, name) if name else _own_template(tokenizer)

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError, require_known
 
 RULES = ("ovis", "internvl")
 THUMBNAILS = ("first", "last", "none")
@@ -56,8 +56,7 @@ class Tiling:
     def __post_init__(self) -> None:
         for key, known in (("rule", RULES), ("thumbnail", THUMBNAILS)):
             value = getattr(self, key)
-            if value not in known:
-                raise ConfigError(f"tiling.{key} is {value!r}; {nearest(str(value), known)}")
+            require_known(value, known, f"tiling.{key} is {value!r}")
         for key in ("tile_height", "tile_width", "max_tiles", "max_side"):
             value = getattr(self, key)
             if key == "max_side" and value is None:
@@ -77,8 +76,7 @@ class Tiling:
             raise ConfigError(f"tiling is {settings!r:.40}, expected a mapping of its settings")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
-            if key not in known:
-                raise ConfigError(f"tiling has no setting {key!r}; {nearest(str(key), known)}")
+            require_known(key, known, f"tiling has no setting {key!r}")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

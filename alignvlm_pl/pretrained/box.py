@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 from .cache import WeightSource, ensure_folder, write_safetensors
 from .pp_ocr import ensure_pp_ocr_trunk
 from .smollm2 import ensure_smollm2
@@ -42,8 +42,7 @@ def ensure_box(name: str) -> Path:
         ConfigError: No box has this name, a package of the pretrained parts is missing, or the cache cannot be written.
     """
     names = sorted(path.stem for path in _BOXES.glob("*.safetensors"))
-    if name not in names:
-        raise ConfigError(f"model {PREFIX}{name}: {nearest(name, names)}")
+    require_known(name, names, f"model {PREFIX}{name}")
     content = (_BOXES / f"{name}.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     box = WeightSource(

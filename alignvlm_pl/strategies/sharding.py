@@ -18,11 +18,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
-def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor (DTensor) on every rank, a collective that all ranks must call; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether each rank has some of its rows; others are whole on every rank."""
     return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)

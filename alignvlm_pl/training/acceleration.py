@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError, nearest
+from ..errors import require_known
 from ..strategies.sharding import layers
 from .stage import PARTS
 
@@ -20,8 +20,7 @@ _COMPILE_BACKEND = "inductor"
 def check_parts(setting: str, parts: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
     """Return the parts named by a setting; raise a ConfigError for one that is not in `known`."""
     for part in parts or ():
-        if part not in known:
-            raise ConfigError(f"model.{setting} names {part!r}: {nearest(part, known)}")
+        require_known(part, known, f"model.{setting} names {part!r}")
     return tuple(parts or ())
 
 

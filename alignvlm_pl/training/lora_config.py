@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 
 ALL_LINEAR = "all-linear"
 LORA_PARTS = ("vision", "llm")  # Parts that can have an adapter; the connector is small and trained directly
@@ -39,12 +39,10 @@ def parse_adapters(settings: Mapping[str, Mapping[str, Any]] | None) -> dict[str
 
 def _parse(part: str, values: Mapping[str, Any]) -> Lora:
     where = f"stage.lora.{part}"
-    if part not in LORA_PARTS:
-        raise ConfigError(f"{where}: this part takes no adapter; {nearest(part, LORA_PARTS)}")
+    require_known(part, LORA_PARTS, f"{where}: this part takes no adapter")
     known = [field.name for field in fields(Lora)]
     for key in values or {}:
-        if key not in known:
-            raise ConfigError(f"{where} has no setting {key!r}: {nearest(str(key), known)}")
+        require_known(key, known, f"{where} has no setting {key!r}")
     lora = Lora(**(values or {}))
     if isinstance(lora.r, bool) or not isinstance(lora.r, int) or lora.r < 1:
         raise ConfigError(f"{where}.r={lora.r!r}: expected a whole number of at least 1")

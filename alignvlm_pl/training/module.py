@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import CheckpointError, ConfigError, require_known
 from ..models.build import ModelSpec, build_config, build_model, build_processor, load_weights
 from ..models.connectors import connector_class
 from ..models.loading import choose_attention, weights_folder
@@ -154,9 +154,9 @@ class AlignVLMModule(pl.LightningModule):
             CheckpointError: The file is missing or damaged, or does not hold the model's spec.
             ConfigError: It is given as anything but a path, or an argument is unknown.
         """
-        known = (*signature(cls.__init__).parameters, *_OF_LOADING)
-        if unknown := next((name for name in kwargs if name not in known), None):
-            raise ConfigError(f"load_from_checkpoint: unknown argument {unknown!r}; {nearest(unknown, known[1:])}")
+        known = [*signature(cls.__init__).parameters, *_OF_LOADING][1:]
+        for name in kwargs:
+            require_known(name, known, f"load_from_checkpoint: unknown argument {name!r}")
         if not isinstance(checkpoint_path, (str, os.PathLike)) or "://" in str(checkpoint_path):
             found = checkpoint_path if isinstance(checkpoint_path, str) else type(checkpoint_path).__name__
             raise ConfigError(f"load_from_checkpoint: {found[:120]!r} is no path; give that of a file on this machine")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, require_known
 from .lora_config import Lora, check_blocks, parse_adapters
 
 PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_model"}
@@ -105,10 +105,8 @@ class Stage:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ConfigError(f"stage.objective={self.objective!r}: {nearest(self.objective, OBJECTIVES)}")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"stage.schedule={self.schedule!r}: {nearest(self.schedule, SCHEDULES)}")
+        require_known(self.objective, OBJECTIVES, f"stage.objective={self.objective!r}")
+        require_known(self.schedule, SCHEDULES, f"stage.schedule={self.schedule!r}")
         if not any(self.learning_rates.values()):
             raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
         if self.objective == "read" and self.lr_llm:
@@ -145,8 +143,7 @@ class Stage:
 
     def _check_last_blocks(self, part: str, count: int) -> None:
         where = f"stage.last_blocks.{part}"
-        if part not in BLOCK_PARTS:
-            raise ConfigError(f"{where}: this part has no blocks; {nearest(part, BLOCK_PARTS)}")
+        require_known(part, BLOCK_PARTS, f"{where}: this part has no blocks")
         check_blocks(where, count)
         if not self.learning_rates[part]:
             raise ConfigError(f"{where} needs stage.lr_{part}, the learning rate of the blocks")
@@ -175,7 +172,7 @@ def _holds(valid: Callable[[Any], bool], value: Any) -> bool:
 def _check_calibration(settings: dict[str, float]) -> None:
     for key in settings:
         if key != TARGET_ENTROPY:
-            raise ConfigError(f"stage.calibrate has no setting {key!r}: {nearest(key, (TARGET_ENTROPY,))}")
+            raise ConfigError(f"stage.calibrate has no setting {key!r}; {nearest(key, (TARGET_ENTROPY,))}")
     target = settings.get(TARGET_ENTROPY)
     if target is None or not target > 0:
         raise ConfigError(

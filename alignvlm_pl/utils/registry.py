@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_known
 
 T = TypeVar("T")
 
@@ -42,6 +42,5 @@ def load_instance(name: str, known: Mapping[str, T], kind: type[T]) -> T:
         if not isinstance(found, kind):
             raise ConfigError(f"{setting}: {name!r} is no {kind.__name__} but a {type(found).__name__}")
         return found
-    if name not in known:
-        raise ConfigError(f"there is no {setting} {name!r}; {nearest(str(name), known)}")
+    require_known(name, known, f"there is no {setting} {name!r}")
     return known[name]

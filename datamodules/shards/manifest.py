@@ -92,6 +92,15 @@ class Manifest:
         expected = Expected(sha256=shard.index_sha256, tag=tag, limit=MAX_INDEX_BYTES)
         return self.storage.local_path(self.folder, name, expected)
 
+    def locate(self, position: int) -> "Location":
+        """Return where the sample at a position of the dataset lies; IndexError where there is none."""
+        number = position
+        for shard in self.shards:
+            if number < shard.num_samples:
+                return Location(manifest=self, shard=shard, number=number)
+            number -= shard.num_samples
+        raise IndexError(position)
+
     def where(self, name: str = "") -> str:
         """Return how errors name the dataset or a file of it, without passwords."""
         folder = format_location(self.folder)
@@ -116,17 +125,16 @@ def read_manifest(folder: Path | str, *, storage: Storage | None = None) -> Mani
     return _parse(record, folder=located, where=where, sha256=digest, storage=storage)
 
 
-def load_manifest(folder: Path | str, *, verify_sha256: bool = False, storage: Storage | None = None) -> Manifest:
+def load_manifest(folder: Path | str, *, storage: Storage | None = None) -> Manifest:
     """Read the manifest of a dataset and compare the sizes of its shards; of a remote dataset, when they are fetched.
 
     Args:
         folder: Folder or URL that holds ``manifest.json``; a URL that is not supported is a ConfigError.
-        verify_sha256: Also read every shard and compare its checksum; all shards of a remote dataset are fetched.
         storage: How a remote dataset is fetched; None: the defaults. DataError: what comes is not as described.
     """
     manifest = read_manifest(folder, storage=storage)
-    for shard in manifest.shards if verify_sha256 or not manifest.is_remote else ():
-        verify_shard(manifest.shard_path(shard), shard, verify_sha256=verify_sha256)
+    for shard in () if manifest.is_remote else manifest.shards:
+        verify_shard(manifest.shard_path(shard), shard)
     found = sum(shard.num_samples for shard in manifest.shards)
     if found != manifest.num_samples:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Shards -> raw samples, in order or by location; members are grouped into samples by webdataset.
+"""Shards -> raw samples, by location; members are grouped into samples by webdataset.
 
 Its splitting and shuffling are not used: `datamodules.stream` maps a position to a sample, on any rank and worker.
 """
@@ -6,15 +6,13 @@ Its splitting and shuffling are not used: `datamodules.stream` maps a position t
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, BinaryIO
 
 from alignvlm_pl.errors import DataError
 
 from ..storage.file_kinds import IMAGE_ENDINGS
 from .index import IndexRow, SampleIndex, load_index
-from .manifest import Location, Manifest, Shard
-from .sample_formats import RawSample
+from .manifest import Location, Manifest
 from .tar_walk import Damage, Member, require_members, sample_members, walk_range
 
 GroupedSample = dict[str, Any]
@@ -23,53 +21,30 @@ _MAX_MEMBER_BYTES = 512 * 2**20
 _READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 
 
-def read_range(manifest: Manifest, start: int, stop: int) -> Iterator[RawSample]:
-    """Yield samples `start` to `stop` (exclusive) of a dataset as `read_shard`, of the shards that hold them."""
-    for shard in manifest.shards:
-        first, last = max(start, 0), min(stop, shard.num_samples)
-        start, stop = start - shard.num_samples, stop - shard.num_samples
-        if first < last:
-            # A whole shard is read to its end, so that its count is compared with the manifest.
-            whole = last == shard.num_samples
-            yield from islice(read_shard(manifest, shard), first, None if whole else last)
-
-
-def read_shard(
-    manifest: Manifest, shard: Shard, *, wanted: Callable[[str], bool] = lambda name: True
+def read_range(
+    manifest: Manifest, start: int = 0, stop: int | None = None, *, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[GroupedSample]:
-    """Yield the samples of one shard in their order: member bytes by extension, with ``__key__`` and ``__url__``.
-
-    `wanted` says by its name whether a member is read; the others are empty. DataError: the file is missing or damaged,
-    or its size or number of samples differs from the manifest.
-    """
-    where = manifest.where(shard.path)
-    found = 0
-    try:
-        with manifest.open_shard(shard) as stream:
-            members = require_members(walk_range(stream, shard.path, 0, shard.bytes), _tar_error)
-            for sample in _grouped(stream, members, where, wanted):
-                found += 1
-                if found > shard.num_samples:
-                    break
-                yield sample
-    except _READ_ERRORS as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"shard {where} is damaged after sample {found} of {shard.num_samples} ({_reason(error)}); "
-            "copy it again or rebuild the dataset"
-        ) from error
-    if found != shard.num_samples:
-        more = "more" if found > shard.num_samples else str(found)
-        raise DataError(
-            f"shard {where} is damaged: expected {shard.num_samples} samples, found {more}; "
-            "copy it again or rebuild the dataset"
-        )
+    """Yield samples `start` to `stop` (exclusive; None: to the last) of a dataset, as `ShardReader.read`."""
+    reader, stop = ShardReader(), manifest.num_samples if stop is None else stop
+    for shard in manifest.shards:
+        for number in range(max(start, 0), min(stop, shard.num_samples)):
+            yield reader.read(Location(manifest=manifest, shard=shard, number=number), wanted=wanted)
+        start, stop = start - shard.num_samples, stop - shard.num_samples
 
 
 def is_json(name: str) -> bool:
-    """Whether a member is the JSON of a sample; for `read_shard`."""
+    """Whether a member is the JSON of a sample; for `ShardReader.read`."""
     return _extension(name) == "json"
+
+
+def is_image(name: str) -> bool:
+    """Whether a member is an image by its ending; for `ShardReader.read`."""
+    return _extension(name) in IMAGE_ENDINGS
+
+
+def is_no_image(name: str) -> bool:
+    """Whether a member is no image by its ending; for `ShardReader.read`."""
+    return not is_image(name)
 
 
 class ShardReader:
@@ -93,15 +68,15 @@ class ShardReader:
         """Return what the index has of a sample, without reading that."""
         return self._open(location)[1][location.number]
 
-    def read(self, location: Location, *, images: bool = True) -> GroupedSample:
-        """Return one sample as `read_shard`, with empty images if `images` is false; DataError: missing or damaged."""
+    def read(self, location: Location, *, wanted: Callable[[str], bool] = lambda name: True) -> GroupedSample:
+        """Return one sample: member bytes by extension, with ``__key__`` and ``__url__``.
+
+        `wanted` says by its name whether a member is read; the others are empty. DataError: the shard is missing, has
+        no index, or is damaged there.
+        """
         stream, index = self._open(location)
         where = location.manifest.where(location.shard.path)
         start, stop = index.extent(location.number)
-
-        def wanted(name: str) -> bool:
-            return images or _extension(name) not in IMAGE_ENDINGS
-
         found: list[GroupedSample] = []
         try:
             members = list(walk_range(stream, location.shard.path, start, stop))

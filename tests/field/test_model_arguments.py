@@ -223,7 +223,7 @@ WRONG_FIELDS = {
     "tiling": ("x", "tiling is 'x', expected a mapping of its settings"),
     "tokens_per_tile": (-3, "tokens_per_tile=-3, expected a whole number of at least 1, below 2^31"),
     "image_token_id": ("x", "image_token_id='x', expected a whole number of at least 0, below 2^31"),
-    "vision_feature": ("x", "vision_feature='x' is unknown: known: last, last_normed, penultimate"),
+    "vision_feature": ("x", "vision_feature='x' is unknown; known: last, last_normed, penultimate"),
     "text_config": ("x", "text_config is 'x', expected a configuration of transformers or its fields"),
     "vision_config": (5, "vision_config is 5, expected a configuration of transformers or its fields"),
 }

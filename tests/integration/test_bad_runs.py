@@ -80,10 +80,10 @@ def test_a_parent_that_cannot_be_read(world, trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("connector={type: alin}", "connector type 'alin' is unknown: did you mean 'align'?"),
+        ("connector={type: alin}", "connector type 'alin' is unknown; did you mean 'align'?"),
         (
             "connector={type: align, gane_init: 2}",
-            "connector 'align' has no option 'gane_init': did you mean 'gain_init'?",
+            "connector 'align' has no option 'gane_init'; did you mean 'gain_init'?",
         ),
         ("vision.pretrained=/none/such", "/none/such"),
         ("llm.pretrained=embedded:smolm2", "did you mean 'smollm2'?"),

@@ -56,7 +56,7 @@ def test_the_read_stage_follows_joined_tokens(world, tmp_path):
     ("option", "message"),
     [
         ("--connector=perceiver", "--connector: there is no file perceiver; did you mean 'perceiver.yaml'?"),
-        ("--connector={type: perceiver, dept: 2}", "has no option 'dept': did you mean 'depth'"),
+        ("--connector={type: perceiver, dept: 2}", "has no option 'dept'; did you mean 'depth'"),
         (
             "--connector={type: c_abstractor, pool: [12, 12]}",
             "pool=12 x 12 is larger than a tile's grid of 4 x 4",

@@ -87,12 +87,12 @@ def test_without_p_vocab_there_is_the_cosine_and_no_calibration(world, tmp_path,
             (["--stage.calibrate.target_entropy=6"], "between 0 and 5.557 nats"),
             (
                 ["--stage.calibrate.target_entropi=2"],
-                "stage.calibrate has no setting 'target_entropi': did you mean",
+                "stage.calibrate has no setting 'target_entropi'; did you mean",
             ),
             (["--connector_health.tokens=1"], "connector_health.tokens=1: expected at least 2"),
             (
                 ["--connector_health.every_n_steps=0"],
-                "connector_health.every_n_steps=0: expected at least 1, or null",
+                "connector_health.every_n_steps=0: expected at least 1",
             ),
             (["--connector_health.page_every_n_steps=0"], "connector_health.page_every_n_steps=0: expected at least 1"),
         ]

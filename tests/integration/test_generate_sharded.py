@@ -20,7 +20,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from alignvlm_pl.strategies.sharding import full_tensor
+from alignvlm_pl.ops import full_weight
 from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.models.token_spread import token_spread, visual_features
 from alignvlm_pl.training.module import AlignVLMModule
@@ -49,7 +49,7 @@ for sharded in (False, True):
             net = module.net
             features = visual_features(net, pixels, limit=40)
             spreads.append(token_spread(net.connector, features, net.get_input_embeddings().weight, limit=40))
-    spreads.append([float(full_tensor(module.net.connector.norm2.weight).mean())])
+    spreads.append([float(full_weight(module.net.connector.norm2.weight).mean())])
     module.net.connector.norm2.weight.data.mul_(0.5)
     answers.append(module.generate(batch, max_new_tokens=3 + 4 * rank))
     columns = torch.tensor([7, 65])

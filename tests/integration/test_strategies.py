@@ -96,9 +96,10 @@ def fit(
     from torch.utils.data import DataLoader
 
     from alignvlm_pl.models.tiny import tiny_spec
+    from alignvlm_pl.ops import full_weight
     from alignvlm_pl.strategies.checkpoint_io import AtomicCheckpointIO
     from alignvlm_pl.strategies.fsdp import ShardedStrategy
-    from alignvlm_pl.strategies.sharding import full_tensor, is_sharded
+    from alignvlm_pl.strategies.sharding import is_sharded
     from alignvlm_pl.training.module import AlignVLMModule
     from alignvlm_pl.training.stage import Stage
     from callbacks.connector_health import ConnectorHealth
@@ -154,8 +155,8 @@ def fit(
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=None if resume is None else str(resume))
     assert is_sharded(module.net) == (kind in ("fsdp", "copies"))
     tensors = module.net.state_dict(keep_vars=True)
-    state = {key: full_tensor(value).detach().clone() for key, value in tensors.items()}
-    gradients = {key: full_tensor(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
+    state = {key: full_weight(value).detach().clone() for key, value in tensors.items()}
+    gradients = {key: full_weight(p.grad).clone() for key, p in module.net.named_parameters() if p.grad is not None}
     return {**output, "state": state, "gradients": gradients}
 
 

@@ -362,7 +362,7 @@ def test_names_of_blanks_become_ids(tmp_path, name, count):
         ({"collapse": {"mass": 0.5, "min_run": 0}}, "collapse.min_run=0: expected 1 to 64"),
         ({"collapse": {"mass": 0.5, "min_run": 1.5}}, "collapse.min_run=1.5"),
         ({"collapse": 0.5}, "collapse=0.5: expected"),
-        ({"collapse": {"mass": 0.5, "token": [1]}}, "no option 'token': did you mean 'tokens'"),
+        ({"collapse": {"mass": 0.5, "token": [1]}}, "no option 'token'; did you mean 'tokens'"),
         ({"collapse": {"mass": 0.5, "tokens": []}}, "collapse.tokens is empty"),
         ({"collapse": {"mass": 0.5, "tokens": "blank"}}, "collapse.tokens='blank'"),
         ({"collapse": {"mass": 0.5, "tokens": [3, 400]}}, "has 400, which is none of the 259 rows"),

@@ -121,10 +121,10 @@ def test_torchs_own_compiler_gives_the_same(model):
     [
         (
             {"activation_checkpointing": ["lm"]},
-            r"model.activation_checkpointing names 'lm': did you mean 'llm'\?",
+            r"model.activation_checkpointing names 'lm'; did you mean 'llm'\?",
         ),
         ({"activation_checkpointing": ["connector"]}, "known: llm, vision"),
-        ({"compile": ["visio"]}, "model.compile names 'visio': did you mean 'vision'"),
+        ({"compile": ["visio"]}, "model.compile names 'visio'; did you mean 'vision'"),
     ],
 )
 def test_unknown_parts_are_refused(tmp_path, settings, told):

@@ -134,7 +134,7 @@ def test_the_embedding_table_and_the_head_stay_as_they_are(model):
     ("lora", "message"),
     [
         ({"connector": {}}, r"stage.lora.connector: this part takes no adapter; known: llm, vision"),
-        ({"llm": {"rank": 4}}, r"stage.lora.llm has no setting 'rank': known: alpha"),
+        ({"llm": {"rank": 4}}, r"stage.lora.llm has no setting 'rank'; known: alpha"),
         ({"llm": {"r": 0}}, r"stage.lora.llm.r=0: expected a whole number of at least 1"),
         ({"llm": {"r": "8"}}, r"stage.lora.llm.r='8': expected a whole number"),
         ({"llm": {"alpha": 0}}, r"stage.lora.llm.alpha=0: expected a number above 0"),

@@ -149,7 +149,7 @@ def test_the_probe_compares_both_kernels_with_plain_torch(monkeypatch, right):
 def test_errors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tensors = operands()
-    with pytest.raises(ConfigError, match=r"'tritn' is unknown: did you mean 'triton'.*auto, chunked, eager, triton"):
+    with pytest.raises(ConfigError, match=r"'tritn' is unknown; did you mean 'triton'.*auto, chunked, eager, triton"):
         align(*tensors, backend="tritn")
     with pytest.raises(ConfigError, match="backend 'chunk' is unknown"):
         AlignConnector(5, 6, 11, backend="chunk")

@@ -97,7 +97,7 @@ def test_another_model_is_refused(tmp_path: Path, parts: dict[str, np.ndarray]) 
 def test_a_folder_is_taken_as_it_is_and_an_unknown_box_named() -> None:
     assert weights_folder("runs/demo") == "runs/demo"
     assert weights_folder(None) is None
-    with pytest.raises(ConfigError, match=r"model box:recipts: .*did you mean 'receipts'"):
+    with pytest.raises(ConfigError, match=r"model box:recipts; .*did you mean 'receipts'"):
         weights_folder("box:recipts")
 
 

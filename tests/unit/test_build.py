@@ -265,7 +265,7 @@ def test_token_grid(saved):
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'last_norm' is unknown: did you mean 'last_normed'"):
+    with pytest.raises(ConfigError, match="'last_norm' is unknown; did you mean 'last_normed'"):
         AlignVLMConfig(tiny_vision(), tiny_llm(), vision_feature="last_norm")
     with pytest.raises(ConfigError, match="model_type 'lama' is unknown to transformers; did you mean 'llama'"):
         AlignVLMConfig(tiny_vision(), {**tiny_llm(), "model_type": "lama"})

@@ -157,7 +157,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "unknown key 'stage.lr'; there are stage.lr_connector, stage.lr_llm, stage.lr_vision",
         ),
         ("--stage.max_steps=abc", "stage.max_steps: Expected int (found abc)"),
-        ("--stage.schedule=cosin", "stage.schedule='cosin': did you mean 'cosine'?"),
+        ("--stage.schedule=cosin", "stage.schedule='cosin'; did you mean 'cosine'?"),
         ("--stage.name=", "fit needs a stage: --stage configs/stage/NAME.yaml"),
         (
             "--stage.global_batch_size=6",
@@ -171,7 +171,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
             "--trainer.default_root_dir=x",
             "trainer.default_root_dir follows from run_dir; set run_dir instead",
         ),
-        ("--trainer.strategy=dpp", "trainer.strategy=dpp: did you mean 'ddp'?"),
+        ("--trainer.strategy=dpp", "trainer.strategy=dpp; did you mean 'ddp'?"),
         ("--trainer.strategy=fsdp", "trainer.strategy fsdp is not supported; configs/cluster/fsdp.yaml"),
         ("--trainer.strategy=deepspeed_stage_3", "trainer.strategy deepspeed_stage_3 is not supported"),
         (

@@ -211,7 +211,7 @@ def test_auto_holds_all_logits_only_where_they_fit_into_one_chunk(monkeypatch):
 
 def test_unknown_and_unusable_backends_are_refused(monkeypatch):
     with pytest.raises(
-        ConfigError, match=r"'chunk' is unknown: did you mean 'chunked'.*known: auto, chunked, liger, plain"
+        ConfigError, match=r"'chunk' is unknown; did you mean 'chunked'.*known: auto, chunked, liger, plain"
     ):
         check_loss_backend("chunk")
     batch = positions(3)

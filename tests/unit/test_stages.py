@@ -17,8 +17,8 @@ def test_learning_rates_by_part_and_frozen_by_default():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"objective": "reed"}, r"stage.objective='reed': did you mean 'read'\?"),
-        ({"schedule": "cosin"}, r"stage.schedule='cosin': did you mean 'cosine'\?"),
+        ({"objective": "reed"}, r"stage.objective='reed'; did you mean 'read'\?"),
+        ({"schedule": "cosin"}, r"stage.schedule='cosin'; did you mean 'cosine'\?"),
         ({"lr_llm": None}, "'x' trains nothing: set lr_vision, lr_connector or lr_llm"),
         ({"lr_llm": 0.0}, "trains nothing"),
         ({"objective": "read"}, "'read' does not run the LLM; set lr_llm to null"),
@@ -68,7 +68,7 @@ def test_an_indivisible_global_batch_names_the_nearest_valid_ones(batch, below, 
     [
         (
             {"target_entropie": 3.0},
-            r"stage.calibrate has no setting 'target_entropie': did you mean 'target_entropy'\?",
+            r"stage.calibrate has no setting 'target_entropie'; did you mean 'target_entropy'\?",
         ),
         ({}, "stage.calibrate.target_entropy=None: expected nats above 0"),
         ({"target_entropy": 0.0}, "stage.calibrate.target_entropy=0.0"),

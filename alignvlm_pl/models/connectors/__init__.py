@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, require_known
 from ...utils.registry import defined_in, import_path
 from ..align import AlignConnector
 from .base import Connector
@@ -54,8 +54,7 @@ def connector_class(name: Any) -> type[nn.Module]:
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise ConfigError(f"connector type {name!r} is no torch.nn.Module")
         return found
-    if name not in CONNECTORS:
-        raise ConfigError(f"connector type {name!r} is unknown: {nearest(str(name), CONNECTORS)}")
+    require_known(name, CONNECTORS, f"connector type {name!r} is unknown")
     return CONNECTORS[name]
 
 
@@ -89,8 +88,7 @@ def build_connector(
                 f"connector {name!r} has no P_vocab, which says what visual tokens are blank; use 'align', or set "
                 "connector.collapse: null"
             )
-        if key not in known:
-            raise ConfigError(f"connector {name!r} has no option {key!r}: {nearest(key, known)}")
+        require_known(key, known, f"connector {name!r} has no option {key!r}")
     factor = shuffle_factor(options)
     if grid is None and (factor > 1 or _GRID in keywords):
         raise ConfigError(
