@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from alignvlm_pl.errors import AlignVLMError, ConfigError, DataError, nearest
 
 from .loading.benchmark_dataset import BenchmarkDataset, BenchmarkSource
-from .loading.collate import Batch, Collator, Processor
-from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, EvaluationTask, plan_evaluation
+from .loading.collate import Batch, Collator
+from .loading.eval_batches import BenchmarkOptions, EvaluationBatches, plan_evaluation
 from .loading.loader import ShardLoader, TrainBatches
 from .loading.train_data import MixtureSource, Training, packed_rows, require_range
 from .loading.workers import start_server
@@ -30,6 +30,9 @@ from .storage.location import Storage
 from .stream.batching import BatchPlanner
 from .stream.state import State
 from .stream.stream import TrainStream
+
+if TYPE_CHECKING:
+    from alignvlm_pl.models.processing import AlignVLMProcessor
 
 
 class WebDataModule(pl.LightningDataModule):
@@ -135,7 +138,7 @@ class WebDataModule(pl.LightningDataModule):
         self.storage = Storage(cache=cache, policy=Policy(retries=fetch_retries))
         self._manifests: dict[str, Manifest] = {}
         self._streams: dict[str, TrainStream] = {}
-        self._attached: tuple[Processor, int, int] | None = None
+        self._attached: tuple[AlignVLMProcessor, int, int] | None = None
         self._benchmark_options = BenchmarkOptions()
         self.training: Training | None = None
         self._state: State | None = None
@@ -144,7 +147,7 @@ class WebDataModule(pl.LightningDataModule):
         """Return how the members of a tar become the sample schema; subclasses add their source's format."""
         return read_normal
 
-    def attach(self, processor: Processor, *, rank: int = 0, world_size: int = 1) -> "WebDataModule":
+    def attach(self, processor: "AlignVLMProcessor", *, rank: int = 0, world_size: int = 1) -> "WebDataModule":
         """Use a processor, a rank and a world size without a trainer."""
         self._attached = (processor, rank, world_size)
         return self
@@ -194,13 +197,13 @@ class WebDataModule(pl.LightningDataModule):
             self.training.loader.close()
             self.training = None
 
-    def steps_per_epoch(self, batch_size: int | None = None, world_size: int | None = None) -> int:
+    def steps_per_epoch(self, world_size: int | None = None) -> int:
         """Micro batches of an epoch on each rank: rows // (batch size x ranks), in whole optimizer steps.
 
-        Of packed rows it is an estimate, as many as the tokens of the datasets fill. By default for this module's
-        batch size and the trainer's world size. A step with more samples than the datasets have is a ConfigError.
+        Of packed rows it is an estimate, as many as the tokens of the datasets fill. By default for the trainer's world
+        size. A step with more samples than the datasets have is a ConfigError.
         """
-        size, ranks = batch_size or self.batch_size, world_size or self._rank_and_world_size()[1]
+        size, ranks = self.batch_size, world_size or self._rank_and_world_size()[1]
         stream = self._stream()
         rows = len(stream)
         if self.token_budget:
@@ -270,8 +273,9 @@ class WebDataModule(pl.LightningDataModule):
         losses = []
         for name, folder in self.val.items():
             manifest = self._manifest(folder)
-            positions, task = range(manifest.num_samples), EvaluationTask(dataset=name)
-            losses.append(self._evaluation_loader(manifest, positions, task, self._collator()))
+            losses.append(
+                self._evaluation_loader(manifest, range(manifest.num_samples), self._collator(), dataset=name)
+            )
         return [*losses, *self.predict_dataloader()]
 
     def test_dataloader(self) -> list[ShardLoader]:
@@ -295,10 +299,12 @@ class WebDataModule(pl.LightningDataModule):
         """
         chosen, options = self.benchmark_dataset(name), self._benchmark_options
         longest = (chosen.benchmark.max_new_tokens if chosen.benchmark else None) or options.max_new_tokens
-        kind: Literal["read", "generate"] = "read" if name in options.read else "generate"
-        task = EvaluationTask(dataset=name, kind=kind, max_new_tokens=longest)
+        task = "read" if name in options.read else "generate"
         collator = self._collator(generation=True, benchmark=chosen.benchmark)
-        return self._evaluation_loader(chosen.manifest, chosen.positions(limit=limit, done=done), task, collator)
+        positions = chosen.positions(limit=limit, done=done)
+        return self._evaluation_loader(
+            chosen.manifest, positions, collator, dataset=name, task=task, max_new_tokens=longest
+        )
 
     def benchmark_dataset(self, name: str) -> BenchmarkDataset:
         """Return one of the benchmarks; raise ConfigError for an unknown name."""
@@ -325,12 +331,12 @@ class WebDataModule(pl.LightningDataModule):
         return 0.0 if self.training is None else self.training.loader.wait_seconds
 
     def _evaluation_loader(
-        self, manifest: Manifest, positions: Sequence[int], task: EvaluationTask, collator: Collator
+        self, manifest: Manifest, positions: Sequence[int], collator: Collator, **task: Any
     ) -> ShardLoader:
         rank, world_size = self._rank_and_world_size()
         plan = plan_evaluation(positions, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
         decoder, num_workers = Decoder(adapter=self.adapter()), min(self.num_workers, len(plan))
-        dataset = EvaluationBatches(manifest=manifest, task=task, plan=plan, decoder=decoder, collator=collator)
+        dataset = EvaluationBatches(manifest=manifest, plan=plan, decoder=decoder, collator=collator, **task)
         return ShardLoader(dataset, num_batches=len(plan), num_workers=num_workers, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
@@ -345,14 +351,14 @@ class WebDataModule(pl.LightningDataModule):
         return Collator(processor=self.processor, max_text_length=limit, visual_share=self.visual_share, **options)
 
     @property
-    def processor(self) -> Processor:
+    def processor(self) -> "AlignVLMProcessor":
         """The attached processor, else that of the trainer's module; ConfigError where there is neither."""
         if self._attached is not None:
             return self._attached[0]
         module = getattr(self.trainer, "lightning_module", None)
         if module is None:
             raise ConfigError(f"{type(self).__name__} has no processor: give it to a Trainer or call attach()")
-        processor: Processor = module.processor
+        processor: AlignVLMProcessor = module.processor
         return processor
 
     def _stream(self) -> TrainStream:

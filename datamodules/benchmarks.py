@@ -15,8 +15,7 @@ class BenchmarkDataModule(WebDataModule):
         benchmarks: Name -> folder of the datasets, or `{folder: …, benchmark: …}`, see `WebDataModule`.
         eval_batch_size: Samples per device in a batch.
         num_workers: Worker processes per device; 0 loads in the main process.
-        prompts: Benchmark, or ``benchmark/part`` -> file with the prompt to use in place of the benchmark's.
-        **options: The other settings of `WebDataModule`, for remote datasets.
+        **options: The other settings of `WebDataModule`.
     """
 
     def __init__(
@@ -24,16 +23,9 @@ class BenchmarkDataModule(WebDataModule):
         benchmarks: dict[str, str | Path | BenchmarkSource],
         eval_batch_size: int = 8,
         num_workers: int = 2,
-        prompts: dict[str, Path] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            benchmarks=benchmarks,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prompts=prompts,
-            **options,
-        )
+        super().__init__(benchmarks=benchmarks, eval_batch_size=eval_batch_size, num_workers=num_workers, **options)
 
     def adapter(self) -> Adapter:
         """Read the sample schema, or the records of DocDownstream."""

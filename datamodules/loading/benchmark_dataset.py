@@ -92,7 +92,7 @@ class BenchmarkDataset:
     def pages(self, keys: Collection[str], adapter: Adapter) -> Iterator[tuple[str, Image.Image]]:
         """Yield key and first image of the samples with these keys; those without an image are skipped."""
         wanted = set(keys)
-        samples = read_range(self.manifest, 0, self.manifest.num_samples if wanted else 0)
+        samples = read_range(self.manifest) if wanted else iter(())
         for raw in islice((raw for raw in samples if raw["__key__"] in wanted), len(wanted)):
             _, images, files = adapter(raw)
             if images:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
-from torch import Tensor
 
 from alignvlm_pl.benchmarks import Benchmark
 from alignvlm_pl.errors import DataError, NothingToLearnError
@@ -14,42 +13,8 @@ from alignvlm_pl.preprocessing.chat import IGNORE_INDEX
 
 from ..shards.sample import UNLABELLED, Message, Sample, SampleError, last_question
 
-
-class Processor(Protocol):
-    """What batches need of the model's processor, `AlignVLMProcessor`.
-
-    With its `image_token_id` and `tokens_per_tile` placeholders are checked and found here; without, by the model.
-    """
-
-    def identity(self) -> dict[str, Any]:
-        """Return all settings that ids and tiles depend on, in plain types."""
-
-    def encode(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[Any],
-        *,
-        max_text_length: int | None = None,
-        generation: bool = False,
-    ) -> Any:
-        """Return an `EncodedConversation`; raise DataError for a conversation that cannot be encoded."""
-
-    def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
-        """Count the visual tokens of images of these (width, height) in pixels."""
-
-    def count_tokens(
-        self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], *, max_text_length: int | None = None
-    ) -> int:
-        """Count the ids that `encode` returns, from the sizes of the images; DataError as there."""
-
-    def collate(self, encoded: Sequence[Any], *, pad_left: bool = False) -> dict[str, Tensor]:
-        """Pad to input_ids, attention_mask, labels (B, L), join pixel_values (N, 3, H, W) and tile_boxes (N, 4).
-
-        Also num_tiles (B,).
-        """
-
-    def collate_packed(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-        """As `collate` of rows of documents; also segment_ids (R, L) and document_tiles (documents,)."""
+if TYPE_CHECKING:
+    from alignvlm_pl.models.processing import AlignVLMProcessor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +32,11 @@ class Collator:
 
     Of `max_text_length` text tokens at most, vision tokens not counted; None: no limit. A `benchmark` sets the prompt.
     `visual_share` is the share of the visual tokens that the LLM is expected to run on, by which lengths are counted.
+    With the processor's `image_token_id` and `tokens_per_tile` placeholders are checked and found here; without, by the
+    model.
     """
 
-    processor: Processor
+    processor: "AlignVLMProcessor"
     max_text_length: int | None = None
     generation: bool = False
     benchmark: Benchmark | None = None
@@ -176,7 +143,7 @@ class Collator:
             batch["visual_positions"] = visual_positions(
                 batch["input_ids"] == token,
                 batch["num_tiles"],
-                tokens_per_tile=self.processor.tokens_per_tile,  # type: ignore[attr-defined]
+                tokens_per_tile=self.processor.tokens_per_tile,
             )
         if batch["filler"]:
             return

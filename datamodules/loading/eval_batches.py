@@ -5,10 +5,8 @@ of which no sample can be read.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Literal
 
 from torch.utils.data import IterableDataset
@@ -16,24 +14,11 @@ from torch.utils.data import IterableDataset
 from alignvlm_pl.preprocessing.batch import SkippedSample
 
 from ..shards.decode import Decoder
-from ..shards.manifest import Location, Manifest
+from ..shards.manifest import Manifest
 from ..shards.reader import ShardReader
 from ..shards.sample import SampleError
 from .collate import Collator, EncodedSample
 from .loader import WorkerItem, with_errors, worker_and_count
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationTask:
-    """What the model does with the batches of a dataset of the config; each batch has the three fields.
-
-    `kind`, under the key ``task``: ``loss`` (loss of the answers), ``generate`` (greedy predictions of at most
-    `max_new_tokens` tokens) or ``read`` (the text that the connector reads from the first image).
-    """
-
-    dataset: str
-    kind: Literal["loss", "generate", "read"] = "loss"
-    max_new_tokens: int = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +56,17 @@ def plan_evaluation(
 class EvaluationBatches(IterableDataset[WorkerItem]):
     """The batches of an evaluation dataset on one rank, as `plan_evaluation` says.
 
-    Beside the fields of the collator each has those of the task, ``positions`` of its samples in the dataset, and
-    ``skipped``, the samples that could not be read: a list of `SkippedSample`.
+    Beside the fields of the collator each has `dataset`, `task` and `max_new_tokens`, ``positions`` of its samples in
+    the dataset, and ``skipped``, the samples that could not be read: a list of `SkippedSample`.
+
+    The task is ``loss`` (loss of the answers), ``generate`` (greedy predictions of at most `max_new_tokens` tokens) or
+    ``read`` (the text that the connector reads from the first image).
     """
 
     manifest: Manifest
-    task: EvaluationTask
+    dataset: str
+    task: Literal["loss", "generate", "read"] = "loss"
+    max_new_tokens: int = 64
     plan: Sequence[tuple[int, ...]]
     decoder: Decoder
     collator: Collator
@@ -93,21 +83,17 @@ class EvaluationBatches(IterableDataset[WorkerItem]):
             found = [next(samples) for _ in part]
             items = [item for item in found if isinstance(item, EncodedSample)]
             batch = self.collator.collate(items or [self.collator.filler()], filler=not items)
-            batch["dataset"] = self.task.dataset
-            batch["task"] = self.task.kind
-            batch["max_new_tokens"] = self.task.max_new_tokens
+            batch["dataset"] = self.dataset
+            batch["task"] = self.task
+            batch["max_new_tokens"] = self.max_new_tokens
             batch["positions"] = [item.position for item in items if item.position is not None]
             batch["skipped"] = [item for item in found if isinstance(item, SkippedSample)]
             yield WorkerItem(batch=batch)
 
     def _samples(self, positions: Sequence[int]) -> Iterator[EncodedSample | SkippedSample]:
         reader = ShardReader()
-        ends = list(accumulate(shard.num_samples for shard in self.manifest.shards))
         for position in positions:
-            number = bisect_right(ends, position)
-            shard = self.manifest.shards[number]
-            start = ends[number] - shard.num_samples
-            location = Location(manifest=self.manifest, shard=shard, number=position - start)
+            location = self.manifest.locate(position)
             raw = reader.read(location)
             item: EncodedSample | SkippedSample
             try:

@@ -22,16 +22,22 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.batch import Batch, StepSummary, summary
 
 from ..shards.decode import Decoder, SkipCounter
-from ..shards.reader import ShardReader
+from ..shards.reader import ShardReader, is_no_image
 from ..shards.sample import UNLABELLED, Sample, SampleError, message_text
 from ..stream.batching import BatchPlanner, Row
 from ..stream.state import Cursor
 from ..stream.stream import TrainStream
 from .collate import Collator, EncodedSample, answered_messages
-from .workers import START_METHOD, Watchdog, collect_workers, init_worker, kill_workers
+from .workers import START_METHOD, collect_workers, init_worker, kill_workers, print_stacks, printing_stacks
 
 Skipped = dict[str, dict[str, int]]
 """Source -> skip reason -> number of samples."""
+_CHECKED_S = 5.0
+"""Most seconds between two looks at whether the workers live."""
+_ENDED_AFTER = 3
+"""Periods of `stall_seconds` after which workers are killed."""
+_PRINTING_S = 1.0
+"""Time that they have to print their stacks before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +131,7 @@ class TrainBatches(IterableDataset[WorkerItem]):
         for position in positions:
             location = self.stream.locate(position)
             try:
-                record = self.decoder.record(self.reader.read(location, images=False))
+                record = self.decoder.record(self.reader.read(location, wanted=is_no_image))
                 length = self.collator.count_tokens(record, self.reader.row(location).sizes)
             except SampleError:
                 length = 0
@@ -159,7 +165,8 @@ class ShardLoader:
         """Prepare a loader of `num_batches` an epoch, the same on all ranks; workers start with the first batch.
 
         `step_batches` are the micro batches of an optimizer step, which training fetches together. Without workers,
-        this process makes the batches. For `stall_seconds` see `Watchdog`, for `pin_memory` `DataLoader`.
+        this process makes the batches. After `stall_seconds` without a batch, and as many again, stacks are
+        printed; after three times as many the workers are killed. For `pin_memory` see `DataLoader`.
         """
         self.cursor: dict[str, Any] | None = None
         self.skipped: dict[str, Counter[str]] = {}
@@ -172,12 +179,14 @@ class ShardLoader:
         self._endless = isinstance(dataset, TrainBatches)
         self._iterator: Iterator[WorkerItem] | None = None
         self._epoch = 0
-        self._watchdog = Watchdog(stall_seconds)
+        self._stall_seconds = stall_seconds
         self._loader: DataLoader[WorkerItem] = DataLoader(
             dataset,
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            # Dead workers, too, are noticed at a timeout only: they are children of the fork server.
+            timeout=min(_CHECKED_S, stall_seconds / 5) if num_workers and stall_seconds else 0,
             multiprocessing_context=START_METHOD if num_workers else None,
             worker_init_fn=init_worker,
             # Its own generator: evaluating more often must not change the random numbers of training.
@@ -244,14 +253,32 @@ class ShardLoader:
     def _next(self) -> WorkerItem | None:
         if self._iterator is None:
             return None
-        started = time.monotonic()
-        with self._watchdog.watch(self.workers):
-            try:
-                item = next(self._iterator, None)
-            except RuntimeError as error:
-                raise _why_no_batch(self._watchdog.ended, self.workers) or error from error
+        started, printed = time.monotonic(), 0
+        with printing_stacks(None if self.workers else self._stall_seconds):
+            while True:
+                try:
+                    item = next(self._iterator, None)
+                    break
+                except RuntimeError as error:
+                    waited, stall = time.monotonic() - started, self._stall_seconds
+                    # Torch has looked at the workers before it says so; after that, `next` may be called again.
+                    if stall is None or not (self.workers and str(error).startswith("DataLoader timed out")):
+                        raise _dead_workers(self.workers) or error from error
+                    if printed < _ENDED_AFTER and waited >= stall * (printed + 1):
+                        printed += 1
+                        print_stacks(waited, self.workers)
+                    elif printed == _ENDED_AFTER:  # and no batch has come while they printed
+                        raise self._stalled(waited) from error
         self.wait_seconds += time.monotonic() - started
         return item
+
+    def _stalled(self, waited: float) -> DataError:
+        time.sleep(_PRINTING_S)
+        self.close()
+        return DataError(
+            f"the data workers gave no batch for {waited:.0f} s and were killed; their stacks, printed above, "
+            "show where they waited. Where the data is that slow, raise data.init_args.stall_seconds (0: wait for ever)"
+        )
 
     def close(self) -> None:
         """Stop the workers; the next epoch of training would start from the beginning."""
@@ -259,17 +286,11 @@ class ShardLoader:
         self._iterator = None  # ends its workers, and waits some seconds for them
         kill_workers(self.workers)
         self.workers.clear()
-        self._watchdog.stop()
 
 
-def _why_no_batch(killed_after: float | None, workers: Sequence[BaseProcess]) -> DataError | None:
-    """Return the error of workers that the watchdog has killed after some seconds, or that died; None for others."""
-    if killed_after is not None:
-        return DataError(
-            f"the data workers gave no batch for {killed_after:.0f} s and were killed; their stacks, printed above, "
-            "show where they waited. Where the data is that slow, raise data.init_args.stall_seconds (0: wait for ever)"
-        )
-    dead = [f"pid {worker.pid}, exit code {worker.exitcode}" for worker in workers if not worker.is_alive()]
+def _dead_workers(workers: Sequence[BaseProcess]) -> DataError | None:
+    """Return the error of workers that died; None where all run, or ended as their share of the data did."""
+    dead = [f"pid {worker.pid}, exit code {worker.exitcode}" for worker in workers if worker.exitcode]
     if not dead:
         return None
     return DataError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.preprocessing.batch import Batch
@@ -16,8 +16,10 @@ from ..shards.manifest import Manifest, verify_shard
 from ..shards.sample import Sample
 from ..stream.state import State, differences, fingerprint, first_cursors, gather_state, resume_cursors
 from ..stream.stream import Source, TrainStream
-from .collate import Processor
 from .loader import ShardLoader, TrainBatches
+
+if TYPE_CHECKING:
+    from alignvlm_pl.models.processing import AlignVLMProcessor
 
 _MEASURED_SHARDS = 64
 _BYTES_A_TOKEN = 4  # of text, an estimate: only the nominal length of an epoch depends on it
@@ -124,7 +126,7 @@ class Training:
         )
 
 
-def packed_rows(stream: TrainStream, *, processor: Processor, budget: int, visual_share: float = 1.0) -> int:
+def packed_rows(stream: TrainStream, *, processor: "AlignVLMProcessor", budget: int, visual_share: float = 1.0) -> int:
     """Estimate the rows of a token budget that an epoch fills, from the indexes of at most 64 shards of each source.
 
     `visual_share` is that of the collator.

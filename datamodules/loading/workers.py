@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,11 +27,6 @@ _PRELOADED = ["datamodules.loading.loader", "alignvlm_pl.models.processing"]
 _SIGNALS = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1}
 """Left to the main process, which saves a checkpoint at them; a scheduler sends them to all processes of a job."""
 
-_PRINTING_S = 1.0
-"""Time that workers have to print their stacks before they are killed."""
-_ENDED_AFTER = 3
-"""Periods of the watchdog without a batch after which it ends the workers."""
-
 _started: "dict[int, weakref.WeakSet[BaseProcess]]" = {}
 """Process id of a training process -> its workers."""
 
@@ -45,7 +38,7 @@ def start_server() -> None:
     multiprocessing.set_forkserver_preload(_PRELOADED)
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
         # Each alone: the first one unblocks signals. The server and its workers inherit the mask.
-        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS | {signal.SIGUSR2})
         try:
             start()
         finally:
@@ -80,6 +73,7 @@ def init_worker(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in case somebody else has started the server
     # Not sys.stderr: in a notebook, or under a test runner, that is no file of the system.
     faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or 2, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # before, it would have ended a worker that starts
 
 
 def _kill_at_exit(main_pid: int) -> None:
@@ -88,63 +82,21 @@ def _kill_at_exit(main_pid: int) -> None:
         kill_workers(list(_started[main_pid]))
 
 
-class Watchdog:
-    """Print the stacks of this process and its workers while no batch comes, and in the end kill the workers.
-
-    Its thread lives from the first wait until `stop`: one for each wait would cost more than most waits do.
-
-    Args:
-        seconds: Period: stacks are printed after each one, and the workers are killed with the third, `ended` seconds
-            after the last batch. A process that loads in itself keeps waiting. None: nothing is watched.
-    """
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-        self.ended: float | None = None
-        self._wait: tuple[float, Sequence[BaseProcess]] | None = None
-        self._stopped: threading.Event | None = None
-
-    @contextmanager
-    def watch(self, workers: Sequence[BaseProcess]) -> Iterator[None]:
-        """Watch the wait for a batch inside the block."""
-        if self.seconds is not None and self._stopped is None:
-            self._stopped = threading.Event()
-            arguments = (self.seconds, self._stopped)
-            threading.Thread(target=self._run, args=arguments, daemon=True, name="watchdog").start()
-        self._wait = time.monotonic(), workers
-        try:
-            yield
-        finally:
-            self._wait = None
-
-    def stop(self) -> None:
-        """End the thread; the next wait starts another."""
-        if self._stopped is not None:
-            self._stopped.set()
-            self._stopped = None
-
-    def _run(self, seconds: float, stopped: threading.Event) -> None:
-        """Check the current wait five times in each period."""
-        seen, printed = None, 0
-        while not stopped.wait(seconds / 5):
-            wait = self._wait
-            if wait is None:
-                continue
-            if wait is not seen:
-                seen, printed = wait, 0
-            waited = time.monotonic() - wait[0]
-            if waited >= seconds * (printed + 1):
-                printed += 1
-                _print_stacks(waited, wait[1])
-                if printed == _ENDED_AFTER and wait[1]:
-                    time.sleep(_PRINTING_S)
-                    if self._wait is wait:  # no batch has come meanwhile
-                        self.ended = waited
-                        kill_workers(wait[1])  # the DataLoader notices within seconds, and raises
-                        return
+@contextmanager
+def printing_stacks(seconds: float | None) -> Iterator[None]:
+    """Print the stacks of this process whenever the block has taken some seconds more; None: never."""
+    if seconds is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-def _print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:
+def print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:
+    """Print the stacks of this process, and of workers that `init_worker` has set up."""
     alive = [worker.pid for worker in workers if worker.is_alive() and worker.pid is not None]
     logger.error(
         "no batch for %.0f s; the stacks of this process and of its %d workers (%s) follow",
@@ -154,4 +106,4 @@ def _print_stacks(waited: float, workers: Sequence[BaseProcess]) -> None:
     )
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     for pid in alive:
-        os.kill(pid, signal.SIGUSR2)  # see `init_worker`
+        os.kill(pid, signal.SIGUSR2)

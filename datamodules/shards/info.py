@@ -9,7 +9,6 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,12 @@ from alignvlm_pl.preprocessing.tiling import Tiling, count_visual_tokens
 from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .manifest import load_manifest
-from .reader import is_json, read_shard
+from .reader import is_json, read_range
 from .sample import SampleError, check_record, message_text
 from .sample_formats import FORMATS, RawSample, locate_sample, parse_record
 from .shard_file import upright_size
 
 QUANTILES = (0, 10, 50, 90, 100)
-_BARS = " ▁▂▃▄▅▆▇█"
-_BINS = 24
-
-
 Measures = dict[str, list[int]]
 """Name of a quantity -> its value for each sample or image of a source."""
 
@@ -54,7 +49,7 @@ def collect(
     found: dict[str, Measures] = {}
     skipped = SkippedSamples(keep=1)
     wanted = is_json if form == "normal" else lambda name: True
-    for raw in chain.from_iterable(read_shard(manifest, shard, wanted=wanted) for shard in manifest.shards):
+    for raw in read_range(manifest, wanted=wanted):
         try:
             record = _record(raw, form)
             measures = list(_measure(record, model))
@@ -142,15 +137,8 @@ def _measure(record: dict[str, Any], model: Model | None) -> Iterator[tuple[str,
 def _table(source: str, measures: Measures) -> str:
     lines = [f"  {source}: {len(measures['turns']):,} samples"]
     header = "".join(f"{f'{quantile} %':>9}" for quantile in QUANTILES)
-    lines.append(f"    {'':<18}{header}   histogram from 0 to the largest")
+    lines.append(f"    {'':<18}{header}")
     for name, values in measures.items():
         cells = "".join(f"{value:>9.0f}" for value in np.percentile(values, QUANTILES))
-        lines.append(f"    {name:<18}{cells}   {histogram(values)}")
+        lines.append(f"    {name:<18}{cells}")
     return "\n".join(lines) + "\n"
-
-
-def histogram(values: list[int]) -> str:
-    """Draw how often values fall into equal bins from 0 to the largest, a column each."""
-    counts, _ = np.histogram(values, bins=_BINS, range=(0, max([*values, 1])))
-    heights = np.ceil(counts / counts.max() * (len(_BARS) - 1)).astype(int)
-    return "".join(_BARS[height] for height in heights)

@@ -6,7 +6,7 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.metrics.base import EvalSample
 
 from .manifest import load_manifest
-from .reader import is_json, read_shard
+from .reader import is_json, read_range
 from .sample import last_question, references
 from .sample_formats import parse_record
 
@@ -15,13 +15,12 @@ def read_answers(folder: Path | str) -> list[EvalSample]:
     """Read the samples of a dataset in the sample schema, with empty predictions; DataError where it is not in it."""
     manifest = load_manifest(folder)
     answers = []
-    for shard in manifest.shards:
-        for raw in read_shard(manifest, shard, wanted=is_json):
-            name = f"{raw['__key__']}.json"
-            try:
-                answers.append(_answer(raw["__key__"], parse_record(raw.get("json", b""), where=name)))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise DataError(f"{raw['__url__']}: {name} is not in the sample schema ({error})") from error
+    for raw in read_range(manifest, wanted=is_json):
+        name = f"{raw['__key__']}.json"
+        try:
+            answers.append(_answer(raw["__key__"], parse_record(raw.get("json", b""), where=name)))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise DataError(f"{raw['__url__']}: {name} is not in the sample schema ({error})") from error
     return answers
 
 

@@ -1,13 +1,13 @@
 """Fetch one file of a dataset from its URL into the cache, complete or not at all (no torch here).
 
-Every URL has its own folder in the cache, named by the sha256 of the full URL, so equal file names never collide.
-A file is written under another name, checked, and renamed, so a partial file is never taken for a shard.
+Every version of a file has its own folder in the cache, named by a checksum of what is expected: the full URL, sha256
+and tag, so that equal file names never collide. A file is written under another name, checked, and renamed: what is
+there under its own name was complete.
 """
 
 import asyncio
 import errno
 import hashlib
-import json
 import logging
 import os
 import random
@@ -38,7 +38,7 @@ _RETRIED_STATUS = (408, 425, 429)
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Least average rate after `timeout_s`; far below any usable connection.
 MIN_BYTES_PER_S = 1024
-RECORD, LOCK = ".source.json", ".lock"
+LOCK = ".lock"
 # Far above any shard; keeps a server from filling the disk if the size is not known.
 MAX_BYTES = 256 << 30
 MAX_BACKOFF_S = 60.0
@@ -76,7 +76,7 @@ class Policy:
 class Expected:
     """What is known about a file before it is fetched: its size and checksum; None and empty if unknown.
 
-    A copy with another `tag`, its version, is fetched again. Of unknown size, at most `limit` bytes are accepted.
+    A copy with another `tag`, its version, is another file. Of unknown size, at most `limit` bytes are accepted.
     """
 
     bytes: int | None = None
@@ -95,8 +95,8 @@ def fetch(
 ) -> Path:
     """Return the local copy of a file, downloading it where the cache does not hold the expected one.
 
-    Several processes of one machine that ask for the same file wait for the first. A copy whose size, checksum or tag
-    is not the expected one is fetched again; the checksum of a copy is computed once, when it arrives.
+    Several processes of one machine that ask for the same file wait for the first. A copy of another size than expected
+    is fetched again; the checksum of a copy is computed once, when it arrives.
 
     Args:
         url: An address that `Storage.locate` has passed; MissingFileError: it has no such file.
@@ -108,14 +108,14 @@ def fetch(
     from filelock import FileLock
 
     expected = expected or Expected()
-    target = cache_path(url, cache=cache, name=name)
+    target = cache_path(url, cache=cache, name=name, expected=expected)
     if _is_cached(target, expected):
         return target
     with _storing(target.parent, url):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / LOCK):  # a dead process holds no lock
             if not _is_cached(target, expected):
-                _clear(target)
+                _remove_partial(target.parent)
                 _check_space(target.parent, url, expected)
                 _download(url, target, expected, policy or Policy())
     return target
@@ -141,36 +141,23 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def cache_path(url: str, *, cache: Path, name: str | None = None) -> Path:
+def cache_path(url: str, *, cache: Path, name: str | None = None, expected: Expected) -> Path:
     """Return where the copy of a file lies, whether it is there or not."""
-    # CONTRACT: the key is the full URL with its query, so a signed URL that changes is another file.
-    key = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
+    # CONTRACT: the key has the full URL with its query, so a signed URL that changes is another file.
+    described = f"{url}\n{expected.sha256}\n{expected.tag}"
+    key = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
     base = name or unquote(urlsplit(url).path)
     safe = re.sub(r"[^A-Za-z0-9._+=@-]", "_", base.rstrip("/").rpartition("/")[2])[-200:].lstrip(".")
     return Path(cache) / key / (safe or "file")
 
 
 def _is_cached(target: Path, expected: Expected) -> bool:
-    try:
-        record = json.loads((target.parent / RECORD).read_text(encoding="utf-8"))
-        size = target.stat().st_size
-    except (OSError, ValueError):
-        return False
-    return (
-        isinstance(record, dict)
-        and size == record.get("bytes")
-        and expected.bytes in (None, size)
-        and expected.sha256 in ("", record.get("sha256"))
-        and expected.tag == record.get("tag")
-    )
+    return target.is_file() and expected.bytes in (None, target.stat().st_size)
 
 
-def _clear(target: Path) -> None:
-    """Remove an outdated copy and partial files of killed processes; the caller holds the lock."""
-    # The copy first: a record without its file is no copy, a file beside another's record would be one.
-    target.unlink(missing_ok=True)
-    (target.parent / RECORD).unlink(missing_ok=True)
-    for left in target.parent.glob(f".*{PARTIAL}"):
+def _remove_partial(folder: Path) -> None:
+    """Remove partial files of killed processes; the caller holds the lock."""
+    for left in folder.glob(f".*{PARTIAL}"):
         with suppress(OSError):
             # No other process of this machine writes here now; another machine may, whose locks are not seen here.
             ours = left.name.startswith(f".{_host()}-")
@@ -179,44 +166,38 @@ def _clear(target: Path) -> None:
 
 
 def _download(url: str, target: Path, expected: Expected, policy: Policy) -> None:
-    """Write a file and its record, in as many attempts as the policy allows."""
+    """Write a file, in as many attempts as the policy allows."""
     reason = ""
     for attempt in range(policy.retries + 1):
         if attempt:
             policy.wait(redact(url), reason, attempt)
         partial = _partial_path(target.parent)
-        described = partial.with_suffix(f".json{PARTIAL}")
         try:
             limit = expected.limit if expected.bytes is None else expected.bytes
             _transfer(url, partial, limit=limit, timeout_s=policy.timeout_s)
-            record = _checked(partial, url, expected)
-            described.write_text(json.dumps(record) + "\n", encoding="utf-8")
-            replace_path(described, target.parent / RECORD)
+            _check(partial, url, expected)
             replace_path(partial, target)
             return
         except TransferError as error:
             reason = str(error)
         finally:
             partial.unlink(missing_ok=True)
-            described.unlink(missing_ok=True)
     raise DataError(
         f"{redact(url)} could not be fetched in {policy.retries + 1} attempts, the last: {reason}; "
         "check that the server responds, then start again"
     )
 
 
-def _checked(partial: Path, url: str, expected: Expected) -> dict[str, Any]:
-    """Check a download and return the record of the copy; a short one may be tried again, another file not."""
+def _check(partial: Path, url: str, expected: Expected) -> None:
+    """Check a download; a short one may be tried again, another file not."""
     size = partial.stat().st_size
     if expected.bytes is not None and size < expected.bytes:
         raise TransferError(f"expected {expected.bytes} bytes, received {size}")
-    found = file_digest(partial)
-    if expected.sha256 not in ("", found):
+    if expected.sha256 and (found := file_digest(partial)) != expected.sha256:
         raise DataError(
             f"{redact(url)} is damaged or another file: expected sha256 {expected.sha256[:16]}…, found {found[:16]}…; "
             "the dataset has changed at its source: fetch its manifest again, or tell its publisher"
         )
-    return {"url": redact(url), "bytes": size, "sha256": found, "tag": expected.tag}
 
 
 def _check_space(folder: Path, url: str, expected: Expected) -> None:

@@ -18,7 +18,7 @@ from alignvlm_pl.errors import AlignVLMError
 from datamodules.prepare.index import index_shards
 from datamodules.prepare.pack.overlap import read_benchmark_images
 from datamodules.shards.manifest import Location, load_manifest
-from datamodules.shards.reader import ShardReader, read_shard
+from datamodules.shards.reader import ShardReader, is_no_image, read_range
 from datamodules.shards.sample_formats import CaptionReader, read_docdownstream
 from datamodules.shards.verify import Verification
 from tests.unit.reading import command
@@ -66,7 +66,7 @@ def test_index_stream_and_verify_agree_on_a_tar_from_a_mac(tmp_path):
     manifest = index_shards(tmp_path, format="captions")
     assert (manifest.num_samples, manifest.extra) == (6, {})
     reader, shard = CaptionReader(prompt=""), manifest.shards[0]
-    streamed = list(read_shard(load_manifest(tmp_path), shard))
+    streamed = list(read_range(load_manifest(tmp_path)))
     assert [sample["txt"].decode()[-9:] for sample in streamed] == KEYS
     located = ShardReader()
     for number, key in enumerate(KEYS):
@@ -161,7 +161,7 @@ def test_stray_members_split_no_sample(tmp_path, stray, place):
     manifest = index_shards(tmp_path)
     assert (manifest.num_samples, manifest.extra) == (2, {})
     located, shard = ShardReader(), manifest.shards[0]
-    for number, sample in enumerate(read_shard(load_manifest(tmp_path), shard)):
+    for number, sample in enumerate(read_range(load_manifest(tmp_path))):
         raw = located.read(Location(manifest=manifest, shard=shard, number=number))
         assert set(sample) == set(raw) == {"__key__", "__url__", "jpg", "txt"}
     assert list(Verification(adapter=CaptionReader(prompt=""))(tmp_path)) == []
@@ -194,7 +194,7 @@ def test_images_of_a_tar_have_the_endings_of_images_elsewhere(tmp_path, ending):
         write_tar(tmp_path / f"{number}.tar", [(f"{number}.{ending}", buffer.getvalue()), (f"{number}.txt", b"text")])
     manifest = index_shards(tmp_path, format="captions")
     assert (manifest.num_samples, manifest.extra) == (2, {})
-    raw = ShardReader().read(Location(manifest=manifest, shard=manifest.shards[0], number=0), images=False)
+    raw = ShardReader().read(Location(manifest=manifest, shard=manifest.shards[0], number=0), wanted=is_no_image)
     assert raw[ending] == b""
     (tmp_path / "known").mkdir()
     read_benchmark_images([tmp_path], tmp_path / "known")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import torch
 from datamodules.loading.collate import Collator
 from datamodules.shards.decode import Decoder
-from datamodules.loading.eval_batches import EvaluationBatches, EvaluationTask, plan_evaluation
+from datamodules.loading.eval_batches import EvaluationBatches, plan_evaluation
 from datamodules.loading.loader import ShardLoader, TrainBatches
 from datamodules.stream.state import first_cursors
 from datamodules.shards.decode import SkipCounter
@@ -52,7 +52,7 @@ def main():
     epochs = [[key for batch in train for key in batch["keys"]] for _ in range(2)]
     train.close()
     plan = plan_evaluation(range(manifest.num_samples), batch_size=4, rank=rank, world_size=2)
-    held = EvaluationBatches(manifest=manifest, task=EvaluationTask(dataset="set"), plan=plan, **parts)
+    held = EvaluationBatches(manifest=manifest, dataset="set", plan=plan, **parts)
     held = ShardLoader(held, num_batches=len(plan), num_workers=0)
     scored = [key for batch in held if not batch["filler"] for key in batch["keys"]]
     print(json.dumps({"epochs": epochs, "scored": scored, "num_scored_batches": len(plan)}))

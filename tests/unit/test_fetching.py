@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -104,8 +103,8 @@ def server(monkeypatch) -> Iterator[Server]:
 
 
 def files(cache: Path) -> list[str]:
-    """Whatever lies in the cache, without locks and records."""
-    return sorted(path.name for path in cache.glob("*/*") if path.name not in (".lock", ".source.json"))
+    """Whatever lies in the cache, without locks."""
+    return sorted(path.name for path in cache.glob("*/*") if path.name != ".lock")
 
 
 def program(cache: Path, url: str, *, timeout_s: float = 60) -> list[str]:
@@ -122,7 +121,7 @@ def test_a_file_is_fetched_once_and_then_found(server, tmp_path):
     server.responses["/set/a.tar"] = [reply()]
     url = server.url("/set/a.tar")
     path = fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA))
-    assert path == tmp_path / hashlib.sha256(url.encode()).hexdigest() / "a.tar"
+    assert path == tmp_path / hashlib.sha256(f"{url}\n{SHA}\n".encode()).hexdigest() / "a.tar"
     assert path.read_bytes() == BODY
     assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY), sha256=SHA)) == path
     assert server.requested == ["/set/a.tar"]
@@ -235,9 +234,10 @@ def test_a_copy_of_another_version_is_fetched_again(server, tmp_path):
 
 def test_a_copy_that_was_cut_on_the_disk_is_fetched_again(server, tmp_path):
     server.responses["/a.tar"] = [reply()]
-    path = fetch(server.url("/a.tar"), cache=tmp_path)
+    expected = Expected(bytes=len(BODY))
+    path = fetch(server.url("/a.tar"), cache=tmp_path, expected=expected)
     os.truncate(path, 1000)
-    assert fetch(server.url("/a.tar"), cache=tmp_path).read_bytes() == BODY
+    assert fetch(server.url("/a.tar"), cache=tmp_path, expected=expected).read_bytes() == BODY
 
 
 def test_equal_base_names_do_not_meet(server, tmp_path):
@@ -249,11 +249,11 @@ def test_equal_base_names_do_not_meet(server, tmp_path):
     assert signed not in (one, other)
 
 
-@pytest.mark.parametrize("name", ["..", ".lock", ".source.json", "%2e%2e%2f%2e%2e%2fetc", "a%00b", "n" * 300])
+@pytest.mark.parametrize("name", ["..", ".lock", "%2e%2e%2f%2e%2e%2fetc", "a%00b", "n" * 300])
 def test_no_url_names_a_file_outside_of_its_folder(name, tmp_path):
     url = f"http://host/{name}"
-    path = cache_path(url, cache=tmp_path)
-    assert path.parent == tmp_path / hashlib.sha256(url.encode()).hexdigest()
+    path = cache_path(url, cache=tmp_path, expected=Expected())
+    assert path.parent == tmp_path / hashlib.sha256(f"{url}\n\n".encode()).hexdigest()
     assert path.name.strip("._") == path.name.lstrip("._")
     assert not path.name.startswith(".")
     assert len(path.name) <= 200
@@ -289,24 +289,14 @@ def test_a_killed_download_leaves_no_file_that_passes_for_complete(server, tmp_p
     wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*/.*.partial")))
     run.send_signal(signal.SIGKILL)
     run.wait()
-    target = cache_path(url, cache=tmp_path)
+    expected = Expected(bytes=len(BODY), sha256=SHA)
+    target = cache_path(url, cache=tmp_path, expected=expected)
     assert not target.exists()
     assert len(files(tmp_path)) == 1
     assert files(tmp_path)[0].endswith(".partial")
     # Its lock does not outlive it, and what it left is removed.
-    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY)), policy=QUICK).read_bytes() == BODY
+    assert fetch(url, cache=tmp_path, expected=expected, policy=QUICK).read_bytes() == BODY
     assert files(tmp_path) == ["a.tar"]
-
-
-def test_a_file_without_its_record_is_not_trusted(server, tmp_path):
-    server.responses["/a.tar"] = [reply()]
-    url = server.url("/a.tar")
-    path = cache_path(url, cache=tmp_path)
-    path.parent.mkdir()
-    path.write_bytes(b"?" * len(BODY))
-    assert fetch(url, cache=tmp_path, expected=Expected(bytes=len(BODY))).read_bytes() == BODY
-    record = json.loads((path.parent / ".source.json").read_text())
-    assert record == {"url": url, "bytes": len(BODY), "sha256": SHA, "tag": ""}
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, monkeypatch):

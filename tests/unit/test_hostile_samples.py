@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.shards.decode import Decoder
+from datamodules.shards.index import IndexRow, index_path, write_index
 from datamodules.shards.info import collect
 from datamodules.shards.manifest import Manifest, Shard, load_manifest, write_manifest
 from datamodules.shards.reader import read_range
@@ -56,6 +57,8 @@ def write_set(folder: Path, members: list[tuple[str, bytes]], *, samples: int = 
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    end = sum(512 + -(-len(data) // 512) * 512 for _, data in members)
+    write_index(index_path(path), [IndexRow(offset=0, key="s-0", source="x")], end=end)
     shard = Shard(path=path.name, num_samples=samples, bytes=path.stat().st_size, sha256=file_digest(path))
     write_manifest(
         Manifest(folder=folder, name="set", source="x", license="CC0-1.0", num_samples=samples, shards=(shard,))

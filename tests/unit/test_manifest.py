@@ -9,7 +9,7 @@ from PIL import Image
 
 from alignvlm_pl.errors import DataError
 from datamodules.prepare.index import read_samples
-from datamodules.shards.manifest import load_manifest
+from datamodules.shards.manifest import load_manifest, verify_shard
 from datamodules.shards.sample_formats import read_normal
 from datamodules.shards.writer import ShardWriter
 
@@ -51,7 +51,7 @@ def test_a_changed_byte_is_found_by_the_checksum_only(folder):
     path.write_bytes(data)
     assert load_manifest(folder).num_samples == 6
     with pytest.raises(DataError, match=r"set-00000\.tar is damaged: expected sha256 [0-9a-f]{16}"):
-        load_manifest(folder, verify_sha256=True)
+        verify_shard(folder / "set-00000.tar", load_manifest(folder).shards[0], verify_sha256=True)
 
 
 def test_a_folder_without_manifest_is_no_dataset(folder):

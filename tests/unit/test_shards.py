@@ -12,7 +12,7 @@ from PIL import Image
 from alignvlm_pl.errors import DataError
 from datamodules.loading.eval_batches import plan_evaluation
 from datamodules.shards.manifest import Manifest, load_manifest
-from datamodules.shards.reader import ShardReader, read_range, read_shard
+from datamodules.shards.reader import ShardReader, is_no_image, read_range
 from datamodules.shards.writer import ShardWriter
 from datamodules.stream.stream import Location, Source, TrainStream
 
@@ -112,7 +112,7 @@ def test_a_sample_can_be_read_without_its_images(tmp_path):
     with ShardWriter(tmp_path, name="set", source="made", license="CC0-1.0") as out:
         out.add({"messages": [turn]}, [buffer.getvalue()], ["png"])
     (location,) = every_location(load_manifest(tmp_path))
-    raw = ShardReader().read(location, images=False)
+    raw = ShardReader().read(location, wanted=is_no_image)
     assert raw["0.png"] == b""
     assert raw["json"] == ShardReader().read(location)["json"]
     assert ShardReader().row(location).sizes == ((7, 5),)
@@ -199,26 +199,26 @@ def test_a_cut_shard_is_named_wherever_it_was_cut(tmp_path, at):
     # A sample is a header block and a data block, so 1024 and 3072 are member boundaries.
     manifest = damaged(tmp_path, keep_size=False, at=at)
     with pytest.raises(DataError, match=rf"set-00000\.tar is truncated: expected \d+ bytes, found {at}"):
-        list(read_shard(manifest, manifest.shards[0]))
+        list(read_range(manifest))
 
 
-@pytest.mark.parametrize(("at", "found"), [(1024, 1), (3072, 3)])
-def test_a_shard_that_ends_silently_is_found_by_its_count(tmp_path, at, found):
+@pytest.mark.parametrize(("at", "number"), [(1024, 1), (3072, 3)])
+def test_a_shard_that_ends_silently_is_found_by_its_index(tmp_path, at, number):
     manifest = damaged(tmp_path, keep_size=True, at=at, fill=b"\0")
-    with pytest.raises(DataError, match=rf"set-00000\.tar is damaged: expected 4 samples, found {found}"):
-        list(read_shard(manifest, manifest.shards[0]))
+    with pytest.raises(DataError, match=rf"set-00000\.tar is damaged at sample {number} of 4, byte {at}"):
+        list(read_range(manifest))
 
 
 def test_a_broken_header_is_named_with_its_byte(tmp_path):
     manifest = damaged(tmp_path, keep_size=True, at=3072)
-    with pytest.raises(DataError, match=r"damaged after sample 2 of 4 \(byte 3072: broken header"):
-        list(read_shard(manifest, manifest.shards[0]))
+    with pytest.raises(DataError, match=r"damaged at sample 3 of 4, byte 3072 \(byte 3072: broken header"):
+        list(read_range(manifest))
 
 
 def test_a_shard_that_is_no_tar_is_named(tmp_path):
     manifest = damaged(tmp_path, keep_size=True, at=0)
-    with pytest.raises(DataError, match=r"set-00000\.tar is damaged after sample 0 of 4 \("):
-        list(read_shard(manifest, manifest.shards[0]))
+    with pytest.raises(DataError, match=r"set-00000\.tar is damaged at sample 0 of 4, byte 0 \("):
+        list(read_range(manifest))
 
 
 def test_a_field_that_is_there_twice_is_an_error(tmp_path):
@@ -230,4 +230,4 @@ def test_a_field_that_is_there_twice_is_an_error(tmp_path):
             tar.addfile(tarfile.TarInfo("a.json"))
     assert path.stat().st_size == size
     with pytest.raises(DataError, match=r"duplicate file name in tar"):
-        list(read_shard(manifest, manifest.shards[0]))
+        list(read_range(manifest))

@@ -1,4 +1,4 @@
-"""`shards info`: counts, quantiles and histograms by source, with and without a model."""
+"""`shards info`: counts and quantiles by source, with and without a model."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 from alignvlm_pl.cli import main
 from alignvlm_pl.cli.shards import load_model
 from alignvlm_pl.preprocessing.tiling import Tiling
-from datamodules.shards.info import Model, collect, histogram
+from datamodules.shards.info import Model, collect
 from datamodules.shards.writer import ShardWriter
 
 
@@ -50,11 +50,6 @@ def test_a_model_counts_tokens(folder):
     found = collect(folder, model)[0]
     assert found["forms"]["prompt tokens"] == [2, 4, 6]
     assert found["forms"]["visual tokens"] == [7, 14, 21]
-
-
-def test_histogram_heights():
-    assert histogram([0, 1, 1, 23]) == "▄█" + " " * 21 + "▄"
-    assert len(histogram([0, 0])) == 24
 
 
 def test_the_command_prints_a_table_a_source(folder, capsys):

@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from alignvlm_pl.errors import DataError
-from datamodules.loading.loader import ShardLoader, WorkerItem
+from datamodules.loading.loader import ShardLoader, WorkerItem, worker_and_count
 from tests.drills.launch import ROOT, Finished, end_program
 
 LOCK = threading.Lock()
@@ -135,3 +135,32 @@ def test_a_worker_that_is_stopped_is_reported_and_killed_when_the_loader_closes(
     os.kill(pid, signal.SIGSTOP)
     loader.close()  # waits some seconds first
     assert pid not in [worker.pid for worker in multiprocessing.active_children()]
+
+
+class Uneven(IterableDataset):
+    """The last worker has ended when the first one's batch comes."""
+
+    def __iter__(self):
+        worker, _ = worker_and_count()
+        time.sleep(3 * (worker == 0))
+        yield WorkerItem(batch={"sources": [worker]})
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_ended_is_not_dead():
+    loader = ShardLoader(Uneven(), num_batches=2, num_workers=2, stall_seconds=5)
+    assert [batch["sources"] for batch in loader] == [[0], [1]]
+
+
+class Broken(IterableDataset):
+    def __iter__(self):
+        yield WorkerItem(batch={"sources": [0]})
+        raise RuntimeError("the read timed out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_that_speaks_of_time_is_not_waited_for(num_workers):
+    loader = ShardLoader(Broken(), num_batches=2, num_workers=num_workers, stall_seconds=5)
+    with pytest.raises(RuntimeError, match="the read timed out"):
+        list(loader)
