@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.errors import ConfigError, require_known
 
 _KINDS = {
     "jsonl": ("datamodules.prepare.jsonl", "DocDownstream-style jsonl and images -> shards and manifest"),
@@ -45,8 +45,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(f"  {kind:13s} {summary}\n")
         return 0
     kind, *rest = argv
-    if kind not in _KINDS:
-        raise ConfigError(f"prepare: unknown kind '{kind}'; {nearest(kind, _KINDS)}")
+    require_known(kind, _KINDS, f"prepare: unknown kind '{kind}'")
     module = import_module(_KINDS[kind][0])
     if hasattr(module, "main"):
         module.main(rest)

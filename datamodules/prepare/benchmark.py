@@ -33,7 +33,7 @@ from ..shards.writer import ShardWriter
 from ..storage.fetching import file_digest
 from ..storage.file_kinds import path_text
 from .sources.images import EncodedImage, ImageFolder, image_names
-from .sources.json_files import json_lines, numbered_lines, parse_object, require_lines
+from .sources.json_files import parse_object, raw_lines, require_lines
 from .sources.source import SourceSample, checked_image, or_error
 
 POINTER_LENGTH = 64
@@ -197,7 +197,7 @@ class DocDownstreamTest:
         origin = next((source.url for source in self.benchmark.sources if source.format == "docdownstream"), "")
         gold = _Gold(self.meta, origin) if self.meta else None
         require_lines(self.path)
-        questions = list(numbered_lines(self.path))
+        questions = list(raw_lines(self.path))
         if gold and len(gold.names) != len(questions):
             raise DataError(
                 f"{gold.folder / 'metadata.jsonl'} has {len(gold.names)} lines, {self.path} has {len(questions)} "
@@ -210,7 +210,7 @@ class DocDownstreamTest:
     def _corpus(self) -> bool:
         return any(scoring.metric == "document_f1" for scoring in self.benchmark.scorings)
 
-    def _sample(self, text: str, gold: "_Gold | None", index: int, where: str) -> SourceSample:
+    def _sample(self, text: bytes, gold: "_Gold | None", index: int, where: str) -> SourceSample:
         given = parse_object(text, where=where)
         names = image_names(given, where=where)
         record = convert_docdownstream(given, num_images=len(names), where=where)
@@ -309,10 +309,10 @@ def _objects(path: Path, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(
             f"there is no {path}; it comes with DocDownstream in meta/<Dataset>/test, to be fetched from {origin}"
         )
-    for where, entry in json_lines(path):
-        if isinstance(entry, SampleError):
-            raise entry
-        yield where, entry
+    require_lines(path)
+    for number, line in raw_lines(path):
+        where = f"{path}, line {number}"
+        yield where, parse_object(line, where=where)
 
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.errors import require_known
 
 from ..storage.file_kinds import path_text
 from .input_files import fetched_list, find_list, image_folder
@@ -36,8 +36,7 @@ class DocDownstreamFolder(RecordFile):
         records = parsed(text for _, text in self.raw())
         names = {str(record.get("dataset_name")) for record in records if isinstance(record, Mapping)}
         for name in self.sources:
-            if name not in names:
-                raise ConfigError(f"--sources: {self.label} has no lines of {name!r}; {nearest(name, names)}")
+            require_known(name, names, f"--sources: {self.label} has no lines of {name!r}")
 
     def is_wanted(self, given: dict[str, Any]) -> bool:
         return not self.sources or given.get("dataset_name") in self.sources

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from alignvlm_pl.errors import DataError
@@ -17,7 +18,7 @@ from datamodules.prepare.jsonl import JsonlData
 from datamodules.prepare.pack import spool
 from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
-from datamodules.prepare.pack.work_folder import WorkFolder, lock_file
+from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.shards.manifest import load_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +88,12 @@ def kill_when(ready: Callable[[], bool], raw: Path, out: Path, *, workers: int) 
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < end
         time.sleep(0.002)
+    own = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # Its own processes end by themselves, a moment later.
-    lock_file(WorkFolder(out).workers_lock, patience_s=20).close()
+    while any(Path("/proc", number).exists() for number in own):
+        assert time.monotonic() < end, "a process outlives the run that started it"
+        time.sleep(0.01)
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
@@ -198,7 +201,7 @@ def test_the_work_on_another_dataset_is_removed_with_a_warning(raw, tmp_path, ca
 def test_two_runs_do_not_write_to_one_folder(raw, tmp_path):
     (tmp_path / "set" / ".prepare").mkdir(parents=True)
     with (
-        lock_file(tmp_path / "set" / ".prepare" / "run.lock"),
+        FileLock(tmp_path / "set" / ".prepare" / "run.lock"),
         pytest.raises(DataError, match=r"another run is packing into .*set"),
     ):
         pack(data(raw), options(tmp_path / "set"))

@@ -240,7 +240,7 @@ def test_foreign_shards_are_indexed(root, capsys):
                 tar.add(root / "text", f"{shard:05d}{number:04d}.txt")
     assert main(["index", str(folder), "--license", "other"]) == 0
     assert "7 samples in 2 shards" in capsys.readouterr().out
-    manifest = load_manifest(folder, verify_sha256=True)
+    manifest = load_manifest(folder)
     assert [shard.num_samples for shard in manifest.shards] == [3, 4]
     assert len(list(read_range(manifest, 0, 7))) == 7
 

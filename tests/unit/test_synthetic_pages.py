@@ -16,10 +16,9 @@ from datamodules.prepare.synthetic import KINDS, PAGE_KINDS, Document, generate_
 from datamodules.prepare.synthetic.command import main
 from datamodules.prepare.synthetic.generate import PAGE_LAYOUTS
 from datamodules.prepare.synthetic.lexicon import lexicon_digest, prints
-from datamodules.prepare.synthetic.questions import RECEIPT
 from datamodules.prepare.synthetic.sheet import Sheet
 from datamodules.prepare.synthetic.style import draw_page_style
-from datamodules.prepare.synthetic.usual import CASH, CHANGES, CURRENCIES, USUAL, fill
+from datamodules.prepare.synthetic.words import CURRENCIES, LABELS, RECEIPT_QUESTIONS, USUAL
 from datamodules.shards.manifest import load_manifest
 
 SEEDS = range(8)
@@ -33,7 +32,7 @@ def _page(seed: int, kind: str, split: str) -> Document:
 
 def _usual_answers(page: Document) -> dict[str, str]:
     """Answers of the four usual questions by name, whichever way they are asked."""
-    names = {text: name for name, texts in RECEIPT.items() for text in (*texts, f"What is the {name}?")}
+    names = {text: name for name, texts in RECEIPT_QUESTIONS.items() for text in (*texts, f"What is the {name}?")}
     return {names[turn.text]: turn.answer for turn in page.turns if turn.text in names}
 
 
@@ -115,13 +114,15 @@ def test_the_usual_questions_come_first_of_all() -> None:
         settings = {"width": 768, "num_questions": 4, "transcription_share": 0.0}
         page = generate_document(seed, split="train", kind="receipt-page", **settings)  # type: ignore[arg-type]
         orders.add(tuple(_usual_answers(page)))
-        assert len(page.turns) == 4 and set(_usual_answers(page)) == set(RECEIPT)
+        assert len(page.turns) == 4 and set(_usual_answers(page)) == set(RECEIPT_QUESTIONS)
     assert len(orders) > 2
 
 
 def _amount(page: Document, labels: Sequence[str]) -> int | None:
     """Return the amount in cents of the row with one of these labels."""
-    names = "|".join({re.escape(fill(label, currency=currency)) for label in labels for currency in CURRENCIES})
+    names = "|".join(
+        {re.escape(label.format(tax="", rate=0, currency=currency)) for label in labels for currency in CURRENCIES}
+    )
     pattern = rf"({names})[ :]*(?:{'|'.join(map(re.escape, CURRENCIES))})? ?([\d,]+\.\d\d)"
     rows = [re.fullmatch(pattern, line["text"], re.IGNORECASE) for line in page.lines]
     found = [row[2] for row in rows if row]
@@ -132,7 +133,7 @@ def test_what_was_paid_less_the_total_is_the_change() -> None:
     checked = 0
     for seed, split in product(SEEDS, ("train", "heldout")):
         page = _page(seed, "receipt-page", split)
-        cash, change = _amount(page, CASH), _amount(page, CHANGES)
+        cash, change = _amount(page, LABELS["cash"]), _amount(page, LABELS["changes"])
         if cash is not None and change is not None:
             assert cash - int(re.sub(r"\D", "", _usual_answers(page)["total"])) == change, seed
             checked += 1

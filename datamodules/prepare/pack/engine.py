@@ -132,7 +132,7 @@ class Engine:
         shards = [job.finished(planned) for planned in plan]
         missing = [planned for planned, shard in zip(plan, shards, strict=True) if shard is None]
         check_space(self.options.out, sum(planned.bytes for planned in missing))
-        written = run_jobs(job, missing, workers=self.options.workers, lock=self.work.workers_lock)
+        written = run_jobs(job, missing, workers=self.options.workers)
         finished: list[Shard] = []
         total = sum(len(planned.places) for planned in plan)
         with closing(written), tqdm(total=total, unit="sample", desc="write") as bar:
@@ -149,12 +149,10 @@ class Engine:
             "samples": total.overlap,
             "dropped": options.drop_overlap,
         }
-        report = {
-            "read": total.read,
+        counts = {"read": total.read, "skipped": dict(sorted(total.skipped.counts.items())), "pictures": images}
+        report = counts | {
             "written": total.written,
-            "skipped": dict(sorted(total.skipped.counts.items())),
             "problems": total.problems,
-            "pictures": images,
             "repeated_ids": repeated,
             "benchmark_overlap": overlap | {"first": total.overlap_first},
         }
@@ -170,10 +168,8 @@ class Engine:
             extra={
                 "seed": options.seed,
                 "origin": self.raw.name,
-                "read": total.read,
-                "skipped": report["skipped"],
+                **counts,
                 "skipped_first": dict(sorted(total.skipped.messages.items())),
-                "pictures": images,
                 "repeated_ids": repeated["samples"],
                 "benchmark_overlap": overlap,
             },

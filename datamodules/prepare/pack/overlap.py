@@ -18,9 +18,8 @@ from alignvlm_pl.errors import DataError
 from alignvlm_pl.preprocessing.imaging import load_image
 
 from ...shards.manifest import MANIFEST_NAME, load_manifest
-from ...shards.reader import read_shard
+from ...shards.reader import is_image, read_range
 from ...storage.fetching import file_digest
-from ...storage.file_kinds import IMAGE_ENDINGS
 from ..sources.images import image_paths
 from .work_folder import files_digest, write_array
 
@@ -139,13 +138,7 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
         for path in image_paths(folder):
             yield str(folder / path), (folder / path).read_bytes()
         return
-    manifest = load_manifest(folder)
-    for shard in manifest.shards:
-        for raw in read_shard(manifest, shard, wanted=_is_image):
-            for name, data in raw.items():
-                if _is_image(name):
-                    yield f"{raw['__url__']}/{raw['__key__']}.{name}", data
-
-
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS
+    for raw in read_range(load_manifest(folder), wanted=is_image):
+        for name, data in raw.items():
+            if is_image(name):
+                yield f"{raw['__url__']}/{raw['__key__']}.{name}", data

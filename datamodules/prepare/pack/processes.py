@@ -10,12 +10,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from alignvlm_pl.errors import DataError
-
-from .work_folder import lock_file
 
 Result = TypeVar("Result")
 _AHEAD = 2
@@ -24,13 +21,10 @@ _job: Callable[[Any], Any] | None = None
 """The job of this worker process, set when it starts."""
 
 
-def run_jobs(
-    job: Callable[[Any], Result], tasks: Iterable[Any], *, workers: int, lock: Path
-) -> Generator[Result, None, None]:
+def run_jobs(job: Callable[[Any], Result], tasks: Iterable[Any], *, workers: int) -> Generator[Result, None, None]:
     """Yield `job(task)` for each task, in the order of the tasks, which are read as they are needed.
 
-    The job is pickled once into each process, which keeps the file `lock` locked while it lives. With one worker, or
-    for a single task, there are no processes.
+    The job is pickled once into each process. With one worker, or for a single task, there are no processes.
 
     Raises:
         DataError: A process was killed; else what the first failing task raises.
@@ -43,7 +37,7 @@ def run_jobs(
         return
     # Not forked: a copy of a process with threads, such as that of a progress bar, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job, lock))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,))
     waiting: deque[Future[Result]] = deque()
     try:
         for task in tasks:
@@ -54,19 +48,18 @@ def run_jobs(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"one of {workers} processes was killed, most likely for its memory; run the same command again to resume, "
-            "with fewer --workers if it happens again"
+            f"one of {workers} processes was killed, most likely for its memory; run the same command again, with "
+            "fewer processes if it happens again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start(job: Callable[[Any], Any], lock: Path) -> None:
+def _start(job: Callable[[Any], Any]) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    locked = lock_file(lock, shared=True, patience_s=1.0)
-    threading.Thread(target=_end_with_parent, args=(locked,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _run(task: Any) -> Any:
@@ -74,8 +67,8 @@ def _run(task: Any) -> Any:
     return _job(task)
 
 
-def _end_with_parent(locked: BinaryIO) -> None:
-    """Keep the lock until the parent process ends, whatever the reason, and exit: nobody would wait for the result."""
+def _end_with_parent() -> None:
+    """Exit when the parent process ends, whatever the reason: nobody would wait for the result."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -129,7 +129,7 @@ class Spool:
             return report
         total = limit if num_rows is None else min(num_rows, limit or num_rows)
         batches = _batches(job.raw, report)
-        converted = run_jobs(job, batches, workers=self._options.workers, lock=self._work.workers_lock)
+        converted = run_jobs(job, batches, workers=self._options.workers)
         with closing(converted), tqdm(total=total, initial=report.read, unit="row", desc="read") as bar:
             rows = chain.from_iterable(converted)
             while not report.finished:

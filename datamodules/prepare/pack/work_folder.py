@@ -1,18 +1,17 @@
-"""The working folder of an unfinished `pack`: identity of the run, locks, spooled samples, finished shards."""
+"""The working folder of an unfinished `pack`: identity of the run, lock, spooled samples, finished shards."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from alignvlm_pl import __version__
 from alignvlm_pl.errors import DataError
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 WORK_FOLDER = ".prepare"
 _FORMAT = 3
 _NOT_DECIDING = ("out", "workers", "overwrite")
-_PATIENCE_S = 30.0
 
 
 class WorkFolder:
@@ -35,9 +33,8 @@ class WorkFolder:
         self.path = out / WORK_FOLDER
         self.spool = self.path / "spool"  # samples in the order of their rows
         self.packed = self.path / "packed"  # records of finished shards
-        self.workers_lock = self.path / "workers.lock"  # every process of a run keeps it locked
         self._identity = self.path / "identity.json"
-        self._lock: BinaryIO | None = None
+        self._lock = FileLock(self.path / "run.lock")
 
     def spool_file(self, number: int, ending: str) -> Path:
         """Return a file of the first pass: ``tar``, samples; ``rows.npy`` and ``images.npy``; ``json``, its report.
@@ -58,10 +55,14 @@ class WorkFolder:
             return False
 
     def lock(self) -> None:
-        """Wait for the processes of a killed run, and raise DataError where another run uses the folder."""
+        """Raise DataError where another run uses the folder; nothing is locked where there are no locks."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_file(self.path / "run.lock")
-        lock_file(self.workers_lock, patience_s=_PATIENCE_S).close()
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(f"another run is packing into {self.path.parent}; wait for it or end it first") from None
+        except (OSError, NotImplementedError):
+            pass
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Create the subfolders and write the identity."""
@@ -82,9 +83,7 @@ class WorkFolder:
 
     def close(self) -> None:
         """Unlock the folder and keep it for the next run."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -95,30 +94,6 @@ class WorkFolder:
 def fetched_folder(out: Path) -> Path:
     """Return the folder of the copies of remote files, while `pack` writes to the folder `out`."""
     return out / WORK_FOLDER / "fetched"
-
-
-def lock_file(path: Path, *, shared: bool = False, patience_s: float = 0.0) -> BinaryIO:
-    """Lock a file, created if missing, until the returned one is closed; nothing is locked where there are no locks.
-
-    Raises:
-        DataError: Another process has locked it, and not just shared as this one, for `patience_s` seconds.
-    """
-    stream = path.open("ab")
-    end = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() > end:
-                stream.close()
-                raise DataError(
-                    f"another run is packing into {path.parent.parent}; wait for it or end it first"
-                ) from None
-            time.sleep(0.05)
-            continue
-        except OSError:
-            pass  # there are no locks here
-        return stream
 
 
 def identity_of(raw: RawData, options: PackOptions, known: Sequence[str]) -> dict[str, Any]:

@@ -103,21 +103,17 @@ def _is_numbers(kind: Any, listed: bool = False) -> bool:
 
 
 def _rows(table: Any, file: StoredFile, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    batches = table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
     number = 0
-    while True:
-        try:
-            batch = next(batches, None)
-        except MemoryError:
-            raise
-        except Exception as error:  # pyarrow's errors have no common class
-            message = f"{file.path} does not read after row {number} ({_first_line(error)}); fetch the file again"
-            raise DataError(message) from error
-        if batch is None:
-            return
-        for row in batch.to_pylist():
-            yield f"{file.path}, row {number}", row
-            number += 1
+    try:
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False):
+            for row in batch.to_pylist():
+                yield f"{file.path}, row {number}", row
+                number += 1
+    except MemoryError:
+        raise
+    except Exception as error:  # pyarrow's errors have no common class
+        message = f"{file.path} does not read after row {number} ({_first_line(error)}); fetch the file again"
+        raise DataError(message) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from alignvlm_pl.errors import ConfigError
 
 from ..pack.options import require_at_least
-from .questions import RECEIPT
+from .words import RECEIPT_QUESTIONS
 from .write import DOCUMENT_KINDS, PAGE_WEIGHTS, write_split
 
 
@@ -54,9 +54,8 @@ def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         asked |= {"questions_per_document": args.page_questions}
         datasets["pages"] = {"split": "train", "num_documents": args.pages, "kinds": args.page_kinds, **size, **asked}
         # The usual questions only, which come first.
-        datasets["heldout-receipt-pages"] = {
-            **datasets["heldout-receipts"], **size, "kinds": ["receipt-page"], "questions_per_document": len(RECEIPT),
-        }  # fmt: skip
+        size |= {"questions_per_document": len(RECEIPT_QUESTIONS)}
+        datasets["heldout-receipt-pages"] = {**datasets["heldout-receipts"], **size, "kinds": ["receipt-page"]}
     return {name: settings for name, settings in datasets.items() if settings["num_documents"] > 0}
 
 

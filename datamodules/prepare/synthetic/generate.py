@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from alignvlm_pl.errors import ConfigError, nearest
 
 from ...shards.sample_formats import conversation
-from . import layouts, pages, questions
+from . import layouts, pages
 from .lexicon import check_split
 from .receipt_page import receipt_page
 from .sheet import Question, Segment, Sheet
 from .style import COLUMN_WIDTH_PX, ROW_HEIGHT_PX, Style, draw_page_style, draw_style
+from .words import QUESTIONS
 
 Box = tuple[float, float, float, float]
 _PAD = 6
@@ -28,17 +29,12 @@ _MOST_SKEW_PX = 3.0
 """How far the ends of a line of a skewed whole page may leave its row."""
 
 
-class Rendered(NamedTuple):
-    """A grey-level page, the same as a ``png`` or ``jpg`` file, and the box of each segment of its sheet in px."""
+def render_sheet(sheet: Sheet) -> tuple[Image.Image, bytes, str, list[Box]]:
+    """Draw a sheet; the same sheet and random state give the same bytes.
 
-    image: Image.Image
-    encoded: bytes
-    extension: str
-    boxes: list[Box]
-
-
-def render_sheet(sheet: Sheet) -> Rendered:
-    """Draw a sheet; the same sheet and random state give the same bytes."""
+    Returns:
+        A grey-level page, the same as a file, its ending ``png`` or ``jpg``, and the box of each segment in px.
+    """
     rng, style = sheet.rng, sheet.style
     page = Image.new("L", (sheet.width, sheet.num_rows * ROW_HEIGHT_PX), style.paper)
     _draw_shapes(page, sheet)
@@ -48,7 +44,7 @@ def render_sheet(sheet: Sheet) -> Rendered:
         page, boxes = _skew(page, boxes, rng.gauss(0, sheet.skew_deg), _CUT_AT * sheet.skew_deg, style.paper)
     if rng.random() < sheet.fault_share:
         page = _degrade(page, style, rng)
-    return Rendered(*_encode(page, rng), boxes)
+    return *_encode(page, rng), boxes
 
 
 def _draw_shapes(page: Image.Image, sheet: Sheet) -> None:
@@ -258,12 +254,10 @@ def generate_document(
     if whole:
         sheet.skew_deg = math.degrees(_MOST_SKEW_PX / (width / 2)) / _CUT_AT
     (PAGE_LAYOUTS if whole else LAYOUTS)[kind](sheet)
-    page = render_sheet(sheet)
-    lines = _lines(sheet, page.boxes)
+    image, encoded, extension, boxes = render_sheet(sheet)
+    lines = _lines(sheet, boxes)
     turns = _turns(sheet, lines, num_questions, 1.0 if kind == "lines" else transcription_share)
-    return Document(
-        kind=kind, image=page.image, encoded=page.encoded, extension=page.extension, turns=turns, lines=lines
-    )
+    return Document(kind=kind, image=image, encoded=encoded, extension=extension, turns=turns, lines=lines)
 
 
 def _lines(sheet: Sheet, boxes: list[Box]) -> list[dict[str, Any]]:
@@ -293,5 +287,5 @@ def _turns(sheet: Sheet, lines: list[dict[str, Any]], num_questions: int, transc
     if rng.random() < transcription_share or not chosen:
         text = "\n".join(line["text"] for line in lines)
         # Last, or the other answers could be copied from it instead of being read off the page.
-        chosen = [*chosen[: num_questions - 1], Question(text=rng.choice(questions.TRANSCRIBE), answer=text)]
+        chosen = [*chosen[: num_questions - 1], Question(text=rng.choice(QUESTIONS["transcribe"]), answer=text)]
     return chosen

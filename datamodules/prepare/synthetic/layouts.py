@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import makers, questions
+from . import makers
 from .lexicon import alphanumerics, belongs, read_table
 from .sheet import Shape, Sheet
 from .style import ROW_HEIGHT_PX
+from .words import QUESTIONS
 
 _SUM_KEYS = "Total,TOTAL,Amount,Sum,Total due,Net total,Grand total,Balance,Cash,To pay".split(",")
 _SIGNS = ("", "", "", "$", "RM")
@@ -60,16 +61,16 @@ def form(sheet: Sheet) -> None:
     shape = sheet.rng.choices((_inline, _columns, _stacked), (50, 35, 15))[0]
     pairs = shape(sheet, rows)
     for key, value in pairs:
-        sheet.ask(questions.FIELD, key, answer=value)
+        sheet.ask(QUESTIONS["field"], key, answer=value)
     for key, value in pairs:
         if sheet.rng.random() < 0.15:
-            sheet.ask(questions.KEY, value, answer=key)
+            sheet.ask(QUESTIONS["key"], value, answer=key)
 
 
 def _title(sheet: Sheet, row: int, maker: makers.Maker) -> None:
     title = sheet.make(maker, sheet.space, bold=True)
     sheet.put(title, row, align=sheet.rng.choice(("left", "centre")), bold=True)
-    sheet.ask(questions.TITLE, answer=title)
+    sheet.ask(QUESTIONS["title"], answer=title)
 
 
 def _key_and_maker(sheet: Sheet, max_px: float, *, bold: bool = False) -> tuple[str, makers.Maker]:
@@ -146,7 +147,7 @@ def receipt(sheet: Sheet) -> None:
     rows = list(range(sheet.num_rows))
     name = sheet.make(makers.company, sheet.space, bold=True)
     sheet.put(name, rows.pop(0), align=rng.choice(("centre", "centre", "left")), bold=rng.random() < 0.5)
-    sheet.ask(questions.COMPANY, answer=name)
+    sheet.ask(QUESTIONS["company"], answer=name)
     if len(rows) > 2 and rng.random() < (0.3 if len(rows) == 3 else 0.7):
         row = rows.pop(0)
         kind = rng.choice((makers.date, makers.phone, makers.code, makers.date))
@@ -194,9 +195,9 @@ def _receipt_row(sheet: Sheet, row: int, value: str, *, last: bool) -> None:
         label = sheet.make(makers.phrase, space, bold=bold)
     colon = ":" if rng.random() < 0.4 and sheet.width_of(label + ":", bold=bold) <= space else ""
     sheet.put(label + colon, row, left=left, bold=bold)
-    sheet.ask(questions.FIELD if last else questions.PRICE, label, answer=value)
+    sheet.ask(QUESTIONS["field"] if last else QUESTIONS["price"], label, answer=value)
     if not last and rng.random() < 0.3:
-        sheet.ask(questions.ITEM, value, answer=label)
+        sheet.ask(QUESTIONS["item"], value, answer=label)
 
 
 def table(sheet: Sheet) -> None:
@@ -215,10 +216,7 @@ def table(sheet: Sheet) -> None:
             sheet.put(text, row, left=left, right=right, align=align, knockout=knockout and head, bold=bold and head)
     header, *body = cells
     for texts in body:
-        for name, text in zip(header[1:], texts[1:], strict=True):
-            sheet.ask(questions.CELL, name, texts[0], answer=text)
-            if rng.random() < 0.3:
-                sheet.ask(questions.ROW, header[0], name, text, answer=texts[0])
+        sheet.ask_cells(header, texts, row_share=0.3)
 
 
 def _column_edges(sheet: Sheet, num_columns: int) -> list[tuple[float, float]]:
@@ -303,15 +301,15 @@ def chart(sheet: Sheet) -> None:
     """Bars with a label and a printed value each, lying or standing."""
     values = _upright(sheet) if sheet.rng.random() < 0.45 else _lying(sheet)
     for label, text, _ in values:
-        sheet.ask(questions.BAR, label, answer=text)
+        sheet.ask(QUESTIONS["bar"], label, answer=text)
         if sheet.rng.random() < 0.3:
-            sheet.ask(questions.BAR_OF, text, answer=label)
+            sheet.ask(QUESTIONS["bar_of"], text, answer=label)
     ordered = sorted(values, key=lambda entry: entry[2])
     largest_share, smallest_share = _SUPERLATIVE_SHARES[sheet.split]
     if sheet.rng.random() < largest_share:
-        sheet.ask(questions.LARGEST, answer=ordered[-1][0])
+        sheet.ask(QUESTIONS["largest"], answer=ordered[-1][0])
     if sheet.rng.random() < smallest_share:
-        sheet.ask(questions.SMALLEST, answer=ordered[0][0])
+        sheet.ask(QUESTIONS["smallest"], answer=ordered[0][0])
 
 
 def _bar_values(sheet: Sheet, count: int, label_px: float, value_px: float) -> list[tuple[str, str, float]]:

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
-from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.errors import ConfigError, require_known
 
 from .resources import package_files, package_folder
 
@@ -74,8 +74,7 @@ def belongs(text: str, split: str, *, usual: Collection[str] = ()) -> bool:
 
 def check_split(split: str) -> None:
     """Raise a ConfigError for a split that does not exist."""
-    if split not in SPLITS:
-        raise ConfigError(f"split of a synthetic dataset: unknown {split!r}; {nearest(split, SPLITS)}")
+    require_known(split, SPLITS, f"split of a synthetic dataset: unknown {split!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

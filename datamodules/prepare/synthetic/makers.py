@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from .lexicon import Lexicon, alphanumerics, belongs, load_lexicon
+from .words import MONTHS
 
 Maker = Callable[[Random, Lexicon], str]
 _UPPER, _LOWER, _DIGITS = string.ascii_uppercase, string.ascii_lowercase, string.digits
 _MARKS = "#:/-()*&@.,%+=_'!?$<>[]\";|~^{}\\`"
 _STREETS = "Street St. Road Rd. Avenue Ave Lane Drive Way Jalan Court Plaza Park".split()
 _FIRMS = "Ltd,Inc.,GmbH,Co.,Sdn Bhd,LLC,S.A.,B.V.,PLC,& Sons,Trading,Group,Bros.".split(",")
-_MONTHS = "January February March April May June July August September October November December".split()
-_MONTH_WORDS = (*_MONTHS, *(month[:3] for month in _MONTHS))
+_MONTH_WORDS = (*MONTHS, *(month[:3] for month in MONTHS))
 _DAYS = tuple(f"{day:02d}" for day in range(1, 32)) + tuple(str(day) for day in range(1, 10))
 _YEARS = tuple(str(year) for year in range(1960, 2040))
 _CURRENCY_WORDS = "RM EUR USD CHF GBP SEK SGD AUD NOK PLN DKK CAD Rs kr".split()

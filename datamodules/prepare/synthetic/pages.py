@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import Any
 
-from . import makers, questions
+from . import makers
 from .lexicon import alphanumerics, belongs, load_lexicon
 from .sheet import Segment, Shape, Sheet
 from .style import MIN_PITCH_PX, ROW_HEIGHT_PX
-from .usual import MONTHS, USUAL
+from .words import MONTHS, QUESTIONS, USUAL
 
 GAP_PX = 18
 """Least distance of two texts of one row."""
@@ -72,10 +72,8 @@ class Cursor:
 
         def make() -> str:
             day, month, year = rng.randint(1, 28), rng.randint(1, 12), str(rng.randint(2006, 2027))
-            mark, name = (
-                rng.choice("//-."),
-                rng.choice((MONTHS[month - 1][:3], MONTHS[month - 1][:3], MONTHS[month - 1])),
-            )
+            mark, long = rng.choice("//-."), MONTHS[month - 1]
+            name = rng.choice((long[:3], long[:3], long))
             short, full = (mark.join((f"{day:02d}", f"{month:02d}", number)) for number in (year[2:], year))
             shapes = (
                 full, full, full, short, short, f"{day}{mark}{month}{mark}{year}",
@@ -127,10 +125,8 @@ class Cursor:
         if not self.chance(share):
             return
         sheet, y = self.sheet, (self.row + 0.5) * ROW_HEIGHT_PX
-        look, tone = (
-            sheet.rng.choice(("dashes", "dashes", "dashes", "double", "stars", "dots", "line")),
-            sheet.rng.uniform(0.6, 1),
-        )
+        look = sheet.rng.choice(("dashes", "dashes", "dashes", "double", "stars", "dots", "line"))
+        tone = sheet.rng.uniform(0.6, 1)
         if look == "line":
             sheet.rule(y, px=sheet.rng.choice((1, 2, 3)))
         width, step = {"dots": (1.0, 6.0), "stars": (7.0, 14.0)}.get(
@@ -164,7 +160,7 @@ def _titled(sheet: Sheet) -> Cursor:
     page = Cursor(sheet=sheet, row=sheet.rng.randint(0, 2))
     rng, title = sheet.rng, sheet.make(makers.phrase, sheet.space / 1.4, bold=True)
     page.line(title, align=rng.choice(("left", "centre")), bold=True, scale=rng.choice((1.0, 1.2, 1.4)))
-    sheet.ask(questions.TITLE, answer=title)
+    sheet.ask(QUESTIONS["title"], answer=title)
     return page
 
 
@@ -206,9 +202,9 @@ def _form_row(page: Cursor, columns: int, *, bold: bool, colon: str) -> None:
         value = sheet.make(chosen, width - key_px - GAP_PX)
         page.put(key + colon, left=left, bold=bold)
         page.put(value, left=left + key_px + GAP_PX)
-        sheet.ask(questions.FIELD, key, answer=value)
+        sheet.ask(QUESTIONS["field"], key, answer=value)
         if page.chance(0.15):
-            sheet.ask(questions.KEY, value, answer=key)
+            sheet.ask(QUESTIONS["key"], value, answer=key)
     page.row += 1
 
 
@@ -242,7 +238,7 @@ def table_page(sheet: Sheet) -> None:
             page.put(text, left=left, right=right, align=align, bold=bold and not header, knockout=dark)
         page.row += 1
         if header:
-            _ask_cells(page, header, texts)
+            sheet.ask_cells(header, texts, row_share=0.2)
         header = header or texts
     if look == "grid":
         for x in (*(left - GAP_PX / 2 for left, _ in edges), sheet.right + GAP_PX / 2):
@@ -252,10 +248,3 @@ def table_page(sheet: Sheet) -> None:
     if page.chance(0.4):
         page.line(sheet.make(makers.phrase, sheet.space))
     page.finish()
-
-
-def _ask_cells(page: Cursor, header: list[str], texts: list[str]) -> None:
-    for name, text in zip(header[1:], texts[1:], strict=True):
-        page.sheet.ask(questions.CELL, name, texts[0], answer=text)
-        if page.chance(0.2):
-            page.sheet.ask(questions.ROW, header[0], name, text, answer=texts[0])

@@ -8,9 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import questions, usual
 from .pages import GAP_PX, Cursor
 from .sheet import Question, Sheet
+from .words import (
+    COLUMNS,
+    CURRENCIES,
+    LABELS,
+    PLACES,
+    QUESTIONS,
+    RATES,
+    RECEIPT_QUESTIONS,
+    SUMMARY_HEADS,
+    TAXES,
+)
 
 _NOTES = (5, 10, 20, 50, 100)
 _TRIES = 200
@@ -68,23 +78,26 @@ class Receipt:
 
     def label(self, options: Sequence[str], max_px: float = 1e9, *, bold: bool = False) -> str:
         """Choose a usual label and put the tax and the currency into it."""
-        filled = [usual.fill(option, tax=self.tax, rate=self.rate, currency=self.currency) for option in options]
-        return self.page.label(filled, max_px, bold=bold)
+        return self.page.label([self.filled(option) for option in options], max_px, bold=bold)
+
+    def filled(self, text: str) -> str:
+        """Put the tax and the currency into a text."""
+        return text.format(tax=self.tax, rate=self.rate, currency=self.currency)
 
     def ask_usual(self, name: str, answer: str) -> None:
         """Add one of the four questions that each receipt answers, under its usual name half of the time."""
-        text = self.sheet.rng.choice((f"What is the {name}?", self.sheet.rng.choice(questions.RECEIPT[name])))
+        text = self.sheet.rng.choice((f"What is the {name}?", self.sheet.rng.choice(RECEIPT_QUESTIONS[name])))
         self.sheet.usual.append(Question(text=text, answer=answer))
 
 
 def receipt_page(sheet: Sheet) -> None:
     """Write all blocks of a receipt, from top to bottom."""
     rng = sheet.rng
-    currency, page = rng.choice(usual.CURRENCIES), Cursor(sheet=sheet, row=rng.randint(1, 3))
+    currency, page = rng.choice(CURRENCIES), Cursor(sheet=sheet, row=rng.randint(1, 3))
     receipt = Receipt(
         page=page,
-        tax=rng.choice(usual.TAXES),
-        rate=rng.choice(usual.RATES),
+        tax=rng.choice(TAXES),
+        rate=rng.choice(RATES),
         currency=currency,
         sign=currency if rng.random() < 0.18 else "",
         inclusive=rng.random() < 0.5,
@@ -109,11 +122,9 @@ def _head(receipt: Receipt) -> None:
     page, rng = receipt.page, receipt.sheet.rng
     if page.chance(0.05):
         page.line(page.code("A99999", "99999999"), align=rng.choice(("left", "right")))
-    title = [] if page.chance(0.1) else [receipt.label(usual.TITLES)]
-    title = [
-        rng.choice(("* {0} *", "*** {0} ***", "-- {0} --")).format(text) if page.chance(0.15) else text
-        for text in title
-    ]
+    title = [] if page.chance(0.1) else [receipt.label(LABELS["titles"])]
+    if title and page.chance(0.15):
+        title = [rng.choice(("* {0} *", "*** {0} ***", "-- {0} --")).format(*title)]
     early = page.chance(0.08)
     bold, scale = page.chance(0.3), rng.choice((1.0, 1.0, 1.1, 1.25))
     for text in title if early else []:
@@ -137,7 +148,7 @@ def _company(receipt: Receipt) -> None:
     name = page.fit(lambda: _company_name(page), space, scale=scale, bold=bold)
     names = [name]
     if page.chance(0.15):
-        names.append(page.fit(lambda: rng.choice(usual.SHOPS) + " " + page.words(1), space, scale=scale, bold=bold))
+        names.append(page.fit(lambda: rng.choice(LABELS["shops"]) + " " + page.words(1), space, scale=scale, bold=bold))
     number = page.code("(99999-A)", "(999999-A)", "(999999 A)", "99999999-A", "(9999999-A)", "(A9999999)")
     behind = page.chance(0.3) and receipt.sheet.width_of(f"{names[-1]}  {number}", bold=bold, scale=scale) <= space
     for text in names[:-1]:
@@ -156,7 +167,7 @@ def _company_name(page: Cursor) -> str:
     words = page.words(
         rng.choice((1, 1, 2, 2, 3)), origin=rng.choice(("names", "places", "common", "foreign")), max_letters=9
     )
-    shop, firm = rng.choice(usual.SHOPS), rng.choice(usual.FIRMS)
+    shop, firm = rng.choice(LABELS["shops"]), rng.choice(LABELS["firms"])
     return rng.choice(
         (f"{words} {firm}", f"{words} {firm}", f"{words} {shop} {firm}", f"{shop} {words}", f"{words} {shop}")
     )
@@ -179,13 +190,13 @@ def _address(receipt: Receipt) -> list[str]:
     parts = [page.until(lambda: _street(page)) + end]
     for _ in range(rng.choice((0, 1, 1, 2))):
         tail = rng.choice(("", "", " " + str(rng.randint(1, 9))))
-        parts.append(f"{rng.choice(usual.AREAS)} {page.words(1, origin='places')}{tail}{end}")
+        parts.append(f"{rng.choice(LABELS['areas'])} {page.words(1, origin='places')}{tail}{end}")
     town, state = (page.words(rng.choice((1, 1, 2)), origin="places", max_letters=9) for _ in range(2))
     code = page.code("99999", "99999", "9999", "A99 9A") if page.chance(0.9) else ""
     town = rng.choice((f"{code} {town}", f"{code} {town}", f"{code}, {town}", f"{town} {code}")).strip(" ,")
     parts.append(town + end if page.chance(0.7) else town)
     if page.chance(0.6) or len(parts) < 3:
-        parts.append(rng.choice((state, state, f"{state} {rng.choice(usual.STATES)}")))
+        parts.append(rng.choice((state, state, f"{state} {rng.choice(LABELS['states'])}")))
     lines: list[str] = []
     for index, part in enumerate(map(page.cased, parts)):
         longer = f"{lines[-1]} {part}" if lines else part
@@ -203,11 +214,11 @@ def _address(receipt: Receipt) -> list[str]:
 def _street(page: Cursor) -> str:
     """Return a number with a street."""
     rng = page.sheet.rng
-    number = rng.choice(usual.PLACES).format(page.code("99", "999", "99-9", "9999", "99A", "A-99", "99 & 99"))
+    number = rng.choice(PLACES).format(page.code("99", "999", "99-9", "9999", "99A", "A-99", "99 & 99"))
     name = page.words(rng.choice((1, 1, 2)), origin=rng.choice(("places", "names")), max_letters=8)
     tail = rng.choice(("", " " + page.code("9", "9/9", "99/9", "9/99", "99")))
     return f"{number} " + rng.choice(
-        (f"{rng.choice(usual.STREETS)} {name}{tail}",) * 3 + (f"{name} {rng.choice(usual.ROADS)}",)
+        (f"{rng.choice(LABELS['streets'])} {name}{tail}",) * 3 + (f"{name} {rng.choice(LABELS['roads'])}",)
     )
 
 
@@ -230,7 +241,7 @@ def _contacts(receipt: Receipt) -> None:
     texts = []
     for label, value in fields:
         label, value = page.cased(label), page.cased(value)
-        sheet.ask(questions.FIELD, label, answer=value)
+        sheet.ask(QUESTIONS["field"], label, answer=value)
         texts.append(f"{label}{mark}{value}")
     while texts:
         if len(texts) > 1 and page.chance(0.3) and sheet.width_of(f"{texts[0]} {texts[1]}") <= sheet.space:
@@ -247,7 +258,7 @@ def _facts(receipt: Receipt) -> None:
     date, time = page.date(), page.time()
     receipt.ask_usual("date", date)
     with_time = page.chance(0.45)
-    label = "" if page.chance(0.25) else receipt.label(usual.DATES[:7] if with_time else usual.DATES)
+    label = "" if page.chance(0.25) else receipt.label(LABELS["dates"][:7] if with_time else LABELS["dates"])
     facts.insert(rng.randint(0, len(facts)), (label, f"{date} {time}" if with_time else date))
     if not with_time and page.chance(0.6):
         facts.insert(rng.randint(0, len(facts)), (receipt.label(("Time",)), time))
@@ -256,7 +267,7 @@ def _facts(receipt: Receipt) -> None:
     _write_facts(receipt, facts, mark, in_columns=in_columns, in_pairs=in_pairs)
     for label, value in facts:
         if label and date not in value:
-            receipt.sheet.ask(questions.FIELD, label, answer=value)
+            receipt.sheet.ask(QUESTIONS["field"], label, answer=value)
 
 
 def _other_facts(receipt: Receipt) -> list[tuple[str, str]]:
@@ -265,7 +276,7 @@ def _other_facts(receipt: Receipt) -> list[tuple[str, str]]:
     person = lambda: page.cased(page.words(rng.choice((1, 1, 2)), origin="names", max_letters=9))  # noqa: E731
     small = lambda: page.code("99", "9", "99", "999", "A9")  # noqa: E731
     number = ("AA99999999", "99999999", "A-999999", "9999999", "A99999", "INV-99999", "999/999999", "AA999-99999")
-    makers: list[tuple[tuple[str, ...], Callable[[], str]]] = [
+    makers: list[tuple[Sequence[str], Callable[[], str]]] = [
         (("Invoice No", "Receipt No", "Bill No", "Doc No", "Receipt #", "Tax Invoice No"), lambda: page.code(*number)),
         (("Order No", "Ref", "Trx No", "Trx ID", "Order #"), lambda: page.code(*number)),
         (("Cashier", "Operator", "Server", "Staff", "Cashier ID"), person),
@@ -274,7 +285,7 @@ def _other_facts(receipt: Receipt) -> list[tuple[str, str]]:
         (("Table", "Table No"), small),
         (("Pax", "Pax No"), lambda: str(rng.randint(1, 9))),
         (("Member No", "Customer No", "Account"), lambda: page.code("99999999", "A99999")),
-        (usual.OTHER_DATES, page.date),
+        (LABELS["other_dates"], page.date),
         (("Page",), lambda: str(rng.randint(1, 9))),
     ]
     return [(receipt.label(labels), make()) for labels, make in makers]
@@ -406,10 +417,8 @@ def _items(receipt: Receipt, items: list[Item]) -> None:
         page.separator(0.5)
     codes = ("9999", "9999999999999", "AA99999", "99999999", "999999")
     code_shape = rng.choice(codes)
-    times, tax_code = (
-        rng.choice(("{0} x {1}", "{0} X {1}", "{0} @ {1}", "@{1} *{0}", "{0} @{1}")),
-        rng.choice(usual.TAX_CODES),
-    )
+    times = rng.choice(("{0} x {1}", "{0} X {1}", "{0} @ {1}", "@{1} *{0}", "{0} @{1}"))
+    tax_code = rng.choice(LABELS["tax_codes"])
     loose = page.chance(0.1) and len(items) < 6
     for item in items:
         cells = {
@@ -432,22 +441,17 @@ def _items(receipt: Receipt, items: list[Item]) -> None:
 
 def _columns(receipt: Receipt, row: list[str]) -> dict[str, tuple[float, float, float]]:
     """Return left edge, right edge and spare px of each column; one of them takes the width that the others leave."""
-    sheet, samples = (
-        receipt.sheet,
-        {"qty": "Qty", "price": "9,999.99", "amount": "99,999.99", "tax": "ZRL", "times": "9 X 9,999.99"},
-    )
+    sheet = receipt.sheet
+    samples = {"qty": "Qty", "price": "9,999.99", "amount": "99,999.99", "tax": "ZRL", "times": "9 X 9,999.99"}
+    samples["code"] = "9999999999999"
     flexible = "desc" if "desc" in row else row[0]
     widths = {name: sheet.width_of(samples[name].upper()) for name in row if name != flexible}
     spare = sheet.space - sum(widths.values()) - GAP_PX * len(widths)
-    least = {
-        "desc": 0.3 * sheet.space,
-        "code": sheet.width_of("9999999999999"),
-        "times": sheet.width_of(samples["times"]),
-    }
+    least = 0.3 * sheet.space if flexible == "desc" else sheet.width_of(samples[flexible])
     widths[flexible] = spare
     edges, left = {}, sheet.left
     for name in row:
-        edges[name] = (left, left + widths[name], spare - least[flexible])
+        edges[name] = (left, left + widths[name], spare - least)
         left += widths[name] + GAP_PX
     return edges
 
@@ -458,8 +462,8 @@ def _items_header(receipt: Receipt, rows: list[list[str]]) -> None:
     row = next(row for row in rows if "amount" in row)
     bold = page.chance(0.2)
     for name, (left, right, _) in _columns(receipt, row).items():
-        options = usual.COLUMNS["desc" if name in ("code", "times") and len(rows) > 1 else name]
-        texts = [page.cased(usual.fill(text, tax=receipt.tax, currency=receipt.currency)) for text in options]
+        options = COLUMNS["desc" if name in ("code", "times") and len(rows) > 1 else name]
+        texts = [page.cased(receipt.filled(text)) for text in options]
         texts = [text for text in texts if sheet.width_of(text, bold=bold) <= right - left]
         if texts:
             align = "left" if name in _LEFT_ALIGNED else "right"
@@ -469,11 +473,11 @@ def _items_header(receipt: Receipt, rows: list[list[str]]) -> None:
 
 def _ask_item(receipt: Receipt, item: Item, *, shown: set[str]) -> None:
     sheet, amount = receipt.sheet, _plain(item.amount)
-    sheet.ask(questions.PRICE if item.quantity == 1 else questions.AMOUNT, item.text, answer=amount)
+    sheet.ask(QUESTIONS["price"] if item.quantity == 1 else QUESTIONS["amount"], item.text, answer=amount)
     if shown & {"price", "times"} and item.quantity > 1:
-        sheet.ask(questions.UNIT_PRICE, item.text, answer=_plain(item.price))
+        sheet.ask(QUESTIONS["unit_price"], item.text, answer=_plain(item.price))
     if shown & {"qty", "times"} and receipt.page.chance(0.3):
-        sheet.ask(questions.QUANTITY, item.text, answer=str(item.quantity))
+        sheet.ask(QUESTIONS["quantity"], item.text, answer=str(item.quantity))
 
 
 def _sums(receipt: Receipt, items: list[Item], sums: Sums) -> None:
@@ -483,20 +487,20 @@ def _sums(receipt: Receipt, items: list[Item], sums: Sums) -> None:
     if page.chance(0.35):
         count = len(items) if page.chance(0.5) else sum(item.quantity for item in items)
         if page.allowed(str(count)):
-            rows.append((usual.COUNTS, str(count)))
+            rows.append((LABELS["counts"], str(count)))
     bare = len(items) == 1 and not sums.discount and receipt.inclusive
     if page.chance(0.2 if bare else 0.75) or sums.discount:
-        rows.append((usual.SUBTOTALS, receipt.money(sums.goods)))
+        rows.append((LABELS["subtotals"], receipt.money(sums.goods)))
     if sums.discount:
-        rows.append((usual.DISCOUNTS, receipt.money(-sums.discount)))
+        rows.append((LABELS["discounts"], receipt.money(-sums.discount)))
     if not receipt.inclusive or page.chance(0.5):
         if page.chance(0.4):
-            rows.append((usual.NETS, receipt.money(sums.net)))
-        rows.append((usual.TAX_LABELS, receipt.money(sums.tax)))
+            rows.append((LABELS["nets"], receipt.money(sums.net)))
+        rows.append((LABELS["tax_labels"], receipt.money(sums.tax)))
     if sums.total != sums.gross or page.chance(0.25):
         if page.chance(0.7):
-            rows.append((usual.GROSS, receipt.money(sums.gross)))
-        rows.append((usual.ROUNDINGS, receipt.money(sums.total - sums.gross)))
+            rows.append((LABELS["gross"], receipt.money(sums.gross)))
+        rows.append((LABELS["roundings"], receipt.money(sums.total - sums.gross)))
     side, mark = rng.choice(("left", "left", "indented", "right")), rng.choice(("", "", ":", " :"))
     own_currency = not receipt.sign and page.chance(0.15)
     style = (side, mark, receipt.currency if own_currency else "")
@@ -504,11 +508,11 @@ def _sums(receipt: Receipt, items: list[Item], sums: Sums) -> None:
         _sum_row(receipt, labels, value, style)
     page.separator(0.3)
     big = rng.choice((1.0, 1.0, 1.0, 1.25, 1.45))
-    labels = usual.ROUNDED_TOTALS if sums.total != sums.gross else usual.TOTALS
+    labels = LABELS["rounded_totals"] if sums.total != sums.gross else LABELS["totals"]
     total = receipt.money(sums.total)
     label = _sum_row(receipt, labels, total, style, bold=page.chance(0.45), scale=big)
     receipt.ask_usual("total", total)
-    receipt.sheet.ask(questions.FIELD, label, answer=total)
+    receipt.sheet.ask(QUESTIONS["field"], label, answer=total)
     page.separator(0.3)
     _payment(receipt, sums.total, style)
     page.separator(0.3)
@@ -529,43 +533,37 @@ def _sum_row(
     amount = page.put(value, align="right", bold=bold, scale=scale)
     edge = amount.left - GAP_PX
     if currency and "." in value:
-        edge = (
-            page.put(currency, right=min(edge, sheet.right - sheet.width_of("9,999.99") - GAP_PX), align="right").left
-            - GAP_PX
-        )
+        column = sheet.right - sheet.width_of("9,999.99") - GAP_PX
+        edge = page.put(currency, right=min(edge, column), align="right").left - GAP_PX
     left = sheet.left + (sheet.space * 0.25 if side == "indented" else 0)
     label = receipt.label(labels, (edge - left - sheet.width_of(mark)) / scale, bold=bold)
     if sheet.width_of(label + mark, bold=bold, scale=scale) > edge - left:
         left, scale = sheet.left, 1.0
     right_edge = min(edge, sheet.right - sheet.width_of("9,999.99") - 2 * GAP_PX)
-    align = (
-        "right"
-        if side == "right" and sheet.width_of(label + mark, bold=bold, scale=scale) < right_edge - left
-        else "left"
-    )
+    fits = sheet.width_of(label + mark, bold=bold, scale=scale) < right_edge - left
+    align = "right" if side == "right" and fits else "left"
     page.put(label + mark, left=left, right=right_edge, align=align, bold=bold, scale=scale)
     page.row += 1
-    if labels not in (usual.TOTALS, usual.ROUNDED_TOTALS):
-        sheet.ask(questions.FIELD, label, answer=value)
+    if labels not in (LABELS["totals"], LABELS["rounded_totals"]):
+        sheet.ask(QUESTIONS["field"], label, answer=value)
     return label
 
 
 def _payment(receipt: Receipt, total: int, style: tuple[str, str, str]) -> None:
     """Write what was paid, in cash with the change or by card."""
     page, rng = receipt.page, receipt.sheet.rng
-    notes = {-(-total // (100 * note)) * 100 * note for note in _NOTES} | {
-        -(-total // 100) * 100 + 100 * n for n in range(60)
-    }
+    notes = {-(-total // (100 * note)) * 100 * note for note in _NOTES}
+    notes |= {-(-total // 100) * 100 + 100 * n for n in range(60)}
     likely = [cash for cash in notes if cash > total and receipt.may_show(cash, cash - total)]
     likely.sort(key=lambda cash: (cash % 500 > 0, cash))
     if page.chance(0.15) or not likely:
-        _sum_row(receipt, usual.CARDS if page.chance(0.6) else usual.CASH, receipt.money(total), style)
+        _sum_row(receipt, LABELS["cards"] if page.chance(0.6) else LABELS["cash"], receipt.money(total), style)
         if page.chance(0.6):
-            _sum_row(receipt, usual.CHANGES, receipt.money(0), style)
+            _sum_row(receipt, LABELS["changes"], receipt.money(0), style)
     else:
         cash = rng.choice(likely[:4])
-        _sum_row(receipt, usual.CASH, receipt.money(cash), style)
-        _sum_row(receipt, usual.CHANGES, receipt.money(cash - total), style)
+        _sum_row(receipt, LABELS["cash"], receipt.money(cash), style)
+        _sum_row(receipt, LABELS["changes"], receipt.money(cash - total), style)
 
 
 def _tax_summary(receipt: Receipt, sums: Sums) -> None:
@@ -573,14 +571,14 @@ def _tax_summary(receipt: Receipt, sums: Sums) -> None:
     page, sheet, rng = receipt.page, receipt.sheet, receipt.sheet.rng
     page.gap(0.7)
     if page.chance(0.6):
-        page.line(receipt.label(usual.SUMMARIES), align=rng.choice(("left", "left", receipt.align)))
+        page.line(receipt.label(LABELS["summaries"]), align=rng.choice(("left", "left", receipt.align)))
     edges = [sheet.left + sheet.space * share for share in (0.0, 0.38, 0.72, 1.0)]
-    heads = usual.SUMMARY_HEADS[rng.randrange(len(usual.SUMMARY_HEADS))]
+    heads = rng.choice(SUMMARY_HEADS)
     code = rng.choice(("SR", "S", "SR", "T")) + rng.choice(
         ("", f" ({receipt.rate}%)", f" @ {receipt.rate}%", f" {receipt.rate}%")
     )
     rows = [
-        tuple(page.cased(usual.fill(head, tax=receipt.tax, currency=receipt.currency)) for head in heads),
+        tuple(page.cased(receipt.filled(head)) for head in heads),
         (code, receipt.money(sums.net), receipt.money(sums.tax)),
     ]
     if page.chance(0.25):
@@ -603,7 +601,7 @@ def _closing(receipt: Receipt) -> None:
     page.gap()
     page.gap(0.3)
     page.separator(0.25)
-    lines = [receipt.label(usual.CLOSINGS, sheet.space) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4)))]
+    lines = [receipt.label(LABELS["closings"], sheet.space) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4)))]
     if page.chance(0.15):
         lines.append(f"{page.cased('Exchange before')} {page.date()}")
     if page.chance(0.15):

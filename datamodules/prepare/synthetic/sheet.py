@@ -3,13 +3,14 @@
 Content is drawn until it fits, so no text is ever cut.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from .lexicon import alphanumerics, load_lexicon
 from .makers import Maker, draw
 from .style import ROW_HEIGHT_PX, Style
+from .words import QUESTIONS
 
 _TRIES = 40
 _TRIES_OF_WORDS = 400
@@ -152,10 +153,17 @@ class Sheet:
         top = row * ROW_HEIGHT_PX
         self.shapes.append(Shape(box=(0, top + 1, self.width, top + ROW_HEIGHT_PX - 2), tone=tone))
 
-    def ask(self, templates: tuple[str, ...], *labels: str, answer: str) -> None:
+    def ask(self, templates: Sequence[str], *labels: str, answer: str) -> None:
         """Add a question: a phrasing that quotes labels of the page, and the text on it that answers, verbatim."""
         quoted = []
         for label in labels:
             other = self.rng.random() < _OTHER_CASE_SHARE
             quoted.append(self.rng.choice((label.lower(), label.upper(), label.title())) if other else label)
         self.questions.append(Question(text=self.rng.choice(templates).format(*quoted), answer=answer))
+
+    def ask_cells(self, header: list[str], texts: list[str], *, row_share: float) -> None:
+        """Ask for the cells of a row of a table, and in a share (0-1) of them for the row that holds the cell."""
+        for name, text in zip(header[1:], texts[1:], strict=True):
+            self.ask(QUESTIONS["cell"], name, texts[0], answer=text)
+            if self.rng.random() < row_share:
+                self.ask(QUESTIONS["row"], header[0], name, text, answer=texts[0])

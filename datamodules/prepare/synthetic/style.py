@@ -14,7 +14,7 @@ from random import Random
 
 from PIL import ImageFont
 
-from alignvlm_pl.errors import ConfigError, nearest
+from alignvlm_pl.errors import require_known
 
 from .resources import package_files
 
@@ -68,8 +68,7 @@ class Face:
 @cache
 def load_faces(font_set: str) -> tuple[Face, ...]:
     """Return the faces of ``train`` or ``heldout``; raises ConfigError for others, and where a package is missing."""
-    if font_set not in _FAMILIES:
-        raise ConfigError(f"fonts of a synthetic dataset: unknown {font_set!r}; {nearest(font_set, _FAMILIES)}")
+    require_known(font_set, _FAMILIES, f"fonts of a synthetic dataset: unknown {font_set!r}")
     faces: list[Face] = []
     for family, (package, pattern, weight) in _FAMILIES[font_set].items():
         files = [path for path in package_files(package, pattern) if not any(part in path.stem for part in _SKIPPED)]

@@ -1,8 +1,8 @@
 """Write datasets of synthetic documents as shards, rendered in parallel, the same bytes for any number of processes."""
 
 import logging
-import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from alignvlm_pl.utils.atomic_files import PARTIAL
 
 from ...shards.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, load_manifest
 from ...shards.writer import ShardWriter
+from ..pack.processes import run_jobs
 from .generate import KINDS, PAGE_KINDS, SOURCE, Document, generate_document
 from .lexicon import check_split, lexicon_digest
 
@@ -28,7 +29,8 @@ DOCUMENT_KINDS = {"form": 1.0, "receipt": 1.0, "table": 1.0, "chart": 1.0}
 """Weights of the kinds of documents to be asked about."""
 PAGE_WEIGHTS = {"receipt-page": 3.0, "form-page": 1.0, "table-page": 1.0}
 """Weights of the kinds of whole pages."""
-_CHUNK = 16
+_FEW = 32
+"""Documents that are rendered sooner than processes start."""
 _PROGRESS_S = 5.0
 
 
@@ -104,10 +106,12 @@ def write_split(
         return load_manifest(out)
     with ShardWriter(out, name=plan.name, source=SOURCE, license=LICENSE) as writer:
         writer.extra["arguments"] = arguments
-        documents = _documents(plan, processes)
-        for document in tqdm(documents, total=plan.num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S):
-            for turn in document.turns if plan.one_question_per_sample else [None]:
-                writer.add(document.record(turn), [document.encoded], [document.extension])
+        workers = processes if plan.num_documents >= _FEW else 1
+        with closing(run_jobs(plan.render, range(plan.num_documents), workers=workers)) as documents:
+            bar = tqdm(documents, total=plan.num_documents, desc=plan.name, unit="page", mininterval=_PROGRESS_S)
+            for document in bar:
+                for turn in document.turns if plan.one_question_per_sample else [None]:
+                    writer.add(document.record(turn), [document.encoded], [document.extension])
     return load_manifest(out)
 
 
@@ -132,13 +136,3 @@ def _already_there(out: Path, arguments: Mapping[str, Any]) -> bool:
                 "remove the folder or choose another one"
             )
     return True
-
-
-def _documents(plan: DatasetPlan, processes: int) -> Iterator[Document]:
-    """Render the documents of a plan in order."""
-    if processes == 1 or plan.num_documents < 2 * _CHUNK:
-        yield from map(plan.render, range(plan.num_documents))
-        return
-    # Workers start fresh: a forked copy of a process with threads (torch, a progress bar) may hang.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(plan.render, range(plan.num_documents), _CHUNK)
