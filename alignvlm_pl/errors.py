@@ -56,8 +56,11 @@ def require_known(name: Any, known: Iterable[str], message: str, error: type[Ali
         raise error(f"{message}; {nearest(str(name), known)}")
 
 
-def require_at_least(least: int, where: str, **settings: float | None) -> None:
-    """Raise a ConfigError for the first setting below a number; None is not set. `where` stands before its name."""
+def require_at_least(least: int, where: str, *, end: str = "", **settings: float | None) -> None:
+    """Raise a ConfigError for the first setting below a number; None is not set.
+
+    `where` stands before its name, and `end` behind the number: what else may be set, or why.
+    """
     for name, value in settings.items():
         if value is not None and value < least:
-            raise ConfigError(f"{where}{name}={value}: expected at least {least}")
+            raise ConfigError(f"{where}{name}={value}: expected at least {least}{end}")

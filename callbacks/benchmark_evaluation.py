@@ -87,7 +87,8 @@ class BenchmarkEvaluation(pl.Callback):
         for metric in self.metrics:
             get_metric(metric)
         where = "benchmark."
-        require_at_least(1, where, every_n_steps=every_n_steps, subset=subset, max_new_tokens=max_new_tokens)
+        require_at_least(1, where, end=", or null", every_n_steps=every_n_steps, subset=subset)
+        require_at_least(1, where, max_new_tokens=max_new_tokens)
         require_at_least(0, where, page_images=page_images, readout_pages=readout_pages)
         self.readout_sets = readout_sets or []
         self.every_n_steps = every_n_steps

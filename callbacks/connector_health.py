@@ -50,8 +50,9 @@ class ConnectorHealth(Callback):
         self, every_n_steps: int | None = 100, tokens: int = 256, page_every_n_steps: int | None = 500
     ) -> None:
         where = "connector_health."
-        require_at_least(1, where, every_n_steps=every_n_steps, page_every_n_steps=page_every_n_steps)
-        require_at_least(2, where, tokens=tokens)  # for there to be pairs
+        intervals = {"every_n_steps": every_n_steps, "page_every_n_steps": page_every_n_steps}
+        require_at_least(1, where, end=", or null", **intervals)
+        require_at_least(2, where, end=", for there to be pairs", tokens=tokens)
         self.every_n_steps = every_n_steps
         self.tokens = tokens
         self.page_every_n_steps = page_every_n_steps

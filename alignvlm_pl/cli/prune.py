@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, require_at_least
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("prune: give either --mass or --count")
     if options.mass is not None and not 0 < options.mass <= 1:
         raise ConfigError(f"prune --mass {options.mass}: expected a share above 0, at most 1, for example 0.99")
-    require_at_least(1, "prune --", count=options.count, multiple=options.multiple, samples=options.samples)
+    for name in ("count", "multiple", "samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"prune --{name} {value}: expected at least 1")
 
 
 def _model(options: argparse.Namespace) -> "tuple[Any, AlignVLMProcessor]":

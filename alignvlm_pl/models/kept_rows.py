@@ -71,9 +71,15 @@ def choose_rows(
     total, or at least `count` rows; one of the two is given. Returned are the ids in ascending order, and their share.
 
     Raises:
-        ConfigError: If there are fewer rows than `count`.
+        ConfigError: If not exactly one of `mass` and `count` is given, or it or `multiple` is out of range.
     """
-    if count is not None and count > len(shares):
+    if (mass is None) == (count is None):
+        raise ConfigError("prune: give either --mass or --count")
+    if mass is not None and not 0 < mass <= 1:
+        raise ConfigError(f"prune --mass {mass}: expected a share above 0, at most 1, for example 0.99")
+    if multiple < 1:
+        raise ConfigError(f"prune --multiple {multiple}: expected at least 1")
+    if count is not None and not 1 <= count <= len(shares):
         raise ConfigError(f"prune --count {count}: expected 1 to {len(shares)}, the rows of the model")
     total = sum(shares)
     order = sorted(range(len(shares)), key=lambda row: (-shares[row], row))

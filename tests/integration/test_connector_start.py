@@ -92,7 +92,7 @@ def test_without_p_vocab_there_is_the_cosine_and_no_calibration(world, tmp_path,
             (["--connector_health.tokens=1"], "connector_health.tokens=1: expected at least 2"),
             (
                 ["--connector_health.every_n_steps=0"],
-                "connector_health.every_n_steps=0: expected at least 1",
+                "connector_health.every_n_steps=0: expected at least 1, or null",
             ),
             (["--connector_health.page_every_n_steps=0"], "connector_health.page_every_n_steps=0: expected at least 1"),
         ]

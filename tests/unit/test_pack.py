@@ -26,7 +26,7 @@ from datamodules.prepare.pack.spool import ROW
 from datamodules.prepare.pack.work_folder import WorkFolder
 from datamodules.prepare.sources.source import SourceSample
 from datamodules.shards.index import load_index
-from datamodules.shards.manifest import Manifest, load_manifest
+from datamodules.shards.manifest import Manifest, load_manifest, verify_shard
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample import SampleError
 from datamodules.shards.verify import Verification
@@ -73,6 +73,8 @@ def plain(*texts: str) -> Rows:
 
 def texts(folder: Path) -> list[str]:
     manifest = load_manifest(folder)
+    for shard in manifest.shards:
+        verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     raw = [json.loads(sample["json"]) for sample in read_range(manifest, 0, manifest.num_samples)]
     return [one["messages"][0]["content"][-1]["text"] for one in raw]
 

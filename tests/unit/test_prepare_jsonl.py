@@ -15,7 +15,7 @@ from datamodules.prepare.pack.engine import pack
 from datamodules.prepare.pack.options import PackOptions
 from datamodules.prepare.sources.source import or_error
 from datamodules.shards.decode import Decoder
-from datamodules.shards.manifest import load_manifest
+from datamodules.shards.manifest import load_manifest, verify_shard
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample import SampleError, message_text
 
@@ -241,6 +241,8 @@ def test_foreign_shards_are_indexed(root, capsys):
     assert main(["index", str(folder), "--license", "other"]) == 0
     assert "7 samples in 2 shards" in capsys.readouterr().out
     manifest = load_manifest(folder)
+    for shard in manifest.shards:
+        verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     assert [shard.num_samples for shard in manifest.shards] == [3, 4]
     assert len(list(read_range(manifest, 0, 7))) == 7
 

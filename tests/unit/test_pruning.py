@@ -101,8 +101,14 @@ def test_choosing_by_mass_and_by_count():
     assert choose_rows(shares, mass=0.71, multiple=2) == ([0, 1, 3, 4], pytest.approx(1.0))
     assert choose_rows(shares, count=2, multiple=2)[0] == [1, 3]
     assert choose_rows(shares, count=1, multiple=64) == ([0, 1, 2, 3, 4], pytest.approx(1.0))  # fewer rows: all
-    with pytest.raises(ConfigError, match=r"--count 6: .* 1 to 5"):
-        choose_rows(shares, count=6)
+    for wrong, message in (
+        ({}, "either"),
+        ({"mass": 1.1}, "--mass 1.1"),
+        ({"count": 6}, "--count 6: .* 1 to 5"),
+        ({"count": 3, "multiple": 0}, "--multiple 0: expected at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            choose_rows(shares, **wrong)
 
 
 @pytest.fixture
@@ -253,10 +259,10 @@ def test_the_command_writes_rows_that_a_config_takes(files, capsys):
         (("--mass", 0.5, "--count", 3), "give either --mass or --count"),
         (("--mass", 0), "--mass 0.0: expected a share above 0"),
         (("--mass", 1.1), "--mass 1.1: expected a share above 0, at most 1"),
-        (("--count", 3, "--multiple", 0), "--multiple=0: expected at least 1"),
-        (("--count", 0), "--count=0: expected at least 1"),
+        (("--count", 3, "--multiple", 0), "--multiple 0: expected at least 1"),
+        (("--count", 0), "--count 0: expected at least 1"),
         (("--count", 260), "--count 260: expected 1 to 259"),
-        (("--count", 3, "--samples", 0), "--samples=0"),
+        (("--count", 3, "--samples", 0), "--samples 0"),
         (("--count", 3, "--device", "cuda:99"), "--device cuda:99: "),
         (("--count", 3, "--model", "no.yaml"), "--model no.yaml: there is no such file; see configs/model/"),
     ],

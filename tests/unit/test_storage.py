@@ -110,6 +110,8 @@ def test_a_remote_shard_that_was_cut_is_found_when_it_is_fetched(folder, site, s
     manifest = load_manifest(site.url, storage=storage)
     with pytest.raises(DataError, match=r"my%20set/set-00001\.tar could not be fetched .*bytes, received 1024"):
         keys(manifest)
+    with pytest.raises(DataError, match=r"set-00001\.tar could not be fetched"):
+        manifest.shard_path(manifest.shards[1])
 
 
 def test_a_url_without_a_manifest_is_no_dataset(folder, site, storage):

@@ -1,9 +1,16 @@
 """A loader that hangs prints the stacks of its own process and of its workers, and ends with an error in the end."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import IterableDataset
 
+from alignvlm_pl.errors import DataError
+from datamodules.loading import loader
+from datamodules.loading.loader import WorkerItem
 from tests.drills.launch import Finished, end_program
 
 HANGING = """
@@ -59,3 +66,39 @@ def test_workers_that_hang_for_three_periods_are_killed_and_the_error_names_the_
     assert last.startswith("alignvlm_pl.errors.DataError: the data workers gave no batch for ")
     assert "raise data.init_args.stall_seconds (0: wait for ever)" in last
     assert "in wait_for_the_disk" in done.output
+
+
+class Late:
+    """The iterator of a loader whose batch comes while its workers print their stacks for the third time."""
+
+    def __init__(self, waits: int) -> None:
+        self.waits = waits
+
+    def __next__(self) -> WorkerItem:
+        time.sleep(0.02)
+        self.waits -= 1
+        if self.waits >= 0:
+            raise RuntimeError("DataLoader timed out after 0.02 seconds")
+        return WorkerItem(batch={"sources": ["a"]})
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_workers_whose_batch_comes_while_they_print_continue(monkeypatch, comes):
+    printed: list[float] = []
+    monkeypatch.setattr(loader, "print_stacks", lambda waited, workers: printed.append(waited))
+    monkeypatch.setattr(loader, "kill_workers", lambda workers: None)
+    monkeypatch.setattr(loader, "_PRINTING_S", 0.0)
+    one = loader.ShardLoader(Empty(), num_batches=1, num_workers=0, stall_seconds=0.02)
+    one._iterator = Late(3 if comes else 9)
+    one.workers = [SimpleNamespace(exitcode=None)]  # type: ignore[list-item]
+    if comes:
+        assert one._next().batch == {"sources": ["a"]}
+    else:
+        with pytest.raises(DataError, match="gave no batch for 0 s and were killed"):
+            one._next()
+    assert len(printed) == 3
+
+
+class Empty(IterableDataset[WorkerItem]):
+    def __iter__(self) -> Iterator[WorkerItem]:
+        return iter(())

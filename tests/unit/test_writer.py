@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError, DataError
-from datamodules.shards.manifest import load_manifest
+from datamodules.shards.manifest import load_manifest, verify_shard
 from datamodules.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,8 @@ def test_manifest_counts_samples_by_shard_and_source(tmp_path):
             out.add(record(number) | ({"source": "other"} if number < 2 else {}), [png()], ["png"])
         out.extra["seed"] = 5
     manifest = load_manifest(tmp_path)
+    for shard in manifest.shards:
+        verify_shard(manifest.shard_path(shard), shard, verify_sha256=True)
     assert [shard.num_samples for shard in manifest.shards] == [3, 3, 1]
     assert (manifest.num_samples, manifest.sources) == (7, {"made": 5, "other": 2})
     assert manifest.extra == {"seed": 5}
