@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,27 @@ def test_a_list_is_cut_at_its_elements(tmp_path, indent):
         path.write_text(json.dumps(rows[:number], ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
         found = list(raw_elements(path))
         assert [(place, json.loads(text)) for place, text in found] == list(enumerate(rows[:number]))
+
+
+def test_a_list_is_read_where_json_reads_it_and_refused_where_not(tmp_path):
+    """A character removed, added or changed is damage that is named, or another list."""
+    path, read = tmp_path / "a.json", Counter[bool]()
+    whole = json.dumps([{"a": 'x]},"\\', "b": [1, {}]}, "é{", -1.5e3, None, [[2]], {}], ensure_ascii=False)
+    ends = [(place, place + size) for place in range(len(whole)) for size in (0, 1)]
+    for (start, stop), text in product(ends, ["", *'[]{},":\\ 1a']):
+        changed = whole[:start] + text + whole[stop:]
+        path.write_text(changed, encoding="utf-8")
+        try:
+            expected = json.loads(changed)
+        except ValueError:
+            expected = None
+        if isinstance(expected, list):
+            assert [json.loads(element) for _, element in raw_elements(path)] == expected
+        else:
+            with pytest.raises(DataError):
+                list(raw_elements(path))
+        read[isinstance(expected, list)] += 1
+    assert read[True] > 100 and read[False] > 100
 
 
 @pytest.mark.parametrize(
