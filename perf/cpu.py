@@ -1,10 +1,10 @@
 """A training step of the embedded LLM by how threads wait and memory is kept (`alignvlm_pl.utils.cpu`).
 
-    python perf/cpu.py [--json] [--busy] [--settings default kept asleep shared held] [--batch 4] [--steps 40]
+    python perf/cpu.py [--json] [--busy] [--settings default kept asleep shared held tcmalloc] [--batch 4] [--steps 40]
 
 `default` changes nothing, `kept` keeps freed memory, as the others do; in `asleep` threads sleep at once at barriers,
-`shared` is what every command sets, `held` what `demo` and `box` set. With `--busy` another process
-keeps one core busy meanwhile.
+`shared` is what every command sets, `held` and `tcmalloc` what `demo` and `box` set, without the allocator and with it.
+With `--busy` another process keeps one core busy meanwhile.
 
 The settings belong to a process, so each is measured in a process of its own, one after the other; batches have other
 lengths in each step, and the median of the last half of the steps counts, as memory falls to pieces with time. The
@@ -24,9 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alignvlm_pl.utils.cpu import keep_freed_memory, thread_variables
+from alignvlm_pl.utils.cpu import allocator_variables, keep_freed_memory, thread_variables
 
-NAMES = ("default", "kept", "asleep", "shared", "held")
+NAMES = ("default", "kept", "asleep", "shared", "held", "tcmalloc")
 LENGTHS = (90, 150)
 """Tokens of a sequence, from and to."""
 
@@ -35,8 +35,8 @@ def configure(name: str) -> None:
     """Apply the settings of `name` to this process, before torch loads."""
     if name == "asleep":
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    if name in ("shared", "held"):
-        os.environ.update(thread_variables(alone=name == "held"))
+    if name in ("shared", "held", "tcmalloc"):
+        os.environ.update(thread_variables(alone=name != "shared"))
     if name != "default" and not keep_freed_memory():
         raise SystemExit("this C library has no mallopt: nothing to compare")
 
@@ -90,11 +90,15 @@ def main() -> int:
         configure(options.child)
         print(json.dumps(steps_s(options)))
         return 0
-    medians = {}
+    medians, allocator = {}, allocator_variables()
+    if not allocator and "tcmalloc" in options.settings:
+        print("not measured: tcmalloc, which is not installed, or LD_PRELOAD is set")
+        options.settings = [name for name in options.settings if name != "tcmalloc"] or ["default"]
     with neighbour(busy=options.busy):
         for name in options.settings:
             command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            environment = os.environ | (allocator if name == "tcmalloc" else {})
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             medians[name] = statistics.median(json.loads(done.stdout.splitlines()[-1]))
     first, *others = options.settings
     results = {f"{name}_s": round(median, 3) for name, median in medians.items()}

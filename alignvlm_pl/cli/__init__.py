@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..errors import AlignVLMError, nearest
-from ..utils.cpu import thread_variables
+from ..utils.cpu import allocator_variables, thread_variables
 from ..utils.installation import check_top_level_packages
 from ..utils.stop_signals import INTERRUPTED, listen_until_exit
 from .slurm import exit_status_for_srun
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `slurm.exit_status_for_srun`.
     """
     if argv is None:  # this process is the command
-        _use_utf8()
+        _restart_with_variables()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -78,10 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _use_utf8() -> None:
-    """Start this process again with UTF-8, where the locale, in which libraries read files, has another encoding."""
+def _restart_with_variables() -> None:
+    """Start this process again, where it needs variables that count when a program starts."""
+    wanted = allocator_variables() if sys.argv[1:2] in ([name] for name in _ALONE) else {}
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = "1"
+        wanted["PYTHONUTF8"] = "1"  # libraries read files in the locale's encoding
+    if wanted:
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8, as on stderr

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import sys
+from ctypes.util import find_library
 
 # malloc.h of glibc: names of mallopt's parameters.
 _M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = 1, -1, -2, -4
@@ -27,6 +29,21 @@ def thread_variables(*, alone: bool = False) -> dict[str, str]:
     if alone and "OMP_NUM_THREADS" not in os.environ:
         variables |= {"GOMP_SPINCOUNT": "100000", "OMP_PROC_BIND": "true"}
     return {name: value for name, value in variables.items() if name not in os.environ}
+
+
+def allocator_variables() -> dict[str, str]:
+    """Return environment variables of a program that shall have tcmalloc, to be set before it starts.
+
+    Empty where it is not installed, or `LD_PRELOAD` is set. glibc walks a list of free blocks for each large tensor,
+    which grows while batches of many lengths train; tcmalloc looks them up in a tree (`perf/cpu.py`).
+    """
+    if "LD_PRELOAD" in os.environ or sys.platform != "linux":
+        return {}
+    library = find_library("tcmalloc_minimal") or find_library("tcmalloc")
+    if library is None:
+        return {}
+    kept = {"TCMALLOC_RELEASE_RATE": "0"}  # freed memory stays with the process, as by `keep_freed_memory`
+    return {"LD_PRELOAD": library} | {name: value for name, value in kept.items() if name not in os.environ}
 
 
 def keep_freed_memory() -> bool:

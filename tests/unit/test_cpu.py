@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ALLOCATOR = ("LD_PRELOAD", "TCMALLOC_RELEASE_RATE")
 PROGRAM = """
 import ctypes, sys
 from alignvlm_pl.utils.cpu import keep_freed_memory
@@ -81,3 +83,47 @@ def test_commands_say_how_threads_wait_before_torch_loads(command, set_already, 
     program = f"import alignvlm_pl.cli as cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: import torch"
     found = openmp(program, **set_already)
     assert (found["GOMP_SPINCOUNT"], found["OMP_PROC_BIND"]) == (rounds, bound)
+
+
+def starts_of(command: str, **variables: str) -> list[list[str]]:
+    """`LD_PRELOAD` and tcmalloc's rate at each start of a command, where tcmalloc is said to be installed."""
+    program = """
+import os, runpy, sys
+from alignvlm_pl.utils import cpu
+cpu.find_library = {"tcmalloc": "libtcmalloc.so.4"}.get
+print("started", os.environ.get("LD_PRELOAD", "-"), os.environ.get("TCMALLOC_RELEASE_RATE", "-"))
+runpy.run_path("cli.py", run_name="__main__")
+"""
+    command = [sys.executable, "-u", "-c", program, command, "--help"]
+    environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | variables
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("started")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is read by Linux's loader")
+def test_demo_and_box_start_with_tcmalloc_unless_the_user_chose_another_allocator():
+    assert starts_of("demo") == [["-", "-"], ["libtcmalloc.so.4", "0"]]
+    assert starts_of("box", TCMALLOC_RELEASE_RATE="1") == [["-", "1"], ["libtcmalloc.so.4", "1"]]
+    assert starts_of("fit") == [["-", "-"]]
+    assert starts_of("demo", LD_PRELOAD="libm.so.6") == [["libm.so.6", "-"]]
+
+
+@pytest.mark.skipif(find_library("tcmalloc_minimal") is None, reason="libtcmalloc-minimal4 is not installed")
+def test_tcmalloc_keeps_freed_memory():
+    environment = os.environ | {"LD_PRELOAD": find_library("tcmalloc_minimal"), "TCMALLOC_RELEASE_RATE": "0"}
+    program = (
+        PROGRAM.split("class Counts")[0]
+        + """
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before, block = resident_mb(), libc.malloc(200 << 20)
+ctypes.memset(block, 1, 200 << 20)
+libc.free(block)
+print(resident_mb() - before, "libtcmalloc" in open("/proc/self/maps").read())
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "keep"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    kept, loaded = done.stdout.split()
+    assert int(kept) > 150 and loaded == "True"
