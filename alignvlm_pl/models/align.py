@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import AUTO, align, check_align_backend, full_weight
+from ..ops import AUTO, align, check_align_backend
 from .collapse import Collapse
-from .kept_rows import check_kept, read_kept
-from .options import require_at_least, require_positive
+from .options import require_choice, require_positive
+from .vocabulary_rows import VocabularyRows
 
 
 class ConnectorOutput(NamedTuple):
@@ -29,7 +29,16 @@ class ConnectorOutput(NamedTuple):
     log_probs: Tensor | None = None
 
 
-class AlignConnector(nn.Module):
+STARTS = ("lm_head", "random")
+"""Where W2 starts."""
+
+
+def start_rows(head_rows: Tensor, start: str) -> Tensor:
+    """Return the rows (R, D) that W2 starts with: those of the LM head, or random ones of their standard deviation."""
+    return head_rows if start == "lm_head" else torch.randn_like(head_rows) * head_rows.std()
+
+
+class AlignConnector(VocabularyRows, nn.Module):
     """Map vision features into the convex hull of the LLM's text embeddings (paper, section 3.1).
 
     Args:
@@ -38,6 +47,7 @@ class AlignConnector(nn.Module):
         vocab_size: Rows V of the LLM's head and embedding table.
         gain_init: Initial gain of the vocabulary norm. The paper's LayerNorm starts at 1; larger values give sharper
             weights from the start, which short training runs need.
+        start: Where W2 starts: `lm_head` (paper), or `random`, normal with the head's standard deviation.
         eps: Epsilon of both norms.
         bias: Whether W1 has a bias.
         vocab_rows: Keep only the first n rows of the vocabulary (in a BPE vocabulary: the bytes and the most frequent
@@ -53,7 +63,7 @@ class AlignConnector(nn.Module):
 
     Raises:
         ConfigError: If rows are out of range, duplicate, or given by both options, the back-end is unknown, `collapse`
-            is invalid, or gain, epsilon or budget is not a number above 0.
+            is invalid, the start is unknown, or gain, epsilon or budget is not a number above 0.
     """
 
     reads_text = True
@@ -65,6 +75,7 @@ class AlignConnector(nn.Module):
         vocab_size: int,
         *,
         gain_init: float = 1.0,
+        start: str = "lm_head",
         eps: float = 1e-5,
         bias: bool = True,
         vocab_rows: int | None = None,
@@ -74,22 +85,11 @@ class AlignConnector(nn.Module):
         budget_gib: float | None = None,
     ) -> None:
         super().__init__()
-        if vocab_keep is not None and vocab_rows is not None:
-            raise ConfigError(
-                f"connector: vocab_rows={vocab_rows} and vocab_keep both choose the rows to keep; set one of them"
-            )
+        self.choose(vocab_size, vocab_rows, vocab_keep)
+        require_choice("start", start, STARTS)
         require_positive(gain_init=gain_init, eps=eps, **({} if budget_gib is None else {"budget_gib": budget_gib}))
-        rows = vocab_size if vocab_rows is None else vocab_rows
-        require_at_least(1, vocab_rows=rows)
-        if rows > vocab_size:
-            raise ConfigError(f"connector vocab_rows={rows}: expected 1 to {vocab_size}, the LLM's vocabulary")
-        self.kept: tuple[int, ...] | None = None
-        if vocab_keep is not None:
-            ids = read_kept(vocab_keep, vocab_size) if isinstance(vocab_keep, str) else vocab_keep
-            self.kept = check_kept(ids, vocab_size, where="connector vocab_keep")
-        self.gain_init, self.backend = gain_init, check_align_backend(backend)
+        self.gain_init, self.start, self.backend = gain_init, start, check_align_backend(backend)
         self.budget = None if budget_gib is None else max(1, int(budget_gib * 2**30))
-        self.vocab_size, self.rows = vocab_size, len(self.kept or range(rows))
         self.collapse = None if collapse is None else Collapse.from_option(collapse, self.row_ids())
         self.w1 = nn.Linear(vision_dim, text_dim, bias=bias)
         self.norm1 = nn.LayerNorm(text_dim, eps=eps)
@@ -101,7 +101,11 @@ class AlignConnector(nn.Module):
 
     @torch.no_grad()
     def initialize(self, head_weight: Tensor) -> None:
-        """Initialise W2 from the LM head (V, D), and gain and bias of the norm; another shape is a `ConfigError`."""
+        """Initialise W2 by `start` from the LM head (V, D), and gain and bias of the norm.
+
+        Raises:
+            ConfigError: If the head has another shape than the connector was built for.
+        """
         expected = (self.vocab_size, self.w1.out_features)
         if tuple(head_weight.shape) != expected:
             raise ConfigError(
@@ -110,7 +114,7 @@ class AlignConnector(nn.Module):
                 "text_config.vocab_size to the padded size, and vocab_rows to leave the padding out)"
             )
         # A copy even if the head is tied to the embeddings: training W2 must not change E_text (paper: "initialised").
-        self.w2.weight.copy_(self.select(head_weight))
+        self.w2.weight.copy_(start_rows(self.select(head_weight), self.start))
         self.norm2.weight.fill_(self.gain_init)
         self.norm2.bias.zero_()
 
@@ -138,43 +142,10 @@ class AlignConnector(nn.Module):
             norm.weight,
             norm.bias,
             table,
-            columns=None if columns is None else self._row_indices(columns, features.device),
+            columns=None if columns is None else self.row_indices(columns, features.device),
             eps=norm.eps,
             backend=self.backend,
             budget=self.budget,
         )
         outputs: Any = (one if one is None else one.unflatten(0, features.shape[:-1]) for one in found)
         return ConnectorOutput(*outputs)
-
-    def row_ids(self) -> tuple[int, ...]:
-        """Return the token ids of the kept rows, ascending."""
-        return tuple(range(self.rows)) if self.kept is None else self.kept
-
-    def select(self, table: Tensor) -> Tensor:
-        """Return the kept rows of a (V, D) table, in the order of `row_ids`; a view if they are the first rows.
-
-        Raises:
-            ConfigError: If the table has fewer rows than the vocabulary that the connector was built for.
-        """
-        if table.shape[0] < self.vocab_size:
-            raise ConfigError(
-                f"ALIGN was built for a vocabulary of {self.vocab_size} but the embedding table has "
-                f"{table.shape[0]} rows; head and table of the LLM must have the same (resize_token_embeddings)"
-            )
-        if self.kept is None:
-            return table[: self.rows]
-        # Not a buffer: loaders that build on the meta device lose buffers that are not in the checkpoint.
-        kept = torch.tensor(self.kept).to(table.device, non_blocking=True)
-        return full_weight(table).index_select(0, kept)
-
-    def _row_indices(self, columns: Tensor | Sequence[int], device: torch.device) -> Tensor:
-        """Return the indices of token ids (C,) among the kept rows, on a device; raise a `ConfigError` for others."""
-        ids = columns.tolist() if isinstance(columns, Tensor) else list(columns)  # a tensor's device is waited for
-        row_of = range(self.rows) if self.kept is None else {token: row for row, token in enumerate(self.kept)}
-        if absent := [token for token in ids if token not in row_of]:
-            option = "vocab_rows" if self.kept is None else "vocab_keep"
-            raise ConfigError(
-                f"token id {absent[0]} is requested but {option} ({self.rows} of {self.vocab_size} rows) "
-                "leaves it out; add it"
-            )
-        return torch.tensor([row_of[token] for token in ids]).to(device, non_blocking=True)

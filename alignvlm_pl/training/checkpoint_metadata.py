@@ -59,7 +59,7 @@ def build_metadata(
 
 def check_contract(found: Mapping[str, Any], expected: Mapping[str, Any], *, source: str) -> None:
     """Raise a CheckpointError for weights of another contract, with `source`, a setting or folder, and both values."""
-    if differences := list(_differences(found, expected)):
+    if differences := list(_differences(_completed(found), _completed(expected))):
         listing = "; ".join(f"{key} {old}, the model has {new}" for key, old, new in differences)
         raise CheckpointError(f"{source} was trained with {listing}. Use the model file that it was trained with")
 
@@ -114,6 +114,13 @@ def check_data(checkpoint: Mapping[str, Any], name: str) -> None:
             f"the checkpoint was trained with {states[0]}, data.class_path is {name}: how far the data were read "
             "would be lost; use the same class, or start the stage again from its parent"
         )
+
+
+def _completed(contract: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a contract whose connector has all options: one that the weights are older than had its default."""
+    with contextlib.suppress(ConfigError, KeyError):  # of a type that is not here; an old record without connector
+        return {**contract, "connector": connector_identity(contract["connector"])}
+    return contract
 
 
 def _plain(adapters: Mapping[str, Lora]) -> dict[str, Any] | None:

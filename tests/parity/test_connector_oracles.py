@@ -377,3 +377,37 @@ def test_regstage_is_timms_where_timm_can_be_imported():
     theirs = TimmStage(2, 6, 8, **settings)
     assert theirs.state_dict().keys() == RegStage(2, 6, 8).state_dict().keys()
     torch.testing.assert_close(waving_stage(RegStage(2, 6, 8)), waving_stage(theirs), **TOLERANCE)
+
+
+# --- linear combinations of text embeddings -------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [{}, {"vocab_rows": 9}, {"vocab_keep": [2, 3, 19]}], ids=str)
+def test_langbridge_is_its_formula(rows):
+    connector, features, weights = random_connector({"type": "langbridge", "width": 7, **rows})
+    table = torch.randn(23, 10, dtype=torch.float64)
+    hidden = gelu(linear(features.numpy(), weights, "layers.0"))
+    hidden = linear(hidden, weights, "layers.2")
+    kept = table[list(connector.row_ids())].numpy()
+    expected = linear(hidden, weights, "layers.3") @ kept
+    np.testing.assert_allclose(connector(features, table).embeds.detach().numpy(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [{}, {"vocab_rows": 9}, {"vocab_keep": [2, 3, 19]}], ids=str)
+def test_align_plain_is_align_before_its_softmax(rows):
+    connector, features, weights = random_connector({"type": "align_plain", **rows})
+    table = torch.randn(23, 10, dtype=torch.float64)
+    hidden = norm(linear(features.numpy(), weights, "w1"), weights, "norm1")
+    kept = table[list(connector.row_ids())].numpy()
+    scores = norm(linear(hidden, weights, "w2"), weights, "norm2")
+    np.testing.assert_allclose(connector(features, table).embeds.detach().numpy(), scores @ kept, **TOLERANCE)
+    align, _, _ = random_connector({"type": "align", **rows})
+    align.load_state_dict(connector.state_dict())
+    expected = softmax(scores) @ kept
+    np.testing.assert_allclose(align(features, table).embeds.detach().numpy(), expected, **TOLERANCE)
+
+
+def test_the_mlp_with_a_norm_is_its_formula():
+    connector, features, weights = random_connector({"type": "mlp", "norm": True})
+    expected = norm(linear(gelu(linear(features.numpy(), weights, "layers.0")), weights, "layers.2"), weights, "norm")
+    np.testing.assert_allclose(embeds_of(connector, features), expected, **TOLERANCE)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignvlm_pl.errors import CheckpointError
+from alignvlm_pl.training.checkpoint_metadata import check_contract
 from alignvlm_pl.training.export import RECORD, compare_states, export, read_record, verify_parent
 
 CONTRACT = {"tokenizer": "ab12", "tiling": {"rule": "ovis", "max_tiles": 9}, "connector": {"type": "align"}}
@@ -147,3 +148,14 @@ def test_states_of_other_models_are_refused(change, message):
     found = {name: value for name, value in {**model, **change}.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
         compare_states(found, model, source="x")
+
+
+def test_an_option_that_is_younger_than_the_weights_had_its_default():
+    old = {"connector": {"type": "mlp", "pixel_shuffle": 1, "layers": 2, "activation": "gelu"}}
+    check_contract(old, {"connector": {**old["connector"], "norm": False}}, source="hf")
+    with pytest.raises(CheckpointError, match=r"hf was trained with connector\.norm False, the model has True"):
+        check_contract(old, {"connector": {**old["connector"], "norm": True}}, source="hf")
+    gone = {"connector": {"type": "their.Connector", "size": 3}}
+    check_contract(gone, gone, source="hf")
+    with pytest.raises(CheckpointError, match=r"connector\.type their\.Connector, the model has mlp"):
+        check_contract(gone, old, source="hf")

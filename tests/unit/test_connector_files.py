@@ -20,11 +20,14 @@ TOKENS = {
     "align": 729,
     "mlp": 729,
     "mlp-paper": 729,
+    "mlp-norm": 729,
     "mlp-shuffle": 196,
     "perceiver": 64,
     "ovis": 729,
     "h-reducer": 189,
     "c-abstractor": 144,
+    "align-plain": 729,
+    "langbridge": 729,
 }
 # 27 x 27 tokens, as SigLIP's tiles of 384 px have.
 PAPER_GRID = {
@@ -59,7 +62,7 @@ def inputs_of(batch):
     return {key: batch[key] for key in INPUTS}
 
 
-def test_all_six_have_a_file():
+def test_every_type_has_a_file():
     assert {path.stem for path in FILES} >= TOKENS.keys()
     assert {load(path)["type"] for path in FILES} >= {
         "align",
@@ -68,6 +71,8 @@ def test_all_six_have_a_file():
         "ovis",
         "h_reducer",
         "c_abstractor",
+        "align_plain",
+        "langbridge",
     }
 
 
@@ -166,7 +171,7 @@ def test_the_grid_is_the_tiles(tmp_path):
         connector = load(CONFIGS / "model" / "connector" / f"{name}.yaml")
         found = ModelSpec(vision=vision, llm=spec.llm, connector=connector, tiling=tiling)
         counts[name] = build_config(found, image_token_id=0).tokens_per_tile
-    kept = dict.fromkeys(("align", "mlp", "mlp-paper", "ovis"), 96)
+    kept = dict.fromkeys(("align", "align-plain", "langbridge", "mlp", "mlp-norm", "mlp-paper", "ovis"), 96)
     assert counts == {**kept, "mlp-shuffle": 32, "perceiver": 64, "h-reducer": 24, "c-abstractor": 36}
 
 

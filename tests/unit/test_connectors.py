@@ -17,6 +17,8 @@ SMALL = {
     "ovis": {"visual_vocab": 17},
     "h_reducer": {"end_token": True},
     "c_abstractor": {"hidden": 8, "depth": 2, "pool": [2, 3]},
+    "align_plain": {"vocab_rows": 9},
+    "langbridge": {"vocab_keep": [1, 2, 7]},
 }
 BASELINES = [name for name in SMALL if name != "align"]
 
@@ -61,6 +63,11 @@ def test_options_are_not_changed():
         ({"type": "align", "gain_init": True}, "gain_init=True: expected a number above 0"),
         ({"type": "align", "eps": -1e-5}, "eps=-1e-05: expected a number above 0"),
         ({"type": "align", "vocab_rows": "all"}, "vocab_rows='all': expected a whole number of at least 1"),
+        ({"type": "align", "start": "head"}, "start 'head'; did you mean 'lm_head'"),
+        ({"type": "align_plain", "start": "randon"}, "start 'randon'; did you mean 'random'"),
+        ({"type": "align_plain", "collapse": {"mass": 0.5}}, "'align_plain' has no P_vocab, which says what"),
+        ({"type": "langbridge", "width": 0}, "width=0: expected a whole number of at least 1"),
+        ({"type": "langbridge", "vocab_rows": 12}, "vocab_rows=12: expected 1 to 11"),
         ({"type": "h_reducer", "window": 4}, r"window=4: expected \[rows, columns\]"),
         ({"type": "h_reducer", "window": [1, 0]}, "window_columns=0"),
         ({"type": "c_abstractor", "pool": [2, 5]}, "pool=2 x 5 is larger than a tile's grid of 3 x 4"),
@@ -90,6 +97,9 @@ def test_tokens_that_do_not_fill_the_grid(name):
 COUNTS = [
     ({"type": "align"}, 729, 96),
     ({"type": "mlp"}, 729, 96),
+    ({"type": "mlp", "norm": True}, 729, 96),
+    ({"type": "langbridge"}, 729, 96),
+    ({"type": "align_plain"}, 729, 96),
     ({"type": "perceiver"}, 64, 64),
     ({"type": "perceiver", "num_latents": 9}, 9, 9),
     ({"type": "ovis", "visual_vocab": 50}, 729, 96),
@@ -234,3 +244,45 @@ def test_ovis_table_starts_small():
     connector = build_connector({"type": "ovis", "visual_vocab": 4000}, **WIDTHS, grid=(3, 4))
     connector.initialize(torch.zeros(11, 6))
     assert float(connector.table.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["align", "align_plain"])
+def test_where_w2_starts(name):
+    head = 0.03 * torch.randn(4000, 6)
+    built = {
+        start: build_connector({"type": name, "start": start, "vocab_rows": 3000}, **{**WIDTHS, "vocab_size": 4000})
+        for start in ("lm_head", "random")
+    }
+    for connector in built.values():
+        connector.initialize(head)
+    assert torch.equal(built["lm_head"].w2.weight, head[:3000])
+    rows = built["random"].w2.weight.detach()
+    assert float(rows.std()) == pytest.approx(float(head.std()), rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([rows.flatten(), head[:3000].flatten()]))[0, 1])) < 0.05
+
+
+def test_plain_coefficients_start_with_the_mean_square_of_an_embedding():
+    torch.manual_seed(0)
+    table = 0.1 * torch.randn(5000, 64)
+    connector = build_connector({"type": "align_plain"}, vision_dim=5, text_dim=64, vocab_size=5000)
+    connector.initialize(torch.randn(5000, 64))
+    embeds = connector(torch.randn(2, 30, 5), table).embeds
+    assert float(embeds.detach().square().mean().sqrt()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_langbridge_leaves_the_text_embeddings_without_a_gradient():
+    table = torch.randn(11, 6, requires_grad=True)
+    connector = build_connector({"type": "langbridge"}, **WIDTHS)
+    connector(torch.randn(1, 2, 5), table).embeds.sum().backward()
+    assert table.grad is None
+    plain = build_connector({"type": "align_plain"}, **WIDTHS)
+    plain(torch.randn(1, 2, 5), table).embeds.sum().backward()
+    assert table.grad.abs().max() > 0
+
+
+def test_the_norm_of_the_mlp_starts_at_that_of_text():
+    head = 0.05 * torch.randn(4000, 6)
+    connector = build_connector({"type": "mlp", "norm": True}, **{**WIDTHS, "vocab_size": 4000})
+    connector.initialize(head)
+    embeds = connector(torch.randn(2, 30, 5), head).embeds
+    torch.testing.assert_close(embeds.square().mean(-1).sqrt(), torch.full((2, 30), 0.05), rtol=0.05, atol=0)

@@ -31,7 +31,7 @@ def _defined() -> dict[str, type[nn.Module]]:
     found: dict[str, type[nn.Module]] = {"align": AlignConnector}
     for module, value in defined_in(__name__, __path__):
         defined_here = isinstance(value, type) and value.__module__ == module.__name__
-        if defined_here and issubclass(value, Connector) and value is not Connector:
+        if defined_here and issubclass(value, Connector) and not inspect.isabstract(value):
             found[module.__name__.rpartition(".")[2]] = value
     return found
 
@@ -40,7 +40,7 @@ CONNECTORS: dict[str, type[nn.Module]] = _defined()
 PIXEL_SHUFFLE = "pixel_shuffle"
 """Option of every connector: factor of the pixel shuffle of its input."""
 _GRID = "grid"
-_NO_IDENTITY = ("backend", "budget_gib", "collapse", "gain_init", "init_std", "vocab_keep", "vocab_rows")
+_NO_IDENTITY = ("backend", "budget_gib", "collapse", "gain_init", "init_std", "start", "vocab_keep", "vocab_rows")
 
 
 def connector_class(name: Any) -> type[nn.Module]:

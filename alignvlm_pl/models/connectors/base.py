@@ -1,4 +1,4 @@
-"""Base class of the baseline connectors, whose outputs are not distributions over text tokens."""
+"""Base classes of the connectors beside ALIGN, whose outputs are not distributions over text tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...ops import full_weight
 from ..align import ConnectorOutput
+from ..vocabulary_rows import VocabularyRows
 
 
 class Connector(nn.Module, ABC):
@@ -43,3 +45,20 @@ class Connector(nn.Module, ABC):
         if columns is not None:
             raise ConfigError(f"{type(self).__name__} has no P_vocab to read out; use connector type 'align'")
         return ConnectorOutput(self.project(features))
+
+
+class TextCombination(VocabularyRows, Connector):
+    """Base class of relatives of ALIGN: `project` gives coefficients (tiles, tokens, rows) of the LLM's text embeddings
+    that are kept, and the outputs are these linear combinations.
+    """
+
+    def forward(
+        self, features: Tensor, table: Tensor, *, columns: Tensor | Sequence[int] | None = None
+    ) -> ConnectorOutput:
+        """Combine the rows of `table` (V, D) for features (tiles, tokens, d): (tiles, tokens, D).
+
+        Raises:
+            ConfigError: If `columns` is given, or the table has fewer rows than the vocabulary.
+        """
+        coefficients = super().forward(features, table, columns=columns).embeds
+        return ConnectorOutput(coefficients.to(table.dtype) @ full_weight(self.select(table)))
