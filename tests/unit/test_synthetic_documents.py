@@ -13,10 +13,12 @@ from PIL import Image
 
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, generate_document, layouts
+from datamodules.prepare.synthetic.command import main
 from datamodules.prepare.synthetic.generate import LAYOUTS, render_sheet
 from datamodules.prepare.synthetic.resources import package_folder
 from datamodules.prepare.synthetic.sheet import Sheet
 from datamodules.prepare.synthetic.style import draw_style, load_faces
+from datamodules.shards.manifest import load_manifest
 from datamodules.shards.sample import check_record
 
 SEEDS = range(25)
@@ -35,6 +37,25 @@ def test_the_same_arguments_give_the_same_bytes(kind: str) -> None:
     assert first.encoded == second.encoded
     assert first.record() == second.record()
     assert generate_document(4, split="train", kind=kind).encoded != first.encoded
+
+
+def test_a_string_is_two_to_six_signs_on_a_page_of_one_row(tmp_path: Path) -> None:
+    texts, lefts = set(), set()
+    for seed in range(60):
+        document = generate_document(seed, split="heldout", kind="string", height=32)
+        (line,), (turn,) = document.lines, document.turns
+        assert document.image.size == (256, 32)
+        assert turn.answer == line["text"]
+        assert 2 <= len(line["text"]) <= 6 and line["text"].isalnum() and line["text"].upper() == line["text"]
+        texts.add(line["text"])
+        lefts.add(line["box"][0] // 32)
+    assert len(texts) > 55 and len(lefts) > 4
+    with pytest.raises(ConfigError, match="height of at least 96"):
+        generate_document(0, split="train", kind="form", height=32)
+    argv = ["--out", str(tmp_path), "--strings", "5", "--train", "0", "--lines", "0", "--heldout", "3"]
+    assert main([*argv, "--processes", "1"]) == 0
+    counts = {name: load_manifest(tmp_path / name).num_samples for name in ("strings", "heldout-strings")}
+    assert counts == {"strings": 5, "heldout-strings": 3}
 
 
 @pytest.mark.parametrize(("kind", "split"), KIND_AND_SPLIT)

@@ -195,7 +195,7 @@ VERSIONS = ("13.0.0", "fa1f45ee2bd0282c")
 @pytest.mark.skipif((PIL.__version__, lexicon_digest()) != VERSIONS, reason="recorded with other packages")
 def test_the_small_documents_are_what_they_were() -> None:
     digest = sha256()
-    for kind in KINDS:
+    for kind in KINDS[:1] + KINDS[2:]:  # strings came later
         for split in ("train", "heldout"):
             for seed in range(3):
                 digest.update(repr(generate_document(seed, split=split, kind=kind).record()).encode())

@@ -9,6 +9,7 @@ from typing import Any
 from alignvlm_pl.errors import ConfigError
 
 from ..pack.options import require_at_least
+from .style import ROW_HEIGHT_PX
 from .words import RECEIPT_QUESTIONS
 from .write import DOCUMENT_KINDS, PAGE_WEIGHTS, write_split
 
@@ -20,10 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: An invalid argument, a missing package, or a folder that holds something else.
     """
     args = _parser().parse_args(argv)
-    require_at_least(0, train=args.train, lines=args.lines, heldout=args.heldout, pages=args.pages)
+    require_at_least(
+        0, train=args.train, lines=args.lines, heldout=args.heldout, pages=args.pages, strings=args.strings
+    )
     datasets = _datasets(args)
     if not datasets:
-        raise ConfigError("--train, --lines, --heldout and --pages are 0: nothing to render")
+        raise ConfigError("--train, --lines, --heldout, --pages and --strings are 0: nothing to render")
     for folder, settings in datasets.items():
         manifest = write_split(
             args.out / folder,
@@ -49,6 +52,10 @@ def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for kind in DOCUMENT_KINDS:
         datasets[f"heldout-{kind}s"] = {**evaluation, "kinds": [kind], "transcription_share": 0.0}
     datasets["heldout-lines"] = {**evaluation, "kinds": ["lines"], "fonts": "heldout"}
+    if args.strings:
+        string = {"kinds": ["string"], "height": ROW_HEIGHT_PX}
+        datasets["strings"] = {"split": "train", "num_documents": args.strings, **string}
+        datasets["heldout-strings"] = {**evaluation, **string}
     if args.pages:
         size = {"width": args.page_width, "height": 0}  # whole pages have the height that they need
         asked |= {"questions_per_document": args.page_questions}
@@ -80,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lines": (4000, "training pages of plain lines"),
         "--heldout": (100, "documents in each held-out dataset"),
         "--pages": (0, "whole training pages, and the held-out dataset of whole receipts if not 0"),
+        "--strings": (0, "training pages of one row with 2 to 6 signs, and the held-out dataset of such if not 0"),
         "--questions": (4, "most questions per training document"),
         "--page-questions": (8, "most questions per whole training page"),
         "--transcriptions": (0.1, "share of training documents to be transcribed"),

@@ -153,10 +153,13 @@ def _encode(page: Image.Image, rng: Random) -> tuple[Image.Image, bytes, str]:
 
 
 LAYOUTS: dict[str, Callable[[Sheet], None]] = {
-    layout.__name__: layout for layout in (layouts.lines, layouts.form, layouts.receipt, layouts.table, layouts.chart)
+    layout.__name__: layout
+    for layout in (layouts.lines, layouts.string, layouts.form, layouts.receipt, layouts.table, layouts.chart)
 }
 KINDS = tuple(LAYOUTS)
 """Kinds of small documents."""
+_READ_ONLY = ("lines", "string")
+"""Kinds without questions: all of their text is to be transcribed."""
 PAGE_LAYOUTS: dict[str, Callable[[Sheet], None]] = {
     "receipt-page": receipt_page,
     "form-page": pages.form_page,
@@ -212,12 +215,13 @@ def generate_document(
     Args:
         seed: Any whole number.
         split: ``train`` or ``heldout``: which words and values the page may show.
-        kind: Layout; a random one of forms, receipts, tables and charts (no whole pages) where None.
+        kind: Layout; a random one of forms, receipts, tables and charts where None.
         fonts: ``train`` typefaces or the ``heldout`` ones.
         width: Width in px, a multiple of 8.
         height: Height in px, a multiple of 32: one line of text each. Whole pages have the height that they need.
         num_questions: Most turns of the conversation, at least 1; whole receipts first of all ask for the usual four.
-        transcription_share: Share (0-1) of documents whose last turn asks for all text; ``lines`` always do.
+        transcription_share: Share (0-1) of documents whose last turn asks for all text; ``lines`` and ``string``
+            always do.
         fault_share: Probability (0-1) of faults of paper, printer and scanner (blur, noise, worn strokes).
 
     Raises:
@@ -234,15 +238,16 @@ def generate_document(
                 f"width of a whole synthetic page: expected at least {MIN_PAGE_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
                 f"px, found {width}"
             )
-    elif width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < MIN_HEIGHT_PX or height % ROW_HEIGHT_PX:
+    lowest = ROW_HEIGHT_PX if kind == "string" else MIN_HEIGHT_PX
+    if not whole and (width < MIN_WIDTH_PX or width % COLUMN_WIDTH_PX or height < lowest or height % ROW_HEIGHT_PX):
         raise ConfigError(
             f"size of a synthetic document: expected a width of at least {MIN_WIDTH_PX} in steps of {COLUMN_WIDTH_PX} "
-            f"and a height of at least {MIN_HEIGHT_PX} in steps of {ROW_HEIGHT_PX} px, found {width}x{height}"
+            f"and a height of at least {lowest} in steps of {ROW_HEIGHT_PX} px, found {width}x{height}"
         )
     if num_questions < 1:
         raise ConfigError(f"questions per synthetic document: expected 1 or more, found {num_questions}")
     rng = Random(f"{seed}/{split}/{kind}/{fonts}/{width}x{height}")
-    kind = kind or rng.choice(KINDS[1:])
+    kind = kind or rng.choice(KINDS[len(_READ_ONLY) :])
     sheet = Sheet(
         rng=rng,
         split=split,
@@ -256,7 +261,7 @@ def generate_document(
     (PAGE_LAYOUTS if whole else LAYOUTS)[kind](sheet)
     image, encoded, extension, boxes = render_sheet(sheet)
     lines = _lines(sheet, boxes)
-    turns = _turns(sheet, lines, num_questions, 1.0 if kind == "lines" else transcription_share)
+    turns = _turns(sheet, lines, num_questions, 1.0 if kind in _READ_ONLY else transcription_share)
     return Document(kind=kind, image=image, encoded=encoded, extension=extension, turns=turns, lines=lines)
 
 

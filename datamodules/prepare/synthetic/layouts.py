@@ -1,10 +1,11 @@
-"""Layouts: plain lines, forms, receipts, tables (many with rows of real datasets) and bar charts."""
+"""Layouts: plain lines, single strings, forms, receipts, tables (many with rows of real datasets) and bar charts."""
 
 from collections.abc import Callable
 from typing import Any
 
 from . import makers
 from .lexicon import alphanumerics, belongs, read_table
+from .makers import draw
 from .sheet import Shape, Sheet
 from .style import ROW_HEIGHT_PX
 from .words import QUESTIONS
@@ -36,6 +37,13 @@ def lines(sheet: Sheet) -> None:
             sheet.put(text, row, align=sheet.rng.choice(("left", "left", "centre", "right")))
     if sheet.rng.random() < 0.2:
         sheet.rule(ROW_HEIGHT_PX * sheet.rng.randint(1, sheet.num_rows - 1))
+
+
+def string(sheet: Sheet) -> None:
+    """A few signs, anywhere on one row: the least that a model can learn to read."""
+    text = draw(sheet.rng, sheet.split, makers.signs)
+    left = sheet.rng.uniform(sheet.left, sheet.right - sheet.width_of(text))
+    sheet.put(text, sheet.rng.randrange(sheet.num_rows), left=left)
 
 
 def _text(sheet: Sheet, max_px: float) -> str:

@@ -171,6 +171,11 @@ def code(rng: Random, words: Lexicon) -> str:
     return rng.choice(shapes)
 
 
+def signs(rng: Random, words: Lexicon) -> str:
+    """Two to six capitals and digits."""
+    return "".join(rng.choices(_UPPER + _DIGITS, k=rng.randint(2, 6)))
+
+
 def scribble(rng: Random, words: Lexicon) -> str:
     """Random characters, all of printable ASCII: teaches every sign of the alphabet."""
     alphabet = rng.choice((_UPPER, _LOWER, _UPPER + _DIGITS + _MARKS, _UPPER + _LOWER + _DIGITS, _DIGITS + _MARKS))
