@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .benchmark_evaluation import BenchmarkEvaluation as BenchmarkEvaluation
     from .connector_health import ConnectorHealth as ConnectorHealth
     from .data_health import DataHealth as DataHealth
+    from .feature_noise import FeatureNoise as FeatureNoise
     from .gain_calibration import GainCalibration as GainCalibration
     from .ledger import Ledger as Ledger
     from .progress import TrainingProgress as TrainingProgress
@@ -20,6 +21,7 @@ _HOME = {
     "BenchmarkEvaluation": ".benchmark_evaluation",
     "ConnectorHealth": ".connector_health",
     "DataHealth": ".data_health",
+    "FeatureNoise": ".feature_noise",
     "GainCalibration": ".gain_calibration",
     "Ledger": ".ledger",
     "StageTransition": ".stage_transition",

@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from alignvlm_pl.errors import require_at_least
-from alignvlm_pl.evaluation.readout_page import paint_readout
 from alignvlm_pl.models.token_readout import has_places, place_tokens, read_tokens
 from alignvlm_pl.models.token_spread import TokenSpread, token_spread, visual_features
 from alignvlm_pl.preprocessing.imaging import join_tiles
 from alignvlm_pl.preprocessing.tiling import Tiling, count_tiles
+from alignvlm_pl.scoring.readout_page import paint_readout
 from alignvlm_pl.strategies.sharding import gathered_parts
 from alignvlm_pl.training.module import AlignVLMModule
 
@@ -37,7 +37,7 @@ class ConnectorHealth(Callback):
     logs nothing; the measurement at the start then waits for the first that has some.
 
     TensorBoard gets the image `connector/page`: the first page of rank 0's batch with what P_vocab reads at each place
-    (`alignvlm_pl.evaluation.readout_page`); none of connectors without P_vocab.
+    (`alignvlm_pl.scoring.readout_page`); none of connectors without P_vocab.
 
     Args:
         every_n_steps: Interval in optimizer steps, at least 1; null: at the start only.

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from alignvlm_pl.evaluation.contact_sheet import captioned
+from alignvlm_pl.scoring.contact_sheet import captioned
 from alignvlm_pl.scoring.problems import problem_lists
 from alignvlm_pl.scoring.records import Record, file_name, page_path, readout_path, scored_records
 from alignvlm_pl.scoring.report import markdown_text, write_reports

@@ -12,10 +12,10 @@ import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import alignvlm_pl.models  # noqa: F401  (registers the model with the Auto classes)
-from alignvlm_pl.evaluation.readout_page import paint_readout
 from alignvlm_pl.models.collapse import Collapse, resolve_names
 from alignvlm_pl.models.token_readout import read_page
 from alignvlm_pl.preprocessing.imaging import load_image
+from alignvlm_pl.scoring.readout_page import paint_readout
 
 
 def paint(folder: str, page: str, target: str, mass: str | None = None) -> None:

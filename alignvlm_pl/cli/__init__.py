@@ -34,14 +34,15 @@ COMMANDS = {
     "params": ("alignvlm_pl.cli.params", "print what each stage of a recipe trains, without loading weights"),
     "describe": ("alignvlm_pl.cli.describe", "print what a checkpoint or an export is"),
     "prune": ("alignvlm_pl.cli.prune", "find the rows of the vocabulary that ALIGN's weights fall on, over a dataset"),
+    "study": ("alignvlm_pl.cli.study", "run a study of the paper's claims and write its report"),
     "demo": ("alignvlm_pl.cli.demo", "train and score the embedded default from nothing"),
     "box": ("alignvlm_pl.cli.box", "train and score the model box:receipts again, from nothing"),
 }
 
-_RESUMED = dict.fromkeys(("validate", "test", "prepare"), "the same command resumes from what is on the disk")
+_RESUMED = dict.fromkeys(("validate", "test", "prepare", "study"), "the same command resumes from what is on the disk")
 """Commands that do not start again from nothing after Ctrl-C -> what they do."""
 
-_ALONE = ("demo", "box")
+_ALONE = ("demo", "box", "study")
 """Commands that take all cores of the machine."""
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)

@@ -94,7 +94,7 @@ def config_path(name: str) -> str:
 
 
 def _report(folder: Path, untrained: dict[str, Any], trained: dict[str, Any], minutes: float) -> None:
-    from ..evaluation.contact_sheet import contact_sheet
+    from ..scoring.contact_sheet import contact_sheet
 
     summary = {
         "exact_match": trained["overall"]["exact_match"],

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
-from .recipe import load_yaml
+from ..utils.yaml_files import load_yaml
 
 CONFIG = "config.yaml"
 log = logging.getLogger(__name__)

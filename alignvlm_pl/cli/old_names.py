@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from ..errors import ConfigError, nearest
 from ..utils.installation import configs_dir
-from .recipe import refuse_repeated_keys
+from ..utils.yaml_files import refuse_repeated_keys
 
 MODULES = {
     "alignvlm_pl.parallel": "alignvlm_pl.strategies.fsdp",

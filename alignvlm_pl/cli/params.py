@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .recipe import load_yaml, read_stages
+from ..utils.yaml_files import load_yaml
+from .recipe import read_stages
 
 if TYPE_CHECKING:
     from ..models.build import ModelSpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..utils.atomic_files import to_json
 from ..utils.text_table import text_table
-from .recipe import load_yaml
+from ..utils.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from .replay_run import Micro, Weights

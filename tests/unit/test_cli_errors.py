@@ -186,7 +186,7 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(capsys, files, tmp_path, o
         ),
         (
             "--connector=nope.yaml",
-            "--connector: there is no file nope.yaml; did you mean 'mlp.yaml'? known: align.yaml, ",
+            "--connector: there is no file nope.yaml; did you mean 'mlp.yaml'? known: align-plain.yaml, ",
         ),
         (
             "--trainer.callbacks=EarlyStoping",

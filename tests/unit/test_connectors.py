@@ -261,7 +261,7 @@ def test_where_w2_starts(name):
     assert abs(float(torch.corrcoef(torch.stack([rows.flatten(), head[:3000].flatten()]))[0, 1])) < 0.05
 
 
-def test_plain_coefficients_start_with_the_mean_square_of_an_embedding():
+def test_plain_outputs_start_with_the_scale_of_an_embedding():
     torch.manual_seed(0)
     table = 0.1 * torch.randn(5000, 64)
     connector = build_connector({"type": "align_plain"}, vision_dim=5, text_dim=64, vocab_size=5000)

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from alignvlm_pl.cli.demo import _table
-from alignvlm_pl.evaluation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, MARGIN, captioned, contact_sheet
+from alignvlm_pl.scoring.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, MARGIN, captioned, contact_sheet
 
 
 def test_contact_sheet(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 
-from alignvlm_pl.evaluation.journal import Journal, weights_identity
+from alignvlm_pl.scoring.journal import Journal, weights_identity
 
 RECORDS = [{"key": f"k{n}", "prediction": f"ä{n}"} for n in range(3)]
 

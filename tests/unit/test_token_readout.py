@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from alignvlm_pl.errors import ConfigError
-from alignvlm_pl.evaluation.readout_page import entropy_colour, paint_readout, visible
 from alignvlm_pl.models import token_readout
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.collapse import Collapse
@@ -17,6 +16,7 @@ from alignvlm_pl.models.tiny import tiny_spec
 from alignvlm_pl.models.token_readout import PlacedToken, has_places, place_tokens, read_page, read_tokens
 from alignvlm_pl.preprocessing.imaging import cut_pixels, join_tiles
 from alignvlm_pl.preprocessing.tiling import Tiling, plan_tiles, token_boxes
+from alignvlm_pl.scoring.readout_page import entropy_colour, paint_readout, visible
 
 
 def build(folder, **connector):

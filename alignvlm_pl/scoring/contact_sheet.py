@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..scoring.records import page_path
 from ..utils.atomic_files import printable
+from .records import page_path
 
 COLUMNS, CELL_WIDTH, CELL_HEIGHT, MARGIN = 3, 380, 190, 12
 _RIGHT, _WRONG, _GREY = "#0a7a2f", "#b00020", "#666666"

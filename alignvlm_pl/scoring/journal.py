@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..scoring.records import Record
 from ..utils.atomic_files import write_atomically
+from .records import Record
 
 log = logging.getLogger(__name__)
 Identity = dict[str, Any]

@@ -1,0 +1,149 @@
+"""`study`: run the cells of a study that are not finished, and write its report.
+
+A cell is killed and started again like any run; one that is finished has a result file, and is never run again.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from datamodules.shards.manifest import load_manifest
+
+from ..errors import ConfigError, require_known
+from ..study import forgetting, noise, reduced, tokens
+from ..study.measure import Measure, Trained, has_measure
+from ..study.measured import measure_run
+from ..study.plan import TUNING, Cell, Study, read_study
+from ..study.report import REPORTS, design, write_report
+from ..study.results import Results
+from ..study.schedule import Place, cell_at, places
+from ..utils.atomic_files import write_atomically
+from .demo import run_command
+from .recipe import plan_runs, read_stages
+
+OWNER = "cell.json"
+MEASURES: dict[str, Measure] = {
+    "noise": noise.measure,
+    "tokens": tokens.measure,
+    "prune": reduced.measure_prune,
+    "collapse": reduced.measure_collapse,
+    "forgetting": forgetting.measure,
+}
+"""Name in a study's `measures` -> what takes it."""
+
+
+def run(argv: list[str]) -> int:
+    """Run what is missing, one cell after the other or the one of `--cell`; then report."""
+    options = _parser().parse_args(argv[1:])
+    for name in options.names:
+        require_known(name, REPORTS, f"study {name!r} is unknown")
+    study = read_study(options.config)
+    root = options.run_dir or Path("runs/study") / study.name
+    results = Results(options.results or root / "results")
+    grid = places(study)
+    if options.list:
+        sys.stdout.writelines(
+            f"{number}\t{place}\t{_state(study, place, results)}\n" for number, place in enumerate(grid)
+        )
+        return 0
+    if options.cell is not None and not 0 <= options.cell < len(grid):
+        raise ConfigError(
+            f"--cell {options.cell}: study {study.name} has cells 0 to {len(grid) - 1}; --list shows them"
+        )
+    if not options.report_only:
+        _print_design(study)
+        for place in grid if options.cell is None else [grid[options.cell]]:
+            cell = cell_at(study, place, results)
+            if not _is_finished(cell, results):
+                sys.stdout.write(f"\nstudy {study.name}, cell {grid.index(place)} of {len(grid)}: {place}\n")
+                run_cell(cell, root / cell.id, results)
+    for path in write_report(
+        study, options.names, results, options.report or root / "report", command=_command(options)
+    ):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _print_design(study: Study) -> None:
+    """Print what each benchmark of the study can detect."""
+    benchmarks = read_stages(study.recipe)[-1].settings("data").get("init_args", {}).get("benchmarks", {})
+    for name, given in benchmarks.items():
+        questions = load_manifest(Path(given["folder"] if isinstance(given, dict) else given)).num_samples
+        sys.stdout.write(f"{name}: {design(study, documents=questions)}\n")
+
+
+def run_cell(cell: Cell, folder: Path, results: Results) -> None:
+    """Train a cell in its folder, test it, and write its result.
+
+    Raises:
+        ConfigError: If the folder is that of another cell.
+    """
+    _own(cell, folder)
+    runs = plan_runs([*cell.words(), "--run_dir", str(folder)])
+    stages = [folder if run.folder is None else run.folder for run in runs]
+    if not (stages[-1] / "hf").is_dir():
+        run_command("fit", *cell.words(), "--run_dir", str(folder))
+    tested = folder / "test"
+    if not (tested / "results.json").is_file():
+        benchmarks = ["--data.init_args.benchmarks={}"] if cell.budget == TUNING else []
+        weights = ("--model.weights", str(stages[-1] / "hf"))
+        config = ("--config", str(stages[-1] / "config.yaml"))
+        run_command("test", *config, *weights, *benchmarks, "--run_dir", str(tested))
+    before, result = results.read(cell), measure_run(stages, tested)
+    if before is not None:  # with measures of this study or of another one
+        result["measures"] = before["measures"]
+    for name, settings in cell.study.measures.items() if cell.budget == "samples" else ():
+        if not has_measure(cell.study, name, result):
+            found = MEASURES[name](Trained(stages=stages, folder=folder), settings, run_command)
+            result["measures"][name] = {"settings": settings, "found": found}
+    results.write(cell, result)
+
+
+def _is_finished(cell: Cell, results: Results) -> bool:
+    """Return whether a cell has its result, with all measures of the study."""
+    result = results.read(cell)
+    wanted = cell.study.measures if cell.budget == "samples" else ()
+    return result is not None and all(has_measure(cell.study, name, result) for name in wanted)
+
+
+def _own(cell: Cell, folder: Path) -> None:
+    owner, own = folder / OWNER, {"cell": cell.id, "study": cell.study.name, "arm": cell.arm, "seed": cell.seed}
+    if owner.is_file():
+        found = json.loads(owner.read_text("utf-8"))
+        if found.get("cell") != cell.id:
+            raise ConfigError(
+                f"{folder} holds cell {found.get('cell')} of study {found.get('study')}; remove it, or set --run-dir"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no cell of a study; remove it, or set --run-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(owner, json.dumps(own) + "\n")
+
+
+def _state(study: Study, place: Place, results: Results) -> str:
+    try:
+        cell = cell_at(study, place, results)
+    except ConfigError as error:
+        return f"waits: {error}"
+    return f"{cell.id}\t{'finished' if _is_finished(cell, results) else 'missing'}"
+
+
+def _command(options: argparse.Namespace) -> str:
+    return " ".join(["python cli.py study", *options.names, "--config", str(options.config)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alignvlm study", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"sections of the report: {', '.join(REPORTS)}")
+    parser.add_argument("--config", type=Path, required=True, help="file of the study, as in configs/study/")
+    parser.add_argument("--cell", type=int, help="run this cell only, as a task of a SLURM array")
+    parser.add_argument(
+        "--list", action="store_true", help="print the cells and whether they are finished, and run none"
+    )
+    parser.add_argument("--report-only", action="store_true", help="run no cell")
+    parser.add_argument("--run-dir", type=Path, help="folder of the runs; default: runs/study/STUDY")
+    parser.add_argument("--results", type=Path, help="folder of the result files; default: RUN_DIR/results")
+    parser.add_argument("--report", type=Path, help="folder of the report; default: RUN_DIR/report")
+    return parser

@@ -1,1 +1,0 @@
-"""The journal of predictions on disk, and the contact sheet that shows them."""

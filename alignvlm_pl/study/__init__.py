@@ -1,0 +1,1 @@
+"""Studies: the paper's comparisons, each from one file; docs/study.md."""
