@@ -8,12 +8,14 @@ from math import ceil, floor
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from alignvlm_pl.errors import ConfigError
 from datamodules.prepare.synthetic import KINDS, generate_document, layouts
 from datamodules.prepare.synthetic.command import main
+from datamodules.prepare.synthetic.covered import VISIBLE
 from datamodules.prepare.synthetic.generate import LAYOUTS, render_sheet
 from datamodules.prepare.synthetic.resources import package_folder
 from datamodules.prepare.synthetic.sheet import Sheet
@@ -56,6 +58,43 @@ def test_a_string_is_two_to_six_signs_on_a_page_of_one_row(tmp_path: Path) -> No
     assert main([*argv, "--processes", "1"]) == 0
     counts = {name: load_manifest(tmp_path / name).num_samples for name in ("strings", "heldout-strings")}
     assert counts == {"strings": 5, "heldout-strings": 3}
+
+
+@pytest.mark.parametrize("kind", ["vcr-easy", "vcr-hard"])
+def test_of_a_covered_word_its_upper_and_lower_rows_of_pixels_show(kind: str) -> None:
+    share = VISIBLE[kind.removeprefix("vcr-")]
+    for seed in range(12):
+        sheets = []
+        for covered in (True, False):
+            rng = Random(f"{seed}")
+            sheet = replace(_sheet(seed, "train"), rng=rng, num_rows=3, skew_deg=0.0)
+            LAYOUTS[kind](sheet)
+            ((index, visible),) = sheet.covers.items()
+            assert visible == share
+            sheet.covers = {index: visible} if covered else {}
+            sheets.append((sheet.segments[index], *render_sheet(sheet)))
+        (word, page, _, _, boxes), (_, whole, _, _, _) = sheets
+        left, top, right, bottom = (int(edge) for edge in boxes[index])
+        edge = round(share * (bottom - top))
+        found, expected = (np.asarray(one, dtype=int) for one in (page, whole))
+        changed = np.argwhere(np.abs(found - expected) > 60)  # JPEG changes a little everywhere
+        assert len(changed), "the word is covered"
+        assert top + edge - 2 <= changed[:, 0].min() and changed[:, 0].max() <= bottom - edge + 1
+        assert left - 3 <= changed[:, 1].min() and changed[:, 1].max() <= right + 3
+        ink = np.abs(expected[top : bottom + 1, left : right + 1] - sheet.style.paper) > 60
+        assert ink[:edge].any() and ink[-edge:].any(), "and its edges are not"
+        assert len([one for one in word.text if one.isalnum()]) >= 4
+        assert found[:60].std() > 5, "there is a picture above"
+
+
+def test_a_covered_word_is_asked_for(tmp_path: Path) -> None:
+    document = generate_document(1, split="heldout", kind="vcr-hard", height=96, transcription_share=0.0)
+    (turn,), (line,) = document.turns, document.lines
+    assert turn.answer in line["text"].split()
+    argv = ["--out", str(tmp_path), "--vcr", "4", "--train", "0", "--lines", "0", "--heldout", "3", "--processes", "1"]
+    assert main(argv) == 0
+    names = ("vcr-easy", "vcr-hard", "heldout-vcr-easy", "heldout-vcr-hard")
+    assert [load_manifest(tmp_path / name).num_samples for name in names] == [4, 4, 3, 3]
 
 
 @pytest.mark.parametrize(("kind", "split"), KIND_AND_SPLIT)

@@ -12,7 +12,7 @@ import PIL
 import pytest
 
 from alignvlm_pl.errors import ConfigError
-from datamodules.prepare.synthetic import KINDS, PAGE_KINDS, Document, generate_document
+from datamodules.prepare.synthetic import PAGE_KINDS, Document, generate_document
 from datamodules.prepare.synthetic.command import main
 from datamodules.prepare.synthetic.generate import PAGE_LAYOUTS
 from datamodules.prepare.synthetic.lexicon import lexicon_digest, prints
@@ -195,7 +195,7 @@ VERSIONS = ("13.0.0", "fa1f45ee2bd0282c")
 @pytest.mark.skipif((PIL.__version__, lexicon_digest()) != VERSIONS, reason="recorded with other packages")
 def test_the_small_documents_are_what_they_were() -> None:
     digest = sha256()
-    for kind in KINDS[:1] + KINDS[2:]:  # strings came later
+    for kind in ("lines", "form", "receipt", "table", "chart"):  # the others came later
         for split in ("train", "heldout"):
             for seed in range(3):
                 digest.update(repr(generate_document(seed, split=split, kind=kind).record()).encode())

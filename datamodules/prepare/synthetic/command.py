@@ -22,11 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     require_at_least(
-        0, train=args.train, lines=args.lines, heldout=args.heldout, pages=args.pages, strings=args.strings
+        0,
+        train=args.train,
+        lines=args.lines,
+        heldout=args.heldout,
+        pages=args.pages,
+        strings=args.strings,
+        vcr=args.vcr,
     )
     datasets = _datasets(args)
     if not datasets:
-        raise ConfigError("--train, --lines, --heldout, --pages and --strings are 0: nothing to render")
+        raise ConfigError("--train, --lines, --heldout, --pages, --strings and --vcr are 0: nothing to render")
     for folder, settings in datasets.items():
         manifest = write_split(
             args.out / folder,
@@ -56,6 +62,10 @@ def _datasets(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         string = {"kinds": ["string"], "height": ROW_HEIGHT_PX}
         datasets["strings"] = {"split": "train", "num_documents": args.strings, **string}
         datasets["heldout-strings"] = {**evaluation, **string}
+    for kind in ("vcr-easy", "vcr-hard") if args.vcr else ():
+        page = {"kinds": [kind], "height": 96, "questions_per_document": 1, "transcription_share": 0.0}
+        datasets[kind] = {"split": "train", "num_documents": args.vcr, **page}
+        datasets[f"heldout-{kind}"] = {**evaluation, **page}
     if args.pages:
         size = {"width": args.page_width, "height": 0}  # whole pages have the height that they need
         asked |= {"questions_per_document": args.page_questions}
@@ -88,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "--heldout": (100, "documents in each held-out dataset"),
         "--pages": (0, "whole training pages, and the held-out dataset of whole receipts if not 0"),
         "--strings": (0, "training pages of one row with 2 to 6 signs, and the held-out dataset of such if not 0"),
+        "--vcr": (
+            0,
+            "pages with a covered word in each of the two datasets, easy and hard, and held-out ones if not 0",
+        ),
         "--questions": (4, "most questions per training document"),
         "--page-questions": (8, "most questions per whole training page"),
         "--transcriptions": (0.1, "share of training documents to be transcribed"),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from alignvlm_pl.errors import ConfigError, nearest
 
 from ...shards.sample_formats import conversation
-from . import layouts, pages
+from . import covered, layouts, pages
 from .lexicon import check_split
 from .receipt_page import receipt_page
 from .sheet import Question, Segment, Sheet
@@ -40,6 +40,12 @@ def render_sheet(sheet: Sheet) -> tuple[Image.Image, bytes, str, list[Box]]:
     _draw_shapes(page, sheet)
     jitters = [rng.uniform(-2.5, 2.5) for _ in range(sheet.num_rows)]
     boxes = [_draw_text(page, segment, style, jitters[segment.row]) for segment in sheet.segments]
+    if sheet.picture is not None:
+        page.paste(sheet.picture, (0, 0))
+    for index, visible in sheet.covers.items():
+        left, top, right, bottom = boxes[index]
+        edge = max(1, round(visible * (bottom - top)))
+        page.paste(style.paper, (int(left) - 1, int(top) + edge, int(right) + 2, int(bottom) - edge))
     if rng.random() < 0.5:
         page, boxes = _skew(page, boxes, rng.gauss(0, sheet.skew_deg), _CUT_AT * sheet.skew_deg, style.paper)
     if rng.random() < sheet.fault_share:
@@ -152,14 +158,17 @@ def _encode(page: Image.Image, rng: Random) -> tuple[Image.Image, bytes, str]:
     return page, stream.getvalue(), "png"
 
 
+_LAYOUTS = (layouts.lines, layouts.string, layouts.form, layouts.receipt, layouts.table, layouts.chart)
 LAYOUTS: dict[str, Callable[[Sheet], None]] = {
-    layout.__name__: layout
-    for layout in (layouts.lines, layouts.string, layouts.form, layouts.receipt, layouts.table, layouts.chart)
+    **{layout.__name__: layout for layout in _LAYOUTS},
+    "vcr-easy": covered.vcr_easy,
+    "vcr-hard": covered.vcr_hard,
 }
 KINDS = tuple(LAYOUTS)
 """Kinds of small documents."""
 _READ_ONLY = ("lines", "string")
 """Kinds without questions: all of their text is to be transcribed."""
+_DEFAULT = ("form", "receipt", "table", "chart")
 PAGE_LAYOUTS: dict[str, Callable[[Sheet], None]] = {
     "receipt-page": receipt_page,
     "form-page": pages.form_page,
@@ -247,7 +256,7 @@ def generate_document(
     if num_questions < 1:
         raise ConfigError(f"questions per synthetic document: expected 1 or more, found {num_questions}")
     rng = Random(f"{seed}/{split}/{kind}/{fonts}/{width}x{height}")
-    kind = kind or rng.choice(KINDS[len(_READ_ONLY) :])
+    kind = kind or rng.choice(_DEFAULT)
     sheet = Sheet(
         rng=rng,
         split=split,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from PIL import Image
+
 from .lexicon import alphanumerics, load_lexicon
 from .makers import Maker, draw
 from .style import ROW_HEIGHT_PX, Style
@@ -56,7 +58,8 @@ class Sheet:
     """Texts, shapes and questions of one document; `width` in px, `num_rows` of 32 px, shapes are drawn before text.
 
     `left`, `right` and `space` are edges and width of the text area in px. `skew_deg` is the standard deviation of the
-    angle of a page that is skewed. The `usual` questions are asked before all other ones.
+    angle of a page that is skewed. The `usual` questions are asked before all other ones. A `picture` is at the top; of
+    a segment whose index is in `covers` only that share of its height shows, at its upper and at its lower edge.
     """
 
     rng: Random
@@ -70,6 +73,8 @@ class Sheet:
     shapes: list[Shape] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     usual: list[Question] = field(default_factory=list)
+    picture: Image.Image | None = None
+    covers: dict[int, float] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
 
     @property
