@@ -307,9 +307,9 @@ class BenchmarkEvaluation(pl.Callback):
     def _chosen(self, trainer: pl.Trainer, module: AlignVLMModule) -> list[str]:
         """Return the benchmarks that the model, and the stage's objective, can be evaluated on."""
         names: list[str] = list(_data(trainer).benchmarks)
-        if module.stage is not None and module.stage.objective == "read":
-            return [name for name in names if name in self.readout_sets]  # the LLM is not trained yet
         reads = getattr(connector_class(module.spec.connector.get("type", "align")), "reads_text", False)
+        if module.stage is not None and module.stage.objective != "answer":  # the LLM is not trained yet
+            return [name for name in names if reads and name in self.readout_sets]
         return [name for name in names if reads or name not in self.readout_sets]
 
     def _benchmark(self, trainer: pl.Trainer, name: str) -> Benchmark:

@@ -5,20 +5,25 @@ A cell is killed and started again like any run; one that is finished has a resu
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
+
+import yaml
 
 from datamodules.shards.manifest import load_manifest
 
 from ..errors import ConfigError, require_known
-from ..study import forgetting, noise, reduced, tokens
+from ..models.connectors import connector_class
+from ..study import cost, examples, forgetting, noise, reduced, tokens
 from ..study.measure import Measure, Trained, has_measure
 from ..study.measured import measure_run
-from ..study.plan import TUNING, Cell, Study, read_study
+from ..study.plan import TUNING, Cell, Study, connector_of, read_study, recipe_of_lengths
 from ..study.report import REPORTS, design, write_report
 from ..study.results import Results
 from ..study.schedule import Place, cell_at, places
 from ..utils.atomic_files import write_atomically
+from ..utils.yaml_files import load_yaml
 from .demo import run_command
 from .recipe import plan_runs, read_stages
 
@@ -29,16 +34,20 @@ MEASURES: dict[str, Measure] = {
     "prune": reduced.measure_prune,
     "collapse": reduced.measure_collapse,
     "forgetting": forgetting.measure,
+    "examples": examples.measure,
 }
 """Name in a study's `measures` -> what takes it."""
 
 
 def run(argv: list[str]) -> int:
-    """Run what is missing, one cell after the other or the one of `--cell`; then report."""
+    """Run what is missing and report; or run the cell of `--cell` alone."""
     options = _parser().parse_args(argv[1:])
     for name in options.names:
         require_known(name, REPORTS, f"study {name!r} is unknown")
     study = read_study(options.config)
+    for name in options.names:
+        if name in MEASURES and name not in study.measures:
+            raise ConfigError(f"study {study.name} measures no {name}: add `measures: {{{name}: …}}` to {study.path}")
     root = options.run_dir or Path("runs/study") / study.name
     results = Results(options.results or root / "results")
     grid = places(study)
@@ -51,26 +60,44 @@ def run(argv: list[str]) -> int:
         raise ConfigError(
             f"--cell {options.cell}: study {study.name} has cells 0 to {len(grid) - 1}; --list shows them"
         )
-    if not options.report_only:
+    if "cost" in options.names and not options.report_only and options.cell is None:
+        cost.update_cost(study, results)
+    if not options.report_only and options.names != ["cost"]:  # which needs no cell
+        _check_arms(study)
         _print_design(study)
         for place in grid if options.cell is None else [grid[options.cell]]:
             cell = cell_at(study, place, results)
             if not _is_finished(cell, results):
                 sys.stdout.write(f"\nstudy {study.name}, cell {grid.index(place)} of {len(grid)}: {place}\n")
                 run_cell(cell, root / cell.id, results)
-    for path in write_report(
-        study, options.names, results, options.report or root / "report", command=_command(options)
-    ):
-        sys.stdout.write(f"{path}\n")
+    if options.cell is None or options.report_only:  # other tasks of an array may be writing
+        folder = options.report or root / "report"
+        for path in write_report(study, options.names, results, folder, command=_command(options)):
+            sys.stdout.write(f"{path}\n")
     return 0
+
+
+def _check_arms(study: Study) -> None:
+    """Raise a ConfigError where a measure needs P_vocab, and no arm has it."""
+    types = {arm: connector_of(study, arm).get("type", "align") for arm in study.arms}
+    reading = [arm for arm, kind in types.items() if getattr(connector_class(kind), "reads_text", False)]
+    for name in ("prune", "collapse"):
+        if name in study.measures and not reading:
+            listing = ", ".join(f"{arm} ({kind})" for arm, kind in types.items())
+            raise ConfigError(
+                f"study {study.name}: measures.{name} needs P_vocab, which no arm has: {listing}; add an arm with "
+                "connector type 'align', or leave the measure out"
+            )
 
 
 def _print_design(study: Study) -> None:
     """Print what each benchmark of the study can detect."""
-    benchmarks = read_stages(study.recipe)[-1].settings("data").get("init_args", {}).get("benchmarks", {})
-    for name, given in benchmarks.items():
+    shared = load_yaml(study.recipe).get("data")
+    default = None if shared is None else study.recipe.parent / shared
+    data = read_stages(study.recipe)[-1].settings("data", default)
+    for name, given in (data.get("init_args", {}).get("benchmarks") or {}).items():
         questions = load_manifest(Path(given["folder"] if isinstance(given, dict) else given)).num_samples
-        sys.stdout.write(f"{name}: {design(study, documents=questions)}\n")
+        sys.stdout.write(f"{name}, if each question has a document of its own: {design(study, documents=questions)}\n")
 
 
 def run_cell(cell: Cell, folder: Path, results: Results) -> None:
@@ -80,24 +107,31 @@ def run_cell(cell: Cell, folder: Path, results: Results) -> None:
         ConfigError: If the folder is that of another cell.
     """
     _own(cell, folder)
-    runs = plan_runs([*cell.words(), "--run_dir", str(folder)])
-    stages = [folder if run.folder is None else run.folder for run in runs]
-    if not (stages[-1] / "hf").is_dir():
-        run_command("fit", *cell.words(), "--run_dir", str(folder))
-    tested = folder / "test"
+    recipe = cell.recipe
+    if cell.steps is not None:
+        recipe = folder / recipe.name  # its name is that of the run in logs
+        write_atomically(recipe, yaml.safe_dump(recipe_of_lengths(cell.recipe, cell.steps), sort_keys=False))
+    fit = [*cell.words(recipe), "--run_dir", str(folder)]
+    trained = Trained(stages=[run.folder for run in plan_runs(fit) if run.folder], folder=folder)
+    tested, before = trained.tested, results.read(cell)
+    if not (trained.stages[-1] / "hf").is_dir():
+        for old in (tested, trained.measures):  # of weights that are gone
+            shutil.rmtree(old, ignore_errors=True)
+        if before is not None:
+            before["measures"] = {}
+        run_command("fit", *fit)
     if not (tested / "results.json").is_file():
         benchmarks = ["--data.init_args.benchmarks={}"] if cell.budget == TUNING else []
-        weights = ("--model.weights", str(stages[-1] / "hf"))
-        config = ("--config", str(stages[-1] / "config.yaml"))
-        run_command("test", *config, *weights, *benchmarks, "--run_dir", str(tested))
-    before, result = results.read(cell), measure_run(stages, tested)
-    if before is not None:  # with measures of this study or of another one
-        result["measures"] = before["measures"]
+        run_command("test", *trained.test_options, *benchmarks, "--run_dir", str(tested))
+    result = measure_run(trained.stages, tested)
+    if before is not None:  # lengths of other cells follow from its time
+        result |= {"measures": before["measures"], "seconds": before["seconds"]}
+    results.write(cell, result)
     for name, settings in cell.study.measures.items() if cell.budget == "samples" else ():
         if not has_measure(cell.study, name, result):
-            found = MEASURES[name](Trained(stages=stages, folder=folder), settings, run_command)
+            found = MEASURES[name](trained, settings, run_command)
             result["measures"][name] = {"settings": settings, "found": found}
-    results.write(cell, result)
+            results.write(cell, result)
 
 
 def _is_finished(cell: Cell, results: Results) -> bool:

@@ -22,7 +22,7 @@ def has_grid(net: Any) -> bool:
     if getattr(net.config.vision_config, "patch_size", None) is None:
         return False
     rows, columns = net.grid
-    return bool(rows * columns == net.config.tokens_per_tile)
+    return getattr(net.connector, "keeps_places", True) and rows * columns == net.config.tokens_per_tile
 
 
 @torch.no_grad()

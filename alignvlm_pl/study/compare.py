@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from .plan import Study
 from .results import Result, Results, check_order
-from .schedule import Place, cell_at
+from .schedule import finished
 from .statistics import Estimate, estimate, holm
 
 
@@ -37,15 +37,7 @@ def found_results(study: Study, budget: str, results: Results) -> dict[str, dict
     Raises:
         DataError: If arms were trained on other samples, or asked other questions.
     """
-    found: dict[str, dict[int, Result]] = {arm: {} for arm in study.arms}
-    for arm in study.arms:
-        for seed in study.seeds:
-            try:
-                result = results.read(cell_at(study, Place(budget=budget, arm=arm, seed=seed), results))
-            except ConfigError:  # a cell before it is missing
-                continue
-            if result is not None:
-                found[arm][seed] = result
+    found = finished(study, budget, results)
     everything = [result for by_seed in found.values() for result in by_seed.values()]
     check_order(everything)
     check_questions(everything)
@@ -55,8 +47,9 @@ def found_results(study: Study, budget: str, results: Results) -> dict[str, dict
 def check_questions(results: list[Result]) -> None:
     """Raise a DataError where two results have other questions."""
     for result in results[1:]:
-        for name, columns in results[0]["questions"].items():
-            if result["questions"].get(name, {}).get("keys") != columns["keys"]:
+        for name in {*results[0]["questions"], *result["questions"]}:
+            one, other = (of.get("questions", {}).get(name, {}).get("keys") for of in (results[0], result))
+            if one != other:
                 raise DataError(
                     f"arms {results[0]['arm']} and {result['arm']}: they answered other questions of {name!r}; test "
                     "both on the same dataset, or remove the result of one and run its cell again"
@@ -79,11 +72,20 @@ def _row(study: Study, arm: str, own: Mapping[int, Result], base: Mapping[int, R
             paired = values(own, both, dataset, metric) - values(base, both, dataset, metric)
             differences[dataset, metric] = estimate(paired, documents)
     adjusted: dict[tuple[str, str], float] = {}
-    for metric in {metric for _, metric in differences}:
-        family = {name: one.p_value for (name, other), one in differences.items() if other == metric}
-        adjusted |= {(name, metric): value for name, value in holm(family).items()}
+    for family in _families(list(differences)):
+        adjusted |= holm({pair: differences[pair].p_value for pair in family})
     missing = [seed for seed in study.seeds if seed not in own]
     return Row(arm=arm, results=dict(own), missing=missing, scores=scores, differences=differences, adjusted=adjusted)
+
+
+def _families(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Return the comparisons that are adjusted together: the first metric of all datasets, the second, and so on."""
+    ranks: dict[str, int] = {}
+    families: dict[int, list[tuple[str, str]]] = {}
+    for dataset, metric in pairs:
+        ranks[dataset] = ranks.get(dataset, -1) + 1
+        families.setdefault(ranks[dataset], []).append((dataset, metric))
+    return list(families.values())
 
 
 def columns(results: Mapping[int, Result]) -> list[tuple[str, str]]:

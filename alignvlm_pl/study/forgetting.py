@@ -33,18 +33,20 @@ def measure(trained: Trained, settings: Mapping[str, Any], run: Callable[..., No
     wanted = {**_DEFAULTS, **settings}
     text = _text(wanted["text"])
     found: list[list[Any]] = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = AlignVLMProcessor.from_pretrained(trained.stages[-1] / "hf")
     ids = processor.tokenizer(text, return_tensors="pt", truncation=False, verbose=False)["input_ids"][0]
     if len(ids) < wanted["windows"] * WINDOW:
         raise DataError(f"measures.forgetting: the text has {len(ids)} tokens, fewer than windows x {WINDOW}")
-    ids = ids[: wanted["windows"] * WINDOW].view(-1, WINDOW)
+    ids = ids[: wanted["windows"] * WINDOW].view(-1, WINDOW).to(device)
     start = load_yaml(trained.stages[0] / "config.yaml")["model"]["init_args"]
     spec = ModelSpec.from_fields(start["spec"])
     if not start.get("weights") and spec.llm.pretrained is not None:
-        found.append(["before", perplexity(build_model(spec, processor).language_model, ids)])
+        found.append(["before", perplexity(build_model(spec, processor).language_model.to(device), ids)])
     for stage in trained.stages:
         model = AlignVLMForConditionalGeneration.from_pretrained(stage / "hf")
-        found.append([stage.name, perplexity(model.language_model, ids)])
+        name = load_yaml(stage / "config.yaml")["stage"]["name"]
+        found.append([name, perplexity(model.language_model.to(device), ids)])
     return found
 
 

@@ -1,16 +1,21 @@
 """What is measured of trained cells beside their scores: one interface, and the cells that have it."""
 
+import base64
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
+from datamodules.shards.sample import Sample
 
 from ..errors import ConfigError
 from ..models.build import ModelSpec, build_model, build_processor, load_weights
@@ -19,15 +24,30 @@ from ..models.processing import AlignVLMProcessor
 from ..utils.yaml_files import load_yaml
 from .plan import Study
 from .results import Result, Results
-from .schedule import Place, cell_at
+from .schedule import finished
+
+NO_VAL = ("--data.init_args.val={}",)
+"""Option of a `test` whose losses are not asked for."""
+PAGE_PX = 800
+"""Longest side of the pages that result files hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained cell: `stages` are the run folders of its stages, `folder` is one for what a measure writes."""
+    """A trained cell: the run folders of its `stages`, and its own `folder`."""
 
     stages: list[Path]
     folder: Path
+
+    @property
+    def tested(self) -> Path:
+        """Run folder of its test."""
+        return self.folder / "test"
+
+    @property
+    def measures(self) -> Path:
+        """Folder of what measures write."""
+        return self.folder / "measures"
 
     @property
     def test_options(self) -> list[str]:
@@ -42,26 +62,45 @@ class Trained:
 
 
 def load_trained(trained: Trained, **connector: Any) -> tuple[Any, AlignVLMProcessor]:
-    """Return the trained model in eval mode and its processor; `connector` are options in place of the connector's."""
+    """Return the trained model in eval mode, on a GPU where there is one, and its processor.
+
+    `connector` are options in place of the connector's.
+    """
     spec = replace(trained.spec, connector={**trained.spec.connector, **connector})
     processor = build_processor(spec)
     net = build_model(spec, processor, pretrained=False)
     load_weights(net, trained.stages[-1] / "hf")
-    return net.eval(), processor
+    return net.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def benchmark_samples(trained: Trained) -> dict[str, Iterator[Sample]]:
+    """Return the samples of each benchmark of a cell, which are read when they are asked for."""
+    data = load_yaml(trained.stages[-1] / "config.yaml")["data"]["init_args"]
+    if not data.get("benchmarks"):
+        raise ConfigError("a measure reads the pages of the benchmarks, and the recipe's data has none")
+    folders = {name: one["folder"] if isinstance(one, dict) else one for name, one in data["benchmarks"].items()}
+    manifests = {name: load_manifest(Path(folder)) for name, folder in folders.items()}
+    return {name: map(Decoder(), read_range(one, 0, one.num_samples)) for name, one in manifests.items()}
 
 
 def pages(trained: Trained, count: int) -> Iterator[tuple[Image.Image, list[Any]]]:
     """Yield the first pages of the first benchmark of a cell, with their lines of text."""
-    data = load_yaml(trained.stages[-1] / "config.yaml")["data"]["init_args"]
-    benchmarks = data.get("benchmarks") or {}
-    if not benchmarks:
-        raise ConfigError("a measure reads the pages of the first benchmark, and the recipe's data has none")
-    given = next(iter(benchmarks.values()))
-    manifest, decode = load_manifest(Path(given["folder"] if isinstance(given, dict) else given)), Decoder()
-    for raw in read_range(manifest, 0, min(count, manifest.num_samples)):
-        sample = decode(raw)
-        for image in sample.images[:1]:
-            yield image.convert("RGB"), list(sample.lines)
+    samples = next(iter(benchmark_samples(trained).values()))
+    for sample in islice((one for one in samples if one.images), count):
+        yield sample.images[0].convert("RGB"), list(sample.lines)
+
+
+def png_of(image: Image.Image) -> str:
+    """Return an image as a PNG in base64, at most `PAGE_PX` px wide and high, which changes it."""
+    image.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def write_png(path: Path, content: str) -> None:
+    """Write what `png_of` has returned."""
+    path.write_bytes(base64.b64decode(content))
 
 
 def page_tiles(trained: Trained, processor: AlignVLMProcessor, count: int) -> list[Tensor]:
@@ -76,16 +115,10 @@ what the result file keeps, in plain types."""
 
 def measured(study: Study, name: str, results: Results) -> dict[str, dict[int, Result]]:
     """Return the results of `samples` that have a measure with the study's settings, by arm and seed."""
-    found: dict[str, dict[int, Result]] = {arm: {} for arm in study.arms}
-    for arm in study.arms:
-        for seed in study.seeds:
-            try:
-                result = results.read(cell_at(study, Place(budget="samples", arm=arm, seed=seed), results))
-            except ConfigError:  # a cell before it is missing
-                continue
-            if result is not None and has_measure(study, name, result):
-                found[arm][seed] = result
-    return found
+    return {
+        arm: {seed: result for seed, result in by_seed.items() if has_measure(study, name, result)}
+        for arm, by_seed in finished(study, "samples", results).items()
+    }
 
 
 def has_measure(study: Study, name: str, result: Result) -> bool:

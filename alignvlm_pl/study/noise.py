@@ -1,6 +1,7 @@
 """`noise` (the paper's table 3): scores and outputs with Gaussian noise on the vision features."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from ..errors import ConfigError
 from . import plots
 from .compare import columns, values
-from .measure import Trained, measured
+from .measure import NO_VAL, Trained, measured
 from .plan import Study
-from .results import Result, Results, tested_questions
+from .results import Result, Results, scores_alone
 from .statistics import Estimate, estimate
 from .tables import interval, table
 
@@ -30,17 +31,15 @@ def measure(trained: Trained, settings: Mapping[str, Any], run: Callable[..., No
     points = []
     for unit, relative in _UNITS.items():
         for sigma in settings.get(unit, ()):
-            folder = trained.folder / f"noise-{unit}-{sigma:g}"
+            folder = trained.measures / f"noise-{unit}-{sigma:g}"
+            # A test that resumed would draw other noise for the pages that are left.
+            shutil.rmtree(folder, ignore_errors=True)
             options = {"sigma": sigma, "relative": relative}
             callback = {"class_path": "callbacks.feature_noise.FeatureNoise", "init_args": options}
-            run(
-                "test", *trained.test_options, f"--trainer.callbacks={json.dumps([callback])}", "--run_dir", str(folder)
-            )
-            found = json.loads((folder / "noise.json").read_text("utf-8"))
-            questions = tested_questions(folder)
-            for one in questions.values():
-                del one["keys"], one["documents"]  # those of the test without noise
-            points.append({**options, "cosine_distance": found["cosine_distance"], "questions": questions})
+            callbacks = f"--trainer.callbacks={json.dumps([callback])}"
+            run("test", *trained.test_options, *NO_VAL, callbacks, "--run_dir", str(folder))
+            distance = json.loads((folder / "noise.json").read_text("utf-8"))["cosine_distance"]
+            points.append({**options, "cosine_distance": distance, "questions": scores_alone(folder)})
     return points
 
 
@@ -73,8 +72,39 @@ def section(study: Study, results: Results, folder: Path) -> Iterator[str]:
         for name, label, lines in (("score", "score", curves), ("cosine", "cosine distance", turns)):
             plots.lines(folder / f"noise-{unit}-{name}.svg", "noise", what, label, lines)
             yield f"![{label}](noise-{unit}-{name}.svg)"
-    if missing := [f"{arm} {seed}" for arm, by_seed in found.items() for seed in study.seeds if seed not in by_seed]:
-        yield f"**Missing** (arm and seed): {', '.join(missing)}."
+        yield from _against_base(study, found, relative)
+
+
+def _against_base(study: Study, found: Mapping[str, Mapping[int, Result]], relative: bool) -> Iterator[str]:
+    """Yield how much more an arm loses than the base arm, question by question."""
+    rows, base = [], found[study.base]
+    for arm, own in found.items():
+        both = [seed for seed in study.seeds if seed in own and seed in base]
+        if arm == study.base or not both:
+            continue
+        for dataset, metric in columns({seed: own[seed] for seed in both}):
+            documents = own[both[0]]["questions"][dataset]["documents"]
+            losses = [_losses(one, both, relative, dataset, metric) for one in (base, own)]
+            for sigma in losses[0]:
+                more = estimate(losses[1][sigma] - losses[0][sigma], documents)
+                verdict = "more" if more.low > 0 else "less" if more.high < 0 else "cannot be told"
+                rows.append([arm, f"{dataset}: {metric}", f"{sigma:g}", interval(more, sign=True), verdict])
+    if rows:
+        head = ["arm", "score", "σ", f"loses more than {study.base} by", f"than {study.base}"]
+        yield f"How much more than {study.base} an arm loses:\n\n{table(head, rows)}"
+
+
+def _losses(
+    by_seed: Mapping[int, Result], seeds: list[int], relative: bool, dataset: str, metric: str
+) -> dict[float, np.ndarray]:
+    """Return σ -> loss of score by the noise (seeds, questions)."""
+    clean = values(by_seed, seeds, dataset, metric)
+    found = {}
+    for index, point in enumerate(by_seed[seeds[0]]["measures"]["noise"]["found"]):
+        if point["relative"] is relative:
+            same = [by_seed[seed]["measures"]["noise"]["found"][index]["questions"][dataset][metric] for seed in seeds]
+            found[point["sigma"]] = clean - np.asarray(same, dtype=float)
+    return found
 
 
 def _points(

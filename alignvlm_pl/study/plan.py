@@ -15,8 +15,9 @@ rates: {option: stage.lr_connector, values: [3.0e-4, 1.0e-3, 3.0e-3], steps: 200
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ BUDGETS = ("samples", "flops", "seconds")
 TUNING = "tuning"
 """Budget of the cells that choose a learning rate."""
 TUNING_SEED = 1000
-MEASURES = ("noise", "tokens", "prune", "collapse", "forgetting")
+_FILES = (".yaml", ".json")
+"""Endings of values that name a file."""
+MEASURES = ("noise", "tokens", "prune", "collapse", "forgetting", "examples")
 """Taken of trained cells, beside their scores."""
 
 
@@ -39,7 +42,8 @@ class Rates:
     Attributes:
         option: Option of `fit` that is tuned, such as `stage.lr_connector`.
         values: Its values.
-        steps: Steps of a trial; the value with the least loss on the `val` datasets is used.
+        steps: Steps of a trial, divided evenly among the stages; the value with the least loss on the `val` datasets is
+            used.
     """
 
     option: str
@@ -49,7 +53,9 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """See the module; `measures` are settings of each of `MEASURES` that is taken, `options` those of all arms."""
+    """See the module; `options` are those of all arms, `measures` the settings of each of `MEASURES` that is taken of
+    trained cells, `cost` those of `study cost`.
+    """
 
     path: Path
     recipe: Path
@@ -60,19 +66,25 @@ class Study:
     rates: Rates | None = None
     options: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cost: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.path.stem
 
+    def recipe_of(self, arm: str) -> Path:
+        """Return the recipe of an arm: its own option `recipe`, or the study's."""
+        return Path(self.arms[arm].get("recipe", self.recipe))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a study: an arm with a seed, for `steps` optimizer steps (None: as the recipe says).
+    """One run of a study: an arm with a seed.
 
     Attributes:
         budget: One of `BUDGETS`, or `TUNING`.
         rate: Learning rate of the tuned option; None: as the recipe says.
+        steps: Optimizer steps of each stage; None: as the recipe says.
     """
 
     study: Study
@@ -80,7 +92,7 @@ class Cell:
     seed: int
     budget: str
     rate: float | None = None
-    steps: int | None = None
+    steps: tuple[int, ...] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -88,27 +100,39 @@ class Cell:
         found = {**self.study.options, **self.study.arms[self.arm], "seed_everything": self.seed}
         if self.rate is not None and self.study.rates is not None:
             found[self.study.rates.option] = self.rate
-        if self.steps is not None:
-            found["stage.max_steps"] = self.steps
         return found
 
     @property
     def recipe(self) -> Path:
-        return Path(self.options.get("recipe", self.study.recipe))
+        return self.study.recipe_of(self.arm)
 
-    def words(self) -> list[str]:
-        """Return the options as words of the command line, behind those of the recipe."""
-        found = ["--config", str(self.recipe)]
+    def words(self, recipe: Path) -> list[str]:
+        """Return words of the command line that run a recipe, this cell's or one made of it, with the options."""
+        found = ["--config", str(recipe)]
         for key, value in self.options.items():
-            if key != "recipe":
+            if key != "recipe" and (self.steps is None or key != "stage.max_steps"):
                 found.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
         return found
 
     @property
     def id(self) -> str:
         """Hash of everything that determines the run: options, and the content of all files that they name."""
-        content = [resolve(self.recipe), resolve(self.options)]
+        content = [resolve(str(self.recipe)), resolve(self.options), self.steps]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def recipe_of_lengths(recipe: Path, steps: Sequence[int]) -> dict[str, Any]:
+    """Return a recipe whose stages train so many steps, with absolute paths, so that it can be written anywhere."""
+    content = load_yaml(recipe)
+
+    def absolute(value: Any) -> Any:
+        return str((recipe.parent / value).resolve()) if isinstance(value, str) and value.endswith(".yaml") else value
+
+    stages = [
+        {**{key: absolute(value) for key, value in entry.items()}, "override": {**entry.get("override", {}), **length}}
+        for entry, length in zip(content["stages"], [{"stage.max_steps": count} for count in steps], strict=True)
+    ]
+    return {**{key: absolute(value) for key, value in content.items()}, "stages": stages}
 
 
 def read_study(path: Path) -> Study:
@@ -129,11 +153,14 @@ def read_study(path: Path) -> Study:
         require_known(budget, BUDGETS, f"{path}: budget {budget!r} is unknown")
     if "samples" not in budgets:
         raise ConfigError(f"{path}: budgets={budgets}: add `samples`, from whose cells the other budgets are computed")
-    measures = content.get("measures", {})
+    measures, options = content.get("measures") or {}, content.get("options") or {}
+    for key, value in (("measures", measures), ("options", options)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: `{key}` must be a mapping, found {value!r:.60}")
     for name in measures:
         require_known(name, MEASURES, f"{path}: measure {name!r} is unknown")
     rates = content.get("rates")
-    return Study(
+    study = Study(
         path=path,
         recipe=_found(path, content["recipe"]),
         arms={name: _with_paths(path, options) for name, options in arms.items()},
@@ -141,9 +168,34 @@ def read_study(path: Path) -> Study:
         seeds=seeds,
         budgets=list(budgets),
         rates=None if rates is None else _rates(path, rates),
-        options=_with_paths(path, content.get("options", {})),
+        options=_with_paths(path, options),
         measures={name: settings or {} for name, settings in measures.items()},
+        cost=content.get("cost") or {},
     )
+    ids: dict[str, str] = {}
+    for arm in study.arms:
+        same = ids.setdefault(Cell(study=study, arm=arm, seed=0, budget="samples").id, arm)
+        if same != arm:
+            raise ConfigError(f"{path}: arms {same} and {arm} are the same run; leave one of them out")
+    return study
+
+
+def model_file(study: Study, arm: str) -> Path:
+    """Return the file of an arm's model: its option `model`, or the recipe's."""
+    recipe = study.recipe_of(arm)
+    given = {**study.options, **study.arms[arm]}.get("model")
+    return _found(recipe, load_yaml(recipe)["model"]) if given is None else Path(given)
+
+
+def connector_of(study: Study, arm: str) -> dict[str, Any]:
+    """Return the options of an arm's connector: those of its file, or of its model, with the single options over it."""
+    options = {**study.options, **study.arms[arm]}
+    recipe = study.recipe_of(arm)
+    named = load_yaml(recipe).get("connector")
+    file = Path(options["connector"]) if "connector" in options else _found(recipe, named) if named else None
+    found = load_yaml(model_file(study, arm))["spec"].get("connector", {}) if file is None else load_yaml(file)
+    single = {key.partition(".")[2]: value for key, value in options.items() if key.startswith("connector.")}
+    return {**found, **single}
 
 
 def require_keys(content: Mapping[str, Any], needed: set[str], known: set[str], where: str) -> None:
@@ -155,16 +207,21 @@ def require_keys(content: Mapping[str, Any], needed: set[str], known: set[str], 
 
 
 def resolve(value: Any, *, folder: Path = Path()) -> Any:
-    """Return a value with the content of each YAML file that it names, so that it does not depend on where they lie."""
-    if isinstance(value, Path):
-        return resolve(load_yaml(value), folder=value.parent)
+    """Return a value with the content of each file that it names, so that it does not depend on where they lie."""
     if isinstance(value, dict):
         return {key: resolve(inner, folder=folder) for key, inner in value.items()}
     if isinstance(value, list):
         return [resolve(inner, folder=folder) for inner in value]
-    if isinstance(value, str) and value.endswith(".yaml"):
-        return resolve(folder / value)
+    if isinstance(value, str) and value.endswith(_FILES):
+        return _content(folder / value)
     return value
+
+
+@cache  # one study asks for the ids of its cells again and again
+def _content(path: Path) -> Any:
+    if path.suffix == ".json":  # rows of the vocabulary, by `prune`
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return resolve(load_yaml(path), folder=path.parent)
 
 
 def _rates(path: Path, rates: Any) -> Rates:
@@ -183,7 +240,7 @@ def _rates(path: Path, rates: Any) -> Rates:
 def _with_paths(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Return options whose files are those beside the study's."""
     return {
-        key: str(_found(path, value)) if isinstance(value, str) and value.endswith(".yaml") else value
+        key: str(_found(path, value)) if isinstance(value, str) and value.endswith(_FILES) else value
         for key, value in options.items()
     }
 

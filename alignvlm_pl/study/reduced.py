@@ -3,6 +3,7 @@
 Both change the connector of a trained model and test it, at once and after some further training.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -20,9 +21,9 @@ from ..models.pruning import mean_vocabulary, prune, require_align
 from ..utils.atomic_files import write_atomically
 from . import plots
 from .compare import columns
-from .measure import Trained, load_trained, measured, page_tiles
+from .measure import NO_VAL, Trained, load_trained, measured, page_tiles
 from .plan import Study
-from .results import Result, Results, tested_questions
+from .results import Result, Results, scores_alone
 from .statistics import Estimate, estimate
 from .tables import interval, table
 
@@ -35,9 +36,9 @@ _ROUNDS = 5
 def measure_prune(trained: Trained, settings: Mapping[str, Any], run: Callable[..., None]) -> Any:
     """Test with fewer rows; return points of `rows`, `mass`, `steps`, `questions`, `seconds` and `megabytes`.
 
-    Settings: `counts` and `masses`, the rows to keep by number and by share of P_vocab over `pages`; `steps`, numbers
-    of steps of further training, of which 0 is none. `seconds` is the connector's forward run on a page, `megabytes`
-    its weights in float32 and the text embeddings that it averages.
+    The first points are those of all rows. Settings: `counts` and `masses`, the rows to keep by number and by share of
+    P_vocab over `pages`; `steps`, numbers of steps of further training, of which 0 is none. `seconds` is the
+    connector's forward run on a page, `megabytes` its weights in float32 and the text embeddings that it averages.
     """
     _check("prune", settings)
     net, processor = load_trained(trained)
@@ -46,18 +47,22 @@ def measure_prune(trained: Trained, settings: Mapping[str, Any], run: Callable[.
     tiles = page_tiles(trained, processor, settings["pages"])
     means, _ = mean_vocabulary(net, tiles)
     ids = require_align(net).row_ids()
-    wanted = [{"count": count} for count in settings["counts"]] + [{"mass": mass} for mass in settings["masses"]]
-    chosen = [choose_rows(means, **one) for one in [{"count": len(ids)}, *wanted]]
+    # The same points for every seed, though the rows that carry a mass differ.
+    asked = [
+        {"count": len(ids)},
+        *({"count": n} for n in settings["counts"]),
+        *({"mass": m} for m in settings["masses"]),
+    ]
     points = []
-    for places, mass in sorted({len(places): (places, mass) for places, mass in chosen}.values(), key=_length):
-        kept, rows = [ids[place] for place in places], len(places)
-        options = {"vocab_rows": None, "vocab_keep": kept}
+    for one in asked:
+        places, mass = choose_rows(means, **one)
+        kept = [ids[place] for place in places]
         smaller, _ = load_trained(trained)
         prune(smaller, kept)
         cost = {"seconds": _seconds(smaller, tiles[0]), "megabytes": _megabytes(smaller.connector)}
         for steps in settings["steps"]:
-            questions = _test_variant(trained, run, f"prune-{rows}-{steps}", options, steps)
-            points.append({"rows": rows, "mass": mass, "steps": steps, **cost, "questions": questions})
+            questions = _test_variant(trained, run, "prune", {"vocab_rows": None, "vocab_keep": kept}, steps)
+            points.append({"rows": len(kept), "mass": mass, "steps": steps, **cost, "questions": questions})
     return points
 
 
@@ -75,7 +80,7 @@ def measure_collapse(trained: Trained, settings: Mapping[str, Any], run: Callabl
         option = {"mass": mass, "tokens": settings["tokens"], "min_run": settings["min_run"]}
         kept = _kept_share(trained, option, tiles)
         for steps in settings["steps"]:
-            questions = _test_variant(trained, run, f"collapse-{mass:g}-{steps}", {"collapse": option}, steps)
+            questions = _test_variant(trained, run, "collapse", {"collapse": option}, steps)
             points.append({"mass": mass, "kept": kept, "steps": steps, "questions": questions})
     return points
 
@@ -86,41 +91,38 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"measures.{name}={dict(settings)}: expected {', '.join(sorted(needed))}")
 
 
-def _length(chosen: tuple[Sequence[int], float]) -> int:
-    return len(chosen[0])
-
-
 def _test_variant(
     trained: Trained, run: Callable[..., None], name: str, options: Mapping[str, Any], steps: int
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the scores with other options of the connector, after some steps of further training."""
-    last, file = trained.stages[-1], trained.folder / f"{name}.yaml"
     changed = {**trained.spec.connector, **options}
-    write_atomically(file, yaml.safe_dump({key: value for key, value in changed.items() if value is not None}))
+    text = yaml.safe_dump({key: value for key, value in changed.items() if value is not None})
+    folder = trained.measures / f"{name}-{hashlib.sha256(f'{text}{steps}'.encode()).hexdigest()[:12]}"
+    file, last = folder / "connector.yaml", trained.stages[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, text)
     config, weights = ("--config", str(last / "config.yaml"), "--connector", str(file)), last / "hf"
     if steps:
-        fit = trained.folder / f"{name}-fit"
-        weights = fit / "hf"
+        weights = folder / "fit" / "hf"
         if not weights.is_dir():
             start = ("--stage.init_from", str(last / "hf"), "--stage.parent=null", f"--stage.max_steps={steps}")
-            run("fit", *config, *start, "--run_dir", str(fit))
-    folder = trained.folder / name
-    if not (folder / "results.json").is_file():
-        run("test", *config, "--model.weights", str(weights), "--run_dir", str(folder))
-    found = tested_questions(folder)
-    for one in found.values():
-        del one["keys"], one["documents"]  # those of the cell's own test
-    return found
+            run("fit", *config, *start, "--run_dir", str(folder / "fit"))
+    tested = folder / "test"
+    if not (tested / "results.json").is_file():
+        run("test", *config, "--model.weights", str(weights), *NO_VAL, "--run_dir", str(tested))
+    return scores_alone(tested)
 
 
 @torch.inference_mode()
 def _seconds(net: Any, tiles: Tensor) -> float:
     """Return the time of the connector's forward run on a page, the median of some."""
-    features, weight = net.encode_images(tiles), net.get_input_embeddings().weight
+    features, weight = net.encode_images(tiles.to(net.device)), net.get_input_embeddings().weight
     times = []
     for _ in range(_ROUNDS):
         started = perf_counter()
         net.connector(features, weight)
+        if features.is_cuda:
+            torch.cuda.synchronize()
         times.append(perf_counter() - started)
     return median(times)
 
@@ -135,7 +137,10 @@ def _kept_share(trained: Trained, option: Mapping[str, Any], tiles: Sequence[Ten
     net, _ = load_trained(trained, collapse=option)
     if (collapse := net.collapse) is None:
         return 1.0
-    kept = [collapse.kept(net.connector.log_probs(net.encode_images(one), collapse.tokens), net.grid) for one in tiles]
+    kept = []
+    for one in tiles:
+        log_probs = net.connector.log_probs(net.encode_images(one.to(net.device)), collapse.tokens)
+        kept.append(collapse.kept(log_probs, net.grid).cpu())
     return float(torch.cat(kept).float().mean())
 
 
@@ -149,7 +154,8 @@ def section(name: str) -> Callable[[Study, Results, Path], Iterator[str]]:
         head = ["arm", "score", "further steps", label, "mean", "less the trained model", "mass"]
         rows: list[list[str]] = []
         curves: dict[str, list[tuple[float, plots.Interval]]] = {}
-        for arm, by_seed in measured(study, name, results).items():
+        found = measured(study, name, results)
+        for arm, by_seed in found.items():
             reading = {seed: one for seed, one in by_seed.items() if one["measures"][name]["found"]}
             for dataset, metric in columns(reading):
                 for point, own, less in _points(reading, name, dataset, metric):
@@ -163,6 +169,8 @@ def section(name: str) -> Callable[[Study, Results, Path], Iterator[str]]:
             yield "No arm with P_vocab has been measured."
             return
         yield table(head, rows)
+        if without := [arm for arm, by_seed in found.items() if by_seed and arm not in {row[0] for row in rows}]:
+            yield f"Without P_vocab, and not measured: {', '.join(without)}."
         if name == "prune":
             yield _costs(study, results)
         curves = {key: sorted(points) for key, points in curves.items()}

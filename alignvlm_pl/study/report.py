@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
 from ..utils.atomic_files import write_atomically
-from . import forgetting, noise, plots, reduced, tokens
+from . import cost, examples, forgetting, noise, plots, reduced, tokens
 from .compare import Row, compare
+from .measure import measured
 from .plan import TUNING_SEED, Study
 from .results import Results
 from .schedule import Place, best_rate, cell_at, places
@@ -16,7 +19,8 @@ from .statistics import smallest_difference
 from .tables import interval, table
 
 Section = Callable[[Study, Results, Path], Iterator[str]]
-_CLAIMS: dict[str, list[dict[str, str]]] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
+_PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
+_CLAIMS: dict[str, list[dict[str, str]]] = _PAPER["claims"]
 _TITLES = {"samples": "Equal samples", "flops": "Equal FLOPs", "seconds": "Equal wall time"}
 _ASSUMED_SD = {"document_sd": 0.5, "seed_sd": 0.02}
 """Standard deviations of a paired difference before anything is measured: half of the questions of one arm differ."""
@@ -43,6 +47,8 @@ def write_report(study: Study, names: Sequence[str], results: Results, folder: P
     blocks = [f"# Study {study.name}", *_head(study, results, command)]
     for name in names:
         blocks += REPORTS[name](study, results, folder)
+        if name in study.measures:
+            blocks += _unmeasured(study, name, results)
     text = "\n\n".join(blocks) + "\n"
     write_atomically(folder / "report.md", text)
     page = markdown.markdown(text, extensions=["tables"])
@@ -58,6 +64,12 @@ def design(study: Study, *, documents: int) -> str:
         f"{documents} documents, {seeds}: a true difference of {least:.3f} is found with a power of 80 %, if paired "
         f"differences vary by {_ASSUMED_SD['document_sd']} between documents and {_ASSUMED_SD['seed_sd']} between seeds"
     )
+
+
+def _unmeasured(study: Study, name: str, results: Results) -> Iterator[str]:
+    found = measured(study, name, results)
+    if missing := [f"{arm} {seed}" for arm in study.arms for seed in study.seeds if seed not in found[arm]]:
+        yield f"**Missing** (arm and seed): {', '.join(missing)}."
 
 
 def _head(study: Study, results: Results, command: str) -> Iterator[str]:
@@ -79,7 +91,8 @@ def _head(study: Study, results: Results, command: str) -> Iterator[str]:
     )
     if made:
         yield "Made with: " + "; ".join(sorted(made)) + "."
-        documents = {name: len({*one["documents"]}) for name, one in next(iter(made.values()))["questions"].items()}
+        tested: dict[str, Any] = next((one["questions"] for one in made.values() if one["questions"]), {})
+        documents = {name: len({*one["documents"]}) for name, one in tested.items()}
         yield from (f"{name}: {design(study, documents=count)}." for name, count in documents.items())
     yield "Intervals are 95 %: bootstrap over documents, seeds as the second level (docs/study.md)."
     if study.rates:
@@ -101,7 +114,8 @@ def _rates(study: Study, results: Results) -> str:
         rows.append([arm, *losses, best])
     head = ["arm", *(f"{rate:g}" for rate in study.rates.values), "used"]
     return (
-        f"Learning rates, `{study.rates.option}`: every arm tries the same ones for {study.rates.steps} steps; the one "
+        f"Learning rates, `{study.rates.option}`: every arm tries the same ones for {study.rates.steps} steps, "
+        f"divided evenly among the stages; the one "
         f"with the least loss on the validation data is used.\n\n{table(head, rows)}"
     )
 
@@ -116,14 +130,17 @@ def _scores(name: str) -> Section:
             for metric in dict.fromkeys(metric for _, metric in pairs):
                 yield _score_table(study, rows, [pair for pair in pairs if pair[1] == metric])
                 yield from _score_plots(rows, metric, folder, f"{name}-{budget}-{metric}")
-            yield from _claims(name, rows, pairs)
+            yield from _claims(name, study, rows, pairs)
+        if scores := _PAPER["scores"].get(name):
+            rows_of_paper = [[arm, *map(str, values)] for arm, values in scores["rows"].items()]
+            yield f"## The paper's averages\n\n{table(scores['head'], rows_of_paper)}"
 
     return section
 
 
 def _budget_table(rows: Sequence[Row]) -> str:
     def mean(row: Row, key: str) -> float:
-        return sum(one[key] for one in row.results.values()) / len(row.results)
+        return fmean(sum(one[key]) if key == "steps" else one[key] for one in row.results.values())
 
     lines = []
     for row in rows:
@@ -170,21 +187,26 @@ def _score_plots(rows: Sequence[Row], metric: str, folder: Path, stem: str) -> I
         yield f"![{metric}, radar]({stem}-radar.svg)"
 
 
-def _claims(name: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Yield the paper's claims beside this study's differences; those of the base arm alone can be told."""
+def _claims(name: str, study: Study, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield claims beside this study's differences; those that the base arm is part of can be told."""
     by_arm = {row.arm: row for row in rows}
     lines = []
     for claim in _CLAIMS[name]:
+        names = claim["above"], claim["below"]
+        other = next((arm for arm in names if arm != study.base), study.base)
+        if study.base not in names or not by_arm.keys() >= {*names}:
+            continue
+        sign = 1 if other == claim["above"] else -1
         for pair in pairs:
-            above, below = by_arm.get(claim["above"]), by_arm.get(claim["below"])
-            if above is None or below is None or pair not in below.differences:
+            found = by_arm[other].differences.get(pair)
+            if found is None:
                 continue
-            difference = below.differences[pair]
             verdict = "cannot be told at this size"
-            if below.adjusted[pair] < 0.05:
-                verdict = "holds" if difference.mean < 0 else "does not hold"
-            ours = f"{-difference.mean:+.3f} ({-difference.high:+.3f} to {-difference.low:+.3f})"
-            lines.append([claim["claim"], claim["paper"], f"{pair[0]}, {pair[1]}: {ours}", verdict])
+            if by_arm[other].adjusted[pair] < 0.05:
+                verdict = "holds" if sign * found.mean > 0 else "does not hold"
+            low, high = sorted((sign * found.low, sign * found.high))
+            ours = f"{pair[0]}, {pair[1]}: {sign * found.mean:+.3f} ({low:+.3f} to {high:+.3f})"
+            lines.append([claim["claim"], claim["paper"], ours, verdict])
     if lines:
         yield "### Claims\n\n" + table(["claim", "the paper's averages", "here, difference", ""], lines)
 
@@ -193,8 +215,10 @@ REPORTS: dict[str, Section] = {
     **{name: _scores(name) for name in _CLAIMS},
     "noise": noise.section,
     "tokens": tokens.section,
+    "cost": cost.section,
     "prune": reduced.section("prune"),
     "collapse": reduced.section("collapse"),
     "forgetting": forgetting.section,
+    "examples": examples.section,
 }
 """Section of the report -> what writes it."""

@@ -8,11 +8,13 @@ degrees of freedom, which few seeds need.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import DataError
 
+Name = TypeVar("Name", bound=Hashable)
 DRAWS = 2000
 FEWEST_DOCUMENTS = 10
 _CONFIDENCE = 0.95
@@ -88,9 +90,10 @@ def estimate(values: np.ndarray, documents: Sequence[Hashable], *, draws: int = 
     )
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Return p-values adjusted for the number of comparisons (Holm 1979)."""
-    adjusted, largest = {}, 0.0
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
     for rank, (name, value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, value * (len(p_values) - rank)))
         adjusted[name] = largest
@@ -102,11 +105,12 @@ def smallest_difference(
 ) -> float:
     """Return the smallest true difference that a design detects with this power, two-sided.
 
-    `document_sd` is the standard deviation of a document's paired difference, `seed_sd` that of a seed's mean.
+    `document_sd` is the standard deviation of a document's paired difference, `seed_sd` that of a seed's mean; with one
+    seed it does not count, as in `estimate`.
     """
     from scipy import stats
 
-    by_document, by_seed = document_sd**2 / documents, seed_sd**2 / seeds
+    by_document, by_seed = document_sd**2 / documents, seed_sd**2 / seeds if seeds > 1 else 0.0
     variance = by_document + by_seed
     terms = by_document**2 / max(documents - 1, 1) + by_seed**2 / max(seeds - 1, 1)
     freedom = variance**2 / terms

@@ -3,11 +3,10 @@
 For a token over a line of text a lens is right where its token's text, not blank, is part of that line, case ignored.
 """
 
-import base64
-import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from ..models.token_lens import LENSES, connector_outputs, has_grid, read_lens
 from ..models.token_readout import PlacedToken, place_tokens, read_page
 from ..scoring.readout_page import paint_readout, visible
 from . import plots
-from .measure import Trained, load_trained, measured, pages
+from .measure import Trained, load_trained, measured, pages, png_of, write_png
 from .plan import Study
 from .results import Result, Results
 from .tables import table
@@ -35,27 +34,29 @@ _TOP = 20
 _CURVE_POINTS = 30
 _DRAWN = {"text": 150, "visual": 100}
 """Text embeddings and visual tokens in the plot of the two principal components."""
-_PAGE_PX = 800
 
 
 def measure(trained: Trained, settings: Mapping[str, Any], run: Callable[..., None]) -> Any:
     """Read `settings["pages"]` pages of the first benchmark with the trained model; see `section` for what is kept."""
     if settings.keys() != {"pages"} or not (isinstance(settings["pages"], int) and settings["pages"] > 0):
         raise ConfigError(f"measures.tokens={dict(settings)}: expected pages, a number above 0")
-    last = trained.stages[-1]
     net, processor = load_trained(trained)
-    shown = list(pages(trained, settings["pages"]))
-    tiles = [cut_tiles(image, processor.geometry) for image, _ in shown]
-    outputs = [connector_outputs(net, one) for one in tiles]
-    found: dict[str, Any] = {"pages": len(shown), "tokens": sum(one.shape[0] * one.shape[1] for one in outputs)}
+    reading, count = Reading(net, processor), settings["pages"]
+    visual: list[torch.Tensor] = []
+    for image, lines in pages(trained, count):
+        output = connector_outputs(net, cut_tiles(image, processor.geometry).to(net.device))
+        reading.add(image, lines, output)
+        each, page = output.flatten(0, 1), len(visual)
+        # From other places of each page, so that few tokens stand for all.
+        visual.append(each[page * len(each) // count :: max(1, len(each) * count // _DRAWN["visual"])].cpu())
+    found = {"pages": len(visual), "lenses": reading.counts, "painted": reading.painted}
     if net.connector.reads_text:
-        found |= _vocabulary(net, processor, tiles, last)
-    found["lenses"], found["painted"] = _lenses(net, processor, shown, outputs)
-    found["components"] = _components(net, torch.cat([one.flatten(0, 1) for one in outputs]))
-    return found
+        tiles = (cut_tiles(image, processor.geometry) for image, _ in pages(trained, count))
+        found |= _vocabulary(net, processor, tiles, trained.stages[-1])
+    return found | {"components": _components(net, torch.cat(visual))}
 
 
-def _vocabulary(net: Any, processor: AlignVLMProcessor, tiles: Sequence[torch.Tensor], stage: Path) -> dict[str, Any]:
+def _vocabulary(net: Any, processor: AlignVLMProcessor, tiles: Iterable[torch.Tensor], stage: Path) -> dict[str, Any]:
     """Return the largest entries of the mean P_vocab, the share of whitespace, and how many rows carry `MASS`."""
     means, _ = mean_vocabulary(net, tiles)
     ids, decode = net.connector.row_ids(), processor.tokenizer.decode
@@ -84,26 +85,35 @@ def _curve(stage: Path, tag: str) -> list[list[float]]:
     return [point for index, point in enumerate(points) if index in keep]
 
 
-def _lenses(net: Any, processor: AlignVLMProcessor, shown: Sequence[Any], outputs: Sequence[torch.Tensor]) -> Any:
-    """Return lens -> [right, over text], and lens -> the first page painted; both empty without a grid of tokens."""
-    if not has_grid(net):
-        return {}, {}
-    counts: dict[str, list[int]] = {}
-    painted: dict[str, str] = {}
-    names = [*LENSES, *(["p_vocab"] if net.connector.reads_text else [])]
-    for (image, lines), output in zip(shown, outputs, strict=True):
-        for name in names:
-            if name == "p_vocab":
-                placed = read_page(net, processor, image)
-            else:
-                lens = {"size": image.size, "tiling": processor.geometry}
-                placed = place_tokens(read_lens(net, output, name), net.config, processor.tokenizer, **lens)
-            right, over = lens_hits(placed, lines)
-            counts[name] = [a + b for a, b in zip(counts.get(name, [0, 0]), (right, over), strict=True)]
-            if name not in painted:
-                most = 1.0 if name == "embedding" else math.log(net.get_input_embeddings().weight.shape[0])
-                painted[name] = _encoded(paint_readout(image, placed, most=most))
-    return counts, painted
+class Reading:
+    """What each lens reads on pages.
+
+    Attributes:
+        counts: Lens -> tokens over text that it reads right, and all over text.
+        painted: Lens -> the first page painted. Both are empty where the outputs form no grid.
+    """
+
+    def __init__(self, net: Any, processor: AlignVLMProcessor) -> None:
+        self._net, self._processor = net, processor
+        self.counts: dict[str, list[int]] = {}
+        self.painted: dict[str, str] = {}
+        self._lenses = [*LENSES, *(["p_vocab"] if net.connector.reads_text else [])] if has_grid(net) else []
+
+    def add(self, image: Image.Image, lines: Sequence[Mapping[str, Any]], output: torch.Tensor) -> None:
+        """Read a page, whose tiles' outputs are (tiles, tokens, D)."""
+        for lens in self._lenses:
+            placed = self._read(lens, image, output)
+            before = self.counts.get(lens, [0, 0])
+            self.counts[lens] = [a + b for a, b in zip(before, lens_hits(placed, lines), strict=True)]
+            if lens not in self.painted:
+                most = 1.0 if lens == "embedding" else math.log(self._net.get_input_embeddings().weight.shape[0])
+                self.painted[lens] = png_of(paint_readout(image, placed, most=most))
+
+    def _read(self, lens: str, image: Image.Image, output: torch.Tensor) -> list[PlacedToken]:
+        if lens == "p_vocab":
+            return read_page(self._net, self._processor, image)
+        readout, tokenizer = read_lens(self._net, output, lens), self._processor.tokenizer
+        return place_tokens(readout, self._net.config, tokenizer, size=image.size, tiling=self._processor.geometry)
 
 
 def lens_hits(placed: Sequence[PlacedToken], lines: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -124,7 +134,7 @@ def lens_hits(placed: Sequence[PlacedToken], lines: Sequence[Mapping[str, Any]])
 def _components(net: Any, outputs: torch.Tensor) -> dict[str, list[list[float]]]:
     """Return text embeddings and visual tokens on the first two principal components of the text embeddings."""
     ids = net.connector.row_ids() if hasattr(net.connector, "row_ids") else range(net.config.text_config.vocab_size)
-    table = net.get_input_embeddings().weight.detach().float()[list(ids)]
+    table = net.get_input_embeddings().weight.detach().float()[list(ids)].cpu()
     mean = table.mean(0)
     centred = table - mean
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
@@ -135,15 +145,8 @@ def _components(net: Any, outputs: torch.Tensor) -> dict[str, list[list[float]]]
     return found
 
 
-def _encoded(image: Image.Image) -> str:
-    image.thumbnail((_PAGE_PX, _PAGE_PX), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
 def section(study: Study, results: Results, folder: Path) -> Iterator[str]:
-    """Write what P_vocab and the lenses show, means over the seeds; painted pages are those of the first seed."""
+    """Write what P_vocab and the lenses show, means over the seeds; curves and pages are those of the first seed."""
     found = {arm: by_seed for arm, by_seed in measured(study, "tokens", results).items() if by_seed}
     yield f"## Visual tokens and text\n\n{PAPER}"
     if reading := {arm: _kept(by_seed) for arm, by_seed in found.items() if "top" in _kept(by_seed)[0]}:
@@ -152,11 +155,16 @@ def section(study: Study, results: Results, folder: Path) -> Iterator[str]:
         curves = {arm: [(step, (value,) * 3) for step, value in kept[0]["entropy"]] for arm, kept in reading.items()}
         plots.lines(folder / "tokens-entropy.svg", "entropy of P_vocab", "step", "nats", curves)
         yield "![entropy of P_vocab over training](tokens-entropy.svg)"
+        curves = {arm: [(x, (math.exp(y[0]),) * 3) for x, y in points] for arm, points in curves.items()}
+        plots.lines(folder / "tokens-effective.svg", "effective vocabulary", "step", "tokens", curves)
+        yield "![effective vocabulary over training](tokens-effective.svg)"
     rows = []
     for arm, by_seed in found.items():
         for lens in dict.fromkeys(lens for one in _kept(by_seed) for lens in one["lenses"]):
-            shares = [one["lenses"][lens][0] / max(one["lenses"][lens][1], 1) for one in _kept(by_seed)]
-            rows.append([arm, lens, f"{sum(shares) / len(shares):.3f}", f"{min(shares):.3f} to {max(shares):.3f}"])
+            counts = [one["lenses"][lens] for one in _kept(by_seed)]
+            shares = [right / over for right, over in counts if over]
+            spread = [f"{fmean(shares):.3f}", f"{min(shares):.3f} to {max(shares):.3f}"] if shares else ["–", "–"]
+            rows.append([arm, lens, *spread])
     if rows:
         yield "### Lenses\n\nShare of the tokens over text whose nearest text token is part of that line.\n\n" + table(
             ["arm", "lens", "share", "lowest to highest seed"], rows
@@ -166,7 +174,7 @@ def section(study: Study, results: Results, folder: Path) -> Iterator[str]:
         plots.points(folder / f"tokens-{arm}.svg", arm, first["components"])
         yield f"![text embeddings and visual tokens of {arm}](tokens-{arm}.svg)"
         for lens, image in first["painted"].items():
-            (folder / f"tokens-{arm}-{lens}.png").write_bytes(base64.b64decode(image))
+            write_png(folder / f"tokens-{arm}-{lens}.png", image)
             yield f"![{arm}, {lens}](tokens-{arm}-{lens}.png)"
 
 

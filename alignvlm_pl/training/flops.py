@@ -98,7 +98,7 @@ def meta_model(config: AlignVLMConfig, stage: Stage) -> AlignVLMForConditionalGe
 
 
 def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "answer") -> Work:
-    """Count the FLOPs of training a model on the meta device; objective `read` does not run the LLM.
+    """Count the FLOPs of training a model on the meta device; objectives but `answer` do not run the LLM.
 
     Its attention and the connector's back-end are set to `eager`, which recomputes nothing.
     """
@@ -113,6 +113,8 @@ def count_work(model: AlignVLMForConditionalGeneration, *, objective: str = "ans
         connector, _ = _count(lambda: model.connector.log_probs(_leaf(features), column))
         return Work(vision=vision, connector=connector)
     connector, embeds = _count(lambda: model.connector(_leaf(features), table).embeds)
+    if objective != "answer":
+        return Work(vision=vision, connector=connector)
     trained = embeds.requires_grad or table.requires_grad
     few, many = _LENGTHS
     short, hidden = _count(lambda: decode(model, 1, few, trained))

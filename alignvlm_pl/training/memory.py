@@ -259,6 +259,8 @@ def kept_by_part(
         found["connector"], embeds = _count(
             lambda: model.connector(features, table).embeds, model.connector, model, has_layers=False
         )
+        if objective != "answer":
+            return found
         trained = embeds.requires_grad or table.requires_grad
         found["llm"], hidden = _count(
             lambda: decode(model, batch.rows, batch.tokens, trained), model.language_model.get_decoder(), model
@@ -280,7 +282,7 @@ def _fixed(
     if spread.buckets or spread.whole_gradients:
         state += 4 * trained
     found = {"state": state, "gathered": 0, "workspace": 0}
-    if hasattr(module, "w2"):  # ALIGN: arrays of scores, and copies of W2 and E_text in bfloat16
+    if hasattr(module, "budget"):  # ALIGN: arrays of scores, and copies of W2 and E_text in bfloat16
         copies = 2 * 2 * module.w2.weight.numel() if spread.mixed and spread.shards == 1 else 0
         found["workspace"] = (module.budget or gpu_budget(card)) + copies
     table: Any = model.get_input_embeddings().weight

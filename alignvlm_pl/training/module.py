@@ -23,6 +23,7 @@ from ..models.loading import choose_attention, weights_folder
 from ..models.losses import TokenLoss
 from ..models.modeling import AlignVLMForConditionalGeneration
 from ..models.page_readout import PageReadout
+from ..models.patch_alignment import PatchAlignment
 from ..models.processing import AlignVLMProcessor
 from ..ops.linear_cross_entropy import check_loss_backend
 from ..preprocessing.batch import Batch, StepSummary
@@ -126,6 +127,10 @@ class AlignVLMModule(pl.LightningModule):
     @cached_property
     def readout(self) -> PageReadout:
         return PageReadout(self.processor)
+
+    @cached_property
+    def patches(self) -> PatchAlignment:
+        return PatchAlignment(self.processor)
 
     @cached_property
     def contract(self) -> dict[str, Any]:
@@ -272,8 +277,8 @@ class AlignVLMModule(pl.LightningModule):
         """Return the loss of a micro batch: its sum over supervised tokens, divided by those of the optimizer step.
 
         Beside `loss` without gradient the sum of the micro batch, `loss_sum`, and of each document `document_loss_sums`
-        and `document_supervised`, its tokens (objective `read`: characters). Where the connector collapses blanks, also
-        `kept_tokens` (tiles,), the visual tokens of each tile that the LLM ran on.
+        and `document_supervised`, its tokens (`read`: characters, `patch`: visual ones). Where the connector collapses
+        blanks, also `kept_tokens` (tiles,), the visual tokens of each tile that the LLM ran on.
         """
         normaliser = self._step_normaliser(batch, batch_idx)
         loss, sums = self.batch_loss(batch)
@@ -309,9 +314,11 @@ class AlignVLMModule(pl.LightningModule):
         return self._normaliser
 
     def _num_supervised(self, batch: StepSummary | Batch) -> int:
-        """Supervised tokens of a micro batch; characters where the objective is `read`."""
+        """Supervised tokens of a micro batch; of `read` characters, of `patch` visual tokens over text."""
         if self.stage is not None and self.stage.objective == "read":
             return self.readout.count_characters(self.net.config, batch)
+        if self.stage is not None and self.stage.objective == "patch":
+            return self.patches.count(self.net.config, batch)
         if "num_supervised" not in batch:  # of a custom DataLoader; counting waits for the device
             return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         return int(batch["num_supervised"])
@@ -362,6 +369,9 @@ class AlignVLMModule(pl.LightningModule):
         if self.current_stage.objective == "read":
             loss = self.readout.loss(self.net.config, self.readout.log_probs(self.net, batch), batch)
             return loss, {"train/readout_loss": (loss.total, loss.supervised)}
+        if self.current_stage.objective == "patch":
+            loss = self.patches.loss(self.net, batch)
+            return loss, {"train/patch_loss": (loss.total, loss.supervised)}
         weight = self.current_stage.readout_weight
         columns = self.readout.alphabet.columns if weight else None
         inputs = loss_inputs(batch, collapse=self.net.collapse is not None)

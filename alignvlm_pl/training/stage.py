@@ -15,7 +15,7 @@ PARTS = {"vision": "vision_tower", "connector": "connector", "llm": "language_mo
 BLOCK_PARTS = ("vision", "llm")
 """Parts that are stacks of blocks."""
 
-OBJECTIVES = ("answer", "read")
+OBJECTIVES = ("answer", "read", "patch")
 SCHEDULES = ("cosine", "linear", "constant")
 _CLASS = {"class_path", "init_args"}
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
@@ -46,7 +46,8 @@ class Stage:
 
     Args:
         name: Name in logs, run folders and exports.
-        objective: `answer` (next-token loss on answers, paper) or `read` (CTC on P_vocab: the read warm start).
+        objective: `answer` (next-token loss on answers, paper), `read` (CTC on P_vocab: the read warm start), or
+            `patch` (cosine of visual tokens and the text embeddings of what they cover, for any connector).
         lr_vision: Learning rate of the vision tower; null freezes it.
         lr_connector: Learning rate of the connector; null freezes it.
         lr_llm: Learning rate of the LLM; null freezes it.
@@ -109,8 +110,10 @@ class Stage:
         require_known(self.schedule, SCHEDULES, f"stage.schedule={self.schedule!r}")
         if not any(self.learning_rates.values()):
             raise ConfigError(f"stage {self.name!r} trains nothing: set lr_vision, lr_connector or lr_llm")
-        if self.objective == "read" and self.lr_llm:
-            raise ConfigError(f"stage {self.name!r}: objective 'read' does not run the LLM; set lr_llm to null")
+        if self.objective != "answer" and self.lr_llm:
+            raise ConfigError(
+                f"stage {self.name!r}: objective {self.objective!r} does not run the LLM; set lr_llm to null"
+            )
         for names, valid, expected in _RANGES:
             for name in names:
                 if not _holds(valid, value := getattr(self, name)):

@@ -3,7 +3,7 @@
 import pytest
 
 from alignvlm_pl.cli import main
-from alignvlm_pl.cli.recipe import refuse_repeated_keys
+from alignvlm_pl.utils.yaml_files import refuse_repeated_keys
 from tests.integration.checkpoint_files import error_of
 
 

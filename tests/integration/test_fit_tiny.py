@@ -339,6 +339,15 @@ def test_the_read_objective_trains_the_connector_and_reads(world, tmp_path):
     assert [set(json.loads(line)) for line in records] == [{"key", "prediction", "references", "cer"}] * 5
 
 
+def test_the_patch_objective_trains_any_connector(world, tmp_path):
+    options = ["--stage.objective=patch", *rates({"vision": None, "llm": None}), "--model.spec.connector.type=mlp"]
+    folder = world.fit(tmp_path / "run", *options, "--stage.max_steps=20", "--stage.lr_connector=0.01")
+    found = losses(folder, "train/patch_loss")
+    assert found[-1] < 0.7 * found[0], "1 less the cosine"
+    with pytest.raises(KeyError):
+        losses(folder)
+
+
 def test_example_asks_the_exported_folder(trained, tmp_path):
     import runpy
 

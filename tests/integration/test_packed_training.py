@@ -135,7 +135,10 @@ def test_the_loss_of_a_source_is_the_mean_over_its_tokens_since_the_last_logging
     assert logged["data/truncated_share"] == 0
 
 
-@pytest.mark.parametrize("stage", [{}, {"readout_weight": 0.5}, {"objective": "read", "lr_llm": None}])
+@pytest.mark.parametrize(
+    "stage",
+    [{}, {"readout_weight": 0.5}, {"objective": "read", "lr_llm": None}, {"objective": "patch", "lr_llm": None}],
+)
 def test_a_step_without_supervision_or_images_leaves_the_weights_as_numbers(tmp_path, stage):
     module = build(tmp_path)
     collator, (words,) = samples(module, WORDS)

@@ -143,9 +143,10 @@ def test_batches_of_two_ranks_are_rebuilt_on_one_process(world, tmp_path, capsys
     [
         ["--data.init_args.token_budget=160", "--data.init_args.pack_window=8"],
         ["--stage.objective=read", "--stage.lr_llm=null", "--stage.lr_vision=null"],
+        ["--stage.objective=patch", "--stage.lr_llm=null", "--stage.lr_vision=null"],
         ["--stage.readout_weight=0.5", "--stage.calibrate={target_entropy: 3.0}"],
     ],
-    ids=["packed", "read", "calibrated"],
+    ids=["packed", "read", "patch", "calibrated"],
 )
 def test_other_batches_and_objectives_are_rebuilt(world, tmp_path, capsys, options):
     folder = world.fit(tmp_path / "run", "--stage.max_steps=1", *options)

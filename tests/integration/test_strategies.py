@@ -24,6 +24,7 @@ STAGES: dict[str, tuple[dict[str, Any], bool]] = {
     "connector": ({**RATES, "lr_vision": None, "lr_llm": None}, True),
     "no vision": ({**RATES, "lr_vision": None}, False),
     "read": ({**RATES, "lr_llm": None, "objective": "read"}, True),
+    "patch": ({**RATES, "lr_llm": None, "objective": "patch"}, True),
     "last block": ({"lr_llm": 1e-3, "last_blocks": {"llm": 1}}, True),
 }
 TRAINED = {
@@ -31,6 +32,7 @@ TRAINED = {
     "connector": {"connector"},
     "no vision": {"connector", "language_model"},
     "read": {"vision_tower", "connector"},
+    "patch": {"vision_tower", "connector"},
     "last block": {"language_model.model.layers.1."},
 }
 """Stage -> starts of the names of what it trains."""
@@ -219,16 +221,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def assert_near(found: Any, expected: Any) -> None:
+def assert_near(found: Any, expected: Any, *, looser: float = 1.0) -> None:
     """Float32 in another order of additions: five times the worst that was measured."""
     assert found["losses"] == pytest.approx(expected["losses"], rel=5e-7, abs=5e-7)
-    assert found["norms"] == pytest.approx(expected["norms"], rel=2.5e-6, abs=1e-6)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=looser * 2.5e-6, abs=1e-6)
     assert found["gradients"].keys() == expected["gradients"].keys()
     for name, gradient in expected["gradients"].items():
         # A key's bias has a gradient of zero but for rounding, so there is a floor.
         largest = max(float(gradient.abs().max()), 1e-3)
         worst = float((found["gradients"][name] - gradient).abs().max())
-        assert worst <= 1e-5 * largest, f"{name}: {worst} of {largest}"
+        assert worst <= looser * 1e-5 * largest, f"{name}: {worst} of {largest}"
     for name, value in expected["state"].items():
         if not name.endswith("k_proj.bias"):  # Adam makes whole steps of that rounding
             torch.testing.assert_close(
@@ -241,7 +243,8 @@ def assert_near(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_two_ranks_train_as_one(runs, kind, name):
     for rank in runs[kind]:
-        assert_near(rank[name], runs["one"][0][name])
+        # The gradient of a cosine divides by norms of its own, which rounds more.
+        assert_near(rank[name], runs["one"][0][name], looser=5 if name == "patch" else 1)
     assert runs["one"][0][name]["losses"][0] != runs["one"][0][name]["losses"][-1]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from alignvlm_pl.cli import main
 from alignvlm_pl.cli.study import OWNER
@@ -62,17 +63,17 @@ def test_every_cell_has_a_small_result(config, finished):
     found = [results.read(cell_at(study, place, results)) for place in grid]
     assert all(found)
     tuning = found[:4]
-    assert [one["steps"] for one in tuning] == [2] * 4
+    assert [one["steps"] for one in tuning] == [[2]] * 4
     assert all(one["questions"] == {} and one["loss"]["held"] > 0 for one in tuning)
     trained = found[4:]
     assert {one["seed"] for one in trained} == {0, 1}
     assert all(len(one["questions"]["questions"]["anls"]) == 12 for one in trained)
     assert all(path.stat().st_size < 4000 for path in (finished / "results").iterdir())
-    work = {one["arm"]: one["flops"] / one["steps"] for one in trained}
+    work = {one["arm"]: one["flops"] / one["steps"][0] for one in trained}
     assert work["align"] > work["mlp"] > 0
     by_samples, by_flops = ({one["arm"]: one for one in trained if one["budget"] == name} for name in study.budgets)
-    assert by_samples["align"]["steps"] == by_samples["mlp"]["steps"] == 12
-    assert by_flops["mlp"]["steps"] == 14
+    assert by_samples["align"]["steps"] == by_samples["mlp"]["steps"] == [12]
+    assert by_flops["mlp"]["steps"] == [14]
     assert by_flops["mlp"]["flops"] == pytest.approx(by_samples["align"]["flops"], rel=0.05), "to whole steps"
 
 
@@ -174,8 +175,8 @@ def test_arms_that_saw_other_samples_or_questions_are_not_compared(config, finis
     results = Results(tmp_path / "results")
     path = results.path(cell_at(study, Place(budget="samples", arm="mlp", seed=0), results))
     content = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**content, "order": {"1": "another"}}))
-    with pytest.raises(DataError, match="arms align and mlp, seed 0: their first 1 steps had other samples"):
+    path.write_text(json.dumps({**content, "order": {"all/1": "another"}}))
+    with pytest.raises(DataError, match="arms align and mlp, seed 0: up to all/1 they had other samples"):
         compare(study, "samples", results)
     content["questions"]["questions"]["keys"][0] = "other"
     path.write_text(json.dumps(content))
@@ -200,6 +201,8 @@ def test_arms_that_saw_other_samples_or_questions_are_not_compared(config, finis
             {"rates": {"option": "stage.lr_llm", "values": ["a"], "steps": 1}},
             r"must be learning rates such as \[1.0e-3\]",
         ),
+        ({"arms": {"align": {}, "same": {}}}, "arms align and same are the same run; leave one of them out"),
+        ({"measures": ["noise"]}, r"`measures` must be a mapping, found \['noise'\]"),
         ({"recipe": "gone.yaml"}, "there is no file .*gone.yaml"),
         ({"measures": {"noises": {}}}, "measure 'noises' is unknown; did you mean 'noise'"),
     ],
@@ -214,6 +217,8 @@ def test_a_file_that_is_no_study(config, change, message, tmp_path):
 def test_an_unknown_study(config, capsys):
     assert main(["study", "connector", "--config", str(config)]) == 1
     assert "study 'connector' is unknown; did you mean 'connectors'" in capsys.readouterr().err
+    assert main(["study", "noise", "--config", str(config)]) == 1
+    assert "study tiny measures no noise: add `measures: {noise: …}` to" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -224,6 +229,7 @@ def test_every_measure_is_taken_of_every_arm(config, tmp_path, capsys):
     prune = {"counts": [100], "masses": [0.5], "steps": [0, 2], "pages": 3}
     collapse = {"masses": [0.005, 1.01], "tokens": [10, 32], "min_run": 1, "steps": [0], "pages": 3}
     measures = {"noise": noise, "tokens": {"pages": 3}, "prune": prune, "collapse": collapse, "forgetting": forgetting}
+    measures["examples"] = {"count": 2}
     few = {"recipe": "recipe.yaml", **STUDY, "seeds": [0], "budgets": ["samples"], "rates": None}
     path = write_yaml(config.parent / "measured.yaml", {**few, "measures": measures})
     assert main(["study", *measures, "--config", str(path), "--run-dir", str(tmp_path)]) == 0
@@ -235,28 +241,33 @@ def test_every_measure_is_taken_of_every_arm(config, tmp_path, capsys):
         assert all(0 < one["cosine_distance"] < 1 for one in points)
         assert all(len(one["questions"]["questions"]["anls"]) == 12 for one in points)
         ((stage, perplexity),) = result["measures"]["forgetting"]["found"]  # the tiny LLM has no weights before
-        assert stage == "1-stage"
+        assert stage == "all"
         assert 200 < perplexity < 320, "of 259 tokens, hardly trained"
+        shown = result["measures"]["examples"]["found"]
+        assert [(one["dataset"], one["question"]) for one in shown] == [("questions", "what?")] * 2
         read = result["measures"]["tokens"]["found"]
-        assert read["pages"] == 3 and read["tokens"] == 5 * 16
+        assert read["pages"] == 3
         assert set(read["lenses"]) == {"embedding", "logit", *(["p_vocab"] if arm == "align" else [])}
         assert all(0 <= right <= over for right, over in read["lenses"].values())
         assert ("top" in read) is (arm == "align")
-        assert len(read["components"]["visual"]) == 80
+        assert 20 <= len(read["components"]["visual"]) <= 100
     vocabulary = results.read(cell_at(study, Place(budget="samples", arm="align", seed=0), results))["measures"][
         "tokens"
     ]
     assert 1 <= vocabulary["found"]["rows_of_mass"] <= vocabulary["found"]["rows"] == 259
     assert vocabulary["found"]["entropy"][0][0] == 0
     assert (tmp_path / "report" / "tokens-mlp-logit.png").is_file()
+    with Image.open(tmp_path / "report" / "example-1.png") as page:
+        assert page.size == (56, 56)
     trained = results.read(cell_at(study, Place(budget="samples", arm="align", seed=0), results))
     points = trained["measures"]["prune"]["found"]
     assert len(points) == 3 * 2
-    assert [one["rows"] for one in points] == sorted(one["rows"] for one in points)
-    whole = points[-2]
+    assert [one["rows"] for one in points[:4]] == [259, 259, 100, 100]
+    whole = points[0]
     assert (whole["rows"], whole["mass"], whole["steps"]) == (259, pytest.approx(1), 0)
     assert whole["questions"]["questions"]["anls"] == trained["questions"]["questions"]["anls"], "as tested before"
-    assert points[0]["megabytes"] < whole["megabytes"] and 0.3 < points[0]["mass"] < 1
+    assert points[2]["megabytes"] < whole["megabytes"] and 0.3 < points[2]["mass"] < 1
+    assert points[4]["mass"] >= 0.5
     fewer, plain = trained["measures"]["collapse"]["found"]
     assert 0 < fewer["kept"] < 0.9
     assert plain["kept"] == 1 and plain["questions"]["questions"]["anls"] == whole["questions"]["questions"]["anls"]
@@ -269,3 +280,47 @@ def test_every_measure_is_taken_of_every_arm(config, tmp_path, capsys):
     bad = write_yaml(config.parent / "noisier.yaml", {**few, "measures": {"noise": {"sigma": [1.0]}}})
     assert main(["study", "noise", "--config", str(bad), "--run-dir", str(tmp_path)]) == 1
     assert "measures.noise={'sigma': [1.0]}: expected lists of numbers" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cost_of_every_arm(config, tmp_path, capsys):
+    path = write_yaml(config.parent / "cost.yaml", {"recipe": "recipe.yaml", **STUDY, "cost": {"rounds": 1}})
+    assert main(["study", "cost", "--config", str(path), "--run-dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results" / "cost.json").read_text("utf-8"))
+    assert found["settings"] == {"tiles": 2, "new_tokens": 19, "rounds": 1}
+    for arm, parameters in (("align", 19_334), ("mlp", 6_272)):
+        one = found["arms"][arm]
+        assert (one["parameters"], one["tokens_per_tile"]) == (parameters, 16)
+        assert one["tokens_per_s"] == pytest.approx(19 / one["answer_s"], rel=1e-5)
+        assert 0 < one["connector_s"] < one["answer_s"] and one["memory_gib"] > 0.1
+    assert found["arms"]["align"]["tflops"] > found["arms"]["mlp"]["tflops"] > 0
+    assert [path.name for path in tmp_path.iterdir()] != [], "no cell was trained"
+    assert not list(tmp_path.glob("*/cell.json"))
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "0.161 s, 118.3, 10.9" in text
+
+
+def test_a_measure_of_p_vocab_needs_an_arm_that_has_it(config, tmp_path, capsys):
+    arms = {"mlp": {"connector.type": "mlp"}, "wide": {"connector.type": "mlp", "connector.layers": 1}}
+    prune = {"counts": [3], "masses": [], "steps": [0], "pages": 1}
+    study = {"recipe": "recipe.yaml", **STUDY, "arms": arms, "base": "mlp", "measures": {"prune": prune}}
+    path = write_yaml(config.parent / "none.yaml", study)
+    assert main(["study", "prune", "--config", str(path), "--run-dir", str(tmp_path)]) == 1
+    assert (
+        "measures.prune needs P_vocab, which no arm has: mlp (mlp), wide (mlp); add an arm" in capsys.readouterr().err
+    )
+
+
+def test_all_stages_of_a_recipe_get_their_own_length(config):
+    from alignvlm_pl.cli.recipe import plan_runs
+    from alignvlm_pl.study.plan import recipe_of_lengths
+
+    content = yaml.safe_load((config.parent / "recipe.yaml").read_text("utf-8"))
+    (entry,) = content["stages"]
+    two = {**content, "stages": [entry, {**entry, "override": {"stage.lr_llm": 0.1}}]}
+    recipe = write_yaml(config.parent / "two.yaml", two)
+    elsewhere = write_yaml(config.parent.parent / "made.yaml", recipe_of_lengths(recipe, (7, 9)))
+    first, second = (run.options for run in plan_runs(["--config", str(elsewhere)]))
+    assert "--stage.max_steps=7" in first
+    assert {"--stage.max_steps=9", "--stage.lr_llm=0.1"} <= set(second)
+    assert str(config.parent / "stage.yaml") in first

@@ -95,7 +95,7 @@ def test_work_of_other_models(tmp_path, fields):
 
 
 @pytest.mark.parametrize("connector", [{"type": "align"}, {"type": "align", "vocab_keep": [1, 5, 9]}, {"type": "mlp"}])
-@pytest.mark.parametrize("objective", ["answer", "read"])
+@pytest.mark.parametrize("objective", ["answer", "read", "patch"])
 def test_work_of_a_stage_needs_the_configuration_alone(tmp_path, connector, objective):
     if (connector["type"], objective) == ("mlp", "read"):
         return

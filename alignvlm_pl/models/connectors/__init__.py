@@ -8,7 +8,8 @@ A connector is an `nn.Module` with
 - `forward(features (tiles, tokens, d), table (V, D), *, columns=None) -> ConnectorOutput`;
 - `tokens_per_tile(tokens) -> int`: number of output tokens for a tile of `tokens` vision tokens;
 - `initialize(head_weight)`, called with the LM head (V, D) at construction and after pretrained weights are loaded;
-- `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.page_readout`).
+- `reads_text`: whether its weights are probabilities of text tokens (see `alignvlm_pl.models.page_readout`);
+- `keeps_places`, true where it is not there: whether outputs that are as many as the inputs are at their places.
 
 Its constructor takes `vision_dim` (width d of the vision features), `text_dim` (width D of the LLM), `vocab_size` (rows
 V of its table) and keyword options, which are the keys of `connector:` in a config beside `type`; a keyword `grid`

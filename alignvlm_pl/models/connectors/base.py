@@ -18,6 +18,7 @@ class Connector(nn.Module, ABC):
     """
 
     reads_text = False
+    keeps_places = True  # where there are as many outputs as inputs, each is at the place of its input
 
     def initialize(self, head_weight: Tensor) -> None:
         """Initialise weights from the LM head (V, D), after transformers' default initialisation."""

@@ -25,6 +25,8 @@ class PerceiverConnector(Connector):
         projection: Projection of the latents to D: `linear`, or `mlp2x_gelu` (linear, GELU, linear).
     """
 
+    keeps_places = False
+
     def __init__(
         self,
         vision_dim: int,
