@@ -11,13 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from datamodules.shards.manifest import load_manifest
-
 from ..errors import ConfigError, require_known
 from ..models.connectors import connector_class
 from ..study import cost, examples, forgetting, noise, reduced, tokens
 from ..study.measure import Measure, Trained, has_measure
-from ..study.measured import measure_run
+from ..study.measured import benchmark_manifests, measure_run
 from ..study.plan import TUNING, Cell, Study, connector_of, read_study, recipe_of_lengths
 from ..study.report import REPORTS, design, write_report
 from ..study.results import Results
@@ -95,9 +93,9 @@ def _print_design(study: Study) -> None:
     shared = load_yaml(study.recipe).get("data")
     default = None if shared is None else study.recipe.parent / shared
     data = read_stages(study.recipe)[-1].settings("data", default)
-    for name, given in (data.get("init_args", {}).get("benchmarks") or {}).items():
-        questions = load_manifest(Path(given["folder"] if isinstance(given, dict) else given)).num_samples
-        sys.stdout.write(f"{name}, if each question has a document of its own: {design(study, documents=questions)}\n")
+    for name, manifest in benchmark_manifests(data).items():
+        least = design(study, documents=manifest.num_samples)
+        sys.stdout.write(f"{name}, if each question has a document of its own: {least}\n")
 
 
 def run_cell(cell: Cell, folder: Path, results: Results) -> None:

@@ -4,6 +4,7 @@ The embedding lens takes the text embedding with the largest cosine, the logit l
 head, as if the output were a last hidden state (LatentLens, arXiv 2602.00462, compares both).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from .pixels import as_tiles, at_least_one_tile
 from .token_readout import TokenReadout
 
 LENSES = ("embedding", "logit")
+Lens = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Outputs (n, D) -> ids, certainty and spread (n,)."""
 _CHUNK_TOKENS = 64
 
 
@@ -41,19 +44,29 @@ def read_lens(net: Any, outputs: Tensor, lens: str) -> TokenReadout:
         Ids; of the embedding lens the cosine and 1 less the cosine, of the logit lens the probability and the entropy
         of the head's distribution in nats; all (tiles, tokens).
     """
-    parts = [_read(net, part, lens) for part in outputs.flatten(0, 1).split(_CHUNK_TOKENS)]
+    scored = _cosines(net) if lens == "embedding" else _probabilities(net)
+    parts = [scored(part) for part in outputs.flatten(0, 1).split(_CHUNK_TOKENS)]
     values = (torch.cat(part).unflatten(0, outputs.shape[:2]) for part in zip(*parts, strict=True))
     ids, certain, spread = values
     return TokenReadout(ids, certain, spread, None, None)
 
 
-def _read(net: Any, outputs: Tensor, lens: str) -> tuple[Tensor, Tensor, Tensor]:
-    if lens == "embedding":
-        table = F.normalize(net.get_input_embeddings().weight.float(), dim=-1)
+def _cosines(net: Any) -> Lens:
+    table = F.normalize(net.get_input_embeddings().weight.float(), dim=-1)
+
+    def read(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cosine, ids = (F.normalize(outputs.float(), dim=-1) @ table.T).max(dim=-1)
         return ids, cosine, 1 - cosine
-    norm = getattr(net.language_model.get_decoder(), "norm", None)
-    logits = net.get_output_embeddings()(outputs if norm is None else norm(outputs)).float()
-    weights = logits.softmax(dim=-1)
-    largest, ids = weights.max(dim=-1)
-    return ids, largest, torch.special.entr(weights).sum(dim=-1)
+
+    return read
+
+
+def _probabilities(net: Any) -> Lens:
+    norm, head = getattr(net.language_model.get_decoder(), "norm", None), net.get_output_embeddings()
+
+    def read(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights = head(outputs if norm is None else norm(outputs)).float().softmax(dim=-1)
+        largest, ids = weights.max(dim=-1)
+        return ids, largest, torch.special.entr(weights).sum(dim=-1)
+
+    return read

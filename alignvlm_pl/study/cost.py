@@ -6,9 +6,7 @@ billion parameters and more, only what can be counted on the meta device is repo
 """
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from callbacks.throughput import peak_memory
 
 from ..errors import ConfigError
 from ..models.build import ModelSpec, build_config
@@ -133,7 +133,7 @@ def _run(spec: ModelSpec, wanted: Mapping[str, int]) -> dict[str, Any]:
         for name, call in calls.items():
             took = _timed(call, device)
             seconds[name] += [took] if index else []
-    return {**seconds, "memory_gib": _peak_memory(device)}
+    return {**seconds, "memory_gib": peak_memory(device) / 2**30}
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -142,13 +142,6 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def section(study: Study, results: Results, folder: Path) -> Iterator[str]:

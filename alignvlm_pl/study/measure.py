@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.shards.decode import Decoder
-from datamodules.shards.manifest import load_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample import Sample
 
@@ -22,6 +21,7 @@ from ..models.build import ModelSpec, build_model, build_processor, load_weights
 from ..models.pixels import cut_tiles
 from ..models.processing import AlignVLMProcessor
 from ..utils.yaml_files import load_yaml
+from .measured import benchmark_manifests
 from .plan import Study
 from .results import Result, Results
 from .schedule import finished
@@ -75,12 +75,10 @@ def load_trained(trained: Trained, **connector: Any) -> tuple[Any, AlignVLMProce
 
 def benchmark_samples(trained: Trained) -> dict[str, Iterator[Sample]]:
     """Return the samples of each benchmark of a cell, which are read when they are asked for."""
-    data = load_yaml(trained.stages[-1] / "config.yaml")["data"]["init_args"]
-    if not data.get("benchmarks"):
+    manifests = benchmark_manifests(load_yaml(trained.stages[-1] / "config.yaml")["data"])
+    if not manifests:
         raise ConfigError("a measure reads the pages of the benchmarks, and the recipe's data has none")
-    folders = {name: one["folder"] if isinstance(one, dict) else one for name, one in data["benchmarks"].items()}
-    manifests = {name: load_manifest(Path(folder)) for name, folder in folders.items()}
-    return {name: map(Decoder(), read_range(one, 0, one.num_samples)) for name, one in manifests.items()}
+    return {name: map(Decoder(), read_range(one)) for name, one in manifests.items()}
 
 
 def pages(trained: Trained, count: int) -> Iterator[tuple[Image.Image, list[Any]]]:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from itertools import pairwise
@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from datamodules.shards.manifest import load_manifest
+from datamodules.loading.benchmark_dataset import BenchmarkSource
+from datamodules.shards.manifest import Manifest, load_manifest
 from datamodules.shards.reader import read_range
 from datamodules.shards.sample_formats import read_normal
 
@@ -70,13 +71,18 @@ def _order(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+def benchmark_manifests(data: Mapping[str, Any]) -> dict[str, Manifest]:
+    """Return the benchmarks that the configuration of a DataModule names, and their manifests."""
+    given = data.get("init_args", {}).get("benchmarks") or {}
+    return {name: load_manifest(BenchmarkSource.from_config(one).folder) for name, one in given.items()}
+
+
 def document_names(stage: Path) -> dict[str, dict[str, str]]:
     """Return benchmark of a stage -> key of a question -> its document: `meta.document`, else its images' checksum."""
-    benchmarks = load_yaml(stage / "config.yaml")["data"]["init_args"].get("benchmarks") or {}
     found: dict[str, dict[str, str]] = {}
-    for name, given in benchmarks.items():
+    for name, manifest in benchmark_manifests(load_yaml(stage / "config.yaml")["data"]).items():
         names = found[name] = {}
-        for raw in read_range(load_manifest(Path(given["folder"] if isinstance(given, dict) else given))):
+        for raw in read_range(manifest):
             record, images, _ = read_normal(raw)
             digest = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in images)).hexdigest()[:12]
             own = record.get("meta", {}).get("document")

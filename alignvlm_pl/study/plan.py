@@ -144,17 +144,16 @@ def read_study(path: Path) -> Study:
         raise ConfigError(f"{path}: `arms` must map names to options of `fit`, found {arms!r:.60}")
     require_known(content["base"], arms, f"{path}: base={content['base']!r} is no arm")
     seeds = content["seeds"]
-    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)) or len({*seeds}) < len(
-        seeds
-    ):
+    numbers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not numbers or not 0 < len(seeds) == len({*seeds}):
         raise ConfigError(f"{path}: `seeds` must be a list of different whole numbers, found {seeds!r}")
     budgets = content.get("budgets", ["samples"])
     for budget in budgets:
         require_known(budget, BUDGETS, f"{path}: budget {budget!r} is unknown")
     if "samples" not in budgets:
         raise ConfigError(f"{path}: budgets={budgets}: add `samples`, from whose cells the other budgets are computed")
-    measures, options = content.get("measures") or {}, content.get("options") or {}
-    for key, value in (("measures", measures), ("options", options)):
+    measures, options, cost = (content.get(key) or {} for key in ("measures", "options", "cost"))
+    for key, value in (("measures", measures), ("options", options), ("cost", cost)):
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: `{key}` must be a mapping, found {value!r:.60}")
     for name in measures:
@@ -170,7 +169,7 @@ def read_study(path: Path) -> Study:
         rates=None if rates is None else _rates(path, rates),
         options=_with_paths(path, options),
         measures={name: settings or {} for name, settings in measures.items()},
-        cost=content.get("cost") or {},
+        cost=cost,
     )
     ids: dict[str, str] = {}
     for arm in study.arms:

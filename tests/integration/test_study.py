@@ -153,6 +153,16 @@ def test_a_cell_of_an_array_names_what_it_waits_for(config, tmp_path, capsys):
     assert "waits" in rows[4]
 
 
+@pytest.mark.slow
+def test_a_task_of_an_array_runs_its_cell_alone_and_writes_no_report(config, finished, tmp_path):
+    words = ["study", "connectors", "--config", str(config), "--run-dir", str(tmp_path), "--cell", "1"]
+    assert main(words) == 0
+    (path,) = (tmp_path / "results").iterdir()
+    own, whole = (json.loads((root / "results" / path.name).read_text("utf-8")) for root in (tmp_path, finished))
+    assert own | {"seconds": 0} == whole | {"seconds": 0}, "as in a run of all cells"
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_folder_of_another_cell(config, tmp_path, capsys):
     study, results = read_study(config), Results(tmp_path / "results")
     cell = cell_at(study, places(study)[0], results)
@@ -203,6 +213,8 @@ def test_arms_that_saw_other_samples_or_questions_are_not_compared(config, finis
         ),
         ({"arms": {"align": {}, "same": {}}}, "arms align and same are the same run; leave one of them out"),
         ({"measures": ["noise"]}, r"`measures` must be a mapping, found \['noise'\]"),
+        ({"cost": 3}, "`cost` must be a mapping, found 3"),
+        ({"seeds": []}, r"`seeds` must be a list of different whole numbers, found \[\]"),
         ({"recipe": "gone.yaml"}, "there is no file .*gone.yaml"),
         ({"measures": {"noises": {}}}, "measure 'noises' is unknown; did you mean 'noise'"),
     ],
