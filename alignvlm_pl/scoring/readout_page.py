@@ -19,20 +19,25 @@ _HATCH, _TEXT, _GREY = "#c8c8c8", "black", "#555555"
 
 
 def paint_readout(
-    page: Image.Image, tokens: Sequence[Any], *, most: float, size: tuple[int, int] | None = None
+    page: Image.Image,
+    tokens: Sequence[Any],
+    *,
+    most: float,
+    size: tuple[int, int] | None = None,
+    label: str = "entropy of P_vocab in nats",
 ) -> Image.Image:
     """Return a page, faded, with the visual tokens that were read on it, their colours' scale below it.
 
     `tokens` are those of `models.token_readout.read_page`. A cell has the colour of its token's entropy, on a scale of
     0 to `most` nats, and its text unless it is blank; a token that the LLM does not get is a hatched white cell. The
     thumbnail's tokens are painted on a page of their own, below. `size` (width, height) in pixels is that of the image
-    that the tokens' boxes are of; None: the page's.
+    that the tokens' boxes are of; None: the page's. `label` is that of the scale, where it is not the entropy.
     """
     size = size or page.size
     panels = [[token for token in tokens if token.in_thumbnail is within] for within in (False, True)]
     sides = (MAX_PX, MAX_PX // 2)  # a thumbnail has few tokens
     images = [_paint(page, panel, most, size, side) for panel, side in zip(panels, sides, strict=True) if panel]
-    legend = _legend(tokens, most, width=max([_LEAST_WIDTH, *(image.width for image in images)]))
+    legend = _legend(tokens, most, label, width=max([_LEAST_WIDTH, *(image.width for image in images)]))
     images.append(legend)
     sheet = Image.new("RGB", (legend.width, sum(image.height for image in images)), "white")
     top = 0
@@ -125,14 +130,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _legend(tokens: Sequence[Any], most: float, *, width: int) -> Image.Image:
+def _legend(tokens: Sequence[Any], most: float, label: str, *, width: int) -> Image.Image:
     """Return how many visual tokens the LLM gets, the scale, and a sample of each kind of cell."""
     image = Image.new("RGB", (width, 94), "white")
     draw, font = ImageDraw.Draw(image, "RGBA"), _font(13)
     count = f"the LLM gets {sum(token.kept for token in tokens):,} of {len(tokens):,} visual tokens"
     draw.text((_MARGIN, 14), count, fill=_TEXT, font=font, anchor="lm")
     _draw_scale(draw, most, top=28)
-    draw.text((_MARGIN + _BAR_PX + 14, 34), "entropy of P_vocab in nats", fill=_GREY, font=font, anchor="lm")
+    draw.text((_MARGIN + _BAR_PX + 14, 34), label, fill=_GREY, font=font, anchor="lm")
     x, middle = _MARGIN, 78
     kinds = {"most probable token": (_ALPHA, "a"), "blank": (_BLANK_ALPHA, ""), "blank, not in the sequence": (0, "")}
     if all(token.kept for token in tokens):

@@ -30,6 +30,8 @@ NO_VAL = ("--data.init_args.val={}",)
 """Option of a `test` whose losses are not asked for."""
 PAGE_PX = 800
 """Longest side of the pages that result files hold."""
+COLOURS = 32
+"""Colours of these pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,11 @@ def pages(trained: Trained, count: int) -> Iterator[tuple[Image.Image, list[Any]
 
 
 def png_of(image: Image.Image) -> str:
-    """Return an image as a PNG in base64, at most `PAGE_PX` px wide and high, which changes it."""
-    image.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
+    """Return an RGB image as a PNG in base64, at most `PAGE_PX` px wide and high and in few colours."""
+    small = image.copy()
+    small.thumbnail((PAGE_PX, PAGE_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
+    small.quantize(COLOURS).save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 

@@ -85,6 +85,14 @@ def _curve(stage: Path, tag: str) -> list[list[float]]:
     return [point for index, point in enumerate(points) if index in keep]
 
 
+_SCALES = {
+    "embedding": "1 - cosine with the nearest text embedding",
+    "logit": "entropy of the LM head in nats",
+    "p_vocab": "entropy of P_vocab in nats",
+}
+"""What the colour of a cell says under each lens."""
+
+
 class Reading:
     """What each lens reads on pages.
 
@@ -107,7 +115,7 @@ class Reading:
             self.counts[lens] = [a + b for a, b in zip(before, lens_hits(placed, lines), strict=True)]
             if lens not in self.painted:
                 most = 1.0 if lens == "embedding" else math.log(self._net.get_input_embeddings().weight.shape[0])
-                self.painted[lens] = png_of(paint_readout(image, placed, most=most))
+                self.painted[lens] = png_of(paint_readout(image, placed, most=most, label=_SCALES[lens]))
 
     def _read(self, lens: str, image: Image.Image, output: torch.Tensor) -> list[PlacedToken]:
         if lens == "p_vocab":
