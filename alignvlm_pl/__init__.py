@@ -7,7 +7,7 @@ Importing this package is cheap: torch and transformers are imported on the firs
 from typing import TYPE_CHECKING
 
 from .utils.lazy import lazy_names
-from .version import __version__
+from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .models import AlignVLMConfig as AlignVLMConfig

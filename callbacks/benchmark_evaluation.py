@@ -14,10 +14,10 @@ from PIL import Image
 from alignvlm_pl.benchmarks import Benchmark, plain_benchmark
 from alignvlm_pl.errors import ConfigError, DataError, nearest, require_at_least
 from alignvlm_pl.metrics import get_metric
-from alignvlm_pl.metrics.mmvet import grade, load_judge
 from alignvlm_pl.models.connectors import connector_class
 from alignvlm_pl.models.token_readout import has_places, read_page
 from alignvlm_pl.scoring.journal import Journal, weights_identity
+from alignvlm_pl.scoring.judge import grade, load_judge
 from alignvlm_pl.scoring.readout_page import paint_readout
 from alignvlm_pl.scoring.records import (
     Record,

@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..benchmarks import Benchmark
-    from ..metrics.base import EvalSample
     from ..scoring.files import PredictionFile
     from ..scoring.run import Scored
 
@@ -32,8 +30,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
 
     from ..benchmarks import Prompt, load_benchmark
-    from ..metrics.mmvet import grade, load_judge
     from ..scoring.files import join_gold, read_predictions
+    from ..scoring.judge import grade, load_judge
     from ..scoring.run import score_samples
 
     # What was asked of a model that answered elsewhere is not known.
@@ -41,11 +39,11 @@ def run(argv: list[str]) -> int:
     found, expected = read_predictions(options.predictions, benchmark), None
     if options.answers:
         from datamodules.shards.manifest import load_manifest
-        from datamodules.shards.references import read_answers
+        from datamodules.shards.reader import read_answers
 
         found = join_gold(found, read_answers(options.answers))
         expected = benchmark.size_from(load_manifest(options.answers).extra.get("origin", ""))
-    samples = _scorable(found, benchmark, options.predictions)
+    samples = found.scorable(benchmark, options.predictions)
     samples = grade(samples, load_judge(options.judge)) if options.judge else samples
     scored = score_samples(benchmark, samples, rule=options.rule, expected=expected, problems=found.problems)
     _print(scored, found.notes)
@@ -57,24 +55,6 @@ def run(argv: list[str]) -> int:
         scores = {"num": scored.num, "complete": not scored.problems, **scored.metrics}
         sys.stdout.write(to_json(scores) + "\n")
     return 0
-
-
-def _scorable(found: "PredictionFile", benchmark: "Benchmark", path: Path) -> "list[EvalSample]":
-    """Return the predictions that have references; the others become a problem of the file."""
-    samples = [sample for sample in found.samples if sample.has_reference]
-    if not samples:
-        raise ConfigError(
-            f"{path}: none of {len(found.samples)} predictions has references; give the dataset of its questions with "
-            "--answers FOLDER"
-        )
-    if not any(benchmark.belongs(sample.meta) for sample in samples):
-        wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
-        raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
-    from ..scoring.problems import problems_by_reason
-
-    bare = [found.named(sample.key) for sample in found.samples if not sample.has_reference]
-    found.problems += problems_by_reason({"predictions without references": bare})
-    return samples
 
 
 def _print(scored: "Scored", notes: list[str]) -> None:

@@ -56,6 +56,26 @@ class PredictionFile:
         """Return a key with its place in the file."""
         return f"{key} ({self.places[key]})" if key in self.places else key
 
+    def scorable(self, benchmark: Benchmark, path: Path) -> list[EvalSample]:
+        """Return the predictions that have references; the others become a problem of the file, which is at `path`.
+
+        Raises:
+            ConfigError: None has references.
+            DataError: None belongs to the benchmark.
+        """
+        samples = [sample for sample in self.samples if sample.has_reference]
+        if not samples:
+            raise ConfigError(
+                f"{path}: none of {len(self.samples)} predictions has references; give the dataset of its questions "
+                "with --answers FOLDER"
+            )
+        if not any(benchmark.belongs(sample.meta) for sample in samples):
+            wanted = ", ".join(f"{name} {value!r}" for name, value in benchmark.only.items())
+            raise DataError(f"{path}: no row has {wanted}, so none belongs to {benchmark.name}")
+        bare = [self.named(sample.key) for sample in self.samples if not sample.has_reference]
+        self.problems += problems_by_reason({"predictions without references": bare})
+        return samples
+
 
 def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     """Read the project's ``.jsonl``, or ``.xlsx``, ``.json`` or ``.tsv`` as VLMEvalKit writes its results.

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from alignvlm_pl.metrics.base import EvalSample
@@ -12,9 +12,6 @@ from alignvlm_pl.utils.skipped import SkippedSamples
 
 from .problems import Problem, problems_by_reason
 from .run import Scored
-
-if TYPE_CHECKING:
-    from alignvlm_pl.preprocessing.batch import Batch
 
 Record = dict[str, Any]
 FIELDS = ("key", "question", "prediction", "references", "meta")
@@ -93,7 +90,9 @@ def to_records(samples: Iterable[EvalSample]) -> list[Record]:
     return [_record(one.key, one.question, one.prediction, one.references, one.meta) for one in samples]
 
 
-def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[str] | None = None) -> list[Record]:
+def batch_records(
+    batch: Mapping[str, Any], predictions: Sequence[str], *, read: Sequence[str] | None = None
+) -> list[Record]:
     """Make the records of the predictions of a batch of a benchmark's loader, one text a sample.
 
     For the task `read`, which asks no question, `read` has the texts on the pages, which are the references.
@@ -106,7 +105,7 @@ def batch_records(batch: "Batch", predictions: Sequence[str], *, read: Sequence[
     return [_record(key, "", text, gold) for key, text, gold in zip(keys, predictions, references, strict=True)]
 
 
-def unread_records(batch: "Batch") -> list[Record]:
+def unread_records(batch: Mapping[str, Any]) -> list[Record]:
     """Make the records of the samples of a batch that could not be read: no prediction, and why."""
     return [_record(one.key) | {ERROR: [one.reason, one.message]} for one in batch["skipped"]]
 

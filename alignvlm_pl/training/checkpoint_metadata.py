@@ -13,7 +13,7 @@ from ..models.build import ModelSpec
 from ..models.configuration import AlignVLMConfig
 from ..models.connectors import connector_identity
 from ..models.processing import AlignVLMProcessor
-from ..version import __version__
+from ..utils.version import __version__
 from .lora_config import Lora, parse_adapters
 from .stage import Stage
 

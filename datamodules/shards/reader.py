@@ -6,13 +6,17 @@ Its splitting and shuffling are not used: `datamodules.stream` maps a position t
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from alignvlm_pl.errors import DataError
+from alignvlm_pl.metrics.base import EvalSample
 
 from ..storage.file_kinds import IMAGE_ENDINGS
 from .index import IndexRow, SampleIndex, load_index
-from .manifest import Location, Manifest
+from .manifest import Location, Manifest, load_manifest
+from .sample import last_question, references
+from .sample_formats import parse_record
 from .tar_walk import Damage, Member, require_members, sample_members, walk_range
 
 GroupedSample = dict[str, Any]
@@ -30,6 +34,26 @@ def read_range(
         for number in range(max(start, 0), min(stop, shard.num_samples)):
             yield reader.read(Location(manifest=manifest, shard=shard, number=number), wanted=wanted)
         start, stop = start - shard.num_samples, stop - shard.num_samples
+
+
+def read_answers(folder: Path | str) -> list[EvalSample]:
+    """Read the samples of a dataset without images, with empty predictions; DataError: one is not in the schema."""
+    answers = []
+    for raw in read_range(load_manifest(folder), wanted=is_json):
+        name = f"{raw['__key__']}.json"
+        try:
+            answers.append(_answer(raw["__key__"], parse_record(raw.get("json", b""), where=name)))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise DataError(f"{raw['__url__']}: {name} is not in the sample schema ({error})") from error
+    return answers
+
+
+def _answer(key: str, record: dict) -> EvalSample:
+    given, meta = record.get("references", []), record.get("meta") or {}
+    if not isinstance(given, list) or not isinstance(meta, dict):
+        raise TypeError(f"references must be a list and meta an object, found {given!r:.60}, {meta!r:.60}")
+    gold, question = tuple(references(record)), last_question(record["messages"])
+    return EvalSample(key=key, prediction="", references=gold, question=question, meta=meta)
 
 
 def is_json(name: str) -> bool:

@@ -12,7 +12,7 @@ from alignvlm_pl.benchmarks import get_benchmark, plain_benchmark
 from alignvlm_pl.benchmarks.rows import read_row
 from alignvlm_pl.cli.score import run as score
 from alignvlm_pl.metrics.base import EvalSample
-from alignvlm_pl.metrics.mmvet import grade
+from alignvlm_pl.scoring.judge import grade
 from alignvlm_pl.scoring.results import results
 from alignvlm_pl.scoring.run import score_samples
 from datamodules import BenchmarkDataModule, DocDownstreamDataModule

@@ -17,7 +17,7 @@ from PIL import Image
 
 from datamodules.prepare.index import index_shards
 from datamodules.shards.manifest import load_manifest
-from datamodules.shards.references import read_answers
+from datamodules.shards.reader import read_answers
 from datamodules.shards.sample import SampleError
 from datamodules.storage.stored_files import list_files
 from tests.unit.reading import command

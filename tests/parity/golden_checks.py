@@ -6,7 +6,6 @@ from alignvlm_pl.metrics import METRICS, EvalSample
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.document_f1 import DEEPFORM_FIELDS, KLC_FIELDS, annotate, count_fields
 from alignvlm_pl.metrics.exact import gqa, relaxed_accuracy, tabfact
-from alignvlm_pl.metrics.mmvet import judge_row, judged_score
 from alignvlm_pl.metrics.multiple_choice import mmmu_open, multiple_choice, open_options, possible_values
 from alignvlm_pl.metrics.option_letters import chosen_letter
 from alignvlm_pl.metrics.pope import yes_no
@@ -17,6 +16,7 @@ from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predic
 from alignvlm_pl.metrics.vqa_accuracy import vqa_accuracy
 from alignvlm_pl.metrics.vqa_words import clean_words, clean_words_m4c
 from alignvlm_pl.metrics.wtq import normalise_item, wtq
+from alignvlm_pl.scoring.judge import judge_row, judged_score
 
 METRIC_NAMES = {"f1": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall", "Overall": "f1"}
 TABLES = {

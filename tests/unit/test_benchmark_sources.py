@@ -22,8 +22,7 @@ from datamodules.loading.collate import Collator
 from datamodules.prepare.benchmark import DocDownstreamTest, VLMEvalKitTable
 from datamodules.shards.decode import Decoder
 from datamodules.shards.manifest import load_manifest
-from datamodules.shards.reader import read_range
-from datamodules.shards.references import read_answers
+from datamodules.shards.reader import read_answers, read_range
 from datamodules.shards.sample import SampleError
 from datamodules.shards.sample_formats import read_docdownstream
 

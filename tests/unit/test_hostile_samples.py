@@ -18,8 +18,7 @@ from datamodules.shards.decode import Decoder
 from datamodules.shards.index import IndexRow, index_path, write_index
 from datamodules.shards.info import collect
 from datamodules.shards.manifest import Manifest, Shard, load_manifest, write_manifest
-from datamodules.shards.reader import read_range
-from datamodules.shards.references import read_answers
+from datamodules.shards.reader import read_answers, read_range
 from datamodules.shards.sample import SampleError
 from datamodules.shards.sample_formats import (
     MAX_JSON_BYTES,

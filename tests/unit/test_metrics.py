@@ -10,7 +10,6 @@ from alignvlm_pl.metrics import METRICS, EvalSample, get_metric
 from alignvlm_pl.metrics.anls import anls
 from alignvlm_pl.metrics.cer import character_error_rate
 from alignvlm_pl.metrics.exact import exact_match, relaxed_accuracy
-from alignvlm_pl.metrics.mmvet import judged_score
 from alignvlm_pl.metrics.multiple_choice import mmmu_open, multiple_choice
 from alignvlm_pl.metrics.option_letters import chosen_letter
 from alignvlm_pl.metrics.tablevqa import tablevqa
@@ -18,6 +17,7 @@ from alignvlm_pl.metrics.vcr import vcr
 from alignvlm_pl.metrics.vlmevalkit_tables import read_references, reload_predictions
 from alignvlm_pl.metrics.vqa_words import clean_words
 from alignvlm_pl.metrics.wtq import wtq
+from alignvlm_pl.scoring.judge import judged_score
 
 GOLD = [
     {"key": "advertiser", "values": [{"value": "ACME", "value_variants": ["ACME", "Acme Inc."]}]},

@@ -23,8 +23,7 @@ from datamodules.prepare.sroie import (
     scaled_line,
 )
 from datamodules.shards.manifest import load_manifest
-from datamodules.shards.reader import read_range
-from datamodules.shards.references import read_answers
+from datamodules.shards.reader import read_answers, read_range
 from datamodules.shards.sample import message_text
 
 REAL = Path(os.environ.get("ALIGNVLM_REAL", "../shared/real")) / "sroie"

@@ -21,8 +21,7 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from datamodules.shards.info import collect
 from datamodules.shards.manifest import Manifest, load_manifest, read_manifest
-from datamodules.shards.reader import read_range
-from datamodules.shards.references import read_answers
+from datamodules.shards.reader import read_answers, read_range
 from datamodules.shards.writer import ShardWriter
 from datamodules.storage.fetching import MissingFileError, Policy
 from datamodules.storage.location import Storage, file_url
