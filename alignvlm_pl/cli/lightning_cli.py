@@ -119,6 +119,13 @@ class AlignParser(LightningArgumentParser):
         self.commands: list[AlignParser] = []
         """Parsers of the subcommands, for the parser of the whole command line."""
 
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the options of a command; Lightning's table, which has every score once a dataset, is off."""
+        added: list[str] = super().add_method_arguments(*args, **kwargs)
+        if "verbose" in added:
+            self.set_defaults({"verbose": False})
+        return added
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ConfigError instead of printing the usage."""
         words = [word for word in getattr(self, "args", None) or () if word.startswith("--")]

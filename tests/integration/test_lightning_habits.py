@@ -91,6 +91,13 @@ def test_warnings_of_lightning_are_shown(world, tmp_path):
         world.fit(tmp_path / "run", "--trainer.log_every_n_steps=50", "--stage.max_steps=1")
 
 
+def test_lightnings_table_of_scores_is_printed_on_demand(world, trained, tmp_path, capsys):
+    weights = ("--model.weights", trained / "hf")
+    for name, options in (("lines", []), ("table", ["--verbose=true"])):
+        assert world.run("test", "--run_dir", tmp_path / name, *weights, *options) == 0
+        assert ("Test metric" in capsys.readouterr().out) is (name == "table")
+
+
 def test_print_config_shows_what_follows(world, capsys):
     with pytest.raises(SystemExit):
         world.run("fit", "--run_dir=runs/x", "--print_config")
