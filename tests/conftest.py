@@ -1,5 +1,6 @@
 """What every test gets: fixed seeds, one thread, no network, and the working directory it started with."""
 
+import gc
 import os
 import random
 import sys
@@ -50,6 +51,12 @@ def _repeatable() -> Iterator[None]:
     for name in _OF_RANKS:
         os.environ.pop(name, None)
     os.environ.update(ranks)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the test modules have imported out of garbage collections: of these a run of `fit` makes several."""
+    gc.collect()
+    gc.freeze()
 
 
 # Minutes each, much of it waiting: first, so that no process is left alone with one of them in the end.

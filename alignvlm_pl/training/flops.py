@@ -82,9 +82,18 @@ class Work:
         return sum(self.by_part(**amounts).values())
 
 
+_counted: dict[str, Work] = {}
+
+
 def stage_work(config: AlignVLMConfig, stage: Stage) -> Work:
-    """Count the FLOPs of training a model in a stage; it is built on the meta device for this, without memory."""
-    return count_work(meta_model(config, stage), objective=stage.objective)
+    """Count the FLOPs of training a model in a stage; it is built on the meta device for this, without memory.
+
+    Equal stages, as the runs of a study are, are counted once in a process.
+    """
+    key = f"{config.to_json_string(use_diff=False)} {stage}"
+    if key not in _counted:
+        _counted[key] = count_work(meta_model(config, stage), objective=stage.objective)
+    return _counted[key]
 
 
 def meta_model(config: AlignVLMConfig, stage: Stage) -> AlignVLMForConditionalGeneration:

