@@ -94,9 +94,9 @@ def test_tree_in_readme_is_the_tree() -> None:
     tree = next(block for block in _blocks(ROOT / "README.md", "") if "alignvlm_pl/" in block)
     names, parent = set(), ""
     for line in tree.splitlines():
-        name = line.split()[0]
-        parent = parent if line.startswith(" ") else name
-        names.add(name if name == parent else parent + name)
+        for name in re.split(" {2,}", line.strip())[0].split(", "):
+            parent = parent if line.startswith(" ") else name
+            names.add(name if name == parent else parent + name)
     assert {name for name in names if not (ROOT / name).exists()} == set()
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
