@@ -27,11 +27,12 @@ def reading_settings(folder: str | Path) -> dict[str, Any]:
     """Return how the pages of a model are shown and asked about, from its folder.
 
     `page_width`: pages are cut to their content and scaled to this width in px; 0, the default, leaves them as they
-    are. `question`: the question for a field, in place of {}.
+    are. `question`: the question for a field, in place of {}. `transcribe`: the question for all text of a page; the
+    default is one of those that the synthetic documents train.
     """
     path = Path(folder) / READING
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {"page_width": 0, "question": "What is the {}?", **settings}
+    return {"page_width": 0, "question": "What is the {}?", "transcribe": "Transcribe the page.", **settings}
 
 
 def load_pretrained(loader: Any, source: str | Path, *, what: str) -> tuple[PreTrainedModel, set[str]]:

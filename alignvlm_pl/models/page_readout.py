@@ -15,11 +15,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..preprocessing.batch import Batch, StepSummary
+from ..preprocessing.imaging import cut_pixels
 from ..preprocessing.tiling import Tiling, choose_grid, plan_tiles
 from .connectors import shuffle_factor
 from .connectors.grid import shuffled_grid
@@ -187,3 +189,21 @@ def ctc_loss(rows: Tensor, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor
 def read_rows(rows: Tensor, alphabet: Alphabet) -> list[str]:
     """Decode rows of log-probabilities (R, T, C) greedily."""
     return [alphabet.decode(row) for row in rows.argmax(dim=-1).tolist()]
+
+
+@torch.no_grad()
+def read_lines(net: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image) -> list[str]:
+    """Return what P_vocab reads on an RGB image: the text of each row of visual tokens, from top to bottom.
+
+    Rows without text are empty; a thumbnail is left out. The LLM does not run.
+
+    Raises:
+        ConfigError: The connector has no P_vocab, or the tokenizer too few single characters.
+    """
+    tiling, alphabet = processor.geometry, Alphabet.from_tokenizer(processor.tokenizer)
+    pixels, boxes = (torch.from_numpy(array).to(net.device) for array in cut_pixels(image, tiling))
+    plan = plan_tiles(*image.size, tiling)
+    tiles = torch.tensor([index for index, tile in enumerate(plan) if not tile.is_thumbnail], device=net.device)
+    log_probs = net.read(pixels[tiles], alphabet.columns, tile_boxes=boxes[tiles])
+    grid = choose_grid(*image.size, tiling)
+    return read_rows(to_rows(log_probs, (grid.rows, grid.cols), net.grid), alphabet)

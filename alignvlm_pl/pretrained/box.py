@@ -25,7 +25,7 @@ PREFIX = "box:"
 RANK = 32
 READING = "reading.json"
 """File of the folder that says how `alignvlm read` shows a page and asks: `page_width` in px, 0 for pages as they are,
-and `question` with {} for the field."""
+`question` with {} for the field, and `transcribe`, the question for all text of a page."""
 _BOXES = Path(__file__).with_name("boxes")
 _WEIGHTS, _TOKENIZER, _RECORD = "model.safetensors", "tokenizer.json", "stage.json"
 _FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", _RECORD)

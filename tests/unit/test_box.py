@@ -12,7 +12,7 @@ from alignvlm_pl.errors import ConfigError
 from alignvlm_pl.models.loading import reading_settings, weights_folder
 from alignvlm_pl.pretrained import box
 
-READING = {"page_width": 768, "question": "{}?"}
+READING = {"page_width": 768, "question": "{}?", "transcribe": "All?"}
 LINEAR, TIED, TRUNK = "language_model.layer.weight", "language_model.norm.weight", "vision_tower.stem.weight"
 
 
@@ -102,7 +102,8 @@ def test_a_folder_is_taken_as_it_is_and_an_unknown_box_named() -> None:
 
 
 def test_a_folder_without_settings_is_read_as_it_is(tmp_path: Path) -> None:
-    assert reading_settings(tmp_path) == {"page_width": 0, "question": "What is the {}?"}
+    settings = {"page_width": 0, "question": "What is the {}?", "transcribe": "Transcribe the page."}
+    assert reading_settings(tmp_path) == settings
 
 
 def test_the_command_scores_what_it_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
