@@ -26,7 +26,7 @@ COMMANDS = {
     "test": ("alignvlm_pl.cli.training", "as validate, for the final scores"),
     "predict": ("alignvlm_pl.cli.training", "generate the predictions without scoring them"),
     "export": ("alignvlm_pl.cli.export", "write a checkpoint as a Hugging Face folder"),
-    "read": ("alignvlm_pl.cli.read", "answer for fields of pages with a trained model"),
+    "read": ("alignvlm_pl.cli.read", "answer questions about the pages of files with a trained model"),
     "score": ("alignvlm_pl.cli.score", "score a file of predictions, without a model"),
     "prepare": ("alignvlm_pl.cli.prepare", "write shards, or install the embedded weights"),
     "shards": ("alignvlm_pl.cli.shards", "verify datasets, count and show what they hold"),
@@ -39,7 +39,10 @@ COMMANDS = {
     "box": ("alignvlm_pl.cli.box", "train and score the model box:receipts again, from nothing"),
 }
 
-_RESUMED = dict.fromkeys(("validate", "test", "prepare", "study"), "the same command resumes from what is on the disk")
+_RESUMED = {
+    **dict.fromkeys(("validate", "test", "prepare", "study"), "the same command resumes from what is on the disk"),
+    "read": "with --out the same command resumes from what is on the disk",
+}
 """Commands that do not start again from nothing after Ctrl-C -> what they do."""
 
 _ALONE = ("demo", "box", "study")
