@@ -65,10 +65,11 @@ class Plan:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Prompts of the next batch, and the records that they will answer."""
+    """Prompts of the next batch, the records that they will answer, and how many pages are done then."""
 
     prompts: list[PreparedPrompt] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    pages: int = 0
 
 
 class Reading:
@@ -87,15 +88,15 @@ class Reading:
             A message for each file or page that could not be read.
         """
         total = count_pages(self.plan.files, self.plan.pages, dpi=self.plan.dpi)
-        with Progress(total, bar=bar) as progress:
+        with Progress(total, bar=bar) as self._progress:
             for path in self.plan.files:
-                for records in self._read_file(path, progress):
+                for records in self._read_file(path):
                     emit(records)
             if records := self._answer():
                 emit(records)
         return list(dict.fromkeys(record["error"] for record in self.failures))
 
-    def _read_file(self, path: Path, progress: "Progress") -> Iterator[list[Record]]:
+    def _read_file(self, path: Path) -> Iterator[list[Record]]:
         """Yield the records of the batches that become full."""
         try:
             with open_document(path, dpi=self.plan.dpi) as document:
@@ -108,7 +109,8 @@ class Reading:
                     asked = [record for record in blank if record_key(record) not in self._done]
                     if asked:
                         yield from self._read_page(asked, lambda n=number: document.page(n))  # type: ignore[misc]
-                    progress.add_page(is_new=bool(asked))
+                    else:
+                        self._progress.add_pages(1, is_new=False)
         except DataError as error:
             self._fail(record_of(path), str(error))
 
@@ -122,9 +124,11 @@ class Reading:
         except DataError as error:
             for record in asked:
                 self._fail(record, str(error))
+            self._progress.add_pages(1)
             return
         if asked[0]["question"] is None:
             yield [_answered(asked[0], self.model.read_out(page))]
+            self._progress.add_pages(1)
             return
         size = self.plan.batch_size
         for start in range(0, len(asked), size):  # the questions about a page together: it is encoded once for them
@@ -133,6 +137,7 @@ class Reading:
                 yield self._answer()
             for record in part:
                 self._prepare(record, page)
+        self._waiting.pages += 1
 
     def _prepare(self, record: Record, page: Image.Image) -> None:
         prompt = Prompt(page=page, question=record["question"], max_new_tokens=self.plan.max_new_tokens)
@@ -146,14 +151,13 @@ class Reading:
     def _answer(self) -> list[Record]:
         """Return the records of the waiting batch, none where nothing waits."""
         waiting, self._waiting = self._waiting, _Waiting()
-        if not waiting.prompts:
-            return []
         try:
-            answers = self.model.answer(waiting.prompts)
+            answers = self.model.answer(waiting.prompts) if waiting.prompts else []
         except DataError as error:  # of which of the pages is not known
             for record in waiting.records:
                 self._fail(record, f"{record['source']}: page {record['page']}, or another of its batch: {error}")
-            return []
+            answers, waiting.records = [], []
+        self._progress.add_pages(waiting.pages)
         return [_answered(record, answer) for record, answer in zip(waiting.records, answers, strict=True)]
 
     def _fail(self, record: Record, message: str) -> None:
@@ -191,15 +195,14 @@ class Progress:
             noun = "page" if self._read == 1 else "pages"
             log.info("%d %s in %.1f s, %.2f pages/s%s", self._read, noun, seconds, self._speed(), kept)
 
-    def add_page(self, *, is_new: bool) -> None:
-        """Count a page; one that is not new was read by an earlier command, and does not count for the speed."""
-        self._pages += 1
-        self._read += is_new
+    def add_pages(self, count: int, *, is_new: bool = True) -> None:
+        """Count pages; those that are not new were read by an earlier command, and do not count for the speed."""
+        self._pages += count
+        self._read += count * is_new
         if self._bar is not None:
-            if is_new:
-                self._bar.update()
-            else:
-                self._bar.initial = self._bar.n = self._bar.n + 1
+            if not is_new:
+                self._bar.initial += count
+            self._bar.update(count)
         elif time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
             speed = self._speed()

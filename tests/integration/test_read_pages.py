@@ -19,7 +19,7 @@ from alignvlm_pl.cli import main
 from alignvlm_pl.serving.model import ServedModel
 from alignvlm_pl.serving.pages import Document
 from alignvlm_pl.serving.reading import Plan, Question, Reading
-from alignvlm_pl.serving.records import COLUMNS, record_writer
+from alignvlm_pl.serving.records import COLUMNS, Journal, record_key, record_writer
 from tests.drills.launch import start_command
 from tests.parity.tiny_pages import make
 from tests.unit.pdf_files import encrypted_pdf, write_pdf
@@ -182,6 +182,19 @@ def test_questions_about_a_page_are_answered_in_one_batch(hf: Path, tmp_path: Pa
     assert len(loads) == 6
 
 
+def test_a_last_line_without_its_end_is_no_record(tmp_path: Path) -> None:
+    first, second = ({**dict.fromkeys(COLUMNS), "source": "a.pdf", "page": page} for page in (1, 2))
+    with Journal(tmp_path / "o.jsonl", {"model": "a"}) as journal:
+        journal.append([first, second])
+    path = journal.path
+    path.write_bytes(path.read_bytes()[:-1])
+    with Journal(tmp_path / "o.jsonl", {"model": "a"}) as journal:
+        assert journal.done == {record_key(first)}
+        journal.append([second])
+        journal.finish([], "jsonl")
+    assert lines_of(tmp_path / "o.jsonl") == [first, second]
+
+
 def test_a_file_that_is_no_journal_is_left_alone(hf: Path, tmp_path: Path, capsys) -> None:
     (part := tmp_path / "o.csv.part").write_text("of another program")
     page = write_pdf(tmp_path / "a.pdf", 1)
@@ -197,7 +210,8 @@ def test_text_of_p_vocab_is_written_for_a_model_that_has_one(hf: Path, tmp_path:
     assert [(one["page"], one["field"], one["question"]) for one in records] == [(n, "readout", None) for n in (1, 2)]
     assert all(one["answer"] and one["tokens"] for one in records)
     mlp = save(tmp_path, connector={"type": "mlp"})
-    assert main(["read", str(page), "--model", str(mlp), "--prompt", "readout"]) == 1
+    assert main(["read", str(page), "--model", str(mlp), "--prompt", "readout", "--out", str(tmp_path / "o.md")]) == 1
+    assert not (tmp_path / "o.md.part").exists()
     assert f"error: --model {mlp}: connector 'mlp' has no P_vocab, whose text" in capsys.readouterr().err
     assert main(["read", str(page), "--model", str(mlp), "--prompt", "transcribe", "--max-new-tokens", "2"]) == 0
     asked = [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()]

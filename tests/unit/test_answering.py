@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from alignvlm_pl.errors import CheckpointError, ConfigError, DataError
-from alignvlm_pl.models.answering import RowStreamer, row_tokens
+from alignvlm_pl.models.answering import RowLimits, RowStreamer, row_tokens
 from alignvlm_pl.models.page_readout import Alphabet, read_lines
 from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.serving.model import Prompt, ServedModel, folder_hash
@@ -48,6 +48,11 @@ def test_a_batch_is_answered_as_each_prompt_alone(served: ServedModel) -> None:
     assert found[1].text == whole[1].text
     alone = [served.answer([prompt])[0].text for prompt in prompts(served, 3, 9, 6)]
     assert [answer.text for answer in found] == alone
+
+
+def test_each_row_stops_after_its_limit() -> None:
+    limits, ids = RowLimits([1, 3]), torch.zeros(2, 9, dtype=torch.long)
+    assert [limits(ids, None).tolist() for _ in range(3)] == [[True, False], [True, False], [True, True]]
 
 
 def test_an_answer_that_ends_by_itself_says_so(served: ServedModel) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.serving import pages
 from alignvlm_pl.serving.pages import PageRange, count_pages, find_files, open_document
-from tests.unit.pdf_files import encrypted_pdf, grey_of, write_pdf
+from tests.unit.pdf_files import encrypted_pdf, filled_form_pdf, grey_of, write_pdf
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from tests.unit.pdf_files import encrypted_pdf, grey_of, write_pdf
         ("1-5,9", 12, [1, 2, 3, 4, 5, 9], None),
         ("9,1-5", 7, [1, 2, 3, 4, 5], 9),
         ("2-4, 3-5", 3, [2, 3], 4),
+        ("1-3", 3, [1, 2, 3], None),
         ("3-", 5, [3, 4, 5], None),
         ("3-", 2, [], 3),
         ("7", 3, [], 7),
@@ -70,6 +71,13 @@ def test_pages_of_a_pdf_are_rendered_at_a_resolution(tmp_path: Path) -> None:
                 assert (page.mode, page.size) == ("RGB", size)
                 assert page.getpixel((size[0] - 2, size[1] - 2)) == pytest.approx((grey_of(number),) * 3, abs=2)
                 assert page.getpixel((3, 3)) == pytest.approx((0, 0, 0), abs=8)
+
+
+def test_what_is_filled_into_a_form_is_seen(tmp_path: Path) -> None:
+    (path := tmp_path / "form.pdf").write_bytes(filled_form_pdf())
+    with open_document(path, dpi=72) as document:
+        page = document.page(1)
+    assert [page.getpixel(place) for place in ((50, 50), (10, 10))] == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_a_page_with_too_many_pixels_is_not_rendered(tmp_path: Path, monkeypatch) -> None:
