@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Reading:
                     blank = [self._blank(path, number, question) for question in self.plan.questions]
                     asked = [record for record in blank if record_key(record) not in self._done]
                     if asked:
-                        yield from self._read_page(asked, lambda n=number: document.page(n))  # type: ignore[misc]
+                        yield from self._read_page(asked, partial(document.page, number))
                     else:
                         self._progress.add_pages(1, is_new=False)
         except DataError as error:

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from alignvlm_pl.cli import main
+from alignvlm_pl.errors import DataError
+from alignvlm_pl.serving import reading
 from alignvlm_pl.serving.model import ServedModel
 from alignvlm_pl.serving.pages import Document
 from alignvlm_pl.serving.reading import Plan, Question, Reading
@@ -180,6 +182,49 @@ def test_questions_about_a_page_are_answered_in_one_batch(hf: Path, tmp_path: Pa
         assert Reading(model, plan).run(lambda records: None, bar=False) == []
     assert sizes == [6, 3, *[2, 1] * 3]
     assert len(loads) == 6
+
+
+def test_a_question_or_batch_that_fails_leaves_the_others(
+    hf: Path, tmp_path: Path, monkeypatch, caplog, capsys
+) -> None:
+    prepare, answer, batches = ServedModel.prepare, ServedModel.answer, []
+
+    def prepared(self, prompt):
+        if prompt.question == "b?":
+            raise DataError("no such question")
+        return prepare(self, prompt)
+
+    def answered(self, prompts):
+        batches.append(len(prompts))
+        if len(batches) == 2:
+            raise DataError("no such tile")
+        return answer(self, prompts)
+
+    monkeypatch.setattr(ServedModel, "prepare", prepared)
+    monkeypatch.setattr(ServedModel, "answer", answered)
+    monkeypatch.setattr(reading, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO", "alignvlm_pl")
+    path, found = write_pdf(tmp_path / "a.pdf", 3), []
+    plan = Plan(
+        files=[path], questions=[Question(None, "a?"), Question(None, "b?")], pages=None, dpi=72, batch_size=2,
+        max_new_tokens=1,
+    )  # fmt: skip
+    model = ServedModel(str(hf))
+    run = Reading(model, plan)
+    messages = run.run(found.extend, bar=False)
+    assert batches == [1, 1, 1]
+    assert [(one["page"], one["question"]) for one in found] == [(1, "a?"), (3, "a?")]
+    assert sorted((one["page"], one["question"]) for one in run.failures) == [
+        (1, "b?"),
+        (2, "a?"),
+        (2, "b?"),
+        (3, "b?"),
+    ]
+    assert f"{path}: page 2: no such question" in messages
+    assert f"{path}: page 2, or another of its batch: no such tile" in messages
+    assert re.search(r"^2 of 3 pages, [\d.]+ pages/s, ETA \d\d:\d\d$", "\n".join(caplog.messages), re.MULTILINE)
+    Reading(model, plan, done={record_key(one) for one in run.failures if one["page"] == 2}).run(found.extend, bar=True)
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_a_last_line_without_its_end_is_no_record(tmp_path: Path) -> None:
