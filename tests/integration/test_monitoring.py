@@ -141,7 +141,7 @@ def test_a_model_that_cannot_be_counted_trains_all_the_same(world, tmp_path, cap
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("looks at values")
 
-    monkeypatch.setattr("alignvlm_pl.training.flops.count_work", refuse)
+    monkeypatch.setattr("callbacks.throughput.stage_work", refuse)
     folder = world.fit(tmp_path / "run", "--stage.max_steps=1", "--throughput.peak_tflops=1")
     assert "no MFU: the work of this model cannot be counted (looks at values)" in caplog.text
     assert "perf/tflops_per_s" not in scalars(folder)
