@@ -4,8 +4,8 @@
 BIN := .venv/bin
 STARTED := $(shell date +%s)
 STAMP := .venv/.complete
-# One more than the cores that tests are made for: much of their time is waiting.
-WORKERS ?= -n 3 --dist worksteal
+# Two more than the cores that tests are made for: a fifth of their time is waiting.
+WORKERS ?= -n 4 --dist worksteal
 KILLS ?= 50
 DRILLS := preemption stage_kills strategy_changes evaluation_resume sharded_runs
 

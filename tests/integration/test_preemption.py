@@ -68,19 +68,24 @@ def stopped(
     return output
 
 
+ANYWHERE: list[tuple[dict[str, Any], int]] = [  # where signals are sent, and after which step the run leaves
+    ({"place": "setup", "stage": "1-first"}, 0),
+    ({"place": "step", "stage": "1-first", "step": 1}, 2),
+    # While the checkpoint of the first signal is written: it adds no stop.
+    ({"place": "saving", "stage": "1-first", "step": 2, "signals": ["SIGUSR1", "SIGTERM", "SIGUSR1"]}, 0),
+    ({"place": "train_end", "stage": "1-first", "step": 3, "signals": ["SIGTERM"], "group": True}, 3),
+    ({"place": "fit_end", "stage": "2-second", "step": 3}, 3),
+    ({"place": "step", "stage": "3-third", "step": 0, "signals": ["SIGTERM"], "group": True}, 1),
+    ({"place": "step", "stage": "3-third", "step": 2}, 3),  # the last one
+]
+
+
 @pytest.mark.slow
 def test_a_signal_anywhere_leaves_with_85_and_nothing_is_trained_twice(tmp_path):
-    places = [
-        {"place": "setup", "stage": "1-first"},
-        {"place": "step", "stage": "1-first", "step": 1},
-        {"place": "saving", "stage": "1-first", "step": 2, "signals": ["SIGUSR1", "SIGTERM", "SIGUSR1"]},
-        {"place": "train_end", "stage": "1-first", "step": 3, "signals": ["SIGTERM"], "group": True},
-        {"place": "fit_end", "stage": "2-second", "step": 3},
-        {"place": "step", "stage": "3-third", "step": 0, "signals": ["SIGTERM"], "group": True},
-        {"place": "step", "stage": "3-third", "step": 2},  # the last one
-    ]
-    output = stopped(tmp_path, places, [], world=1, stages=3)
-    assert output == [f"left after step {step}" for step in (0, 2, 3, 3, 1, 3)], "that while saving adds no stop"
+    """At some places; `make drills` has all."""
+    chosen = ANYWHERE if FRESH in os.environ else ANYWHERE[:4]
+    output = stopped(tmp_path, [place for place, _ in chosen], [], world=1, stages=3)
+    assert output == [f"left after step {step}" for place, step in chosen if place["place"] != "saving"]
 
 
 PLACES: list[tuple[dict[str, Any], list[str]]] = [  # where signals are sent, and what the run says
@@ -104,7 +109,7 @@ PLACES: list[tuple[dict[str, Any], list[str]]] = [  # where signals are sent, an
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "chosen", "left_out"),
-    [("ddp", (0, 1, 2), ([2], [])), (SHARDED, (3, 4), ([], [1, 2]))]
+    [("ddp", (1, 2), ([], [])), (SHARDED, (3, 4), ([], [1, 2]))]
     if FRESH not in os.environ
     else [(strategy, (0, 1, 2, 3, 4), ([2], [1, 2])) for strategy in ("ddp", SHARDED)],
     ids=["ddp", "sharded"],
