@@ -4,8 +4,9 @@
 BIN := .venv/bin
 STARTED := $(shell date +%s)
 STAMP := .venv/.complete
-# Two more than the cores that tests are made for: a fifth of their time is waiting.
-WORKERS ?= -n 4 --dist worksteal
+# One more than the cores that tests are made for: much of their time is waiting. The tests of a file stay together, for
+# what they share is made once.
+WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
 KILLS ?= 50
 DRILLS := preemption stage_kills strategy_changes evaluation_resume sharded_runs
 

@@ -59,13 +59,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-# Minutes each, much of it waiting: first, so that no process is left alone with one of them in the end.
-_LONGEST = ("test_slurm", "test_demo")
+# A minute and more each, much of it waiting: first, so that no process is left alone with one of them in the end.
+_LONGEST = """
+test_slurm test_study test_preemption test_strategies test_demo test_stage_kills test_fit_tiny test_collapsed_runs
+test_box_model test_evenness test_read_command test_checkpoint_contents test_damage
+""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests; skip `gpu` tests where there is no CUDA device."""
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
