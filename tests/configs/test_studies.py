@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm_pl.cli.recipe import plan_runs
-from alignvlm_pl.cli.study import MEASURES
+from alignvlm_pl.cli.study_run import MEASURES
 from alignvlm_pl.study.cost import count_arm
 from alignvlm_pl.study.plan import BUDGETS, Cell, read_study
 from alignvlm_pl.study.plan import MEASURES as NAMES

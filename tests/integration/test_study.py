@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from alignvlm_pl.cli import main
-from alignvlm_pl.cli.study import OWNER
+from alignvlm_pl.cli.study_run import OWNER
 from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.study.plan import read_study
 from alignvlm_pl.study.results import Results

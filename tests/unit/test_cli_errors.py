@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignvlm_pl.cli import main
+from alignvlm_pl.cli import COMMANDS, main
 from alignvlm_pl.cli.messages import shorten, unknown_key
 
 ROOT = Path(__file__).parents[2]
+TRAINING = "alignvlm_pl.cli.training"  # whose options are those of the model's classes
 DATA = "data: Problem with given class_path 'datamodules.DocDownstreamDataModule': "
 MODEL = "model: Problem with given class_path 'alignvlm_pl.AlignVLMModule': "
 KEYS = {
@@ -314,3 +315,13 @@ def test_a_reader_that_leaves_is_no_error(command, unbuffered):
     done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, timeout=100)
     os.close(write)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", sorted(name for name, (module, _) in COMMANDS.items() if module != TRAINING))
+def test_options_are_listed_without_torch(command):
+    program = (
+        f"import sys\nfrom alignvlm_pl.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass"
+    )
+    program += "\nprint('loaded', *{'lightning', 'torch', 'transformers'}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[-1].split() == ["loaded"], done.stderr
