@@ -30,7 +30,7 @@ test-fast: venv  ## the tests that take less than two seconds each
 
 drills: venv  ## the long drills: many kills, every run in new interpreters (20 minutes)
 	@FRESH_PROCESSES=1 $(BIN)/python -m tests.drills.resume --kills $(KILLS)
-	@FRESH_PROCESSES=1 $(BIN)/python -m pytest -q -m slow $(addprefix tests/integration/test_,$(DRILLS:=.py)) tests/slurm
+	@FRESH_PROCESSES=1 $(BIN)/python -m pytest -q -m slow $(addprefix tests/integration/test_,$(DRILLS:=.py)) tests/parity/test_packing.py tests/slurm
 
 floors: venv  ## the quick tests with the lowest versions that setup.cfg allows
 	@.ci/floors

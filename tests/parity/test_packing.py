@@ -1,6 +1,8 @@
 """Packed rows against the same documents alone: nothing leaks between them, and nothing else changes."""
 
 import copy
+import os
+import shutil
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ from alignvlm_pl.errors import ConfigError, DataError
 from alignvlm_pl.models.build import build_model, build_processor
 from alignvlm_pl.models.sequences import document_positions, packed_arguments
 from alignvlm_pl.models.tiny import tiny_spec
+from tests.drills.launch import FRESH
 
 ATTENTIONS = ("eager", "sdpa")
 A, OTHER_A, B, C, TEXT = (
@@ -232,13 +235,27 @@ def test_flash_attention_gets_the_bounds_of_the_documents(parts, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:flex_attention called")
-def test_flex_attention_keeps_documents_apart(parts):
-    """Forward only, as torch has no backward of it on the CPU; and not compiled, which takes half a minute."""
+@pytest.mark.parametrize(
+    "stance",
+    [
+        "force_eager",
+        pytest.param(
+            "default",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(FRESH not in os.environ, reason="half a minute of compiling: make drills"),
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles it with g++ on the CPU"),
+            ],
+        ),
+    ],
+)
+def test_flex_attention_keeps_documents_apart(parts, stance):
+    """Forward only, as torch has no backward of it on the CPU; in `make drills` compiled, too."""
     processor, model = parts
     batch = pack(processor, [[A, B], [C]])
     flex = attending(model, "flex_attention")
     assert flex.language_model.get_decoder().config._attn_implementation == "flex_attention"
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), torch.compiler.set_stance(stance):
         found, expected = flex(**batch), model(**batch)
     torch.testing.assert_close(found.document_loss_sums, expected.document_loss_sums, rtol=1e-5, atol=0)
 
