@@ -23,17 +23,11 @@ from alignvlm_pl.serving.pages import Document
 from alignvlm_pl.serving.reading import Plan, Question, Reading
 from alignvlm_pl.serving.records import COLUMNS, Journal, record_key, record_writer
 from tests.drills.launch import start_command
-from tests.parity.tiny_pages import make
+from tests.parity.tiny_pages import save
 from tests.unit.pdf_files import encrypted_pdf, write_pdf
 
 PAGES = 300
 MIB = 1 << 20
-
-
-def save(folder: Path, **options: Any) -> Path:
-    for one in make(folder, **options):
-        one.save_pretrained(folder / "hf")
-    return folder / "hf"
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,13 @@ def make(folder, *, sharp=True, **options):
     return processor, model
 
 
+def save(folder, **options):
+    """Save such a model with its processor; returns the folder."""
+    for one in make(folder, **options):
+        one.save_pretrained(folder / "hf")
+    return folder / "hf"
+
+
 def picture(width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -12,13 +12,7 @@ from alignvlm_pl.models.page_readout import Alphabet, read_lines
 from alignvlm_pl.models.pixels import cut_tiles
 from alignvlm_pl.serving.model import Prompt, ServedModel, folder_hash
 from datamodules.prepare.synthetic.generate import QUESTIONS
-from tests.parity.tiny_pages import SAMPLES, make, picture
-
-
-def save(folder: Path, **options) -> Path:
-    for one in make(folder, **options):
-        one.save_pretrained(folder / "hf")
-    return folder / "hf"
+from tests.parity.tiny_pages import SAMPLES, picture, save
 
 
 @pytest.fixture(scope="module")
